@@ -1,0 +1,81 @@
+"""The builder: compiles the launcher and describes the extension to cffi.
+
+Run by setuptools (setup.py). The environment variables CC, CFLAGS are honoured for the extension as usual;
+ISOLATE_LAUNCHER_CC names another compiler for the launcher (a cross compiler).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LAUNCHER_SOURCES = ["launcher.c", "interp.c"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+# No libc: nothing that expects one (stack protector, unwinder, builtins that become calls).
+LAUNCHER_FLAGS = [
+    "-std=gnu11", "-O2", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
+    "-fcf-protection=none", "-DISO_FREESTANDING", "-nostdlib", "-static", "-no-pie", "-fno-pie",
+    "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-z,norelro", "-s",
+]  # fmt: skip
+
+
+def version() -> str:
+    """The distribution's version, the one that launcher and extension are both stamped with."""
+    match = re.search(r'^version = "([^"]+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    if match is None:
+        raise SystemExit("pyproject.toml names no version")
+    return match.group(1)
+
+
+def build_launcher(target: Path, compiler: str | None = None) -> None:
+    """Compile the launcher to `target`, atomically: a build beside a running program must not pull a file from under it."""
+    cc = shlex.split(compiler or os.environ.get("ISOLATE_LAUNCHER_CC") or os.environ.get("CC") or "cc")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    flags = [f for f in LAUNCHER_FLAGS if not (f.startswith("-fcf") and "aarch64" in cc[0])]
+    stamp = f'-DISOLATE_VERSION="{version()}"'
+    command = [*cc, *WARNINGS, *flags, stamp, *(str(HERE / s) for s in LAUNCHER_SOURCES), "-o", str(temporary)]
+    subprocess.run(command, check=True)
+    temporary.chmod(0o755)
+    temporary.replace(target)
+
+
+def declarations() -> str:
+    """The functions by hand, the constants read from tape.h: one header of op codes for C and Python."""
+    text = (HERE / "tape.h").read_text()
+    names = re.findall(r"^#define (ISO_[A-Z0-9_]+) ", text, re.M)
+    for body in re.findall(r"enum \{(.*?)\}", text, re.S):
+        names += re.findall(r"^\s*(ISO_[A-Z0-9_]+)", body, re.M)
+    skip = {"ISO_TAPE_MAGIC"}
+    constants = [f"#define {n} ..." for n in names if n not in skip]
+    return "\n".join([*constants, (HERE / "declarations.h").read_text()])
+
+
+ffi = FFI()
+ffi.cdef(declarations())
+ffi.set_source(
+    "isolate._native",
+    '#include "tape.h"\n#include "spawn.h"\n#include "interp.h"\n'
+    "int64_t iso_call(int64_t number, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f);\n"
+    "int64_t iso_check(const uint8_t *tape, uint64_t size);\n"
+    "int64_t iso_run_here(uint8_t *tape, uint64_t size, int section, int64_t *registers, uint32_t *failed_op,"
+    " uint8_t *skipped);\n"
+    "const char *iso_version(void);\n",
+    sources=["_native/extension.c", "_native/interp.c", "_native/spawn.c"],
+    include_dirs=["_native"],
+    define_macros=[("ISOLATE_VERSION", f'"{version()}"')],
+    extra_compile_args=["-std=gnu11", "-O2", *WARNINGS, "-Wno-unused-parameter", "-Wno-missing-field-initializers"],
+    py_limited_api=True,
+)
+
+build_launcher(ROOT / "isolate" / "_launcher")
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    ffi.compile(verbose=True)

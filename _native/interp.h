@@ -1,0 +1,47 @@
+/* The interpreter of tapes: one source, compiled into the launcher and into the extension. */
+#ifndef ISOLATE_INTERP_H
+#define ISOLATE_INTERP_H
+
+#include "tape.h"
+
+/* Memory that supervisor, init and payload share (a MAP_SHARED mapping, gone at exec): how set-up went. */
+struct iso_shared {
+	int32_t failed;
+	int32_t error;
+	uint32_t op;
+	uint32_t stage;
+	int32_t complete; /* ISO_COMPLETE_*: how far the payload got */
+	int32_t status;
+	uint32_t head_size;
+	uint32_t reserved;
+	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init */
+	uint8_t head[ISO_HEAD];
+	uint8_t skipped[]; /* bitmap by step */
+};
+
+struct iso_machine {
+	struct iso_header *header;
+	struct iso_op *ops;
+	uint8_t *data;
+	int64_t *reg;
+	const struct iso_run *run; /* NULL on the calling thread of a Python program */
+	struct iso_shared *shared; /* never NULL */
+	const char *program;       /* what FIND found */
+	int sync_fd;
+	uint32_t failed_op;
+};
+
+/* 0, or -errno of what is wrong with the tape in `size` bytes at `base` (8-byte aligned). */
+int64_t iso_tape_check(const uint8_t *base, uint64_t size);
+/* The same for the run block. */
+int64_t iso_run_check(const uint8_t *base, uint64_t size, uint32_t tape_slots);
+/* The header has been checked; fill in a machine's pointers. */
+void iso_machine_init(struct iso_machine *m, uint8_t *base, int64_t *registers, struct iso_shared *shared);
+/* 0, or -errno with m->failed_op set. */
+int64_t iso_machine_run(struct iso_machine *m, int section);
+uint64_t iso_tape_checksum(const uint8_t *base, uint32_t size);
+
+/* Ops that only a launcher knows (sessions, programs): defined by whoever links the interpreter. */
+int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int64_t *arg);
+
+#endif

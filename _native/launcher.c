@@ -1,0 +1,727 @@
+/* The launcher: a freestanding static program that stands between the Python program and a sandbox.
+ *
+ *   supervisor  this process: outside the sandbox. Makes the child, writes its id maps, watches for the end of
+ *               the Python program, takes the whole tree down, cleans up, tells how it ended.
+ *   init        child of clone: PID 1 of a new pid namespace. Runs the tape's INIT section, starts the payload,
+ *               forwards signals, reaps. Its death is the death of everything in the namespace.
+ *   payload     runs the PAYLOAD section and executes the program.
+ *
+ * No libc, no malloc, no signal handler. All signals stay blocked in supervisor and init; every descriptor of
+ * ours is close-on-exec. */
+#include "interp.h"
+#include "sys.h"
+
+#include <linux/capability.h>
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/mman.h>
+#include <linux/poll.h>
+#include <linux/prctl.h>
+#include <linux/resource.h>
+#include <linux/sched.h>
+#include <linux/signal.h>
+#include <linux/socket.h>
+#include <linux/stat.h>
+#include <linux/time_types.h>
+#include <linux/wait.h>
+
+#ifndef ISOLATE_VERSION
+#error "ISOLATE_VERSION comes from the builder"
+#endif
+
+/* Python checks at import that launcher and extension were built together. */
+__attribute__((used)) static const char build_mark[] = "isolate-launcher " ISOLATE_VERSION;
+
+#define SOL_SOCKET_ 1
+#define SCM_RIGHTS_ 1
+#define MSG_NOSIGNAL_ 0x4000
+#define CLOSE_RANGE_CLOEXEC_ 4
+#define SIGCHLD_ 17
+#define SIGKILL_ 9
+#define SIGNALS 64
+#define PROT_RW (PROT_READ | PROT_WRITE)
+#define STACK_SIZE 65536
+
+struct supervisor {
+	struct iso_machine machine;
+	uint64_t started_ns;
+	int64_t child;
+	int32_t child_fd;
+	int32_t exec_fd; /* without init: closed by a successful exec */
+	int32_t sync_fd;
+	int64_t init_status;
+	struct rusage usage;
+	uint32_t shared_size;
+};
+
+static void exit_now(int64_t status) __attribute__((noreturn));
+static void exit_now(int64_t status)
+{
+	for (;;)
+		SYS1(exit_group, status);
+}
+
+static void close_fd(int64_t fd)
+{
+	if (fd >= 0)
+		SYS1(close, fd);
+}
+
+static uint64_t now(void)
+{
+	struct __kernel_timespec t = {0, 0};
+	SYS2(clock_gettime, 1 /* CLOCK_MONOTONIC */, PTR(&t));
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static uint64_t nanoseconds(const struct __kernel_old_timeval *t)
+{
+	return (uint64_t)t->tv_sec * 1000000000u + (uint64_t)t->tv_usec * 1000u;
+}
+
+static void fail(struct iso_shared *s, uint32_t stage, uint32_t op, int64_t error)
+{
+	if (s->failed)
+		return;
+	s->error = (int32_t)-error;
+	s->op = op;
+	s->stage = stage;
+	s->failed = 1;
+}
+
+/* ---- ops of a program's start -------------------------------------------------------------------------- */
+
+static const char *run_string(const struct iso_run *run, uint32_t at)
+{
+	return (const char *)run + at;
+}
+
+static char **run_table(const struct iso_run *run, uint32_t at, uint32_t count)
+{
+	uint64_t *table = (uint64_t *)(uintptr_t)((const uint8_t *)run + at);
+	for (uint32_t i = 0; i < count; i++)
+		table[i] = (uint64_t)(uintptr_t)((const uint8_t *)run + table[i]);
+	table[count] = 0;
+	return (char **)(void *)table;
+}
+
+static size_t length(const char *s)
+{
+	size_t n = 0;
+	while (s[n])
+		n++;
+	return n;
+}
+
+/* A directory can be "executable"; a program is a regular file that we may execute. */
+static int64_t is_program(const char *path)
+{
+	struct statx st;
+	int64_t r = SYS5(statx, AT_FDCWD, PTR(path), 0, STATX_TYPE, PTR(&st));
+	if (r < 0)
+		return r;
+	if ((st.stx_mode & S_IFMT) != S_IFREG)
+		return -EACCES;
+	/* faccessat with the real ids: credentials have been set, real and effective are the same. */
+	return SYS3(faccessat, AT_FDCWD, PTR(path), 1 /* X_OK */);
+}
+
+static char found[4096];
+
+/* The search that execvp makes, here inside the sandbox: its root, its credentials. The filter comes later. */
+static int64_t find_program(struct iso_machine *m)
+{
+	const struct iso_run *run = m->run;
+	const char *name = run_string(run, run->program);
+	int64_t result = -ENOENT;
+	if (!*name)
+		return -ENOENT;
+	int slash = 0;
+	for (const char *p = name; *p; p++)
+		slash |= *p == '/';
+	if (slash) {
+		result = is_program(name);
+		m->program = name;
+	} else {
+		const size_t n = length(name);
+		for (const char *path = run_string(run, run->path);; path++) {
+			size_t d = 0;
+			while (path[d] && path[d] != ':')
+				d++;
+			if (d + n + 2 <= sizeof found) {
+				/* An empty element means the working directory (execvp(3)): not here, a surprise nobody asked for. */
+				memcpy(found, path, d);
+				found[d] = '/';
+				memcpy(found + d + 1, name, n + 1);
+				int64_t r = d ? is_program(found) : -ENOENT;
+				if (r == 0) {
+					m->program = found;
+					result = 0;
+					break;
+				}
+				if (r == -EACCES)
+					result = r;
+			}
+			path += d;
+			if (!*path)
+				break;
+		}
+	}
+	if (result < 0)
+		return result;
+	/* What stands at its start tells a foreign architecture from a missing interpreter, should exec refuse it. */
+	int64_t fd = SYS4(openat, AT_FDCWD, PTR(m->program), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+	if (fd >= 0) {
+		int64_t r = SYS3(read, fd, PTR(m->shared->head), ISO_HEAD);
+		m->shared->head_size = r > 0 ? (uint32_t)r : 0;
+		SYS1(close, fd);
+	}
+	return 0;
+}
+
+static int64_t place_descriptors(const struct iso_machine *m)
+{
+	const struct iso_run *run = m->run;
+	const struct iso_fd *fds = (const void *)((const uint8_t *)run + run->fds);
+	const uint32_t n = run->fdc;
+	int64_t above = run->slots;
+	int64_t r;
+	if (n && (int64_t)fds[n - 1].target >= above)
+		above = (int64_t)fds[n - 1].target + 1;
+	int32_t copies[ISO_MAX_SLOTS];
+	if (n > ISO_MAX_SLOTS)
+		return -EMFILE;
+	/* First lift every source above all targets, then put each down: no target overwrites a source still wanted. */
+	for (uint32_t i = 0; i < n; i++) {
+		copies[i] = (int32_t)fds[i].slot;
+		if (fds[i].slot == fds[i].target)
+			continue;
+		r = SYS3(fcntl, fds[i].slot, F_DUPFD_CLOEXEC, above);
+		if (r < 0)
+			return r;
+		copies[i] = (int32_t)r;
+	}
+	r = SYS3(close_range, 0, ~0u, CLOSE_RANGE_CLOEXEC_);
+	if (r < 0)
+		return r;
+	for (uint32_t i = 0; i < n; i++) {
+		/* dup3 clears close-on-exec on the copy; where source and target are one, fcntl does. */
+		if ((uint32_t)copies[i] == fds[i].target)
+			r = SYS3(fcntl, copies[i], F_SETFD, 0);
+		else
+			r = SYS3(dup3, copies[i], fds[i].target, 0);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int64_t session(const struct iso_machine *m)
+{
+	int64_t r = SYS0(setsid);
+	if (r < 0)
+		return r;
+	if (m->run->flags & ISO_RUN_TTY)
+		return SYS3(ioctl, 0, 0x540e /* TIOCSCTTY */, 0);
+	return 0;
+}
+
+static void default_signals(void)
+{
+	/* A program that ignores SIGCHLD or SIGPIPE would hand that on: exec resets handlers, not SIG_IGN. */
+	struct {
+		uint64_t handler, flags, restorer, mask;
+	} action = {0, 0, 0, 0};
+	for (int signal = 1; signal <= SIGNALS; signal++)
+		SYS4(rt_sigaction, signal, PTR(&action), 0, 8);
+}
+
+static void set_mask(uint64_t mask)
+{
+	SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&mask), 0, 8);
+}
+
+static int64_t execute_program(struct iso_machine *m)
+{
+	const struct iso_run *run = m->run;
+	char **argv = run_table(run, run->argv, run->argc);
+	char **envp = run_table(run, run->envp, run->envc);
+	return SYS3(execve, PTR(m->program), PTR(argv), PTR(envp));
+}
+
+struct helper {
+	const char *path;
+	char **argv;
+};
+
+static void run_helper(void *p)
+{
+	const struct helper *h = p;
+	char *environment[] = {0};
+	set_mask(0);
+	SYS3(close_range, 0, ~0u, CLOSE_RANGE_CLOEXEC_);
+	SYS3(execve, PTR(h->path), PTR(h->argv), PTR(environment));
+	exit_now(127);
+}
+
+static uint8_t child_stack[STACK_SIZE] __attribute__((aligned(16)));
+
+/* clone with memory shared until exec and the parent suspended: vfork, on a stack of its own. */
+static int64_t clone_shared(uint64_t flags, void (*fn)(void *), void *arg, int32_t *pidfd)
+{
+	struct clone_args args;
+	memset(&args, 0, sizeof args);
+	args.flags = flags;
+	args.pidfd = (uint64_t)(uintptr_t)pidfd;
+	args.exit_signal = SIGCHLD_;
+	args.stack = (uint64_t)(uintptr_t)child_stack;
+	args.stack_size = sizeof child_stack;
+	int64_t pid = iso_clone_call(__NR_clone3, PTR(&args), sizeof args, 0, fn, arg);
+	if (pid == -ENOSYS)
+		/* Docker's filter answers so, since it cannot read clone3's flags; clone has all that is needed here. */
+		pid = iso_clone_call(__NR_clone, (int64_t)(flags | SIGCHLD_), PTR(child_stack + sizeof child_stack), PTR(pidfd), fn, arg);
+	return pid;
+}
+
+static int64_t run_host_program(struct iso_machine *m, const int64_t *arg)
+{
+	/* The table holds offsets into the data where a STORE has not put an address: all strings lie there. */
+	struct helper h = {(const char *)(uintptr_t)arg[0], (char **)(uintptr_t)arg[1]};
+	int32_t status = 0;
+	(void)m;
+	int64_t pid = clone_shared(CLONE_VM | CLONE_VFORK, run_helper, &h, NULL);
+	if (pid < 0)
+		return pid;
+	int64_t r = SYS4(wait4, pid, PTR(&status), 0, 0);
+	if (r < 0)
+		return r;
+	return status == 0 ? 0 : -ECHILD;
+}
+
+int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int64_t *arg)
+{
+	uint8_t byte = 0;
+	int64_t r;
+	switch (op->code) {
+	case ISO_OP_SYNC:
+		/* End of file instead of the byte: the supervisor has died. */
+		do
+			r = SYS3(read, m->sync_fd, PTR(&byte), 1);
+		while (r == -EINTR);
+		close_fd(m->sync_fd);
+		m->sync_fd = -1;
+		return r == 1 ? 0 : r < 0 ? r : -EPIPE;
+	case ISO_OP_SESSION:
+		return session(m);
+	case ISO_OP_FIND:
+		return find_program(m);
+	case ISO_OP_FDS:
+		return place_descriptors(m);
+	case ISO_OP_EXEC:
+		return execute_program(m);
+	case ISO_OP_RUN:
+		return run_host_program(m, arg);
+	default:
+		return -ENOSYS;
+	}
+}
+
+/* ---- payload and init ----------------------------------------------------------------------------------- */
+
+static void run_payload(void *p)
+{
+	struct iso_machine *m = p;
+	m->reg[ISO_REG_SELF] = SYS0(getpid);
+	/* Only SIGKILL could have ended us so far; what the program gets is an empty mask and default actions. */
+	set_mask(0);
+	int64_t r = iso_machine_run(m, ISO_PAYLOAD);
+	fail(m->shared, ISO_STAGE_OPS, m->failed_op, r ? r : -ENOEXEC);
+	exit_now(1);
+}
+
+static void send_record(const void *record, size_t size, int32_t pass)
+{
+	struct {
+		uint64_t length;
+		int32_t level, type, fd, pad;
+	} control = {20, SOL_SOCKET_, SCM_RIGHTS_, pass, 0};
+	struct {
+		const void *base;
+		uint64_t length;
+	} iov = {record, size};
+	struct {
+		void *name;
+		uint64_t name_length;
+		void *iov;
+		uint64_t iov_count;
+		void *control;
+		uint64_t control_length;
+		uint64_t flags;
+	} message = {0, 0, &iov, 1, pass >= 0 ? &control : 0, pass >= 0 ? sizeof control : 0, 0};
+	int64_t r;
+	do
+		r = SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
+	while (r == -EINTR);
+}
+
+static void send_started(int32_t pidfd)
+{
+	struct iso_record record;
+	memset(&record, 0, sizeof record);
+	record.kind = ISO_RECORD_STARTED;
+	send_record(&record, sizeof record, pidfd);
+}
+
+static void init_loop(struct iso_machine *m, int64_t payload) __attribute__((noreturn));
+static void init_loop(struct iso_machine *m, int64_t payload)
+{
+	const uint64_t all = ~0ull;
+	uint8_t info[128];
+	for (;;) {
+		int32_t status = 0;
+		int64_t pid = SYS4(wait4, -1, PTR(&status), 1 /* WNOHANG */, 0);
+		if (pid == payload) {
+			m->shared->status = status;
+			m->shared->complete |= ISO_COMPLETE_STATUS;
+			/* PID 1 takes its namespace along. Without one the supervisor, a subreaper, inherits what is left. */
+			exit_now(0);
+		}
+		if (pid > 0)
+			continue;
+		int64_t signal = SYS4(rt_sigtimedwait, PTR(&all), PTR(info), 0, 8);
+		if (signal > 0 && signal != SIGCHLD_)
+			SYS2(kill, payload, signal);
+	}
+}
+
+static void run_init(struct iso_machine *m) __attribute__((noreturn));
+static void run_init(struct iso_machine *m)
+{
+	struct iso_shared *shared = m->shared;
+	m->reg[ISO_REG_SELF] = SYS0(getpid);
+	/* Before the wait for the supervisor (OP_SYNC): if it dies earlier than this line, the wait ends with EPIPE;
+	 * if later, the kernel kills us. A change of credentials clears this, hence once more below. */
+	SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
+	if (!(m->header->flags & ISO_TAPE_PIDNS))
+		SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
+	int64_t r = iso_machine_run(m, ISO_INIT);
+	if (r < 0) {
+		fail(shared, ISO_STAGE_OPS, m->failed_op, r);
+		exit_now(1);
+	}
+	SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
+	if (!(m->header->flags & ISO_TAPE_INIT))
+		run_payload(m);
+
+	int32_t pidfd = -1;
+	const int tell = (m->run->flags & ISO_RUN_STARTED) != 0;
+	/* CLONE_VFORK: we go on when the program has been executed or has died, which is the moment to know which. */
+	uint64_t flags = CLONE_VFORK | (tell ? CLONE_PIDFD : 0);
+	if (m->header->flags & ISO_TAPE_SHARE)
+		flags |= CLONE_VM;
+	int64_t payload;
+	if (flags & CLONE_VM) {
+		payload = clone_shared(flags, run_payload, m, &pidfd);
+	} else {
+		payload = SYS5(clone, flags | SIGCHLD_, 0, PTR(&pidfd), 0, 0);
+		if (payload == 0)
+			run_payload(m);
+	}
+	if (payload < 0) {
+		fail(shared, ISO_STAGE_CLONE_PAYLOAD, ISO_OP_NONE, payload);
+		exit_now(1);
+	}
+	if (shared->failed)
+		exit_now(1);
+	shared->complete = ISO_COMPLETE_STARTED;
+	r = iso_machine_run(m, ISO_AFTER);
+	if (r < 0) {
+		fail(shared, ISO_STAGE_OPS, m->failed_op, r);
+		exit_now(1);
+	}
+	if (tell)
+		send_started(pidfd);
+	struct rusage own;
+	if (SYS2(getrusage, 0 /* RUSAGE_SELF */, PTR(&own)) == 0) {
+		shared->own_ns[0] = nanoseconds(&own.ru_utime);
+		shared->own_ns[1] = nanoseconds(&own.ru_stime);
+	}
+	SYS3(close_range, 0, ~0u, 0);
+	init_loop(m, payload);
+}
+
+/* ---- supervisor ----------------------------------------------------------------------------------------- */
+
+static int64_t clone_init(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	struct clone_args args;
+	memset(&args, 0, sizeof args);
+	args.flags = m->header->clone_flags | CLONE_PIDFD;
+	args.pidfd = (uint64_t)(uintptr_t)&s->child_fd;
+	args.exit_signal = SIGCHLD_;
+	if (m->header->cgroup_register != ISO_NONE) {
+		args.flags |= CLONE_INTO_CGROUP;
+		args.cgroup = (uint64_t)m->reg[m->header->cgroup_register];
+	}
+	int64_t pid = SYS2(clone3, PTR(&args), sizeof args);
+	if (pid == -ENOSYS && m->header->cgroup_register == ISO_NONE)
+		pid = SYS5(clone, args.flags | SIGCHLD_, 0, PTR(&s->child_fd), 0, 0);
+	return pid;
+}
+
+/* Without a pid namespace: kill children until none is left; orphans come to us, a subreaper. */
+static void kill_children(void)
+{
+	char buffer[4096];
+	for (;;) {
+		int64_t fd = SYS4(openat, AT_FDCWD, PTR("/proc/thread-self/children"), O_RDONLY | O_CLOEXEC, 0);
+		if (fd >= 0) {
+			int64_t n, pid = 0;
+			while ((n = SYS3(read, fd, PTR(buffer), sizeof buffer)) > 0) {
+				for (int64_t i = 0; i < n; i++) {
+					if (buffer[i] >= '0' && buffer[i] <= '9') {
+						pid = pid * 10 + (buffer[i] - '0');
+					} else if (pid > 0) {
+						SYS2(kill, pid, SIGKILL_);
+						pid = 0;
+					}
+				}
+			}
+			close_fd(fd);
+		}
+		if (SYS4(wait4, -1, 0, 0x40000000 /* __WALL */, 0) < 0)
+			return;
+	}
+}
+
+static void kill_tree(struct supervisor *s)
+{
+	SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
+}
+
+static void supervise(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	struct pollfd fds[4] = {
+		{.fd = s->child_fd, .events = POLLIN},
+		{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
+		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
+		{.fd = s->exec_fd, .events = POLLIN},
+	};
+	for (;;) {
+		int64_t r = SYS5(ppoll, PTR(fds), 4, 0, 0, 0);
+		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM)
+			continue;
+		if (r < 0) {
+			fail(m->shared, ISO_STAGE_POLL, ISO_OP_NONE, r);
+			kill_tree(s);
+			return;
+		}
+		if (fds[3].revents) {
+			fds[3].fd = -1;
+			if (!m->shared->failed) {
+				m->shared->complete |= ISO_COMPLETE_STARTED;
+				if (m->run->flags & ISO_RUN_STARTED)
+					send_started(s->child_fd);
+			}
+		}
+		if (fds[0].revents)
+			return;
+		/* The Python program ended (its pidfd), or let go of the sandbox (end of file, whatever else it sent). */
+		if (fds[1].revents || fds[2].revents) {
+			kill_tree(s);
+			fds[1].fd = fds[2].fd = -1;
+		}
+	}
+}
+
+static void tell_end(const struct supervisor *s, int64_t cleanup_error)
+{
+	const struct iso_machine *m = &s->machine;
+	const struct iso_shared *shared = m->shared;
+	const uint32_t skipped = (m->header->steps + 7) / 8;
+	const uint32_t report = m->header->report_size;
+	const size_t size = sizeof(struct iso_record) + skipped + report;
+	struct iso_record *record = (void *)SYS6(mmap, 0, size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if ((int64_t)record < 0 && (int64_t)record > -4096)
+		exit_now(1); /* Python sees the end of file and says so */
+	struct rusage tree;
+	SYS2(getrusage, -1 /* RUSAGE_CHILDREN */, PTR(&tree));
+	record->kind = shared->failed ? ISO_RECORD_FAILED : ISO_RECORD_ENDED;
+	record->error = shared->failed ? shared->error : (int32_t)-cleanup_error;
+	record->op = shared->failed ? shared->op : cleanup_error ? m->failed_op : ISO_OP_NONE;
+	record->stage = shared->stage;
+	record->status = shared->status;
+	record->init_status = (int32_t)s->init_status;
+	record->complete = shared->complete;
+	record->user_ns = nanoseconds(&tree.ru_utime);
+	record->system_ns = nanoseconds(&tree.ru_stime);
+	record->user_ns -= shared->own_ns[0] < record->user_ns ? shared->own_ns[0] : record->user_ns;
+	record->system_ns -= shared->own_ns[1] < record->system_ns ? shared->own_ns[1] : record->system_ns;
+	record->max_rss = (uint64_t)tree.ru_maxrss * 1024;
+	record->wall_ns = now() - s->started_ns;
+	record->skipped_size = skipped;
+	record->report_size = report;
+	if (shared->failed) {
+		record->head_size = shared->head_size;
+		memcpy(record->head, shared->head, ISO_HEAD);
+	}
+	uint8_t *rest = (uint8_t *)(record + 1);
+	memcpy(rest, shared->skipped, skipped);
+	memcpy(rest + skipped, m->data + m->header->report_offset, report);
+	send_record(record, size, -1);
+}
+
+static void refuse(uint32_t stage, int64_t error) __attribute__((noreturn));
+static void refuse(uint32_t stage, int64_t error)
+{
+	struct iso_record record;
+	memset(&record, 0, sizeof record);
+	record.kind = ISO_RECORD_FAILED;
+	record.error = (int32_t)-error;
+	record.stage = stage;
+	record.op = ISO_OP_NONE;
+	send_record(&record, sizeof record, -1);
+	exit_now(1);
+}
+
+static int mapped(int64_t address)
+{
+	return address < -4095 || address > 0;
+}
+
+static void load(struct supervisor *s)
+{
+	struct statx st;
+	int64_t r = SYS5(statx, ISO_SLOT_TAPE, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE, PTR(&st));
+	if (r < 0)
+		refuse(ISO_STAGE_TAPE, r);
+	if (st.stx_size < sizeof(struct iso_header) || st.stx_size > 2ull * ISO_MAX_TAPE)
+		refuse(ISO_STAGE_TAPE, -EBADMSG);
+	/* Private and writable: registers' values and addresses are stored into it. POPULATE: all of it will be read at once. */
+	int64_t base = SYS6(mmap, 0, st.stx_size, PROT_RW, MAP_PRIVATE | MAP_POPULATE, ISO_SLOT_TAPE, 0);
+	if (!mapped(base))
+		refuse(ISO_STAGE_MEMORY, base);
+	uint8_t *tape = (uint8_t *)base;
+	r = iso_tape_check(tape, st.stx_size);
+	if (r < 0)
+		refuse(ISO_STAGE_TAPE, r);
+	const struct iso_header *h = (const void *)tape;
+	r = iso_run_check(tape + h->size, st.stx_size - h->size, h->slots);
+	if (r < 0)
+		refuse(ISO_STAGE_TAPE, r);
+	const uint64_t registers = h->registers * sizeof(int64_t);
+	base = SYS6(mmap, 0, registers, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (!mapped(base))
+		refuse(ISO_STAGE_MEMORY, base);
+	s->shared_size = (uint32_t)(sizeof(struct iso_shared) + (h->steps + 7) / 8);
+	int64_t shared = SYS6(mmap, 0, s->shared_size, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (!mapped(shared))
+		refuse(ISO_STAGE_MEMORY, shared);
+	iso_machine_init(&s->machine, tape, (int64_t *)base, (struct iso_shared *)shared);
+	s->machine.run = (const void *)(tape + h->size);
+}
+
+/* Everything that only the child needs: with a copy here no pipe of the payload's would ever end. */
+static void close_slots(const struct iso_machine *m)
+{
+	SYS3(close_range, 0, 2, 0);
+	SYS1(close, ISO_SLOT_TAPE);
+	if (m->run->slots > ISO_SLOT_FREE)
+		SYS3(close_range, ISO_SLOT_FREE, m->run->slots - 1, 0);
+}
+
+static void run_supervisor(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	int64_t r;
+	const uint32_t flags = m->header->flags;
+	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
+	r = iso_machine_run(m, ISO_OUTER);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
+		return;
+	}
+	int32_t sync[2], exec[2] = {-1, -1};
+	r = SYS2(pipe2, PTR(sync), O_CLOEXEC);
+	if (r == 0 && !(flags & ISO_TAPE_INIT))
+		r = SYS2(pipe2, PTR(exec), O_CLOEXEC);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
+		return;
+	}
+	s->started_ns = now();
+	s->child = clone_init(s);
+	if (s->child == 0) {
+		close_fd(sync[1]);
+		close_fd(exec[0]);
+		m->sync_fd = sync[0];
+		run_init(m);
+	}
+	if (s->child < 0) {
+		fail(m->shared, ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
+		return;
+	}
+	close_fd(sync[0]);
+	close_fd(exec[1]);
+	s->exec_fd = exec[0];
+	s->sync_fd = sync[1];
+	m->reg[ISO_REG_CHILD] = s->child;
+	r = iso_machine_run(m, ISO_SUPERVISOR);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
+		kill_tree(s);
+	} else {
+		const uint8_t byte = 1;
+		/* SIGPIPE is blocked; if the child is gone its pidfd says so. */
+		SYS3(write, s->sync_fd, PTR(&byte), 1);
+	}
+	close_fd(s->sync_fd);
+	SYS2(prctl, PR_SET_DUMPABLE, 0);
+	close_slots(m);
+	supervise(s);
+	int32_t status = 0;
+	do
+		r = SYS4(wait4, s->child, PTR(&status), 0x40000000 /* __WALL */, PTR(&s->usage));
+	while (r == -EINTR);
+	s->init_status = status;
+	if (!(flags & ISO_TAPE_PIDNS))
+		kill_children();
+	if (!(flags & ISO_TAPE_INIT) && !m->shared->failed) {
+		m->shared->status = status;
+		m->shared->complete |= ISO_COMPLETE_STATUS;
+	}
+}
+
+__attribute__((used)) void iso_main(void);
+void iso_main(void)
+{
+	static struct supervisor s;
+	/* All blocked already: the extension blocked them before vfork. */
+	default_signals();
+	SYS2(prctl, PR_SET_NAME, PTR(build_mark));
+	load(&s);
+	struct iso_machine *m = &s.machine;
+	s.child_fd = -1;
+	s.exec_fd = -1;
+	s.sync_fd = -1;
+	/* A process that is not dumpable owns no file in its own /proc: with a new user namespace the id maps come first. */
+	if (!(m->header->clone_flags & CLONE_NEWUSER))
+		SYS2(prctl, PR_SET_DUMPABLE, 0);
+	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. */
+	SYS0(setsid);
+	SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
+	SYS1(umask, 0);
+	run_supervisor(&s);
+	/* The clean-up runs whatever failed before it; its ops tolerate what was never made. */
+	int64_t r = iso_machine_run(m, ISO_CLEANUP);
+	tell_end(&s, r);
+	exit_now(0);
+}
+
+#if defined(__x86_64__)
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall iso_main\n\thlt\n");
+#else
+__asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tbl iso_main\n\tbrk #1\n");
+#endif

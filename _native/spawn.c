@@ -1,0 +1,158 @@
+/* Start the launcher: vfork and exec, whatever the size of the Python program.
+ *
+ * Two processes are made. The middle one exits at once, so the launcher is nobody's child here: the program's
+ * own os.wait() cannot steal it and no SIGCHLD comes. The middle one itself is made without an exit signal, and
+ * such children are seen only by wait calls that ask for them (__WCLONE, __WALL in wait(2)).
+ *
+ * Both share our memory and suspend the calling thread (CLONE_VFORK), so they use raw system calls only: no
+ * errno, no malloc, no lock that another thread may hold. Neither enters a namespace. */
+#define _GNU_SOURCE
+#include "spawn.h"
+#include "sys.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#ifndef CLONE_PIDFD
+#define CLONE_PIDFD 0x1000
+#endif
+
+#define STACK 16384
+
+struct start {
+	struct iso_spawn *request;
+	int64_t error;
+	uint8_t middle_stack[STACK] __attribute__((aligned(16)));
+	uint8_t launcher_stack[STACK] __attribute__((aligned(16)));
+};
+
+static void stop(struct start *s, int stage, int64_t error)
+{
+	s->request->stage = stage;
+	s->error = error;
+	for (;;)
+		SYS1(exit_group, 127);
+}
+
+static void become_launcher(void *p)
+{
+	struct start *s = p;
+	const struct iso_spawn *q = s->request;
+	static const char *const argv[] = {"isolate-launcher", NULL};
+	static const char *const envp[] = {NULL};
+	const int32_t n = q->fd_count;
+	int32_t highest = n - 1;
+	int32_t copy[1024];
+	int64_t r;
+	for (int32_t i = 0; i < n; i++) {
+		copy[i] = q->fds[i];
+		if (copy[i] > highest)
+			highest = copy[i];
+	}
+	if (q->program > highest)
+		highest = q->program;
+	/* The table is still the program's. Ours from here on, copied only as far as it is needed: a program with a hundred
+	 * thousand open files costs no more. If this fails nothing may be touched. */
+	r = SYS3(close_range, highest + 1, ~0u, CLOSE_RANGE_UNSHARE);
+	if (r < 0)
+		stop(s, ISO_SPAWN_FILES, r);
+	/* Lift what stands below n and is wanted elsewhere, so that no dup3 overwrites a source still to come. */
+	int32_t program = q->program;
+	for (int32_t i = 0; i < n; i++) {
+		if (copy[i] >= n || copy[i] == i)
+			continue;
+		r = SYS3(fcntl, copy[i], F_DUPFD_CLOEXEC, n);
+		if (r < 0)
+			stop(s, ISO_SPAWN_FILES, r);
+		copy[i] = (int32_t)r;
+	}
+	if (program >= 0 && program < n) {
+		r = SYS3(fcntl, program, F_DUPFD_CLOEXEC, n);
+		if (r < 0)
+			stop(s, ISO_SPAWN_FILES, r);
+		program = (int32_t)r;
+	}
+	for (int32_t i = 0; i < n; i++) {
+		/* Not close-on-exec: the launcher is an exec away. It sets the flag itself. */
+		r = copy[i] == i ? SYS3(fcntl, i, F_SETFD, 0) : SYS3(dup3, copy[i], i, 0);
+		if (r < 0)
+			stop(s, ISO_SPAWN_FILES, r);
+	}
+	r = SYS3(close_range, n, ~0u, CLOSE_RANGE_CLOEXEC);
+	if (r < 0)
+		stop(s, ISO_SPAWN_FILES, r);
+	if (program >= 0)
+		r = SYS5(execveat, program, PTR(""), PTR(argv), PTR(envp), 0x1000 /* AT_EMPTY_PATH */);
+	else
+		r = SYS3(execve, PTR(q->path), PTR(argv), PTR(envp));
+	stop(s, ISO_SPAWN_EXEC, r);
+}
+
+static int64_t start_launcher(struct start *s)
+{
+	/* exit signal: exec would set SIGCHLD anyway. The pidfd lands in the program's table, which we share. */
+	return iso_clone_call(__NR_clone, CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PIDFD | SIGCHLD,
+			      PTR(s->launcher_stack + STACK), PTR(&s->request->pidfd), become_launcher, s);
+}
+
+static void middle(void *p)
+{
+	struct start *s = p;
+	int64_t pid = start_launcher(s);
+	if (pid < 0)
+		stop(s, ISO_SPAWN_CLONE, pid);
+	s->request->pid = (int32_t)pid;
+	if (s->error)
+		SYS4(wait4, pid, 0, __WALL, 0);
+	for (;;)
+		SYS1(exit_group, 0);
+}
+
+int64_t iso_spawn(struct iso_spawn *q)
+{
+	struct start s;
+	s.request = q;
+	s.error = 0;
+	q->pid = q->pidfd = -1;
+	q->stage = 0;
+	if (q->fd_count < 3 || q->fd_count > 1024)
+		return -EINVAL;
+	for (int32_t i = 0; i < q->fd_count; i++)
+		if (q->fds[i] < 0)
+			return -EBADF;
+	/* A handler of the program's must not run in a process that shares its memory; the launcher inherits this mask.
+	 * All 64: also the two that libc keeps for itself. */
+	const uint64_t all = ~0ull;
+	uint64_t before = 0;
+	SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&all), PTR(&before), 8);
+	int64_t pid;
+	if (q->direct) {
+		pid = start_launcher(&s);
+		if (pid < 0) {
+			q->stage = ISO_SPAWN_CLONE;
+			s.error = pid;
+		} else if (s.error) {
+			SYS4(wait4, pid, 0, __WALL, 0);
+		}
+		q->pid = (int32_t)pid;
+	} else {
+		pid = iso_clone_call(__NR_clone, CLONE_VM | CLONE_VFORK | CLONE_FILES, PTR(s.middle_stack + STACK), 0, middle, &s);
+		if (pid < 0) {
+			q->stage = ISO_SPAWN_CLONE;
+			s.error = pid;
+		} else {
+			SYS4(wait4, pid, 0, __WALL, 0);
+		}
+	}
+	SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&before), 0, 8);
+	if (s.error) {
+		if (q->pidfd >= 0)
+			SYS1(close, q->pidfd);
+		q->pid = q->pidfd = -1;
+	}
+	return s.error;
+}

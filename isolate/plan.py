@@ -1,0 +1,408 @@
+"""Parts, steps and phases: what a container is made of, before anything of it exists.
+
+A :class:`Part` yields :class:`Step` objects. A step belongs to a :class:`Phase`; phases have the order that the kernel
+asks for, so the order in which a user lists parts never matters. A step's ops are symbolic: system calls by name, with
+constants, strings, buffers, registers and descriptors. :mod:`isolate.tape` turns them into bytes.
+
+Everything here is public: a part written outside the library has the same means as the library's own.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from isolate import syscalls
+from isolate.errors import ConflictError
+from isolate.kernel import NOTHING, Constant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+
+class Section(enum.IntEnum):
+    """Which process runs a step, and when (the launcher's sections, in ``_native/tape.h``)."""
+
+    OUTER = 0
+    SUPERVISOR = 1
+    INIT = 2
+    PAYLOAD = 3
+    AFTER = 4
+    CLEANUP = 5
+
+
+class Phase(enum.IntEnum):
+    """When a step runs. The hundreds are the section; the order within is the kernel's, with its reason beside it."""
+
+    # The supervisor, outside the sandbox, before the child exists.
+    JOIN = 10  # existing namespaces: new ones are made inside of those
+    CGROUP = 20  # the group must exist to be born into
+    CLONE = 90  # no ops: the flags of clone
+
+    # The supervisor, while the child waits.
+    ADOPT = 110  # what only the outside may write: cgroup.procs (v1), oom_score_adj
+    ID_MAPS = 120  # last: from here on the child is somebody
+
+    # init.
+    PROPAGATION = 210  # before the first mount, or mounts would show on the host
+    SOURCES = 220  # opened while the caller's file system and rights are still there
+    TIME = 230  # offsets can be set only before the first process is inside
+    SYNC = 240  # wait for the id maps
+    IDENTITY = 250  # become root of the user namespace: files made below must have an owner it knows
+    HARDEN = 260  # not dumpable from here on (before the id maps, /proc/self would not be ours)
+    SYSTEM = 270  # host name, loopback, sysctls: with the caller's /proc still there
+    ROOT = 280  # build the new root
+    PIVOT = 290  # enter it, let go of the old one
+
+    # The payload, from a process that does not exist any more after exec.
+    SESSION = 310
+    RLIMITS = 320  # before credentials: raising needs CAP_SYS_RESOURCE
+    SCHEDULING = 330  # before credentials: CAP_SYS_NICE
+    KEYRING = 340
+    BOUNDING = 350  # needs CAP_SETPCAP, so before capabilities go
+    CREDENTIALS = 360  # groups, then gid, then uid: each needs what the next gives up
+    CAPABILITIES = 370  # after the change of uid, which clears what it finds
+    DIRECTORY = 375  # the working directory is entered with the payload's rights, not with ours
+    NO_NEW_PRIVS = 380  # Landlock and seccomp ask for it
+    LANDLOCK = 385
+    PROGRAM = 388  # look the program up: with the payload's rights, before the filter
+    VERIFY = 390  # what holds is read back from the kernel
+    DESCRIPTORS = 394  # as late as can be; nothing is opened after it
+    SECCOMP = 396  # last: nothing of ours has to be allowed but exec
+    EXEC = 398
+
+    # init, once the program runs.
+    AFTER = 410
+    # The supervisor, once everything inside is dead.
+    REPORT = 510
+    CLEANUP = 520
+
+    @property
+    def section(self) -> Section:
+        """The section that the phase belongs to."""
+        return Section(self // 100)
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------------
+
+
+class Register:
+    """A value that an earlier op's result fills, such as the descriptor from ``open_tree``."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str = "fd") -> None:
+        self.name = name
+
+
+CHILD = Register("child")  #: the pid of init as the supervisor sees it
+SELF = Register("self")  #: the pid of the running process as it sees itself
+LAUNCHER = Register("launcher")  #: the pid of the supervisor
+
+
+class Buffer:
+    """Memory for a structure or a result; zeroed, or with the bytes given."""
+
+    __slots__ = ("data", "name", "report")
+
+    def __init__(self, data: int | bytes, name: str = "buffer", *, report: bool = False) -> None:
+        self.data = bytes(data)
+        self.name = name
+        #: Whether its contents travel back to Python at the end (``Process.report``).
+        self.report = report
+
+    def at(self, offset: int) -> Address:
+        """The address of a byte of it."""
+        return Address(self, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The address of a byte in a buffer."""
+
+    buffer: Buffer
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The value that a buffer holds when the op runs; ``width`` is 4 or 8 bytes, little-endian."""
+
+    buffer: Buffer
+    offset: int = 0
+    width: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A descriptor of the caller's, handed to the launcher. Made by :meth:`Context.descriptor`."""
+
+    index: int
+    fd: int
+
+
+class _Special(enum.Enum):
+    CWD = "cwd"
+    COUNTER = "counter"
+
+
+CWD = _Special.CWD  #: the address of the run's working directory
+COUNTER = _Special.COUNTER  #: in a repeated call: 0, 1, 2, …
+
+Argument: TypeAlias = "int | bytes | Register | Buffer | Address | Load | Slot | _Special"
+
+
+class Label:
+    """A place further on among the ops of a step, to jump to."""
+
+    __slots__ = ()
+
+
+# ---- ops -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A system call by name.
+
+    ``bytes`` arguments are passed by address, with a NUL behind them. ``errors`` are the errno values that ``policy``
+    speaks of: ``"ignore"`` takes them for success, ``"retry"`` tries again for up to two seconds, ``"jump"`` goes on at
+    ``label`` (``"skip"`` also marks the step as not in force). With ``expect`` any other result is EIO.
+    """
+
+    name: str
+    args: tuple[Argument, ...]
+    out: Register | None = None
+    errors: tuple[int, ...] = ()
+    policy: str = "ignore"
+    label: Label | None = None
+    expect: int | None = None
+    repeat: int = 1
+
+
+def call(name: str, *args: Argument, out: Register | None = None, **keywords: object) -> Call:
+    """``Call`` with its arguments in a row."""
+    return Call(name, args, out, **keywords)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Store:
+    """Write a value into a buffer: ``width`` bytes little-endian, or, with 0, its decimal digits and a NUL."""
+
+    buffer: Buffer
+    offset: int
+    value: Argument
+    width: int = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Test:
+    """Go on only if ``value & mask == wanted`` (or, with ``negate``, differs); else ``error``, or jump to ``label``."""
+
+    value: Argument
+    wanted: int
+    mask: int = -1
+    error: int = 71  # EPROTO
+    label: Label | None = None
+    negate: bool = False
+    skip: bool = False
+
+    __test__ = False  # not a test case for pytest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Target:
+    """Resolve a path beneath a root by descriptor, making what is missing; the result is a descriptor.
+
+    Symbolic links are followed inside the root and never lead out of it (openat2(2), RESOLVE_IN_ROOT); magic links never.
+    ``make`` is ``"dir"``, ``"file"`` or None. ``mode`` is that of a file or directory made (missing parents get 0755).
+    ``symlinks=False`` refuses them in every component. ``parent`` gives the directory that the last component stands in.
+    ``open`` is ``"path"``, ``"read"`` or ``"write"``. ``file_system`` is the f_type that the result must lie in (EXDEV).
+    """
+
+    root: Argument
+    path: bytes
+    out: Register
+    make: str | None = None
+    mode: int = 0o755
+    symlinks: bool = True
+    must_be_new: bool = False
+    parent: bool = False
+    open: str = "path"
+    file_system: int = 0
+    errors: tuple[int, ...] = ()
+    policy: str = "ignore"
+    label: Label | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RemoveTree:
+    """Supervisor: remove a tree of empty directories, a cgroup with what was made below, retrying while it is busy."""
+
+    directory: Argument
+    name: Argument
+    errors: tuple[int, ...] = ()
+    policy: str = "ignore"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunHost:
+    """Supervisor: run a program of the host (``newuidmap``) and wait for it; ECHILD if it fails."""
+
+    path: bytes
+    args: tuple[bytes | Buffer, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Engine:
+    """An op that only the launcher knows: ``sync``, ``session``, ``find``, ``fds``, ``exec``."""
+
+    name: str
+
+
+Op: TypeAlias = "Call | Store | Test | Target | RemoveTree | RunHost | Engine | Label"
+
+
+# ---- steps and parts -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One thing that a part does: in a phase, in words, with its ops."""
+
+    phase: Phase
+    text: str
+    ops: tuple[Op, ...] = ()
+    #: Namespace flags for the clone of init (phase CLONE).
+    clone_flags: int = 0
+    #: The path that an error should name.
+    path: bytes | None = None
+    #: A register with the descriptor of the cgroup to be born in (CLONE_INTO_CGROUP).
+    cgroup: Register | None = None
+    #: The step needs this register's descriptor; if the step that fills it was skipped, so is this one.
+    needs: Register | None = None
+    #: Hints for the diagnosis of an error: errno to cause and remedy.
+    hints: dict[int, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Part(Protocol):
+    """What composes in a :class:`~isolate.Sandbox`: anything that yields steps.
+
+    Optional attributes, read with ``getattr``:
+
+    ``required``
+        False: errors in its steps skip them, and ``Result.applied`` tells.
+    ``repeatable``
+        True: several of the same class do not conflict.
+    ``brings()``
+        Parts that are added if no part of their class is there.
+
+    A part should be a frozen, hashable dataclass, and refuse bad arguments when it is made.
+    """
+
+    def steps(self, context: Context) -> Iterable[Step]:
+        """The steps of the part, in the order in which they stand within their phases."""
+        ...
+
+
+P = TypeVar("P")
+
+
+class Context:
+    """What a part may know and ask while it yields its steps."""
+
+    def __init__(self, parts: Sequence[Part], *, euid: int, egid: int) -> None:
+        self.parts = tuple(parts)
+        #: Effective ids of the caller.
+        self.euid, self.egid = euid, egid
+        self._slots: list[int] = []
+        self.shared: dict[object, object] = {}
+
+    @property
+    def privileged(self) -> bool:
+        """Whether the caller is root, and so needs no user namespace for the rest."""
+        return self.euid == 0
+
+    def find(self, kind: type[P]) -> P | None:
+        """The part of that class, if there is one."""
+        for part in self.parts:
+            if isinstance(part, kind):
+                return part
+        return None
+
+    def descriptor(self, fd: int) -> Slot:
+        """Hand a descriptor of the caller's to the launcher. It must stay open as long as the sandbox is used."""
+        if isinstance(fd, bool) or not isinstance(fd, int) or fd < 0:
+            raise ValueError(f"not a descriptor: {fd!r}")
+        if fd not in self._slots:
+            self._slots.append(fd)
+        return Slot(FREE_SLOT + self._slots.index(fd), fd)
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The descriptors handed over."""
+        return tuple(self._slots)
+
+
+FREE_SLOT = 6  # ISO_SLOT_FREE; a test compares
+
+
+class Plan:
+    """Parts with what they bring, their steps in the kernel's order. Made without privileges; nothing runs."""
+
+    def __init__(self, parts: Iterable[Part], *, euid: int, egid: int) -> None:
+        self.parts = complete(parts)
+        self.context = Context(self.parts, euid=euid, egid=egid)
+        rows: list[tuple[int, int, Step, Part]] = []
+        # A fixed order among parts: steps of one phase stand in the same order however the user listed the parts.
+        for index, part in enumerate(sorted(self.parts, key=_rank)):
+            rows += [(step.phase, index, step, part) for step in part.steps(self.context)]
+        rows.sort(key=lambda row: row[:2])
+        self.steps: tuple[Step, ...] = tuple(row[2] for row in rows)
+        self.owners: tuple[Part, ...] = tuple(row[3] for row in rows)
+        self.clone_flags: Constant = NOTHING
+        self.cgroup: Register | None = None
+        for step in self.steps:
+            self.clone_flags = self.clone_flags | step.clone_flags
+            self.cgroup = step.cgroup or self.cgroup
+
+    def explain(self) -> str:
+        """The steps in order, with the kernel calls behind them."""
+        from isolate.explain import explain
+
+        return explain(self)
+
+
+def _rank(part: Part) -> tuple[str, str]:
+    return type(part).__name__, repr(part)
+
+
+def complete(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The parts and, transitively, what they bring. Two of one class conflict unless the class says it repeats."""
+    listed: list[Part] = []
+    for part in parts:
+        if not isinstance(part, Part) or isinstance(part, type):
+            hint = f"; did you mean {part.__name__}()?" if isinstance(part, type) else ""
+            raise TypeError(f"not a part: {part!r}{hint}")
+        for other in listed:
+            if type(other) is type(part) and not getattr(part, "repeatable", False):
+                raise ConflictError(f"two parts say {type(part).__name__}: {other!r} and {part!r}")
+        listed.append(part)
+    for part in _brought(listed):
+        if not any(isinstance(other, type(part)) for other in listed):
+            listed.append(part)
+    return tuple(listed)
+
+
+def _brought(listed: list[Part]) -> Iterator[Part]:
+    for part in listed:  # grows while we walk: what is brought may bring more
+        brings = getattr(part, "brings", None)
+        if brings is not None:
+            yield from brings()
+
+
+def number(name: str) -> int:
+    """The number of a system call on this architecture."""
+    return syscalls.number(name)
