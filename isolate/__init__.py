@@ -1,0 +1,1 @@
+from isolate.sandbox import Sandbox as Sandbox

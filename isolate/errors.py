@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isolate.result import Result
 
 __all__ = [
     "ConflictError",
     "IrreversibleError",
     "IsolateError",
+    "ProgramError",
     "RestoreError",
     "SetupError",
     "ThreadedError",
@@ -85,3 +90,16 @@ class ThreadedError(IsolateError, RuntimeError):
 
 class RestoreError(IsolateError, RuntimeError):
     """Leaving a ``with`` block failed; the message says what this thread is now."""
+
+
+class ProgramError(IsolateError):
+    """``check=True`` and the verdict is not OK. ``result`` has the rest."""
+
+    def __init__(self, result: Result[str] | Result[bytes]) -> None:
+        super().__init__(result)
+        self.result: Result[str] | Result[bytes] = result
+
+    def __str__(self) -> str:
+        r = self.result
+        program = os.fsdecode(r.args[0]) if r.args else "?"
+        return f"{program} ended with {r.verdict} (returncode {r.returncode}) after {r.wall_time:.3f} s"

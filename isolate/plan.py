@@ -36,7 +36,9 @@ class Phase(enum.IntEnum):
     """When a step runs. The hundreds are the section; the order within is the kernel's, with its reason beside it."""
 
     # The supervisor, outside the sandbox, before the child exists.
+    JOIN_USER = 5  # without privileges the user namespace comes first: it gives the rights to join the others
     JOIN = 10  # existing namespaces: new ones are made inside of those
+    JOIN_USER_LAST = 15  # with privileges it comes last: joining it gives them up
     CGROUP = 20  # the group must exist to be born into
     CLONE = 90  # no ops: the flags of clone
 

@@ -15,11 +15,14 @@ __all__ = [
     "X32_BIT",
     "UnknownSyscall",
     "canonical_arch",
+    "known",
     "name",
     "names",
     "native_arch",
     "number",
     "since",
+    "spellings",
+    "table",
 ]
 
 ARCHITECTURES = ("x86_64", "i386", "x32", "aarch64", "arm", "riscv64")
@@ -142,6 +145,24 @@ def since(name: str) -> tuple[int, int] | None:
             else:
                 _since[word] = version
     return _since.get(name)
+
+
+def table(arch: str | None = None) -> dict[str, int]:
+    """Every name of an architecture's calls, aliases too, with its number. The caller's own copy."""
+    return dict(_numbers_of(native_arch() if arch is None else canonical_arch(arch)))
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """A call's name and the other names of it: `arm_fadvise64_64` is also `fadvise64_64`, on arm."""
+    for own, aliases in _ALIASES.items():
+        if name == own or name in aliases:
+            return (own, *aliases)
+    return (name,)
+
+
+def known(name: str) -> bool:
+    """Whether any of the architectures has a call of that name."""
+    return since(name) is not None or any(name in _numbers_of(arch) for arch in ARCHITECTURES)
 
 
 def _numbers_of(arch: str) -> dict[str, int]:

@@ -1,0 +1,165 @@
+"""Id maps: which users and groups of the host stand behind those inside a user namespace (user_namespaces(7))."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isolate.errors import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["IdMap", "IdRange", "read_subordinate"]
+
+MAX_ID = 2**32 - 2  # (uid_t) -1 means "no change" to the kernel
+MAX_RANGES = 340  # user_namespaces(7), since Linux 4.15
+
+
+def check_id(value: object, what: str) -> int:
+    """An id as an int; names are refused: looking them up in whose /etc/passwd would be a guess."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int, not {value!r} (names are not looked up: inside they may mean another id)")
+    if not 0 <= value <= MAX_ID:
+        raise ValueError(f"{what} must be from 0 to {MAX_ID}, not {value}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class IdRange:
+    """``count`` ids from ``inside`` on are ``outside`` and following on the host."""
+
+    inside: int
+    outside: int
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        check_id(self.inside, "inside")
+        check_id(self.outside, "outside")
+        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+            raise ValueError(f"count must be an int from 1 on, not {self.count!r}")
+        for first in (self.inside, self.outside):
+            if first + self.count - 1 > MAX_ID:
+                raise ValueError(f"{first} and the following {self.count - 1} ids go beyond {MAX_ID}")
+
+    def __str__(self) -> str:
+        return f"{self.inside} {self.outside} {self.count}"
+
+
+def _ranges(given: Iterable[IdRange | tuple[int, int, int]], what: str) -> tuple[IdRange, ...]:
+    ranges = tuple(sorted(r if isinstance(r, IdRange) else IdRange(*r) for r in given))
+    if not ranges:
+        raise ValueError(f"{what}: a map needs at least one range")
+    if len(ranges) > MAX_RANGES:
+        raise ValueError(f"{what}: the kernel takes at most {MAX_RANGES} ranges, not {len(ranges)}")
+    for side in ("inside", "outside"):
+        ordered = sorted((getattr(r, side), r.count) for r in ranges)
+        for (first, count), (second, _) in zip(ordered, ordered[1:], strict=False):
+            if first + count > second:
+                raise ValueError(f"{what}: ranges overlap {side}: {first}+{count} and {second}")
+    return ranges
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """The user and group ids of a user namespace.
+
+    ``uids`` and ``gids`` are ranges (inside, outside, count). More than one id, or another than the caller's own, needs
+    CAP_SETUID and CAP_SETGID on the host or the set-uid helpers ``newuidmap`` and ``newgidmap`` (package ``uidmap``),
+    which grant what /etc/subuid and /etc/subgid list: ``helpers=True``.
+
+    :raises ValueError: for overlapping, empty or too many ranges.
+    """
+
+    uids: tuple[IdRange, ...]
+    gids: tuple[IdRange, ...]
+    helpers: bool = False
+
+    def __init__(
+        self,
+        uids: Iterable[IdRange | tuple[int, int, int]],
+        gids: Iterable[IdRange | tuple[int, int, int]],
+        *,
+        helpers: bool = False,
+    ) -> None:
+        object.__setattr__(self, "uids", _ranges(uids, "uids"))
+        object.__setattr__(self, "gids", _ranges(gids, "gids"))
+        object.__setattr__(self, "helpers", helpers)
+
+    @classmethod
+    def single(cls, uid: int, gid: int, *, host_uid: int, host_gid: int) -> IdMap:
+        """One user and one group: ``uid`` and ``gid`` inside are ``host_uid`` and ``host_gid`` outside."""
+        return cls([IdRange(uid, host_uid)], [IdRange(gid, host_gid)])
+
+    @classmethod
+    def subordinate(cls, *, user: str | None = None) -> IdMap:
+        """Root inside is the caller; ids from 1 on are the caller's subordinate ids (subuid(5), subgid(5)).
+
+        :raises SetupError: where the user has no entry; the remedy names the command that makes one.
+        """
+        uid, gid = os.geteuid(), os.getegid()
+        maps: list[list[IdRange]] = []
+        for path, own in (("/etc/subuid", uid), ("/etc/subgid", gid)):
+            ranges = [IdRange(0, own)]
+            at = 1
+            for first, count in read_subordinate(path, user=user):
+                ranges.append(IdRange(at, first, count))
+                at += count
+            maps.append(ranges)
+        return cls(maps[0], maps[1], helpers=uid != 0)
+
+    def inside(self, outside_uid: int, outside_gid: int) -> tuple[int | None, int | None]:
+        """What a host's user and group are inside; None where they are not mapped."""
+        return _inside(self.uids, outside_uid), _inside(self.gids, outside_gid)
+
+
+def _inside(ranges: Sequence[IdRange], outside: int) -> int | None:
+    for r in ranges:
+        if r.outside <= outside < r.outside + r.count:
+            return r.inside + outside - r.outside
+    return None
+
+
+def mapped(ranges: Sequence[IdRange], inside: int) -> bool:
+    """Whether an id inside has one outside."""
+    return any(r.inside <= inside < r.inside + r.count for r in ranges)
+
+
+def read_subordinate(path: str, *, user: str | None = None) -> list[tuple[int, int]]:
+    """The (first, count) ranges that a user may map, from /etc/subuid or /etc/subgid (entries by name and by id).
+
+    :raises SetupError: where there is none.
+    """
+    import pwd
+
+    uid = os.geteuid()
+    names = {str(uid)} if user is None else {user}
+    if user is None:
+        try:
+            names.add(pwd.getpwuid(uid).pw_name)
+        except KeyError:
+            user = str(uid)
+        else:
+            user = pwd.getpwuid(uid).pw_name
+    option = "--add-subuids" if path.endswith("subuid") else "--add-subgids"
+    remedy = f"as root: usermod {option} 100000-165535 {user}"
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read().splitlines()
+    except OSError as error:
+        raise SetupError(
+            error.errno or 2, f"read {path}", part="UserNamespace", syscall="open", path=path,
+            cause="the file with the subordinate ids cannot be read (package: uidmap)", remedy=remedy,
+        ) from error  # fmt: skip
+    found: list[tuple[int, int]] = []
+    for line in lines:
+        fields = line.strip().split(":")
+        if len(fields) == 3 and fields[0] in names and fields[1].isdigit() and fields[2].isdigit() and int(fields[2]):
+            found.append((int(fields[1]), int(fields[2])))
+    if not found:
+        raise SetupError(
+            1, f"find the subordinate ids of {user} in {path}", part="UserNamespace", path=path,
+            cause=f"{path} has no entry for {user}", remedy=remedy,
+        )  # fmt: skip
+    return found

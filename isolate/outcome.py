@@ -1,0 +1,126 @@
+"""From the launcher's last record to a verdict, a result or an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from isolate.native import lib
+from isolate.result import Result, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolate.launch import Record, Session
+    from isolate.tape import Tape
+
+_CPUS = os.cpu_count() or 1
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def ended(session: Session, args: Sequence[bytes]) -> Record:
+    """The final record.
+
+    :raises SetupError: the program never started.
+    """
+    from isolate import diagnosis
+
+    record = session.end
+    if record is None:
+        raise diagnosis.launcher_lost(session)
+    if record.kind == lib.ISO_RECORD_FAILED:
+        raise diagnosis.setup_error(session.tape, record, args)
+    return record
+
+
+def judge(record: Record, killed: Verdict | None, tape: Tape) -> tuple[int, Verdict]:
+    """Return code and verdict. A program that ended by itself just before it was killed is told as it ended."""
+    complete = record.complete & lib.ISO_COMPLETE_STATUS
+    if not complete:
+        # PID 1 was killed and took all along: by us, or by whoever may signal it from outside.
+        return -signal.SIGKILL, killed or Verdict.SIGNALED
+    returncode = os.waitstatus_to_exitcode(record.status)
+    if killed is not None and returncode == -signal.SIGKILL:
+        return returncode, killed
+    if returncode == -signal.SIGSYS:
+        return returncode, Verdict.SECCOMP
+    if returncode == -signal.SIGXCPU:
+        return returncode, Verdict.CPU_TIME
+    if returncode < 0:
+        return returncode, Verdict.SIGNALED
+    return returncode, Verdict.EXITED if returncode else Verdict.OK
+
+
+def applied(record: Record, tape: Tape) -> dict[str, bool]:
+    """For each part whether all of its steps held."""
+    held: dict[str, bool] = {}
+    for index, part in enumerate(tape.plan.owners):
+        skipped = bool(record.skipped[index // 8] >> (index % 8) & 1) if index // 8 < len(record.skipped) else False
+        name = type(part).__name__
+        held[name] = held.get(name, True) and not skipped
+    return held
+
+
+def make_result(
+    record: Record,
+    tape: Tape,
+    args: Sequence[bytes],
+    returncode: int,
+    verdict: Verdict,
+    captured: Sequence[Any],
+    truncated: frozenset[str],
+) -> Result[Any]:
+    """A result from its pieces."""
+    return Result(
+        args=tuple(args),
+        returncode=returncode,
+        verdict=verdict,
+        stdout=captured[0],
+        stderr=captured[1],
+        wall_time=record.wall_ns / 1e9,
+        cpu_time=(record.user_ns + record.system_ns) / 1e9,
+        peak_memory=record.max_rss,
+        truncated=truncated,
+        applied=applied(record, tape),
+    )
+
+
+def next_sample(left: float) -> float:
+    """When to look again at a tree that may still use ``left`` seconds: it cannot use more than all CPUs give."""
+    return min(max(left / _CPUS, 0.01), 1.0)
+
+
+def tree_cpu_time(root: int) -> float:
+    """Seconds of CPU time of a process's descendants, living and reaped (proc(5): stat, children).
+
+    What moves from a process to its parent while this walks is missed, never counted twice for long: a limit is
+    found a sample later.
+    """
+    total = 0.0
+    pending = _children(root)
+    while pending:
+        pid = pending.pop()
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15])) * _TICK
+        pending += _children(pid)
+    return total
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,163 @@
+"""The verbs: a :class:`Sandbox` is parts put together; it runs programs, starts them, or explains itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from isolate.defaults import defaults
+from isolate.kernel import CLONE_NEWPID, CLONE_NEWTIME
+from isolate.namespaces import PidNamespace
+from isolate.plan import Part, Phase, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from isolate.process import Process
+    from isolate.result import Result
+    from isolate.tape import Tape
+
+__all__ = ["Sandbox"]
+
+
+class Sandbox:
+    """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
+
+    Immutable. The order of the parts does not matter; :class:`isolate.Root` alone has an order inside. ``+`` adds parts.
+    What is not said is at its safe default: see :mod:`isolate.defaults`.
+
+    :raises ConflictError: for the same part twice, or parts that contradict one another.
+    """
+
+    __slots__ = ("_lock", "_tapes", "parts")
+
+    def __init__(self, *parts: Part) -> None:
+        self.parts: tuple[Part, ...] = parts
+        self._tapes: dict[tuple[int, int], Tape] = {}
+        self._lock = threading.Lock()
+        self._plan()  # refuses what can be refused without running anything
+
+    def __add__(self, other: Part | Sandbox | Iterable[Part]) -> Sandbox:
+        if isinstance(other, Sandbox):
+            return Sandbox(*self.parts, *other.parts)
+        if isinstance(other, Part):
+            return Sandbox(*self.parts, other)
+        return Sandbox(*self.parts, *other)
+
+    def __repr__(self) -> str:
+        return f"Sandbox({', '.join(map(repr, self.parts))})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sandbox) and set(self.parts) == set(other.parts)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.parts))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Sandbox, self.parts
+
+    def _plan(self) -> Plan:
+        return Plan(defaults(self.parts), euid=os.geteuid(), egid=os.getegid())
+
+    def compile(self) -> Tape:
+        """The tape, made once for the caller's ids and then reused from any thread."""
+        key = (os.geteuid(), os.getegid())
+        tape = self._tapes.get(key)
+        if tape is None:
+            from isolate.tape import compile_plan
+
+            with self._lock:
+                tape = self._tapes.get(key)
+                if tape is None:
+                    plan = self._plan()
+                    pid = plan.context.find(PidNamespace)
+                    flags = int(plan.clone_flags)
+                    time = any(step.phase is Phase.TIME for step in plan.steps)
+                    tape = compile_plan(
+                        plan,
+                        init=pid is None or pid.init,
+                        pid_namespace=bool(flags & CLONE_NEWPID),
+                        # A process in another time namespace may not share memory with its parent (clone(2), EINVAL).
+                        share=not time and not flags & CLONE_NEWTIME,
+                    )
+                    self._tapes[key] = tape
+        return tape
+
+    def explain(self) -> str:
+        """The ordered steps with the kernel calls behind them. Needs no privileges and runs nothing."""
+        return self._plan().explain()
+
+    def check(self) -> None:
+        """Start and end an empty program in it: whether this host can do all of it.
+
+        :raises SetupError: what cannot be done, with cause and remedy.
+        """
+        from isolate.process import probe
+
+        probe(self)
+
+    # ---- spawn -------------------------------------------------------------------------------------------------
+
+    def spawn(
+        self,
+        args: str | bytes | os.PathLike[str] | Sequence[str | bytes | os.PathLike[str]],
+        *,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        pty: bool | tuple[int, int] = False,
+        pass_fds: Iterable[int] | Mapping[int, int] = (),
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+        cwd: str | bytes | os.PathLike[str] | None = None,
+    ) -> Process:
+        """Start a program and return a :class:`~isolate.Process` once it has been executed.
+
+        ``stdin``, ``stdout`` and ``stderr`` are as in :class:`subprocess.Popen`: None inherits, PIPE, DEVNULL, STDOUT (for
+        stderr), a descriptor or a file. ``pty`` gives it a terminal of its own, of (rows, columns), whose other end is
+        ``Process.pty``. ``pass_fds`` are descriptors it gets under the same number, or {number inside: descriptor}.
+        ``env`` is the whole environment; None is PATH alone. ``cwd`` is a path inside; None is ``/`` in a root of its own.
+
+        :raises SetupError: a part is not in force, or the program cannot be executed; nothing is left of it.
+        """
+        from isolate.process import spawn
+
+        return spawn(
+            self, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd
+        )  # fmt: skip
+
+    # ---- run ---------------------------------------------------------------------------------------------------
+
+    @overload
+    def run(
+        self, args: Any, *, input: str | None = ..., text: Literal[True], **options: Any
+    ) -> Result[str]: ...
+    @overload
+    def run(
+        self, args: Any, *, input: bytes | None = ..., text: Literal[False] = ..., **options: Any
+    ) -> Result[bytes]: ...
+    def run(
+        self,
+        args: Any,
+        *,
+        input: str | bytes | None = None,
+        stdin: Any = None,
+        stdout: Any = -1,
+        stderr: Any = -1,
+        timeout: float | None = None,
+        cpu_time: float | None = None,
+        max_output: int | str | None = "64M",
+        pass_fds: Iterable[int] | Mapping[int, int] = (),
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+        cwd: str | bytes | os.PathLike[str] | None = None,
+        check: bool = False,
+        text: bool = False,
+    ) -> Result[str] | Result[bytes]:
+        """Run a program to its end and tell how it ended."""
+        from isolate.running import run
+
+        return run(
+            self, args, input=input, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout, cpu_time=cpu_time,
+            max_output=max_output, pass_fds=pass_fds, env=env, cwd=cwd, check=check, text=text,
+        )  # fmt: skip
+

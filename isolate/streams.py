@@ -1,0 +1,198 @@
+"""What the standard streams of a program are connected to, and the arguments of a start made bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from isolate.defaults import DEFAULT_PATH
+from isolate.tape import run_block
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from isolate.tape import Tape
+
+PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
+
+
+def argument(value: object, what: str) -> bytes:
+    """A program's argument, a variable or a path as bytes; any bytes but NUL."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"{what} must be str, bytes or a path, not {type(value).__name__}")
+    data = os.fsencode(value)
+    if b"\0" in data:
+        raise ValueError(f"{what} holds a NUL byte: {value!r}")
+    return data
+
+
+def arguments(args: object) -> list[bytes]:
+    """The argument vector; a single string is a program's name, never a shell's command line."""
+    if isinstance(args, (str, bytes, os.PathLike)):
+        args = [args]
+    try:
+        vector = [argument(a, "an argument") for a in args]  # type: ignore[attr-defined]
+    except TypeError as error:
+        if "must be" in str(error):
+            raise
+        raise TypeError(f"args must be a sequence of str, bytes or paths, not {args!r}") from None
+    if not vector or not vector[0]:
+        raise ValueError("args needs at least the name of a program")
+    return vector
+
+
+def environment(env: Mapping[Any, Any] | None) -> tuple[list[bytes], bytes]:
+    """The environment as ``name=value``, and the PATH to look the program up in."""
+    if env is None:
+        env = {"PATH": DEFAULT_PATH}
+    block: list[bytes] = []
+    path = DEFAULT_PATH.encode()
+    for key, value in env.items():
+        name, data = argument(key, "a variable's name"), argument(value, "a variable's value")
+        if not name or b"=" in name:
+            raise ValueError(f"not a variable's name: {key!r}")
+        if name == b"PATH":
+            path = data
+        block.append(name + b"=" + data)
+    return block, path
+
+
+def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, int]]:
+    """(number inside, descriptor), ascending by number."""
+    pairs = dict(pass_fds) if hasattr(pass_fds, "items") else {fd: fd for fd in pass_fds}
+    for inside, fd in pairs.items():
+        for number in (inside, fd):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise ValueError(f"pass_fds: not a descriptor: {number!r}")
+        if inside < 3:
+            raise ValueError(f"pass_fds: {inside} is a standard stream; use stdin, stdout or stderr")
+        if inside >= 65536:
+            raise ValueError(f"pass_fds: {inside} is absurdly high")
+    return sorted(pairs.items())
+
+
+def block(
+    tape: Tape,
+    args: object,
+    *,
+    env: Mapping[Any, Any] | None,
+    cwd: object,
+    pass_fds: Iterable[int] | Mapping[int, int],
+    started: bool,
+    tty: bool,
+) -> tuple[bytes, list[int], tuple[bytes, ...]]:
+    """The run block, the descriptors to hand over after 0, 1 and 2, and the argument vector."""
+    argv = arguments(args)
+    variables, path = environment(env)
+    directory = argument("." if cwd is None else cwd, "cwd")
+    if not directory:
+        raise ValueError("cwd is empty")
+    passed = descriptors(pass_fds)
+    slots = list(tape.plan.context.slots)
+    first = 6 + len(slots)
+    fds = [(0, 0), (1, 1), (2, 2), *((first + i, inside) for i, (inside, _) in enumerate(passed))]
+    slots += [fd for _, fd in passed]
+    run = run_block(
+        argv, variables, program=argv[0], path=path, cwd=directory, fds=fds, slots=6 + len(slots), started=started, tty=tty
+    )  # fmt: skip
+    return run, slots, tuple(argv)
+
+
+class Streams:
+    """Descriptors for 0, 1 and 2 of a program; ours are the other ends of its pipes. A context manager: leaving it
+    closes what was opened for the program, and, on an exception, our ends too."""
+
+    def __init__(self, stdin: Any, stdout: Any, stderr: Any, pty: bool | tuple[int, int] = False) -> None:
+        self.given: list[int] = []
+        #: Our ends, -1 where there is no pipe.
+        self.ours = [-1, -1, -1]
+        self.pty = -1
+        self._opened: list[int] = []
+        try:
+            if pty:
+                self._terminal(pty, (stdin, stdout, stderr))
+            else:
+                for number, wanted in enumerate((stdin, stdout, stderr)):
+                    self.given.append(self._connect(number, wanted))
+        except BaseException:
+            self._close(failed=True)
+            raise
+
+    def _connect(self, number: int, wanted: Any) -> int:
+        if wanted is None:
+            os.fstat(number)  # EBADF here says which; later it would be a descriptor of ours
+            return number
+        if wanted == STDOUT and isinstance(wanted, int):
+            if number != 2:
+                raise ValueError("STDOUT can only be said of stderr")
+            return self.given[1]
+        if isinstance(wanted, int) and not isinstance(wanted, bool):
+            if wanted == PIPE:
+                read, write = os.pipe2(os.O_CLOEXEC)
+                theirs, self.ours[number] = (read, write) if number == 0 else (write, read)
+                self._opened.append(theirs)
+                return theirs
+            if wanted == DEVNULL:
+                fd = os.open("/dev/null", (os.O_RDONLY if number == 0 else os.O_WRONLY) | os.O_CLOEXEC)
+                self._opened.append(fd)
+                return fd
+            if wanted < 0:
+                raise ValueError(f"not a descriptor: {wanted}")
+            os.fstat(wanted)
+            return wanted
+        fileno = getattr(wanted, "fileno", None)
+        if fileno is None:
+            raise TypeError(f"a stream must be None, PIPE, DEVNULL, STDOUT, a descriptor or a file, not {wanted!r}")
+        return int(fileno())
+
+    def _terminal(self, pty: bool | tuple[int, int], others: tuple[Any, ...]) -> None:
+        if any(o is not None for o in others):
+            raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
+        self.pty, slave = os.openpty()
+        self._opened.append(slave)
+        if pty is not True:
+            set_window(self.pty, *pty)
+        self.given = [slave, slave, slave]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._close(failed=kind is not None)
+
+    def _close(self, *, failed: bool) -> None:
+        for fd in self._opened:
+            os.close(fd)
+        self._opened = []
+        if failed:
+            for fd in (*self.ours, self.pty):
+                if fd >= 0:
+                    os.close(fd)
+            self.ours, self.pty = [-1, -1, -1], -1
+
+
+def set_window(fd: int, rows: int, columns: int) -> None:
+    """Set a terminal's size (TIOCSWINSZ)."""
+    import fcntl
+    import struct
+    import termios
+
+    for value in (rows, columns):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
+            raise ValueError(f"rows and columns must be from 1 to 65535, not {value!r}")
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def close_quietly(fds: Sequence[int]) -> None:
+    """Close descriptors of ours; one that the user has closed already is no error."""
+    for fd in fds:
+        if fd >= 0:
+            try:
+                os.close(fd)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
