@@ -408,7 +408,7 @@ static int64_t rmtree(const int64_t *arg)
 
 static int64_t execute(struct iso_machine *m, const struct iso_op *op, uint32_t counter)
 {
-	int64_t arg[6];
+	int64_t arg[6] = {0}; /* gcc -fanalyzer cannot see that the loop fills it */
 	for (int i = 0; i < 6; i++)
 		arg[i] = argument(m, op, i, counter);
 	switch (op->code) {
