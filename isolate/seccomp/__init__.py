@@ -1,0 +1,25 @@
+"""Filters for system calls: policies as values, compiled to classic BPF without libseccomp.
+
+    from isolate.seccomp import Seccomp, allow, deny, arg, arg32
+
+    policy = Seccomp.default() - "@debug" + deny("connect", errno="ENETUNREACH")
+    print(policy.explain("connect"))
+"""
+
+from .actions import Action as Action
+from .bpf import ProgramTooLarge as ProgramTooLarge
+from .conditions import Condition as Condition
+from .conditions import arg as arg
+from .conditions import arg32 as arg32
+from .policy import Seccomp as Seccomp
+from .profiles import deny_user_namespaces as deny_user_namespaces
+from .rules import Rule as Rule
+from .rules import allow as allow
+from .rules import deny as deny
+from .rules import rule as rule
+from .sets import DESCRIPTIONS as DESCRIPTIONS
+from .sets import SETS as SETS
+from .sets import members as members
+from .simulate import InvalidProgram as InvalidProgram
+from .simulate import disassemble as disassemble
+from .simulate import simulate as simulate

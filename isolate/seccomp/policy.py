@@ -1,0 +1,345 @@
+"""`Seccomp`: a policy for system calls, as a value; compiled to a filter, explained, and put in force by a sandbox."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .. import syscalls
+from .actions import Action
+from .rules import Rule
+
+if TYPE_CHECKING:
+    from ..plan import Context, Step
+    from .decide import Answer
+
+__all__ = ["Seccomp"]
+
+# linux/seccomp.h
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_LOG = 2
+SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Seccomp:
+    """Which system calls a program may make, with which arguments, and what happens at the others.
+
+        Seccomp(allow("@basic-io", "@memory"), deny("socket", when=arg32(0) != AF_UNIX), otherwise="EPERM")
+
+    Rules are tried from the last to the first: what is added later wins. `policy + rule` and `policy + policy` add,
+    `policy - "ptrace"` takes every rule about a call away. Policies compare, hash, and print as the code that makes
+    them.
+
+    - `otherwise`: the answer where no rule matches: an Action or its word ("EPERM", "kill", "allow", "log").
+    - `unknown`: the answer to numbers that the tables do not know or that are later than the running kernel. Left out
+      it is ENOSYS where `otherwise` is an errno, so that libraries fall back to older calls, and else `otherwise`.
+    - `foreign`: the answer to calls through an ABI that the policy does not cover: i386 and x32 on x86-64, arm on
+      AArch64. Left out: the process is killed.
+    - `compat`: such ABIs that the same rules cover: `compat=("i386",)`.
+    - `log`: actions but allow go to the audit log (SECCOMP_FILTER_FLAG_LOG, Linux 4.14).
+    - `spec_allow`: leave Speculative Store Bypass on (SECCOMP_FILTER_FLAG_SPEC_ALLOW, Linux 4.17).
+
+    Where the arguments of `clone` are filtered, `clone3` answers ENOSYS unless a rule names it, since its flags stand
+    in memory where no filter sees them; likewise `openat2` for `openat`, `socketcall` and `ipc` on i386, and io_uring.
+
+    As a part of a sandbox it is installed last, just before the program is executed, and needs `no_new_privs` or
+    CAP_SYS_ADMIN; the exec itself passes the filter, so a policy must allow `execve` or `execveat`. Several policies
+    stack: for each call the kernel takes the strictest answer. There is no way back: a filter holds for the process and
+    all its children until they end. Refused: values of the wrong type (TypeError), impossible or unknown ones
+    (ValueError). Needs Linux 3.17; see seccomp(2).
+    """
+
+    rules: tuple[Rule, ...]
+    otherwise: Action
+    unknown: Action | None
+    foreign: Action
+    compat: tuple[str, ...]
+    log: bool
+    spec_allow: bool
+    #: A ready program (`from_bpf`); such a policy has no rules.
+    ready: bytes | None
+
+    #: Filters stack, so a sandbox takes several.
+    repeatable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *rules: Rule | Iterable[Rule],
+        otherwise: Action | str = "EPERM",
+        unknown: Action | str | None = None,
+        foreign: Action | str = "kill",
+        compat: str | Iterable[str] = (),
+        log: bool = False,
+        spec_allow: bool = False,
+    ) -> None:
+        flat: list[Rule] = []
+        for rule in rules:
+            flat += [rule] if isinstance(rule, Rule) else _rules(rule)
+        abis = {syscalls.canonical_arch(abi) for abi in ((compat,) if isinstance(compat, str) else compat)}
+        if not abis <= {"i386", "x32", "arm"}:
+            raise ValueError(f"compat takes i386, x32 and arm, not {', '.join(sorted(abis - {'i386', 'x32', 'arm'}))}")
+        _set(self, "rules", tuple(flat))
+        _set(self, "otherwise", Action.of(otherwise))
+        _set(self, "unknown", None if unknown is None else Action.of(unknown))
+        _set(self, "foreign", Action.of(foreign))
+        _set(self, "compat", tuple(sorted(abis)))
+        _set(self, "log", bool(log))
+        _set(self, "spec_allow", bool(spec_allow))
+        _set(self, "ready", None)
+
+    # ---- ready-made -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def default(cls) -> Seccomp:
+        """For programs of every kind, as strict as Docker's default at least, and stricter where kernels were broken
+        through: no new user namespaces, no io_uring, no keyrings, sockets of four families; see
+        `isolate.seccomp.profiles.default`."""
+        from .profiles import default
+
+        return default()
+
+    @classmethod
+    def strict(cls, otherwise: Action | str = "EPERM") -> Seccomp:
+        """For pure computation: what an interpreter or a compiled program needs to start, compute, read files, write to
+        what is open already, and end; see `isolate.seccomp.profiles.strict`."""
+        from .profiles import strict
+
+        return strict(otherwise)
+
+    @classmethod
+    def from_bpf(cls, program: bytes, *, log: bool = False, spec_allow: bool = False) -> Seccomp:
+        """A ready BPF program: an array of `struct sock_filter`, as libseccomp's `seccomp_export_bpf` writes it.
+
+        It is checked as the kernel checks it; ValueError (InvalidProgram) says which instruction is wrong.
+        """
+        from .simulate import check
+
+        check(bytes(program))
+        policy = cls(log=log, spec_allow=spec_allow)
+        _set(policy, "ready", bytes(program))
+        return policy
+
+    @classmethod
+    def from_oci(
+        cls,
+        profile: Mapping[str, Any] | str | bytes,
+        *,
+        capabilities: Iterable[str] = (),
+        arch: str | None = None,
+        kernel: tuple[int, int] | None = None,
+    ) -> Seccomp:
+        """From an OCI runtime's `linux.seccomp` or a profile as Docker and Podman write them: a dict, or JSON text.
+
+        Docker's `includes` and `excludes` are decided for these capabilities, this architecture (default: native) and
+        this kernel (default: the running one). ValueError for fields and values that are unknown.
+        """
+        from .oci import from_oci
+
+        return from_oci(profile, capabilities=capabilities, arch=arch, kernel=kernel)
+
+    def to_oci(self) -> dict[str, Any]:
+        """The policy as OCI `linux.seccomp`. ValueError for what that cannot say."""
+        from .oci import to_oci
+
+        return to_oci(self)
+
+    # ---- questions --------------------------------------------------------------------------------------------------
+
+    @property
+    def unknown_action(self) -> Action:
+        """The answer to numbers that are unknown: `unknown`, or what follows from `otherwise`."""
+        if self.unknown is not None:
+            return self.unknown
+        return Action.ENOSYS if self.otherwise.kind == "errno" else self.otherwise
+
+    def answer(
+        self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
+    ) -> Answer:
+        """What the rules answer to a call, and which decides. `name` may be a number as the kernel sees it."""
+        from . import decide
+
+        if self.ready is not None:
+            raise ValueError("a ready program has no rules; use simulate()")
+        arch = syscalls.native_arch() if arch is None else syscalls.canonical_arch(arch)
+        if isinstance(name, str):
+            syscalls.number(name, arch)
+            found: str | None = name
+        else:
+            found = syscalls.name(name, arch)
+        if len(args) > 6:
+            raise ValueError(f"a system call has at most 6 arguments, not {len(args)}")
+        values = tuple(value & 0xFFFFFFFFFFFFFFFF for value in args)
+        return decide.answer(self, found, values, arch, kernel or decide.running_kernel())
+
+    def simulate(
+        self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
+    ) -> Action:
+        """What the compiled filter answers, run in Python on the arguments."""
+        from .simulate import simulate
+
+        arch = syscalls.native_arch() if arch is None else syscalls.canonical_arch(arch)
+        number = syscalls.number(name, arch) if isinstance(name, str) else name
+        native = {"i386": "x86_64", "x32": "x86_64", "arm": "aarch64"}.get(arch, arch)
+        return simulate(self.program(native, kernel), arch, number, args)
+
+    def program(self, arch: str | None = None, kernel: tuple[int, int] | None = None) -> bytes:
+        """The compiled filter: `struct sock_filter` after `struct sock_filter`. The same policy gives the same bytes.
+
+        Kept after the first time. `kernel` (default: the running one) decides only which calls are too new and so
+        answer ENOSYS. Raises ProgramTooLarge (a ValueError) above 4,096 instructions.
+        """
+        if self.ready is not None:
+            return self.ready
+        from . import compiler, decide
+
+        arch = syscalls.native_arch() if arch is None else syscalls.canonical_arch(arch)
+        kernel = kernel or decide.running_kernel()
+        cache: dict[object, bytes] = self.__dict__.setdefault("_programs", {})
+        found = cache.get((arch, kernel))
+        if found is None:
+            # Policies that are equal share what was compiled, however often they are made.
+            found = _shared.get((self, arch, kernel))
+            if found is None:
+                found = compiler.build(decide.decisions(self, arch, kernel), self.foreign.value)
+                if len(_shared) >= 64:
+                    _shared.clear()
+                _shared[self, arch, kernel] = found
+            cache[arch, kernel] = found
+        return found
+
+    def disassemble(self, arch: str | None = None) -> str:
+        """The compiled filter as text."""
+        from .simulate import disassemble
+
+        return disassemble(self.program(arch), arch)
+
+    def explain(self, name: str, *args: int, arch: str | None = None) -> str:
+        """What the policy answers to a call, by which rule, in words.
+
+        Without arguments every rule that speaks of the call is shown, in the order in which they are tried.
+        """
+        from .explain import explain
+
+        return explain(self, name, args, arch)
+
+    # ---- arithmetic -------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: object) -> Seccomp:
+        """The policy with more rules, which win over the ones before. Another policy must agree on the rest."""
+        if isinstance(other, Rule):
+            return self._with((*self._own_rules(), other))
+        if isinstance(other, Seccomp):
+            mine, theirs = self._own_rules(), other._own_rules()
+            for field in ("otherwise", "unknown", "foreign", "log", "spec_allow"):
+                if getattr(self, field) != getattr(other, field):
+                    raise ValueError(
+                        f"the policies differ in {field}: {getattr(self, field)!r} and {getattr(other, field)!r}; "
+                        "add the other's rules one by one, or list both policies as parts: the kernel then takes the "
+                        "stricter answer"
+                    )
+            return self._with(mine + theirs, compat=tuple(sorted({*self.compat, *other.compat})))
+        return NotImplemented
+
+    def __sub__(self, names: object) -> Seccomp:
+        """The policy with no rule about these calls: a name, a set's name (`"@clock"`), or several."""
+        if isinstance(names, str):
+            names = (names,)
+        if not isinstance(names, Iterable):
+            return NotImplemented
+        removed = Rule(Action.ALLOW, tuple(names)).calls
+        left = (rule.without(removed) for rule in self._own_rules())
+        return self._with(tuple(rule for rule in left if rule is not None))
+
+    def _own_rules(self) -> tuple[Rule, ...]:
+        if self.ready is not None:
+            raise TypeError("a ready program cannot be added to or taken from")
+        return self.rules
+
+    def _with(self, rules: tuple[Rule, ...], compat: tuple[str, ...] | None = None) -> Seccomp:
+        return Seccomp(
+            rules,
+            otherwise=self.otherwise,
+            unknown=self.unknown,
+            foreign=self.foreign,
+            compat=self.compat if compat is None else compat,
+            log=self.log,
+            spec_allow=self.spec_allow,
+        )
+
+    def __hash__(self) -> int:
+        found = self.__dict__.get("_hash")
+        if found is None:
+            found = hash((self.rules, self.otherwise, self.unknown, self.foreign, self.compat, self.flags, self.ready))
+            _set(self, "_hash", found)
+        return int(found)
+
+    def __repr__(self) -> str:
+        words = [repr(rule) for rule in self.rules]
+        if self.ready is not None:
+            words = [repr(self.ready)]
+        elif self.otherwise != Action.EPERM or not words:
+            words.append(
+                f"otherwise={self.otherwise.word!r}" if _plain(self.otherwise) else f"otherwise={self.otherwise!r}"
+            )
+        if self.unknown is not None:
+            words.append(f"unknown={self.unknown!r}")
+        if self.foreign != Action.KILL_PROCESS:
+            words.append(f"foreign={self.foreign!r}")
+        if self.compat:
+            words.append(f"compat={self.compat!r}")
+        words += [f"{name}=True" for name in ("log", "spec_allow") if getattr(self, name)]
+        name = "Seccomp.from_bpf" if self.ready is not None else "Seccomp"
+        text = ", ".join(words)
+        return f"{name}({text})" if len(text) < 80 else f"{name}(\n    " + ",\n    ".join(words) + ",\n)"
+
+    # ---- as a part --------------------------------------------------------------------------------------------------
+
+    @property
+    def flags(self) -> int:
+        """The flags for seccomp(2)."""
+        return SECCOMP_FILTER_FLAG_LOG * self.log | SECCOMP_FILTER_FLAG_SPEC_ALLOW * self.spec_allow
+
+    def steps(self, context: Context) -> Iterable[Step]:
+        """One step: install the filter."""
+        from ..kernel import Constant
+        from ..plan import Buffer, Phase, Step, Store, call
+
+        program = self.program()
+        count = len(program) // 8
+        code = Buffer(program, "filter")
+        header = Buffer(struct.pack("=HxxxxxxQ", count, 0), "sock_fprog")
+        mode = Constant(SECCOMP_SET_MODE_FILTER, "SECCOMP_SET_MODE_FILTER")
+        yield Step(
+            Phase.SECCOMP,
+            f"install a system call filter of {count} instructions",
+            (Store(header, 8, code.at(0)), call("seccomp", mode, self.flags, header)),
+            hints={
+                13: "a filter needs no_new_privs or CAP_SYS_ADMIN: leave NoNewPrivs on",
+                22: "the kernel refused the program or its flags (CONFIG_SECCOMP_FILTER, Linux 4.17 for spec_allow)",
+            },
+        )
+
+
+_shared: dict[tuple[Seccomp, str, tuple[int, int]], bytes] = {}
+
+
+def _set(policy: Seccomp, name: str, value: object) -> None:
+    object.__setattr__(policy, name, value)
+
+
+def _rules(rules: object) -> list[Rule]:
+    found: list[Any] = list(rules) if isinstance(rules, Iterable) and not isinstance(rules, str) else [rules]
+    for rule in found:
+        if not isinstance(rule, Rule):
+            raise TypeError(f"not a rule: {rule!r}; use allow({rule!r}) or deny({rule!r})")
+    return found
+
+
+def _plain(action: Action) -> bool:
+    try:
+        return Action.of(action.word) == action
+    except ValueError:
+        return False
