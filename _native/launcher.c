@@ -383,7 +383,13 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 		if (pid == payload) {
 			m->shared->status = status;
 			m->shared->complete |= ISO_COMPLETE_STATUS;
-			/* PID 1 takes its namespace along. Without one the supervisor, a subreaper, inherits what is left. */
+			/* PID 1 would take its namespace along, but what the kernel reaps then nobody accounts for: so kill and
+			 * reap here. Without a pid namespace the supervisor, a subreaper, inherits what is left. */
+			if (m->header->flags & ISO_TAPE_PIDNS) {
+				SYS2(kill, -1, SIGKILL_);
+				while (SYS4(wait4, -1, 0, 0x40000000 /* __WALL */, 0) > 0)
+					;
+			}
 			exit_now(0);
 		}
 		if (pid > 0)

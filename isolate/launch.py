@@ -58,7 +58,7 @@ def decode(message: bytes) -> Record:
     if len(message) != end + report_size or head_size > len(head):
         raise ValueError("a record whose sizes do not add up")
     return Record(
-        *plain, user, system, rss, wall, head[:head_size], message[RECORD.size : end], message[end : end + report_size]
+        *plain[:7], user, system, rss, wall, head[:head_size], message[RECORD.size : end], message[end : end + report_size]
     )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ class Session:
         if self.pidfd < 0 or os.getpid() != self.owner:
             return
         try:
-            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)  # type: ignore[attr-defined]
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             _reaping.observe(self)
 

@@ -70,8 +70,9 @@ def make_result(
     verdict: Verdict,
     captured: Sequence[Any],
     truncated: frozenset[str],
+    usage: tuple[float, int] = (0.0, 0),
 ) -> Result[Any]:
-    """A result from its pieces."""
+    """A result from its pieces; ``usage`` is what was seen just before a kill."""
     return Result(
         args=tuple(args),
         returncode=returncode,
@@ -79,8 +80,8 @@ def make_result(
         stdout=captured[0],
         stderr=captured[1],
         wall_time=record.wall_ns / 1e9,
-        cpu_time=(record.user_ns + record.system_ns) / 1e9,
-        peak_memory=record.max_rss,
+        cpu_time=max((record.user_ns + record.system_ns) / 1e9, usage[0]),
+        peak_memory=max(record.max_rss, usage[1]),
         truncated=truncated,
         applied=applied(record, tape),
     )
@@ -91,24 +92,27 @@ def next_sample(left: float) -> float:
     return min(max(left / _CPUS, 0.01), 1.0)
 
 
-def tree_cpu_time(root: int) -> float:
-    """Seconds of CPU time of a process's descendants, living and reaped (proc(5): stat, children).
+def tree_usage(root: int) -> tuple[float, int]:
+    """CPU seconds and the largest resident set of a process's descendants, living and reaped (proc(5): stat, status).
 
-    What moves from a process to its parent while this walks is missed, never counted twice for long: a limit is
-    found a sample later.
+    What moves from a process to its parent while this walks is missed, never counted twice: a limit is found a sample
+    later. Needed while they live: the kernel does not account for what it reaps itself when PID 1 is killed.
     """
-    total = 0.0
+    total, peak = 0.0, 0
     pending = _children(root)
     while pending:
         pid = pending.pop()
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
+            with open(f"/proc/{pid}/status", "rb") as file:
+                _, found, rest = file.read().partition(b"VmHWM:")
         except OSError:
             continue
         total += sum(map(int, fields[11:15])) * _TICK
+        peak = max(peak, int(rest.split(None, 1)[0]) * 1024 if found else 0)
         pending += _children(pid)
-    return total
+    return total, peak
 
 
 def _children(pid: int) -> list[int]:

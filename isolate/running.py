@@ -78,6 +78,7 @@ class Run:
         self.truncated: set[str] = set()
         self.killed: Verdict | None = None
         self.reaped = False
+        self.usage = (0.0, 0)
         with streams.Streams(stdin, stdout, stderr) as connected:
             self.ours = connected.ours
             for number, fd in enumerate(self.ours):
@@ -115,7 +116,7 @@ class Run:
         if self.deadline is not None and now >= self.deadline:
             self.kill(Verdict.TIMEOUT)
         elif self._sample_at is not None and self.cpu_time is not None and now >= self._sample_at:
-            used = outcome.tree_cpu_time(self.session.pid)
+            used, _ = outcome.tree_usage(self.session.pid)
             if used >= self.cpu_time:
                 self.kill(Verdict.CPU_TIME)
             else:
@@ -139,6 +140,7 @@ class Run:
         """Take the tree down; ``reason`` becomes the verdict if the program has not ended by itself."""
         if self.killed is None:
             self.killed = reason
+            self.usage = outcome.tree_usage(self.session.pid)
         self.session.kill()
 
     # ---- inside ------------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ class Run:
         for number, data in self.chunks.items():
             captured[number - 1] = data.decode("utf-8", "replace") if self.text else bytes(data)
         return outcome.make_result(
-            record, self.session.tape, self.args, returncode, verdict, captured, frozenset(self.truncated)
+            record, self.session.tape, self.args, returncode, verdict, captured, frozenset(self.truncated), self.usage
         )  # fmt: skip
 
 

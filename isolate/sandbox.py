@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import IO, TYPE_CHECKING, Literal, TypeAlias, overload
 
 from isolate.defaults import defaults
 from isolate.kernel import CLONE_NEWPID, CLONE_NEWTIME
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from isolate.result import Result
     from isolate.tape import Tape
 
+    StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+    Args: TypeAlias = "StrOrBytesPath | Sequence[StrOrBytesPath]"
+    Stream: TypeAlias = "int | IO[bytes] | IO[str] | None"
+
 __all__ = ["Sandbox"]
+
+PIPE = -1  # as in subprocess
+DEFAULT_MAX_OUTPUT = "64M"
 
 
 class Sandbox:
@@ -89,27 +96,27 @@ class Sandbox:
         return self._plan().explain()
 
     def check(self) -> None:
-        """Start and end an empty program in it: whether this host can do all of it.
+        """Start a program that ends at once (one that isolate brings along): whether this host can do all of it.
 
         :raises SetupError: what cannot be done, with cause and remedy.
         """
-        from isolate.process import probe
+        from isolate.probe import check
 
-        probe(self)
+        check(self)
 
     # ---- spawn -------------------------------------------------------------------------------------------------
 
     def spawn(
         self,
-        args: str | bytes | os.PathLike[str] | Sequence[str | bytes | os.PathLike[str]],
+        args: Args,
         *,
-        stdin: Any = None,
-        stdout: Any = None,
-        stderr: Any = None,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
         pty: bool | tuple[int, int] = False,
         pass_fds: Iterable[int] | Mapping[int, int] = (),
         env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
-        cwd: str | bytes | os.PathLike[str] | None = None,
+        cwd: StrOrBytesPath | None = None,
     ) -> Process:
         """Start a program and return a :class:`~isolate.Process` once it has been executed.
 
@@ -130,30 +137,69 @@ class Sandbox:
 
     @overload
     def run(
-        self, args: Any, *, input: str | None = ..., text: Literal[True], **options: Any
-    ) -> Result[str]: ...
+        self,
+        args: Args,
+        *,
+        input: bytes | None = ...,
+        stdin: Stream = ...,
+        stdout: Stream = ...,
+        stderr: Stream = ...,
+        timeout: float | None = ...,
+        cpu_time: float | None = ...,
+        max_output: int | str | None = ...,
+        pass_fds: Iterable[int] | Mapping[int, int] = ...,
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        check: bool = ...,
+        text: Literal[False] = ...,
+    ) -> Result[bytes]: ...
     @overload
     def run(
-        self, args: Any, *, input: bytes | None = ..., text: Literal[False] = ..., **options: Any
-    ) -> Result[bytes]: ...
+        self,
+        args: Args,
+        *,
+        input: str | bytes | None = ...,
+        stdin: Stream = ...,
+        stdout: Stream = ...,
+        stderr: Stream = ...,
+        timeout: float | None = ...,
+        cpu_time: float | None = ...,
+        max_output: int | str | None = ...,
+        pass_fds: Iterable[int] | Mapping[int, int] = ...,
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        check: bool = ...,
+        text: Literal[True],
+    ) -> Result[str]: ...
     def run(
         self,
-        args: Any,
+        args: Args,
         *,
         input: str | bytes | None = None,
-        stdin: Any = None,
-        stdout: Any = -1,
-        stderr: Any = -1,
+        stdin: Stream = None,
+        stdout: Stream = PIPE,
+        stderr: Stream = PIPE,
         timeout: float | None = None,
         cpu_time: float | None = None,
-        max_output: int | str | None = "64M",
+        max_output: int | str | None = DEFAULT_MAX_OUTPUT,
         pass_fds: Iterable[int] | Mapping[int, int] = (),
         env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
-        cwd: str | bytes | os.PathLike[str] | None = None,
+        cwd: StrOrBytesPath | None = None,
         check: bool = False,
         text: bool = False,
     ) -> Result[str] | Result[bytes]:
-        """Run a program to its end and tell how it ended."""
+        """Run a program to its end and tell how it ended.
+
+        Reads nothing unless ``input`` or ``stdin`` says so; what it writes is captured unless ``stdout`` or ``stderr`` say
+        otherwise (as in :meth:`spawn`; None inherits). When the call returns everything inside is dead.
+
+        ``timeout`` is for the wall clock, ``cpu_time`` for user and system time of all processes inside together, both in
+        seconds; ``max_output`` is for each captured stream, bytes or ``"64M"``, None for no limit. Whoever passes one is
+        killed, with all inside, and the verdict says which. ``text`` decodes as UTF-8, replacing what is not.
+
+        :raises SetupError: a part is not in force, or the program cannot be executed.
+        :raises ProgramError: with ``check``, the verdict is not OK.
+        """
         from isolate.running import run
 
         return run(
@@ -161,3 +207,63 @@ class Sandbox:
             max_output=max_output, pass_fds=pass_fds, env=env, cwd=cwd, check=check, text=text,
         )  # fmt: skip
 
+    @overload
+    async def arun(
+        self,
+        args: Args,
+        *,
+        input: bytes | None = ...,
+        stdin: Stream = ...,
+        stdout: Stream = ...,
+        stderr: Stream = ...,
+        timeout: float | None = ...,
+        cpu_time: float | None = ...,
+        max_output: int | str | None = ...,
+        pass_fds: Iterable[int] | Mapping[int, int] = ...,
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        check: bool = ...,
+        text: Literal[False] = ...,
+    ) -> Result[bytes]: ...
+    @overload
+    async def arun(
+        self,
+        args: Args,
+        *,
+        input: str | bytes | None = ...,
+        stdin: Stream = ...,
+        stdout: Stream = ...,
+        stderr: Stream = ...,
+        timeout: float | None = ...,
+        cpu_time: float | None = ...,
+        max_output: int | str | None = ...,
+        pass_fds: Iterable[int] | Mapping[int, int] = ...,
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = ...,
+        cwd: StrOrBytesPath | None = ...,
+        check: bool = ...,
+        text: Literal[True],
+    ) -> Result[str]: ...
+    async def arun(
+        self,
+        args: Args,
+        *,
+        input: str | bytes | None = None,
+        stdin: Stream = None,
+        stdout: Stream = PIPE,
+        stderr: Stream = PIPE,
+        timeout: float | None = None,
+        cpu_time: float | None = None,
+        max_output: int | str | None = DEFAULT_MAX_OUTPUT,
+        pass_fds: Iterable[int] | Mapping[int, int] = (),
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+        cwd: StrOrBytesPath | None = None,
+        check: bool = False,
+        text: bool = False,
+    ) -> Result[str] | Result[bytes]:
+        """:meth:`run` for asyncio. Cancelling the task kills everything inside."""
+        from isolate.aio import arun
+
+        return await arun(
+            self, args, input=input, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout, cpu_time=cpu_time,
+            max_output=max_output, pass_fds=pass_fds, env=env, cwd=cwd, check=check, text=text,
+        )  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from isolate.defaults import DEFAULT_PATH
 from isolate.tape import run_block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -63,7 +64,7 @@ def environment(env: Mapping[Any, Any] | None) -> tuple[list[bytes], bytes]:
 
 def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, int]]:
     """(number inside, descriptor), ascending by number."""
-    pairs = dict(pass_fds) if hasattr(pass_fds, "items") else {fd: fd for fd in pass_fds}
+    pairs = dict(pass_fds.items()) if isinstance(pass_fds, Mapping) else {fd: fd for fd in pass_fds}
     for inside, fd in pairs.items():
         for number in (inside, fd):
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -154,7 +155,7 @@ class Streams:
             raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
         self.pty, slave = os.openpty()
         self._opened.append(slave)
-        if pty is not True:
+        if not isinstance(pty, bool):
             set_window(self.pty, *pty)
         self.given = [slave, slave, slave]
 
