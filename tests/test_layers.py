@@ -1,0 +1,223 @@
+"""The shape of the code: imports point down, names that are private stay at home, modules have a readable size."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import isolate
+
+PACKAGE = Path(isolate.__file__).parent
+TABLES = {"isolate._syscall_table"}  # generated: data, not something to read
+
+# Each imports only what stands below it. Whatever is not named is a noun: a module or package for a kernel subsystem.
+BOTTOM = {"errors", "sizes", "kernel", "native", "syscalls", "_syscall_table", "_native"}
+PLAN = {"plan", "tape", "explain"}
+VERBS = {
+    "sandbox", "process", "running", "launch", "outcome", "streams", "diagnosis", "result", "defaults", "attach", "aio",
+    "probe",
+}  # fmt: skip
+ASSEMBLED = {"presets", "pool", "executor", "images", "oci"}
+TOUCHED = {"__init__", "__main__", "cli", "doctor", "pytest_plugin"}
+LAYERS = [BOTTOM, PLAN, None, VERBS, ASSEMBLED, TOUCHED]  # None: the nouns
+NOUNS = LAYERS.index(None)
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ("isolate", *path.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 2 else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def subject(module: str) -> str:
+    """The first word below the package: ``isolate.cgroups.v1`` is of ``cgroups``."""
+    words = module.split(".")
+    return words[1] if len(words) > 1 else "__init__"
+
+
+def layer(module: str) -> int:
+    for index, names in enumerate(LAYERS):
+        if names is not None and subject(module) in names:
+            return index
+    return NOUNS
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def imports(node: ast.AST, module: str, *, inside: bool = True) -> list[tuple[str, str, int]]:
+    """(module, name, line) of each import that runs; with ``inside=False`` only those at the top of the module."""
+    found = []
+    for child in ast.iter_child_nodes(node):
+        if is_type_checking(child):
+            assert isinstance(child, ast.If)
+            for other in child.orelse:
+                found += imports(ast.Module([other], []), module, inside=inside)
+            continue
+        if not inside and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(child, ast.Import):
+            found += [(alias.name, "", child.lineno) for alias in child.names if alias.name.split(".")[0] == "isolate"]
+        elif isinstance(child, ast.ImportFrom):
+            source = child.module or ""
+            if child.level:
+                up = child.level - (MODULES[module].name == "__init__.py")
+                source = ".".join([*module.split(".")[: -up or None], *source.split(".")]).rstrip(".")
+            if source.split(".")[0] == "isolate":
+                for alias in child.names:
+                    whole = f"{source}.{alias.name}"
+                    is_module = whole in MODULES or alias.name == "_native"
+                    found.append((whole, "", child.lineno) if is_module else (source, alias.name, child.lineno))
+        found += imports(child, module, inside=inside)
+    return found
+
+
+def each_import(*, inside: bool = True) -> list[tuple[str, str, str, int]]:
+    return [
+        (module, *row)
+        for module, path in MODULES.items()
+        for row in imports(ast.parse(path.read_text()), module, inside=inside)
+    ]
+
+
+def test_imports_are_found() -> None:
+    """The walk sees what it is to judge: at the top, within functions, and not what is for type checkers only."""
+    tree = ast.parse(
+        "from isolate.plan import Step\nif TYPE_CHECKING:\n    from isolate.sandbox import Sandbox\n"
+        "def f():\n    import isolate.process\n"
+    )
+    assert imports(tree, "x") == [("isolate.plan", "Step", 1), ("isolate.process", "", 5)]
+    assert imports(tree, "x", inside=False) == [("isolate.plan", "Step", 1)]
+    one_of_each = ("native", "tape", "mounts.bind", "sandbox", "presets", "__main__")
+    assert [layer(f"isolate.{name}") for name in one_of_each] == list(range(6))
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{module}:{line} imports {imported} from above"
+        for module, imported, name, line in each_import()
+        if imported != "isolate" and layer(imported) > layer(module)
+    ]
+    assert wrong == []
+
+
+def test_only_what_a_person_touches_imports_the_package_itself() -> None:
+    """``from isolate import X`` below would run the whole package's imports and hide which module is meant."""
+    wrong = [
+        f"{module}:{line}: from isolate import {name}"
+        for module, imported, name, line in each_import()
+        if imported == "isolate" and layer(module) < len(LAYERS) - 1
+    ]
+    assert wrong == []
+
+
+def test_nouns_keep_their_internals_to_themselves() -> None:
+    wrong = [
+        f"{module}:{line}: {imported} {name}"
+        for module, imported, name, line in each_import()
+        if subject(module) != subject(imported)
+        and (name.startswith("_") or any(part.startswith("_") for part in imported.split(".")[2:]))
+    ]
+    assert wrong == []
+
+
+def test_no_cycles() -> None:
+    """Imports that run when a module is loaded make no cycle."""
+    graph: dict[str, set[str]] = {module: set() for module in MODULES}
+    for module, imported, _, _ in each_import(inside=False):
+        if imported in graph and imported != module:
+            graph[module].add(imported)
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for other in sorted(graph[module]):
+                walk(other, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        walk(module, ())
+
+
+def test_no_ctypes_anywhere() -> None:
+    wrong = [
+        f"{module}: {name}"
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in (
+            [a.name for a in node.names] if isinstance(node, ast.Import)
+            else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        )
+        if name.split(".")[0] == "ctypes"
+    ]  # fmt: skip
+    assert wrong == []
+
+
+def test_size_of_modules() -> None:
+    sizes = {m: len(p.read_text().splitlines()) for m, p in MODULES.items() if m not in TABLES}
+    long = {m: n for m, n in sizes.items() if n > 400}
+    print("longer than 400 lines:", long)
+    assert max(sizes.values()) <= 600, long
+    assert len(long) <= len(sizes) // 8, long
+
+
+# ---- the public surface ------------------------------------------------------------------------------------------
+
+CONTRACT = """
+    Sandbox UserNamespace MountNamespace PidNamespace NetNamespace IpcNamespace UtsNamespace CgroupNamespace
+    TimeNamespace Root Bind Tmpfs Overlay Proc Sys Dev Mqueue File Dir Symlink Mask ReadOnly
+    Limits Cgroup Capabilities Cap Seccomp Landlock NoNewPrivs Rlimits Credentials Result Verdict Process Part
+    IsolateError SetupError UnsupportedError IrreversibleError ThreadedError ConflictError RestoreError
+"""
+
+
+@pytest.mark.parametrize("name", CONTRACT.split())
+def test_name_of_the_contract(name: str) -> None:
+    assert name in isolate.__all__
+    assert getattr(isolate, name).__doc__
+
+
+def test_everything_public_is_there_and_documented() -> None:
+    assert len(set(isolate.__all__)) == len(isolate.__all__)
+    for name in isolate.__all__:
+        value = getattr(isolate, name)
+        assert not name.startswith("_") or name == "__version__"
+        if isinstance(value, type) or callable(value):
+            assert value.__doc__, name
+    assert set(isolate.__all__) <= set(dir(isolate))
+
+
+def test_the_package_only_re_exports() -> None:
+    """No logic in ``__init__``: imports, names, and at most the function that loads them when they are first used."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            assert node.name in ("__getattr__", "__dir__"), node.name
+        else:
+            allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.If, ast.Expr)
+            assert isinstance(node, allowed), ast.dump(node)
+
+
+def test_importing_stays_light() -> None:
+    """What a program that only says ``import isolate`` would notice in its start-up time is not there."""
+    heavy = ["asyncio", "json", "ctypes", "typing_extensions", "cffi", "logging", "urllib", "socketserver", "email"]
+
+    def loaded(name: str) -> set[str]:
+        script = f"import subprocess, {name}, sys; print(*[m for m in {heavy} if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    bare = loaded("sys")  # an environment's own start-up may load some
+    assert loaded("json") - bare == {"json"} - bare
+    assert loaded("isolate") == bare
