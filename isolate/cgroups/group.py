@@ -1,0 +1,463 @@
+"""``Cgroup``: a cgroup that is an object of its own and outlives a child."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import itertools
+import os
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from isolate.cgroups import files, naming, stats
+from isolate.cgroups.hierarchy import discover
+from isolate.cgroups.limits import Limits
+from isolate.cgroups.placement import place
+from isolate.cgroups.settings import Setting, home_of, settings
+from isolate.errors import SetupError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from typing_extensions import Self
+
+    from isolate.cgroups.events import Events
+    from isolate.cgroups.settings import Settings
+    from isolate.plan import Context, Step
+    from isolate.process import Process
+    from isolate.result import Result
+    from isolate.sandbox import Sandbox
+
+__all__ = ["Cgroup"]
+
+#: Controllers that a group of its own gets where they can be had, so that limits can be set later.
+_WANTED: Final = ("memory", "pids", "cpu", "cpuacct", "cpuset", "io", "devices", "freezer")
+#: What takes a limit back, by file.
+_LIFT: Final = {
+    "memory.max": "max", "memory.high": "max", "memory.low": "0", "memory.min": "0", "memory.swap.max": "max",
+    "memory.oom.group": "0", "pids.max": "max", "cpu.max": "max", "cpu.max.burst": "0", "cpu.weight": "100",
+    "cpuset.cpus": "\n", "cpuset.mems": "\n", "io.weight": "default 100", "memory.limit_in_bytes": "-1",
+    "memory.memsw.limit_in_bytes": "-1", "cpu.cfs_quota_us": "-1", "cpu.cfs_burst_us": "0", "cpu.shares": "1024",
+    "cpu.cfs_period_us": "100000",
+}  # fmt: skip
+_tags: Final = itertools.count(1)
+
+
+class Cgroup:
+    """A cgroup in every hierarchy that this host has: create, limit, count, watch, freeze, kill.
+
+    ``with isolate.Cgroup(Limits(memory="1G")) as group:`` makes it; leaving the block kills what is inside and removes
+    it, with the groups made below it. ``create()`` and ``close()`` do the same by hand. Its directory is named
+    after its owner, see :meth:`sweep`.
+
+    :param limits: limits for all that will be inside together.
+    :param name: the last part of its name; a number otherwise. Letters, digits, ``_`` and ``.``.
+    :param parent: the group to make it in; found by itself otherwise.
+    """
+
+    def __init__(self, limits: Limits | None = None, *, name: str | None = None, parent: Cgroup | None = None) -> None:
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"limits: Limits is wanted, not {limits!r}")
+        if name is not None and not (name and all(c.isalnum() or c in "_." for c in name) and name.isascii()):
+            raise ValueError(f"name: letters, digits, '_' and '.' are allowed, not {name!r}")
+        if name is not None and (name.isdigit() or len(name) > 128):
+            raise ValueError(f"name: {name!r} is all digits (those stand for runs) or too long")
+        self.limits = limits or Limits()
+        if parent is not None:
+            self.limits = dataclasses.replace(self.limits, parent=parent)
+        self._tag = name if name is not None else f"g{next(_tags)}"
+        #: Hierarchy (``"v2"`` or v1's controllers) to directory; empty before :meth:`create`.
+        self.directories: dict[str, str] = {}
+        #: The limits as they were read back from the kernel, by file.
+        self.held: dict[str, str] = {}
+        self._written: dict[tuple[str, str], Setting] = {}
+        self._finalizer: weakref.finalize[Any, Cgroup] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Cgroup {self.path or self._tag}{'' if self.directories else ' (not made)'}>"
+
+    @property
+    def path(self) -> str:
+        """Its directory in the v2 hierarchy, else in the first one; empty before it is made."""
+        return self.directories.get("v2") or next(iter(self.directories.values()), "")
+
+    # ---- life --------------------------------------------------------------------------------------------------
+
+    def create(self) -> Self:
+        """Make it.
+
+        :raises UnsupportedError: this host cannot, or cannot hold one of the limits; with the reason and a remedy.
+        :raises SetupError: a limit was refused. Nothing is left then.
+        """
+        if self.directories:
+            raise ValueError(f"{self!r} is made already")
+        host = discover()
+        placement = place(self.limits, host, wanted=_WANTED)
+        name = naming.prefix() + self._tag
+        try:
+            for spot in placement.places:
+                if spot.enable:
+                    text = " ".join(f"+{c}" for c in spot.enable)
+                    files.write(
+                        spot.parent, "cgroup.subtree_control", text.encode(), step=f"enable {text} in {spot.parent}"
+                    )
+                directory = os.path.join(spot.parent, name)
+                try:
+                    os.mkdir(directory, 0o755)
+                except OSError as error:
+                    raise SetupError(
+                        error.errno or errno.EIO,
+                        f"make the group {name}",
+                        part="Cgroup",
+                        syscall="mkdir",
+                        path=directory,
+                    ) from None
+                self.directories[spot.hierarchy.key] = directory
+            self._apply(self._settings(self.limits))
+        except BaseException:
+            _destroy(self.directories, os.getpid(), quiet=True)
+            self.directories = {}
+            raise
+        self._finalizer = weakref.finalize(self, _abandon, self.directories, os.getpid(), repr(self))
+        return self
+
+    def close(self) -> None:
+        """Kill what is inside and remove it, with the groups below. Nothing if it is not there."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._finalizer = None
+        if self.directories:
+            directories, self.directories = self.directories, {}
+            _destroy(directories, os.getpid())
+
+    def __enter__(self) -> Self:
+        return self if self.directories else self.create()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _made(self) -> dict[str, str]:
+        if not self.directories:
+            raise ValueError(f"{self!r}: it has to be made first, by create() or with")
+        return self.directories
+
+    # ---- limits ------------------------------------------------------------------------------------------------
+
+    def _settings(self, limits: Limits) -> Settings:
+        host = discover()
+
+        def here(controller: str) -> str:
+            home = home_of(host, controller)
+            return self.directories.get(home.key, "") if home is not None else ""
+
+        # v1's cpuset takes what is not given from the group above, which is where a fresh one stands.
+        return settings(limits, host, lambda c: os.path.dirname(here(c)) or here(c))
+
+    def _apply(self, wanted: Settings) -> None:
+        host = discover()
+        where: list[tuple[str, Setting]] = []
+        for setting in wanted.files:
+            home = home_of(host, setting.controller)
+            directory = self.directories.get(home.key) if home is not None else None
+            if directory is None:
+                raise UnsupportedError(
+                    errno.ENODEV, f"limit {setting.field}", part="Limits",
+                    cause=f"the group has no {setting.controller} controller",
+                    remedy="make the Cgroup with a limit of that kind, so that the controller is there from the start",
+                )  # fmt: skip
+            where.append((directory, setting))
+        for directory, setting in _ordered(where):
+            if self._written.get((directory, _key(setting))) == setting:
+                continue
+            self.held[setting.readback or setting.file] = files.apply(directory, setting)
+            self._written[directory, _key(setting)] = setting
+        if wanted.program is not None:
+            files.attach_program(self.directories["v2"], wanted.program)
+
+    def update(self, **changes: Any) -> None:
+        """Change limits while it runs: the arguments of :class:`Limits`; None takes a limit back.
+
+        What the kernel holds afterwards is in :attr:`held`. Devices can only be set when the group is made.
+
+        :raises SetupError: the kernel refused one (EBUSY: more memory is in use than v1 could reclaim). Those written
+            before it hold.
+        """
+        self._made()
+        if "devices" in changes or "parent" in changes:
+            raise ValueError("update: devices and parent are fixed when the group is made")
+        limits = dataclasses.replace(self.limits, **changes)
+        wanted = self._settings(dataclasses.replace(limits, devices=None))
+        keys = {_key(s) for s in wanted.files}
+        for (directory, key), old in list(self._written.items()):
+            if key not in keys and old.controller != "devices":
+                data = _lift(old)
+                files.write(directory, old.file, data.encode(), step=f"take back {old.field}", part="Limits")
+                self.held.pop(old.file, None)
+                del self._written[directory, key]
+        self._apply(wanted)
+        self.limits = limits
+
+    # ---- what is inside ----------------------------------------------------------------------------------------
+
+    def add(self, pid: int = 0) -> None:
+        """Move a process in, with all its threads; 0 is the caller. What it has allocated stays charged where it was.
+
+        :raises SetupError: ESRCH: no such process; EACCES: v2 asks for write permission in the common ancestor, too.
+        """
+        if isinstance(pid, bool) or not isinstance(pid, int) or pid < 0:
+            raise ValueError(f"not a pid: {pid!r}")
+        for directory in self._made().values():
+            files.write(directory, "cgroup.procs", str(pid).encode(), step=f"move process {pid} into {directory}")
+
+    def processes(self) -> list[int]:
+        """Pids of all that is inside and in groups below."""
+        found: set[int] = set()
+        for directory in self._made().values():
+            found.update(files.processes(directory))
+        return sorted(found - {0})
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """As a part of a sandbox: the child is born in this group."""
+        from isolate.cgroups.part import joined_steps
+
+        return joined_steps(self._made())
+
+    def _box(self, sandbox: Sandbox | None) -> Sandbox:
+        from isolate.sandbox import Sandbox
+
+        self._made()
+        if sandbox is None:
+            return Sandbox(self)
+        if any(isinstance(part, Limits) for part in sandbox.parts):
+            # A group per child, below this one.
+            parts = [dataclasses.replace(p, parent=self) if isinstance(p, Limits) else p for p in sandbox.parts]
+            return Sandbox(*parts)
+        return sandbox + self
+
+    def run(self, args: Any, *, sandbox: Sandbox | None = None, **options: Any) -> Result[Any]:
+        """As :meth:`Sandbox.run`, inside this group. ``Limits`` of the sandbox make a group below this one."""
+        return self._box(sandbox).run(args, **options)
+
+    def spawn(self, args: Any, *, sandbox: Sandbox | None = None, **options: Any) -> Process:
+        """As :meth:`Sandbox.spawn`, inside this group."""
+        return self._box(sandbox).spawn(args, **options)
+
+    # ---- counters ----------------------------------------------------------------------------------------------
+
+    def stats(self) -> stats.Stats:
+        """What it, with all below, has used so far."""
+        return read_stats(self._made())
+
+    def events(self, timeout: float | None = None) -> Events:
+        """What happens from now on, for ``for`` and for ``async for``; see :class:`~isolate.cgroups.events.Events`."""
+        from isolate.cgroups.events import Events
+
+        return Events(self._made(), timeout)
+
+    # ---- control -----------------------------------------------------------------------------------------------
+
+    def freeze(self, timeout: float = 10.0) -> None:
+        """Stop every process inside, and return when all have stopped.
+
+        :raises TimeoutError: some have not within ``timeout`` seconds (uninterruptible sleep); they will.
+        """
+        _freeze(self._made(), True, timeout)
+
+    def thaw(self, timeout: float = 10.0) -> None:
+        """Let them go on."""
+        _freeze(self._made(), False, timeout)
+
+    def kill(self) -> None:
+        """SIGKILL to every process inside, and to what they fork meanwhile. cgroup.kill (Linux 5.14), or on v1 freeze,
+        kill all, thaw."""
+        _kill(self._made())
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until no process is inside; False if ``timeout`` seconds pass before."""
+        from isolate.cgroups.events import wait_for
+
+        directories = self._made()
+        start = time.monotonic()
+        if "v2" in directories and not wait_for(directories["v2"], "populated", 0, timeout):
+            return False
+        # v1 alone has no notification. Also, a process may have been moved into a v1 group only, by somebody else.
+        while self.processes():
+            if timeout is not None and time.monotonic() - start >= timeout:
+                return False
+            time.sleep(0.005)
+        return True
+
+    async def await_empty(self, timeout: float | None = None) -> bool:
+        """As :meth:`wait`, for asyncio."""
+        import asyncio
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.events() as events:
+            while self.processes():
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                if "v2" not in self.directories:
+                    await asyncio.sleep(0.005)
+                    continue
+                try:
+                    await asyncio.wait_for(events.__aiter__().__anext__(), left)
+                except (asyncio.TimeoutError, StopAsyncIteration):
+                    continue
+        return True
+
+    # ---- the host ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def sweep() -> list[str]:
+        """Remove groups that programs which have ended left behind; the directories removed.
+
+        Only groups with a name of ours, made by a process that certainly ended, in the places where this process would
+        make its own; what is still inside is killed. Nothing else is touched.
+        """
+        from isolate.cgroups.sweeping import sweep
+
+        return sweep()
+
+    @staticmethod
+    def take_over(controllers: Sequence[str] = ("memory", "pids", "cpu", "cpuset", "io")) -> str:
+        """Move every process of this process's own v2 group into a leaf below it, so that it can pass controllers on.
+
+        v2's "no internal processes" rule asks for it where a program is to make groups below its own, as in a container
+        or a delegated service. Explicit, since it moves processes that may be somebody else's. The directory that is
+        now free to make groups in; unchanged, with nothing moved, if that already is so.
+
+        :raises UnsupportedError: there is no v2 hierarchy, or the group is not ours.
+        """
+        from isolate.cgroups.sweeping import take_over
+
+        return take_over(tuple(controllers))
+
+
+def read_stats(directories: Mapping[str, str]) -> stats.Stats:
+    """The counters of a group by its directories."""
+    found: stats.Files = {}
+    for key, directory in directories.items():
+        version = 2 if key == "v2" else 1
+        for file, _ in stats.V2_FILES if version == 2 else stats.V1_FILES:
+            if version == 1 and file.partition(".")[0] not in key.split(","):
+                continue
+            data = files.read(directory, file)
+            if data is not None:
+                found[version, file] = data
+    return stats.parse(found)
+
+
+def _key(setting: Setting) -> str:
+    """What a setting is about: two for the same replace one another."""
+    if setting.file.startswith(("io.max", "blkio.throttle", "rdma.", "misc.", "net_prio.", "devices.")):
+        return f"{setting.file} {setting.data.decode().split(' ')[0]}"
+    return setting.file
+
+
+def _lift(setting: Setting) -> str:
+    name = setting.data.decode().split(" ")[0]
+    if setting.file == "io.max":
+        return f"{name} rbps=max wbps=max riops=max wiops=max"
+    if setting.file.startswith("blkio.throttle"):
+        return f"{name} 0"
+    if setting.file.startswith("hugetlb."):
+        return "-1" if setting.file.endswith("_in_bytes") else "max"
+    if setting.file == "rdma.max":
+        return f"{name} hca_handle=max hca_object=max"
+    if setting.file == "misc.max":
+        return f"{name} max"
+    return _LIFT[setting.file]
+
+
+def _ordered(where: list[tuple[str, Setting]]) -> list[tuple[str, Setting]]:
+    """v1 keeps memory <= memory+swap at every moment: when memory is raised above the sum, the sum goes first."""
+    at = {s.file: i for i, (_, s) in enumerate(where)}
+    memory, both = at.get("memory.limit_in_bytes"), at.get("memory.memsw.limit_in_bytes")
+    if memory is not None and both is not None:
+        directory, setting = where[memory]
+        holds = stats.single(files.read(directory, "memory.memsw.limit_in_bytes"))
+        if holds is not None and (int(setting.data) < 0 or int(setting.data) > holds):
+            where[memory], where[both] = where[both], where[memory]
+    return where
+
+
+def _freezer(directories: Mapping[str, str]) -> str | None:
+    return next((d for k, d in directories.items() if "freezer" in k.split(",")), None)
+
+
+def _freeze(directories: Mapping[str, str], stop: bool, timeout: float) -> None:
+    from isolate.cgroups.events import wait_for
+
+    v2 = directories.get("v2")
+    if v2 is not None and os.path.exists(os.path.join(v2, "cgroup.freeze")):
+        files.write(v2, "cgroup.freeze", b"1" if stop else b"0")
+        if not wait_for(v2, "frozen", int(stop), timeout):
+            raise TimeoutError(f"{v2} is not {'frozen' if stop else 'thawed'} after {timeout} s")
+        return
+    freezer = _freezer(directories)
+    if freezer is None:
+        raise UnsupportedError(
+            errno.ENODEV, "freeze", part="Cgroup", cause="no cgroup.freeze (Linux 5.2), no v1 freezer"
+        )
+    deadline = time.monotonic() + timeout
+    wanted = b"FROZEN" if stop else b"THAWED"
+    files.write(freezer, "freezer.state", wanted)
+    while (files.read(freezer, "freezer.state") or wanted).strip() != wanted:
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"{freezer} is not {wanted.decode()} after {timeout} s")
+        time.sleep(0.001)  # v1 tells nobody
+        files.write(freezer, "freezer.state", wanted)  # what forked meanwhile has to be frozen again
+
+
+def _kill(directories: Mapping[str, str]) -> None:
+    import signal
+
+    v2 = directories.get("v2")
+    if v2 is not None and os.path.exists(os.path.join(v2, "cgroup.kill")):
+        files.write(v2, "cgroup.kill", b"1")
+        if len(directories) == 1:
+            return
+    # v1: whoever is in one of the groups. Frozen first, so that none forks while we go through the list.
+    freezer = _freezer(directories)
+    if freezer is not None:
+        files.write(freezer, "freezer.state", b"FROZEN")
+    try:
+        for directory in directories.values():
+            for pid in files.processes(directory):
+                if pid > 0 and pid != os.getpid():
+                    try:
+                        os.kill(pid, signal.SIGKILL)
+                    except ProcessLookupError:
+                        continue
+    finally:
+        if freezer is not None:
+            files.write(freezer, "freezer.state", b"THAWED")
+
+
+def _destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) -> None:
+    """Kill what is inside and remove the directories. Nothing in a forked child: they are the parent's."""
+    if os.getpid() != owner:
+        return
+    first: BaseException | None = None
+    try:
+        if any(os.path.isdir(d) and files.processes(d) for d in directories.values()):
+            _kill({k: d for k, d in directories.items() if os.path.isdir(d)})
+    except SetupError as error:
+        first = error
+    for directory in directories.values():
+        try:
+            files.remove(directory)
+        except SetupError as error:
+            first = first or error
+    if first is not None and not quiet:
+        raise first
+
+
+def _abandon(directories: Mapping[str, str], owner: int, text: str) -> None:
+    """The object went, or the interpreter ends, and nobody closed the group."""
+    if os.getpid() == owner and any(os.path.isdir(d) for d in directories.values()):
+        warnings.warn(f"{text} was not closed", ResourceWarning, stacklevel=2)
+        _destroy(directories, owner, quiet=True)

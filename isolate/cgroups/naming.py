@@ -1,0 +1,70 @@
+"""Names of groups: whose they are, so that what was left behind can be told from what is in use.
+
+``isolate-NAMESPACE-PID-START-TAG``: the pid namespace (hexadecimal inode) in which the owner's pid means something,
+the owner's pid, its start time in clock ticks (proc_pid_stat(5), field 22), and what it is: the launcher's pid for the group
+of a run, anything else for a :class:`~isolate.Cgroup`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+_PREFIX = "isolate"
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name, taken apart."""
+
+    namespace: int
+    pid: int
+    start: int
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{_PREFIX}-{self.namespace:x}-{self.pid}-{self.start}-{self.tag}"
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if there is none (or only its zombie)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def pid_namespace() -> int:
+    """The inode of this process's pid namespace."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def prefix() -> str:
+    """The name of a group of this process's, up to its tag."""
+    return str(Name(pid_namespace(), os.getpid(), start_time(os.getpid()) or 0, ""))
+
+
+def parse(name: str) -> Name | None:
+    """The pieces of one of our names, None for any other."""
+    pieces = name.split("-", 4)
+    if len(pieces) != 5 or pieces[0] != _PREFIX or not pieces[4]:
+        return None
+    try:
+        return Name(int(pieces[1], 16), int(pieces[2]), int(pieces[3]), pieces[4])
+    except ValueError:
+        return None
+
+
+def abandoned(name: Name) -> bool:
+    """Whether the owner is certainly gone: only then may its group be swept.
+
+    A name from another pid namespace says nothing here, so it is left alone. The group of a run also belongs to its
+    launcher, which outlives its owner for the moment that it takes to clean up.
+    """
+    if name.namespace != pid_namespace():
+        return False
+    if start_time(name.pid) == name.start:
+        return False
+    return not (name.tag.isdigit() and start_time(int(name.tag)) is not None)

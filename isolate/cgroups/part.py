@@ -1,0 +1,312 @@
+"""``Limits`` as steps: the launcher makes the group before the child, reads its counters after it, and removes it.
+
+The group is the launcher's and not this program's, so that a SIGKILL of this program leaves none.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from isolate.cgroups import devices, naming, stats
+from isolate.cgroups.hierarchy import discover
+from isolate.cgroups.placement import place
+from isolate.cgroups.settings import home_of, settings
+from isolate.kernel import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
+from isolate.plan import CHILD, LAUNCHER, Buffer, Label, Load, Phase, Register, Step, Store, Test, call
+from isolate.plan import RemoveTree as RemoveTreeOp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from isolate.cgroups.hierarchy import Hierarchy
+    from isolate.cgroups.limits import Limits
+    from isolate.cgroups.placement import Place
+    from isolate.cgroups.settings import Setting
+    from isolate.plan import Context, Op
+
+O_DIRECTORY: Final = Constant(os.O_DIRECTORY, "O_DIRECTORY")
+BPF_PROG_LOAD = Constant(devices.BPF_PROG_LOAD, "BPF_PROG_LOAD")
+BPF_PROG_ATTACH = Constant(devices.BPF_PROG_ATTACH, "BPF_PROG_ATTACH")
+#: The key of :class:`RunGroup` in ``Context.shared``.
+SHARED: Final = "cgroup"
+_DIGITS: Final = 21
+_GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOTDIR)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run's group counted."""
+
+    stats: stats.Stats
+    cpu_time: float | None
+    peak_memory: int | None
+
+    def verdict(self, *, failed: bool) -> str | None:
+        """``"OOM"``, ``"PIDS"`` or None; ``failed``: the program did not exit with 0."""
+        return stats.verdict(None, self.stats, failed=failed)
+
+
+class RunGroup:
+    """The groups that every run of a plan makes, by hierarchy: how to find them, and what came back."""
+
+    def __init__(self) -> None:
+        #: Hierarchy to the path of the group without its last digits, the launcher's pid.
+        self.paths: dict[str, tuple[Hierarchy, str]] = {}
+        self.buffers: dict[tuple[int, str], Buffer] = {}
+
+    def directories(self, launcher: int) -> dict[str, str]:
+        """The group's directory in each hierarchy, for a run that goes on."""
+        return {key: f"{path}{launcher}" for key, (_, path) in self.paths.items()}
+
+    def usage(self, launcher: int) -> float | None:
+        """Seconds of CPU time so far, of everything in the group; None where nothing counts it."""
+        for key, (hierarchy, path) in self.paths.items():
+            if hierarchy.version == 1 and "cpuacct" not in key:
+                continue
+            file = "cpu.stat" if hierarchy.version == 2 else "cpuacct.usage"
+            try:
+                with open(f"{path}{launcher}/{file}", "rb") as opened:
+                    data = opened.read()
+            except OSError:
+                continue
+            return stats.parse({(hierarchy.version, file): data}).cpu_time
+        return None
+
+    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> Outcome:
+        """The counters from the launcher's last record (``Record.report``, ``Tape.reports``)."""
+        places = {buffer: (offset, size) for buffer, offset, size in reports}
+        files: stats.Files = {}
+        for key, buffer in self.buffers.items():
+            offset, size = places.get(buffer, (0, 0))
+            files[key] = report[offset : offset + size].partition(b"\0")[0]
+        found = stats.parse(files)
+        return Outcome(found, found.cpu_time, found.peak_memory)
+
+
+def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
+    """The steps of ``Limits``."""
+    host = discover()
+    placement = place(limits, host)
+
+    def parent_of(controller: str) -> str:
+        found = placement.of(home_of(host, controller))
+        return found.parent if found else ""
+
+    wanted = settings(limits, host, parent_of)
+    group = RunGroup()
+    context.shared[SHARED] = group
+    registers: dict[str, Register] = {}
+    prefix = naming.prefix()
+    steps: list[Step] = []
+    for spot in placement.places:
+        key = spot.hierarchy.key
+        path = os.path.join(spot.parent, prefix)
+        group.paths[key] = (spot.hierarchy, path)
+        registers[key] = Register(f"group in {key}")
+        buffer = Buffer(os.fsencode(path) + bytes(_DIGITS), f"{path}<launcher>")
+        yield _make(spot, buffer, len(os.fsencode(path)), registers[key])
+        yield from _report(spot, buffer, group)
+        yield _remove(spot, buffer)
+        steps.append(_adopt(spot, registers[key]))
+    for setting in wanted.files:
+        home = home_of(host, setting.controller)
+        if home is not None:
+            yield _write(setting, registers[home.key], parent_of(setting.controller))
+    if wanted.program is not None and host.v2 is not None:
+        yield _attach(wanted.program, registers["v2"])
+    yield from (s for s in steps if s.ops)
+    if "v2" in registers:
+        yield Step(Phase.CLONE, "born in the group", cgroup=registers["v2"])
+
+
+def joined_steps(directories: Mapping[str, str]) -> Iterator[Step]:
+    """Be born in groups that exist already, by hierarchy; nothing is made or removed."""
+    for key, directory in directories.items():
+        register = Register(f"group in {key}")
+        opening = call(
+            "openat", AT_FDCWD, os.fsencode(directory), O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=register
+        )  # fmt: skip
+        path = os.fsencode(directory)
+        yield Step(Phase.CGROUP, f"open the group {directory}", (opening,), path=path)
+        if key == "v2":
+            yield Step(Phase.CLONE, "born in the group", cgroup=register)
+        else:
+            yield Step(Phase.ADOPT, f"move the child into {directory}", _enter(register), path=path)
+
+
+def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
+    ops: list[Op] = []
+    if spot.enable:
+        control = Register("subtree_control")
+        data = " ".join(f"+{c}" for c in spot.enable).encode()
+        file = os.fsencode(os.path.join(spot.parent, "cgroup.subtree_control"))
+        ops += [
+            call("openat", AT_FDCWD, file, O_WRONLY | O_CLOEXEC, 0, out=control),
+            call("write", control, data, len(data), expect=len(data)),
+            call("close", control),
+        ]
+    ops += [
+        Store(path, length, LAUNCHER, 0),
+        call("mkdirat", AT_FDCWD, path, 0o755),
+        call("openat", AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=register),
+    ]
+    hints = {
+        errno.EBUSY: f"{spot.parent} has processes in it, so it can pass no controller on: "
+        "isolate.Cgroup.take_over() moves them into a leaf",
+        errno.EROFS: f"the cgroup file system at {spot.hierarchy.mount} is read-only",
+        errno.EACCES: f"{spot.parent} is not ours to write: it has to be delegated to this user",
+        errno.EAGAIN: "cgroup.max.descendants or cgroup.max.depth of a group above is reached",
+        errno.ENOSPC: "no room for another group of this kind (65535 memory groups, dying ones included)",
+    }
+    enabling = f", {' '.join(spot.enable)} enabled" if spot.enable else ""
+    text = f"make a group in {spot.parent}{enabling}"
+    return Step(Phase.CGROUP, text, tuple(ops), path=os.fsencode(spot.parent), hints=hints)
+
+
+def _write(setting: Setting, register: Register, parent: str) -> Step:
+    fd = Register(setting.file)
+    end = Label()
+    readback = setting.readback or setting.file
+    separate = readback != setting.file or setting.expect is None
+    flags = (O_WRONLY if separate else O_RDWR) | O_CLOEXEC
+    name = setting.file.encode()
+    opening = (
+        call("openat", register, name, flags, 0, out=fd)
+        if setting.needed
+        else call("openat", register, name, flags, 0, out=fd, errors=(errno.ENOENT,), policy="jump", label=end)
+    )
+    ops: list[Op] = [opening, call("write", fd, setting.data, len(setting.data), expect=len(setting.data))]
+    if setting.expect is not None:
+        if separate:
+            ops += [
+                call("close", fd),
+                call("openat", register, readback.encode(), O_RDONLY | O_CLOEXEC, 0, out=fd),
+            ]
+        # One byte more than wanted: a longer answer is another answer.
+        answer = Buffer(len(setting.expect) + 8 - len(setting.expect) % 8, f"{readback}, read back")
+        ops.append(call("pread64", fd, answer, len(setting.expect) + 1, 0, expect=len(setting.expect)))
+        for at in range(0, len(setting.expect), 8):
+            word = setting.expect[at : at + 8].ljust(8, b"\0")
+            wanted = int.from_bytes(word, "little")
+            wanted -= (wanted >> 63) << 64
+            ops.append(Test(Load(answer, at), wanted, error=errno.ERANGE))
+    ops += [call("close", fd), end]
+    text = f"limit {setting.field}: {setting.file} = {setting.data.decode()}"
+    other = "the kernel holds another value than the one asked for"
+    hints = {
+        errno.ENOENT: f"the kernel, or the group above ({parent}), has no {setting.file}",
+        errno.ERANGE: other,
+        errno.EIO: other,
+        errno.EINVAL: f"the kernel refuses {setting.data.decode()!r} for {setting.file}",
+        errno.EACCES: f"{setting.file} cannot be changed by this user",
+        errno.EPERM: f"the group above ({parent}) does not allow it",
+        errno.ENODEV: "there is no such device",
+    }
+    return Step(Phase.CGROUP, text, tuple(ops), path=name, hints=hints)
+
+
+def _attach(program: bytes, register: Register) -> Step:
+    code = Buffer(program, "device program")
+    licence = Buffer(devices.LICENSE, "licence")
+    load = Buffer(devices.load_attributes(len(program) // 8), "bpf_attr")
+    attach = Buffer(devices.attach_attributes(), "bpf_attr")
+    fd = Register("program")
+    ops = (
+        Store(load, 8, code, 8),
+        Store(load, 16, licence, 8),
+        call("bpf", BPF_PROG_LOAD, load, len(load.data), out=fd),
+        Store(attach, 0, register, 4),
+        Store(attach, 4, fd, 4),
+        call("bpf", BPF_PROG_ATTACH, attach, len(attach.data)),
+        call("close", fd),
+    )
+    hints = {
+        errno.EPERM: "a device program needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN, in the first user namespace; "
+        "without them leave devices out: nodes on a nodev mount cannot be opened anyway",
+        errno.ENOSYS: "the kernel was built without BPF",
+        errno.EINVAL: "the kernel was built without CONFIG_CGROUP_BPF",
+    }
+    return Step(Phase.CGROUP, "limit devices: a program that answers by the rules", ops, hints=hints)
+
+
+def _enter(register: Register) -> tuple[Op, ...]:
+    digits = Buffer(_DIGITS + 3, "the child's pid")
+    fd = Register("cgroup.procs")
+    # The number's digits and then a NUL: the kernel reads up to it.
+    return (
+        Store(digits, 0, CHILD, 0),
+        call("openat", register, b"cgroup.procs", O_WRONLY | O_CLOEXEC, 0, out=fd),
+        call("write", fd, digits, _DIGITS),
+        call("close", fd),
+    )
+
+
+def _adopt(spot: Place, register: Register) -> Step:
+    if spot.hierarchy.version == 2:
+        return Step(Phase.ADOPT, "")
+    return Step(Phase.ADOPT, f"move the child into the group of {spot.hierarchy.key}", _enter(register))
+
+
+def _report(spot: Place, path: Buffer, group: RunGroup) -> Iterator[Step]:
+    version = spot.hierarchy.version
+    known = stats.V2_FILES if version == 2 else stats.V1_FILES
+    directory, done = Register("group"), Label()
+    ops: list[Op] = [
+        call(
+            "openat",
+            AT_FDCWD,
+            path,
+            O_PATH | O_DIRECTORY | O_CLOEXEC,
+            0,
+            out=directory,
+            errors=_GONE,
+            policy="jump",
+            label=done,
+        )
+    ]
+    for file, room in known:
+        controller = stats.controller_of(version, file)
+        if file in stats.NOT_AT_END or (controller and controller not in spot.hierarchy.controllers):
+            continue
+        buffer = Buffer(room, file, report=True)
+        group.buffers[version, file] = buffer
+        fd, after = Register(file), Label()
+        ops += [
+            call(
+                "openat",
+                directory,
+                file.encode(),
+                O_RDONLY | O_CLOEXEC,
+                0,
+                out=fd,
+                errors=_GONE,
+                policy="jump",
+                label=after,
+            ),
+            call("read", fd, buffer, room - 1, errors=(errno.EOPNOTSUPP, errno.ENODEV, errno.EIO)),
+            call("close", fd),
+            after,
+        ]
+    ops += [call("close", directory), done]
+    if group.buffers:
+        yield Step(Phase.REPORT, f"read the counters of {spot.hierarchy.key}", tuple(ops))
+
+
+def _remove(spot: Place, path: Buffer) -> Step:
+    ops: list[Op] = []
+    if spot.hierarchy.version == 2:
+        # Whatever was moved in from outside the sandbox goes, too. Linux 5.14.
+        directory, fd, end = Register("group"), Register("cgroup.kill"), Label()
+        jump = {"errors": _GONE, "policy": "jump", "label": end}
+        ops += [
+            call("openat", AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=directory, **jump),
+            call("openat", directory, b"cgroup.kill", O_WRONLY | O_CLOEXEC, 0, out=fd, **jump),
+            call("write", fd, b"1", 1, errors=_GONE),
+            end,
+        ]
+    ops.append(RemoveTreeOp(AT_FDCWD, path, errors=(errno.ENOENT,)))
+    hints = {errno.EBUSY: "processes are left in the group"}
+    return Step(Phase.CLEANUP, f"remove the group of {spot.hierarchy.key}", tuple(ops), hints=hints)

@@ -1,0 +1,230 @@
+"""What a group used: the kernel's counters of v2 and v1, in one shape."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: USER_HZ: v1's cpuacct.stat counts in it.
+_TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """Percent of time in which some, or all, tasks waited (averages over 10, 60, 300 s), and the total in seconds.
+
+    Pressure stall information, Linux 4.20; v2 groups only, also those of a hybrid host.
+    """
+
+    avg10: float
+    avg60: float
+    avg300: float
+    total: float
+
+
+@dataclass(frozen=True)
+class IoStats:
+    """Bytes and operations that reached one device."""
+
+    rbytes: int = 0
+    wbytes: int = 0
+    rios: int = 0
+    wios: int = 0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters of a group with all below it. None: this host does not count it. Times are seconds, memory is bytes."""
+
+    cpu_time: float | None = None
+    cpu_user: float | None = None
+    cpu_system: float | None = None
+    #: Periods in which the quota was used up, and for how long the group waited then.
+    cpu_throttled: int | None = None
+    cpu_throttled_time: float | None = None
+    memory: int | None = None
+    peak_memory: int | None = None  #: since the group was made; v2: Linux 5.19
+    memory_anon: int | None = None
+    memory_file: int | None = None
+    memory_kernel: int | None = None
+    swap: int | None = None
+    peak_swap: int | None = None  #: v2: Linux 6.5
+    oom: int | None = None  #: times that the limit was reached and could not be held by reclaim
+    oom_kill: int | None = None  #: processes killed for it
+    memory_high: int | None = None  #: times that the group was held back above memory.high
+    memory_max: int | None = None  #: times that it ran into its limit
+    pids: int | None = None
+    peak_pids: int | None = None  #: Linux 6.1 with v2, 6.6 with v1
+    pids_max: int | None = None  #: forks refused for pids.max
+    io: Mapping[str, IoStats] = field(default_factory=dict)
+    #: ``"cpu"``, ``"memory"``, ``"io"`` and then ``"some"``, ``"full"``.
+    pressure: Mapping[str, Mapping[str, Pressure]] = field(default_factory=dict)
+
+
+#: What :func:`parse` knows, by the version of the hierarchy; (file, room that its content needs).
+V2_FILES: Final = (
+    ("cpu.stat", 1024), ("memory.current", 32), ("memory.peak", 32), ("memory.stat", 8192), ("memory.events", 256),
+    ("memory.swap.current", 32), ("memory.swap.peak", 32), ("pids.current", 32), ("pids.peak", 32), ("pids.events", 64),
+    ("io.stat", 4096), ("cpu.pressure", 256), ("memory.pressure", 256), ("io.pressure", 256),
+)  # fmt: skip
+V1_FILES: Final = (
+    ("memory.usage_in_bytes", 32), ("memory.max_usage_in_bytes", 32), ("memory.memsw.max_usage_in_bytes", 32),
+    ("memory.stat", 8192), ("memory.oom_control", 256), ("memory.failcnt", 32),
+    ("pids.current", 32), ("pids.peak", 32), ("pids.events", 64), ("cpuacct.usage", 32), ("cpuacct.usage_user", 32),
+    ("cpuacct.usage_sys", 32), ("cpu.stat", 512), ("blkio.throttle.io_service_bytes_recursive", 4096),
+    ("blkio.throttle.io_serviced_recursive", 4096),
+)  # fmt: skip
+#: When the last process is dead, what is charged now says nothing any more, and costs the most to read.
+NOT_AT_END: Final = frozenset(
+    {"memory.stat", "memory.current", "memory.swap.current", "pids.current", "memory.usage_in_bytes"}
+)  # fmt: skip
+#: Which controller a file belongs to; "" for those that every v2 group has.
+CORE_FILES: Final = frozenset({"cpu.stat", "cpu.pressure", "memory.pressure", "io.pressure"})
+
+Files = dict[tuple[int, str], bytes]
+
+
+def controller_of(version: int, file: str) -> str:
+    """The controller (by the hierarchy's own name) without which a file is not there; "" for none."""
+    return "" if version == 2 and file in CORE_FILES else file.partition(".")[0]
+
+
+def pairs(data: bytes) -> dict[str, int]:
+    """A flat keyed file: ``name number`` a line."""
+    found: dict[str, int] = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        name, space, value = line.partition(" ")
+        if space and value.strip().isdigit():
+            found[name] = int(value)
+    return found
+
+
+def single(data: bytes | None) -> int | None:
+    """A file with one number."""
+    text = (data or b"").strip()
+    return int(text) if text.isdigit() else None
+
+
+def _io2(data: bytes) -> dict[str, IoStats]:
+    found = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        device, _, rest = line.partition(" ")
+        values = {k: int(v) for k, eq, v in (item.partition("=") for item in rest.split()) if eq and v.isdigit()}
+        if ":" in device and values:
+            found[device] = IoStats(*(values.get(k, 0) for k in ("rbytes", "wbytes", "rios", "wios")))
+    return found
+
+
+def _io1(count: bytes, operations: bytes) -> dict[str, IoStats]:
+    rows: dict[str, dict[str, int]] = {}
+    for data, suffix in ((count, "bytes"), (operations, "ios")):
+        for line in data.decode("ascii", "replace").splitlines():
+            fields = line.split()
+            if len(fields) == 3 and fields[1] in ("Read", "Write"):
+                rows.setdefault(fields[0], {})[fields[1][0].lower() + suffix] = int(fields[2])
+    return {
+        device: IoStats(*(row.get(k, 0) for k in ("rbytes", "wbytes", "rios", "wios")))
+        for device, row in rows.items()
+        if any(row.values())
+    }
+
+
+def _pressure(data: bytes) -> dict[str, Pressure]:
+    found = {}
+    for line in data.decode("ascii", "replace").splitlines():
+        kind, _, rest = line.partition(" ")
+        values = dict(item.partition("=")[::2] for item in rest.split())
+        try:
+            found[kind] = Pressure(
+                float(values["avg10"]), float(values["avg60"]), float(values["avg300"]), int(values["total"]) / 1e6
+            )
+        except (KeyError, ValueError):
+            continue
+    return found
+
+
+def parse(files: Files) -> Stats:
+    """Counters from the contents of files, by (version, name). Absent files are absent counters."""
+    values: dict[str, object] = {}
+    two = {name: data for (version, name), data in files.items() if version == 2 and data}
+    one = {name: data for (version, name), data in files.items() if version == 1 and data}
+    _cpu(two, one, values)
+    _memory(two, one, values)
+    for name, file in (("pids", "pids.current"), ("peak_pids", "pids.peak")):
+        values[name] = single(two.get(file) or one.get(file))
+    events = two.get("pids.events") or one.get("pids.events")
+    values["pids_max"] = pairs(events).get("max", 0) if events else None
+    if "io.stat" in two:
+        values["io"] = _io2(two["io.stat"])
+    elif "blkio.throttle.io_service_bytes_recursive" in one:
+        values["io"] = _io1(
+            one["blkio.throttle.io_service_bytes_recursive"], one.get("blkio.throttle.io_serviced_recursive", b"")
+        )
+    kinds = {k: _pressure(two[f"{k}.pressure"]) for k in ("cpu", "memory", "io") if f"{k}.pressure" in two}
+    values["pressure"] = {k: v for k, v in kinds.items() if v}
+    return Stats(**values)  # type: ignore[arg-type]
+
+
+def _cpu(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, object]) -> None:
+    throttled: dict[str, int] = {}
+    if "cpu.stat" in two:
+        cpu = pairs(two["cpu.stat"])
+        for name, key in (("cpu_time", "usage_usec"), ("cpu_user", "user_usec"), ("cpu_system", "system_usec")):
+            values[name] = cpu[key] / 1e6 if key in cpu else None
+        throttled = cpu
+    elif "cpuacct.usage" in one:
+        files = (("cpu_time", "cpuacct.usage"), ("cpu_user", "cpuacct.usage_user"), ("cpu_system", "cpuacct.usage_sys"))
+        for name, key in files:
+            count = single(one.get(key))
+            values[name] = None if count is None else count / 1e9
+    if "nr_throttled" not in throttled and "cpu.stat" in one:
+        throttled = pairs(one["cpu.stat"])
+    values["cpu_throttled"] = throttled.get("nr_throttled")
+    if "throttled_usec" in throttled:
+        values["cpu_throttled_time"] = throttled["throttled_usec"] / 1e6
+    elif "throttled_time" in throttled:
+        values["cpu_throttled_time"] = throttled["throttled_time"] / 1e9
+
+
+def _memory(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, object]) -> None:
+    if "memory.oom_control" in one:
+        values["memory"] = single(one.get("memory.usage_in_bytes"))
+        values["peak_memory"] = single(one.get("memory.max_usage_in_bytes"))
+        both = single(one.get("memory.memsw.max_usage_in_bytes"))
+        peak = single(one.get("memory.max_usage_in_bytes"))
+        # v1 records the peak of the sum only: what is above the peak of memory was certainly swap.
+        values["peak_swap"] = None if both is None or peak is None else max(0, both - peak)
+        values["oom_kill"] = pairs(one["memory.oom_control"]).get("oom_kill", 0)
+        values["memory_max"] = single(one.get("memory.failcnt"))
+        stat = pairs(one.get("memory.stat", b""))
+        for name, key in (("memory_anon", "total_rss"), ("memory_file", "total_cache"), ("swap", "total_swap")):
+            values[name] = stat.get(key)
+        return
+    values["memory"] = single(two.get("memory.current"))
+    values["peak_memory"] = single(two.get("memory.peak"))
+    values["swap"] = single(two.get("memory.swap.current"))
+    values["peak_swap"] = single(two.get("memory.swap.peak"))
+    stat = pairs(two.get("memory.stat", b""))
+    for name, key in (("memory_anon", "anon"), ("memory_file", "file"), ("memory_kernel", "kernel")):
+        values[name] = stat.get(key)
+    if "memory.events" in two:
+        events = pairs(two["memory.events"])
+        for name, key in (("oom", "oom"), ("oom_kill", "oom_kill"), ("memory_high", "high"), ("memory_max", "max")):
+            values[name] = events.get(key, 0)
+
+
+def verdict(before: Stats | None, after: Stats, *, failed: bool = True) -> str | None:
+    """``"OOM"`` or ``"PIDS"`` if the group's own counters say so, else None.
+
+    OOM: the OOM killer took a process of the group, whether or not it was the program itself. PIDS: a fork was refused
+    for pids.max, and the program failed (``failed``). ``before`` are the counters at the start, None for a fresh group.
+    """
+    if (after.oom_kill or 0) > ((before.oom_kill if before else 0) or 0):
+        return "OOM"
+    if failed and (after.pids_max or 0) > ((before.pids_max if before else 0) or 0):
+        return "PIDS"
+    return None
