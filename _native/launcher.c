@@ -126,6 +126,30 @@ static int64_t is_program(const char *path)
 	return SYS3(faccessat, AT_FDCWD, PTR(path), 1 /* X_OK */);
 }
 
+/* Why a file that is there is refused: its mode, its mount's flags and its path, in place of a program's head. */
+static int64_t refused(const struct iso_machine *m, const char *path)
+{
+	struct {
+		int64_t type, block_size;
+		uint64_t counts[5], id;
+		int64_t name_length, fragment_size, flags, spare[4];
+	} fs; /* struct statfs of the 64-bit architectures */
+	struct statx st;
+	uint8_t *head = m->shared->head;
+	memset(&fs, 0, sizeof fs);
+	memset(&st, 0, sizeof st);
+	SYS5(statx, AT_FDCWD, PTR(path), 0, STATX_TYPE | STATX_MODE, PTR(&st));
+	SYS2(statfs, PTR(path), PTR(&fs));
+	const uint32_t facts[2] = {st.stx_mode, (uint32_t)fs.flags};
+	size_t n = length(path);
+	if (n > ISO_HEAD - sizeof facts)
+		n = ISO_HEAD - sizeof facts;
+	memcpy(head, facts, sizeof facts);
+	memcpy(head + sizeof facts, path, n);
+	m->shared->head_size = (uint32_t)(sizeof facts + n);
+	return -EACCES;
+}
+
 static char found[4096];
 
 /* The search that execvp makes, here inside the sandbox: its root, its credentials. The filter comes later. */
@@ -141,6 +165,8 @@ static int64_t find_program(struct iso_machine *m)
 		slash |= *p == '/';
 	if (slash) {
 		result = is_program(name);
+		if (result == -EACCES)
+			refused(m, name);
 		m->program = name;
 	} else {
 		const size_t n = length(name);
@@ -159,8 +185,8 @@ static int64_t find_program(struct iso_machine *m)
 					result = 0;
 					break;
 				}
-				if (r == -EACCES)
-					result = r;
+				if (r == -EACCES && result != r)
+					result = refused(m, found);
 			}
 			path += d;
 			if (!*path)
@@ -170,6 +196,7 @@ static int64_t find_program(struct iso_machine *m)
 	if (result < 0)
 		return result;
 	/* What stands at its start tells a foreign architecture from a missing interpreter, should exec refuse it. */
+	m->shared->head_size = 0;
 	int64_t fd = SYS4(openat, AT_FDCWD, PTR(m->program), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
 	if (fd >= 0) {
 		int64_t r = SYS3(read, fd, PTR(m->shared->head), ISO_HEAD);
