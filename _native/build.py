@@ -48,10 +48,10 @@ def build_launcher(target: Path, compiler: str | None = None) -> None:
 
 def declarations() -> str:
     """The functions by hand, the constants read from tape.h: one header of op codes for C and Python."""
-    text = (HERE / "tape.h").read_text()
+    text = (HERE / "tape.h").read_text() + (HERE / "spawn.h").read_text()
     names = re.findall(r"^#define (ISO_[A-Z0-9_]+) ", text, re.M)
     for body in re.findall(r"enum \{(.*?)\}", text, re.S):
-        names += re.findall(r"^\s*(ISO_[A-Z0-9_]+)", body, re.M)
+        names += re.findall(r"(ISO_[A-Z0-9_]+)(?:\s*=\s*\d+)?\s*(?:,|$|/)", body.strip(), re.M)
     skip = {"ISO_TAPE_MAGIC"}
     constants = [f"#define {n} ..." for n in names if n not in skip]
     return "\n".join([*constants, (HERE / "declarations.h").read_text()])

@@ -1,15 +1,27 @@
 /* What cffi reads: the extension's face. Layouts and values come from the C headers; a change there needs none here. */
-struct iso_spawn {
+struct iso_start {
+	const uint8_t *tape;
+	uint64_t tape_size;
+	const uint8_t *run;
+	uint64_t run_size;
+	const int32_t *slots;
+	int32_t slot_count;
+	int32_t stdio[3];
+	int32_t nonblocking;
 	int32_t program;
 	const char *path;
-	const int32_t *fds;
-	int32_t fd_count;
 	int32_t direct;
+	int32_t ours[3];
+	int32_t control;
+	int32_t payload;
 	int32_t pid;
 	int32_t pidfd;
 	int32_t stage;
 };
-int64_t iso_spawn(struct iso_spawn *request);
+int64_t iso_start(struct iso_start *start);
+int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
+void iso_release(struct iso_start *start);
+void iso_close(int32_t *fd);
 int64_t iso_call(int64_t number, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f);
 int64_t iso_check(const uint8_t *tape, uint64_t size);
 uint64_t iso_tape_checksum(const uint8_t *tape, uint32_t size);

@@ -9,12 +9,14 @@
 #define _GNU_SOURCE
 #include "spawn.h"
 #include "sys.h"
+#include "tape.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #ifndef CLONE_PIDFD
@@ -155,4 +157,149 @@ int64_t iso_spawn(struct iso_spawn *q)
 		q->pid = q->pidfd = -1;
 	}
 	return s.error;
+}
+
+void iso_close(int32_t *fd)
+{
+	if (*fd >= 0)
+		SYS1(close, *fd);
+	*fd = -1;
+}
+
+void iso_release(struct iso_start *s)
+{
+	for (int i = 0; i < 3; i++)
+		iso_close(&s->ours[i]);
+	iso_close(&s->control);
+	iso_close(&s->payload);
+	iso_close(&s->pidfd);
+}
+
+static int64_t connect_stream(struct iso_start *s, int i, int32_t *theirs, int32_t *opened)
+{
+	int32_t ends[2];
+	int64_t r;
+	switch (s->stdio[i]) {
+	case ISO_PIPE:
+		r = SYS2(pipe2, PTR(ends), O_CLOEXEC);
+		if (r < 0)
+			return r;
+		*opened = *theirs = ends[i ? 1 : 0];
+		s->ours[i] = ends[i ? 0 : 1];
+		/* Only our end: file status flags belong to the open file, and theirs is another. */
+		return s->nonblocking ? SYS3(fcntl, s->ours[i], F_SETFL, O_NONBLOCK | (i ? O_RDONLY : O_WRONLY)) : 0;
+	case ISO_DEVNULL:
+		r = SYS4(openat, AT_FDCWD, PTR("/dev/null"), (i ? O_WRONLY : O_RDONLY) | O_CLOEXEC, 0);
+		if (r >= 0)
+			*opened = *theirs = (int32_t)r;
+		return r;
+	case ISO_STDOUT:
+		*theirs = theirs[-1];
+		return 0;
+	default:
+		*theirs = s->stdio[i];
+		return 0;
+	}
+}
+
+static int64_t write_all(int32_t fd, const uint8_t *data, uint64_t size)
+{
+	while (size) {
+		int64_t r = SYS3(write, fd, PTR(data), size);
+		if (r == -EINTR)
+			continue;
+		if (r <= 0)
+			return r ? r : -EIO;
+		data += r;
+		size -= (uint64_t)r;
+	}
+	return 0;
+}
+
+int64_t iso_start(struct iso_start *s)
+{
+	/* 0, 1, 2, control, tape, owner: what the launcher finds at these numbers. */
+	int32_t table[ISO_MAX_SLOTS];
+	int32_t opened[ISO_SLOT_FREE] = {-1, -1, -1, -1, -1, -1};
+	int32_t pair[2];
+	int64_t r = 0;
+	for (int i = 0; i < 3; i++)
+		s->ours[i] = -1;
+	s->control = s->payload = s->pid = s->pidfd = -1;
+	s->stage = ISO_START_STREAMS;
+	if (s->slot_count < 0 || s->slot_count + ISO_SLOT_FREE > ISO_MAX_SLOTS || s->stdio[0] == ISO_STDOUT || s->stdio[1] == ISO_STDOUT)
+		return -EINVAL;
+	for (int i = 0; i < 3 && r >= 0; i++)
+		r = connect_stream(s, i, &table[i], &opened[i]);
+	if (r >= 0) {
+		s->stage = ISO_START_CONTROL;
+		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
+	}
+	if (r >= 0) {
+		s->control = pair[0];
+		table[ISO_SLOT_CONTROL] = opened[ISO_SLOT_CONTROL] = pair[1];
+		s->stage = ISO_START_TAPE;
+		r = SYS2(memfd_create, PTR("isolate-tape"), 1 /* MFD_CLOEXEC */);
+	}
+	if (r >= 0) {
+		table[ISO_SLOT_TAPE] = opened[ISO_SLOT_TAPE] = (int32_t)r;
+		r = write_all((int32_t)r, s->tape, s->tape_size);
+		if (r == 0)
+			r = write_all(opened[ISO_SLOT_TAPE], s->run, s->run_size);
+	}
+	if (r >= 0) {
+		s->stage = ISO_START_OWNER;
+		/* Whatever ends this process, the launcher sees it here. */
+		r = SYS2(pidfd_open, SYS0(getpid), 0);
+	}
+	if (r >= 0) {
+		table[ISO_SLOT_OWNER] = opened[ISO_SLOT_OWNER] = (int32_t)r;
+		for (int32_t i = 0; i < s->slot_count; i++)
+			table[ISO_SLOT_FREE + i] = s->slots[i];
+		struct iso_spawn q = {
+			.program = s->program,
+			.path = s->path,
+			.fds = table,
+			.fd_count = ISO_SLOT_FREE + s->slot_count,
+			.direct = s->direct,
+		};
+		r = iso_spawn(&q);
+		s->stage = q.stage;
+		s->pid = q.pid;
+		s->pidfd = q.pidfd;
+	}
+	for (int i = 0; i < ISO_SLOT_FREE; i++)
+		iso_close(&opened[i]);
+	if (r < 0)
+		iso_release(s);
+	return r;
+}
+
+int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)
+{
+	union {
+		struct cmsghdr header;
+		uint8_t space[CMSG_SPACE(sizeof(int32_t))];
+	} control;
+	struct iovec iov = {buffer, size};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+	int64_t r;
+	do
+		r = SYS3(recvmsg, s->control, PTR(&message), MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (r == -EINTR);
+	if (r < 0)
+		return r;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		/* Room for one was given: the kernel closed any other. */
+		int32_t fd;
+		memcpy(&fd, CMSG_DATA(c), sizeof fd);
+		if (s->payload < 0)
+			s->payload = fd;
+		else
+			SYS1(close, fd);
+	}
+	/* Longer than any record can be: not from a launcher of ours. */
+	return message.msg_flags & MSG_TRUNC ? -EMSGSIZE : r;
 }

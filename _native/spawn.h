@@ -15,9 +15,45 @@ struct iso_spawn {
 	int32_t stage;        /* out, where it failed */
 };
 
-enum { ISO_SPAWN_CLONE = 1, ISO_SPAWN_FILES, ISO_SPAWN_EXEC };
+enum { ISO_SPAWN_CLONE = 1, ISO_SPAWN_FILES, ISO_SPAWN_EXEC, ISO_START_STREAMS, ISO_START_CONTROL, ISO_START_TAPE, ISO_START_OWNER };
 
 /* 0 or -errno. */
 int64_t iso_spawn(struct iso_spawn *request);
+
+#define ISO_PIPE (-1) /* as in subprocess */
+#define ISO_STDOUT (-2)
+#define ISO_DEVNULL (-3)
+
+/* All that a start opens, opened in one call and kept in one place: a KeyboardInterrupt between two lines of Python
+ * finds either nothing or what its owner will close. */
+struct iso_start {
+	const uint8_t *tape;
+	uint64_t tape_size;
+	const uint8_t *run;
+	uint64_t run_size;
+	const int32_t *slots; /* descriptors behind the fixed ones */
+	int32_t slot_count;
+	int32_t stdio[3];     /* a descriptor, ISO_PIPE, ISO_DEVNULL, or for stderr ISO_STDOUT */
+	int32_t nonblocking;  /* our ends of the pipes */
+	int32_t program;
+	const char *path;
+	int32_t direct;
+	int32_t ours[3];      /* out: our ends of the pipes, -1 where there is none */
+	int32_t control;      /* out */
+	int32_t payload;      /* out of iso_receive: pidfd of the payload */
+	int32_t pid;          /* out: of the launcher */
+	int32_t pidfd;        /* out: of the launcher */
+	int32_t stage;
+};
+
+/* 0 or -errno; on an error everything opened is closed again. */
+int64_t iso_start(struct iso_start *start);
+/* One record from the control socket, without waiting: its size, 0 at the end of file, or -errno. A descriptor that comes
+ * along with the first becomes `payload`; any other is closed. */
+int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
+/* Close one and mark it so, in one call. */
+void iso_close(int32_t *fd);
+/* Close what is open. */
+void iso_release(struct iso_start *start);
 
 #endif

@@ -34,3 +34,18 @@ def setup_error(tape: Tape, record: Record, args: Sequence[bytes]) -> SetupError
         record.error, step.text, part=type(part).__name__, syscall=getattr(op, "name", None),
         path=os.fsdecode(step.path) if step.path else None, cause=step.hints.get(record.error),
     )  # fmt: skip
+
+
+def start_error(stage: int, error: int) -> SetupError:
+    """The launcher could not be started."""
+    words = {
+        lib.ISO_SPAWN_CLONE: ("start the launcher", "clone"),
+        lib.ISO_SPAWN_FILES: ("arrange the launcher's descriptors", "dup3"),
+        lib.ISO_SPAWN_EXEC: ("execute the launcher", "execveat"),
+        lib.ISO_START_STREAMS: ("open the standard streams", "pipe2"),
+        lib.ISO_START_CONTROL: ("open the control socket", "socketpair"),
+        lib.ISO_START_TAPE: ("write the tape", "memfd_create"),
+        lib.ISO_START_OWNER: ("open a pidfd of this process", "pidfd_open"),
+    }
+    step, syscall = words.get(stage, ("start the launcher", None))
+    return SetupError(error, step, part="Sandbox", syscall=syscall)

@@ -6,23 +6,22 @@ sends. Nothing here knows a part or a pipe.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate import native
-from isolate.native import lib
+from isolate import native, syscalls
+from isolate.native import ffi, lib
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from isolate.tape import Tape
 
 RECORD = struct.Struct(f"<IiIIiiiI4QII{lib.ISO_HEAD}s")
-_ANCILLARY = 64  # one descriptor and its header
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,101 +56,107 @@ def decode(message: bytes) -> Record:
     end = RECORD.size + skipped_size
     if len(message) != end + report_size or head_size > len(head):
         raise ValueError("a record whose sizes do not add up")
+    kind, error, op, stage, status, init_status, complete = plain
     return Record(
-        *plain[:7], user, system, rss, wall, head[:head_size], message[RECORD.size : end], message[end : end + report_size]
+        kind, error, op, stage, status, init_status, complete, user, system, rss, wall,
+        head[:head_size], message[RECORD.size : end], message[end:],
     )  # fmt: skip
 
 
 class Session:
     """A launcher that runs, owned by this process."""
 
-    def __init__(self, tape: Tape, run: bytes, fds: Sequence[int], *, direct: bool | None = None) -> None:
-        """Start it. ``fds`` are stdin, stdout, stderr, then the tape's own slots, then the run's."""
-        import socket
+    def __init__(
+        self,
+        tape: Tape,
+        run: bytes,
+        stdio: Sequence[int],
+        slots: Sequence[int],
+        *,
+        nonblocking: bool = False,
+        direct: bool | None = None,
+    ) -> None:
+        """Start it.
 
+        ``stdio`` are three descriptors or PIPE, DEVNULL, STDOUT; ``slots`` what stands behind the fixed descriptors.
+
+        :raises SetupError: with the step that failed; nothing is left of it.
+        """
         self.tape = tape
         self.owner = os.getpid()
-        self.started: Record | None = None
+        self.started = False
         self.end: Record | None = None
-        self.payload_fd = -1
-        self.pidfd = -1
-        self.pid = -1
-        self._socket: socket.socket | None = None
-        # SEQPACKET: a record is a message, so a dying launcher cannot leave half of one.
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        temporary: list[int] = []
-        try:
-            self._socket = ours
-            memfd = os.memfd_create("isolate-tape", 1)
-            temporary.append(memfd)
-            _write(memfd, tape.data, run)
-            # Its end of life is ours: whatever ends this process, the launcher sees it here.
-            owner = os.pidfd_open(self.owner)
-            temporary.append(owner)
-            table = [*fds[:3], theirs.fileno(), memfd, owner, *fds[3:]]
-            use_direct = _reaping.direct if direct is None else direct
-            self.pid, self.pidfd = native.spawn(table, direct=use_direct)
-            self.direct = use_direct
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            theirs.close()
-            for fd in temporary:
-                os.close(fd)
+        self.direct = _reaping.direct if direct is None else direct
+        # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
+        self._start = start = ffi.new("struct iso_start *")
+        start.control = start.payload = start.pidfd = -1
+        start.ours = [-1, -1, -1]
+        self.stdio = start.ours
+        data = [
+            ffi.from_buffer("uint8_t[]", tape.data),
+            ffi.from_buffer("uint8_t[]", run),
+            ffi.new("int32_t[]", list(slots)),
+            ffi.new("char[]", os.fsencode(native.LAUNCHER_PATH)),
+        ]
+        start.tape, start.run, start.slots, start.path = data
+        start.tape_size, start.run_size, start.slot_count = len(tape.data), len(run), len(slots)
+        start.stdio = list(stdio)
+        start.nonblocking = nonblocking
+        start.program = native.launcher_fd()
+        start.direct = self.direct
+        result = lib.iso_start(start)
+        if result < 0:
+            from isolate.diagnosis import start_error
+
+            raise start_error(start.stage, -result)
+
+    @property
+    def pid(self) -> int:
+        """The launcher's process id."""
+        return int(self._start.pid)
+
+    @property
+    def pidfd(self) -> int:
+        """The launcher's pidfd, -1 once closed."""
+        return int(self._start.pidfd)
+
+    @property
+    def payload_fd(self) -> int:
+        """The program's pidfd, once it is known; -1 until then."""
+        return int(self._start.payload)
 
     def fileno(self) -> int:
         """The control socket: readable when a record has come, or the end."""
-        return self._socket.fileno() if self._socket is not None else -1
+        return int(self._start.control)
+
+    def close_stream(self, number: int) -> None:
+        """Close our end of a pipe."""
+        lib.iso_close(self._start.ours + number)
 
     def receive(self) -> Record | None:
         """Take one record without waiting; None if there is none yet. After the last one ``end`` is set.
 
         :raises EOFError: the launcher is gone without having told an end.
         """
-        if self._socket is None:
-            raise EOFError
-        import array
-        import socket
-
         size = RECORD.size + len(self.tape.plan.steps) // 8 + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
-        try:
-            message, ancillary, _, _ = self._socket.recvmsg(size, _ANCILLARY, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-        except BlockingIOError:
+        buffer = ffi.new("uint8_t[]", size)
+        received = lib.iso_receive(self._start, buffer, size)
+        if received == -errno.EAGAIN:
             return None
-        except ConnectionError:
-            raise EOFError from None
-        received = array.array("i")
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                received.frombytes(data[: len(data) - len(data) % received.itemsize])
-        if not message:
+        if received <= 0:
             raise EOFError
-        try:
-            record = decode(message)
-        finally:
-            expected = message[:4] == struct.pack("<I", lib.ISO_RECORD_STARTED) and self.payload_fd < 0
-            for index, fd in enumerate(received):
-                if expected and index == 0:
-                    self.payload_fd = fd
-                else:
-                    os.close(fd)
+        record = decode(bytes(ffi.buffer(buffer, received)))
         if record.kind == lib.ISO_RECORD_STARTED:
-            self.started = record
+            self.started = True
         else:
             self.end = record
         return record
 
     def kill(self) -> None:
-        """Let go: the launcher kills everything inside and tells the end. Also after a fork elsewhere holds copies."""
-        if self._socket is not None and os.getpid() == self.owner:
-            import socket
-
+        """Let go: the launcher kills everything inside and tells the end. Also while a forked child holds copies."""
+        if self.fileno() >= 0 and os.getpid() == self.owner:
             # shutdown, not close: a forked child of this program's may hold the socket too.
-            try:
-                self._socket.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass  # already gone
+            native.call(_SHUTDOWN, self.fileno(), 1)
 
     def wait_gone(self, timeout: float | None = None) -> bool:
         """Wait until the launcher itself has gone, and reap it where it is ours."""
@@ -176,22 +181,22 @@ class Session:
     def close(self) -> None:
         """Let go and release the descriptors."""
         self.kill()
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        for name in ("pidfd", "payload_fd"):
-            fd = getattr(self, name)
-            setattr(self, name, -1)
-            if fd >= 0:
-                os.close(fd)
+        lib.iso_release(self._start)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_start"):
+            self.close()
+
+
+_SHUTDOWN = syscalls.number("shutdown")
 
 
 class _Reaping:
     """Whether orphans get reaped here.
 
-    A launcher is made an orphan so that nothing of it shows in this program. Someone must reap it: PID 1. Where PID 1 does
-    not (a container whose PID 1 is ``sleep``), zombies would pile up; that is noticed, and from then on launchers are
-    children of this process, reaped by it.
+    A launcher is made an orphan so that nothing of it shows in this program. Someone must reap it: PID 1. Where PID 1
+    does not (a container whose PID 1 is ``sleep``), zombies would pile up; that is noticed, and from then on
+    launchers are children of this process, reaped by it.
     """
 
     def __init__(self) -> None:
@@ -231,12 +236,3 @@ def _state(pid: int) -> tuple[str, str] | None:
 
 
 _reaping = _Reaping()
-
-
-def _write(fd: int, *parts: bytes) -> None:
-    total = sum(map(len, parts))
-    written = os.writev(fd, parts)
-    if written != total:
-        rest = memoryview(b"".join(parts))[written:]
-        while rest:
-            rest = rest[os.write(fd, rest) :]

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from isolate import _native  # type: ignore[attr-defined]
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class _Library(Protocol):
     """What the extension offers, and what C's integers become."""
 
-    def iso_spawn(self, request: Any) -> int: ...
+    def iso_start(self, start: Any) -> int: ...
+    def iso_receive(self, start: Any, buffer: Any, size: int) -> int: ...
+    def iso_release(self, start: Any) -> None: ...
+    def iso_close(self, fd: Any) -> None: ...
     def iso_call(self, number: int, a: int, b: int, c: int, d: int, e: int, f: int) -> int: ...
     def iso_check(self, tape: Any, size: int) -> int: ...
     def iso_tape_checksum(self, tape: Any, size: int) -> int: ...
@@ -46,7 +46,7 @@ def _read_launcher() -> bytes:
         raise ImportError(f"isolate's launcher is missing ({error}): reinstall isolate-linux") from error
     if f"isolate-launcher {VERSION}\0".encode() not in image:
         raise ImportError(
-            f"isolate's extension is version {VERSION} but its launcher ({LAUNCHER_PATH}) is another: reinstall isolate-linux"
+            f"isolate's extension is version {VERSION}, its launcher ({LAUNCHER_PATH}) another: reinstall isolate-linux"
         )
     return image
 
@@ -112,24 +112,3 @@ def _make_launcher() -> tuple[int, int, int]:
         os.close(fd)
         raise
     return fd, status.st_dev, status.st_ino
-
-
-def spawn(fds: Sequence[int], *, direct: bool = False) -> tuple[int, int]:
-    """Start the launcher with descriptor i being ``fds[i]``; its pid and pidfd.
-
-    :raises OSError: with ``strerror`` naming the step.
-    """
-    request = ffi.new("struct iso_spawn *")
-    program = launcher_fd()
-    table = ffi.new("int32_t[]", list(fds))
-    path = ffi.new("char[]", os.fsencode(LAUNCHER_PATH))
-    request.program = program
-    request.path = path
-    request.fds = table
-    request.fd_count = len(fds)
-    request.direct = direct
-    result = lib.iso_spawn(request)
-    if result < 0:
-        step = {1: "clone the launcher", 2: "arrange its descriptors", 3: "execute it"}.get(request.stage, "start")
-        raise OSError(-result, f"{step}: {os.strerror(-result)}")
-    return request.pid, request.pidfd

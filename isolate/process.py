@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from isolate import outcome, streams
 from isolate.errors import SetupError
 from isolate.launch import Session
-from isolate.result import Result
+from isolate.streams import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from isolate.result import Result
     from isolate.sandbox import Sandbox
 
 __all__ = ["Process", "TimeoutExpired"]
@@ -39,18 +40,18 @@ class Process:
     everything inside has), so threads, select and event loops all work. Methods may be called from any thread.
     """
 
-    def __init__(self, session: Session, args: tuple[bytes, ...], ours: list[int], pty: int) -> None:
+    def __init__(self, session: Session, args: tuple[bytes, ...], pty: IO[bytes] | None) -> None:
         self._session = session
         self._lock = threading.Lock()
         self._args = args
         self._pid: int | None = None
         self.args: tuple[bytes, ...] = args
         #: Our ends of the pipes, as unbuffered binary files; None where there is no pipe.
-        self.stdin: IO[bytes] | None = io.FileIO(ours[0], "wb") if ours[0] >= 0 else None
-        self.stdout: IO[bytes] | None = io.FileIO(ours[1], "rb") if ours[1] >= 0 else None
-        self.stderr: IO[bytes] | None = io.FileIO(ours[2], "rb") if ours[2] >= 0 else None
+        self.stdin, self.stdout, self.stderr = (
+            Stream(session, n) if session.stdio[n] >= 0 else None for n in range(3)
+        )  # fmt: skip
         #: Our end of the terminal; None without.
-        self.pty: IO[bytes] | None = io.FileIO(pty, "r+b") if pty >= 0 else None
+        self.pty: IO[bytes] | None = pty
 
     def __repr__(self) -> str:
         state = "runs" if self._session.end is None else f"ended with {self.returncode}"
@@ -60,7 +61,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The program's process id in the caller's pid namespace. It may be reused after the end; ``pidfd`` never is."""
+        """The program's process id in the caller's pid namespace. It may be reused after the end; ``pidfd`` is not."""
         if self._pid is None:
             with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as file:
                 for line in file:
@@ -176,7 +177,9 @@ class Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -185,8 +188,8 @@ class Process:
             return
         if session.end is None:
             warnings.warn(f"{self!r} was never closed: killed", ResourceWarning, stacklevel=2, source=self)
-        # No wait here: the launcher needs nobody to finish.
-        session.close()
+        # No wait here: the launcher needs nobody to finish. A stream that somebody still holds stays readable.
+        session.kill()
 
 
 def spawn(
@@ -206,17 +209,29 @@ def spawn(
     run, slots, argv = streams.block(
         tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=True, tty=bool(pty)
     )  # fmt: skip
-    session: Session | None = None
+    if not pty:
+        stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
+        return _start(Session(tape, run, stdio, slots), argv, None)
+    if any(wanted is not None for wanted in (stdin, stdout, stderr)):
+        raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
+    master, slave = (io.FileIO(fd, "r+b") for fd in os.openpty())
+    with slave:
+        try:
+            if not isinstance(pty, bool):
+                streams.set_window(master.fileno(), *pty)
+            return _start(Session(tape, run, [slave.fileno()] * 3, slots), argv, master)
+        except BaseException:
+            master.close()
+            raise
+
+
+def _start(session: Session, argv: tuple[bytes, ...], pty: IO[bytes] | None) -> Process:
     try:
-        with streams.Streams(stdin, stdout, stderr, pty) as connected:
-            session = Session(tape, run, [*connected.given, *slots])
-            await_start(session, argv)
-            process = Process(session, argv, connected.ours, connected.pty)
-            session = None
-            return process
-    finally:
-        if session is not None:
-            session.close()
+        await_start(session, argv)
+        return Process(session, argv, pty)
+    except BaseException:
+        session.close()
+        raise
 
 
 def await_start(session: Session, args: tuple[bytes, ...]) -> None:
@@ -226,13 +241,13 @@ def await_start(session: Session, args: tuple[bytes, ...]) -> None:
     """
     poll = select.poll()
     poll.register(session.fileno(), select.POLLIN)
-    while session.started is None and session.end is None:
+    while not session.started and session.end is None:
         poll.poll()
         try:
             session.receive()
         except EOFError:
             break
-    if session.started is None:
+    if not session.started:
         session.wait_gone(1.0)
         outcome.ended(session, args)  # raises, unless init was killed from outside before it could tell
         raise SetupError(errno.ESRCH, "start the program", part="Sandbox", cause="it was killed before it was executed")

@@ -74,20 +74,16 @@ class Run:
         run, slots, self.args = streams.block(
             tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=False, tty=False
         )  # fmt: skip
-        self.chunks: dict[int, bytearray] = {}
         self.truncated: set[str] = set()
         self.killed: Verdict | None = None
         self.reaped = False
         self.usage = (0.0, 0)
-        with streams.Streams(stdin, stdout, stderr) as connected:
-            self.ours = connected.ours
-            for number, fd in enumerate(self.ours):
-                if fd >= 0:
-                    os.set_blocking(fd, False)
-                    if number:
-                        self.chunks[number] = bytearray()
-            self.start = time.monotonic()
-            self.session = Session(tape, run, [*connected.given, *slots])
+        stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
+        self.chunks = {n: bytearray() for n in (1, 2) if stdio[n] == PIPE}
+        self.start = time.monotonic()
+        self.session = Session(tape, run, stdio, slots, nonblocking=True)
+        #: Our ends of the pipes, -1 where there is none (any more).
+        self.ours = self.session.stdio
         self.deadline = None if self.timeout is None else self.start + self.timeout
         self._sample_at = None if self.cpu_time is None else self.start + outcome.next_sample(self.cpu_time)
         if self.ours[0] >= 0 and not self._input:
@@ -128,8 +124,11 @@ class Run:
             self._record()
         elif fd == self.ours[0]:
             self._feed()
-        elif fd in self.ours:
-            self._collect(self.ours.index(fd))
+        else:
+            for number in self.chunks:
+                if fd == self.ours[number]:
+                    self._collect(number)
+                    break
 
     @property
     def done(self) -> bool:
@@ -155,16 +154,15 @@ class Run:
             self._end()
 
     def _end(self) -> None:
-        # Everything inside is dead: what is still in the pipes is all there will ever be. Whoever else holds a write end
-        # (a descriptor passed on to the host) is not waited for.
+        # Everything inside is dead: what is still in the pipes is all there will ever be. Whoever else holds a write
+        # end (a descriptor passed on to the host) is not waited for.
         for number in self.chunks:
             while self.ours[number] >= 0 and self._collect(number):
                 pass
         self.reaped = True
 
     def _shut(self, number: int) -> None:
-        fd, self.ours[number] = self.ours[number], -1
-        os.close(fd)
+        self.session.close_stream(number)
 
     def _feed(self) -> None:
         try:
@@ -197,9 +195,6 @@ class Run:
 
     def close(self) -> None:
         """Release everything; kills what still runs."""
-        for number, fd in enumerate(self.ours):
-            if fd >= 0:
-                self._shut(number)
         self.session.close()
 
     def result(self) -> Result[str] | Result[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import io
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,9 @@ from isolate.defaults import DEFAULT_PATH
 from isolate.tape import run_block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from types import TracebackType
+    from collections.abc import Iterable
 
-    from typing_extensions import Self
-
+    from isolate.launch import Session
     from isolate.tape import Tape
 
 PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
@@ -98,82 +96,43 @@ def block(
     fds = [(0, 0), (1, 1), (2, 2), *((first + i, inside) for i, (inside, _) in enumerate(passed))]
     slots += [fd for _, fd in passed]
     run = run_block(
-        argv, variables, program=argv[0], path=path, cwd=directory, fds=fds, slots=6 + len(slots), started=started, tty=tty
+        argv, variables, program=argv[0], path=path, cwd=directory, fds=fds, slots=6 + len(slots),
+        started=started, tty=tty,
     )  # fmt: skip
     return run, slots, tuple(argv)
 
 
-class Streams:
-    """Descriptors for 0, 1 and 2 of a program; ours are the other ends of its pipes. A context manager: leaving it
-    closes what was opened for the program, and, on an exception, our ends too."""
-
-    def __init__(self, stdin: Any, stdout: Any, stderr: Any, pty: bool | tuple[int, int] = False) -> None:
-        self.given: list[int] = []
-        #: Our ends, -1 where there is no pipe.
-        self.ours = [-1, -1, -1]
-        self.pty = -1
-        self._opened: list[int] = []
-        try:
-            if pty:
-                self._terminal(pty, (stdin, stdout, stderr))
-            else:
-                for number, wanted in enumerate((stdin, stdout, stderr)):
-                    self.given.append(self._connect(number, wanted))
-        except BaseException:
-            self._close(failed=True)
-            raise
-
-    def _connect(self, number: int, wanted: Any) -> int:
-        if wanted is None:
-            os.fstat(number)  # EBADF here says which; later it would be a descriptor of ours
-            return number
-        if wanted == STDOUT and isinstance(wanted, int):
-            if number != 2:
-                raise ValueError("STDOUT can only be said of stderr")
-            return self.given[1]
-        if isinstance(wanted, int) and not isinstance(wanted, bool):
-            if wanted == PIPE:
-                read, write = os.pipe2(os.O_CLOEXEC)
-                theirs, self.ours[number] = (read, write) if number == 0 else (write, read)
-                self._opened.append(theirs)
-                return theirs
-            if wanted == DEVNULL:
-                fd = os.open("/dev/null", (os.O_RDONLY if number == 0 else os.O_WRONLY) | os.O_CLOEXEC)
-                self._opened.append(fd)
-                return fd
-            if wanted < 0:
-                raise ValueError(f"not a descriptor: {wanted}")
+def stream(number: int, wanted: Any) -> int:
+    """What a stream is connected to: a descriptor, or PIPE, STDOUT, DEVNULL."""
+    if wanted is None:
+        os.fstat(number)  # EBADF here says which; later the number would be a descriptor of ours
+        return number
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        if wanted == STDOUT and number != 2:
+            raise ValueError("STDOUT can only be said of stderr")
+        if wanted < DEVNULL:
+            raise ValueError(f"not a descriptor: {wanted}")
+        if wanted >= 0:
             os.fstat(wanted)
-            return wanted
-        fileno = getattr(wanted, "fileno", None)
-        if fileno is None:
-            raise TypeError(f"a stream must be None, PIPE, DEVNULL, STDOUT, a descriptor or a file, not {wanted!r}")
-        return int(fileno())
+        return int(wanted)
+    fileno = getattr(wanted, "fileno", None)
+    if fileno is None:
+        raise TypeError(f"a stream must be None, PIPE, DEVNULL, STDOUT, a descriptor or a file, not {wanted!r}")
+    return int(fileno())
 
-    def _terminal(self, pty: bool | tuple[int, int], others: tuple[Any, ...]) -> None:
-        if any(o is not None for o in others):
-            raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
-        self.pty, slave = os.openpty()
-        self._opened.append(slave)
-        if not isinstance(pty, bool):
-            set_window(self.pty, *pty)
-        self.given = [slave, slave, slave]
 
-    def __enter__(self) -> Self:
-        return self
+class Stream(io.FileIO):
+    """Our end of a pipe. The session owns the descriptor; this keeps the session alive."""
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self._close(failed=kind is not None)
+    def __init__(self, session: Session, number: int) -> None:
+        super().__init__(session.stdio[number], "rb" if number else "wb", closefd=False)
+        self._session, self._number = session, number
 
-    def _close(self, *, failed: bool) -> None:
-        for fd in self._opened:
-            os.close(fd)
-        self._opened = []
-        if failed:
-            for fd in (*self.ours, self.pty):
-                if fd >= 0:
-                    os.close(fd)
-            self.ours, self.pty = [-1, -1, -1], -1
+    def close(self) -> None:
+        """Close the pipe."""
+        if not self.closed:
+            super().close()
+            self._session.close_stream(self._number)
 
 
 def set_window(fd: int, rows: int, columns: int) -> None:
@@ -186,14 +145,3 @@ def set_window(fd: int, rows: int, columns: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
             raise ValueError(f"rows and columns must be from 1 to 65535, not {value!r}")
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-def close_quietly(fds: Sequence[int]) -> None:
-    """Close descriptors of ours; one that the user has closed already is no error."""
-    for fd in fds:
-        if fd >= 0:
-            try:
-                os.close(fd)
-            except OSError as error:
-                if error.errno != errno.EBADF:
-                    raise
