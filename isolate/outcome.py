@@ -12,6 +12,7 @@ from isolate.result import Result, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isolate.cgroups.part import Outcome, RunGroup
     from isolate.launch import Record, Session
     from isolate.tape import Tape
 
@@ -36,13 +37,18 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
 
 def judge(record: Record, killed: Verdict | None, tape: Tape) -> tuple[int, Verdict]:
     """Return code and verdict. A program that ended by itself just before it was killed is told as it ended."""
+    group = group_outcome(record, tape)
     complete = record.complete & lib.ISO_COMPLETE_STATUS
     if not complete:
-        # PID 1 was killed and took all along: by us, or by whoever may signal it from outside.
-        return -signal.SIGKILL, killed or Verdict.SIGNALED
+        # PID 1 was killed and took all along: by us, by the OOM killer, or by whoever may signal it from outside.
+        counted = group.verdict(failed=True) if group is not None and killed is None else None
+        return -signal.SIGKILL, killed or (Verdict(counted) if counted else Verdict.SIGNALED)
     returncode = os.waitstatus_to_exitcode(record.status)
     if killed is not None and returncode == -signal.SIGKILL:
         return returncode, killed
+    counted = group.verdict(failed=returncode != 0) if group is not None else None
+    if counted is not None:
+        return returncode, Verdict(counted)
     if returncode == -signal.SIGSYS:
         return returncode, Verdict.SECCOMP
     if returncode == -signal.SIGXCPU:
@@ -50,6 +56,12 @@ def judge(record: Record, killed: Verdict | None, tape: Tape) -> tuple[int, Verd
     if returncode < 0:
         return returncode, Verdict.SIGNALED
     return returncode, Verdict.EXITED if returncode else Verdict.OK
+
+
+def group_outcome(record: Record, tape: Tape) -> Outcome | None:
+    """What the sandbox's cgroup counted, if it had one of its own."""
+    group: RunGroup | None = tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    return None if group is None else group.outcome(record.report, tape.reports)
 
 
 def applied(record: Record, tape: Tape) -> dict[str, bool]:
@@ -72,7 +84,12 @@ def make_result(
     truncated: frozenset[str],
     usage: tuple[float, int] = (0.0, 0),
 ) -> Result[Any]:
-    """A result from its pieces; ``usage`` is what was seen just before a kill."""
+    """A result from its pieces; ``usage`` is what was seen just before a kill. A cgroup counts better than both."""
+    group = group_outcome(record, tape)
+    cpu_time, peak_memory = max((record.user_ns + record.system_ns) / 1e9, usage[0]), max(record.max_rss, usage[1])
+    if group is not None:
+        cpu_time = cpu_time if group.cpu_time is None else group.cpu_time
+        peak_memory = peak_memory if group.peak_memory is None else group.peak_memory
     return Result(
         args=tuple(args),
         returncode=returncode,
@@ -80,10 +97,11 @@ def make_result(
         stdout=captured[0],
         stderr=captured[1],
         wall_time=record.wall_ns / 1e9,
-        cpu_time=max((record.user_ns + record.system_ns) / 1e9, usage[0]),
-        peak_memory=max(record.max_rss, usage[1]),
+        cpu_time=cpu_time,
+        peak_memory=peak_memory,
         truncated=truncated,
         applied=applied(record, tape),
+        stats=None if group is None else group.stats,
     )
 
 

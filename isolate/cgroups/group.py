@@ -190,7 +190,7 @@ class Cgroup:
         limits = dataclasses.replace(self.limits, **changes)
         wanted = self._settings(dataclasses.replace(limits, devices=None))
         keys = {_key(s) for s in wanted.files}
-        for (directory, key), old in list(self._written.items()):
+        for (directory, key), old in reversed(list(self._written.items())):  # the sum before memory
             if key not in keys and old.controller != "devices":
                 data = _lift(old)
                 files.write(directory, old.file, data.encode(), step=f"take back {old.field}", part="Limits")

@@ -1,8 +1,8 @@
 """Names of groups: whose they are, so that what was left behind can be told from what is in use.
 
 ``isolate-NAMESPACE-PID-START-TAG``: the pid namespace (hexadecimal inode) in which the owner's pid means something,
-the owner's pid, its start time in clock ticks (proc_pid_stat(5), field 22), and what it is: the launcher's pid for the group
-of a run, anything else for a :class:`~isolate.Cgroup`.
+the owner's pid, its start time in clock ticks (proc_pid_stat(5), field 22), and what it is: the launcher's pid
+for the group of a run, anything else for a :class:`~isolate.Cgroup`.
 """
 
 from __future__ import annotations

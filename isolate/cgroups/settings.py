@@ -107,6 +107,8 @@ def settings(limits: Limits, host: Host, parent_of: Callable[[str], str]) -> Set
                 number=errno.ENODEV,
             )
         files += make(limits, parent_of(controller))
+    if version("cpuset") == 1 and "cpuset" not in controllers(limits) and parent_of("cpuset"):
+        files += _cpuset1(limits, parent_of("cpuset"))  # mounted together with another controller
     return Settings(tuple(files), program)
 
 
