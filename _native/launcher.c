@@ -12,6 +12,7 @@
 #include "sys.h"
 
 #include <linux/capability.h>
+#include <linux/elf.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/mman.h>
@@ -150,6 +151,43 @@ static int64_t refused(const struct iso_machine *m, const char *path)
 	return -EACCES;
 }
 
+static uint8_t start[4096] __attribute__((aligned(8)));
+
+/* What stands at a program's start tells a foreign architecture from a missing interpreter, should exec refuse it: an ELF
+ * header with the path of its loader behind it, or the first bytes. Read now, while no filter is in force. */
+static void keep_head(struct iso_machine *m)
+{
+	uint8_t *head = m->shared->head;
+	m->shared->head_size = 0;
+	int64_t fd = SYS4(openat, AT_FDCWD, PTR(m->program), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+	if (fd < 0)
+		return; /* may be executed but not read: then there is no head */
+	const int64_t size = SYS3(read, fd, PTR(start), sizeof start);
+	SYS1(close, fd);
+	if (size <= 0)
+		return;
+	m->shared->head_size = size < ISO_HEAD ? (uint32_t)size : ISO_HEAD;
+	memcpy(head, start, m->shared->head_size);
+	const struct elf64_hdr *elf = (const void *)start;
+	if (size < ISO_HEAD || start[0] != 0x7f || start[1] != 'E' || start[2] != 'L' || start[3] != 'F' ||
+	    start[EI_CLASS] != ELFCLASS64 || elf->e_phentsize != sizeof(struct elf64_phdr) || elf->e_phoff > sizeof start)
+		return;
+	const size_t room = ISO_HEAD - sizeof *elf;
+	memset(head + sizeof *elf, 0, room);
+	for (size_t i = 0; i < elf->e_phnum; i++) {
+		const size_t at = elf->e_phoff + i * sizeof(struct elf64_phdr);
+		if (at + sizeof(struct elf64_phdr) > (size_t)size)
+			return;
+		struct elf64_phdr p;
+		memcpy(&p, start + at, sizeof p);
+		if (p.p_type != PT_INTERP)
+			continue;
+		if (p.p_offset < (size_t)size && p.p_filesz <= (size_t)size - p.p_offset)
+			memcpy(head + sizeof *elf, start + p.p_offset, p.p_filesz < room ? p.p_filesz : room);
+		return;
+	}
+}
+
 static char found[4096];
 
 /* The search that execvp makes, here inside the sandbox: its root, its credentials. The filter comes later. */
@@ -195,14 +233,7 @@ static int64_t find_program(struct iso_machine *m)
 	}
 	if (result < 0)
 		return result;
-	/* What stands at its start tells a foreign architecture from a missing interpreter, should exec refuse it. */
-	m->shared->head_size = 0;
-	int64_t fd = SYS4(openat, AT_FDCWD, PTR(m->program), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
-	if (fd >= 0) {
-		int64_t r = SYS3(read, fd, PTR(m->shared->head), ISO_HEAD);
-		m->shared->head_size = r > 0 ? (uint32_t)r : 0;
-		SYS1(close, fd);
-	}
+	keep_head(m);
 	return 0;
 }
 

@@ -180,7 +180,7 @@ struct iso_record {
 	int32_t status;      /* ENDED: wait status of the payload */
 	int32_t init_status; /* ENDED: wait status of init */
 	int32_t complete;    /* ENDED: ISO_COMPLETE_STARTED, ISO_COMPLETE_STATUS */
-	uint32_t head_size;  /* FAILED at exec: first bytes of the program; at FIND with EACCES: st_mode, f_flags, path */
+	uint32_t head_size;  /* FAILED at exec: the program's start, an ELF's loader from byte 64; at FIND with EACCES: st_mode, f_flags, path */
 	uint64_t user_ns;    /* CPU time of the whole tree */
 	uint64_t system_ns;
 	uint64_t max_rss;    /* bytes */
