@@ -1,1 +1,114 @@
-from isolate.sandbox import Sandbox as Sandbox
+"""Linux isolation primitives that compose: namespaces, cgroups, mounts, capabilities, seccomp, Landlock, rlimits.
+
+>>> from isolate import Sandbox, UserNamespace, PidNamespace
+>>> Sandbox(UserNamespace(), PidNamespace()).run(["id", "-u"]).stdout
+b'0\\n'
+
+Names are imported when they are first used, so ``import isolate`` costs almost nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isolate import errors as errors
+    from isolate import presets as presets
+    from isolate.capabilities import Cap as Cap
+    from isolate.capabilities import Capabilities as Capabilities
+    from isolate.capabilities import SecureBits as SecureBits
+    from isolate.cgroups import Cgroup as Cgroup
+    from isolate.cgroups import Limits as Limits
+    from isolate.credentials import Credentials as Credentials
+    from isolate.errors import ConflictError as ConflictError
+    from isolate.errors import IrreversibleError as IrreversibleError
+    from isolate.errors import IsolateError as IsolateError
+    from isolate.errors import ProgramError as ProgramError
+    from isolate.errors import RestoreError as RestoreError
+    from isolate.errors import SetupError as SetupError
+    from isolate.errors import ThreadedError as ThreadedError
+    from isolate.errors import UnsupportedError as UnsupportedError
+    from isolate.ids import IdMap as IdMap
+    from isolate.ids import IdRange as IdRange
+    from isolate.landlock import Landlock as Landlock
+    from isolate.mounts import Bind as Bind
+    from isolate.mounts import Dev as Dev
+    from isolate.mounts import Dir as Dir
+    from isolate.mounts import File as File
+    from isolate.mounts import Mask as Mask
+    from isolate.mounts import Mqueue as Mqueue
+    from isolate.mounts import Overlay as Overlay
+    from isolate.mounts import Proc as Proc
+    from isolate.mounts import ReadOnly as ReadOnly
+    from isolate.mounts import Root as Root
+    from isolate.mounts import Symlink as Symlink
+    from isolate.mounts import Sys as Sys
+    from isolate.mounts import Tmpfs as Tmpfs
+    from isolate.namespaces import CgroupNamespace as CgroupNamespace
+    from isolate.namespaces import IpcNamespace as IpcNamespace
+    from isolate.namespaces import MountNamespace as MountNamespace
+    from isolate.namespaces import NetNamespace as NetNamespace
+    from isolate.namespaces import PidNamespace as PidNamespace
+    from isolate.namespaces import TimeNamespace as TimeNamespace
+    from isolate.namespaces import UserNamespace as UserNamespace
+    from isolate.namespaces import UtsNamespace as UtsNamespace
+    from isolate.plan import Context as Context
+    from isolate.plan import Part as Part
+    from isolate.plan import Phase as Phase
+    from isolate.plan import Step as Step
+    from isolate.privileges import NoNewPrivs as NoNewPrivs
+    from isolate.privileges import SessionKeyring as SessionKeyring
+    from isolate.process import Process as Process
+    from isolate.process import TimeoutExpired as TimeoutExpired
+    from isolate.result import Result as Result
+    from isolate.result import Verdict as Verdict
+    from isolate.rlimits import Rlimits as Rlimits
+    from isolate.sandbox import Sandbox as Sandbox
+    from isolate.scheduling import Scheduling as Scheduling
+    from isolate.seccomp import Seccomp as Seccomp
+
+__version__ = "0.1.0"
+
+PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
+
+# Where each name lives: one word for one thing, one module for one word.
+_HOMES = {
+    "capabilities": "Cap Capabilities SecureBits",
+    "cgroups": "Cgroup Limits",
+    "credentials": "Credentials",
+    "errors": "ConflictError IrreversibleError IsolateError ProgramError RestoreError SetupError ThreadedError"
+    " UnsupportedError",
+    "ids": "IdMap IdRange",
+    "landlock": "Landlock",
+    "mounts": "Bind Dev Dir File Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys Tmpfs",
+    "namespaces": "CgroupNamespace IpcNamespace MountNamespace NetNamespace PidNamespace TimeNamespace UserNamespace"
+    " UtsNamespace",
+    "plan": "Context Part Phase Step",
+    "privileges": "NoNewPrivs SessionKeyring",
+    "process": "Process TimeoutExpired",
+    "result": "Result Verdict",
+    "rlimits": "Rlimits",
+    "sandbox": "Sandbox",
+    "scheduling": "Scheduling",
+    "seccomp": "Seccomp",
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+_MODULES = frozenset({*_HOMES, "presets"})
+
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "__version__", *sorted(_MODULE_OF), "presets"]
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    module = _MODULE_OF.get(name)
+    if module is not None:
+        value = getattr(importlib.import_module(f"isolate.{module}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"isolate.{name}")
+    else:
+        raise AttributeError(f"module 'isolate' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,16 +6,21 @@ Each is a part that a user may name to change it; ``explain()`` shows them all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.capabilities import Capabilities
+from isolate.credentials import Credentials
 from isolate.kernel import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG
-from isolate.namespaces import PidNamespace
+from isolate.namespaces import PidNamespace, UserNamespace
 from isolate.plan import CWD, Buffer, Context, Engine, Load, Part, Phase, Step, Test, call
+from isolate.privileges import NoNewPrivs, SessionKeyring
+from isolate.rlimits import Rlimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["DEFAULT_PATH", "Launch", "defaults"]
+__all__ = ["DEFAULT_PATH", "Launch", "NoNestedUserNamespaces", "defaults"]
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -67,8 +72,36 @@ class Launch:
         )
 
 
+@dataclass(frozen=True)
+class NoNestedUserNamespaces:
+    """A small filter: clone and unshare with CLONE_NEWUSER answer EPERM, clone3 ENOSYS, all else is allowed.
+
+    In force where no :class:`~isolate.Seccomp` part says what may be called, unless ``UserNamespace(nested=True)``.
+    With a user namespace of the sandbox's own, user.max_user_namespaces = 0 says the same a second time.
+    """
+
+    def steps(self, context: Context) -> Iterable[Step]:
+        """Those of a ready program."""
+        return _small_filter().steps(context)
+
+
+@lru_cache(maxsize=1)
+def _small_filter() -> Part:
+    from isolate.seccomp import Seccomp, deny_user_namespaces
+
+    return Seccomp.from_bpf(deny_user_namespaces())
+
+
 def defaults(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """The parts with what is in force by default."""
+    """The parts with what is in force by default: whatever is not named gets its safest value."""
+    from isolate.seccomp import Seccomp
+
     given = tuple(parts)
     extra: list[Part] = [Launch()]
+    for kind in (Capabilities, Credentials, NoNewPrivs, Rlimits, SessionKeyring):
+        if not any(isinstance(part, kind) for part in given):
+            extra.append(kind())
+    nested = any(isinstance(part, UserNamespace) and part.nested for part in given)
+    if not nested and not any(isinstance(part, Seccomp) for part in given):
+        extra.append(NoNestedUserNamespaces())
     return (*given, *extra)

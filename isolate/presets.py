@@ -1,0 +1,97 @@
+"""Compositions that are often wanted. Each is what a user could have written: print ``explain()`` and see."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from isolate.ids import IdMap
+from isolate.mounts import Bind, Dev, Proc, Root, Symlink, Tmpfs
+from isolate.namespaces import (
+    CgroupNamespace,
+    IpcNamespace,
+    MountNamespace,
+    NetNamespace,
+    PidNamespace,
+    UserNamespace,
+    UtsNamespace,
+)
+from isolate.rlimits import Rlimits
+from isolate.sandbox import Sandbox
+from isolate.seccomp import Seccomp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from isolate.cgroups import Limits
+    from isolate.plan import Part
+
+__all__ = ["NOBODY", "container", "untrusted"]
+
+#: The id that a root caller's untrusted programs have on the host: the kernel's overflow id, nobody's.
+NOBODY = 65534
+
+#: What the programs of a distribution need of the host, where it is there.
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_CONFIGURATION = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
+
+
+def untrusted(*entries: object, limits: Limits | None = None, network: bool = False, extra: Iterable[Part] = ()) -> Sandbox:
+    """A sandbox for a program that nobody vouches for.
+
+    All namespaces are new; the host's ``/usr`` (and ``/bin``, ``/lib``, …) is there read-only, ``/tmp`` is a tmpfs of
+    64 MiB, ``/proc`` and ``/dev`` are its own, and nothing else is; loopback is the only network (``network=True``
+    keeps the caller's); it has no capability, gains none, and :meth:`Seccomp.default` filters its system calls. Run by
+    root it is an unprivileged id on the host, never root; inside, its ids are 65534 either way.
+
+    ``entries`` are put into the root after these (such as ``Bind("/srv/task", "/task")``). ``limits`` bound memory,
+    processes and CPU of the whole (a cgroup): without, a program can use as much as an ordinary process.
+    """
+    host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    system: list[object] = []
+    for path in _SYSTEM:
+        # What is a link on the host (/bin, on a merged /usr) is a link inside.
+        if os.path.islink(path):
+            system.append(Symlink(os.readlink(path), path))
+        elif os.path.isdir(path):
+            system.append(Bind(path))
+    system += [Bind(path) for path in _CONFIGURATION if os.path.exists(path)]
+    parts: list[Part] = [
+        UserNamespace(uid=NOBODY, gid=NOBODY, map=IdMap.single(NOBODY, NOBODY, host_uid=host_uid, host_gid=host_gid)),
+        MountNamespace(),
+        PidNamespace(),
+        IpcNamespace(),
+        UtsNamespace(hostname="sandbox"),
+        CgroupNamespace(),
+        Root(*system, Proc(), Dev(), Tmpfs("/tmp", size="64M"), *entries),
+        Rlimits(nofile=1024, core=0),
+        Seccomp.default(),
+        *extra,
+    ]
+    if not network:
+        parts.append(NetNamespace())
+    if limits is not None:
+        parts.append(limits)
+    return Sandbox(*parts)
+
+
+def container(
+    root: str | os.PathLike[str], *entries: object, writable: bool = False, hostname: str = "container", extra: Iterable[Part] = ()
+) -> Sandbox:
+    """A container on a root file system of its own, such as one that debootstrap made.
+
+    ``root`` is read-only unless ``writable``; ``/proc``, ``/dev``, ``/tmp`` and ``/run`` are its own. The program is root
+    inside and the caller outside, with no capability; add ``Capabilities.docker()`` for more.
+    """
+    return Sandbox(
+        UserNamespace(),
+        MountNamespace(),
+        PidNamespace(),
+        IpcNamespace(),
+        UtsNamespace(hostname=hostname),
+        CgroupNamespace(),
+        NetNamespace(),
+        Root(Bind(root, "/", read_only=not writable), Proc(), Dev(), Tmpfs("/tmp"), Tmpfs("/run"), *entries),
+        Seccomp.default(),
+        *extra,
+    )
