@@ -98,7 +98,7 @@ def settings(limits: Limits, host: Host, parent_of: Callable[[str], str]) -> Set
         if controller == "devices" and where == 2:
             program = _devices.program(_devices.parse_all(limits.devices or ()))
             continue
-        make = _V2.get(controller) if where == 2 else _V1.get(controller)
+        make = {1: _V1, 2: _V2}.get(where, {}).get(controller)
         if make is None:
             raise unsupported(
                 field,

@@ -1,0 +1,58 @@
+"""What the tests of cgroups share. Those marked ``vm`` also run in a machine with unified v2; see ``tests/vm``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from isolate.cgroups import Limits
+from isolate.cgroups.hierarchy import discover
+from isolate.errors import UnsupportedError
+from isolate.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.result import Result
+
+HOST = discover()
+UNIFIED = HOST.mode == "unified"
+PYTHON = [sys.executable, "-I", "-S", "-c"]
+MIB = 1 << 20
+
+
+def python(code: str, *parts: Any, **options: Any) -> Result[bytes]:
+    """Run a Python program in a sandbox of these parts."""
+    options.setdefault("timeout", 60)
+    return Sandbox(*parts).run([*PYTHON, code], **options)
+
+
+def our_groups() -> set[str]:
+    """Directories of groups with a name of ours, in every hierarchy."""
+    found: set[str] = set()
+    for hierarchy in HOST.hierarchies:
+        for directory, names, _ in os.walk(hierarchy.mount):
+            found |= {os.path.join(directory, n) for n in names if n.startswith("isolate-")}
+    return found
+
+
+@pytest.fixture
+def groups() -> None:
+    """This host lets us make groups."""
+    try:
+        Sandbox(Limits(memory="1G", pids=100))
+    except UnsupportedError as error:
+        if os.environ.get("ISOLATE_REQUIRE_KERNEL"):
+            raise
+        pytest.skip(f"no cgroups here: {error}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """No test leaves a group behind."""
+    before = our_groups()
+    yield
+    assert our_groups() <= before

@@ -1,0 +1,236 @@
+"""Each limit against a program that hits it, and the same program without the limit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isolate.cgroups import Limits
+from isolate.errors import SetupError
+from isolate.result import Verdict
+from isolate.sandbox import Sandbox
+
+from .conftest import MIB, PYTHON, UNIFIED, python
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
+
+HEAP = "x = bytearray(160 << 20)"
+SHARED_MEMORY = """
+import os
+fd = os.memfd_create("x")  # tmpfs
+block = bytes(1 << 20)
+for _ in range(160): os.write(fd, block)
+"""
+CHILDREN = """
+import os, signal
+children = []
+for _ in range(8):
+    pid = os.fork()
+    if pid == 0:
+        x = bytearray(20 << 20)
+        signal.pause()
+        os._exit(0)
+    children.append(pid)
+import select; select.select([], [], [], 0.5)
+for pid in children: os.kill(pid, 9)
+dead = [os.waitpid(pid, 0)[1] for pid in children]
+"""
+GRANDCHILD = """
+import os
+if os.fork() == 0:
+    x = bytearray(160 << 20)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("bomb", [HEAP, SHARED_MEMORY, CHILDREN], ids=["heap", "tmpfs", "forks"])
+def test_memory(bomb: str) -> None:
+    held = python(bomb, Limits(memory="64M"))
+    assert held.verdict is Verdict.OOM
+    assert held.peak_memory <= 64 * MIB
+    assert held.stats.oom_kill >= 1
+    free = python(bomb, Limits())
+    assert free.verdict is Verdict.OK
+    assert free.stats.oom_kill == 0
+    assert free.peak_memory > 100 * MIB
+
+
+def test_memory_when_the_victim_is_a_child() -> None:
+    """v2 takes the group along (memory.oom.group); on v1 the program lives on, and the verdict is OOM all the same."""
+    assert python(GRANDCHILD, Limits(memory="64M")).verdict is Verdict.OOM
+    alone = python(GRANDCHILD, Limits(memory="64M", oom_group=False))
+    assert alone.verdict is Verdict.OOM
+    assert alone.returncode == 0
+    assert python(GRANDCHILD, Limits()).verdict is Verdict.OK
+
+
+def test_page_cache_is_reclaimed_not_fatal(tmp_path: Path) -> None:
+    if subprocess.run(["stat", "-f", "-c%T", tmp_path], capture_output=True, text=True).stdout.strip() in ("tmpfs", "overlayfs"):
+        pytest.skip("the temporary directory lies in memory")
+    code = f"""
+with open({str(tmp_path / "big")!r}, "wb") as f:
+    for _ in range(100): f.write(bytes(1 << 20))
+"""
+    held = python(code, Limits(memory="32M"))
+    assert held.verdict is Verdict.OK
+    assert held.peak_memory <= 32 * MIB
+    assert python(code, Limits()).peak_memory > 64 * MIB
+
+
+def test_timeout_is_not_told_as_oom() -> None:
+    result = python("import signal; signal.pause()", Limits(memory="64M"), timeout=0.5)
+    assert result.verdict is Verdict.TIMEOUT
+    assert result.stats.oom_kill == 0
+
+
+BOMB = """
+import os, sys, signal
+made = 0
+try:
+    for _ in range(60):
+        if os.fork() == 0: signal.pause()
+        made += 1
+except BlockingIOError:
+    print(made); sys.stdout.flush(); os._exit(3)
+print(made); sys.stdout.flush()
+"""
+
+
+def test_pids() -> None:
+    held = python(BOMB, Limits(pids=20))
+    assert held.verdict is Verdict.PIDS
+    assert held.returncode == 3
+    assert int(held.stdout) == 18  # init and the program are two of the twenty
+    assert held.stats.pids_max >= 1
+    free = python(BOMB, Limits(pids=100))
+    assert (free.verdict, int(free.stdout)) == (Verdict.OK, 60)
+
+
+BUSY = """
+import os
+for _ in range(3):
+    if os.fork() == 0: break
+while True: pass
+"""
+
+
+def test_cpu_share_of_four_busy_processes() -> None:
+    held = python(BUSY, Limits(cpu=0.5), timeout=4)
+    assert held.verdict is Verdict.TIMEOUT
+    assert held.cpu_time / held.wall_time == pytest.approx(0.5, rel=0.10)
+    assert held.stats.cpu_throttled > 10
+    free = python(BUSY, Limits(), timeout=2)
+    assert free.cpu_time / free.wall_time > 0.7
+
+
+def test_cpus() -> None:
+    code = "import os; print(sorted(os.sched_getaffinity(0)))"
+    assert python(code, Limits(cpus="0")).stdout == b"[0]\n"
+    free = python(code, Limits()).stdout
+    assert free == f"{sorted(os.sched_getaffinity(0))}\n".encode()
+    if os.cpu_count() != 1:
+        assert free != b"[0]\n"
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    """A loop device over a file."""
+    if shutil.which("losetup") is None or os.geteuid() != 0:
+        pytest.skip("needs losetup and root")
+    subprocess.run(["modprobe", "-q", "loop"], check=False)
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(64 * MIB)
+    made = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no loop device: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+def test_io_bytes_per_second(loop: str) -> None:
+    # A process that the group holds reads past the page cache; the clock is the program's own.
+    code = f"""
+import mmap, os, time
+fd = os.open({loop!r}, os.O_RDONLY | os.O_DIRECT)
+block = mmap.mmap(-1, 1 << 18)
+start = time.monotonic()
+for _ in range(48): os.readv(fd, [block])
+print(time.monotonic() - start)
+"""
+    rate = 4 * MIB
+    held = python(code, Limits(io={loop: {"rbps": rate}}))
+    assert held.verdict is Verdict.OK, held
+    # The kernel lets the first slice through at once, hence one request less.
+    assert 48 * (1 << 18) / float(held.stdout) == pytest.approx(rate, rel=0.15)
+    free = python(code, Limits())
+    assert 48 * (1 << 18) / float(free.stdout) > 2 * rate
+    number = os.stat(loop).st_rdev
+    assert held.stats.io[f"{os.major(number)}:{os.minor(number)}"].rbytes == 48 << 18
+
+
+def test_io_operations_per_second(loop: str) -> None:
+    code = f"""
+import mmap, os, time
+fd = os.open({loop!r}, os.O_RDWR | os.O_DIRECT)
+block = mmap.mmap(-1, 4096)
+start = time.monotonic()
+for _ in range(100): os.writev(fd, [block])
+print(time.monotonic() - start)
+"""
+    held = python(code, Limits(io={loop: {"wiops": 50}}))
+    assert 100 / float(held.stdout) == pytest.approx(50, rel=0.15)
+    assert 100 / float(python(code, Limits()).stdout) > 100
+
+
+OPEN = """
+import os, sys
+for path in sys.argv[1:]:
+    try: os.close(os.open(path, os.O_RDONLY)); print("opened")
+    except OSError as e: print(e.errno)
+"""
+
+
+def test_devices() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    args = [*PYTHON, OPEN, "/dev/zero", "/dev/full", "/etc/passwd"]
+    run = lambda limits: Sandbox(limits).run(args).stdout.split()  # noqa: E731
+    assert run(Limits()) == [b"opened", b"opened", b"opened"]
+    assert run(Limits(devices=["c 1:5 r"])) == [b"opened", b"1", b"opened"]
+    assert run(Limits(devices=["c 1:5 w", "c 1:* rw"])) == [b"opened", b"opened", b"opened"]
+    assert run(Limits(devices=())) == [b"1", b"1", b"opened"]
+    assert run(Limits(devices=Limits.DEVICES)) == [b"opened", b"opened", b"opened"]
+
+
+def test_all_limits_at_once_are_read_back() -> None:
+    limits = Limits(memory="100M", pids=50, cpu=1.5, cpu_weight=200, cpu_burst=0.01, cpus="0", devices=Limits.DEVICES)
+    files = "memory.max pids.max cpu.max cpu.max.burst cpu.weight cpuset.cpus memory.swap.max memory.oom.group"
+    if UNIFIED:
+        code = f"""
+group = open("/proc/self/cgroup").read().strip().partition("::")[2]
+for name in {files!r}.split(): print(open(f"/sys/fs/cgroup{{group}}/{{name}}").read().strip())
+"""
+        wanted = f"{100 * MIB} 50 150000_100000 10000 200 0 0 1".split()
+        assert python(code, limits).stdout.decode().replace("150000 ", "150000_").split() == wanted
+    else:
+        assert python("pass", limits).verdict is Verdict.OK
+
+
+def test_a_refused_limit_names_file_and_errno() -> None:
+    """The kernel's own refusal, at a step: a quota below the group above cannot be got around."""
+    with pytest.raises((SetupError, ValueError)) as caught:
+        python("pass", Limits(cpu=0.5, cpus="0", mems="1"))
+    assert "mems" in str(caught.value)
