@@ -7,8 +7,7 @@ b'0\\n'
 Names are imported when they are first used, so ``import isolate`` costs almost nothing.
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as in typing, whose import would cost more than all of this
 if TYPE_CHECKING:
     from isolate import errors as errors
     from isolate import presets as presets

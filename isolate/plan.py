@@ -10,7 +10,7 @@ Everything here is public: a part written outside the library has the same means
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from isolate import syscalls
@@ -18,7 +18,7 @@ from isolate.errors import ConflictError
 from isolate.kernel import NOTHING, Constant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 class Section(enum.IntEnum):
@@ -119,29 +119,48 @@ class Buffer:
         return Address(self, offset)
 
 
-@dataclass(frozen=True, slots=True)
 class Address:
     """The address of a byte in a buffer."""
 
-    buffer: Buffer
-    offset: int
+    __slots__ = ("buffer", "offset")
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        offset: int,
+    ) -> None:
+        self.buffer = buffer
+        self.offset = offset
 
 
-@dataclass(frozen=True, slots=True)
 class Load:
     """The value that a buffer holds when the op runs; ``width`` is 4 or 8 bytes, little-endian."""
 
-    buffer: Buffer
-    offset: int = 0
-    width: int = 8
+    __slots__ = ("buffer", "offset", "width")
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        offset: int = 0,
+        width: int = 8,
+    ) -> None:
+        self.buffer = buffer
+        self.offset = offset
+        self.width = width
 
 
-@dataclass(frozen=True, slots=True)
 class Slot:
     """A descriptor of the caller's, handed to the launcher. Made by :meth:`Context.descriptor`."""
 
-    index: int
-    fd: int
+    __slots__ = ("fd", "number")
+
+    def __init__(
+        self,
+        number: int,
+        fd: int,
+    ) -> None:
+        self.number = number
+        self.fd = fd
 
 
 class _Special(enum.Enum):
@@ -164,7 +183,6 @@ class Label:
 # ---- ops -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Call:
     """A system call by name.
 
@@ -173,14 +191,27 @@ class Call:
     ``label`` (``"skip"`` also marks the step as not in force). With ``expect`` any other result is EIO.
     """
 
-    name: str
-    args: tuple[Argument, ...]
-    out: Register | None = None
-    errors: tuple[int, ...] = ()
-    policy: str = "ignore"
-    label: Label | None = None
-    expect: int | None = None
-    repeat: int = 1
+    __slots__ = ("args", "errors", "expect", "label", "name", "out", "policy", "repeat")
+
+    def __init__(
+        self,
+        name: str,
+        args: tuple[Argument, ...],
+        out: Register | None = None,
+        errors: tuple[int, ...] = (),
+        policy: str = "ignore",
+        label: Label | None = None,
+        expect: int | None = None,
+        repeat: int = 1,
+    ) -> None:
+        self.name = name
+        self.args = args
+        self.out = out
+        self.errors = errors
+        self.policy = policy
+        self.label = label
+        self.expect = expect
+        self.repeat = repeat
 
 
 def call(name: str, *args: Argument, out: Register | None = None, **keywords: object) -> Call:
@@ -188,79 +219,147 @@ def call(name: str, *args: Argument, out: Register | None = None, **keywords: ob
     return Call(name, args, out, **keywords)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Store:
     """Write a value into a buffer: ``width`` bytes little-endian, or, with 0, its decimal digits and a NUL."""
 
-    buffer: Buffer
-    offset: int
-    value: Argument
-    width: int = 8
+    __slots__ = ("buffer", "offset", "value", "width")
+
+    def __init__(
+        self,
+        buffer: Buffer,
+        offset: int,
+        value: Argument,
+        width: int = 8,
+    ) -> None:
+        self.buffer = buffer
+        self.offset = offset
+        self.value = value
+        self.width = width
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Test:
     """Go on only if ``value & mask == wanted`` (or, with ``negate``, differs); else ``error``, or jump to ``label``."""
 
-    value: Argument
-    wanted: int
-    mask: int = -1
-    error: int = 71  # EPROTO
-    label: Label | None = None
-    negate: bool = False
-    skip: bool = False
+    __slots__ = ("error", "label", "mask", "negate", "skip", "value", "wanted")
 
-    __test__ = False  # not a test case for pytest
+    def __init__(
+        self,
+        value: Argument,
+        wanted: Argument,
+        mask: int = -1,
+        error: int = 71,  # EPROTO
+        label: Label | None = None,
+        negate: bool = False,
+        skip: bool = False,
+    ) -> None:
+        self.value = value
+        self.wanted = wanted
+        self.mask = mask
+        self.error = error
+        self.label = label
+        self.negate = negate
+        self.skip = skip
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Target:
     """Resolve a path beneath a root by descriptor, making what is missing; the result is a descriptor.
 
-    Symbolic links are followed inside the root and never lead out of it (openat2(2), RESOLVE_IN_ROOT); magic links never.
-    ``make`` is ``"dir"``, ``"file"`` or None. ``mode`` is that of a file or directory made (missing parents get 0755).
-    ``symlinks=False`` refuses them in every component. ``parent`` gives the directory that the last component stands in.
-    ``open`` is ``"path"``, ``"read"`` or ``"write"``. ``file_system`` is the f_type that the result must lie in (EXDEV).
+    Symbolic links are followed inside the root and never lead out of it (openat2(2), RESOLVE_IN_ROOT);
+    magic links never. ``make`` is ``"dir"``, ``"file"`` or None. ``mode`` is that of a file or directory made (missing
+    parents get 0755). ``symlinks=False`` refuses them in every component. ``parent`` gives the directory that the last
+    component stands in. ``open`` is ``"path"``, ``"read"`` or ``"write"``. ``file_system`` is the f_type that the result
+    must lie in (EXDEV).
     """
 
-    root: Argument
-    path: bytes
-    out: Register
-    make: str | None = None
-    mode: int = 0o755
-    symlinks: bool = True
-    must_be_new: bool = False
-    parent: bool = False
-    open: str = "path"
-    file_system: int = 0
-    errors: tuple[int, ...] = ()
-    policy: str = "ignore"
-    label: Label | None = None
+    __slots__ = (
+        "errors",
+        "file_system",
+        "label",
+        "make",
+        "mode",
+        "must_be_new",
+        "open",
+        "out",
+        "parent",
+        "path",
+        "policy",
+        "root",
+        "symlinks",
+    )
+
+    def __init__(
+        self,
+        root: Argument,
+        path: bytes,
+        out: Register,
+        make: str | None = None,
+        mode: int = 0o755,
+        symlinks: bool = True,
+        must_be_new: bool = False,
+        parent: bool = False,
+        open: str = "path",
+        file_system: int = 0,
+        errors: tuple[int, ...] = (),
+        policy: str = "ignore",
+        label: Label | None = None,
+    ) -> None:
+        self.root = root
+        self.path = path
+        self.out = out
+        self.make = make
+        self.mode = mode
+        self.symlinks = symlinks
+        self.must_be_new = must_be_new
+        self.parent = parent
+        self.open = open
+        self.file_system = file_system
+        self.errors = errors
+        self.policy = policy
+        self.label = label
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class RemoveTree:
     """Supervisor: remove a tree of empty directories, a cgroup with what was made below, retrying while it is busy."""
 
-    directory: Argument
-    name: Argument
-    errors: tuple[int, ...] = ()
-    policy: str = "ignore"
+    __slots__ = ("directory", "errors", "name", "policy")
+
+    def __init__(
+        self,
+        directory: Argument,
+        name: Argument,
+        errors: tuple[int, ...] = (),
+        policy: str = "ignore",
+    ) -> None:
+        self.directory = directory
+        self.name = name
+        self.errors = errors
+        self.policy = policy
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class RunHost:
     """Supervisor: run a program of the host (``newuidmap``) and wait for it; ECHILD if it fails."""
 
-    path: bytes
-    args: tuple[bytes | Buffer, ...]
+    __slots__ = ("args", "path")
+
+    def __init__(
+        self,
+        path: bytes,
+        args: tuple[bytes | Buffer, ...],
+    ) -> None:
+        self.path = path
+        self.args = args
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Engine:
     """An op that only the launcher knows: ``sync``, ``session``, ``find``, ``fds``, ``exec``."""
 
-    name: str
+    __slots__ = ("name",)
+
+    def __init__(
+        self,
+        name: str,
+    ) -> None:
+        self.name = name
 
 
 Op: TypeAlias = "Call | Store | Test | Target | RemoveTree | RunHost | Engine | Label"
@@ -269,23 +368,35 @@ Op: TypeAlias = "Call | Store | Test | Target | RemoveTree | RunHost | Engine | 
 # ---- steps and parts -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
 class Step:
     """One thing that a part does: in a phase, in words, with its ops."""
 
-    phase: Phase
-    text: str
-    ops: tuple[Op, ...] = ()
-    #: Namespace flags for the clone of init (phase CLONE).
-    clone_flags: int = 0
-    #: The path that an error should name.
-    path: bytes | None = None
-    #: A register with the descriptor of the cgroup to be born in (CLONE_INTO_CGROUP).
-    cgroup: Register | None = None
-    #: The step needs this register's descriptor; if the step that fills it was skipped, so is this one.
-    needs: Register | None = None
-    #: Hints for the diagnosis of an error: errno to cause and remedy.
-    hints: dict[int, str] = field(default_factory=dict)
+    __slots__ = ("cgroup", "clone_flags", "hints", "needs", "ops", "path", "phase", "text")
+
+    def __init__(
+        self,
+        phase: Phase,
+        text: str,
+        ops: tuple[Op, ...] = (),
+        clone_flags: int = 0,
+        path: bytes | None = None,
+        cgroup: Register | None = None,
+        needs: Register | None = None,
+        hints: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        self.phase = phase
+        self.text = text
+        self.ops = ops
+        #: Namespace flags for the clone of init (phase CLONE).
+        self.clone_flags = clone_flags
+        #: The path that an error should name.
+        self.path = path
+        #: A register with the descriptor of the cgroup to be born in (CLONE_INTO_CGROUP).
+        self.cgroup = cgroup
+        #: The step needs this register's descriptor; if the step that fills it was skipped, so is this one.
+        self.needs = needs
+        #: Hints for the diagnosis of an error: errno to cause and remedy.
+        self.hints = hints
 
 
 @runtime_checkable

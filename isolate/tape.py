@@ -131,8 +131,8 @@ class _Writer:
             kind = lib.ISO_LOAD4 if value.width == 4 else lib.ISO_LOAD8
             return kind, self.buffer(value.buffer) + value.offset
         if isinstance(value, Slot):
-            self.slots = max(self.slots, value.index + 1)
-            return lib.ISO_SLOT, value.index
+            self.slots = max(self.slots, value.number + 1)
+            return lib.ISO_SLOT, value.number
         if value is CWD:
             return lib.ISO_CWD, 0
         if value is COUNTER:
