@@ -1,0 +1,376 @@
+"""What a sandbox costs to start and end, beside a C program that does the same and beside bubblewrap, in one run.
+
+    python benchmarks/spawn.py [--rounds 200] [--resident 4] [--verify] [--json FILE]
+
+Every row is the time from the call to the result: an empty static program run to its end in a user, mount, pid, ipc and uts
+namespace (and a network one), with a root of its own, /proc, /dev and a /tmp. Rows take turns, so that whatever else the
+machine does hits all alike:
+
+    isolate      Sandbox.run from this Python program
+    twin         twin.c: the same processes and the same system calls, in C, written from this very sandbox's plan
+    plain        the same without what the library does to stay invisible: no middle process, no tape
+    bubblewrap   bwrap doing the same, started by vfork from C
+    exec         vfork, exec and wait from C, without any sandbox: what the machine gives
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import isolate
+from isolate import tape as tapes
+from isolate.native import lib
+
+HERE = Path(__file__).resolve().parent
+FREESTANDING = [
+    "-O2", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-nostdlib",
+    "-static", "-no-pie", "-fno-pie", "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-z,norelro", "-s",
+]  # fmt: skip
+PROGRAM = "/bin/true"
+
+
+def box(programs: Path, *, net: bool) -> isolate.Sandbox:
+    """The sandbox that is measured."""
+    return isolate.Sandbox(
+        isolate.UserNamespace(),
+        isolate.MountNamespace(),
+        isolate.PidNamespace(),
+        isolate.IpcNamespace(),
+        isolate.UtsNamespace(),
+        isolate.Root(
+            isolate.Bind(str(programs), "/bin"), isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp", size="16M")
+        ),
+        *([isolate.NetNamespace()] if net else []),
+    )  # fmt: skip
+
+
+def bubblewrap(programs: Path, *, net: bool) -> list[str] | None:
+    """The same by bwrap."""
+    program = shutil.which("bwrap")
+    if program is None:
+        return None
+    return [
+        program, "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-ipc", "--unshare-uts",
+        *(["--unshare-net"] if net else []), "--ro-bind", str(programs), "/bin", "--proc", "/proc", "--dev", "/dev",
+        "--size", "16777216", "--tmpfs", "/tmp", "--chdir", "/", "--clearenv", "--cap-drop", "ALL", "--new-session",
+        "--die-with-parent", PROGRAM,
+    ]  # fmt: skip
+
+
+# ---- the twin: a plan as straight-line C ---------------------------------------------------------------------------
+
+
+def calls(tape: tapes.Tape) -> str:
+    """Each section of a tape as a C function that makes the same calls."""
+    header = tapes.HEADER.unpack_from(tape.data)
+    _, _, _, _, ops_at, op_count, data_at, data_size, registers, steps, _, flags, clone_flags, *rest = header
+    sections = rest[4:]
+    data = tape.data[data_at : data_at + data_size]
+    rows = [tapes.OP.unpack_from(tape.data, ops_at + i * tapes.OP.size) for i in range(op_count)]
+    lines = [
+        f"static unsigned char data[] __attribute__((aligned(16))) = {{{','.join(map(str, data))}}};",
+        f"#define CLONE_FLAGS {clone_flags}ul",
+        f"#define HAS_PIDNS {int(bool(flags & lib.ISO_TAPE_PIDNS))}",
+        f"#define SHARE {int(bool(flags & lib.ISO_TAPE_SHARE))}",
+        f"#define STEPS {steps}",
+        f"_Static_assert({registers} <= sizeof reg / sizeof *reg, \"registers\");",
+    ]
+    for index, name in enumerate(("outer", "supervisor", "init", "payload", "after", "cleanup")):
+        first, count = sections[2 * index : 2 * index + 2]
+        lines += [f"static void {name}(void)", "{", "\tlong r = 0;", "\t(void)r;"]
+        targets = {row[15] for row in rows[first : first + count] if row[1] & (lib.ISO_JUMP | lib.ISO_OPTIONAL)}
+        for at in range(first, first + count):
+            if at in targets:
+                lines.append(f"l{at}:;")
+            lines += [f"\t{line}" for line in statement(rows[at])]
+        if first + count in targets:
+            lines.append(f"l{first + count}:;")
+        lines.append("}")
+    return "\n".join(lines) + "\n"
+
+
+def value(kind: int, number: int) -> str:
+    """An argument as a C expression."""
+    names = {
+        lib.ISO_IMM: f"{number}l", lib.ISO_DATA: f"PTR(data + {number})", lib.ISO_REG: f"reg[{number}]",
+        lib.ISO_SLOT: f"{number}l", lib.ISO_CWD: 'PTR("/")', lib.ISO_COUNTER: "counter",
+        lib.ISO_LOAD4: f"(long)*(unsigned *)(data + {number})", lib.ISO_LOAD8: f"*(long *)(data + {number})",
+    }  # fmt: skip
+    return "(-9223372036854775807l - 1)" if number == -(1 << 63) else names[kind]
+
+
+def statement(row: tuple[int, ...]) -> list[str]:
+    """An op as C."""
+    code, flags, *rest = row
+    kinds, (_, out), errors, (repeat, jump, nr, expect), numbers = (
+        rest[:6], rest[6:8], rest[8:12], rest[12:16], rest[16:22]
+    )  # fmt: skip
+    args = [value(k, n) for k, n in zip(kinds, numbers, strict=True)]
+    engine = {
+        lib.ISO_OP_SYNC: "engine_sync", lib.ISO_OP_SESSION: "engine_session", lib.ISO_OP_FIND: "engine_find",
+        lib.ISO_OP_FDS: "engine_fds", lib.ISO_OP_EXEC: "engine_exec",
+    }  # fmt: skip
+    if code in engine:
+        return [f"{engine[code]}();"]
+    if code == lib.ISO_OP_STORE:
+        return [f"store((unsigned char *){args[0]}, (unsigned long){args[1]}, {args[2]});"]
+    if code == lib.ISO_OP_TEST:
+        otherwise = f"goto l{jump};" if flags & (lib.ISO_JUMP | lib.ISO_OPTIONAL) else "stop();"
+        return [f"if ((({args[0]} & {args[1]}) == {args[2]}) == {int(bool(flags & lib.ISO_NOT))}) {otherwise}"]
+    if code == lib.ISO_OP_TARGET:
+        call = f"target({args[0]}, (const char *){args[1]}, {args[2]}, {args[3]}, {args[4]})"
+    elif code == lib.ISO_OP_CALL:
+        call = f"iso_syscall({nr}, {', '.join(args)})"
+    else:
+        raise SystemExit(f"the twin has no op {code}")
+    lines = [f"r = {call};"]
+    if repeat > 1:
+        lines = [f"for (long counter = 0; counter < {repeat}; counter++) {{ {lines[0]}"]
+    listed = " || ".join(f"r == -{e}" for e in errors if e) or "0"
+    if flags & lib.ISO_TOLERATE:
+        fate = f"if (!({listed})) {{ {'goto l%d;' % jump if flags & lib.ISO_OPTIONAL else 'stop();'} }}"
+    elif flags & lib.ISO_JUMP:
+        fate = f"if ({listed}) goto l{jump}; else stop();"
+    else:
+        fate = f"goto l{jump};" if flags & lib.ISO_OPTIONAL else "stop();"
+    if out != lib.ISO_NONE:
+        lines.append(f"reg[{out}] = r;")
+    lines.append(f"if (r < 0 && r > -4096) {{ {fate} }}")
+    if flags & lib.ISO_EXACT:
+        lines.append(f"else if (r != {expect}) stop();")
+    if repeat > 1:
+        lines.append("}")
+    return lines
+
+
+def build(directory: Path, box: isolate.Sandbox, name: str) -> Path:
+    """Compile the twin of a sandbox."""
+    tape = box.compile()
+    header = directory / f"{name}.h"
+    header.write_text(calls(tape))
+    target = directory / name
+    compile_c(target, [*FREESTANDING, "-DTWIN_LAUNCHER", f'-DTWIN_CALLS="{header}"', f'-DTWIN_PROGRAM="{PROGRAM}"'])
+    return target
+
+
+def compile_c(target: Path, flags: list[str]) -> None:
+    """Compile twin.c."""
+    command = ["gcc", "-std=gnu11", "-Wall", "-Wno-unused", "-Wno-array-bounds", *flags, str(HERE / "twin.c")]
+    subprocess.run([*command, "-o", str(target)], check=True)
+
+
+# ---- the rows ------------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """A C program that starts something once per byte, and times it."""
+
+    def __init__(self, driver: Path, kind: str, args: list[str], *, resident: int = 0) -> None:
+        environment = {"TWIN_RESIDENT": str(resident)}
+        self.process = subprocess.Popen(
+            [str(driver), kind, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
+        )  # fmt: skip
+
+    def __call__(self) -> float:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(b"x")
+        answer = self.process.stdout.read(8)
+        (nanoseconds,) = struct.unpack("<Q", answer) if len(answer) == 8 else (0,)
+        if not nanoseconds:
+            raise SystemExit(f"{' '.join(map(str, self.process.args))} failed")  # type: ignore[arg-type]
+        return nanoseconds / 1e9
+
+    def close(self) -> None:
+        """End it."""
+        self.process.communicate()
+
+
+def python(box: isolate.Sandbox) -> Callable[[], float]:
+    """One ``Sandbox.run``, timed here."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        result = box.run([PROGRAM], stdout=isolate.DEVNULL, stderr=isolate.DEVNULL)
+        elapsed = time.perf_counter() - start
+        if not result.ok:
+            raise SystemExit(f"isolate: {result}")
+        return elapsed
+
+    return once
+
+
+def measure(rows: dict[str, Callable[[], float]], rounds: int, pause: float) -> dict[str, list[float]]:
+    """Times by row. Without a pause each row runs ten in a row before the next one's turn."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    names = list(rows)
+    burst = 1 if pause else 10
+    for name in names:
+        for _ in range(3):
+            rows[name]()
+    for _ in range(max(1, rounds // burst)):
+        random.shuffle(names)
+        for name in names:
+            if not pause:
+                rows[name]()  # the one before was another row's: not counted
+            for _ in range(burst):
+                if pause:
+                    time.sleep(pause)
+                times[name].append(rows[name]())
+    return times
+
+
+def report(title: str, times: dict[str, list[float]]) -> dict[str, Any]:
+    """Print a table; the same as numbers."""
+    print(f"\n{title}")
+    print(f"  {'':12} {'p50':>9} {'p99':>9} {'p50/twin':>9} {'p99/twin':>9}")
+    figures: dict[str, Any] = {}
+    for name, values in times.items():
+        cuts = statistics.quantiles(values, n=100, method="inclusive")
+        figures[name] = {"p50": cuts[49] * 1e3, "p99": cuts[98] * 1e3, "count": len(values)}
+    twin = figures["twin"]
+    for name, row in figures.items():
+        ratios = f"{row['p50'] / twin['p50']:9.2f} {row['p99'] / twin['p99']:9.2f}"
+        print(f"  {name:12} {row['p50']:6.3f} ms {row['p99']:6.3f} ms {ratios}")
+    return figures
+
+
+# ---- is it a twin? ---------------------------------------------------------------------------------------------------
+
+
+def traced(command: list[str], after: str) -> Counter[str]:
+    """System calls by name of everything that a command does after it wrote ``after``, its own excluded."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        subprocess.run(["strace", "-f", "-qq", "-o", log.name, *command], check=True, stdout=subprocess.DEVNULL)
+        lines = log.read().splitlines()
+    own = lines[0].split()[0]
+    start = max(i for i, line in enumerate(lines) if after in line)
+    found: Counter[str] = Counter()
+    for line in lines[start:]:
+        pid, text = line.split(None, 1)
+        if pid != own and text[0].isalpha() and "(" in text:
+            found[text.split("(")[0]] += 1
+    return found
+
+
+def verify(directory: Path, driver: Path, programs: Path) -> None:
+    """Print which system calls the library's processes and the twin's make, where they differ."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import os, spawn, pathlib\n"
+        f"once = spawn.python(spawn.box(pathlib.Path({str(programs)!r}), net=True))\n"
+        "once(); os.write(2, b'MARK\\n'); once()\n"
+    )
+    ours = traced([sys.executable, "-c", script], "MARK")
+    twin = build(directory, box(programs, net=True), "verified")
+    shell = f"printf x | {driver} twin {twin} >/dev/null"
+    theirs = traced(["/bin/sh", "-c", f"echo MARK >&2; {shell}"], "MARK")
+    # The shell and the driver: what they make before the launcher's first call.
+    for name in sorted(ours.keys() | theirs.keys()):
+        mark = "" if ours[name] == theirs[name] else "   <- differs"
+        print(f"  {name:22} {ours[name]:4} {theirs[name]:4}{mark}")
+
+
+def imports(rounds: int) -> None:
+    """What ``import isolate`` adds to a start of Python that imports subprocess."""
+    rows = {"pass": "pass", "subprocess": "import subprocess", "isolate": "import isolate", "both": "import subprocess, isolate"}
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, statement in rows.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-I", "-c", statement], check=True)
+            times[name].append(time.perf_counter() - start)
+    print("\nstart of Python with an import (p50)")
+    bare = statistics.median(times["pass"])
+    for name, values in times.items():
+        print(f"  {name:12} {statistics.median(values) * 1e3:7.2f} ms  (+{(statistics.median(values) - bare) * 1e3:.2f})")
+
+
+def machine() -> None:
+    """What the numbers hold for."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+        count = sum(1 for _ in mounts)
+    print(f"kernel {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs, {count} mounts, uid {os.geteuid()},", end=" ")
+    print(f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="What a sandbox costs, beside C and bubblewrap.")
+    parser.add_argument("--rounds", type=int, default=200, help="runs of each row in each table (default: 200)")
+    parser.add_argument("--resident", type=float, default=4, help="GiB that the large parent holds (default: 4; 0: no such table)")
+    parser.add_argument("--verify", action="store_true", help="compare the system calls of library and twin (needs strace)")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    options = parser.parse_args()
+    machine()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        directory.chmod(0o755)
+        programs = directory / "programs"
+        programs.mkdir()
+        compile_c(programs / "true", [*FREESTANDING, "-DTWIN_TRUE"])
+        driver = directory / "driver"
+        size = len(box(programs, net=True).compile().data) + 512
+        compile_c(driver, ["-O2", "-DTWIN_DRIVER", f"-DPACKED={size}"])
+        if options.verify:
+            verify(directory, driver, programs)
+            return
+        for net in (False, True):
+            sandbox = box(programs, net=net)
+            twin = build(directory, sandbox, f"twin-{'net' if net else 'nonet'}")
+            rows: dict[str, Callable[[], float]] = {
+                "isolate": python(sandbox),
+                "twin": Driver(driver, "twin", [str(twin)]),
+                "plain": Driver(driver, "plain", [str(twin)]),
+            }
+            command = bubblewrap(programs, net=net)
+            if command is not None:
+                rows["bubblewrap"] = Driver(driver, "exec", command)
+            rows["exec"] = Driver(driver, "exec", [str(programs / "true")])
+            words = "with" if net else "without"
+            for pause, how in ((0.0, "in a burst"), (0.02, "20 ms apart")):
+                title = f"{words} a network namespace, {how}"
+                figures[title] = report(title, measure(rows, options.rounds, pause))
+            for row in rows.values():
+                if isinstance(row, Driver):
+                    row.close()
+        if options.resident:
+            figures["resident"] = large(options, driver, programs, directory)
+    imports(20)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+def large(options: argparse.Namespace, driver: Path, programs: Path, directory: Path) -> dict[str, Any]:
+    """The same from parents that hold much memory."""
+    size = int(options.resident * 2**30)
+    memory = bytearray(size)
+    for at in range(0, size, 4096):
+        memory[at] = 1
+    sandbox = box(programs, net=False)
+    twin = Driver(driver, "twin", [str(build(directory, sandbox, "twin-large"))], resident=size)
+    rows = {"isolate": python(sandbox), "twin": twin}
+    title = f"without a network namespace, 20 ms apart, from a parent with {options.resident:g} GiB resident"
+    figures = report(title, measure(rows, options.rounds // 2, 0.02))
+    twin.close()
+    del memory
+    return figures
+
+
+if __name__ == "__main__":
+    main()
