@@ -136,7 +136,8 @@ class PathRule:
     """Rights on a file, or on a directory with everything beneath it.
 
     ``path`` is absolute and as seen inside the sandbox's root. It is opened once, with the program's ids; what it leads
-    to then has the rights, whatever the name leads to later. ``optional``: no error where nothing is there. Rights for directories are left out where the path is a file's.
+    to then has the rights, whatever the name leads to later. ``optional``: no error where nothing is there. Rights for
+    directories are left out where the path is a file's.
     """
 
     path: Path
