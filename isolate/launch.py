@@ -83,6 +83,7 @@ class Session:
         :raises SetupError: with the step that failed; nothing is left of it.
         """
         self.tape = tape
+        self.run = run  # for the diagnosis of an error
         self.owner = os.getpid()
         self.started = False
         self.end: Record | None = None

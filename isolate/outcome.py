@@ -31,7 +31,7 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
     if record is None:
         raise diagnosis.launcher_lost(session)
     if record.kind == lib.ISO_RECORD_FAILED:
-        raise diagnosis.setup_error(session.tape, record, args)
+        raise diagnosis.setup_error(session.tape, record, args, session.run)
     return record
 
 

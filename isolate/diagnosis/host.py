@@ -1,0 +1,174 @@
+"""Facts about the host that explain an error. Read only when an error is being made, never on the good path."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+CAP_SYS_ADMIN = 21
+
+#: Flag of clone to the kernel's name of the namespace in /proc/self/ns, /proc/sys/user and Kconfig.
+NAMESPACES = {
+    0x80: ("time", "time", "TIME_NS"),
+    0x20000: ("mnt", "mnt", "NAMESPACES"),
+    0x2000000: ("cgroup", "cgroup", "CGROUPS"),
+    0x4000000: ("uts", "uts", "UTS_NS"),
+    0x8000000: ("ipc", "ipc", "IPC_NS"),
+    0x10000000: ("user", "user", "USER_NS"),
+    0x20000000: ("pid", "pid", "PID_NS"),
+    0x40000000: ("net", "net", "NET_NS"),
+}
+
+# Machines by ELF's e_machine (elf.h), under the names that uname -m has for them.
+MACHINES = {
+    2: "sparc", 3: "i386", 4: "m68k", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 42: "sh",
+    43: "sparc64", 50: "ia64", 62: "x86_64", 94: "xtensa", 183: "aarch64", 243: "riscv64", 247: "bpf", 258: "loongarch64",
+}  # fmt: skip
+
+
+class Finding(NamedTuple):
+    """Why, what to do, and whether the host cannot do it at all."""
+
+    cause: str
+    remedy: str | None = None
+    unsupported: bool = False
+
+
+class Host:
+    """What files of this host say. ``root`` is another directory only where recorded facts are looked at."""
+
+    def __init__(self, root: str = "/", *, euid: int | None = None) -> None:
+        self.root = root
+        self.euid = os.geteuid() if euid is None else euid
+
+    def read(self, path: str) -> str | None:
+        """The text of a file, None where it cannot be read."""
+        try:
+            with open(os.path.join(self.root, path.lstrip("/")), encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except OSError:
+            return None
+
+    def number(self, path: str) -> int | None:
+        """The number that a file holds."""
+        text = self.read(path)
+        try:
+            return None if text is None else int(text)
+        except ValueError:
+            return None
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file."""
+        return os.path.lexists(os.path.join(self.root, path.lstrip("/")))
+
+    def status(self, field: str) -> str | None:
+        """A field of /proc/self/status."""
+        for line in (self.read("/proc/self/status") or "").splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return value.strip()
+        return None
+
+    def capable(self, capability: int = CAP_SYS_ADMIN) -> bool:
+        """Whether the capability is effective in this program."""
+        return bool(int(self.status("CapEff") or "0", 16) >> capability & 1)
+
+    def filtered(self) -> bool:
+        """Whether a seccomp filter is in force on this program."""
+        return self.status("Seccomp") == "2"
+
+    def apparmor_restricts(self) -> bool:
+        """Whether AppArmor restricts unprivileged user namespaces (Ubuntu 23.10 and later)."""
+        return self.number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1 and not self.capable()
+
+    def label(self) -> str | None:
+        """The confinement that AppArmor or SELinux has this program in; None for none."""
+        text = (self.read("/proc/self/attr/current") or "").strip("\0\n ")
+        return (
+            None if not text or text.startswith("unconfined") or ":unconfined_t:" in text or text == "kernel" else text
+        )
+
+    def container(self) -> str | None:
+        """The kind of container that this program seems to run in."""
+        if os.environ.get("KUBERNETES_SERVICE_HOST") or self.exists("/var/run/secrets/kubernetes.io"):
+            return "Kubernetes"
+        if self.exists("/.dockerenv"):
+            return "Docker"
+        return "Podman" if self.exists("/run/.containerenv") else None
+
+    def mounts(self) -> list[tuple[str, str, str]]:
+        """(mount point, file system, options) of each mount, from /proc/self/mountinfo (proc(5))."""
+        found: list[tuple[str, str, str]] = []
+        for line in (self.read("/proc/self/mountinfo") or "").splitlines():
+            before, dash, after = line.partition(" - ")
+            fields = before.split()
+            if dash and len(fields) >= 6:
+                point = fields[4].encode("ascii", "replace").decode("unicode_escape")
+                found.append((point, after.split()[0], fields[5]))
+        return found
+
+    def over_proc(self) -> list[str]:
+        """What is mounted over parts of /proc: a container's masks. The kernel's own (binfmt_misc) hide nothing."""
+        return sorted(
+            {p for p, kind, _ in self.mounts() if p.startswith("/proc/") and kind not in ("binfmt_misc", "autofs")}
+        )
+
+    def mount_of(self, path: str) -> tuple[str, str, str] | None:
+        """The mount that a path lies on."""
+        best: tuple[str, str, str] | None = None
+        real = os.path.realpath(path)
+        for mount in self.mounts():
+            under = mount[0] == "/" or real == mount[0] or real.startswith(mount[0] + "/")
+            if under and (best is None or len(mount[0]) >= len(best[0])):
+                best = mount  # of two on one point the later one covers the earlier
+        return best
+
+    def chrooted(self) -> bool:
+        """Whether this program's root seems to be no mount's root: it runs in a chroot."""
+        mounts = self.mounts()
+        return bool(mounts) and all(point != "/" for point, _, _ in mounts)
+
+    def unmapped(self) -> bool:
+        """Whether the caller's own uid has no place in its user namespace."""
+        for line in (self.read("/proc/self/uid_map") or "0 0 4294967295").splitlines():
+            first, _, count = map(int, line.split())
+            if first <= self.euid < first + count:
+                return False
+        return True
+
+    def limit_reached(self) -> Finding | None:
+        """Which limit of processes is used up, as far as it can be seen: a cgroup's, the user's, the system's."""
+        for name, directory in self._pids_groups():
+            limit, used = self.number(f"{directory}/pids.max"), self.number(f"{directory}/pids.current")
+            if limit is not None and used is not None and used >= limit:
+                return Finding(
+                    f"the cgroup {name} has {used} processes and threads and may have {limit} (pids.max)",
+                    f"raise {directory}/pids.max (Docker: --pids-limit; systemd: TasksMax=), or run fewer at once",
+                )
+        limits = self.read("/proc/self/limits") or ""
+        for line in limits.splitlines():
+            if line.startswith("Max processes"):
+                soft = line[26:].split()[0]
+                if soft != "unlimited" and not self.capable(24):  # CAP_SYS_RESOURCE is exempt
+                    return Finding(
+                        f"this user may have {soft} processes and threads (RLIMIT_NPROC), those outside of this program included",
+                        "raise it: ulimit -u, /etc/security/limits.conf, systemd's LimitNPROC=",
+                    )
+        return None
+
+    def _pids_groups(self) -> list[tuple[str, str]]:
+        """(name, directory) of the own group and its parents, in the hierarchy that counts processes."""
+        mount = ""
+        own = ""
+        for line in (self.read("/proc/self/cgroup") or "").splitlines():
+            _, controllers, path = [*line.split(":", 2), "", ""][:3]
+            if "pids" in controllers.split(",") or (not controllers and not own):
+                own = path
+        for point, kind, _ in self.mounts():
+            if (kind == "cgroup" and point.endswith("/pids")) or (kind == "cgroup2" and not mount):
+                mount = point
+        found: list[tuple[str, str]] = []
+        while mount and own:
+            found.append((own, f"{mount}{own.rstrip('/')}"))
+            own = own.rpartition("/")[0]
+        return found

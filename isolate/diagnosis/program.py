@@ -1,0 +1,227 @@
+"""Why a program could not be executed: apart from exit codes, and saying which of the many reasons it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from typing import NamedTuple
+
+from isolate.diagnosis.host import MACHINES, Finding
+from isolate.tape import RUN
+
+_ELF = b"\x7fELF"
+_ST_RDONLY, _ST_NOEXEC = 1, 8
+_MAX_STRING = 128 * 1024  # MAX_ARG_STRLEN: 32 pages
+
+
+class Start(NamedTuple):
+    """What a run was given: program, arguments, environment, PATH and working directory."""
+
+    args: tuple[bytes, ...]
+    env: tuple[bytes, ...]
+    path: bytes
+    cwd: bytes
+
+    @classmethod
+    def read(cls, run: bytes) -> Start:
+        """From the block that was handed to the launcher."""
+        _, _, _, argc, argv, envc, envp, _, path, cwd, *_ = RUN.unpack_from(run)
+
+        def text(at: int) -> bytes:
+            return run[at : run.index(b"\0", at)]
+
+        def table(at: int, count: int) -> tuple[bytes, ...]:
+            return tuple(map(text, struct.unpack_from(f"<{count}Q", run, at)))
+
+        return cls(table(argv, argc), table(envp, envc), text(path), text(cwd))
+
+
+def show(data: bytes) -> str:
+    """A path as text."""
+    return os.fsdecode(data).encode("utf-8", "backslashreplace").decode()
+
+
+def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: bytes) -> tuple[str, Finding]:
+    """Path and finding for a program that the search did not find, or found and may not execute."""
+    name = args[0] if args else b""
+    path = show(name)
+    if error == errno.EACCES and len(facts) > 8:
+        return _refused(facts)
+    if error == errno.EACCES:
+        return path, Finding(
+            f"the payload may not search a directory on the way to {path}", "look at the directories' modes"
+        )
+    if error in (errno.ENOENT, errno.ENOTDIR):
+        if b"/" not in name:
+            searched = start.path.decode("utf-8", "backslashreplace") if start else None
+            where = f"; searched inside: {', '.join(_directories(searched))}" if searched is not None else ""
+            return path, Finding(
+                f"there is no program {path} inside the sandbox{where}",
+                "install it into the sandbox's root, name it by its path inside, or give env a PATH that has it",
+            )
+        relative = "" if name.startswith(b"/") or start is None else f" (relative to {show(start.cwd)})"
+        kind = "is below something that is no directory" if error == errno.ENOTDIR else "does not exist"
+        return path, Finding(
+            f"{path}{relative} {kind} inside the sandbox", "paths are those inside: bring it in, for example with Bind"
+        )
+    if error == errno.ELOOP:
+        return path, Finding(
+            f"too many symbolic links on the way to {path}, or they go round", "look at the links inside"
+        )
+    if error == errno.ENAMETOOLONG:
+        return path, Finding("the program's path is longer than the kernel takes (4095 bytes, 255 a component)")
+    return path, Finding("the kernel refused to look it up")
+
+
+def _directories(path: str) -> list[str]:
+    return [d for d in path.split(":") if d] or ["nowhere, PATH is empty"]
+
+
+def _refused(facts: bytes) -> tuple[str, Finding]:
+    """A file that is there and may not be executed; the launcher noted its mode and its mount's flags."""
+    mode, flags = struct.unpack_from("<II", facts)
+    path = show(facts[8:])
+    if stat.S_ISDIR(mode):
+        return path, Finding(f"{path} is a directory", "name a program in it")
+    if mode and not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+        return path, Finding(f"{path} is {kinds.get(stat.S_IFMT(mode), 'no regular file')}, not a program")
+    if flags & _ST_NOEXEC:
+        return path, Finding(
+            f"{path} lies on a mount with noexec", "mount it without: Bind(..., noexec=False), Tmpfs(..., noexec=False)"
+        )
+    if not mode & 0o111:
+        return path, Finding(
+            f"{path} is not executable (mode {stat.S_IMODE(mode):04o})",
+            f"chmod +x {path}, or run its interpreter with it",
+        )
+    return path, Finding(
+        f"{path} has mode {stat.S_IMODE(mode):04o}, which does not let the payload's user or groups execute it",
+        "chmod a+x, or other Credentials",
+    )
+
+
+def not_executed(error: int, start: Start | None, args: tuple[bytes, ...], head: bytes) -> tuple[str, Finding]:
+    """Path and finding for a program that execve refused; it exists and its mode allows it."""
+    path = show(args[0]) if args else ""
+    interpreter = interpreter_of(head)
+    if error == errno.ENOEXEC:
+        return path, _format(path, head)
+    if error in (errno.ENOENT, errno.ENOTDIR):
+        if interpreter and head.startswith(b"#!"):
+            text = show(interpreter)
+            extra = "; the line ends in a carriage return (DOS line ends)" if text.endswith("\r") else ""
+            shown = text.replace("\r", "\\r")
+            return path, Finding(
+                f"{path} is a script whose interpreter {shown} does not exist inside{extra}",
+                f"bring {shown} in, or run another interpreter with it",
+            )
+        if interpreter:
+            text = show(interpreter)
+            return path, Finding(
+                f"{path} needs the dynamic loader {text}, which does not exist inside",
+                "bind the directories of its libraries too (/lib, /lib64, /usr/lib), or link it statically",
+            )
+        return path, Finding(f"the interpreter or dynamic loader that {path} needs does not exist inside")
+    if error == errno.EACCES:
+        if interpreter:
+            return path, Finding(
+                f"the interpreter {show(interpreter)} of {path} may not be executed (its mode, a noexec mount, a directory)",
+                "look at its mode and mount inside",
+            )
+        return path, Finding(
+            f"{path} may not be executed: a security module (Landlock included), or its mount",
+            "allow it to be executed",
+        )
+    if error == errno.E2BIG:
+        return path, _too_long(start)
+    if error == errno.ETXTBSY:
+        return path, Finding(f"{path} is open for writing in some process", "close it before it is run")
+    if error == errno.ELOOP:
+        return path, Finding(
+            f"{path} is a script, and so is its interpreter, more than four deep", "name the last interpreter"
+        )
+    if error == errno.ELIBBAD:
+        return path, Finding(f"the dynamic loader of {path} is no ELF file", None)
+    if error == errno.EISDIR:
+        return path, Finding(f"the dynamic loader of {path} is a directory", None)
+    if error == errno.EAGAIN:
+        return path, Finding(
+            "the payload's user has more processes than RLIMIT_NPROC allows",
+            "raise Rlimits(nproc=), or run fewer at once",
+        )
+    if error == errno.ENOMEM:
+        return path, Finding(
+            "the kernel has no memory to execute it: the sandbox's limit, or the machine's", "raise Limits(memory=)"
+        )
+    if error in (errno.EPERM, errno.ENOSYS):
+        return path, Finding(
+            "the sandbox's own seccomp filter, or one that is in force on this program, refuses execve",
+            "allow execve in the policy",
+        )
+    return path, Finding(f"execve refused {path}")
+
+
+def interpreter_of(head: bytes) -> bytes | None:
+    """The interpreter of a script, or the loader of an ELF program (the launcher put it behind the header)."""
+    if head.startswith(b"#!"):
+        words = head[2:].split(b"\n", 1)[0].strip(b" \t").split(b" ", 1)[0].split(b"\t", 1)[0]
+        return words or None
+    if head.startswith(_ELF) and len(head) > 64 and head[4] == 2:
+        return head[64:].split(b"\0", 1)[0] or None
+    return None
+
+
+def machine_of(head: bytes) -> str | None:
+    """The architecture that an ELF file is for."""
+    if not head.startswith(_ELF) or len(head) < 20:
+        return None
+    number = int.from_bytes(head[18:20], "big" if head[5] == 2 else "little")
+    name = MACHINES.get(number, f"machine {number}")
+    if number == 62 and head[4] == 1:
+        return "x32"
+    return {("ppc64", 1): "ppc64le", ("aarch64", 2): "aarch64_be", ("arm", 2): "armeb"}.get((name, head[5]), name)
+
+
+def _format(path: str, head: bytes) -> Finding:
+    machine = machine_of(head)
+    own = os.uname().machine
+    if machine is not None and machine != own:
+        return Finding(
+            f"{path} is a program for {machine}, and this machine is {own}",
+            f"build it for {own}, or register an emulator (qemu-user-static, binfmt_misc)",
+        )
+    if machine is not None:
+        return Finding(
+            f"{path} is an ELF file for {own} that the kernel does not take: truncated, damaged, or no executable"
+        )
+    if not head:
+        return Finding(f"{path} is empty, or cannot be read")
+    if head.startswith(b"#!"):
+        return Finding(
+            f"{path} is a script whose #! line names no interpreter, or is longer than the kernel reads (255 bytes)"
+        )
+    if b"\0" not in head:
+        return Finding(
+            f"{path} is a text without a #! line: no shell is asked to guess",
+            "put #!/bin/sh (or what it is) on its first line, or run the interpreter with it",
+        )
+    return Finding(f"{path} is neither an ELF program nor a script with #!")
+
+
+def _too_long(start: Start | None) -> Finding:
+    if start is None:
+        return Finding("arguments and environment are longer than the kernel takes")
+    longest = max(map(len, (*start.args, *start.env)), default=0) + 1
+    if longest > _MAX_STRING:
+        return Finding(
+            f"an argument or variable of {longest} bytes: the kernel takes {_MAX_STRING} for one (execve(2))",
+            "hand it over by stdin or in a file",
+        )
+    total = sum(len(s) + 1 + 8 for s in (*start.args, *start.env))
+    return Finding(
+        f"arguments and environment take {total} bytes, more than a quarter of the limit of the stack (at most 6 MiB, execve(2))",
+        "hand them over by stdin or in a file, or raise Rlimits(stack=)",
+    )
