@@ -1,9 +1,9 @@
 """Filters for system calls: policies as values, compiled to classic BPF without libseccomp.
 
-    from isolate.seccomp import Seccomp, allow, deny, arg, arg32
+from isolate.seccomp import Seccomp, allow, deny, arg, arg32
 
-    policy = Seccomp.default() - "@debug" + deny("connect", errno="ENETUNREACH")
-    print(policy.explain("connect"))
+policy = Seccomp.default() - "@debug" + deny("connect", errno="ENETUNREACH")
+print(policy.explain("connect"))
 """
 
 from .actions import Action as Action
@@ -20,6 +20,6 @@ from .rules import rule as rule
 from .sets import DESCRIPTIONS as DESCRIPTIONS
 from .sets import SETS as SETS
 from .sets import members as members
-from .simulate import InvalidProgram as InvalidProgram
-from .simulate import disassemble as disassemble
-from .simulate import simulate as simulate
+from .simulator import InvalidProgram as InvalidProgram
+from .simulator import disassemble as disassemble
+from .simulator import simulate as simulate

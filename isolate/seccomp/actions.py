@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno as _errno
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 __all__ = ["Action"]
 
@@ -43,14 +43,16 @@ class Action:
     kind: str
     data: int = 0
 
-    ALLOW: ClassVar[Action]
-    LOG: ClassVar[Action]
-    KILL_PROCESS: ClassVar[Action]
-    KILL_THREAD: ClassVar[Action]
-    TRAP: ClassVar[Action]
-    NOTIFY: ClassVar[Action]
-    EPERM: ClassVar[Action]
-    ENOSYS: ClassVar[Action]
+    # Set below. Not for the run-time: what prints annotated fields would go round in circles.
+    if TYPE_CHECKING:
+        ALLOW: ClassVar[Action]
+        LOG: ClassVar[Action]
+        KILL_PROCESS: ClassVar[Action]
+        KILL_THREAD: ClassVar[Action]
+        TRAP: ClassVar[Action]
+        NOTIFY: ClassVar[Action]
+        EPERM: ClassVar[Action]
+        ENOSYS: ClassVar[Action]
 
     def __post_init__(self) -> None:
         if self.kind not in _RET:

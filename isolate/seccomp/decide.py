@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .policy import Seccomp
     from .rules import Rule
 
-__all__ = ["Answer", "answer", "covered", "decisions", "running_kernel"]
+__all__ = ["Answer", "answer", "blind_calls", "covered", "decisions", "otherwise", "running_kernel", "speaks"]
 
 #: ABIs that one kernel offers besides its own.
 FAMILIES = {"x86_64": ("i386", "x32"), "aarch64": ("arm",), "riscv64": (), "i386": (), "arm": (), "x32": ()}
@@ -80,8 +80,13 @@ def answer(policy: Seccomp, name: str | None, args: tuple[int, ...], arch: str, 
         return Answer(Action.ENOSYS, None, f"arguments of {blind} are filtered and no filter sees those of {name}")
     values = args + (0,) * (6 - len(args))
     for rule in reversed(policy.rules):
-        if _speaks(rule, name, arch) and (rule.when is None or rule.when.holds(values, wide=arch not in NARROW)):
+        if speaks(rule, name, arch) and (rule.when is None or rule.when.holds(values, wide=arch not in NARROW)):
             return Answer(rule.action, rule)
+    return otherwise(policy, name, kernel)
+
+
+def otherwise(policy: Seccomp, name: str, kernel: tuple[int, int]) -> Answer:
+    """The answer to a call that no rule matches."""
     if _later(name, kernel):
         since = syscalls.since(name) or (0, 0)
         return Answer(policy.unknown_action, None, f"{name} is of Linux {since[0]}.{since[1]}, later than this kernel")
@@ -90,7 +95,7 @@ def answer(policy: Seccomp, name: str | None, args: tuple[int, ...], arch: str, 
 
 def decisions(policy: Seccomp, arch: str, kernel: tuple[int, int]) -> list[Abi]:
     """The decisions for the compiler: one Abi for each value of `arch` that the filter knows."""
-    blind = {name for name in _BLIND if _blind(policy, name)}
+    blind = blind_calls(policy)
     found: dict[int, Abi] = {}
     # Where both answers are one, numbers without a rule need no entry of their own.
     uniform = policy.unknown_action == policy.otherwise
@@ -169,13 +174,19 @@ def _later(name: str, kernel: tuple[int, int]) -> bool:
     return since is not None and since > kernel
 
 
-def _speaks(rule: Rule, name: str, arch: str) -> bool:
+def speaks(rule: Rule, name: str, arch: str) -> bool:
+    """Whether the rule is about the call, under any of its names."""
     if name in rule.calls:
         return True
     # By its other name, where that means the same call on this architecture.
     number = syscalls.number(name, arch)
     others = syscalls.spellings(name)
     return any(o in rule.calls and syscalls.table(arch).get(o) == number for o in others if o != name)
+
+
+def blind_calls(policy: Seccomp) -> frozenset[str]:
+    """The calls that answer ENOSYS because they carry arguments past the filter that others are filtered by."""
+    return frozenset(name for name in _BLIND if _blind(policy, name))
 
 
 def _blind(policy: Seccomp, name: str) -> str | None:

@@ -115,7 +115,7 @@ class Seccomp:
 
         It is checked as the kernel checks it; ValueError (InvalidProgram) says which instruction is wrong.
         """
-        from .simulate import check
+        from .simulator import check
 
         check(bytes(program))
         policy = cls(log=log, spec_allow=spec_allow)
@@ -178,7 +178,7 @@ class Seccomp:
         self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
     ) -> Action:
         """What the compiled filter answers, run in Python on the arguments."""
-        from .simulate import simulate
+        from .simulator import simulate
 
         arch = syscalls.native_arch() if arch is None else syscalls.canonical_arch(arch)
         number = syscalls.number(name, arch) if isinstance(name, str) else name
@@ -212,7 +212,7 @@ class Seccomp:
 
     def disassemble(self, arch: str | None = None) -> str:
         """The compiled filter as text."""
-        from .simulate import disassemble
+        from .simulator import disassemble
 
         return disassemble(self.program(arch), arch)
 
