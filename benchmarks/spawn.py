@@ -2,9 +2,9 @@
 
     python benchmarks/spawn.py [--rounds 200] [--resident 4] [--verify] [--json FILE]
 
-Every row is the time from the call to the result: an empty static program run to its end in a user, mount, pid, ipc and uts
-namespace (and a network one), with a root of its own, /proc, /dev and a /tmp. Rows take turns, so that whatever else the
-machine does hits all alike:
+Every row is the time from the call to the result: an empty static program run to its end in a user, mount, pid, ipc and
+uts namespace (and a network one), with a root of its own, /proc, /dev and a /tmp. Rows take turns, so that whatever
+else the machine does hits all alike:
 
     isolate      Sandbox.run from this Python program
     twin         twin.c: the same processes and the same system calls, in C, written from this very sandbox's plan
@@ -28,13 +28,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import isolate
 from isolate import tape as tapes
 from isolate.native import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HERE = Path(__file__).resolve().parent
 FREESTANDING = [
@@ -142,12 +144,11 @@ def statement(row: tuple[int, ...]) -> list[str]:
     if repeat > 1:
         lines = [f"for (long counter = 0; counter < {repeat}; counter++) {{ {lines[0]}"]
     listed = " || ".join(f"r == -{e}" for e in errors if e) or "0"
+    fate = f"goto l{jump};" if flags & lib.ISO_OPTIONAL else "stop();"
     if flags & lib.ISO_TOLERATE:
-        fate = f"if (!({listed})) {{ {'goto l%d;' % jump if flags & lib.ISO_OPTIONAL else 'stop();'} }}"
+        fate = f"if (!({listed})) {{ {fate} }}"
     elif flags & lib.ISO_JUMP:
         fate = f"if ({listed}) goto l{jump}; else stop();"
-    else:
-        fate = f"goto l{jump};" if flags & lib.ISO_OPTIONAL else "stop();"
     if out != lib.ISO_NONE:
         lines.append(f"reg[{out}] = r;")
     lines.append(f"if (r < 0 && r > -4096) {{ {fate} }}")
@@ -287,33 +288,39 @@ def verify(directory: Path, driver: Path, programs: Path) -> None:
 
 def imports(rounds: int) -> None:
     """What ``import isolate`` adds to a start of Python that imports subprocess."""
-    rows = {"pass": "pass", "subprocess": "import subprocess", "isolate": "import isolate", "both": "import subprocess, isolate"}
+    rows = {
+        "nothing": "pass",
+        "subprocess": "import subprocess",
+        "isolate": "import isolate",
+        "Sandbox": "from isolate import Sandbox",
+    }
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
-        for name, statement in rows.items():
+        for name, line in rows.items():
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-I", "-c", statement], check=True)
+            subprocess.run([sys.executable, "-I", "-c", line], check=True)
             times[name].append(time.perf_counter() - start)
     print("\nstart of Python with an import (p50)")
-    bare = statistics.median(times["pass"])
+    bare = statistics.median(times["nothing"])
     for name, values in times.items():
-        print(f"  {name:12} {statistics.median(values) * 1e3:7.2f} ms  (+{(statistics.median(values) - bare) * 1e3:.2f})")
+        p50 = statistics.median(values)
+        print(f"  {name:12} {p50 * 1e3:7.2f} ms  (+{(p50 - bare) * 1e3:.2f})")
 
 
 def machine() -> None:
     """What the numbers hold for."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
         count = sum(1 for _ in mounts)
-    print(f"kernel {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs, {count} mounts, uid {os.geteuid()},", end=" ")
-    print(f"Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    print(f"kernel {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs, {count} mounts", end=", ")
+    print(f"uid {os.geteuid()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="What a sandbox costs, beside C and bubblewrap.")
     parser.add_argument("--rounds", type=int, default=200, help="runs of each row in each table (default: 200)")
-    parser.add_argument("--resident", type=float, default=4, help="GiB that the large parent holds (default: 4; 0: no such table)")
-    parser.add_argument("--verify", action="store_true", help="compare the system calls of library and twin (needs strace)")
+    parser.add_argument("--resident", type=float, default=4, help="GiB that the large parent holds (default: 4)")
+    parser.add_argument("--verify", action="store_true", help="compare the system calls with the twin's (strace)")
     parser.add_argument("--json", type=Path, help="write the figures there")
     options = parser.parse_args()
     machine()

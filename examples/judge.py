@@ -2,12 +2,12 @@
 
     python examples/judge.py [--explain] [--control]
 
-A container is assembled from parts out of the host's /usr. Three submissions run in it: one is honest, one loops for ever, one
-tries to get out: it reads a secret that was planted outside, connects to a listener on the host's loopback, signals a
-process of the host, and writes outside. The judge then looks for itself whether anything outside has changed.
+A container is assembled from parts out of the host's /usr. Three submissions run in it: one is honest, one loops for
+ever, one tries to get out: it reads a secret that was planted outside, connects to a listener on the host's loopback,
+signals a process of the host, and writes outside. The judge then looks for itself whether anything has changed there.
 
-Works as root and as an ordinary user. ``--control`` runs the third submission without the container, where all four succeed:
-the proof that it is the container that stops them.
+Works as root and as an ordinary user. ``--control`` runs the third submission without the container, where all four
+succeed: the proof that it is the container that stops them.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def judge(python: str, bait: Bait, box: isolate.Sandbox) -> int:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Run three programs that nobody trusts.")
-    parser.add_argument("--explain", action="store_true", help="print the container's steps and the kernel calls behind them")
+    parser.add_argument("--explain", action="store_true", help="print the container's steps and kernel calls")
     parser.add_argument("--control", action="store_true", help="run the hostile one without the container")
     options = parser.parse_args()
     if options.explain:

@@ -5,12 +5,15 @@ It has the same means as the library's parts: a frozen dataclass that refuses ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import isolate
 from isolate.kernel import Constant
 from isolate.plan import Context, Phase, Step, call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PR_SET_THP_DISABLE = Constant(41, "PR_SET_THP_DISABLE")  # prctl(2), Linux 3.15; kept by fork and exec
 
