@@ -37,10 +37,11 @@ class Sandbox:
     :raises ConflictError: for the same part twice, or parts that contradict one another.
     """
 
-    __slots__ = ("_lock", "_tapes", "parts")
+    __slots__ = ("_lock", "_plans", "_tapes", "parts")
 
     def __init__(self, *parts: Part) -> None:
         self.parts: tuple[Part, ...] = parts
+        self._plans: dict[tuple[int, int], Plan] = {}
         self._tapes: dict[tuple[int, int], Tape] = {}
         self._lock = threading.Lock()
         self._plan()  # refuses what can be refused without running anything
@@ -65,7 +66,12 @@ class Sandbox:
         return Sandbox, self.parts
 
     def _plan(self) -> Plan:
-        return Plan(defaults(self.parts), euid=os.geteuid(), egid=os.getegid())
+        """The plan for the caller's ids; it depends on nothing else that may change."""
+        key = (os.geteuid(), os.getegid())
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = Plan(defaults(self.parts), euid=key[0], egid=key[1])
+        return plan
 
     def compile(self) -> Tape:
         """The tape, made once for the caller's ids and then reused from any thread."""
