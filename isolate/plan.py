@@ -37,6 +37,7 @@ class Phase(enum.IntEnum):
 
     # The supervisor, outside the sandbox, before the child exists.
     JOIN_USER = 5  # without privileges the user namespace comes first: it gives the rights to join the others
+    TREES = 8  # clones of the caller's mounts by descriptor: a mount namespace entered later refuses them
     JOIN = 10  # existing namespaces: new ones are made inside of those
     JOIN_USER_LAST = 15  # with privileges it comes last: joining it gives them up
     CGROUP = 20  # the group must exist to be born into

@@ -1,0 +1,56 @@
+"""Paths as the kernel takes them: bytes without NUL, refused when they cannot mean what was meant."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeAlias
+
+__all__ = ["StrOrBytesPath", "absolute", "inside", "text"]
+
+StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+
+PATH_MAX = 4096  # with the NUL (limits.h)
+NAME_MAX = 255
+
+
+def absolute(path: object, what: str = "path") -> bytes:
+    """An absolute path of the caller's, as bytes. ``..`` and symbolic links mean what they mean to the caller.
+
+    :raises TypeError: not a path. :raises ValueError: relative, empty, too long or with a NUL.
+    """
+    data = _encode(path, what)
+    if not data.startswith(b"/"):
+        raise ValueError(f"{what} must be absolute, not {text(data)!r} (os.path.abspath makes it so)")
+    return data
+
+
+def inside(path: object, what: str = "target") -> bytes:
+    """A path inside a root, as bytes: absolute, without ``..``, with single slashes and none at the end.
+
+    :raises TypeError: not a path. :raises ValueError: as for :func:`absolute`, and for ``..``.
+    """
+    data = absolute(path, what)
+    names = [name for name in data.split(b"/") if name not in (b"", b".")]
+    if b".." in names:
+        raise ValueError(f"{what} must not contain '..', as {text(data)!r} does: inside a root it has no sure meaning")
+    if any(len(name) > NAME_MAX for name in names):
+        raise ValueError(f"{what}: a name has at most {NAME_MAX} bytes")
+    return b"/" + b"/".join(names)
+
+
+def text(path: bytes) -> str:
+    """For messages."""
+    return os.fsdecode(path)
+
+
+def _encode(path: object, what: str) -> bytes:
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"{what} must be a str, bytes or os.PathLike, not {path!r}")
+    data: bytes = os.fsencode(path)
+    if not data:
+        raise ValueError(f"{what} must not be empty")
+    if b"\0" in data:
+        raise ValueError(f"{what} must not contain a NUL byte: {data!r}")
+    if len(data) >= PATH_MAX:
+        raise ValueError(f"{what} must be shorter than {PATH_MAX} bytes, and has {len(data)}")
+    return data
