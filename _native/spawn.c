@@ -175,7 +175,7 @@ void iso_release(struct iso_start *s)
 	iso_close(&s->pidfd);
 }
 
-static int64_t connect_stream(struct iso_start *s, int i, int32_t *theirs, int32_t *opened)
+static int64_t connect_stream(struct iso_start *s, int i, int32_t *table, int32_t *opened)
 {
 	int32_t ends[2];
 	int64_t r;
@@ -184,20 +184,20 @@ static int64_t connect_stream(struct iso_start *s, int i, int32_t *theirs, int32
 		r = SYS2(pipe2, PTR(ends), O_CLOEXEC);
 		if (r < 0)
 			return r;
-		*opened = *theirs = ends[i ? 1 : 0];
+		*opened = table[i] = ends[i ? 1 : 0];
 		s->ours[i] = ends[i ? 0 : 1];
 		/* Only our end: file status flags belong to the open file, and theirs is another. */
 		return s->nonblocking ? SYS3(fcntl, s->ours[i], F_SETFL, O_NONBLOCK | (i ? O_RDONLY : O_WRONLY)) : 0;
 	case ISO_DEVNULL:
 		r = SYS4(openat, AT_FDCWD, PTR("/dev/null"), (i ? O_WRONLY : O_RDONLY) | O_CLOEXEC, 0);
 		if (r >= 0)
-			*opened = *theirs = (int32_t)r;
+			*opened = table[i] = (int32_t)r;
 		return r;
 	case ISO_STDOUT:
-		*theirs = theirs[-1];
+		table[i] = table[1];
 		return 0;
 	default:
-		*theirs = s->stdio[i];
+		table[i] = s->stdio[i];
 		return 0;
 	}
 }
@@ -220,6 +220,7 @@ int64_t iso_start(struct iso_start *s)
 {
 	/* 0, 1, 2, control, tape, owner: what the launcher finds at these numbers. */
 	int32_t table[ISO_MAX_SLOTS];
+	table[0] = table[1] = table[2] = -1;
 	int32_t opened[ISO_SLOT_FREE] = {-1, -1, -1, -1, -1, -1};
 	int32_t pair[2];
 	int64_t r = 0;
@@ -230,7 +231,7 @@ int64_t iso_start(struct iso_start *s)
 	if (s->slot_count < 0 || s->slot_count + ISO_SLOT_FREE > ISO_MAX_SLOTS || s->stdio[0] == ISO_STDOUT || s->stdio[1] == ISO_STDOUT)
 		return -EINVAL;
 	for (int i = 0; i < 3 && r >= 0; i++)
-		r = connect_stream(s, i, &table[i], &opened[i]);
+		r = connect_stream(s, i, table, &opened[i]);
 	if (r >= 0) {
 		s->stage = ISO_START_CONTROL;
 		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
