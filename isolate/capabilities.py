@@ -83,6 +83,8 @@ class Cap(enum.IntEnum):
 
         :raises ValueError: for a name that there is not, with the nearest one.
         """
+        if isinstance(text, bool):
+            raise TypeError(f"not a capability: {text!r}")
         if not isinstance(text, str):
             return cls(text)
         name = text.strip().upper().removeprefix("CAP_")
