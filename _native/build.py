@@ -35,7 +35,7 @@ def version() -> str:
 
 
 def build_launcher(target: Path, compiler: str | None = None) -> None:
-    """Compile the launcher to `target`, atomically: a build beside a running program must not pull a file from under it."""
+    """Compile the launcher to `target`, atomically: a build must not pull a file from under a program that runs."""
     cc = shlex.split(compiler or os.environ.get("ISOLATE_LAUNCHER_CC") or os.environ.get("CC") or "cc")
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     flags = [f for f in LAUNCHER_FLAGS if not (f.startswith("-fcf") and "aarch64" in cc[0])]

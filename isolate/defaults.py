@@ -43,7 +43,10 @@ class Launch:
             Phase.DIRECTORY,
             "enter the working directory",
             (call("chdir", CWD),),
-            hints={2: "the working directory does not exist inside", 13: "the payload may not enter the working directory"},
+            hints={
+                2: "the working directory does not exist inside",
+                13: "the payload may not enter the working directory",
+            },
         )
         yield Step(Phase.PROGRAM, "find the program", (Engine("find"),))
         path = Buffer(4096, "path")

@@ -90,11 +90,16 @@ def op(o: Op) -> str | None:
     if isinstance(o, Target):
         make = f", make {o.make}" if o.make else ""
         links = "" if o.symlinks else "|RESOLVE_NO_SYMLINKS"
-        return f"openat2({argument(o.root)}, {show(o.path)}, RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS{links}{make}) = <{o.out.name}>"
+        how = f"RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS{links}{make}"
+        return f"openat2({argument(o.root)}, {show(o.path)}, {how}) = <{o.out.name}>"
     if isinstance(o, RemoveTree):
         return f"unlinkat({argument(o.directory)}, {argument(o.name)}, AT_REMOVEDIR), deepest first"
     if isinstance(o, RunHost):
-        return "execve(" + ", ".join(a.decode("utf-8", "replace") if isinstance(a, bytes) else a.name for a in o.args) + ")"
+        return (
+            "execve("
+            + ", ".join(a.decode("utf-8", "replace") if isinstance(a, bytes) else a.name for a in o.args)
+            + ")"
+        )
     if isinstance(o, Engine):
         return _ENGINE[o.name]
     if isinstance(o, Test):

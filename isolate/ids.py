@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
@@ -20,7 +21,7 @@ MAX_RANGES = 340  # user_namespaces(7), since Linux 4.15
 def check_id(value: object, what: str) -> int:
     """An id as an int; names are refused: looking them up in whose /etc/passwd would be a guess."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be an int, not {value!r} (names are not looked up: inside they may mean another id)")
+        raise TypeError(f"{what} must be an int, not {value!r} (names are not looked up: inside they may mean others)")
     if not 0 <= value <= MAX_ID:
         raise ValueError(f"{what} must be from 0 to {MAX_ID}, not {value}")
     return value
@@ -55,7 +56,7 @@ def _ranges(given: Iterable[IdRange | tuple[int, int, int]], what: str) -> tuple
         raise ValueError(f"{what}: the kernel takes at most {MAX_RANGES} ranges, not {len(ranges)}")
     for side in ("inside", "outside"):
         ordered = sorted((getattr(r, side), r.count) for r in ranges)
-        for (first, count), (second, _) in zip(ordered, ordered[1:], strict=False):
+        for (first, count), (second, _) in pairwise(ordered):
             if first + count > second:
                 raise ValueError(f"{what}: ranges overlap {side}: {first}+{count} and {second}")
     return ranges

@@ -6,13 +6,17 @@ Each is an ``int`` that remembers its name, also through ``|``, so that ``explai
 
 from __future__ import annotations
 
+TYPE_CHECKING = False  # as in typing
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class Constant(int):
     """An ``int`` with the kernel's name for it."""
 
     name: str
 
-    def __new__(cls, value: int, name: str) -> Constant:
+    def __new__(cls, value: int, name: str) -> Self:
         self = super().__new__(cls, value)
         self.name = name
         return self

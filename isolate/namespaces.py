@@ -112,15 +112,20 @@ class _Namespace:
             ops = (call("pidfd_open", self.pid, 0, out=fd), call("setns", fd, self.flag), call("close", fd))
             return Step(phase, f"join the {self.kind} namespace of process {self.pid}", ops, hints=hints)
         slot = context.descriptor(self.fd if self.fd is not None else -1)
-        return Step(phase, f"join the {self.kind} namespace of descriptor {self.fd}", (call("setns", slot, self.flag),), hints=hints)
+        return Step(
+            phase,
+            f"join the {self.kind} namespace of descriptor {self.fd}",
+            (call("setns", slot, self.flag),),
+            hints=hints,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserNamespace(_Namespace):
     """A user namespace: ids and capabilities of its own (user_namespaces(7)).
 
-    Inside, ``uid`` and ``gid`` are the caller's ids by default; or an explicit :class:`~isolate.IdMap` says more. Needs no
-    privileges where the host allows unprivileged user namespaces. ``setgroups`` allows setgroups(2) inside, which an
+    Inside, ``uid`` and ``gid`` are the caller's ids by default; or an explicit :class:`~isolate.IdMap` says more. Needs
+    no privileges where the host allows unprivileged user namespaces. ``setgroups`` allows setgroups(2) inside, which an
     unprivileged caller cannot have (the kernel wants it denied). ``nested`` allows further user namespaces inside.
 
     No process has a way back from a user namespace.
@@ -164,7 +169,9 @@ class UserNamespace(_Namespace):
         yield from super().steps(context)
         ids = self.ids(context)
         if self.setgroups and not context.privileged and not (self.map and self.map.helpers):
-            raise ConflictError("UserNamespace: an unprivileged caller's map needs setgroups denied (user_namespaces(7))")
+            raise ConflictError(
+                "UserNamespace: an unprivileged caller's map needs setgroups denied (user_namespaces(7))"
+            )
         yield from self._maps(context, ids)
         yield from self._identity(context, ids)
         if not self.nested:
@@ -172,12 +179,17 @@ class UserNamespace(_Namespace):
 
     def _maps(self, context: Context, ids: IdMap) -> Iterator[Step]:
         hints = {
-            EPERM: "the kernel refuses this id map: without CAP_SETUID and CAP_SETGID only the caller's own uid and gid can be mapped",
-            EINVAL: "the map is not one that the kernel takes: more than the caller's own id, or ids the caller does not have",
+            EPERM: "the kernel refuses this id map: without CAP_SETUID and CAP_SETGID only the caller's own uid and gid"
+            " can be mapped",
+            EINVAL: "the map is not one that the kernel takes: more than the caller's own id, or ids that the"
+            " caller does not have",
         }
         pid = Buffer(b"/proc/" + bytes(21), "proc")
         directory = Register("proc")
-        opening: list[Op] = [Store(pid, 6, CHILD, 0), call("openat", AT_FDCWD, pid, O_PATH | O_CLOEXEC, 0, out=directory)]
+        opening: list[Op] = [
+            Store(pid, 6, CHILD, 0),
+            call("openat", AT_FDCWD, pid, O_PATH | O_CLOEXEC, 0, out=directory),
+        ]
         if ids.helpers:
             number = Buffer(21, "pid")
             lists = [(b"newuidmap", ids.uids), (b"newgidmap", ids.gids)]
@@ -191,19 +203,28 @@ class UserNamespace(_Namespace):
                     path=b"/usr/bin/" + program,
                     hints={
                         ENOENT: f"{program.decode()} is not installed (package: uidmap)",
-                        10: f"{program.decode()} refused: the ranges are not in /etc/sub{program[3:4].decode()}id for this user",
+                        10: f"{program.decode()} refused: the ranges are not in /etc/sub{program[3:4].decode()}id for"
+                        " this user",
                     },
                 )
             return
         if not self.allows_setgroups(context):
             # Before gid_map: the kernel wants it so from whoever has no CAP_SETGID (since 3.19, CVE-2014-8989).
-            yield Step(Phase.ID_MAPS, "deny setgroups inside", (*opening, *write_file(directory, b"setgroups", b"deny")), hints=hints)
+            yield Step(
+                Phase.ID_MAPS,
+                "deny setgroups inside",
+                (*opening, *write_file(directory, b"setgroups", b"deny")),
+                hints=hints,
+            )
             opening = []
         for name, ranges in ((b"gid_map", ids.gids), (b"uid_map", ids.uids)):
             data = "".join(f"{r}\n" for r in ranges).encode()
             yield Step(
                 Phase.ID_MAPS,
-                f"{name.decode()}: " + ", ".join(f"{r.inside} is {r.outside}" + (f" (+{r.count - 1})" if r.count > 1 else "") for r in ranges),
+                f"{name.decode()}: "
+                + ", ".join(
+                    f"{r.inside} is {r.outside}" + (f" (+{r.count - 1})" if r.count > 1 else "") for r in ranges
+                ),
                 (*opening, *write_file(directory, name, data)),
                 hints=hints,
             )
@@ -233,7 +254,7 @@ def _forbid_nested() -> Step:
         ),
         path=b"/proc/sys/user/max_user_namespaces",
         hints={
-            EROFS: "/proc/sys is mounted read-only here (a container): say UserNamespace(nested=True) and filter by Seccomp",
+            EROFS: "/proc/sys is read-only here (a container): say UserNamespace(nested=True) and filter by Seccomp",
             ENOENT: "/proc is not mounted here: say UserNamespace(nested=True) and filter by Seccomp",
         },
     )
@@ -260,7 +281,9 @@ class MountNamespace(_Namespace):
         """The flag, and propagation off before the first mount."""
         user = context.find(UserNamespace)
         if self.joined and user is not None and not user.joined:
-            raise ConflictError("a mount namespace that is joined belongs to its own user namespace: join that too, or none")
+            raise ConflictError(
+                "a mount namespace that is joined belongs to its own user namespace: join that too, or none"
+            )
         yield from super().steps(context)
         if not self.joined:
             how = MS_PRIVATE if self.propagation == "private" else MS_SLAVE
@@ -274,7 +297,7 @@ class MountNamespace(_Namespace):
 
 @dataclass(frozen=True, kw_only=True)
 class PidNamespace(_Namespace):
-    """Process ids of its own (pid_namespaces(7)): nothing outside can be seen or signalled, and all inside die together.
+    """Process ids of its own (pid_namespaces(7)): nothing outside can be seen or signalled, all inside die together.
 
     PID 1 is an init of isolate's that forwards signals and reaps; with ``init=False`` it is the program itself, which
     then must reap what it inherits.
@@ -288,7 +311,7 @@ class PidNamespace(_Namespace):
 
 @dataclass(frozen=True, kw_only=True)
 class NetNamespace(_Namespace):
-    """A network of its own (network_namespaces(7)): no interface but loopback, which is up unless ``loopback=False``."""
+    """A network of its own (network_namespaces(7)): only loopback, which is up unless ``loopback=False``."""
 
     loopback: bool = True
 
@@ -301,7 +324,9 @@ class NetNamespace(_Namespace):
         if self.joined or not self.loopback:
             return
         fd = Register("socket")
-        request = Buffer(b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + bytes(22), "ifreq")  # IFF_UP|IFF_RUNNING
+        request = Buffer(
+            b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + bytes(22), "ifreq"
+        )  # IFF_UP|IFF_RUNNING
         yield Step(
             Phase.SYSTEM,
             "loopback up",
@@ -335,7 +360,9 @@ class UtsNamespace(_Namespace):
         super().__post_init__()
         for name in ("hostname", "domainname"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or "\0" in value or not 1 <= len(os.fsencode(value)) <= 64):
+            if value is not None and (
+                not isinstance(value, str) or "\0" in value or not 1 <= len(os.fsencode(value)) <= 64
+            ):
                 raise ValueError(f"{name} must be a str of 1 to 64 bytes without NUL, not {value!r}")
 
     def steps(self, context: Context) -> Iterator[Step]:
@@ -389,5 +416,3 @@ class TimeNamespace(_Namespace):
             (call("unshare", self.flag), *write_file(AT_FDCWD, b"/proc/self/timens_offsets", offsets)),
             path=b"/proc/self/timens_offsets",
         )
-
-

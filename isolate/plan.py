@@ -268,8 +268,8 @@ class Target:
     Symbolic links are followed inside the root and never lead out of it (openat2(2), RESOLVE_IN_ROOT);
     magic links never. ``make`` is ``"dir"``, ``"file"`` or None. ``mode`` is that of a file or directory made (missing
     parents get 0755). ``symlinks=False`` refuses them in every component. ``parent`` gives the directory that the last
-    component stands in. ``open`` is ``"path"``, ``"read"`` or ``"write"``. ``file_system`` is the f_type that the result
-    must lie in (EXDEV).
+    component stands in. ``open`` is ``"path"``, ``"read"`` or ``"write"``. ``file_system`` is the f_type that the
+    result must lie in (EXDEV).
     """
 
     __slots__ = (

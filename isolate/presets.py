@@ -36,7 +36,9 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _CONFIGURATION = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
 
 
-def untrusted(*entries: object, limits: Limits | None = None, network: bool = False, extra: Iterable[Part] = ()) -> Sandbox:
+def untrusted(
+    *entries: object, limits: Limits | None = None, network: bool = False, extra: Iterable[Part] = ()
+) -> Sandbox:
     """A sandbox for a program that nobody vouches for.
 
     All namespaces are new; the host's ``/usr`` (and ``/bin``, ``/lib``, …) is there read-only, ``/tmp`` is a tmpfs of
@@ -76,12 +78,16 @@ def untrusted(*entries: object, limits: Limits | None = None, network: bool = Fa
 
 
 def container(
-    root: str | os.PathLike[str], *entries: object, writable: bool = False, hostname: str = "container", extra: Iterable[Part] = ()
+    root: str | os.PathLike[str],
+    *entries: object,
+    writable: bool = False,
+    hostname: str = "container",
+    extra: Iterable[Part] = (),
 ) -> Sandbox:
     """A container on a root file system of its own, such as one that debootstrap made.
 
-    ``root`` is read-only unless ``writable``; ``/proc``, ``/dev``, ``/tmp`` and ``/run`` are its own. The program is root
-    inside and the caller outside, with no capability; add ``Capabilities.docker()`` for more.
+    ``root`` is read-only unless ``writable``; ``/proc``, ``/dev``, ``/tmp`` and ``/run`` are its own. The program is
+    root inside and the caller outside, with no capability; add ``Capabilities.docker()`` for more.
     """
     return Sandbox(
         UserNamespace(),

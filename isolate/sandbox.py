@@ -31,8 +31,8 @@ DEFAULT_MAX_OUTPUT = "64M"
 class Sandbox:
     """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
 
-    Immutable. The order of the parts does not matter; :class:`isolate.Root` alone has an order inside. ``+`` adds parts.
-    What is not said is at its safe default: see :mod:`isolate.defaults`.
+    Immutable. The order of the parts does not matter; :class:`isolate.Root` alone has an order inside. ``+`` adds
+    parts. What is not said is at its safe default: see :mod:`isolate.defaults`.
 
     :raises ConflictError: for the same part twice, or parts that contradict one another.
     """
@@ -126,10 +126,11 @@ class Sandbox:
     ) -> Process:
         """Start a program and return a :class:`~isolate.Process` once it has been executed.
 
-        ``stdin``, ``stdout`` and ``stderr`` are as in :class:`subprocess.Popen`: None inherits, PIPE, DEVNULL, STDOUT (for
-        stderr), a descriptor or a file. ``pty`` gives it a terminal of its own, of (rows, columns), whose other end is
+        ``stdin``, ``stdout`` and ``stderr`` are as in :class:`subprocess.Popen`: None inherits, PIPE, DEVNULL, STDOUT
+        (for stderr), a descriptor or a file. ``pty`` gives it a terminal of its own, of (rows, columns), whose end is
         ``Process.pty``. ``pass_fds`` are descriptors it gets under the same number, or {number inside: descriptor}.
-        ``env`` is the whole environment; None is PATH alone. ``cwd`` is a path inside; None is ``/`` in a root of its own.
+        ``env`` is the whole environment; None is PATH alone. ``cwd`` is a path inside; None is ``/`` in a root of its
+        own.
 
         :raises SetupError: a part is not in force, or the program cannot be executed; nothing is left of it.
         """
@@ -196,12 +197,12 @@ class Sandbox:
     ) -> Result[str] | Result[bytes]:
         """Run a program to its end and tell how it ended.
 
-        Reads nothing unless ``input`` or ``stdin`` says so; what it writes is captured unless ``stdout`` or ``stderr`` say
-        otherwise (as in :meth:`spawn`; None inherits). When the call returns everything inside is dead.
+        Reads nothing unless ``input`` or ``stdin`` says so; what it writes is captured unless ``stdout`` or ``stderr``
+        say otherwise (as in :meth:`spawn`; None inherits). When the call returns everything inside is dead.
 
-        ``timeout`` is for the wall clock, ``cpu_time`` for user and system time of all processes inside together, both in
-        seconds; ``max_output`` is for each captured stream, bytes or ``"64M"``, None for no limit. Whoever passes one is
-        killed, with all inside, and the verdict says which. ``text`` decodes as UTF-8, replacing what is not.
+        ``timeout`` is for the wall clock, ``cpu_time`` for user and system time of all processes inside together, both
+        in seconds; ``max_output`` is for each captured stream, bytes or ``"64M"``, None for no limit. Whoever passes
+        one is killed, with all inside, and the verdict says which. ``text`` decodes as UTF-8, replacing what is not.
 
         :raises SetupError: a part is not in force, or the program cannot be executed.
         :raises ProgramError: with ``check``, the verdict is not OK.

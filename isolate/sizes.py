@@ -9,8 +9,8 @@ _LARGEST = 1 << 60
 
 
 def size(value: int | str, what: str = "size", *, smallest: int = 0) -> int:
-    """Bytes from an int, or from a str such as ``"64K"``, ``"256M"``, ``"1.5G"`` (powers of 1024; a final ``B`` or ``iB``
-    is allowed).
+    """Bytes from an int, or from a str such as ``"64K"``, ``"256M"``, ``"1.5G"`` (powers of 1024; ``B`` or ``iB`` may
+    follow).
 
     :raises ValueError: negative, absurd (above 2**60) or not a number. :raises TypeError: neither int nor str.
     """

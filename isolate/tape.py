@@ -159,7 +159,8 @@ class _Writer:
         register = _NONE if out is None else self.register(out)
         tolerated = [*errors, 0, 0, 0, 0][:4]
         self.rows.append(
-            [code, flags, *(k for k, _ in pairs), step, register, *tolerated, repeat, jump, nr, expect, *(v for _, v in pairs)]
+            [code, flags, *(k for k, _ in pairs), step, register, *tolerated, repeat, jump, nr, expect]
+            + [v for _, v in pairs]
         )
 
 
@@ -189,7 +190,8 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
         writer.op(lib.ISO_OP_STORE, step, (op.buffer.at(op.offset), op.value, op.width))
         return None
     if isinstance(op, Test):
-        flags = (lib.ISO_JUMP if op.label else 0) | (lib.ISO_NOT if op.negate else 0) | (lib.ISO_SKIPS if op.skip else 0)
+        flags = (lib.ISO_JUMP if op.label else 0) | (lib.ISO_NOT if op.negate else 0)
+        flags |= lib.ISO_SKIPS if op.skip else 0
         writer.op(lib.ISO_OP_TEST, step, (op.value, op.mask, op.wanted, op.error), flags=flags)
         return op.label
     if isinstance(op, Target):
