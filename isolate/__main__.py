@@ -1,0 +1,12 @@
+"""``python -m isolate``: see :mod:`isolate.cli`."""
+
+from __future__ import annotations
+
+import sys
+
+from isolate.cli import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

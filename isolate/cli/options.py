@@ -1,0 +1,171 @@
+"""The options of the command line, and what they say of themselves."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+__all__ = [
+    "EXIT_INTERRUPTED",
+    "EXIT_NOT_EXECUTABLE",
+    "EXIT_NOT_FOUND",
+    "EXIT_SETUP",
+    "EXIT_TIME",
+    "EXIT_USAGE",
+    "parser",
+]
+
+EXIT_USAGE = 2
+EXIT_TIME = 124
+EXIT_SETUP = 125
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+EXIT_INTERRUPTED = 130
+
+_EXIT_CODES = f"""\
+exit status:
+  the program's own, where it ended by itself; else
+  {EXIT_USAGE}    the options are wrong
+  {EXIT_TIME}  it ran into --timeout or --cpu-time
+  {EXIT_SETUP}  the sandbox could not be set up: the program never started
+  {EXIT_NOT_EXECUTABLE}  the program is there but cannot be executed
+  {EXIT_NOT_FOUND}  the program is not there
+  128+N  signal N ended it (137: killed, also for memory or --max-output; 159: by its seccomp filter)
+A line on stderr, or --json, tells one from the other where the number alone does not."""
+
+_RUN = """\
+Run a program in a sandbox, with this terminal's input and output.
+
+Without options the program sees the host's /usr and the like, read-only; its own /tmp, /proc and /dev; no network but
+loopback; none of the host's processes; and it has no privileges (isolate.presets.untrusted). --preset bare starts with
+nothing but what the options name; --root starts from a root file system of its own."""
+
+_ENTRIES = "what stands in its root, in this order (paths inside are absolute)"
+
+
+class _Entry(argparse.Action):
+    """Collects entries of the root, of all kinds, in the order in which they were given."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        entries = list(namespace.entries or [])
+        entries.append((self.dest, values if isinstance(values, list) else [values]))
+        namespace.entries = entries
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    """The options that make a sandbox."""
+    add = parser.add_argument
+    add(
+        "--preset", choices=("untrusted", "bare"), default="untrusted",
+        help="what to start from: the host's programs for a program that nobody vouches for (default), or nothing",
+    )  # fmt: skip
+    add("--root", metavar="DIR", help="start from this root file system, read-only, in place of a preset")
+    add(
+        "--new", metavar="KINDS", default="",
+        help="with --preset bare: new namespaces, a comma between: user,mount,pid,net,ipc,uts,cgroup,time",
+    )  # fmt: skip
+
+    group = parser.add_argument_group(_ENTRIES)
+    entry: dict[str, Any] = {"action": _Entry}
+    group.add_argument("--ro-bind", nargs=2, metavar=("SRC", "DST"), help="the host's SRC at DST, read-only", **entry)
+    group.add_argument("--bind", nargs=2, metavar=("SRC", "DST"), help="the host's SRC at DST, writable", **entry)
+    group.add_argument("--tmpfs", metavar="DST", help="an empty directory in memory, of at most --tmpfs-size", **entry)
+    group.add_argument(
+        "--overlay", nargs=2, metavar=("SRC", "DST"), help="SRC at DST; changes are thrown away", **entry
+    )
+    group.add_argument("--dir", metavar="DST", help="an empty directory", **entry)
+    group.add_argument("--symlink", nargs=2, metavar=("TO", "DST"), help="a symbolic link at DST to TO", **entry)
+    group.add_argument("--mask", metavar="DST", help="hide what is at DST", **entry)
+    group.add_argument("--proc", metavar="DST", help="with --preset bare: its own /proc at DST", **entry)
+    group.add_argument("--dev", metavar="DST", help="with --preset bare: its own /dev at DST", **entry)
+    group.add_argument("--tmpfs-size", metavar="SIZE", default="64M", help="of each --tmpfs (default: 64M)")
+
+    group = parser.add_argument_group("what it may use (SIZE: bytes, or with K, M, G: 256M)")
+    group.add_argument("--memory", metavar="SIZE", help="of all its processes together; no swap (a cgroup)")
+    group.add_argument(
+        "--pids", type=int, metavar="N", help="processes and threads, one of isolate's included (a cgroup)"
+    )
+    group.add_argument("--cpu", type=float, metavar="CORES", help="share of processors, such as 0.5 or 2 (a cgroup)")
+    group.add_argument(
+        "--rlimit",
+        action="append",
+        default=[],
+        metavar="NAME=N[:HARD]",
+        help="of each process: nofile=256, fsize=10M, …",
+    )
+    group.add_argument("--net", action="store_true", help="keep the caller's network")
+
+    group = parser.add_argument_group("who it is")
+    group.add_argument("--hostname", metavar="NAME", help="its host name")
+    group.add_argument("--uid", type=int, metavar="N", help="its user id inside")
+    group.add_argument("--gid", type=int, metavar="N", help="its group id inside (default: as --uid)")
+    group.add_argument(
+        "--cap", action="append", default=[], metavar="NAME", help="a capability to leave it, such as net_raw"
+    )
+    group.add_argument(
+        "--seccomp", choices=("default", "strict", "none"),
+        help="the filter of its system calls (default: default; bare: none but for nested user namespaces)",
+    )  # fmt: skip
+
+
+def _start_options(parser: argparse.ArgumentParser) -> None:
+    """The options of one run."""
+    group = parser.add_argument_group("the run")
+    group.add_argument("--timeout", type=float, metavar="SECONDS", help="kill everything after this much time")
+    group.add_argument(
+        "--cpu-time", type=float, metavar="SECONDS", help="kill everything after this much CPU time in all"
+    )
+    group.add_argument("--max-output", metavar="SIZE", default="64M", help="with --json: of each stream (default: 64M)")
+    group.add_argument(
+        "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        help="a variable; without =VALUE with the value it has here (default: PATH alone)",
+    )  # fmt: skip
+    group.add_argument("--cwd", metavar="DIR", help="the working directory inside (default: /)")
+    group.add_argument("--json", action="store_true", help="collect the output; print one line of JSON with the result")
+    group.add_argument("--quiet", action="store_true", help="no line on stderr about why it was killed")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    import isolate
+
+    top = argparse.ArgumentParser(
+        prog="isolate",
+        allow_abbrev=False,
+        description="Linux isolation primitives that compose. Each command has --help.",
+    )
+    top.add_argument("--version", action="version", version=f"isolate {isolate.__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+    common: dict[str, Any] = {"allow_abbrev": False, "formatter_class": raw}
+
+    run = commands.add_parser(
+        "run", help="run a program in a sandbox", description=_RUN, epilog=_EXIT_CODES,
+        usage="isolate run [options] -- PROGRAM [ARGUMENT ...]", **common,
+    )  # fmt: skip
+    _start_options(run)
+    _options(run)
+    run.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+    explain = commands.add_parser(
+        "explain", help="print what a sandbox of these options is, without running anything",
+        description="Print the steps of a sandbox in the kernel's order, with the calls behind each. Runs nothing, "
+        "needs no privileges.\nTakes the options of run, and ignores those of one run.",
+        usage="isolate explain [options] [-- PROGRAM ...]", **common,
+    )  # fmt: skip
+    explain.add_argument("--code", action="store_true", help="print it as Python code")
+    _start_options(explain)
+    _options(explain)
+    explain.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+    probe = commands.add_parser(
+        "probe", help="what this host can do for this user, found by trying",
+        description="Try, in sandboxes that are thrown away, what this host can do for this user; say why not, "
+        "and what to do.\nExit status: 0 if all that was asked for can be done (with no NAME: always), 1 if not.",
+        usage="isolate probe [--json] [NAME ...]", **common,
+    )  # fmt: skip
+    probe.add_argument("--json", action="store_true", help="as JSON, a list")
+    probe.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
+    return top
