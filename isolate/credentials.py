@@ -40,7 +40,7 @@ class Credentials:
     ``groups``
         The supplementary groups: none by default. None keeps those there are.
     ``umask``
-        The mask of file modes, 0 … 0o777. None keeps the caller's.
+        The mask of file modes, 0 … 0o777.
 
     Groups go first, then the gid, then the uid: each needs what the next gives up. Everything is read back before the
     program starts. Raising ids needs CAP_SETUID and CAP_SETGID, which init has in a new user namespace.
@@ -57,7 +57,7 @@ class Credentials:
     uid: int | None = None
     gid: int | None = None
     groups: tuple[int, ...] | None = ()
-    umask: int | None = 0o022
+    umask: int = 0o022
 
     def __post_init__(self) -> None:
         for what, value in (("uid", self.uid), ("gid", self.gid)):
@@ -71,11 +71,10 @@ class Credentials:
                 _check_id("a group", group)
             if len(self.groups) > _NGROUPS_MAX:
                 raise ValueError(f"Credentials: at most {_NGROUPS_MAX} groups, not {len(self.groups)}")
-        if self.umask is not None:
-            if isinstance(self.umask, bool) or not isinstance(self.umask, int):
-                raise TypeError(f"Credentials: umask must be an int such as 0o022, not {self.umask!r}")
-            if not 0 <= self.umask <= 0o777:
-                raise ValueError(f"Credentials: umask must be in 0 … 0o777, not {self.umask:#o}")
+        if isinstance(self.umask, bool) or not isinstance(self.umask, int):
+            raise TypeError(f"Credentials: umask must be an int such as 0o022, not {self.umask!r}")
+        if not 0 <= self.umask <= 0o777:
+            raise ValueError(f"Credentials: umask must be in 0 … 0o777, not {self.umask:#o}")
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Groups, gid, uid, umask; then all of it read back."""
@@ -93,8 +92,7 @@ class Credentials:
             yield self._set_groups(kept, deniable)
         gid = yield from self._set("gid", gid_wanted)
         uid = yield from self._set("uid", uid_wanted)
-        if self.umask is not None:
-            yield Step(Phase.CREDENTIALS, f"umask {self.umask:03o}", (call("umask", self.umask),))
+        yield Step(Phase.CREDENTIALS, f"umask {self.umask:03o}", (call("umask", self.umask),))
         yield from self._verify(uid, gid, kept)
 
     def _set_groups(self, kept: Buffer, deniable: bool) -> Step:
@@ -163,9 +161,8 @@ class Credentials:
         for kind, wanted in (("uid", uid), ("gid", gid)):
             ids = Buffer(12, f"{kind}s")
             ops.append(call(f"getres{kind}", ids, ids.at(4), ids.at(8)))
-            ops += [Test(Load(ids, i, 4), wanted, error=errno.EPERM) for i in (0, 4, 8)]  # type: ignore[arg-type]
-        if self.umask is not None:
-            ops.append(call("umask", self.umask, expect=self.umask))
+            ops += [Test(Load(ids, i, 4), wanted, error=errno.EPERM) for i in (0, 4, 8)]
+        ops.append(call("umask", self.umask, expect=self.umask))
         if self.groups is not None:
             done = Label()
             groups = sorted(set(self.groups))
