@@ -1,0 +1,226 @@
+"""What the host has, shown inside: bind mounts (mount(2), open_tree(2), mount_setattr(2))."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from isolate.kernel import (
+    AT_FDCWD,
+    MOUNT_ATTR__ATIME,
+    MOUNT_ATTR_IDMAP,
+    MOUNT_ATTR_NOATIME,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_NOSYMFOLLOW,
+    MOUNT_ATTR_RDONLY,
+    MOUNT_ATTR_RELATIME,
+    MOUNT_ATTR_STRICTATIME,
+    NOTHING,
+    Constant,
+)
+from isolate.mounts.building import (
+    EACCES,
+    EINVAL,
+    ENOENT,
+    ENOTDIR,
+    EPERM,
+    STATX_DEV,
+    STATX_INO,
+    STATX_SIZE,
+    TARGET_HINTS,
+    attributes,
+    clone,
+    stat,
+)
+from isolate.paths import StrOrBytesPath, absolute, inside, text
+from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from isolate.mounts.building import Building
+    from isolate.plan import Slot
+
+__all__ = ["Bind"]
+
+ATIMES: dict[str, Constant] = {
+    "noatime": MOUNT_ATTR_NOATIME,
+    "relatime": MOUNT_ATTR_RELATIME,
+    "strictatime": MOUNT_ATTR_STRICTATIME,
+}
+
+
+class HasFileno(Protocol):
+    """A file, a socket: what has a descriptor."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        ...
+
+
+Source: TypeAlias = "StrOrBytesPath | int | HasFileno"
+
+
+def descriptor_of(value: object) -> int | None:
+    """The number, if it is a descriptor or has one."""
+    if isinstance(value, bool):
+        raise TypeError("a source must be a path or a descriptor, not a bool")
+    if isinstance(value, int):
+        if value < 0:
+            raise ValueError(f"not a descriptor: {value}")
+        return value
+    fileno = getattr(value, "fileno", None)
+    return None if fileno is None else int(fileno())
+
+
+@dataclass(frozen=True)
+class Bind:
+    """Show a file or directory of the host at ``target`` (where the host has it, unless given).
+
+    ``source`` is an absolute path, looked up with the caller's rights when the sandbox starts, or a descriptor (which must
+    stay open as long as the sandbox is used). The target is made where missing, a directory or a file like the source.
+
+    ``read_only``: nothing below can be written, created or removed, mounts included. ``recursive``: the mounts below the
+    source come along, with the same attributes. ``suid``, ``dev`` and ``exec`` say whether set-id bits, device nodes and
+    programs work; ``symlinks=False``: no symbolic link below is followed (nosymfollow); ``atime`` is ``"noatime"``,
+    ``"relatime"``, ``"strictatime"`` or None, for as the host has it. ``optional``: a source that does not exist is left out,
+    and ``Result.applied`` says False of the root. ``idmap`` is the descriptor of a user namespace: files show the owners that
+    its map gives them (Linux 5.12, on file systems that can; for root on the host only).
+
+    A restriction that the host's mount has stays. Mounts come private: what the host mounts later does not show.
+    In a user namespace the kernel refuses ``recursive=False`` where the source has mounts below (EINVAL): it could
+    uncover what they hide.
+    """
+
+    source: Source
+    target: StrOrBytesPath | None = None
+    _: KW_ONLY
+    read_only: bool = True
+    recursive: bool = True
+    suid: bool = False
+    dev: bool = False
+    exec: bool = True
+    symlinks: bool = True
+    atime: str | None = None
+    optional: bool = False
+    idmap: int | None = None
+
+    def __post_init__(self) -> None:
+        fd = descriptor_of(self.source)
+        object.__setattr__(self, "source", absolute(self.source, "Bind: source") if fd is None else fd)
+        if self.target is None:
+            if fd is not None:
+                raise TypeError("Bind: a source that is a descriptor needs a target")
+            object.__setattr__(self, "target", inside(self.source, "Bind: source, also the target"))
+        else:
+            object.__setattr__(self, "target", inside(self.target, "Bind: target"))
+        if self.atime is not None and self.atime not in ATIMES:
+            raise ValueError(f"Bind: atime must be one of {', '.join(ATIMES)} or None, not {self.atime!r}")
+        if self.idmap is not None:
+            object.__setattr__(self, "idmap", descriptor_of(self.idmap))
+            if self.idmap is None:
+                raise TypeError("Bind: idmap must be the descriptor of a user namespace")
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def flags(self) -> tuple[Constant, Constant]:
+        """The attributes to set on the mount, and those to clear first."""
+        wanted: Constant = NOTHING
+        for refused, flag in (
+            (self.read_only, MOUNT_ATTR_RDONLY),
+            (not self.suid, MOUNT_ATTR_NOSUID),
+            (not self.dev, MOUNT_ATTR_NODEV),
+            (not self.exec, MOUNT_ATTR_NOEXEC),
+            (not self.symlinks, MOUNT_ATTR_NOSYMFOLLOW),
+            (self.idmap is not None, MOUNT_ATTR_IDMAP),
+        ):
+            wanted = wanted | flag if refused else wanted
+        if self.atime is None:
+            return wanted, NOTHING
+        return wanted | ATIMES[self.atime], MOUNT_ATTR__ATIME
+
+    def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
+        """A detached copy of the source's mounts, restricted before anybody inside can see it."""
+        return self._opened(building)[:2]
+
+    def _opened(self, building: Building) -> tuple[Register, list[Step], Buffer]:
+        tree, kind, end = Register("tree"), Buffer(STATX_SIZE, "stat"), Label()
+        context = building.context
+        # By descriptor, and with an id map: only root on the host can, and only outside of the new namespaces.
+        outside = context.privileged and (isinstance(self.source, int) or self.idmap is not None)
+        ops: list[Op] = []
+        if isinstance(self.source, int):
+            fd = context.descriptor(self.source)
+            source, path = f"descriptor {self.source}", None
+            if outside:
+                ops.append(clone(fd, b"", tree, recursive=self.recursive))
+            else:
+                ops += _by_name(fd, tree, recursive=self.recursive)
+        else:
+            path = absolute(self.source)
+            source = text(path)
+            policy: dict[str, object] = {"errors": (ENOENT, ENOTDIR), "policy": "skip", "label": end} if self.optional else {}
+            ops.append(clone(AT_FDCWD, path, tree, recursive=self.recursive, **policy))
+        flags, clear = self.flags()
+        buffer = Buffer(32, "attributes")
+        change = attributes(tree, flags, clear=clear, recursive=self.recursive, private=True, buffer=buffer)
+        if self.idmap is not None:
+            ops.append(Store(buffer, 24, context.descriptor(self.idmap), 8))
+        ops += [change, stat(tree, kind), end]
+        how = "read-only" if self.read_only else "writable"
+        words = f"open {source}{' with the mounts below' if self.recursive else ''}, {how}"
+        phase = Phase.TREES if outside else Phase.SOURCES
+        steps = [Step(phase, words, tuple(ops), path=path, hints=self._hints())]
+        if outside:
+            steps.append(Step(Phase.ADOPT, f"let go of {source} outside", (call("close", tree),), needs=tree))
+        return tree, steps, kind
+
+    def _hints(self) -> dict[int, str]:
+        hints = {
+            ENOENT: "the source does not exist (Bind(..., optional=True) would leave it out)",
+            EACCES: "the caller may not reach the source (root in a new user namespace has no power over others' files)",
+            EPERM: "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or add UserNamespace()",
+            EINVAL: "the source's mount is unbindable, or belongs to another mount namespace",
+            116: "what the descriptor stands for has been moved, removed, or covered by a mount since it was opened",
+        }
+        if not self.recursive:
+            hints[EINVAL] = (
+                "the source has mounts below that a user namespace may not uncover: say recursive=True; or it is unbindable"
+            )
+        if self.idmap is not None:
+            hints[EINVAL] = "this file system cannot be mounted with an id map, or the user namespace has no map yet"
+            hints[EPERM] = "an id map on a mount is for root on the host (CAP_SYS_ADMIN in the file system's user namespace)"
+        if self.atime is not None:
+            hints[EPERM] = "a user namespace may not change the atime that the host's mount is locked to: leave atime=None"
+        return hints
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Open the source while the caller's files are there; mount it in the new root."""
+        tree, steps, kind = self._opened(building)
+        yield from steps
+        yield Step(
+            Phase.ROOT,
+            f"mount it on {text(self.place)}",
+            (*building.attach(tree, self.place, kind=kind), call("close", tree)),
+            path=self.place,
+            needs=tree,
+            hints=TARGET_HINTS,
+        )
+
+
+def _by_name(fd: Slot, tree: Register, *, recursive: bool) -> list[Op]:
+    """Clone what a descriptor stands for in a mount namespace that is not the descriptor's: by its name, then compared."""
+    name, wanted, found = Buffer(4096, "name"), Buffer(STATX_SIZE, "wanted"), Buffer(STATX_SIZE, "found")
+    return [
+        call("readlinkat", AT_FDCWD, b"/proc/self/fd/%d" % fd.number, name, 4095),
+        clone(AT_FDCWD, name, tree, recursive=recursive),
+        stat(fd, wanted),
+        stat(tree, found),
+        Test(Load(found, STATX_INO), Load(wanted, STATX_INO), error=116),  # ESTALE
+        Test(Load(found, STATX_DEV), Load(wanted, STATX_DEV), error=116),
+    ]

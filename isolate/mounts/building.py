@@ -1,0 +1,279 @@
+"""What an entry of a root is, and what it may use while the root is built.
+
+An entry yields steps. Those in :attr:`~isolate.Phase.SOURCES` run with the caller's rights while the caller's file system is
+there; those in :attr:`~isolate.Phase.ROOT` run in the user's order and reach the new root by its descriptor alone. The
+library's own entries have no other means than these.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from isolate.kernel import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_RECURSIVE,
+    FSCONFIG_CMD_CREATE,
+    FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
+    FSMOUNT_CLOEXEC,
+    FSOPEN_CLOEXEC,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MOVE_MOUNT_F_EMPTY_PATH,
+    MOVE_MOUNT_T_EMPTY_PATH,
+    MS_PRIVATE,
+    NOTHING,
+    OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
+    S_IFDIR,
+    S_IFMT,
+    STATX_BASIC_STATS,
+    Constant,
+)
+from isolate.plan import Argument, Buffer, Label, Load, Op, Phase, Register, Step, Target, Test, call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from isolate.plan import Context
+
+__all__ = ["Building", "Entry", "TreeEntry"]
+
+EPERM, ENOENT, EBADF, EACCES, EBUSY, EEXIST, EXDEV, ENODEV = 1, 2, 9, 13, 16, 17, 18, 19
+ENOTDIR, EINVAL, ENOSPC, EROFS, ENAMETOOLONG, ELOOP = 20, 22, 28, 30, 36, 40
+
+#: Where the fields of struct statx stand (statx(2)); st_mode is followed by 16 zero bits.
+STATX_SIZE, STATX_UID, STATX_GID, STATX_MODE, STATX_INO, STATX_RDEV, STATX_DEV = 256, 20, 24, 28, 32, 128, 136
+
+TARGET_HINTS = {
+    EROFS: "the target does not exist, and what it would be made in is mounted read-only: make it in the source, or mount"
+    " something writable there first",
+    EEXIST: "a symbolic link that leads nowhere stands in the way, or somebody else made the target at the same time",
+    ELOOP: "a symbolic link stands in the way where none is followed, or too many of them",
+    EXDEV: "the path leads out of the root, or not into the file system that it should lie in",
+    ENOTDIR: "a file stands where a directory should be, or a directory is to be mounted on a file",
+    EACCES: "whoever builds the root may not make the target there (in a user namespace: the directory belongs to an id that"
+    " is not mapped)",
+    ENOSPC: "no room for the target, or too many mounts (fs.mount-max)",
+}
+
+
+@runtime_checkable
+class Entry(Protocol):
+    """What stands inside :class:`~isolate.Root`: anything that yields steps for a root that is being built.
+
+    Optional: ``brings()``, the parts that it needs, as for :class:`~isolate.Part`. An entry should be a frozen, hashable
+    dataclass and refuse bad arguments when it is made.
+    """
+
+    def steps_in(self, building: Building) -> Iterable[Step]:
+        """The steps of the entry."""
+        ...
+
+
+@runtime_checkable
+class TreeEntry(Entry, Protocol):
+    """An entry that is one mount. As the first entry with the target ``/`` it becomes the root itself."""
+
+    @property
+    def place(self) -> bytes:
+        """Its target: an absolute path inside."""
+        ...
+
+    def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
+        """A register with the descriptor of a mount that is attached nowhere yet, and the steps that make it."""
+        ...
+
+
+class Building:
+    """A root while it is being built."""
+
+    def __init__(self, context: Context) -> None:
+        #: What the parts know: ids of the caller, the other parts.
+        self.context = context
+        #: The descriptor of the new root's mount.
+        self.root = Register("root")
+        self._scratch = Register("scratch")
+        self._room = 0
+        self._scratch_steps: list[Step] = []
+        self._last: list[Step] = []
+
+    # ---- targets ---------------------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        tree: Register,
+        target: bytes,
+        *,
+        kind: str | Buffer = "dir",
+        root: Register | None = None,
+        symlinks: bool = True,
+        mode: int = 0o755,
+    ) -> list[Op]:
+        """Move a mount to a path beneath the root, which is made where missing. The mount's descriptor stays open.
+
+        ``kind`` says what is mounted: ``"dir"``, ``"file"``, or a buffer with the statx(2) of the mount, to look at when it
+        runs. ``root`` is another descriptor to start from; ``symlinks=False`` refuses symbolic links in every component.
+        """
+        place = Register("target")
+        begin = self.root if root is None else root
+        ops = self._kinds(
+            kind,
+            [Target(begin, target, place, make="dir", mode=mode, symlinks=symlinks)],
+            [Target(begin, target, place, make="file", mode=0o644, symlinks=symlinks)],
+        )
+        return [*ops, move(tree, place), call("close", place)]
+
+    @staticmethod
+    def _kinds(kind: str | Buffer, directory: list[Op], file: list[Op]) -> list[Op]:
+        if isinstance(kind, Buffer):
+            return if_directory(kind, directory, file)
+        return directory if kind == "dir" else file
+
+    # ---- things of ours to mount -----------------------------------------------------------------------------
+
+    def scratch(self, room: int, text: str, ops: Iterable[Op]) -> Register:
+        """Make something in a file system of our own, of which clones are mounted; nobody inside ever reaches it.
+
+        ``room`` is how many bytes it needs; ``ops`` make it, by the descriptor that this method gives.
+        """
+        self._room += -(-room // 4096) * 4096
+        self._scratch_steps.append(Step(Phase.ROOT, text, tuple(ops)))
+        return self._scratch
+
+    @property
+    def scratch_root(self) -> Register:
+        """The descriptor of the scratch file system: for the ops given to :meth:`scratch`."""
+        return self._scratch
+
+    def empty(self) -> tuple[bytes, bytes]:
+        """The names in the scratch of a directory and a file that are empty: what masks are made of."""
+        if "mounts.empty" not in self.context.shared:
+            self.context.shared["mounts.empty"] = True
+            fd = Register("file")
+            self.scratch(
+                4096,
+                "an empty directory and an empty file, for masks",
+                (
+                    call("mkdirat", self._scratch, EMPTY_DIRECTORY, 0o555),
+                    call("openat", self._scratch, EMPTY_FILE, CREATE, 0o444, out=fd),
+                    call("close", fd),
+                ),
+            )
+        return EMPTY_DIRECTORY, EMPTY_FILE
+
+    def next_name(self) -> bytes:
+        """A name in the scratch that nobody else has."""
+        n = self.context.shared.get("mounts.names", 0)
+        assert isinstance(n, int)
+        self.context.shared["mounts.names"] = n + 1
+        return b"%d" % n
+
+    def at_end(self, step: Step) -> None:
+        """A step that runs once every entry is in place, such as making a file system read-only."""
+        self._last.append(step)
+
+    def first_steps(self) -> Iterator[Step]:
+        """The scratch, if an entry wants one."""
+        if not self._scratch_steps:
+            return
+        yield Step(
+            Phase.ROOT,
+            "a scratch file system, gone when the root is entered",
+            (
+                *new_file_system(
+                    b"tmpfs",
+                    self._scratch,
+                    [(b"size", b"%d" % (self._room + 16384)), (b"nr_inodes", b"%d" % (64 + 2 * len(self._scratch_steps))),
+                     (b"mode", b"0700")],
+                    MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+                ),
+                # Before Linux 6.15 only what is attached somewhere can be cloned: on top of the old root it goes with it.
+                on_top(self._scratch),
+            ),
+        )  # fmt: skip
+        yield from self._scratch_steps
+
+    def last_steps(self) -> Iterator[Step]:
+        """What was kept for the end."""
+        yield from self._last
+        if self._scratch_steps:
+            yield Step(Phase.ROOT, "let go of the scratch", (call("close", self._scratch),))
+
+
+# ---- ops that several entries need ------------------------------------------------------------------------------------
+
+CREATE = Constant(0o2000301, "O_CREAT|O_EXCL|O_WRONLY|O_CLOEXEC")
+EMPTY_DIRECTORY, EMPTY_FILE = b"empty-directory", b"empty-file"
+
+
+def move(tree: Argument, place: Argument) -> Op:
+    """Attach a mount to what a descriptor stands for: no path is resolved any more."""
+    return call("move_mount", tree, b"", place, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def on_top(tree: Register) -> Op:
+    """Stack a mount on the root that the process has, whose own files it still sees."""
+    return call("move_mount", tree, b"", AT_FDCWD, b"/", MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def clone(directory: Argument, path: Argument, out: Register, *, recursive: bool = True, **policy: object) -> Op:
+    """A detached copy of what is mounted at a path (b"": at the descriptor itself)."""
+    flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else NOTHING)
+    return call("open_tree", directory, path, flags | (AT_EMPTY_PATH if path == b"" else NOTHING), out=out, **policy)
+
+
+def attributes(
+    tree: Register, flags: int, *, clear: int = 0, recursive: bool = False, private: bool = False, buffer: Buffer | None = None
+) -> Op:
+    """mount_setattr(2) on a mount by its descriptor. Flags are added; the kernel's locked ones stay as they are."""
+    propagation = int(MS_PRIVATE) if private else 0
+    name = flags.name if isinstance(flags, Constant) else hex(flags)
+    if buffer is None:
+        buffer = Buffer(32, "")
+    buffer.data = b"".join(n.to_bytes(8, "little") for n in (int(flags), int(clear), propagation, 0))
+    buffer.name = f"{{set {name}}}" if flags else "{propagation private}"
+    return call("mount_setattr", tree, b"", AT_EMPTY_PATH | (AT_RECURSIVE if recursive else NOTHING), buffer, 32)
+
+
+def read_only(tree: Register, *, recursive: bool = False) -> Op:
+    """Nobody writes through this mount."""
+    return attributes(tree, MOUNT_ATTR_RDONLY, recursive=recursive)
+
+
+def stat(fd: Argument, buffer: Buffer) -> Op:
+    """statx(2) of a descriptor into a buffer of STATX_SIZE bytes."""
+    return call("statx", fd, b"", AT_EMPTY_PATH, STATX_BASIC_STATS, buffer)
+
+
+def if_directory(buffer: Buffer, then: list[Op], otherwise: list[Op]) -> list[Op]:
+    """Ops for a directory and for anything else, by what statx(2) has said."""
+    other, end = Label(), Label()
+    return [
+        Test(Load(buffer, STATX_MODE, 4), S_IFDIR, mask=int(S_IFMT), label=other),
+        *then,
+        Test(0, 1, label=end),  # never equal: always jumps
+        other,
+        *otherwise,
+        end,
+    ]
+
+
+def new_file_system(
+    kind: bytes, out: Register, options: Iterable[tuple[bytes, bytes | None]], flags: int, *, create: tuple[Op, ...] = ()
+) -> list[Op]:
+    """fsopen(2), fsconfig(2), fsmount(2): a mount that is attached nowhere. An option without a value is a flag."""
+    fs = Register(kind.decode())
+    ops: list[Op] = [call("fsopen", kind, FSOPEN_CLOEXEC, out=fs)]
+    for key, value in options:
+        if value is None:
+            ops.append(call("fsconfig", fs, FSCONFIG_SET_FLAG, key, 0, 0))
+        else:
+            ops.append(call("fsconfig", fs, FSCONFIG_SET_STRING, key, value, 0))
+    ops.append(call("fsconfig", fs, FSCONFIG_CMD_CREATE, 0, 0, 0))
+    ops.append(call("fsmount", fs, FSMOUNT_CLOEXEC, flags, out=out))
+    ops.append(call("close", fs))
+    return ops

@@ -1,0 +1,124 @@
+"""A root of its own: a tree of mounts that the sandbox sees as ``/``, and nothing else of the host (pivot_root(2))."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isolate.errors import ConflictError
+from isolate.kernel import MNT_DETACH
+from isolate.mounts.building import EINVAL, EPERM, Building, Entry, TreeEntry, on_top, read_only
+from isolate.mounts.tmpfs import Tmpfs, check_inodes, check_mode
+from isolate.namespaces import MountNamespace
+from isolate.plan import Label, Phase, Step, call
+from isolate.sizes import size as parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.plan import Context, Part
+
+__all__ = ["Root"]
+
+
+@dataclass(frozen=True, init=False)
+class Root:
+    """A root file system made of ``entries``, in their order; it brings a mount namespace of its own.
+
+    If the first entry's target is ``/`` (a :class:`Bind`, :class:`Overlay` or :class:`Tmpfs`), it is the root. Otherwise the
+    root is a small tmpfs, at most ``size`` bytes in ``inodes`` files, which holds the places that the entries are mounted on
+    and, with ``read_only`` (the default), cannot be written by anybody inside.
+
+    Inside, the old root is gone: not hidden but unmounted. Targets are made where missing, with mode 0755, and resolved by
+    descriptor beneath the new root: symbolic links in a tree that somebody else controls lead nowhere outside of it. The
+    host's mount table never changes.
+
+    Needs CAP_SYS_ADMIN or a user namespace; Linux 5.14.
+
+    :raises ConflictError: an entry other than the first has the target ``/``, or the first cannot be a root.
+    """
+
+    entries: tuple[Entry, ...]
+    size: int | str
+    inodes: int
+    mode: int
+    read_only: bool
+
+    def __init__(
+        self, *entries: Entry, size: int | str = "1M", inodes: int = 1024, mode: int = 0o755, read_only: bool = True
+    ) -> None:
+        for entry in entries:
+            if isinstance(entry, type) or not isinstance(entry, Entry):
+                hint = f"; did you mean {entry.__name__}(...)?" if isinstance(entry, type) else ""
+                raise TypeError(f"Root: not an entry: {entry!r}{hint}")
+        parse_size(size, "Root: size", smallest=4096)
+        check_inodes(inodes)
+        check_mode(mode)
+        for index, entry in enumerate(entries):
+            if getattr(entry, "place", None) == b"/" and (index or not isinstance(entry, TreeEntry)):
+                raise ConflictError(f"Root: only the first entry, and only a mount, can have the target '/': {entry!r}")
+        for name, value in (("entries", entries), ("size", size), ("inodes", inodes), ("mode", mode), ("read_only", read_only)):
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Root({', '.join(map(repr, self.entries))})"
+
+    def brings(self) -> Iterator[Part]:
+        """A mount namespace, and what the entries need."""
+        yield MountNamespace()
+        for entry in self.entries:
+            brings = getattr(entry, "brings", None)
+            if brings is not None:
+                yield from brings()
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """Sources, the new root and what is in it, the way in."""
+        building = Building(context)
+        entries = list(self.entries)
+        first: list[Step] = []
+        if entries and getattr(entries[0], "place", None) == b"/":
+            top, made = entries.pop(0), False
+        else:
+            top = Tmpfs("/", size=self.size, inodes=self.inodes, mode=self.mode)
+            made = True
+        assert isinstance(top, TreeEntry)
+        building.root, steps = top.tree(building)
+        first += steps
+        first.append(
+            Step(
+                Phase.ROOT,
+                "stack it on the old root",
+                (on_top(building.root),),
+                hints={EINVAL: "a root must be a directory, and the old one must not be shared with another mount namespace"},
+            )
+        )
+        middle = [step for entry in entries for step in entry.steps_in(building)]
+        yield from building.first_steps()
+        yield from first
+        yield from middle
+        yield from building.last_steps()
+        if made and self.read_only:
+            yield Step(Phase.ROOT, "the root itself is read-only", (read_only(building.root),))
+        yield from _enter(building)
+
+
+def _enter(building: Building) -> Iterator[Step]:
+    end = Label()
+    yield Step(
+        Phase.PIVOT,
+        "swap the roots and let go of the old one",
+        (
+            call("fchdir", building.root),
+            # The old root comes to lie on the new one (pivot_root(2), "pivot_root(".", ".")"), and is taken off.
+            # EINVAL: the old root is the initramfs, or is no mount of its own (chroot): nothing can be swapped there.
+            call("pivot_root", b".", b".", errors=(EINVAL,), policy="skip", label=end),
+            call("umount2", b".", MNT_DETACH),
+            end,
+        ),
+        hints={EPERM: "pivot_root needs CAP_SYS_ADMIN in the mount namespace's user namespace"},
+    )
+    yield Step(
+        Phase.PIVOT,
+        "be in the new root",
+        (call("chroot", b"."), call("chdir", b"/"), call("close", building.root)),
+    )

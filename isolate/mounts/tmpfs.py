@@ -1,0 +1,112 @@
+"""A file system in memory, always with limits (tmpfs(5))."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+from isolate.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
+from isolate.mounts.building import EINVAL, ENODEV, EPERM, TARGET_HINTS, new_file_system
+from isolate.paths import StrOrBytesPath, inside, text
+from isolate.plan import Phase, Register, Step, call
+from isolate.sizes import size as parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from isolate.mounts.building import Building
+
+__all__ = ["Tmpfs"]
+
+PAGE = 4096
+
+NEW_HINTS = {
+    EPERM: "a new mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or add UserNamespace()",
+    ENODEV: "this kernel has no such file system",
+    EINVAL: "this kernel does not know an option of it",
+}
+
+
+def check_mode(mode: object, what: str = "mode") -> int:
+    """Permission bits."""
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise TypeError(f"{what} must be an int such as 0o755, not {mode!r}")
+    if not 0 <= mode <= 0o7777:
+        raise ValueError(f"{what} must be from 0 to 0o7777, not {mode:#o}")
+    return mode
+
+
+def check_inodes(inodes: object) -> int:
+    """A number of files and directories."""
+    if isinstance(inodes, bool) or not isinstance(inodes, int):
+        raise TypeError(f"inodes must be an int, not {inodes!r}")
+    if not 2 <= inodes <= 2**31:
+        raise ValueError(f"inodes must be from 2 to 2**31, not {inodes}")
+    return inodes
+
+
+def pages(size: int) -> int:
+    """The kernel counts whole pages, and takes 0 for "no limit"."""
+    return max(PAGE, -(-size // PAGE) * PAGE)
+
+
+def default_inodes(size: int) -> int:
+    """One inode for each page, within reason: an inode costs about a kilobyte of kernel memory that ``size`` does not count."""
+    return min(max(size // PAGE, 64), 1 << 20)
+
+
+@dataclass(frozen=True)
+class Tmpfs:
+    """An empty, writable file system in memory at ``target``, gone with the sandbox.
+
+    ``size`` is its limit in bytes (``"64M"`` unless given; rounded up to pages), ``inodes`` that of files and directories
+    (one for each 4 KiB of size unless given), ``mode`` that of its top directory. What it holds is memory of the sandbox's
+    cgroup. nosuid and nodev always; ``exec=False`` adds noexec, ``read_only`` makes it an empty directory that stays so.
+
+    Needs CAP_SYS_ADMIN or a user namespace. Errors: EROFS if the target is missing in something read-only.
+    """
+
+    target: StrOrBytesPath
+    _: KW_ONLY
+    size: int | str = "64M"
+    inodes: int | None = None
+    mode: int = 0o1777
+    exec: bool = True
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target))
+        parse_size(self.size, "Tmpfs: size", smallest=PAGE)
+        check_mode(self.mode)
+        if self.inodes is not None:
+            check_inodes(self.inodes)
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
+        """A new tmpfs, attached nowhere yet."""
+        fs = Register("tmpfs")
+        limit = pages(parse_size(self.size))
+        inodes = self.inodes or default_inodes(limit)
+        options = [(b"size", b"%d" % limit), (b"nr_inodes", b"%d" % inodes), (b"mode", b"%o" % self.mode)]
+        flags: Constant = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+        flags = flags if self.exec else flags | MOUNT_ATTR_NOEXEC
+        flags = flags | MOUNT_ATTR_RDONLY if self.read_only else flags
+        words = f"tmpfs for {text(self.place)}: at most {limit} bytes in {inodes} files"
+        step = Step(Phase.ROOT, words, tuple(new_file_system(b"tmpfs", fs, options, flags)), path=self.place, hints=NEW_HINTS)
+        return fs, [step]
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Make it, mount it."""
+        fs, steps = self.tree(building)
+        yield from steps
+        yield Step(
+            Phase.ROOT,
+            f"mount it on {text(self.place)}",
+            (*building.attach(fs, self.place, mode=self.mode), call("close", fs)),
+            path=self.place,
+            hints=TARGET_HINTS,
+        )
