@@ -73,6 +73,7 @@ class Cgroup:
         #: The limits as they were read back from the kernel, by file.
         self.held: dict[str, str] = {}
         self._written: dict[tuple[str, str], Setting] = {}
+        self._owner = -1
         self._finalizer: weakref.finalize[Any, Cgroup] | None = None
 
     def __repr__(self) -> str:
@@ -120,17 +121,18 @@ class Cgroup:
             _destroy(self.directories, os.getpid(), quiet=True)
             self.directories = {}
             raise
+        self._owner = os.getpid()
         self._finalizer = weakref.finalize(self, _abandon, self.directories, os.getpid(), repr(self))
         return self
 
     def close(self) -> None:
-        """Kill what is inside and remove it, with the groups below. Nothing if it is not there."""
+        """Kill what is inside and remove it, with the groups below. Nothing if it is not there, or in a forked child."""
         if self._finalizer is not None:
             self._finalizer.detach()
             self._finalizer = None
         if self.directories:
             directories, self.directories = self.directories, {}
-            _destroy(directories, os.getpid())
+            _destroy(directories, self._owner)
 
     def __enter__(self) -> Self:
         return self if self.directories else self.create()
