@@ -1,7 +1,7 @@
 """From the launcher's (step, errno) to an error that says why and what to do.
 
-Facts about the host are read here, when an error is being made; a sandbox that starts reads none. What the kernel does not
-tell (which of several rules refused) is said to be likely, not certain.
+Facts about the host are read here, when an error is being made; a sandbox that starts reads none. What the kernel does
+not tell (which of several rules refused) is said to be likely, not certain.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def start_error(stage: int, error: int, host: Host | None = None) -> SetupError:
         found = clone.seccomp(host, syscall or "what starting the launcher takes")
     elif error == errno.EACCES and stage == lib.ISO_SPAWN_EXEC:
         found = Finding(
-            "the launcher may not be executed: vm.memfd_noexec forbids it in memory, and the installed file lies on a noexec mount",
+            "the launcher may not be executed: vm.memfd_noexec forbids it in memory, and the installed file lies on "
+            "a noexec mount",
             "install isolate on a mount without noexec",
         )
     elif error == errno.EBADF and stage == lib.ISO_SPAWN_FILES:
@@ -87,8 +88,8 @@ def setup_error(
 ) -> SetupError:
     """The error of a failed start.
 
-    ``args``, and the ``run`` block where it is at hand, are what was to run. :class:`~isolate.UnsupportedError` where the
-    host cannot do it at all.
+    ``args``, and the ``run`` block where it is at hand, are what was to run. :class:`~isolate.UnsupportedError` where
+    the host cannot do it at all.
     """
     host = host or Host()
     start = Start.read(run) if run else None
@@ -109,11 +110,15 @@ def setup_error(
         return _error(record.error, f"execute {path}", part_name, finding, "execve", path)
     if step.phase is Phase.DIRECTORY and path is None and start is not None:
         path = program.show(start.cwd)
-    finding = steps.step(host, record.error, step, op, flags)
+    finding = steps.certain(host, record.error, step, op, flags)
     hint = step.hints.get(record.error)
     if finding is None and hint is not None:
-        cause, _, remedy = hint.partition("\n")
-        finding = Finding(cause, remedy or None)
+        finding = Finding(hint)
+        filtered = clone.seccomp(host, steps.call_name(op) or "it") if record.error == errno.EPERM else None
+        if filtered is not None:
+            finding = Finding(f"{hint}; or else {filtered.cause}", filtered.remedy)
+    if finding is None:
+        finding = steps.likely(host, record.error, step, op)
     return _error(record.error, step.text, part_name, finding, steps.call_name(op), path)
 
 
@@ -150,7 +155,7 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
 
 
 def _cloning_part(tape: Tape, flags: int) -> str:
-    """The part to name for a failed clone: the user namespace, since the rest follows from it, or the only other one."""
+    """The part to name for a failed clone: the user namespace, since the rest follows from it, or the only one."""
     owners = {
         type(part).__name__: int(step.clone_flags)
         for step, part in zip(tape.plan.steps, tape.plan.owners, strict=True)

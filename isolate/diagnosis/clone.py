@@ -8,17 +8,16 @@ from isolate.diagnosis.host import NAMESPACES, Finding, Host
 
 NEWUSER = 0x10000000
 
+_CALLS = "clone, clone3, unshare, setns, mount, umount2, pivot_root and the new mount calls"
 _FILTER_REMEDY = {
-    "Docker": "docker run --security-opt seccomp=unconfined (or a profile that also allows clone, clone3, unshare, setns, "
-    "mount, umount2, pivot_root and the new mount calls)",
-    "Podman": "podman run --security-opt seccomp=unconfined (or a profile that also allows clone, clone3, unshare, setns, "
-    "mount, umount2, pivot_root and the new mount calls)",
-    "Kubernetes": "securityContext.seccompProfile: {type: Unconfined} for this pod, or type: Localhost with a profile that "
-    "also allows clone, clone3, unshare, setns, mount, umount2, pivot_root and the new mount calls",
-}  # fmt: skip
+    "Docker": f"docker run --security-opt seccomp=unconfined (or a profile that also allows {_CALLS})",
+    "Podman": f"podman run --security-opt seccomp=unconfined (or a profile that also allows {_CALLS})",
+    "Kubernetes": "securityContext.seccompProfile: {type: Unconfined} for this pod, or type: Localhost with a profile "
+    f"that also allows {_CALLS}",
+}
 _FILTER_REMEDY_ELSEWHERE = (
-    "find who installed it (systemd: RestrictNamespaces=, SystemCallFilter=; Docker and Kubernetes: the seccomp profile) "
-    "and let it allow clone, clone3, unshare, setns and the mount calls"
+    "find who installed it (systemd: RestrictNamespaces=, SystemCallFilter=; Docker and Kubernetes: the seccomp "
+    f"profile) and let it allow {_CALLS}"
 )
 
 
@@ -49,7 +48,8 @@ def clone(host: Host, error: int, flags: int, *, into_cgroup: bool) -> Finding |
         label = host.label()
         if into_cgroup:
             return Finding(
-                "the caller may not move processes into the cgroup: clone needs write access to its cgroup.procs and to "
+                "the caller may not move processes into the cgroup: clone needs write access to its cgroup.procs and "
+                "to "
                 "that of the nearest common ancestor",
                 "delegate the subtree to this user (systemd: Delegate=yes), cgroups(7)",
             )
@@ -70,7 +70,8 @@ def clone(host: Host, error: int, flags: int, *, into_cgroup: bool) -> Finding |
         return seccomp(host, "clone")
     if into_cgroup and error == errno.EBUSY:
         return Finding(
-            "the cgroup hands controllers to its children, and so may hold no process itself (cgroups(7), 'no internal processes')",
+            "the cgroup hands controllers to its children, and so may hold no process itself (cgroups(7), 'no "
+            "internal processes')",
             "name a leaf",
         )
     if into_cgroup and error == errno.EOPNOTSUPP:
@@ -101,7 +102,8 @@ def user_namespace(host: Host) -> Finding | None:
         )
     if host.unmapped():
         return Finding(
-            f"the caller's uid {host.euid} has no place in its own user namespace's map, and such a caller may make no other",
+            f"the caller's uid {host.euid} has no place in its own user namespace's map, and such a caller may make "
+            "no other",
             "map it, or become an id that is mapped",
         )
     return seccomp(host, "user namespaces") or _confined(host)
@@ -110,16 +112,18 @@ def user_namespace(host: Host) -> Finding | None:
 def apparmor() -> Finding:
     """Ubuntu's restriction."""
     return Finding(
-        "AppArmor restricts unprivileged user namespaces on this host (kernel.apparmor_restrict_unprivileged_userns = 1, "
+        "AppArmor restricts unprivileged user namespaces on this host (kernel.apparmor_restrict_unprivileged_userns "
+        "= 1, "
         "the default since Ubuntu 23.10)",
-        "give the program that runs this an AppArmor profile with the rule 'userns,' (as /etc/apparmor.d has for browsers); "
+        "give the program that runs this an AppArmor profile with the rule 'userns,' (as /etc/apparmor.d has for "
+        "browsers); "
         "or as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0; or run it as root",
         True,
     )
 
 
 def seccomp(host: Host, what: str) -> Finding | None:
-    """A filter on this program, if there is one: the kernel does not tell which call it refuses, so it is only likely."""
+    """A filter on this program, if there is one: the kernel does not tell what it refuses, so it is only likely."""
     if not host.filtered():
         return None
     container = host.container()

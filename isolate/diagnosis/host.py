@@ -22,7 +22,7 @@ NAMESPACES = {
 # Machines by ELF's e_machine (elf.h), under the names that uname -m has for them.
 MACHINES = {
     2: "sparc", 3: "i386", 4: "m68k", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 42: "sh",
-    43: "sparc64", 50: "ia64", 62: "x86_64", 94: "xtensa", 183: "aarch64", 243: "riscv64", 247: "bpf", 258: "loongarch64",
+    43: "sparc64", 50: "ia64", 62: "x86_64", 94: "xtensa", 183: "aarch64", 243: "riscv64", 258: "loongarch64",
 }  # fmt: skip
 
 
@@ -151,7 +151,8 @@ class Host:
                 soft = line[26:].split()[0]
                 if soft != "unlimited" and not self.capable(24):  # CAP_SYS_RESOURCE is exempt
                     return Finding(
-                        f"this user may have {soft} processes and threads (RLIMIT_NPROC), those outside of this program included",
+                        f"this user may have {soft} processes and threads (RLIMIT_NPROC), those outside of this "
+                        "program included",
                         "raise it: ulimit -u, /etc/security/limits.conf, systemd's LimitNPROC=",
                     )
         return None

@@ -128,7 +128,8 @@ def not_executed(error: int, start: Start | None, args: tuple[bytes, ...], head:
     if error == errno.EACCES:
         if interpreter:
             return path, Finding(
-                f"the interpreter {show(interpreter)} of {path} may not be executed (its mode, a noexec mount, a directory)",
+                f"the interpreter {show(interpreter)} of {path} may not be executed (its mode, a noexec mount, a "
+                "directory)",
                 "look at its mode and mount inside",
             )
         return path, Finding(
@@ -222,6 +223,7 @@ def _too_long(start: Start | None) -> Finding:
         )
     total = sum(len(s) + 1 + 8 for s in (*start.args, *start.env))
     return Finding(
-        f"arguments and environment take {total} bytes, more than a quarter of the limit of the stack (at most 6 MiB, execve(2))",
+        f"arguments and environment take {total} bytes, more than a quarter of the limit of the stack (at most 6 "
+        "MiB, execve(2))",
         "hand them over by stdin or in a file, or raise Rlimits(stack=)",
     )

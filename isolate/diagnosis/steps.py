@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from isolate.plan import Op, Step
 
 _DENIED = (errno.EPERM, errno.EACCES)
+_MOUNTING = frozenset({"fsopen", "fsconfig", "fsmount", "mount", "move_mount", "open_tree", "mount_setattr"})
+_OPENING = frozenset({"open_tree", "open", "openat", "openat2"})
 
 
 def call_name(op: Op) -> str | None:
@@ -39,40 +41,51 @@ def words(step: Step) -> set[bytes]:
     return {a.rstrip(b"\0") for op in step.ops if isinstance(op, Call) for a in op.args if isinstance(a, bytes)}
 
 
-def step(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding | None:
-    """What is known about the failure of a step in a sandbox with these flags of clone; None for nothing special."""
+def certain(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding | None:
+    """What the host's own words say of a step's failure, in a sandbox with these flags of clone; None for nothing."""
     if error in _DENIED and flags & clone.NEWUSER and host.apparmor_restricts():
         return clone.apparmor()
     if isinstance(op, RunHost):
         return helper(host, error, op)
-    if isinstance(op, Target):
-        return target(error)
     if isinstance(op, Engine):
         return _engine(op, error)
     if not isinstance(op, Call):
         return None
-    if op.name in ("fsopen", "fsconfig", "fsmount", "mount", "move_mount", "open_tree"):
-        found = _mount(host, error, failed, op, flags)
+    if op.name in _MOUNTING and error in _DENIED:
+        for kind in ("proc", "sysfs"):
+            if kind.encode() in words(failed):
+                return _kernel_mount(host, kind, flags)
+        if not flags & clone.NEWUSER and not host.capable():
+            return Finding(
+                "mounting needs CAP_SYS_ADMIN, which this program does not have",
+                "add UserNamespace() to the sandbox, or run as root",
+            )
+    if error == errno.ENOENT and failed.path and op.name in _OPENING and failed.phase < Phase.ROOT:
+        return source(failed.path)
+    if error == errno.ENOSYS:
+        return _lacking(host, op.name)
+    return None
+
+
+def likely(host: Host, error: int, failed: Step, op: Op) -> Finding | None:
+    """What such a failure usually comes from, where the step itself has no word on it."""
+    if isinstance(op, Target):
+        return target(error)
+    if not isinstance(op, Call):
+        return None
+    if op.name in _MOUNTING:
+        found = _mount(error, failed)
         if found is not None:
             return found
-    if (
-        error == errno.ENOENT
-        and failed.path
-        and op.name in ("open_tree", "open", "openat", "openat2")
-        and failed.phase <= Phase.SOURCES
-    ):
-        return source(failed.path)
-    if error == errno.EACCES and failed.path and failed.phase <= Phase.SOURCES:
+    if error == errno.EACCES and failed.path and failed.phase < Phase.ROOT:
         return Finding(
             f"the caller may not reach or open {os.fsdecode(failed.path)}",
             "look at the modes of the directories on the way",
         )
-    if error == errno.ENOSYS:
-        return _lacking(host, op.name)
-    if error in _DENIED and host.filtered() and not failed.hints.get(error):
-        return clone.seccomp(host, op.name)
     if error in (errno.EMFILE, errno.ENFILE):
         return descriptors(error)
+    if error in _DENIED:
+        return clone.seccomp(host, op.name)
     return None
 
 
@@ -112,9 +125,10 @@ def target(error: int) -> Finding | None:
         ),
         errno.ENOTDIR: Finding("something on the way to the target is no directory", "look at the root's tree"),
         errno.ELOOP: Finding(
-            "a symbolic link stands on the way to the target where none is followed, or links go round", "name the target itself"
+            "a symbolic link stands on the way to the target where none is followed, or links go "
+            "round", "name the target itself"
         ),
-        errno.EXDEV: Finding("the target leads outside of the root, or into another file system than it must lie in", "name another"),
+        errno.EXDEV: Finding("the target leads out of the root, or into another file system than it must lie in", "name another"),
         errno.EEXIST: Finding("the target is there already and must not be", "name another"),
         errno.ENOENT: Finding("the target does not exist in the root", "make it first, for example with Dir or File"),
         errno.EOVERFLOW: Finding(
@@ -122,51 +136,42 @@ def target(error: int) -> Finding | None:
             "map its owner, or put a Tmpfs there first",
         ),
         errno.EACCES: Finding(
-            "the directory that the target would be made in does not allow it: its owner is not in the user namespace's id map, "
+            "the directory that the target would be made in does not allow it: its owner is not in the user "
+            "namespace's id map, "
             "or its mode",
             "make the target in the source beforehand, map its owner, or put a Tmpfs there first",
         ),
-        errno.ENOSPC: Finding("the file system that the target would be made in is full", "make room, or raise the tmpfs' size"),
+        errno.ENOSPC: Finding("the file system that the target would be made in is full", "make room, or raise its size"),
     }.get(error)  # fmt: skip
 
 
-def _mount(host: Host, error: int, failed: Step, op: Call, flags: int) -> Finding | None:
+def _mount(error: int, failed: Step) -> Finding | None:
     strings = words(failed)
-    for kind in (b"proc", b"sysfs"):
-        if kind in strings and error in _DENIED:
-            return _kernel_mount(host, kind.decode(), flags)
     if b"overlay" in strings or any(b"upperdir" in s or b"lowerdir" in s for s in strings):
-        found = _overlay(error)
+        found = overlay(error)
         if found is not None:
             return found
     if error == errno.ENODEV:
-        kind_name = next((s.decode() for s in sorted(strings) if s.isalnum() and s.islower()), "it")
+        kind = next((s.decode() for s in sorted(strings) if s.isalnum() and s.islower()), "of that name")
         return Finding(
-            f"this kernel has no file system {kind_name}, or its module is not loaded",
-            f"as root: modprobe {kind_name}",
-            True,
-        )
-    if error == errno.EPERM and not flags & clone.NEWUSER and not host.capable():
-        return Finding(
-            "mounting needs CAP_SYS_ADMIN, which this program does not have",
-            "add UserNamespace() to the sandbox, or run as root",
+            f"this kernel has no file system {kind}, or its module is not loaded", f"as root: modprobe {kind}", True
         )
     if error == errno.ENOSPC:
         return Finding(
-            "the mount namespace has as many mounts as it may (fs.mount-max), or a limit of the file system",
-            "mount less",
+            "the mount namespace has as many mounts as it may (fs.mount-max)", "mount less, or raise fs.mount-max"
         )
     return None
 
 
 def _kernel_mount(host: Host, kind: str, flags: int) -> Finding | None:
-    """proc and sysfs in a user namespace: only where the caller sees all of its own (mount_too_revealing in fs/namespace.c)."""
+    """proc and sysfs in a user namespace: only where the caller sees all of its own (fs/namespace.c)."""
     namespace, part, flag = (
         ("pid", "PidNamespace", 0x20000000) if kind == "proc" else ("net", "NetNamespace", 0x40000000)
     )
     if flags & clone.NEWUSER and not flags & flag:
         return Finding(
-            f"{kind} shows a {namespace} namespace, and may be mounted only by who owns it: the user namespace here does not",
+            f"{kind} shows a {namespace} namespace, and may be mounted only by who owns it: the user namespace here "
+            "does not",
             f"add {part}() to the sandbox",
         )
     if not flags & clone.NEWUSER:
@@ -186,13 +191,15 @@ def _kernel_mount(host: Host, kind: str, flags: int) -> Finding | None:
         )
         shown = ", ".join(hidden[:4]) + (" …" if len(hidden) > 4 else "")
         return Finding(
-            f"the caller's own /proc is masked ({shown}), and the kernel mounts no new one in a user namespace that would show more",
+            f"the caller's own /proc is masked ({shown}), and the kernel mounts no new one in a user namespace that "
+            "would show more",
             f"{remedy}; or leave Proc out",
             True,
         )
     if own is None or own[1] != kind:
         return Finding(
-            f"the caller has no {kind} at {point}, and the kernel mounts a new one in a user namespace only beside one that is fully visible",
+            f"the caller has no {kind} at {point}, and the kernel mounts a new one in a user namespace only beside "
+            "one that is fully visible",
             f"mount it at {point} outside first; or leave it out",
             True,
         )
@@ -203,10 +210,11 @@ def _kernel_mount(host: Host, kind: str, flags: int) -> Finding | None:
     )
 
 
-def _overlay(error: int) -> Finding | None:
+def overlay(error: int) -> Finding | None:
     if error == errno.EINVAL:
         return Finding(
-            "overlayfs does not take these layers: the upper's file system cannot be one (an overlay itself, NFS, FAT, no extended "
+            "overlayfs does not take these layers: the upper's file system cannot be one (an overlay itself, NFS, "
+            "FAT, no extended "
             "attributes), work does not lie beside upper, or one layer lies within another",
             "put upper and work on tmpfs, ext4, XFS or btrfs (ephemeral: a tmpfs of the sandbox's own)",
             True,
