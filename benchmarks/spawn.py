@@ -175,6 +175,18 @@ def compile_c(target: Path, flags: list[str]) -> None:
     subprocess.run([*command, "-o", str(target)], check=True)
 
 
+def prepare(directory: Path) -> tuple[Path, Path]:
+    """Compile the program that is run, in a directory of its own, and the driver."""
+    directory.chmod(0o755)
+    programs = directory / "programs"
+    programs.mkdir()
+    compile_c(programs / "true", [*FREESTANDING, "-DTWIN_TRUE"])
+    driver = directory / "driver"
+    size = len(box(programs, net=True).compile().data) + 512
+    compile_c(driver, ["-O2", "-DTWIN_DRIVER", f"-DPACKED={size}"])
+    return programs, driver
+
+
 # ---- the rows ------------------------------------------------------------------------------------------------------
 
 
@@ -254,36 +266,27 @@ def report(title: str, times: dict[str, list[float]]) -> dict[str, Any]:
 # ---- is it a twin? ---------------------------------------------------------------------------------------------------
 
 
-def traced(command: list[str], after: str) -> Counter[str]:
-    """System calls by name of everything that a command does after it wrote ``after``, its own excluded."""
+def traced(command: list[str]) -> Counter[str]:
+    """System calls by name of the last launcher that a command starts, from its first on, and of all below it."""
     with tempfile.NamedTemporaryFile("r") as log:
-        subprocess.run(["strace", "-f", "-qq", "-o", log.name, *command], check=True, stdout=subprocess.DEVNULL)
-        lines = log.read().splitlines()
-    own = lines[0].split()[0]
-    start = max(i for i, line in enumerate(lines) if after in line)
-    found: Counter[str] = Counter()
-    for line in lines[start:]:
-        pid, text = line.split(None, 1)
-        if pid != own and text[0].isalpha() and "(" in text:
-            found[text.split("(")[0]] += 1
-    return found
+        subprocess.run(["strace", "-f", "-qq", "-o", log.name, *command], check=True, capture_output=True)
+        lines = [line.split(None, 1) for line in log.read().splitlines()]
+    start = max(i for i, (_, text) in enumerate(lines) if text.startswith("execveat("))
+    outside = {pid for pid, _ in lines[:start]} - {lines[start][0]}
+    inside = [text for pid, text in lines[start + 1 :] if pid not in outside]
+    return Counter(text.split("(")[0] for text in inside if text[0].isalpha())
 
 
-def verify(directory: Path, driver: Path, programs: Path) -> None:
-    """Print which system calls the library's processes and the twin's make, where they differ."""
+def verify(directory: Path, driver: Path, programs: Path) -> dict[str, tuple[int, int]]:
+    """How often the library's processes and the twin's make each system call."""
     script = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); import os, spawn, pathlib\n"
-        f"once = spawn.python(spawn.box(pathlib.Path({str(programs)!r}), net=True))\n"
-        "once(); os.write(2, b'MARK\\n'); once()\n"
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import pathlib, spawn\n"
+        f"spawn.python(spawn.box(pathlib.Path({str(programs)!r}), net=True))()\n"
     )
-    ours = traced([sys.executable, "-c", script], "MARK")
+    ours = traced([sys.executable, "-c", script])
     twin = build(directory, box(programs, net=True), "verified")
-    shell = f"printf x | {driver} twin {twin} >/dev/null"
-    theirs = traced(["/bin/sh", "-c", f"echo MARK >&2; {shell}"], "MARK")
-    # The shell and the driver: what they make before the launcher's first call.
-    for name in sorted(ours.keys() | theirs.keys()):
-        mark = "" if ours[name] == theirs[name] else "   <- differs"
-        print(f"  {name:22} {ours[name]:4} {theirs[name]:4}{mark}")
+    theirs = traced(["/bin/sh", "-c", f"printf x | {driver} twin {twin}"])
+    return {name: (ours[name], theirs[name]) for name in sorted(ours.keys() | theirs.keys())}
 
 
 def imports(rounds: int) -> None:
@@ -327,15 +330,10 @@ def main() -> None:
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        directory.chmod(0o755)
-        programs = directory / "programs"
-        programs.mkdir()
-        compile_c(programs / "true", [*FREESTANDING, "-DTWIN_TRUE"])
-        driver = directory / "driver"
-        size = len(box(programs, net=True).compile().data) + 512
-        compile_c(driver, ["-O2", "-DTWIN_DRIVER", f"-DPACKED={size}"])
+        programs, driver = prepare(directory)
         if options.verify:
-            verify(directory, driver, programs)
+            for name, (ours, theirs) in verify(directory, driver, programs).items():
+                print(f"  {name:22} {ours:4} {theirs:4}{'' if ours == theirs else '   <- differs'}")
             return
         for net in (False, True):
             sandbox = box(programs, net=net)

@@ -27,6 +27,12 @@ LAYERS = [BOTTOM, PLAN, None, VERBS, ASSEMBLED, TOUCHED]  # None: the nouns
 NOUNS = LAYERS.index(None)
 
 
+# What may look up, and why.
+UPWARD = {
+    ("isolate.cgroups.group", "isolate.sandbox"): "Cgroup.run and .spawn are a verb on a noun: a Sandbox in that group",
+}
+
+
 def modules() -> dict[str, Path]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -106,7 +112,7 @@ def test_imports_point_down() -> None:
     wrong = [
         f"{module}:{line} imports {imported} from above"
         for module, imported, name, line in each_import()
-        if imported != "isolate" and layer(imported) > layer(module)
+        if imported != "isolate" and layer(imported) > layer(module) and (module, imported) not in UPWARD
     ]
     assert wrong == []
 

@@ -1,0 +1,52 @@
+"""The benchmark measures what it says: its C twin makes the very system calls that the library makes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def spawn() -> Any:
+    spec = importlib.util.spec_from_file_location("spawn", BENCHMARKS / "spawn.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["spawn"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_twin_makes_the_same_calls(spawn: Any, tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        assert os.environ.get("ISOLATE_REQUIRE_KERNEL") != "1", "strace is not installed (package: strace)"
+        pytest.skip("strace is not installed (package: strace)")
+    programs, driver = spawn.prepare(tmp_path)
+    counts = spawn.verify(tmp_path, driver, programs)
+    # Whether init finds its child dead at once or has to wait for the signal is a matter of who is quicker.
+    timing = {"wait4", "rt_sigtimedwait", "ppoll"}
+    assert {name: pair for name, pair in counts.items() if pair[0] != pair[1] and name not in timing} == {}
+    for name in ("clone3", "pivot_root", "move_mount", "execve", "capset", "sendmsg"):
+        assert counts[name][0] >= 1
+
+
+def test_the_rows_run(spawn: Any, tmp_path: Path) -> None:
+    """Every row measures something, and no start of the twin is free of errors by doing nothing."""
+    programs, driver = spawn.prepare(tmp_path)
+    twin = spawn.build(tmp_path, spawn.box(programs, net=False), "twin")
+    for kind in ("twin", "plain"):
+        row = spawn.Driver(driver, kind, [str(twin)])
+        assert 0 < row() < 60
+        row.close()
+    broken = spawn.Driver(driver, "exec", [str(tmp_path / "missing")])
+    with pytest.raises(SystemExit, match="failed"):
+        broken()
+    broken.close()
