@@ -1,0 +1,110 @@
+"""Many groups at once and one after another, and owners that are killed: nothing is left, nothing grows."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from isolate.cgroups import Limits
+from isolate.result import Verdict
+from isolate.sandbox import Sandbox
+
+from .conftest import HOST, UNIFIED, our_groups
+
+pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
+
+#: The long lane does what the documentation states; the everyday run a part of it.
+LONG = bool(os.environ.get("ISOLATE_LONG"))
+
+
+def test_many_at_once() -> None:
+    count = 500 if LONG else 60
+    before = our_groups()
+    boxes = [Sandbox(Limits(memory=(64 << 20) + 4096 * i, pids=10 + i)) for i in range(count)]
+    processes = []
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for process in pool.map(lambda b: b.spawn(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE), boxes):
+                processes.append(process)
+        made = {os.path.basename(g) for g in our_groups() - before}
+        assert len(made) == count
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        assert [p.wait(60) for p in processes] == [0] * count
+    finally:
+        for process in processes:
+            process.close()
+    assert our_groups() == before
+
+
+def dying() -> int:
+    """Groups that the kernel still holds after they were removed (v2)."""
+    assert HOST.v2 is not None
+    rows = dict(line.split() for line in Path(HOST.v2.mount, "cgroup.stat").read_text().splitlines())
+    return int(rows["nr_dying_descendants"])
+
+
+def test_many_in_a_row() -> None:
+    count = 10_000 if LONG else 200
+    box = Sandbox(Limits(memory="64M", pids=10))
+    times = []
+    start_dying = dying() if HOST.v2 is not None else 0
+    for _ in range(count):
+        start = time.perf_counter()
+        assert box.run(["true"]).verdict is Verdict.OK
+        times.append(time.perf_counter() - start)
+    tenth = count // 10
+    first, last = statistics.median(times[tenth : 2 * tenth]), statistics.median(times[-tenth:])
+    assert last < 2 * first, (first, last)
+    if UNIFIED:
+        # What is charged to a removed group keeps it; a program that maps only what others have leaves nothing.
+        assert dying() - start_dying <= max(20, count // 20)
+
+
+OWNER = """
+import sys, threading
+from isolate.cgroups import Limits
+from isolate.sandbox import Sandbox
+box = Sandbox(Limits(memory="64M", pids=10))
+box.run(["true"])
+def work():
+    while True: box.run(["sh", "-c", "(sleep 100 &) ; true"])
+for _ in range(2): threading.Thread(target=work, daemon=True).start()
+print("ready", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_owners_killed_at_random_instants_leave_nothing() -> None:
+    rounds = 200 if LONG else 15
+    rng = random.Random(7)
+    late = []
+    for _ in range(rounds):
+        owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE)
+        try:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == b"ready\n"
+            select.select([], [], [], rng.random() * 0.03)
+        finally:
+            owner.send_signal(signal.SIGKILL)
+            owner.wait()
+            owner.stdout.close()  # type: ignore[union-attr]
+        start = time.monotonic()
+        mine = f"-{owner.pid}-"
+        while any(mine in os.path.basename(g) for g in our_groups()):
+            if time.monotonic() - start > 5:
+                break
+            select.select([], [], [], 0.005)
+        late.append(time.monotonic() - start)
+    assert max(late) < (1.0 if not UNIFIED else 5.0), sorted(late)[-5:]
