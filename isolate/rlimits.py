@@ -142,7 +142,7 @@ class Rlimits:
         """Set and read back; a small ``nofile`` last, so that it does not bind the setting up."""
         for name, (soft, hard) in self.values().items():
             number, unit = _RESOURCES[name]
-            if name == "core" and hard == 0 and _core_goes_to_a_pipe():
+            if name == "core" and hard == 0 and core_goes_to_a_pipe():
                 soft = hard = 1
             kernel_name = f"RLIMIT_{name.rstrip('_').upper()}"
             resource = Constant(number, kernel_name)
@@ -169,10 +169,10 @@ class Rlimits:
                 yield Step(Phase.VERIFY, f"verify {kernel_name}", reading, hints=hints)
 
 
-def _core_goes_to_a_pipe() -> bool:
+def core_goes_to_a_pipe(path: str = "/proc/sys/kernel/core_pattern") -> bool:
     """Whether a crash starts a program of the host's. Where nobody can tell: as if."""
     try:
-        with open("/proc/sys/kernel/core_pattern", "rb") as file:
+        with open(path, "rb") as file:
             return file.read(1) in (b"|", b"@")  # @: a socket (Linux 6.16)
     except OSError:
         return True
