@@ -18,6 +18,7 @@ from isolate.kernel import (
     FSCONFIG_SET_STRING,
     FSMOUNT_CLOEXEC,
     FSOPEN_CLOEXEC,
+    MNT_DETACH,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
@@ -46,7 +47,7 @@ EPERM, ENOENT, EBADF, EACCES, EBUSY, EEXIST, EXDEV, ENODEV = 1, 2, 9, 13, 16, 17
 ENOTDIR, EINVAL, ENOSPC, EROFS, ENAMETOOLONG, ELOOP = 20, 22, 28, 30, 36, 40
 
 #: Where the fields of struct statx stand (statx(2)); st_mode is followed by 16 zero bits.
-STATX_SIZE, STATX_UID, STATX_GID, STATX_MODE, STATX_INO, STATX_RDEV, STATX_DEV = 256, 20, 24, 28, 32, 128, 136
+STATX_SIZE, STATX_UID, STATX_GID, STATX_MODE, STATX_INO, STATX_RDEV, STATX_DEV, STATX_MNT_ID = 256, 20, 24, 28, 32, 128, 136, 144
 
 TARGET_HINTS = {
     EROFS: "the target does not exist, and what it would be made in is mounted read-only: make it in the source, or mount"
@@ -182,7 +183,7 @@ class Building:
             return
         yield Step(
             Phase.ROOT,
-            "a scratch file system, gone when the root is entered",
+            "a scratch file system, gone before the root is entered",
             (
                 *new_file_system(
                     b"tmpfs",
@@ -191,17 +192,64 @@ class Building:
                      (b"mode", b"0700")],
                     MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
                 ),
-                # Before Linux 6.15 only what is attached somewhere can be cloned: on top of the old root it goes with it.
+                # Before Linux 6.15 only what is attached somewhere can be cloned: so on top of all, until the root is complete.
                 on_top(self._scratch),
             ),
         )  # fmt: skip
         yield from self._scratch_steps
+        # What is cloned from it comes read-only.
+        yield Step(Phase.ROOT, "the scratch is complete", (read_only(self._scratch),))
 
     def last_steps(self) -> Iterator[Step]:
         """What was kept for the end."""
         yield from self._last
         if self._scratch_steps:
-            yield Step(Phase.ROOT, "let go of the scratch", (call("close", self._scratch),))
+            yield Step(
+                Phase.ROOT,
+                "let go of the scratch",
+                (call("fchdir", self._scratch), call("umount2", b".", MNT_DETACH), call("close", self._scratch)),
+            )
+
+
+    def cover(self, root: Register, path: bytes, *, symlinks: bool, missing: str = "error", file_system: int = 0) -> list[Op]:
+        """Mount something empty and read-only over a path beneath ``root``, a directory or a file like what is there.
+
+        With ``missing="ignore"`` a path that does not exist is left alone. The covers are ours, from the scratch: no device
+        node of a tree that somebody else controls is trusted to be empty.
+        """
+        directory, file = self.empty()
+        place, cover, kind, end = Register("place"), Register("cover"), Buffer(STATX_SIZE, "stat"), Label()
+        ignored = (ENOENT,) if missing == "ignore" else ()
+        return [
+            Target(root, path, place, symlinks=symlinks, file_system=file_system, errors=ignored, policy="jump", label=end),
+            stat(place, kind),
+            *if_directory(
+                kind,
+                [clone(self._scratch, directory, cover, recursive=False)],
+                [clone(self._scratch, file, cover, recursive=False)],
+            ),
+            move(cover, place),
+            call("close", cover),
+            call("close", place),
+            end,
+        ]
+
+    @staticmethod
+    def freeze(
+        root: Register, path: bytes, *, symlinks: bool, recursive: bool, missing: str = "error", file_system: int = 0
+    ) -> list[Op]:
+        """Mount what is at a path beneath ``root`` over itself, read-only."""
+        place, tree, end = Register("place"), Register("tree"), Label()
+        ignored = (ENOENT,) if missing == "ignore" else ()
+        return [
+            Target(root, path, place, symlinks=symlinks, file_system=file_system, errors=ignored, policy="jump", label=end),
+            clone(place, b"", tree, recursive=recursive),
+            read_only(tree, recursive=recursive),
+            move(tree, place),
+            call("close", tree),
+            call("close", place),
+            end,
+        ]
 
 
 # ---- ops that several entries need ------------------------------------------------------------------------------------

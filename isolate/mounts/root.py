@@ -6,11 +6,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.errors import ConflictError
-from isolate.kernel import MNT_DETACH
-from isolate.mounts.building import EINVAL, EPERM, Building, Entry, TreeEntry, on_top, read_only
+from isolate.kernel import AT_EMPTY_PATH, AT_FDCWD, MNT_DETACH, Constant
+from isolate.mounts.building import (
+    EBUSY,
+    EINVAL,
+    EPERM,
+    STATX_MNT_ID,
+    STATX_SIZE,
+    Building,
+    Entry,
+    TreeEntry,
+    on_top,
+    read_only,
+)
 from isolate.mounts.tmpfs import Tmpfs, check_inodes, check_mode
 from isolate.namespaces import MountNamespace
-from isolate.plan import Label, Phase, Step, call
+from isolate.plan import Buffer, Label, Load, Op, Phase, Step, Test, call
 from isolate.sizes import size as parse_size
 
 if TYPE_CHECKING:
@@ -19,6 +30,9 @@ if TYPE_CHECKING:
     from isolate.plan import Context, Part
 
 __all__ = ["Root"]
+
+STATX_MNT_ID_MASK = Constant(0x1000, "STATX_MNT_ID")
+STACKED = 4
 
 
 @dataclass(frozen=True, init=False)
@@ -93,8 +107,8 @@ class Root:
             )
         )
         middle = [step for entry in entries for step in entry.steps_in(building)]
-        yield from building.first_steps()
         yield from first
+        yield from building.first_steps()  # on top of the root: it goes first
         yield from middle
         yield from building.last_steps()
         if made and self.read_only:
@@ -104,18 +118,31 @@ class Root:
 
 def _enter(building: Building) -> Iterator[Step]:
     end = Label()
+    new, seen = Buffer(STATX_SIZE, "new"), Buffer(STATX_SIZE, "seen")
+    ops: list[Op] = [
+        call("fchdir", building.root),
+        # The old root comes to lie on the new one (pivot_root(2), "pivot_root(".", ".")"), and is taken off.
+        # EINVAL: the old root is the initramfs, or is no mount of its own (chroot): nothing can be swapped there.
+        call("pivot_root", b".", b".", errors=(EINVAL,), policy="skip", label=end),
+        call("statx", building.root, b"", AT_EMPTY_PATH, STATX_MNT_ID_MASK, new),
+    ]
+    for _ in range(STACKED):
+        # umount2 takes what lies on top: that is the old root, unless the host had something stacked on it. ".." of the root
+        # is the root with what lies on it, so it tells whether something still does.
+        ops += [
+            call("umount2", b".", MNT_DETACH),
+            call("statx", AT_FDCWD, b"/..", 0, STATX_MNT_ID_MASK, seen),
+            Test(Load(seen, STATX_MNT_ID), Load(new, STATX_MNT_ID), negate=True, label=end),
+        ]
+    ops += [Test(Load(seen, STATX_MNT_ID), Load(new, STATX_MNT_ID), error=EBUSY), end]
     yield Step(
         Phase.PIVOT,
         "swap the roots and let go of the old one",
-        (
-            call("fchdir", building.root),
-            # The old root comes to lie on the new one (pivot_root(2), "pivot_root(".", ".")"), and is taken off.
-            # EINVAL: the old root is the initramfs, or is no mount of its own (chroot): nothing can be swapped there.
-            call("pivot_root", b".", b".", errors=(EINVAL,), policy="skip", label=end),
-            call("umount2", b".", MNT_DETACH),
-            end,
-        ),
-        hints={EPERM: "pivot_root needs CAP_SYS_ADMIN in the mount namespace's user namespace"},
+        tuple(ops),
+        hints={
+            EPERM: "pivot_root needs CAP_SYS_ADMIN in the mount namespace's user namespace",
+            EBUSY: "the host has too many mounts stacked on its root: the old root could not be let go",
+        },
     )
     yield Step(
         Phase.PIVOT,

@@ -1,0 +1,161 @@
+"""A small /dev: devices that are harmless, terminals and shared memory of the sandbox's own."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+from isolate.kernel import (
+    AT_FDCWD,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    S_IFCHR,
+    S_IFMT,
+)
+from isolate.mounts.building import (
+    EINVAL,
+    ENODEV,
+    ENOENT,
+    EPERM,
+    STATX_MODE,
+    STATX_RDEV,
+    STATX_SIZE,
+    TARGET_HINTS,
+    attributes,
+    clone,
+    new_file_system,
+    read_only,
+    stat,
+)
+from isolate.mounts.pseudo import Mqueue
+from isolate.mounts.tmpfs import PAGE, Tmpfs
+from isolate.paths import StrOrBytesPath, inside, text
+from isolate.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
+from isolate.sizes import size as parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.mounts.building import Building
+    from isolate.plan import Part
+
+__all__ = ["Dev"]
+
+#: Major and minor numbers (Documentation/admin-guide/devices.txt).
+DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2"}
+PTYS = 1024
+
+
+@dataclass(frozen=True)
+class Dev:
+    """A /dev of its own: null, zero, full, random, urandom, tty; fd, stdin, stdout, stderr; pts and ptmx; shm.
+
+    The devices are bound from the host by descriptor, each verified to be the device of that number, so mknod(2) need not
+    be allowed; their modes and owners cannot be changed from inside. Terminals (devpts) are its own, at most 1024. ``shm``
+    is the size of /dev/shm, None for none. ``mqueue`` adds /dev/mqueue and brings an IPC namespace. The directory itself is
+    read-only once the root is complete.
+    """
+
+    target: StrOrBytesPath = "/dev"
+    _: KW_ONLY
+    shm: int | str | None = "64M"
+    pts: bool = True
+    mqueue: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "Dev: target"))
+        if self.shm is not None:
+            parse_size(self.shm, "Dev: shm", smallest=PAGE)
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def brings(self) -> Iterator[Part]:
+        """An IPC namespace, for the message queues."""
+        if self.mqueue:
+            yield from Mqueue().brings()
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """The devices while the host's are there; a tmpfs, and all in it by its descriptor."""
+        dev, path = Register("dev"), self.place
+        trees = {name: Register(name) for name in DEVICES}
+        yield _open_devices(trees)
+        options = [(b"size", b"65536"), (b"nr_inodes", b"64"), (b"mode", b"0755")]
+        flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+        yield Step(
+            Phase.ROOT,
+            f"tmpfs for {text(path)}",
+            (*new_file_system(b"tmpfs", dev, options, flags), *building.attach(dev, path, symlinks=False)),
+            path=path,
+            hints=TARGET_HINTS,
+        )
+        ops: list[Op] = []
+        for name, tree in trees.items():
+            ops += [*building.attach(tree, b"/" + name.encode(), kind="file", root=dev, symlinks=False), call("close", tree)]
+        yield Step(Phase.ROOT, f"devices {' '.join(DEVICES)}", tuple(ops), path=path, hints=TARGET_HINTS)
+        links = {**LINKS, "ptmx": "pts/ptmx"} if self.pts else LINKS
+        yield Step(
+            Phase.ROOT,
+            f"symbolic links {' '.join(links)}",
+            tuple(call("symlinkat", to.encode(), dev, name.encode()) for name, to in links.items()),
+            path=path,
+        )
+        if self.pts:
+            yield self._terminals(building, dev)
+        if self.shm is not None:
+            fs, steps = Tmpfs(path + b"/shm", size=self.shm, exec=False).tree(building)
+            yield from steps
+            place = building.attach(fs, b"/shm", root=dev, symlinks=False)
+            yield Step(Phase.ROOT, f"mount it on {text(path)}/shm", (*place, call("close", fs)), path=path)
+        if self.mqueue:
+            yield from Mqueue(path + b"/mqueue").steps_in(building)
+        building.at_end(Step(Phase.ROOT, f"{text(path)} itself is read-only", (read_only(dev), call("close", dev)), path=path))
+
+    def _terminals(self, building: Building, dev: Register) -> Step:
+        pts = Register("pts")
+        options = [(b"ptmxmode", b"0666"), (b"mode", b"0620"), (b"max", b"%d" % PTYS)]
+        return Step(
+            Phase.ROOT,
+            f"terminals of its own on {text(self.place)}/pts",
+            (
+                *new_file_system(b"devpts", pts, options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
+                *building.attach(pts, b"/pts", root=dev, symlinks=False),
+                call("close", pts),
+            ),
+            path=self.place,
+            hints={
+                EINVAL: "devpts needs uid 0 and gid 0 mapped in the user namespace: map them, or say Dev(pts=False)",
+                EPERM: "this host does not allow terminals of its own here: say Dev(pts=False)",
+            },
+        )
+
+
+def _open_devices(trees: dict[str, Register]) -> Step:
+    ops: list[Op] = []
+    for name, tree in trees.items():
+        buffer = Buffer(STATX_SIZE, name)
+        major, minor = DEVICES[name]
+        ops += [
+            clone(AT_FDCWD, b"/dev/" + name.encode(), tree, recursive=False),
+            stat(tree, buffer),
+            Test(Load(buffer, STATX_MODE, 4), S_IFCHR, mask=int(S_IFMT), error=ENODEV),
+            Test(Load(buffer, STATX_RDEV), major | minor << 32, error=ENODEV),
+            # Read-only is no bar to writing to a device, but to changing the host's node: its mode, its owner, its times.
+            attributes(tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, private=True),
+        ]
+    return Step(
+        Phase.SOURCES,
+        f"open the host's {' '.join(trees)}, each verified by its device number",
+        tuple(ops),
+        path=b"/dev",
+        hints={
+            ENODEV: "what stands there on the host is not that device",
+            ENOENT: "the host's /dev lacks one of them",
+            EPERM: "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or add UserNamespace()",
+        },
+    )

@@ -1,0 +1,205 @@
+"""Single things in a root: files with given contents, directories, symbolic links; and what is covered or made read-only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING
+
+from isolate.kernel import MOUNT_ATTR_RDONLY
+from isolate.mounts.building import (
+    CREATE,
+    EEXIST,
+    EINVAL,
+    ENOENT,
+    EROFS,
+    TARGET_HINTS,
+    attributes,
+    clone,
+)
+from isolate.mounts.tmpfs import check_mode
+from isolate.paths import StrOrBytesPath, inside, text
+from isolate.plan import Phase, Register, Step, Target, call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.mounts.building import Building
+
+__all__ = ["Dir", "File", "Mask", "ReadOnly", "Symlink"]
+
+LARGEST_FILE = 128 << 20  # a tape is at most 256 MiB
+MASK_HINTS = {**TARGET_HINTS, ENOENT: "there is nothing to cover: a misspelt path? (optional=True lets it be missing)"}
+READ_ONLY_HINTS = {
+    **TARGET_HINTS,
+    ENOENT: "there is nothing there: mount it before it is made read-only",
+    EINVAL: "there are mounts below that a user namespace may not uncover: say recursive=True",
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file with these bytes at ``target``, as a mount of its own: what lies below is covered and not changed.
+
+    ``data`` is bytes, or a str written as UTF-8, at most 128 MiB. The file belongs to the sandbox's root user and is in
+    memory; ``read_only=False`` lets the sandbox write to it, within the same size.
+    """
+
+    target: StrOrBytesPath
+    data: bytes | str = field(repr=False)
+    _: KW_ONLY
+    mode: int = 0o644
+    read_only: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "File: target"))
+        data = self.data.encode() if isinstance(self.data, str) else self.data
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"File: data must be bytes or a str, not {type(data).__name__}")
+        if len(data) > LARGEST_FILE:
+            raise ValueError(f"File: data must be at most {LARGEST_FILE} bytes (Bind can show a larger file)")
+        object.__setattr__(self, "data", bytes(data))
+        check_mode(self.mode, "File: mode")
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Write it in the scratch, mount it from there."""
+        data = self.data
+        assert isinstance(data, bytes)
+        fd, tree, name = Register("file"), Register("tree"), building.next_name()
+        scratch = building.scratch_root
+        write = [call("write", fd, data, len(data), expect=len(data))] if data else []
+        building.scratch(
+            len(data),
+            f"write {len(data)} bytes for {text(self.place)}",
+            (
+                call("openat", scratch, name, CREATE, 0o600, out=fd),
+                *write,
+                call("fchmod", fd, self.mode),
+                call("close", fd),
+            ),
+        )
+        change = [] if self.read_only else [attributes(tree, 0, clear=MOUNT_ATTR_RDONLY)]
+        yield Step(
+            Phase.ROOT,
+            f"mount the file {text(self.place)}",
+            (
+                clone(scratch, name, tree, recursive=False),
+                *change,
+                *building.attach(tree, self.place, kind="file"),
+                call("close", tree),
+            ),
+            path=self.place,
+            hints=TARGET_HINTS,
+        )
+
+
+@dataclass(frozen=True)
+class Dir:
+    """A directory at ``target``, made with ``mode`` if it is not there; one that is there stays as it is."""
+
+    target: StrOrBytesPath
+    _: KW_ONLY
+    mode: int = 0o755
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "Dir: target"))
+        check_mode(self.mode, "Dir: mode")
+        if self.target == b"/":
+            raise ValueError("Dir: the root itself is there already")
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Make it by the root's descriptor."""
+        path, fd = inside(self.target), Register("directory")
+        yield Step(
+            Phase.ROOT,
+            f"directory {text(path)}",
+            (Target(building.root, path, fd, make="dir", mode=self.mode), call("close", fd)),
+            path=path,
+            hints=TARGET_HINTS,
+        )
+
+
+@dataclass(frozen=True)
+class Symlink:
+    """A symbolic link at ``target`` that says ``to``, which may be relative and need not exist.
+
+    Errors: EEXIST if something is there already.
+    """
+
+    to: StrOrBytesPath
+    target: StrOrBytesPath
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "Symlink: target"))
+        if not isinstance(self.to, (str, bytes, os.PathLike)):
+            raise TypeError(f"Symlink: to must be a str, bytes or os.PathLike, not {self.to!r}")
+        to: bytes = os.fsencode(self.to)
+        if not to or b"\0" in to or len(to) > 4095:
+            raise ValueError(f"Symlink: to must have 1 to 4095 bytes and no NUL: {to[:80]!r}")
+        object.__setattr__(self, "to", to)
+        if self.target == b"/":
+            raise ValueError("Symlink: the root itself cannot be one")
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Make it in its directory, by descriptor."""
+        path, parent = inside(self.target), Register("directory")
+        to: bytes = os.fsencode(self.to)
+        yield Step(
+            Phase.ROOT,
+            f"symbolic link {text(path)} to {text(to)}",
+            (
+                Target(building.root, path, parent, parent=True, make="dir"),
+                call("symlinkat", to, parent, path.rpartition(b"/")[2]),
+                call("close", parent),
+            ),
+            path=path,
+            hints={**TARGET_HINTS, EEXIST: "something is there already", EROFS: "it would be made in a read-only mount"},
+        )
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Cover what is at ``target``: a directory looks empty, a file is empty, both are read-only.
+
+    A path that does not exist is an error, unless ``optional``. A symbolic link inside is followed, within the root.
+    """
+
+    target: StrOrBytesPath
+    _: KW_ONLY
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "Mask: target"))
+        if self.target == b"/":
+            raise ValueError("Mask: the root cannot be covered")
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Mount something empty over it."""
+        path = inside(self.target)
+        ops = building.cover(building.root, path, symlinks=True, missing="ignore" if self.optional else "error")
+        yield Step(Phase.ROOT, f"cover {text(path)}", tuple(ops), path=path, hints=MASK_HINTS)
+
+
+@dataclass(frozen=True)
+class ReadOnly:
+    """Make what is at ``target`` read-only from here on, with the mounts below unless ``recursive=False``."""
+
+    target: StrOrBytesPath
+    _: KW_ONLY
+    recursive: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "ReadOnly: target"))
+        if self.target == b"/":
+            raise ValueError("ReadOnly: for the root say read_only=True of Root, or of its first entry")
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Mount it over itself."""
+        path = inside(self.target)
+        ops = building.freeze(building.root, path, symlinks=True, recursive=self.recursive)
+        yield Step(Phase.ROOT, f"make {text(path)} read-only", tuple(ops), path=path, hints=READ_ONLY_HINTS)

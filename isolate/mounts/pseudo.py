@@ -1,0 +1,226 @@
+"""The kernel's own file systems: procfs, sysfs, mqueue. Made new, never taken from a path, so that they are what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+from isolate.kernel import (
+    AT_FDCWD,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    PROC_SUPER_MAGIC,
+    SYSFS_MAGIC,
+)
+from isolate.mounts.building import EINVAL, ENODEV, EPERM, EXDEV, TARGET_HINTS, attributes, clone, new_file_system
+from isolate.namespaces import IpcNamespace, NetNamespace, PidNamespace, UserNamespace
+from isolate.paths import StrOrBytesPath, inside, text
+from isolate.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.kernel import Constant
+    from isolate.mounts.building import Building
+    from isolate.plan import Part
+
+__all__ = ["Mqueue", "Proc", "Sys"]
+
+# As Docker and Podman cover them: what tells of the host, or lets root change it.
+PROC_MASKED = (
+    "/acpi", "/asound", "/interrupts", "/kcore", "/keys", "/latency_stats", "/sched_debug", "/scsi", "/timer_list",
+    "/timer_stats",
+)  # fmt: skip
+PROC_READ_ONLY = ("/bus", "/fs", "/irq", "/sys", "/sysrq-trigger")
+SYS_MASKED = ("/firmware", "/devices/virtual/powercap")
+
+HIDEPID = ("off", "noaccess", "invisible", "ptraceable")
+
+FLAGS: Constant = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+
+_COVERED = (
+    "in a user namespace the kernel refuses a new {0} where the host's own is partly covered, as in Docker and Kubernetes:"
+    " run the outer container with an uncovered one (docker: --security-opt systempaths=unconfined; Kubernetes: procMount:"
+    " Unmasked; podman: --security-opt unmask=ALL), or as root without UserNamespace(); otherwise CAP_SYS_ADMIN is missing"
+)
+
+
+def relative(paths: object, what: str) -> tuple[str, ...]:
+    """Paths below the file system's own top, normalised."""
+    if isinstance(paths, (str, bytes)) or not isinstance(paths, Iterable):
+        raise TypeError(f"{what} must be several paths, not {paths!r}")
+    return tuple(text(inside(path, what)) for path in paths)
+
+
+def covers(building: Building, fs: Register, paths: Iterable[str], magic: int) -> Iterator[Op]:
+    """Cover those of the paths that are there. From the file system's own top: no path of the root is walked."""
+    for path in paths:
+        yield from building.cover(fs, path.encode(errors="surrogateescape"), symlinks=False, missing="ignore", file_system=magic)
+
+
+@dataclass(frozen=True)
+class Proc:
+    """A procfs of the sandbox's own pid namespace (which it brings), at ``target``.
+
+    ``masked`` are paths in it that are covered and ``read_only`` those that cannot be written, where they exist; the defaults
+    are Docker's. ``subset="pid"`` leaves only processes (Linux 5.8). ``hidepid`` is ``"noaccess"``, ``"invisible"`` or
+    ``"ptraceable"``: whose processes a user sees (proc(5)). nosuid, nodev, noexec.
+
+    Errors: EPERM in a user namespace where the host's own /proc is partly covered.
+    """
+
+    target: StrOrBytesPath = "/proc"
+    _: KW_ONLY
+    subset: str | None = None
+    hidepid: str | None = None
+    masked: tuple[str, ...] = PROC_MASKED
+    read_only: tuple[str, ...] = PROC_READ_ONLY
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "Proc: target"))
+        if self.subset not in (None, "pid"):
+            raise ValueError(f"Proc: subset must be 'pid' or None, not {self.subset!r}")
+        if self.hidepid is not None and self.hidepid not in HIDEPID:
+            raise ValueError(f"Proc: hidepid must be one of {', '.join(HIDEPID)} or None, not {self.hidepid!r}")
+        for name in ("masked", "read_only"):
+            object.__setattr__(self, name, relative(getattr(self, name), f"Proc: {name}"))
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def brings(self) -> Iterator[Part]:
+        """The pid namespace whose processes it shows."""
+        yield PidNamespace()
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Make it, mount it, cover and freeze parts of it."""
+        fs, path = Register("proc"), self.place
+        options: list[tuple[bytes, bytes | None]] = []
+        if self.hidepid is not None:
+            options.append((b"hidepid", self.hidepid.encode()))
+        if self.subset is not None:
+            options.append((b"subset", self.subset.encode()))
+        yield Step(
+            Phase.ROOT,
+            f"procfs on {text(path)}",
+            (*new_file_system(b"proc", fs, options, FLAGS), *building.attach(fs, path, symlinks=False, mode=0o555)),
+            path=path,
+            hints={**TARGET_HINTS, EPERM: _COVERED.format("procfs"), EINVAL: "this kernel does not know an option (Linux 5.8)"},
+        )
+        covered = tuple(covers(building, fs, self.masked, PROC_SUPER_MAGIC))
+        if covered:
+            yield Step(Phase.ROOT, f"cover in it {' '.join(self.masked)}", covered, path=path, hints=TARGET_HINTS)
+        frozen = [
+            op
+            for name in self.read_only
+            for op in building.freeze(
+                fs, name.encode(errors="surrogateescape"), symlinks=False, recursive=True, missing="ignore",
+                file_system=PROC_SUPER_MAGIC,
+            )
+        ]  # fmt: skip
+        words = f"read-only in it {' '.join(self.read_only)}" if frozen else "nothing in it is frozen"
+        yield Step(Phase.ROOT, words, (*frozen, call("close", fs)), path=path, hints=TARGET_HINTS)
+
+
+@dataclass(frozen=True)
+class Sys:
+    """A sysfs, read-only, at ``target``. ``masked`` paths in it are covered where they exist.
+
+    It shows the sandbox's own network namespace. In a user namespace without a network namespace of its own the kernel
+    refuses a new one: then it is the host's, with the mounts below, read-only, and /sys/fs/cgroup covered.
+    """
+
+    target: StrOrBytesPath = "/sys"
+    _: KW_ONLY
+    masked: tuple[str, ...] = SYS_MASKED
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "Sys: target"))
+        object.__setattr__(self, "masked", relative(self.masked, "Sys: masked"))
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Make it or clone it, mount it, cover parts of it."""
+        fs, path = Register("sys"), self.place
+        net = building.context.find(NetNamespace)
+        fresh = building.context.find(UserNamespace) is None or (net is not None and not net.joined)
+        masked = self.masked
+        ops: list[Op] = []
+        if fresh:
+            ops += new_file_system(b"sysfs", fs, [], FLAGS | MOUNT_ATTR_RDONLY)
+        else:
+            masked = (*masked, "/fs/cgroup")
+            yield _host_sys(fs)
+        yield Step(
+            Phase.ROOT,
+            f"sysfs on {text(path)}, read-only",
+            (*ops, *building.attach(fs, path, symlinks=False, mode=0o555)),
+            path=path,
+            hints={**TARGET_HINTS, EPERM: _COVERED.format("sysfs")},
+        )
+        covered = tuple(covers(building, fs, masked, SYSFS_MAGIC))
+        words = f"cover in it {' '.join(masked)}" if covered else "nothing in it is covered"
+        yield Step(Phase.ROOT, words, (*covered, call("close", fs)), path=path, hints=TARGET_HINTS)
+
+
+def _host_sys(fs: Register) -> Step:
+    buffer = Buffer(256, "statfs")
+    return Step(
+        Phase.SOURCES,
+        "open the host's /sys, read-only",
+        (
+            clone(AT_FDCWD, b"/sys", fs),
+            call("fstatfs", fs, buffer),
+            Test(Load(buffer), SYSFS_MAGIC, error=EXDEV),
+            attributes(fs, FLAGS | MOUNT_ATTR_RDONLY, recursive=True, private=True),
+        ),
+        path=b"/sys",
+        hints={EXDEV: "what is mounted on /sys is no sysfs"},
+    )
+
+
+@dataclass(frozen=True)
+class Mqueue:
+    """The POSIX message queues of the sandbox's own IPC namespace (which it brings), as files (mq_overview(7))."""
+
+    target: StrOrBytesPath = "/dev/mqueue"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "Mqueue: target"))
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def brings(self) -> Iterator[Part]:
+        """The IPC namespace whose queues it shows."""
+        yield IpcNamespace()
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Make it, mount it."""
+        fs, path = Register("mqueue"), self.place
+        yield Step(
+            Phase.ROOT,
+            f"message queues on {text(path)}",
+            (
+                *new_file_system(b"mqueue", fs, [], FLAGS),
+                *building.attach(fs, path, symlinks=False, mode=0o1777),
+                call("close", fs),
+            ),
+            path=path,
+            hints={
+                **TARGET_HINTS,
+                EPERM: "the IPC namespace belongs to another user namespace: let both be new, or neither",
+                ENODEV: "this kernel has no POSIX message queues",
+            },
+        )
