@@ -110,6 +110,13 @@ def next_sample(left: float) -> float:
     return min(max(left / _CPUS, 0.01), 1.0)
 
 
+def usage(session: Session) -> tuple[float, int]:
+    """CPU seconds and the largest resident set so far: from the sandbox's cgroup, which misses nothing, or by a walk."""
+    group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    counted = None if group is None else group.usage(session.pid)
+    return tree_usage(session.pid) if counted is None else (counted, 0)
+
+
 def tree_usage(root: int) -> tuple[float, int]:
     """CPU seconds and the largest resident set of a process's descendants, living and reaped (proc(5): stat, status).
 

@@ -112,7 +112,7 @@ class Run:
         if self.deadline is not None and now >= self.deadline:
             self.kill(Verdict.TIMEOUT)
         elif self._sample_at is not None and self.cpu_time is not None and now >= self._sample_at:
-            used, _ = outcome.tree_usage(self.session.pid)
+            used, _ = outcome.usage(self.session)
             if used >= self.cpu_time:
                 self.kill(Verdict.CPU_TIME)
             else:
@@ -139,7 +139,7 @@ class Run:
         """Take the tree down; ``reason`` becomes the verdict if the program has not ended by itself."""
         if self.killed is None:
             self.killed = reason
-            self.usage = outcome.tree_usage(self.session.pid)
+            self.usage = outcome.usage(self.session)
         self.session.kill()
 
     # ---- inside ------------------------------------------------------------------------------------------------
