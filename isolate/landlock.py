@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from isolate.errors import ConflictError, UnsupportedError
+from isolate.here.entering import Irreversible
 from isolate.privileges import NoNewPrivs
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _ports(name: str, ports: object) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Landlock:
+class Landlock(Irreversible):
     """What the program may reach; the rest is denied (EACCES, EXDEV for links and renames, EPERM for scopes).
 
     ``read``, ``execute``, ``write``
@@ -310,7 +311,8 @@ class Landlock:
 
     def missing(self, abi: int) -> tuple[str, ...]:
         """What of this a kernel with that version of the ABI cannot do, in words."""
-        missing = list(rights_in_words(self.handled & ~FsAccess.abi(abi)))
+        lacking = self.handled & ~FsAccess.abi(abi)
+        missing = [name.lower() for name, right in FsAccess.__members__.items() if lacking & right]
         if abi < 4:
             missing += [name for name in ("bind_tcp", "connect_tcp") if getattr(self, name) is not None]
         if abi < 6:

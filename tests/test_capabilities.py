@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ordinary import as_ordinary_user
 
 from isolate import Cap, Capabilities, Credentials, IdMap, NoNewPrivs, Sandbox, SecureBits, SetupError, UserNamespace
 from isolate.capabilities import mask, unmask
 from isolate.file_capabilities import FileCapabilities
+
+from .ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

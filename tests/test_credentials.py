@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ordinary import as_ordinary_user
 
 from isolate import Credentials, IdMap, Sandbox, SetupError, UserNamespace
+
+from .ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

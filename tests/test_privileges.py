@@ -85,7 +85,7 @@ def test_the_callers_keys_cannot_be_found() -> None:
 
 def test_many_keyrings_of_an_ordinary_user() -> None:
     """More in a row than the quota of keys: the kernel frees them a little later, and that is waited for."""
-    from ordinary import as_ordinary_user
+    from .ordinary import as_ordinary_user
 
     limit = int(Path("/proc/sys/kernel/keys/maxkeys").read_text()) if Path("/proc/sys/kernel/keys").exists() else 0
     if not 0 < limit <= 400:

@@ -179,7 +179,7 @@ def test_raising_a_hard_limit_is_refused() -> None:
         "        print(error.errno, error.part, error.syscall, error.cause)\n"
         "print(Sandbox(Rlimits(nofile=64)).run(['true']).returncode)\n"
     )
-    from ordinary import as_ordinary_user
+    from .ordinary import as_ordinary_user
 
     lines = as_ordinary_user(code).splitlines()
     assert [line.split()[:3] for line in lines[:2]] == [[str(errno.EPERM), "Rlimits", "prlimit64"]] * 2

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ordinary import as_ordinary_user
 
 from isolate import ConflictError, PidNamespace, Sandbox, Scheduling, SetupError, UserNamespace
+
+from .ordinary import as_ordinary_user
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 pytestmark = pytest.mark.skipif(
