@@ -1,14 +1,37 @@
 """The root of a sandbox, and what is mounted in it."""
 
 from isolate.mounts.bind import Bind as Bind
+from isolate.mounts.building import Building as Building
+from isolate.mounts.building import Entry as Entry
+from isolate.mounts.building import TreeEntry as TreeEntry
 from isolate.mounts.dev import Dev as Dev
 from isolate.mounts.files import Dir as Dir
 from isolate.mounts.files import File as File
 from isolate.mounts.files import Mask as Mask
 from isolate.mounts.files import ReadOnly as ReadOnly
 from isolate.mounts.files import Symlink as Symlink
+from isolate.mounts.overlay import Overlay as Overlay
 from isolate.mounts.pseudo import Mqueue as Mqueue
 from isolate.mounts.pseudo import Proc as Proc
 from isolate.mounts.pseudo import Sys as Sys
 from isolate.mounts.root import Root as Root
 from isolate.mounts.tmpfs import Tmpfs as Tmpfs
+
+__all__ = [
+    "Bind",
+    "Building",
+    "Dev",
+    "Dir",
+    "Entry",
+    "File",
+    "Mask",
+    "Mqueue",
+    "Overlay",
+    "Proc",
+    "ReadOnly",
+    "Root",
+    "Symlink",
+    "Sys",
+    "Tmpfs",
+    "TreeEntry",
+]

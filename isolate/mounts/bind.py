@@ -38,7 +38,7 @@ from isolate.paths import StrOrBytesPath, absolute, inside, text
 from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from isolate.mounts.building import Building
     from isolate.plan import Slot
@@ -79,15 +79,17 @@ def descriptor_of(value: object) -> int | None:
 class Bind:
     """Show a file or directory of the host at ``target`` (where the host has it, unless given).
 
-    ``source`` is an absolute path, looked up with the caller's rights when the sandbox starts, or a descriptor (which must
-    stay open as long as the sandbox is used). The target is made where missing, a directory or a file like the source.
+    ``source`` is an absolute path, looked up with the caller's rights when the sandbox starts, or a descriptor (which
+    must stay open as long as the sandbox is used). The target is made where missing, a directory or a file like the
+    source.
 
-    ``read_only``: nothing below can be written, created or removed, mounts included. ``recursive``: the mounts below the
-    source come along, with the same attributes. ``suid``, ``dev`` and ``exec`` say whether set-id bits, device nodes and
-    programs work; ``symlinks=False``: no symbolic link below is followed (nosymfollow); ``atime`` is ``"noatime"``,
-    ``"relatime"``, ``"strictatime"`` or None, for as the host has it. ``optional``: a source that does not exist is left out,
-    and ``Result.applied`` says False of the root. ``idmap`` is the descriptor of a user namespace: files show the owners that
-    its map gives them (Linux 5.12, on file systems that can; for root on the host only).
+    ``read_only``: nothing below can be written, created or removed, mounts included. ``recursive``: the mounts below
+    the source come along, with the same attributes. ``suid``, ``dev`` and ``exec`` say whether set-id bits, device
+    nodes and programs work; ``symlinks=False``: no symbolic link below is followed (nosymfollow); ``atime`` is
+    ``"noatime"``, ``"relatime"``, ``"strictatime"`` or None, for as the host has it. ``optional``: a source that does
+    not exist is left out, and ``Result.applied`` says False of the root. ``idmap`` is the descriptor of a user
+    namespace: files show the owners that its map gives them (Linux 5.12, on file systems that can; for root on the
+    host only).
 
     A restriction that the host's mount has stays. Mounts come private: what the host mounts later does not show.
     In a user namespace the kernel refuses ``recursive=False`` where the source has mounts below (EINVAL): it could
@@ -160,11 +162,13 @@ class Bind:
             if outside:
                 ops.append(clone(fd, b"", tree, recursive=self.recursive))
             else:
-                ops += _by_name(fd, tree, recursive=self.recursive)
+                ops += by_name(fd, lambda name: clone(AT_FDCWD, name, tree, recursive=self.recursive), tree)
         else:
             path = absolute(self.source)
             source = text(path)
-            policy: dict[str, object] = {"errors": (ENOENT, ENOTDIR), "policy": "skip", "label": end} if self.optional else {}
+            policy: dict[str, object] = (
+                {"errors": (ENOENT, ENOTDIR), "policy": "skip", "label": end} if self.optional else {}
+            )
             ops.append(clone(AT_FDCWD, path, tree, recursive=self.recursive, **policy))
         flags, clear = self.flags()
         buffer = Buffer(32, "attributes")
@@ -183,20 +187,30 @@ class Bind:
     def _hints(self) -> dict[int, str]:
         hints = {
             ENOENT: "the source does not exist (Bind(..., optional=True) would leave it out)",
-            EACCES: "the caller may not reach the source (root in a new user namespace has no power over others' files)",
-            EPERM: "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or add UserNamespace()",
+            EACCES: (
+                "the caller may not reach the source (root in a new user namespace has no power over others' files)"
+            ),
+            EPERM: (
+                "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or"
+                " add UserNamespace()"
+            ),
             EINVAL: "the source's mount is unbindable, or belongs to another mount namespace",
             116: "what the descriptor stands for has been moved, removed, or covered by a mount since it was opened",
         }
         if not self.recursive:
             hints[EINVAL] = (
-                "the source has mounts below that a user namespace may not uncover: say recursive=True; or it is unbindable"
+                "the source has mounts below that a user namespace may not uncover: say "
+                "recursive=True; or it is unbindable"
             )
         if self.idmap is not None:
             hints[EINVAL] = "this file system cannot be mounted with an id map, or the user namespace has no map yet"
-            hints[EPERM] = "an id map on a mount is for root on the host (CAP_SYS_ADMIN in the file system's user namespace)"
+            hints[EPERM] = (
+                "an id map on a mount is for root on the host (CAP_SYS_ADMIN in the file system's user namespace)"
+            )
         if self.atime is not None:
-            hints[EPERM] = "a user namespace may not change the atime that the host's mount is locked to: leave atime=None"
+            hints[EPERM] = (
+                "a user namespace may not change the atime that the host's mount is locked to: leave atime=None"
+            )
         return hints
 
     def steps_in(self, building: Building) -> Iterator[Step]:
@@ -213,14 +227,14 @@ class Bind:
         )
 
 
-def _by_name(fd: Slot, tree: Register, *, recursive: bool) -> list[Op]:
-    """Clone what a descriptor stands for in a mount namespace that is not the descriptor's: by its name, then compared."""
+def by_name(fd: Slot, opening: Callable[[Buffer], Op], out: Register) -> list[Op]:
+    """Open what a descriptor of another mount namespace stands for: by its name here, and then compared."""
     name, wanted, found = Buffer(4096, "name"), Buffer(STATX_SIZE, "wanted"), Buffer(STATX_SIZE, "found")
     return [
         call("readlinkat", AT_FDCWD, b"/proc/self/fd/%d" % fd.number, name, 4095),
-        clone(AT_FDCWD, name, tree, recursive=recursive),
+        opening(name),
         stat(fd, wanted),
-        stat(tree, found),
+        stat(out, found),
         Test(Load(found, STATX_INO), Load(wanted, STATX_INO), error=116),  # ESTALE
         Test(Load(found, STATX_DEV), Load(wanted, STATX_DEV), error=116),
     ]

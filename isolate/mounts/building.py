@@ -1,8 +1,8 @@
 """What an entry of a root is, and what it may use while the root is built.
 
-An entry yields steps. Those in :attr:`~isolate.Phase.SOURCES` run with the caller's rights while the caller's file system is
-there; those in :attr:`~isolate.Phase.ROOT` run in the user's order and reach the new root by its descriptor alone. The
-library's own entries have no other means than these.
+An entry yields steps. Those in :attr:`~isolate.Phase.SOURCES` run with the caller's rights while the caller's file
+system is there; those in :attr:`~isolate.Phase.ROOT` run in the user's order and reach the new root by its descriptor
+alone. The library's own entries have no other means than these.
 """
 
 from __future__ import annotations
@@ -47,17 +47,24 @@ EPERM, ENOENT, EBADF, EACCES, EBUSY, EEXIST, EXDEV, ENODEV = 1, 2, 9, 13, 16, 17
 ENOTDIR, EINVAL, ENOSPC, EROFS, ENAMETOOLONG, ELOOP = 20, 22, 28, 30, 36, 40
 
 #: Where the fields of struct statx stand (statx(2)); st_mode is followed by 16 zero bits.
-STATX_SIZE, STATX_UID, STATX_GID, STATX_MODE, STATX_INO, STATX_RDEV, STATX_DEV, STATX_MNT_ID = 256, 20, 24, 28, 32, 128, 136, 144
+STATX_SIZE, STATX_UID, STATX_GID, STATX_MODE, STATX_INO = 256, 20, 24, 28, 32
+STATX_RDEV, STATX_DEV, STATX_MNT_ID = 128, 136, 144
 
 TARGET_HINTS = {
-    EROFS: "the target does not exist, and what it would be made in is mounted read-only: make it in the source, or mount"
-    " something writable there first",
+    EROFS: (
+        "the target does not exist, and what it would be made in is mounted read-only: make it in the "
+        "source, or mount"
+        " something writable there first"
+    ),
     EEXIST: "a symbolic link that leads nowhere stands in the way, or somebody else made the target at the same time",
     ELOOP: "a symbolic link stands in the way where none is followed, or too many of them",
     EXDEV: "the path leads out of the root, or not into the file system that it should lie in",
     ENOTDIR: "a file stands where a directory should be, or a directory is to be mounted on a file",
-    EACCES: "whoever builds the root may not make the target there (in a user namespace: the directory belongs to an id that"
-    " is not mapped)",
+    EACCES: (
+        "whoever builds the root may not make the target there (in a user namespace: the directory "
+        "belongs to an id that"
+        " is not mapped)"
+    ),
     ENOSPC: "no room for the target, or too many mounts (fs.mount-max)",
 }
 
@@ -66,8 +73,8 @@ TARGET_HINTS = {
 class Entry(Protocol):
     """What stands inside :class:`~isolate.Root`: anything that yields steps for a root that is being built.
 
-    Optional: ``brings()``, the parts that it needs, as for :class:`~isolate.Part`. An entry should be a frozen, hashable
-    dataclass and refuse bad arguments when it is made.
+    Optional: ``brings()``, the parts that it needs, as for :class:`~isolate.Part`. An entry should be a frozen,
+    hashable dataclass and refuse bad arguments when it is made.
     """
 
     def steps_in(self, building: Building) -> Iterable[Step]:
@@ -116,8 +123,9 @@ class Building:
     ) -> list[Op]:
         """Move a mount to a path beneath the root, which is made where missing. The mount's descriptor stays open.
 
-        ``kind`` says what is mounted: ``"dir"``, ``"file"``, or a buffer with the statx(2) of the mount, to look at when it
-        runs. ``root`` is another descriptor to start from; ``symlinks=False`` refuses symbolic links in every component.
+        ``kind`` says what is mounted: ``"dir"``, ``"file"``, or a buffer with the statx(2) of the mount, to look at
+        when it runs. ``root`` is another descriptor to start from; ``symlinks=False`` refuses symbolic links in every
+        component.
         """
         place = Register("target")
         begin = self.root if root is None else root
@@ -188,11 +196,15 @@ class Building:
                 *new_file_system(
                     b"tmpfs",
                     self._scratch,
-                    [(b"size", b"%d" % (self._room + 16384)), (b"nr_inodes", b"%d" % (64 + 2 * len(self._scratch_steps))),
-                     (b"mode", b"0700")],
+                    [
+                        (b"size", b"%d" % (self._room + 16384)),
+                        (b"nr_inodes", b"%d" % (64 + 2 * len(self._scratch_steps))),
+                        (b"mode", b"0700"),
+                    ],
                     MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
                 ),
-                # Before Linux 6.15 only what is attached somewhere can be cloned: so on top of all, until the root is complete.
+                # Before Linux 6.15 only what is attached somewhere can be cloned: so on top of all, until the root is
+                # complete.
                 on_top(self._scratch),
             ),
         )  # fmt: skip
@@ -210,18 +222,21 @@ class Building:
                 (call("fchdir", self._scratch), call("umount2", b".", MNT_DETACH), call("close", self._scratch)),
             )
 
-
-    def cover(self, root: Register, path: bytes, *, symlinks: bool, missing: str = "error", file_system: int = 0) -> list[Op]:
+    def cover(
+        self, root: Register, path: bytes, *, symlinks: bool, missing: str = "error", file_system: int = 0
+    ) -> list[Op]:
         """Mount something empty and read-only over a path beneath ``root``, a directory or a file like what is there.
 
-        With ``missing="ignore"`` a path that does not exist is left alone. The covers are ours, from the scratch: no device
-        node of a tree that somebody else controls is trusted to be empty.
+        With ``missing="ignore"`` a path that does not exist is left alone. The covers are ours, from the scratch: no
+        device node of a tree that somebody else controls is trusted to be empty.
         """
         directory, file = self.empty()
         place, cover, kind, end = Register("place"), Register("cover"), Buffer(STATX_SIZE, "stat"), Label()
         ignored = (ENOENT,) if missing == "ignore" else ()
         return [
-            Target(root, path, place, symlinks=symlinks, file_system=file_system, errors=ignored, policy="jump", label=end),
+            Target(
+                root, path, place, symlinks=symlinks, file_system=file_system, errors=ignored, policy="jump", label=end
+            ),
             stat(place, kind),
             *if_directory(
                 kind,
@@ -242,7 +257,9 @@ class Building:
         place, tree, end = Register("place"), Register("tree"), Label()
         ignored = (ENOENT,) if missing == "ignore" else ()
         return [
-            Target(root, path, place, symlinks=symlinks, file_system=file_system, errors=ignored, policy="jump", label=end),
+            Target(
+                root, path, place, symlinks=symlinks, file_system=file_system, errors=ignored, policy="jump", label=end
+            ),
             clone(place, b"", tree, recursive=recursive),
             read_only(tree, recursive=recursive),
             move(tree, place),
@@ -252,7 +269,7 @@ class Building:
         ]
 
 
-# ---- ops that several entries need ------------------------------------------------------------------------------------
+# ---- ops that several entries need ---------------------------------------------------------------------------------
 
 CREATE = Constant(0o2000301, "O_CREAT|O_EXCL|O_WRONLY|O_CLOEXEC")
 EMPTY_DIRECTORY, EMPTY_FILE = b"empty-directory", b"empty-file"
@@ -275,7 +292,13 @@ def clone(directory: Argument, path: Argument, out: Register, *, recursive: bool
 
 
 def attributes(
-    tree: Register, flags: int, *, clear: int = 0, recursive: bool = False, private: bool = False, buffer: Buffer | None = None
+    tree: Register,
+    flags: int,
+    *,
+    clear: int = 0,
+    recursive: bool = False,
+    private: bool = False,
+    buffer: Buffer | None = None,
 ) -> Op:
     """mount_setattr(2) on a mount by its descriptor. Flags are added; the kernel's locked ones stay as they are."""
     propagation = int(MS_PRIVATE) if private else 0
@@ -311,7 +334,12 @@ def if_directory(buffer: Buffer, then: list[Op], otherwise: list[Op]) -> list[Op
 
 
 def new_file_system(
-    kind: bytes, out: Register, options: Iterable[tuple[bytes, bytes | None]], flags: int, *, create: tuple[Op, ...] = ()
+    kind: bytes,
+    out: Register,
+    options: Iterable[tuple[bytes, bytes | None]],
+    flags: int,
+    *,
+    create: tuple[Op, ...] = (),
 ) -> list[Op]:
     """fsopen(2), fsconfig(2), fsmount(2): a mount that is attached nowhere. An option without a value is a flag."""
     fs = Register(kind.decode())

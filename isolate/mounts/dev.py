@@ -53,10 +53,10 @@ PTYS = 1024
 class Dev:
     """A /dev of its own: null, zero, full, random, urandom, tty; fd, stdin, stdout, stderr; pts and ptmx; shm.
 
-    The devices are bound from the host by descriptor, each verified to be the device of that number, so mknod(2) need not
-    be allowed; their modes and owners cannot be changed from inside. Terminals (devpts) are its own, at most 1024. ``shm``
-    is the size of /dev/shm, None for none. ``mqueue`` adds /dev/mqueue and brings an IPC namespace. The directory itself is
-    read-only once the root is complete.
+    The devices are bound from the host by descriptor, each verified to be the device of that number, so mknod(2) need
+    not be allowed; their modes and owners cannot be changed from inside. Terminals (devpts) are its own, at most
+    1024. ``shm`` is the size of /dev/shm, None for none. ``mqueue`` adds /dev/mqueue and brings an IPC namespace. The
+    directory itself is read-only once the root is complete.
     """
 
     target: StrOrBytesPath = "/dev"
@@ -96,7 +96,10 @@ class Dev:
         )
         ops: list[Op] = []
         for name, tree in trees.items():
-            ops += [*building.attach(tree, b"/" + name.encode(), kind="file", root=dev, symlinks=False), call("close", tree)]
+            ops += [
+                *building.attach(tree, b"/" + name.encode(), kind="file", root=dev, symlinks=False),
+                call("close", tree),
+            ]
         yield Step(Phase.ROOT, f"devices {' '.join(DEVICES)}", tuple(ops), path=path, hints=TARGET_HINTS)
         links = {**LINKS, "ptmx": "pts/ptmx"} if self.pts else LINKS
         yield Step(
@@ -114,7 +117,9 @@ class Dev:
             yield Step(Phase.ROOT, f"mount it on {text(path)}/shm", (*place, call("close", fs)), path=path)
         if self.mqueue:
             yield from Mqueue(path + b"/mqueue").steps_in(building)
-        building.at_end(Step(Phase.ROOT, f"{text(path)} itself is read-only", (read_only(dev), call("close", dev)), path=path))
+        building.at_end(
+            Step(Phase.ROOT, f"{text(path)} itself is read-only", (read_only(dev), call("close", dev)), path=path)
+        )
 
     def _terminals(self, building: Building, dev: Register) -> Step:
         pts = Register("pts")
@@ -145,7 +150,8 @@ def _open_devices(trees: dict[str, Register]) -> Step:
             stat(tree, buffer),
             Test(Load(buffer, STATX_MODE, 4), S_IFCHR, mask=int(S_IFMT), error=ENODEV),
             Test(Load(buffer, STATX_RDEV), major | minor << 32, error=ENODEV),
-            # Read-only is no bar to writing to a device, but to changing the host's node: its mode, its owner, its times.
+            # Read-only is no bar to writing to a device, but to changing the host's node: its mode, its owner, its
+            # times.
             attributes(tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, private=True),
         ]
     return Step(
@@ -156,6 +162,9 @@ def _open_devices(trees: dict[str, Register]) -> Step:
         hints={
             ENODEV: "what stands there on the host is not that device",
             ENOENT: "the host's /dev lacks one of them",
-            EPERM: "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or add UserNamespace()",
+            EPERM: (
+                "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or"
+                " add UserNamespace()"
+            ),
         },
     )

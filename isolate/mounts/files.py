@@ -1,4 +1,6 @@
-"""Single things in a root: files with given contents, directories, symbolic links; and what is covered or made read-only."""
+"""Single things in a root: files with given contents, directories, symbolic links; and what is covered or made read-
+only.
+"""
 
 from __future__ import annotations
 
@@ -158,7 +160,11 @@ class Symlink:
                 call("close", parent),
             ),
             path=path,
-            hints={**TARGET_HINTS, EEXIST: "something is there already", EROFS: "it would be made in a read-only mount"},
+            hints={
+                **TARGET_HINTS,
+                EEXIST: "something is there already",
+                EROFS: "it would be made in a read-only mount",
+            },
         )
 
 

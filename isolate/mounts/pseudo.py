@@ -1,4 +1,6 @@
-"""The kernel's own file systems: procfs, sysfs, mqueue. Made new, never taken from a path, so that they are what they say."""
+"""The kernel's own file systems: procfs, sysfs, mqueue. Made new, never taken from a path, so that they are what they
+say.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,12 @@ HIDEPID = ("off", "noaccess", "invisible", "ptraceable")
 FLAGS: Constant = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
 
 _COVERED = (
-    "in a user namespace the kernel refuses a new {0} where the host's own is partly covered, as in Docker and Kubernetes:"
-    " run the outer container with an uncovered one (docker: --security-opt systempaths=unconfined; Kubernetes: procMount:"
-    " Unmasked; podman: --security-opt unmask=ALL), or as root without UserNamespace(); otherwise CAP_SYS_ADMIN is missing"
+    "in a user namespace the kernel refuses a new {0} where the host's own is partly covered, as in "
+    "Docker and Kubernetes:"
+    " run the outer container with an uncovered one (docker: --security-opt systempaths=unconfined; "
+    "Kubernetes: procMount:"
+    " Unmasked; podman: --security-opt unmask=ALL), or as root without UserNamespace(); otherwise "
+    "CAP_SYS_ADMIN is missing"
 )
 
 
@@ -58,16 +63,18 @@ def relative(paths: object, what: str) -> tuple[str, ...]:
 def covers(building: Building, fs: Register, paths: Iterable[str], magic: int) -> Iterator[Op]:
     """Cover those of the paths that are there. From the file system's own top: no path of the root is walked."""
     for path in paths:
-        yield from building.cover(fs, path.encode(errors="surrogateescape"), symlinks=False, missing="ignore", file_system=magic)
+        yield from building.cover(
+            fs, path.encode(errors="surrogateescape"), symlinks=False, missing="ignore", file_system=magic
+        )
 
 
 @dataclass(frozen=True)
 class Proc:
     """A procfs of the sandbox's own pid namespace (which it brings), at ``target``.
 
-    ``masked`` are paths in it that are covered and ``read_only`` those that cannot be written, where they exist; the defaults
-    are Docker's. ``subset="pid"`` leaves only processes (Linux 5.8). ``hidepid`` is ``"noaccess"``, ``"invisible"`` or
-    ``"ptraceable"``: whose processes a user sees (proc(5)). nosuid, nodev, noexec.
+    ``masked`` are paths in it that are covered and ``read_only`` those that cannot be written, where they exist; the
+    defaults are Docker's. ``subset="pid"`` leaves only processes (Linux 5.8). ``hidepid`` is ``"noaccess"``,
+    ``"invisible"`` or ``"ptraceable"``: whose processes a user sees (proc(5)). nosuid, nodev, noexec.
 
     Errors: EPERM in a user namespace where the host's own /proc is partly covered.
     """
@@ -110,7 +117,11 @@ class Proc:
             f"procfs on {text(path)}",
             (*new_file_system(b"proc", fs, options, FLAGS), *building.attach(fs, path, symlinks=False, mode=0o555)),
             path=path,
-            hints={**TARGET_HINTS, EPERM: _COVERED.format("procfs"), EINVAL: "this kernel does not know an option (Linux 5.8)"},
+            hints={
+                **TARGET_HINTS,
+                EPERM: _COVERED.format("procfs"),
+                EINVAL: "this kernel does not know an option (Linux 5.8)",
+            },
         )
         covered = tuple(covers(building, fs, self.masked, PROC_SUPER_MAGIC))
         if covered:

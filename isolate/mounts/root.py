@@ -39,13 +39,13 @@ STACKED = 4
 class Root:
     """A root file system made of ``entries``, in their order; it brings a mount namespace of its own.
 
-    If the first entry's target is ``/`` (a :class:`Bind`, :class:`Overlay` or :class:`Tmpfs`), it is the root. Otherwise the
-    root is a small tmpfs, at most ``size`` bytes in ``inodes`` files, which holds the places that the entries are mounted on
-    and, with ``read_only`` (the default), cannot be written by anybody inside.
+    If the first entry's target is ``/`` (a :class:`Bind`, :class:`Overlay` or :class:`Tmpfs`), it is the root.
+    Otherwise the root is a small tmpfs, at most ``size`` bytes in ``inodes`` files, which holds the places that the
+    entries are mounted on and, with ``read_only`` (the default), cannot be written by anybody inside.
 
-    Inside, the old root is gone: not hidden but unmounted. Targets are made where missing, with mode 0755, and resolved by
-    descriptor beneath the new root: symbolic links in a tree that somebody else controls lead nowhere outside of it. The
-    host's mount table never changes.
+    Inside, the old root is gone: not hidden but unmounted. Targets are made where missing, with mode 0755, and
+    resolved by descriptor beneath the new root: symbolic links in a tree that somebody else controls lead nowhere
+    outside of it. The host's mount table never changes.
 
     Needs CAP_SYS_ADMIN or a user namespace; Linux 5.14.
 
@@ -71,7 +71,13 @@ class Root:
         for index, entry in enumerate(entries):
             if getattr(entry, "place", None) == b"/" and (index or not isinstance(entry, TreeEntry)):
                 raise ConflictError(f"Root: only the first entry, and only a mount, can have the target '/': {entry!r}")
-        for name, value in (("entries", entries), ("size", size), ("inodes", inodes), ("mode", mode), ("read_only", read_only)):
+        for name, value in (
+            ("entries", entries),
+            ("size", size),
+            ("inodes", inodes),
+            ("mode", mode),
+            ("read_only", read_only),
+        ):
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
@@ -103,7 +109,11 @@ class Root:
                 Phase.ROOT,
                 "stack it on the old root",
                 (on_top(building.root),),
-                hints={EINVAL: "a root must be a directory, and the old one must not be shared with another mount namespace"},
+                hints={
+                    EINVAL: (
+                        "a root must be a directory, and the old one must not be shared with another mount namespace"
+                    )
+                },
             )
         )
         middle = [step for entry in entries for step in entry.steps_in(building)]
@@ -127,8 +137,8 @@ def _enter(building: Building) -> Iterator[Step]:
         call("statx", building.root, b"", AT_EMPTY_PATH, STATX_MNT_ID_MASK, new),
     ]
     for _ in range(STACKED):
-        # umount2 takes what lies on top: that is the old root, unless the host had something stacked on it. ".." of the root
-        # is the root with what lies on it, so it tells whether something still does.
+        # umount2 takes what lies on top: that is the old root, unless the host had something stacked on it. ".." of
+        # the root is the root with what lies on it, so it tells whether something still does.
         ops += [
             call("umount2", b".", MNT_DETACH),
             call("statx", AT_FDCWD, b"/..", 0, STATX_MNT_ID_MASK, seen),

@@ -51,7 +51,9 @@ def pages(size: int) -> int:
 
 
 def default_inodes(size: int) -> int:
-    """One inode for each page, within reason: an inode costs about a kilobyte of kernel memory that ``size`` does not count."""
+    """One inode for each page, within reason: an inode costs about a kilobyte of kernel memory that ``size`` does not
+    count.
+    """
     return min(max(size // PAGE, 64), 1 << 20)
 
 
@@ -59,9 +61,10 @@ def default_inodes(size: int) -> int:
 class Tmpfs:
     """An empty, writable file system in memory at ``target``, gone with the sandbox.
 
-    ``size`` is its limit in bytes (``"64M"`` unless given; rounded up to pages), ``inodes`` that of files and directories
-    (one for each 4 KiB of size unless given), ``mode`` that of its top directory. What it holds is memory of the sandbox's
-    cgroup. nosuid and nodev always; ``exec=False`` adds noexec, ``read_only`` makes it an empty directory that stays so.
+    ``size`` is its limit in bytes (``"64M"`` unless given; rounded up to pages), ``inodes`` that of files and
+    directories (one for each 4 KiB of size unless given), ``mode`` that of its top directory. What it holds is memory
+    of the sandbox's cgroup. nosuid and nodev always; ``exec=False`` adds noexec, ``read_only`` makes it an empty
+    directory that stays so.
 
     Needs CAP_SYS_ADMIN or a user namespace. Errors: EROFS if the target is missing in something read-only.
     """
@@ -96,7 +99,9 @@ class Tmpfs:
         flags = flags if self.exec else flags | MOUNT_ATTR_NOEXEC
         flags = flags | MOUNT_ATTR_RDONLY if self.read_only else flags
         words = f"tmpfs for {text(self.place)}: at most {limit} bytes in {inodes} files"
-        step = Step(Phase.ROOT, words, tuple(new_file_system(b"tmpfs", fs, options, flags)), path=self.place, hints=NEW_HINTS)
+        step = Step(
+            Phase.ROOT, words, tuple(new_file_system(b"tmpfs", fs, options, flags)), path=self.place, hints=NEW_HINTS
+        )
         return fs, [step]
 
     def steps_in(self, building: Building) -> Iterator[Step]:
