@@ -17,7 +17,11 @@ struct iso_start {
 	int32_t pid;
 	int32_t pidfd;
 	int32_t stage;
+	int32_t owner;
 };
+int64_t iso_launcher_fd(void);
+int64_t iso_make_launcher(const uint8_t *image, uint64_t size);
+void iso_let_go(struct iso_start *start);
 int64_t iso_start(struct iso_start *start);
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
 void iso_release(struct iso_start *start);

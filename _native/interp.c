@@ -185,6 +185,7 @@ void iso_machine_init(struct iso_machine *m, uint8_t *base, int64_t *registers, 
 	m->shared = shared;
 	m->program = NULL;
 	m->sync_fd = -1;
+	m->exec_fd = -1;
 	m->failed_op = ISO_OP_NONE;
 }
 

@@ -27,7 +27,8 @@ struct iso_machine {
 	const struct iso_run *run; /* NULL on the calling thread of a Python program */
 	struct iso_shared *shared; /* never NULL */
 	const char *program;       /* what FIND found */
-	int sync_fd;
+	int32_t sync_fd;
+	int32_t exec_fd; /* without init: closed by a successful exec */
 	uint32_t failed_op;
 };
 

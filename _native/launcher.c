@@ -39,6 +39,7 @@ __attribute__((used)) static const char build_mark[] = "isolate-launcher " ISOLA
 #define CLOSE_RANGE_CLOEXEC_ 4
 #define SIGCHLD_ 17
 #define SIGKILL_ 9
+#define SIGSTOP_ 19
 #define SIGNALS 64
 #define PROT_RW (PROT_READ | PROT_WRITE)
 #define STACK_SIZE 65536
@@ -51,6 +52,8 @@ struct supervisor {
 	int32_t exec_fd; /* without init: closed by a successful exec */
 	int32_t sync_fd;
 	int64_t init_status;
+	struct iso_record *record; /* made before anything can be short of memory */
+	int32_t let_go;            /* we killed it: the Python program ended or wanted it so */
 	struct rusage usage;
 	uint32_t shared_size;
 };
@@ -237,6 +240,20 @@ static int64_t find_program(struct iso_machine *m)
 	return 0;
 }
 
+/* Whether the supervisor has died: only it holds the other end. */
+static int64_t supervisor_lives(const struct iso_machine *m)
+{
+	struct pollfd fd = {.fd = m->sync_fd, .events = POLLIN};
+	struct __kernel_timespec none = {0, 0};
+	int64_t r;
+	do
+		r = SYS5(ppoll, PTR(&fd), 1, PTR(&none), 0, 0);
+	while (r == -EINTR);
+	if (r < 0)
+		return r;
+	return fd.revents & (POLLHUP | POLLERR) ? -EPIPE : 0;
+}
+
 static int64_t place_descriptors(const struct iso_machine *m)
 {
 	const struct iso_run *run = m->run;
@@ -246,6 +263,9 @@ static int64_t place_descriptors(const struct iso_machine *m)
 	int64_t r;
 	if (n && (int64_t)fds[n - 1].target >= above)
 		above = (int64_t)fds[n - 1].target + 1;
+	/* The change of credentials undid the signal that we get when our parent dies, a step has renewed it; and between? */
+	if (!(m->header->flags & ISO_TAPE_INIT) && (r = supervisor_lives(m)) < 0)
+		return r;
 	int32_t copies[ISO_MAX_SLOTS];
 	if (n > ISO_MAX_SLOTS)
 		return -EMFILE;
@@ -284,19 +304,25 @@ static int64_t session(const struct iso_machine *m)
 	return 0;
 }
 
-static void default_signals(void)
+static int64_t default_signals(void)
 {
 	/* A program that ignores SIGCHLD or SIGPIPE would hand that on: exec resets handlers, not SIG_IGN. */
 	struct {
 		uint64_t handler, flags, restorer, mask;
 	} action = {0, 0, 0, 0};
-	for (int signal = 1; signal <= SIGNALS; signal++)
-		SYS4(rt_sigaction, signal, PTR(&action), 0, 8);
+	for (int signal = 1; signal <= SIGNALS; signal++) {
+		if (signal == SIGKILL_ || signal == SIGSTOP_)
+			continue;
+		int64_t r = SYS4(rt_sigaction, signal, PTR(&action), 0, 8);
+		if (r < 0)
+			return r;
+	}
+	return 0;
 }
 
-static void set_mask(uint64_t mask)
+static int64_t set_mask(uint64_t mask)
 {
-	SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&mask), 0, 8);
+	return SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&mask), 0, 8);
 }
 
 static int64_t execute_program(struct iso_machine *m)
@@ -316,8 +342,9 @@ static void run_helper(void *p)
 {
 	const struct helper *h = p;
 	char *environment[] = {0};
-	set_mask(0);
-	SYS3(close_range, 0, ~0u, CLOSE_RANGE_CLOEXEC_);
+	/* Without either it may not run: with signals blocked it could not be stopped, with our descriptors it could act for us. */
+	if (set_mask(0) < 0 || SYS3(close_range, 0, ~0u, CLOSE_RANGE_CLOEXEC_) < 0)
+		exit_now(126);
 	SYS3(execve, PTR(h->path), PTR(h->argv), PTR(environment));
 	exit_now(127);
 }
@@ -366,8 +393,7 @@ int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int6
 		do
 			r = SYS3(read, m->sync_fd, PTR(&byte), 1);
 		while (r == -EINTR);
-		close_fd(m->sync_fd);
-		m->sync_fd = -1;
+		/* It stays open: its other end tells whether the supervisor lives. */
 		return r == 1 ? 0 : r < 0 ? r : -EPIPE;
 	case ISO_OP_SESSION:
 		return session(m);
@@ -391,10 +417,20 @@ static void run_payload(void *p)
 	struct iso_machine *m = p;
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
 	/* Only SIGKILL could have ended us so far; what the program gets is an empty mask and default actions. */
-	set_mask(0);
-	int64_t r = iso_machine_run(m, ISO_PAYLOAD);
+	int64_t r = set_mask(0);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_SIGNALS, ISO_OP_NONE, r);
+		exit_now(1);
+	}
+	r = iso_machine_run(m, ISO_PAYLOAD);
 	fail(m->shared, ISO_STAGE_OPS, m->failed_op, r ? r : -ENOEXEC);
 	exit_now(1);
+}
+
+static void pause_1ms(void)
+{
+	struct __kernel_timespec t = {.tv_sec = 0, .tv_nsec = 1000000};
+	SYS2(nanosleep, PTR(&t), 0);
 }
 
 static void send_record(const void *record, size_t size, int32_t pass)
@@ -416,10 +452,13 @@ static void send_record(const void *record, size_t size, int32_t pass)
 		uint64_t control_length;
 		uint64_t flags;
 	} message = {0, 0, &iov, 1, pass >= 0 ? &control : 0, pass >= 0 ? sizeof control : 0, 0};
-	int64_t r;
-	do
-		r = SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
-	while (r == -EINTR);
+	/* The kernel may be short of memory for a moment; and without the last record nobody knows how it ended. */
+	for (int i = 0; i < 1000; i++) {
+		int64_t r = SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
+		if (r >= 0 || r == -EPIPE || r == -ECONNRESET || r == -EBADF || r == -EMSGSIZE)
+			return; /* told, or nobody listens any more */
+		pause_1ms();
+	}
 }
 
 static void send_started(int32_t pidfd)
@@ -450,12 +489,38 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 			}
 			exit_now(0);
 		}
-		if (pid > 0)
+		if (pid == -ECHILD)
+			exit_now(0); /* the payload can only be gone unseen if somebody has reaped for us */
+		if (pid != 0)
 			continue;
 		int64_t signal = SYS4(rt_sigtimedwait, PTR(&all), PTR(info), 0, 8);
 		if (signal > 0 && signal != SIGCHLD_)
 			SYS2(kill, payload, signal);
 	}
+}
+
+/* The kernel kills us when the supervisor dies from here on; and if it died before this, nobody would. */
+static int64_t die_with_supervisor(const struct iso_machine *m)
+{
+	int64_t r = SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
+	return r < 0 ? r : supervisor_lives(m);
+}
+
+/* Move one of our descriptors off the numbers that the program's are put at. */
+static int64_t lift(const struct iso_machine *m, int32_t *fd)
+{
+	const struct iso_fd *fds = (const void *)((const uint8_t *)m->run + m->run->fds);
+	for (uint32_t i = 0; i < m->run->fdc; i++) {
+		if ((int64_t)fds[i].target != *fd)
+			continue;
+		int64_t r = SYS3(fcntl, *fd, F_DUPFD_CLOEXEC, (int64_t)fds[m->run->fdc - 1].target + 1);
+		if (r < 0)
+			return r;
+		close_fd(*fd);
+		*fd = (int32_t)r;
+		break;
+	}
+	return 0;
 }
 
 static void run_init(struct iso_machine *m) __attribute__((noreturn));
@@ -465,17 +530,32 @@ static void run_init(struct iso_machine *m)
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
 	/* Before the wait for the supervisor (OP_SYNC): if it dies earlier than this line, the wait ends with EPIPE;
 	 * if later, the kernel kills us. A change of credentials clears this, hence once more below. */
-	SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
-	if (!(m->header->flags & ISO_TAPE_PIDNS))
-		SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
-	int64_t r = iso_machine_run(m, ISO_INIT);
+	int64_t r = SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
+	if (r == 0 && !(m->header->flags & ISO_TAPE_PIDNS))
+		r = SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
+	if (r < 0) {
+		fail(shared, ISO_STAGE_OWNER, ISO_OP_NONE, r);
+		exit_now(1);
+	}
+	r = iso_machine_run(m, ISO_INIT);
 	if (r < 0) {
 		fail(shared, ISO_STAGE_OPS, m->failed_op, r);
 		exit_now(1);
 	}
-	SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
-	if (!(m->header->flags & ISO_TAPE_INIT))
+	r = die_with_supervisor(m);
+	if (r < 0) {
+		fail(shared, ISO_STAGE_OWNER, ISO_OP_NONE, r);
+		exit_now(1);
+	}
+	if (!(m->header->flags & ISO_TAPE_INIT)) {
+		/* The program's descriptors may be wanted where these two stand: the one that exec closes would say "executed"
+		 * when it is overwritten. */
+		if (lift(m, &m->sync_fd) < 0 || lift(m, &m->exec_fd) < 0) {
+			fail(shared, ISO_STAGE_PIPE, ISO_OP_NONE, -EMFILE);
+			exit_now(1);
+		}
 		run_payload(m);
+	}
 
 	int32_t pidfd = -1;
 	const int tell = (m->run->flags & ISO_RUN_STARTED) != 0;
@@ -561,7 +641,10 @@ static void kill_children(void)
 
 static void kill_tree(struct supervisor *s)
 {
-	SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
+	s->let_go = 1;
+	/* Not reaped yet, so its pid is still its own. */
+	if (SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0) < 0)
+		SYS2(kill, s->child, SIGKILL_);
 }
 
 static void supervise(struct supervisor *s)
@@ -600,17 +683,20 @@ static void supervise(struct supervisor *s)
 	}
 }
 
+static size_t record_size(const struct iso_header *h)
+{
+	return sizeof(struct iso_record) + (h->steps + 7) / 8 + h->report_size;
+}
+
 static void tell_end(const struct supervisor *s, int64_t cleanup_error)
 {
 	const struct iso_machine *m = &s->machine;
+	struct iso_record *record = s->record;
 	const struct iso_shared *shared = m->shared;
 	const uint32_t skipped = (m->header->steps + 7) / 8;
 	const uint32_t report = m->header->report_size;
-	const size_t size = sizeof(struct iso_record) + skipped + report;
-	struct iso_record *record = (void *)SYS6(mmap, 0, size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if ((int64_t)record < 0 && (int64_t)record > -4096)
-		exit_now(1); /* Python sees the end of file and says so */
 	struct rusage tree;
+	memset(&tree, 0, sizeof tree);
 	SYS2(getrusage, -1 /* RUSAGE_CHILDREN */, PTR(&tree));
 	record->kind = shared->failed ? ISO_RECORD_FAILED : ISO_RECORD_ENDED;
 	record->error = shared->failed ? shared->error : (int32_t)-cleanup_error;
@@ -634,7 +720,7 @@ static void tell_end(const struct supervisor *s, int64_t cleanup_error)
 	uint8_t *rest = (uint8_t *)(record + 1);
 	memcpy(rest, shared->skipped, skipped);
 	memcpy(rest + skipped, m->data + m->header->report_offset, report);
-	send_record(record, size, -1);
+	send_record(record, record_size(m->header), -1);
 }
 
 static void refuse(uint32_t stage, int64_t error) __attribute__((noreturn));
@@ -683,6 +769,10 @@ static void load(struct supervisor *s)
 	int64_t shared = SYS6(mmap, 0, s->shared_size, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (!mapped(shared))
 		refuse(ISO_STAGE_MEMORY, shared);
+	int64_t record = SYS6(mmap, 0, record_size(h), PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (!mapped(record))
+		refuse(ISO_STAGE_MEMORY, record);
+	s->record = (struct iso_record *)record;
 	iso_machine_init(&s->machine, tape, (int64_t *)base, (struct iso_shared *)shared);
 	s->machine.run = (const void *)(tape + h->size);
 }
@@ -721,6 +811,7 @@ static void run_supervisor(struct supervisor *s)
 		close_fd(sync[1]);
 		close_fd(exec[0]);
 		m->sync_fd = sync[0];
+		m->exec_fd = exec[1];
 		run_init(m);
 	}
 	if (s->child < 0) {
@@ -739,10 +830,17 @@ static void run_supervisor(struct supervisor *s)
 	} else {
 		const uint8_t byte = 1;
 		/* SIGPIPE is blocked; if the child is gone its pidfd says so. */
-		SYS3(write, s->sync_fd, PTR(&byte), 1);
+		do
+			r = SYS3(write, s->sync_fd, PTR(&byte), 1);
+		while (r == -EINTR);
+		/* It stays open: a child that finds the other end gone ends itself. */
+		if (r >= 0)
+			r = SYS2(prctl, PR_SET_DUMPABLE, 0);
+		if (r < 0 && r != -EPIPE) {
+			fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
+			kill_tree(s);
+		}
 	}
-	close_fd(s->sync_fd);
-	SYS2(prctl, PR_SET_DUMPABLE, 0);
 	close_slots(m);
 	supervise(s);
 	int32_t status = 0;
@@ -750,6 +848,8 @@ static void run_supervisor(struct supervisor *s)
 		r = SYS4(wait4, s->child, PTR(&status), 0x40000000 /* __WALL */, PTR(&s->usage));
 	while (r == -EINTR);
 	s->init_status = status;
+	if (!s->let_go && !(m->shared->complete & ISO_COMPLETE_STARTED))
+		fail(m->shared, ISO_STAGE_DEATH, ISO_OP_NONE, -ESRCH);
 	if (!(flags & ISO_TAPE_PIDNS))
 		kill_children();
 	if (!(flags & ISO_TAPE_INIT) && !m->shared->failed) {
@@ -763,7 +863,9 @@ void iso_main(void)
 {
 	static struct supervisor s;
 	/* All blocked already: the extension blocked them before vfork. */
-	default_signals();
+	int64_t r = default_signals();
+	if (r < 0)
+		refuse(ISO_STAGE_SIGNALS, r);
 	SYS2(prctl, PR_SET_NAME, PTR(build_mark));
 	load(&s);
 	struct iso_machine *m = &s.machine;
@@ -772,14 +874,18 @@ void iso_main(void)
 	s.sync_fd = -1;
 	/* A process that is not dumpable owns no file in its own /proc: with a new user namespace the id maps come first. */
 	if (!(m->header->clone_flags & CLONE_NEWUSER))
-		SYS2(prctl, PR_SET_DUMPABLE, 0);
+		r = SYS2(prctl, PR_SET_DUMPABLE, 0);
 	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. */
-	SYS0(setsid);
-	SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
+	if (r >= 0)
+		r = SYS0(setsid);
+	if (r >= 0)
+		r = SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
+	if (r < 0)
+		refuse(ISO_STAGE_OWNER, r);
 	SYS1(umask, 0);
 	run_supervisor(&s);
 	/* The clean-up runs whatever failed before it; its ops tolerate what was never made. */
-	int64_t r = iso_machine_run(m, ISO_CLEANUP);
+	r = iso_machine_run(m, ISO_CLEANUP);
 	tell_end(&s, r);
 	exit_now(0);
 }

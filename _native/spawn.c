@@ -16,7 +16,9 @@
 #include <linux/close_range.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #ifndef CLONE_PIDFD
@@ -130,7 +132,11 @@ int64_t iso_spawn(struct iso_spawn *q)
 	 * All 64: also the two that libc keeps for itself. */
 	const uint64_t all = ~0ull;
 	uint64_t before = 0;
-	SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&all), PTR(&before), 8);
+	int64_t r = SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&all), PTR(&before), 8);
+	if (r < 0) {
+		q->stage = ISO_SPAWN_SIGNALS;
+		return r;
+	}
 	int64_t pid;
 	if (q->direct) {
 		pid = start_launcher(&s);
@@ -150,7 +156,15 @@ int64_t iso_spawn(struct iso_spawn *q)
 			SYS4(wait4, pid, 0, __WALL, 0);
 		}
 	}
-	SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&before), 0, 8);
+	/* The mask is this thread's own to set, so this cannot fail; were it to, the thread would be deaf for good. */
+	for (int i = 0; i < 3; i++)
+		if (SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&before), 0, 8) == 0)
+			break;
+	if (!s.error && q->pid < 0) {
+		/* A SIGKILL to our process group found the one in the middle before it had told. */
+		q->stage = ISO_SPAWN_CLONE;
+		s.error = -ESRCH;
+	}
 	if (s.error) {
 		if (q->pidfd >= 0)
 			SYS1(close, q->pidfd);
@@ -166,8 +180,15 @@ void iso_close(int32_t *fd)
 	*fd = -1;
 }
 
+void iso_let_go(struct iso_start *s)
+{
+	if (s->control >= 0 && s->owner == (int32_t)SYS0(getpid))
+		SYS2(shutdown, s->control, SHUT_WR);
+}
+
 void iso_release(struct iso_start *s)
 {
+	iso_let_go(s);
 	for (int i = 0; i < 3; i++)
 		iso_close(&s->ours[i]);
 	iso_close(&s->control);
@@ -216,6 +237,75 @@ static int64_t write_all(int32_t fd, const uint8_t *data, uint64_t size)
 	return 0;
 }
 
+struct launcher {
+	int32_t fd;
+	dev_t device;
+	ino_t inode;
+};
+
+static struct launcher *known;
+
+static int64_t valid(const struct launcher *l)
+{
+	struct stat now;
+	/* The number may be another file's by now: device and inode tell. */
+	if (!l || fstat(l->fd, &now) < 0 || now.st_dev != l->device || now.st_ino != l->inode)
+		return -ENOENT;
+	return l->fd;
+}
+
+int64_t iso_launcher_fd(void)
+{
+	return valid(__atomic_load_n(&known, __ATOMIC_ACQUIRE));
+}
+
+static int64_t make_launcher(const uint8_t *image, uint64_t size, struct launcher *made)
+{
+	struct stat status;
+	/* MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC; the last came with Linux 6.3. */
+	int64_t fd = SYS2(memfd_create, PTR("isolate-launcher"), 1 | 2 | 0x10);
+	if (fd == -EINVAL)
+		fd = SYS2(memfd_create, PTR("isolate-launcher"), 1 | 2);
+	if (fd < 0)
+		return fd == -EPERM ? -EACCES : fd; /* vm.memfd_noexec=2, or a filter */
+	int64_t r = write_all((int32_t)fd, image, size);
+	if (r == 0)
+		r = SYS3(fcntl, fd, 1033 /* F_ADD_SEALS */, 0xf /* seal, shrink, grow, write */);
+	if (r == 0 && fstat((int32_t)fd, &status) < 0)
+		r = -errno;
+	if (r == 0 && !(status.st_mode & S_IXUSR))
+		r = -EACCES; /* vm.memfd_noexec=1 takes the execute bits away */
+	if (r < 0) {
+		SYS1(close, fd);
+		return r;
+	}
+	made->fd = (int32_t)fd;
+	made->device = status.st_dev;
+	made->inode = status.st_ino;
+	return fd;
+}
+
+int64_t iso_make_launcher(const uint8_t *image, uint64_t size)
+{
+	struct launcher *before = __atomic_load_n(&known, __ATOMIC_ACQUIRE);
+	if (valid(before) >= 0)
+		return before->fd;
+	struct launcher *mine = malloc(sizeof *mine);
+	if (!mine)
+		return -ENOMEM;
+	int64_t fd = make_launcher(image, size, mine);
+	if (fd < 0) {
+		free(mine);
+		return fd;
+	}
+	/* The old one, if the program closed it, is not freed: another thread may be looking at it. */
+	if (__atomic_compare_exchange_n(&known, &before, mine, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+		return fd;
+	SYS1(close, fd); /* another thread was quicker */
+	free(mine);
+	return before->fd;
+}
+
 int64_t iso_start(struct iso_start *s)
 {
 	/* 0, 1, 2, control, tape, owner: what the launcher finds at these numbers. */
@@ -227,6 +317,7 @@ int64_t iso_start(struct iso_start *s)
 	for (int i = 0; i < 3; i++)
 		s->ours[i] = -1;
 	s->control = s->payload = s->pid = s->pidfd = -1;
+	s->owner = (int32_t)SYS0(getpid);
 	s->stage = ISO_START_STREAMS;
 	if (s->slot_count < 0 || s->slot_count + ISO_SLOT_FREE > ISO_MAX_SLOTS || s->stdio[0] == ISO_STDOUT || s->stdio[1] == ISO_STDOUT)
 		return -EINVAL;
@@ -251,7 +342,7 @@ int64_t iso_start(struct iso_start *s)
 	if (r >= 0) {
 		s->stage = ISO_START_OWNER;
 		/* Whatever ends this process, the launcher sees it here. */
-		r = SYS2(pidfd_open, SYS0(getpid), 0);
+		r = SYS2(pidfd_open, s->owner, 0);
 	}
 	if (r >= 0) {
 		table[ISO_SLOT_OWNER] = opened[ISO_SLOT_OWNER] = (int32_t)r;
@@ -301,6 +392,9 @@ int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)
 		else
 			SYS1(close, fd);
 	}
+	/* There was no descriptor left for it: whoever has no pidfd could not signal the program. */
+	if (message.msg_flags & MSG_CTRUNC)
+		return -EMFILE;
 	/* Longer than any record can be: not from a launcher of ours. */
 	return message.msg_flags & MSG_TRUNC ? -EMSGSIZE : r;
 }

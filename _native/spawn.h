@@ -15,7 +15,16 @@ struct iso_spawn {
 	int32_t stage;        /* out, where it failed */
 };
 
-enum { ISO_SPAWN_CLONE = 1, ISO_SPAWN_FILES, ISO_SPAWN_EXEC, ISO_START_STREAMS, ISO_START_CONTROL, ISO_START_TAPE, ISO_START_OWNER };
+enum {
+	ISO_SPAWN_CLONE = 1,
+	ISO_SPAWN_FILES,
+	ISO_SPAWN_EXEC,
+	ISO_START_STREAMS,
+	ISO_START_CONTROL,
+	ISO_START_TAPE,
+	ISO_START_OWNER,
+	ISO_SPAWN_SIGNALS
+};
 
 /* 0 or -errno. */
 int64_t iso_spawn(struct iso_spawn *request);
@@ -44,16 +53,25 @@ struct iso_start {
 	int32_t pid;          /* out: of the launcher */
 	int32_t pidfd;        /* out: of the launcher */
 	int32_t stage;
+	int32_t owner;        /* out: the process that started it; a forked child may not take it down */
 };
+
+/* The launcher in a sealed memfd, made once: its descriptor, or -ENOENT when it has to be made (again: a program may have
+ * closed it behind our back). */
+int64_t iso_launcher_fd(void);
+/* Make it from its bytes: its descriptor, or -EACCES where the kernel forbids executable memfds. */
+int64_t iso_make_launcher(const uint8_t *image, uint64_t size);
 
 /* 0 or -errno; on an error everything opened is closed again. */
 int64_t iso_start(struct iso_start *start);
 /* One record from the control socket, without waiting: its size, 0 at the end of file, or -errno. A descriptor that comes
  * along with the first becomes `payload`; any other is closed. */
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
+/* Tell the launcher to take everything down. A shutdown, not a close: a forked child may hold the socket too. */
+void iso_let_go(struct iso_start *start);
 /* Close one and mark it so, in one call. */
 void iso_close(int32_t *fd);
-/* Close what is open. */
+/* Let go, as iso_let_go does, and close what is open. */
 void iso_release(struct iso_start *start);
 
 #endif

@@ -207,6 +207,7 @@ enum {
 	ISO_STAGE_DEATH,  /* init or payload was killed during set-up */
 	ISO_STAGE_OWNER,
 	ISO_STAGE_POLL,
+	ISO_STAGE_SIGNALS, /* signal actions or mask */
 	ISO_STAGES
 };
 

@@ -56,10 +56,12 @@ class Launch:
             # The kernel says "(unreachable)/…" of a directory outside: the class of CVE-2024-21626.
             (call("getcwd", path, 4096), Test(Load(path, 0, 4), ord("/"), mask=0xFF, error=18)),
         )
+        pid = context.find(PidNamespace)
+        if pid is None or pid.joined or not pid.init:
+            # Where init is PID 1 the kernel ends everything with it; else at least the program itself ends with its parent.
+            # The change of credentials has undone it if it was set before (PR_SET_PDEATHSIG(2const)).
+            yield Step(Phase.DESCRIPTORS, "die with the parent process", (call("prctl", PR_SET_PDEATHSIG, 9),))
         yield Step(Phase.DESCRIPTORS, "close every descriptor but 0, 1, 2 and those passed", (Engine("fds"),))
-        if context.find(PidNamespace) is None:
-            # With a pid namespace the kernel ends everything with init; without, at least the program itself.
-            yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),))
         yield Step(Phase.EXEC, "execute the program", (Engine("exec"),))
         header = Buffer(_CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4), "header")
         kept = (1 << _CAP_KILL).to_bytes(4, "little")

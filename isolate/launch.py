@@ -6,6 +6,7 @@ sends. Nothing here knows a part or a pipe.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -13,7 +14,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate import native, syscalls
+from isolate import native
 from isolate.native import ffi, lib
 
 if TYPE_CHECKING:
@@ -89,9 +90,11 @@ class Session:
         self.end: Record | None = None
         self.direct = _reaping.direct if direct is None else direct
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
-        self._start = start = ffi.new("struct iso_start *")
+        # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
+        start = ffi.new("struct iso_start *")
         start.control = start.payload = start.pidfd = -1
         start.ours = [-1, -1, -1]
+        self._start = ffi.gc(start, lib.iso_release)
         self.stdio = start.ours
         data = [
             ffi.from_buffer("uint8_t[]", tape.data),
@@ -103,13 +106,23 @@ class Session:
         start.tape_size, start.run_size, start.slot_count = len(tape.data), len(run), len(slots)
         start.stdio = list(stdio)
         start.nonblocking = nonblocking
-        start.program = native.launcher_fd()
+        start.program = self._launcher()
         start.direct = self.direct
+        _reaping.collect()
         result = lib.iso_start(start)
         if result < 0:
             from isolate.diagnosis import start_error
 
             raise start_error(start.stage, -result)
+
+    @staticmethod
+    def _launcher() -> int:
+        try:
+            return native.launcher_fd()
+        except OSError as error:
+            from isolate.diagnosis import start_error
+
+            raise start_error(lib.ISO_SPAWN_EXEC, error.errno or errno.EIO) from None
 
     @property
     def pid(self) -> int:
@@ -138,14 +151,17 @@ class Session:
         """Take one record without waiting; None if there is none yet. After the last one ``end`` is set.
 
         :raises EOFError: the launcher is gone without having told an end.
+        :raises OSError: it could not be received: EMFILE, no descriptor is left for the program's pidfd.
         """
         size = RECORD.size + len(self.tape.plan.steps) // 8 + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
         buffer = ffi.new("uint8_t[]", size)
         received = lib.iso_receive(self._start, buffer, size)
         if received == -errno.EAGAIN:
             return None
-        if received <= 0:
+        if received in (0, -errno.EBADF):  # EBADF: closed behind our back
             raise EOFError
+        if received < 0:
+            raise OSError(-received, os.strerror(-received), "record of the launcher")
         record = decode(bytes(ffi.buffer(buffer, received)))
         if record.kind == lib.ISO_RECORD_STARTED:
             self.started = True
@@ -155,9 +171,7 @@ class Session:
 
     def kill(self) -> None:
         """Let go: the launcher kills everything inside and tells the end. Also while a forked child holds copies."""
-        if self.fileno() >= 0 and os.getpid() == self.owner:
-            # shutdown, not close: a forked child of this program's may hold the socket too.
-            native.call(_SHUTDOWN, self.fileno(), 1)
+        lib.iso_let_go(self._start)
 
     def wait_gone(self, timeout: float | None = None) -> bool:
         """Wait until the launcher itself has gone, and reap it where it is ours."""
@@ -181,15 +195,14 @@ class Session:
 
     def close(self) -> None:
         """Let go and release the descriptors."""
-        self.kill()
+        if self.pidfd >= 0 and os.getpid() == self.owner:
+            self.kill()
+            _reaping.leave(self)
         lib.iso_release(self._start)
 
     def __del__(self) -> None:
         if hasattr(self, "_start"):
             self.close()
-
-
-_SHUTDOWN = syscalls.number("shutdown")
 
 
 class _Reaping:
@@ -204,6 +217,28 @@ class _Reaping:
         self.direct = False
         self._trusted = False
         self._suspect: tuple[int, str, float] | None = None  # pid, start time, when seen
+        #: Pidfds of launchers that were children of ours and still ran when they were closed.
+        self._left: list[int] = []
+
+    def leave(self, session: Session) -> None:
+        """A session is closed: if its launcher is a child of ours and runs, it is reaped later."""
+        try:
+            if os.waitid(os.P_PIDFD, session.pidfd, os.WEXITED | os.WNOHANG) is None:
+                self._left.append(os.dup(session.pidfd))
+        except OSError:
+            return  # nobody of ours
+
+    def collect(self) -> None:
+        """Reap those that have ended since."""
+        for fd in list(self._left):
+            try:
+                ended = os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG) is not None
+            except OSError:
+                ended = True  # the program has reaped it itself, or closed the descriptor
+            if ended and fd in self._left:
+                self._left.remove(fd)
+                with contextlib.suppress(OSError):
+                    os.close(fd)
 
     def observe(self, session: Session) -> None:
         """An orphaned launcher has ended: once it is known that somebody reaps them, nothing more is done."""

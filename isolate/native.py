@@ -17,6 +17,9 @@ class _Library(Protocol):
 
     def iso_start(self, start: Any) -> int: ...
     def iso_receive(self, start: Any, buffer: Any, size: int) -> int: ...
+    def iso_launcher_fd(self) -> int: ...
+    def iso_make_launcher(self, image: Any, size: int) -> int: ...
+    def iso_let_go(self, start: Any) -> None: ...
     def iso_release(self, start: Any) -> None: ...
     def iso_close(self, fd: Any) -> None: ...
     def iso_call(self, number: int, a: int, b: int, c: int, d: int, e: int, f: int) -> int: ...
@@ -34,8 +37,6 @@ lib: Final = cast("_Library", _native.lib)
 
 VERSION: Final[str] = ffi.string(lib.iso_version()).decode()
 LAUNCHER_PATH: Final[str] = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_launcher")
-MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_EXEC = 1, 2, 0x10
-F_ADD_SEALS, F_SEAL_ALL = 1033, 0xF  # seal, shrink, grow, write
 
 
 def _read_launcher() -> bytes:
@@ -64,51 +65,25 @@ def call(number: int, *args: int | bytes | Any) -> int:
 
 # ---- the launcher's own descriptor ----------------------------------------------------------------------------
 
-_launcher: tuple[int, int, int] | None = None  # descriptor, st_dev, st_ino
+_forbidden = False
 
 
 def launcher_fd() -> int:
     """A descriptor of the launcher in a sealed memfd, made once; -1 where the kernel forbids executable memfds.
 
-    A program may have closed it behind our back and the number may be another file's by now, so device and
-    inode are compared each time.
+    A program may have closed it behind our back: then it is made again.
+
+    :raises OSError: it cannot be made: no descriptor, no memory.
     """
-    global _launcher
-    if _launcher is not None:
-        fd, device, inode = _launcher
-        if fd < 0:
-            return fd
-        try:
-            status = os.fstat(fd)
-        except OSError:
-            status = None
-        if status is not None and (status.st_dev, status.st_ino) == (device, inode):
-            return fd
-    _launcher = _make_launcher()
-    return _launcher[0]
-
-
-def _make_launcher() -> tuple[int, int, int]:
-    import fcntl
-
+    global _forbidden
+    fd = lib.iso_launcher_fd()
+    if fd >= 0 or _forbidden:
+        return max(fd, -1)
     image = _read_launcher()
-    try:
-        try:
-            fd = os.memfd_create("isolate-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # MFD_EXEC came with Linux 6.3
-                raise
-            fd = os.memfd_create("isolate-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING)
-    except PermissionError:
-        return -1, 0, 0  # vm.memfd_noexec=2: the installed file is executed instead
-    try:
-        os.write(fd, image)
-        fcntl.fcntl(fd, F_ADD_SEALS, F_SEAL_ALL)
-        status = os.fstat(fd)
-        if not status.st_mode & 0o100:
-            os.close(fd)
-            return -1, 0, 0  # vm.memfd_noexec=1 takes the execute bits away
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, status.st_dev, status.st_ino
+    fd = lib.iso_make_launcher(ffi.from_buffer(image), len(image))
+    if fd == -errno.EACCES:
+        _forbidden = True  # vm.memfd_noexec, or a filter: the installed file is executed instead
+        return -1
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), "memfd of the launcher")
+    return fd

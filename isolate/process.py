@@ -247,6 +247,11 @@ def await_start(session: Session, args: tuple[bytes, ...]) -> None:
             session.receive()
         except EOFError:
             break
+        except OSError as error:
+            raise SetupError(
+                error.errno or errno.EIO, "take the program's pidfd", part="Sandbox", syscall="recvmsg",
+                cause="this process has no descriptor left for it" if error.errno == errno.EMFILE else None,
+            ) from None  # fmt: skip
     if not session.started:
         session.wait_gone(1.0)
         outcome.ended(session, args)  # raises, unless init was killed from outside before it could tell

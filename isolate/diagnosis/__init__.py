@@ -34,12 +34,14 @@ _STAGES = {
     lib.ISO_STAGE_DEATH: "set up the sandbox",
     lib.ISO_STAGE_OWNER: "watch for the end of this program",
     lib.ISO_STAGE_POLL: "watch over the sandbox",
+    lib.ISO_STAGE_SIGNALS: "reset signals",
 }
 
 _STARTS: dict[int, tuple[str, str | None]] = {
     lib.ISO_SPAWN_CLONE: ("start the launcher", "clone"),
     lib.ISO_SPAWN_FILES: ("arrange the launcher's descriptors", "dup3"),
     lib.ISO_SPAWN_EXEC: ("execute the launcher", "execveat"),
+    lib.ISO_SPAWN_SIGNALS: ("block signals", "rt_sigprocmask"),
     lib.ISO_START_STREAMS: ("open the standard streams", "pipe2"),
     lib.ISO_START_CONTROL: ("open the control socket", "socketpair"),
     lib.ISO_START_TAPE: ("write the tape", "memfd_create"),
@@ -144,6 +146,12 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
         syscall = "mmap"
         found = Finding(
             "no memory: a cgroup's limit, RLIMIT_AS or RLIMIT_DATA of this program, or the machine's", "raise it"
+        )
+    elif record.stage == lib.ISO_STAGE_DEATH:
+        found = Finding(
+            "it was killed before the program was executed: by the OOM killer (of its group, or the machine's), or from "
+            "outside",
+            "if the sandbox has a memory limit, raise it; else look for the OOM killer in the kernel's log",
         )
     elif record.stage == lib.ISO_STAGE_TAPE:
         found = Finding(

@@ -1,0 +1,40 @@
+"""What the engine's tests share: a program that tells what holds inside, and what a test may not leave behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .leaks import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def audit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A static program that prints one line for each thing that set-up is there for."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    target = tmp_path_factory.mktemp("audit") / "audit"
+    target.parent.chmod(0o755)
+    command = [compiler, "-O1", "-static", "-Wall", "-Werror", str(HERE / "audit.c"), "-o", str(target)]
+    subprocess.run(command, check=True)
+    os.chmod(target, 0o755)
+    return str(target)
+
+
+@pytest.fixture
+def clean() -> Iterator[Snapshot]:
+    """Fails the test if processes, descriptors, threads, mounts or cgroups are left a second after it."""
+    before = Snapshot.take()
+    yield before
+    before.compare(1.0)

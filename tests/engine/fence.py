@@ -1,0 +1,274 @@
+"""A child of the test process behind a seccomp filter that can ask the test about every system call.
+
+The filter is inherited by all that the child starts, launcher and payload included, and the listener reports a hang-up
+once the last task behind it has gone. So it serves three ends: to see every system call in order, to let one of them
+fail or to kill somebody at exactly that call, and to tell without any doubt that nothing was left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import pickle
+import select
+import signal
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from isolate import syscalls
+from isolate.native import call
+
+NOTIF_RECV, NOTIF_SEND = 0xC0502100, 0xC0182101
+CONTINUE = 1
+REPORT_FD = 777
+UNUSED_NR = 1000  # no kernel has it: a filter that asks about nothing
+
+_ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def nr(name: str) -> int:
+    return syscalls.number(name)
+
+
+def _program(asks: bool, free: tuple[int, ...]) -> bytes:
+    def ins(code: int, jt: int, jf: int, k: int) -> bytes:
+        return struct.pack("<HBBI", code, jt, jf, k)
+
+    rows = [ins(0x20, 0, 0, 0)]  # load the number
+    if not asks:
+        rows += [ins(0x15, 0, 1, UNUSED_NR), ins(6, 0, 0, _NOTIFY), ins(6, 0, 0, _ALLOW)]
+        return b"".join(rows)
+    for number in free:
+        rows += [ins(0x15, 0, 1, number), ins(6, 0, 0, _ALLOW)]
+    # The report goes through unasked.
+    rows += [ins(0x15, 0, 3, nr("write")), ins(0x20, 0, 0, 16), ins(0x15, 0, 1, REPORT_FD), ins(6, 0, 0, _ALLOW)]
+    rows.append(ins(6, 0, 0, _NOTIFY))
+    return b"".join(rows)
+
+
+#: Never asked about: they cannot fail, or no caller can do anything about it.
+_FREE_NAMES = "futex exit exit_group rt_sigreturn clock_gettime munmap brk sched_yield restart_syscall"
+FREE = tuple(map(nr, _FREE_NAMES.split()))
+
+
+def _install(asks: bool) -> int:
+    program = _program(asks, FREE)
+    buffer = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("<H6xQ", len(program) // 8, ctypes.addressof(buffer))
+    if os.geteuid():
+        _libc.prctl(38, 1, 0, 0, 0)
+    listener = call(nr("seccomp"), 1, 8, fprog)  # SET_MODE_FILTER, NEW_LISTENER
+    if listener < 0:
+        raise OSError(-listener, os.strerror(-listener))
+    return listener
+
+
+@dataclass
+class Call:
+    """One system call that waits for an answer."""
+
+    pid: int
+    role: str
+    index: int  # among those of its role since the beginning
+    nr: int
+    args: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return syscalls.name(self.nr) or str(self.nr)
+
+
+#: What the test answers: None lets the call go on, a positive errno makes it fail.
+Decide = Callable[[Call], "int | None"]
+
+ROLES = ("caller", "middle", "launcher", "init", "payload")
+
+
+@dataclass
+class Outcome:
+    """What came of a fenced run."""
+
+    value: Any = None
+    error: str | None = None
+    calls: list[Call] = field(default_factory=list)
+    status: int | None = None
+    #: Seconds after the child's end until nothing was left; None: something was left.
+    gone: float | None = None
+    left: list[str] = field(default_factory=list)
+    ended: float = 0.0
+
+
+class Fence:
+    """Runs ``function`` in a forked child. ``begin()`` inside it starts the counting of calls, ``end()`` stops it."""
+
+    def __init__(self, function: Callable[[Callable[[], None], Callable[[], None]], Any], *, asks: bool = True) -> None:
+        self.asks = asks
+        reading, writing = os.pipe()
+        ready, go = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._child(function, reading, writing, ready, go)
+        os.close(writing)
+        os.close(go)
+        os.set_blocking(reading, False)
+        self.report = reading
+        self.pidfd = os.pidfd_open(self.pid)
+        number = struct.unpack("<i", os.read(ready, 4))[0]
+        os.close(ready)
+        self.listener = self._fetch(number)
+        self._text = b""
+        self._active = False
+        self._over = False
+        self._roles: dict[int, str] = {self.pid: "caller"}
+        self._counts: dict[str, int] = {}
+        self._executed: set[int] = set()
+
+    def _child(self, function: Any, reading: int, writing: int, ready: int, go: int) -> None:
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.close(reading)
+            os.close(ready)
+            os.dup2(writing, REPORT_FD, inheritable=False)
+            os.close(writing)
+            probe = os.dup(go)
+            os.close(probe)
+            os.write(go, struct.pack("<i", probe))
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+            listener = _install(self.asks)
+            # The test takes its own copy before this one goes: the first call that is asked about waits for it.
+            os.close(go)
+            if not self.asks:
+                signal.sigwait([signal.SIGUSR1])
+            os.close(listener)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+            value: tuple[Any, str | None]
+            try:
+                value = (function(lambda: self._say(b"<"), lambda: self._say(b">")), None)
+            except BaseException:
+                value = (None, traceback.format_exc())
+            data = pickle.dumps(value)
+            self._say(b"=" + struct.pack("<I", len(data)) + data)
+            code = 0
+        except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
+        finally:
+            os._exit(code)
+
+    @staticmethod
+    def _say(data: bytes) -> None:
+        while data:
+            data = data[os.write(REPORT_FD, data) :]
+
+    def _fetch(self, number: int) -> int:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if "seccomp" in os.readlink(f"/proc/{self.pid}/fd/{number}"):
+                    fd = call(nr("pidfd_getfd"), self.pidfd, number, 0)
+                    if fd >= 0:
+                        if not self.asks:
+                            os.kill(self.pid, signal.SIGUSR1)
+                        return fd
+            time.sleep(0.0005)
+        raise AssertionError("the fenced child did not install its filter")
+
+    # ---- answering ---------------------------------------------------------------------------------------------------
+
+    def _read_report(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.report, 65536):
+                self._text += data
+        if b"<" in self._text[:1]:
+            self._active, self._text = True, self._text[1:]
+        if self._active and b">" in self._text[:1]:
+            self._active, self._over, self._text = False, True, self._text[1:]
+
+    def _answer(self, decide: Decide | None, calls: list[Call]) -> None:
+        buffer = bytearray(80)
+        try:
+            fcntl.ioctl(self.listener, NOTIF_RECV, buffer)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR):
+                return  # killed meanwhile
+            raise
+        ident, pid, _, number, _, _, *args = struct.unpack("<QIIiIQ6Q", buffer)
+        self._read_report()
+        answer: int | None = None
+        if self._active or self._over:
+            role = self._roles.get(pid)
+            if role is None:
+                role = ROLES[len(self._roles)] if len(self._roles) < len(ROLES) else "other"
+                self._roles[pid] = role
+            inside = pid in self._executed or role == "other"
+            if not inside and (self._active or role != "caller"):
+                index = self._counts.get(role, 0)
+                self._counts[role] = index + 1
+                one = Call(pid, role, index, number, tuple(args))
+                calls.append(one)
+                answer = decide(one) if decide is not None else None
+                if answer is None and role in ("init", "payload") and number == nr("execve"):
+                    self._executed.add(pid)
+        reply = struct.pack("<QqiI", ident, 0, -(answer or 0), 0 if answer else CONTINUE)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(self.listener, NOTIF_SEND, reply)
+
+    def drive(self, decide: Decide | None = None, *, limit: float = 20.0, grace: float = 1.0) -> Outcome:
+        """Answer until the child has ended and nothing is left, or ``grace`` seconds later."""
+        outcome = Outcome()
+        poll = select.poll()
+        poll.register(self.listener, select.POLLIN)
+        poll.register(self.pidfd, select.POLLIN)
+        poll.register(self.report, select.POLLIN)
+        deadline = time.monotonic() + limit
+        hung = False
+        while True:
+            now = time.monotonic()
+            if outcome.gone is not None or (outcome.status is not None and now > outcome.ended + grace):
+                break
+            if outcome.status is None and now > deadline and not hung:
+                hung = True
+                outcome.left = self.survivors()
+                os.kill(self.pid, signal.SIGKILL)
+            events = dict(poll.poll(50))
+            if self.report in events:
+                self._read_report()
+                if events[self.report] & select.POLLHUP:
+                    poll.unregister(self.report)
+            if events.get(self.listener, 0) & select.POLLIN:
+                self._answer(decide, outcome.calls)
+            elif events.get(self.listener, 0) & select.POLLHUP and outcome.status is not None:
+                outcome.gone = max(0.0, time.monotonic() - outcome.ended)
+            if self.pidfd in events and outcome.status is None:
+                outcome.status = os.waitpid(self.pid, 0)[1]
+                outcome.ended = time.monotonic()
+                poll.unregister(self.pidfd)
+        if outcome.gone is None:
+            outcome.left = outcome.left or self.survivors()
+        self._read_report()
+        if self._text[:1] == b"=":
+            outcome.value, outcome.error = pickle.loads(self._text[5 : 5 + struct.unpack("<I", self._text[1:5])[0]])
+        elif not hung and outcome.status == 0:
+            outcome.error = "no report"
+        if hung:
+            outcome.error = "hung"
+        for fd in (self.listener, self.report, self.pidfd):
+            os.close(fd)
+        return outcome
+
+    def survivors(self) -> list[str]:
+        """Processes of this fence that still live: by the roles seen and by their descendants."""
+        found = []
+        for pid, role in self._roles.items():
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+                found.append(f"{role} {file.read()[:120]!r}")
+        return found

@@ -1,0 +1,91 @@
+"""What this process and this machine hold, before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def descriptors(pid: int | str = "self") -> dict[int, str]:
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+    return {fd: to for fd, to in found.items() if not to.startswith(f"/proc/{os.getpid()}/fd")}
+
+
+def launchers() -> set[int]:
+    """Processes whose program is the launcher: supervisors, inits, payloads that have not executed yet."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if "isolate-launcher" in os.readlink(f"/proc/{name}/exe"):
+                    found.add(int(name))
+    return found
+
+
+def children() -> set[int]:
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            found |= set(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+    return found
+
+
+def cgroups() -> set[str]:
+    """Groups that carry this library's name."""
+    found = set()
+    for root, names, _ in os.walk("/sys/fs/cgroup"):
+        for name in list(names):
+            if name.startswith("isolate"):
+                found.add(os.path.join(root, name))
+                names.remove(name)
+    return found
+
+
+def resident() -> int:
+    """Bytes of this process's anonymous memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssAnon")
+
+
+@dataclass
+class Snapshot:
+    """Taken before; compared after."""
+
+    fds: dict[int, str]
+    threads: int
+    mounts: str
+    children: set[int]
+    launchers: set[int]
+    cgroups: set[str]
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        gc.collect()
+        mounts = Path("/proc/self/mountinfo").read_text()
+        return cls(descriptors(), threading.active_count(), mounts, children(), launchers(), cgroups())
+
+    def difference(self) -> list[str]:
+        now = Snapshot.take()
+        found = [f"descriptor {fd}: {now.fds[fd]}" for fd in now.fds.keys() - self.fds.keys()]
+        found += [f"threads {self.threads} -> {now.threads}"] if now.threads > self.threads else []
+        found += ["the mount table changed"] if now.mounts != self.mounts else []
+        found += [f"child {pid}" for pid in now.children - self.children]
+        found += [f"cgroup {path}" for path in now.cgroups - self.cgroups]
+        return found
+
+    def compare(self, seconds: float = 1.0) -> None:
+        """Fails when something is there ``seconds`` later that was not there before."""
+        deadline = time.monotonic() + seconds
+        while (left := self.difference()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not left, left
