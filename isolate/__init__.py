@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from isolate.errors import SetupError as SetupError
     from isolate.errors import ThreadedError as ThreadedError
     from isolate.errors import UnsupportedError as UnsupportedError
+    from isolate.here import Change as Change
+    from isolate.here import Irreversible as Irreversible
+    from isolate.here import Reversible as Reversible
+    from isolate.here import in_thread as in_thread
     from isolate.ids import IdMap as IdMap
     from isolate.ids import IdRange as IdRange
     from isolate.landlock import Landlock as Landlock
@@ -75,6 +79,7 @@ _HOMES = {
     "credentials": "Credentials",
     "errors": "ConflictError IrreversibleError IsolateError ProgramError RestoreError SetupError ThreadedError"
     " UnsupportedError",
+    "here": "Change Irreversible Reversible in_thread",
     "ids": "IdMap IdRange",
     "landlock": "Landlock",
     "mounts": "Bind Dev Dir File Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys Tmpfs",

@@ -10,6 +10,9 @@ import enum
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypeAlias
 
+from isolate.errors import IrreversibleError
+from isolate.here.entering import Change, Reversible
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -150,7 +153,7 @@ def unmask(bits: int) -> frozenset[Cap]:
 
 
 @dataclass(frozen=True, init=False)
-class Capabilities:
+class Capabilities(Reversible):
     """The five sets of capabilities: as a value, and as the part that puts them in force.
 
     ``effective``
@@ -339,6 +342,14 @@ class Capabilities:
         if self.ambient == self.permitted:
             return SecureBits.NOROOT | SecureBits.NOROOT_LOCKED
         return None
+
+    def here(self) -> Change:
+        """``with``: effective, inheritable and ambient on this thread; the rest, which has no way back, is left alone."""
+        from isolate.here.capabilities import CapabilitiesChange
+
+        if self.securebits is not None:
+            raise IrreversibleError("with Capabilities(securebits=...): use .enter(), isolate.in_thread or Sandbox")
+        return CapabilitiesChange(mask(self.effective), mask(self.inheritable), mask(self.ambient))
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Bounding set, capset, ambient set, securebits; then all of it read back."""

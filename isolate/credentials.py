@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isolate.here.entering import Change, Reversible
 from isolate.kernel import LINUX_CAPABILITY_VERSION_3
 from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 
@@ -31,7 +32,7 @@ def _check_id(what: str, value: object) -> None:
 
 
 @dataclass(frozen=True)
-class Credentials:
+class Credentials(Reversible):
     """The ids that the program runs with: real, effective and saved alike.
 
     ``uid`` and ``gid``
@@ -75,6 +76,12 @@ class Credentials:
             raise TypeError(f"Credentials: umask must be an int such as 0o022, not {self.umask!r}")
         if not 0 <= self.umask <= 0o777:
             raise ValueError(f"Credentials: umask must be in 0 … 0o777, not {self.umask:#o}")
+
+    def here(self) -> Change:
+        """``with``: the effective ids and the groups of this thread, and the umask, which is the whole process's."""
+        from isolate.here.credentials import CredentialsChange
+
+        return CredentialsChange(self.uid, self.gid, self.groups, self.umask)
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Groups, gid, uid, umask; then all of it read back."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.errors import ConflictError
+from isolate.here.entering import Change, Irreversible, Reversible
 from isolate.ids import IdMap, IdRange, check_id, mapped
 from isolate.kernel import (
     AT_FDCWD,
@@ -90,6 +91,12 @@ class _Namespace:
         """Whether the namespace exists already."""
         return not (self.path is None and self.pid is None and self.fd is None)
 
+    def here(self) -> Change:
+        """This thread in the namespace, and back."""
+        from isolate.here.namespaces import NamespaceChange
+
+        return NamespaceChange(self, self.flag)
+
     def steps(self, context: Context) -> Iterator[Step]:
         """A flag for clone, or setns in the supervisor."""
         if self.joined:
@@ -121,7 +128,7 @@ class _Namespace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserNamespace(_Namespace):
+class UserNamespace(_Namespace, Irreversible):
     """A user namespace: ids and capabilities of its own (user_namespaces(7)).
 
     Inside, ``uid`` and ``gid`` are the caller's ids by default; or an explicit :class:`~isolate.IdMap` says more. Needs
@@ -261,7 +268,7 @@ def _forbid_nested() -> Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MountNamespace(_Namespace):
+class MountNamespace(_Namespace, Reversible):
     """A mount table of its own (mount_namespaces(7)); the host's never changes.
 
     ``propagation`` ``"private"``: nothing passes either way; ``"slave"``: what the host mounts later shows inside too.
@@ -296,7 +303,7 @@ class MountNamespace(_Namespace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PidNamespace(_Namespace):
+class PidNamespace(_Namespace, Reversible):
     """Process ids of its own (pid_namespaces(7)): nothing outside can be seen or signalled, all inside die together.
 
     PID 1 is an init of isolate's that forwards signals and reaps; with ``init=False`` it is the program itself, which
@@ -310,7 +317,7 @@ class PidNamespace(_Namespace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetNamespace(_Namespace):
+class NetNamespace(_Namespace, Reversible):
     """A network of its own (network_namespaces(7)): only loopback, which is up unless ``loopback=False``."""
 
     loopback: bool = True
@@ -339,7 +346,7 @@ class NetNamespace(_Namespace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IpcNamespace(_Namespace):
+class IpcNamespace(_Namespace, Reversible):
     """System V IPC and POSIX message queues of its own (ipc_namespaces(7))."""
 
     kind: ClassVar[str] = "ipc"
@@ -347,7 +354,7 @@ class IpcNamespace(_Namespace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UtsNamespace(_Namespace):
+class UtsNamespace(_Namespace, Reversible):
     """A host name and domain name of its own (uts_namespaces(7)); those not given are the host's."""
 
     hostname: str | None = None
@@ -376,7 +383,7 @@ class UtsNamespace(_Namespace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CgroupNamespace(_Namespace):
+class CgroupNamespace(_Namespace, Reversible):
     """A view of the cgroup tree whose root is the sandbox's own group (cgroup_namespaces(7))."""
 
     kind: ClassVar[str] = "cgroup"
@@ -384,7 +391,7 @@ class CgroupNamespace(_Namespace):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeNamespace(_Namespace):
+class TimeNamespace(_Namespace, Reversible):
     """Monotonic and boot-time clocks with an offset in seconds (time_namespaces(7), Linux 5.6)."""
 
     monotonic: float = 0

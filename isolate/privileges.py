@@ -6,6 +6,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isolate.here.entering import Irreversible
 from isolate.kernel import KEYCTL_JOIN_SESSION_KEYRING, PR_GET_NO_NEW_PRIVS, PR_SET_NO_NEW_PRIVS
 from isolate.plan import Label, Phase, Register, Step, Test, call
 
@@ -23,7 +24,7 @@ def _switch(part: object, value: object) -> None:
 
 
 @dataclass(frozen=True)
-class NoNewPrivs:
+class NoNewPrivs(Irreversible):
     """``no_new_privs``: no exec gives the program or a descendant more than it has, whatever the file's bits say.
 
     Set-user-ID, set-group-ID and file capabilities lose their effect. There is no way back, and what the caller already
@@ -56,7 +57,7 @@ class NoNewPrivs:
 
 
 @dataclass(frozen=True)
-class SessionKeyring:
+class SessionKeyring(Irreversible):
     """A session keyring of its own: keyrings belong to no namespace, so the caller's keys would be there to be read.
 
     The new keyring is anonymous, empty and dies with the last process that has it. It counts against the caller's

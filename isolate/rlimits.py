@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from isolate.here.entering import Change, Reversible
 from isolate.kernel import Constant
 from isolate.plan import Buffer, Load, Phase, Step, Test, call
 
@@ -74,7 +75,7 @@ def _show(value: int) -> str:
 
 
 @dataclass(frozen=True)
-class Rlimits:
+class Rlimits(Reversible):
     """Limits that the kernel keeps for each process by itself; a child starts with a copy.
 
     Each is an int, a size (``"64M"``, for those in bytes), ``"unlimited"``, a pair (soft, hard) of these, or None: as
@@ -137,6 +138,13 @@ class Rlimits:
                 raise ValueError(f"Rlimits: {name.rstrip('_')}: soft {_show(soft)} is above hard {_show(hard)}")
             found[name] = soft, hard
         return found
+
+    def here(self) -> Change:
+        """``with``: the soft limits of this process; hard ones stay, and one that is named must be what it is."""
+        from isolate.here.rlimits import wanted
+
+        pairs = frozenset(name for name in _RESOURCES if isinstance(getattr(self, name), tuple))
+        return wanted(self.values(), _RESOURCES, pairs)
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Set and read back; a small ``nofile`` last, so that it does not bind the setting up."""

@@ -13,6 +13,9 @@ from isolate.plan import Part, Phase, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
 
     from isolate.process import Process
     from isolate.result import Result
@@ -109,6 +112,26 @@ class Sandbox:
         from isolate.probe import check
 
         check(self)
+
+    # ---- on this thread ----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """``with``: the parts (not the defaults) on the calling thread, in the kernel's order; undone in reverse.
+
+        :raises IrreversibleError: a part has no way back. Nothing has been changed then.
+        """
+        from isolate.here.blocks import enter
+        from isolate.here.together import together
+
+        enter(self, lambda: together(self.parts))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from isolate.here.blocks import leave
+
+        leave(self)
 
     # ---- spawn -------------------------------------------------------------------------------------------------
 

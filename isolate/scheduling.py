@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.errors import ConflictError
+from isolate.here.entering import Change, Reversible
 from isolate.kernel import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDWR, Constant
 from isolate.plan import CHILD, Buffer, Load, Op, Phase, Register, Step, Store, Test, call
 
@@ -42,7 +43,7 @@ def _word(name: str, value: object, known: Iterable[str]) -> None:
 
 
 @dataclass(frozen=True)
-class Scheduling:
+class Scheduling(Reversible):
     """Scheduling of the program and what it starts. None leaves what the caller has.
 
     ``nice``
@@ -65,6 +66,7 @@ class Scheduling:
     real-time policies and negative nice values are refused there (EPERM, EACCES).
 
     :raises ValueError: out of range, or contradictory: ``priority`` without a real-time policy, ``nice`` with one.
+
     Source: sched(7), ioprio_set(2), proc(5).
     """
 
@@ -114,6 +116,14 @@ class Scheduling:
         if level is not None:
             _int("the level of ioprio", level, 0, 7)
         return _IO_CLASSES[str(kind)] << 13 | (level or 0)
+
+    def here(self) -> Change:
+        """``with``: this thread's; ``oom_score_adj`` is the process's."""
+        from isolate.here.scheduling import SchedulingChange
+
+        policy = self.policy is not None or self.nice is not None
+        oom = self.oom_score_adj is not None
+        return SchedulingChange(self, policy=policy, affinity=self.affinity is not None, io=self.ioprio is not None, oom=oom)
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Each set in the payload and read back at once; ``oom_score_adj`` from the supervisor."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import syscalls
+from ..here.entering import Irreversible
 from .actions import Action
 from .rules import Rule
 
@@ -24,7 +25,7 @@ SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 
 
 @dataclass(frozen=True, init=False, repr=False)
-class Seccomp:
+class Seccomp(Irreversible):
     """Which system calls a program may make, with which arguments, and what happens at the others.
 
         Seccomp(allow("@basic-io", "@memory"), deny("socket", when=arg32(0) != AF_UNIX), otherwise="EPERM")
