@@ -85,6 +85,12 @@ def test_all_that_this_kernel_has_are_known() -> None:
     assert len({cap.allows for cap in Cap}) == len(Cap) == 41
 
 
+def test_the_documentation_has_each() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "capabilities.rst").read_text()
+    missing = [cap for cap in Cap if f"   * - {int(cap)}\n     - ``{cap}``\n     - {cap.allows}\n" not in page]
+    assert missing == []
+
+
 @pytest.mark.parametrize("text", ["NET_ADMIN", "CAP_NET_ADMIN", "cap_net_admin", "net_admin", " Net_Admin ", "12"])
 def test_spellings(text: str) -> None:
     assert Cap.parse(text) is Cap.NET_ADMIN
