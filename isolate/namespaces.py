@@ -165,7 +165,8 @@ class UserNamespace(_Namespace, Irreversible):
         if self.joined:
             return True
         if self.setgroups is None:
-            return context.privileged or (self.map is not None and self.map.helpers)
+            own = context.privileged and not _setgroups_denied()
+            return own or (self.map is not None and self.map.helpers)
         return self.setgroups
 
     def steps(self, context: Context) -> Iterator[Step]:
@@ -247,6 +248,15 @@ class UserNamespace(_Namespace, Irreversible):
             ops.append(call("setgroups", 0, 0))
         ops += [call("setresgid", gid, gid, gid), call("setresuid", uid, uid, uid)]
         yield Step(Phase.IDENTITY, f"be uid {uid}, gid {gid} inside", tuple(ops))
+
+
+def _setgroups_denied() -> bool:
+    """Whether the caller's own user namespace has setgroups denied, which those inside of it inherit."""
+    try:
+        with open("/proc/self/setgroups", encoding="ascii") as file:
+            return file.read().strip() == "deny"
+    except OSError:
+        return False
 
 
 def _forbid_nested() -> Step:
