@@ -25,13 +25,15 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
 
     :raises SetupError: the program never started.
     """
-    from isolate import diagnosis
-
     record = session.end
     if record is None:
-        raise diagnosis.launcher_lost(session)
+        from isolate.diagnosis import launcher_lost
+
+        raise launcher_lost(session)
     if record.kind == lib.ISO_RECORD_FAILED:
-        raise diagnosis.setup_error(session.tape, record, args, session.run)
+        from isolate.diagnosis import setup_error
+
+        raise setup_error(session.tape, record, args, session.run)
     return record
 
 
