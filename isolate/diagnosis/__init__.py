@@ -93,7 +93,17 @@ def setup_error(
     ``args``, and the ``run`` block where it is at hand, are what was to run. :class:`~isolate.UnsupportedError` where
     the host cannot do it at all.
     """
-    host = host or Host()
+    try:
+        return _setup_error(tape, record, args, run, host or Host())
+    except Exception as error:  # whatever it is, it must not hide the failure that it was to explain
+        found = tape.step(record.op) if record.stage == lib.ISO_STAGE_OPS else None
+        step = found[0].text if found else _STAGES.get(record.stage, f"stage {record.stage}")
+        part = type(found[1]).__name__ if found else "Sandbox"
+        cause = f"not known: its diagnosis failed too ({type(error).__name__}: {error})"
+        return SetupError(record.error or errno.EIO, step, part=part, cause=cause)
+
+
+def _setup_error(tape: Tape, record: Record, args: Sequence[bytes], run: bytes, host: Host) -> SetupError:
     start = Start.read(run) if run else None
     flags = int(tape.plan.clone_flags)
     if record.stage != lib.ISO_STAGE_OPS:

@@ -34,6 +34,13 @@ class Finding(NamedTuple):
     unsupported: bool = False
 
 
+def _unescape(text: str) -> str:
+    """A path of mountinfo: blanks, newlines and backslashes stand there as octal digits."""
+    for octal, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(octal, plain)
+    return text
+
+
 class Host:
     """What files of this host say. ``root`` is another directory only where recorded facts are looked at."""
 
@@ -103,8 +110,7 @@ class Host:
             before, dash, after = line.partition(" - ")
             fields = before.split()
             if dash and len(fields) >= 6:
-                point = fields[4].encode("ascii", "replace").decode("unicode_escape")
-                found.append((point, after.split()[0], fields[5]))
+                found.append((_unescape(fields[4]), after.split()[0], fields[5]))
         return found
 
     def over_proc(self) -> list[str]:
@@ -130,7 +136,8 @@ class Host:
 
     def unmapped(self) -> bool:
         """Whether the caller's own uid has no place in its user namespace."""
-        for line in (self.read("/proc/self/uid_map") or "0 0 4294967295").splitlines():
+        text = self.read("/proc/self/uid_map")
+        for line in ("0 0 4294967295" if text is None else text).splitlines():
             first, _, count = map(int, line.split())
             if first <= self.euid < first + count:
                 return False

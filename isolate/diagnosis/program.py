@@ -47,7 +47,7 @@ def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: b
     """Path and finding for a program that the search did not find, or found and may not execute."""
     name = args[0] if args else b""
     path = show(name)
-    if error == errno.EACCES and len(facts) > 8:
+    if error == errno.EACCES and facts[:4] > bytes(4):  # a mode: whoever may not even look at it has none
         return _refused(facts)
     if error == errno.EACCES:
         return path, Finding(
@@ -90,7 +90,7 @@ def _refused(facts: bytes) -> tuple[str, Finding]:
         return path, Finding(f"{path} is {kinds.get(stat.S_IFMT(mode), 'no regular file')}, not a program")
     if flags & _ST_NOEXEC:
         return path, Finding(
-            f"{path} lies on a mount with noexec", "mount it without: Bind(..., noexec=False), Tmpfs(..., noexec=False)"
+            f"{path} lies on a mount with noexec", "mount it without: Bind(..., exec=True), Tmpfs(..., exec=True)"
         )
     if not mode & 0o111:
         return path, Finding(

@@ -52,14 +52,14 @@ def certain(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding
     if not isinstance(op, Call):
         return None
     if op.name in _MOUNTING and error in _DENIED:
-        for kind in ("proc", "sysfs"):
-            if kind.encode() in words(failed):
-                return _kernel_mount(host, kind, flags)
         if not flags & clone.NEWUSER and not host.capable():
             return Finding(
                 "mounting needs CAP_SYS_ADMIN, which this program does not have",
                 "add UserNamespace() to the sandbox, or run as root",
             )
+        for kind in ("proc", "sysfs"):
+            if kind.encode() in words(failed):
+                return _kernel_mount(host, kind, flags)
     if error == errno.ENOENT and failed.path and op.name in _OPENING and failed.phase < Phase.ROOT:
         return source(failed.path)
     if error == errno.ENOSYS:
