@@ -159,7 +159,8 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
         )
     elif record.stage == lib.ISO_STAGE_DEATH:
         found = Finding(
-            "it was killed before the program was executed: by the OOM killer (of its group, or the machine's), or from "
+            "it was killed before the program was executed: by the OOM killer (of its group, or the machine's), or "
+            "from "
             "outside",
             "if the sandbox has a memory limit, raise it; else look for the OOM killer in the kernel's log",
         )

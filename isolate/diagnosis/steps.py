@@ -128,7 +128,9 @@ def target(error: int) -> Finding | None:
             "a symbolic link stands on the way to the target where none is followed, or links go "
             "round", "name the target itself"
         ),
-        errno.EXDEV: Finding("the target leads out of the root, or into another file system than it must lie in", "name another"),
+        errno.EXDEV: Finding(
+            "the target leads out of the root, or into another file system than it must lie in", "name another"
+        ),
         errno.EEXIST: Finding("the target is there already and must not be", "name another"),
         errno.ENOENT: Finding("the target does not exist in the root", "make it first, for example with Dir or File"),
         errno.EOVERFLOW: Finding(
@@ -141,7 +143,9 @@ def target(error: int) -> Finding | None:
             "or its mode",
             "make the target in the source beforehand, map its owner, or put a Tmpfs there first",
         ),
-        errno.ENOSPC: Finding("the file system that the target would be made in is full", "make room, or raise its size"),
+        errno.ENOSPC: Finding(
+            "the file system that the target would be made in is full", "make room, or raise its size"
+        ),
     }.get(error)  # fmt: skip
 
 
