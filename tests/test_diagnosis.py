@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from .ordinary import as_ordinary_user
 
 from isolate import (
     Bind,
@@ -33,6 +32,8 @@ from isolate.diagnosis import Host, clone, program, start_error, steps
 from isolate.kernel import FSOPEN_CLOEXEC
 from isolate.native import lib
 from isolate.plan import Phase, Register, RunHost, Step, Target, call
+
+from .ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
