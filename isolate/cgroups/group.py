@@ -12,6 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from isolate.cgroups import files, naming, stats
+from isolate.cgroups.guardian import watch
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
 from isolate.cgroups.placement import place
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from isolate.cgroups.events import Events
     from isolate.cgroups.settings import Settings
+    from isolate.here.cgroup import Inside
+    from isolate.launch import Session
     from isolate.plan import Context, Step
     from isolate.process import Process
     from isolate.result import Result
@@ -50,7 +53,8 @@ class Cgroup:
 
     ``with isolate.Cgroup(Limits(memory="1G")) as group:`` makes it; leaving the block kills what is inside and removes
     it, with the groups made below it. ``create()`` and ``close()`` do the same by hand. Its directory is named
-    after its owner, see :meth:`sweep`.
+    after its owner, see :meth:`sweep`. Should this program be killed, a small process of ours that watches it
+    removes the group.
 
     :param limits: limits for all that will be inside together.
     :param name: the last part of its name; a number otherwise. Letters, digits, ``_`` and ``.``.
@@ -74,6 +78,7 @@ class Cgroup:
         self.held: dict[str, str] = {}
         self._written: dict[tuple[str, str], Setting] = {}
         self._owner = -1
+        self._guardian: Session | None = None
         self._finalizer: weakref.finalize[Any, Cgroup] | None = None
 
     def __repr__(self) -> str:
@@ -97,6 +102,8 @@ class Cgroup:
         host = discover()
         placement = place(self.limits, host, wanted=_WANTED)
         name = naming.prefix() + self._tag
+        # Before anything is there to be left behind.
+        self._guardian = watch([os.path.join(spot.parent, name) for spot in placement.places])
         try:
             for spot in placement.places:
                 if spot.enable:
@@ -120,19 +127,23 @@ class Cgroup:
         except BaseException:
             _destroy(self.directories, os.getpid(), quiet=True)
             self.directories = {}
+            _dismiss(self._guardian, os.getpid())
             raise
         self._owner = os.getpid()
-        self._finalizer = weakref.finalize(self, _abandon, self.directories, os.getpid(), repr(self))
+        self._finalizer = weakref.finalize(self, _abandon, self.directories, os.getpid(), repr(self), self._guardian)
         return self
 
     def close(self) -> None:
-        """Kill what is inside and remove it, with the groups below. Nothing if it is not there, or in a forked child."""
+        """Kill what is inside and remove it, with the groups below. Nothing in a forked child, whose it is not."""
         if self._finalizer is not None:
             self._finalizer.detach()
             self._finalizer = None
         if self.directories:
             directories, self.directories = self.directories, {}
-            _destroy(directories, self._owner)
+            try:
+                _destroy(directories, self._owner)
+            finally:
+                _dismiss(self._guardian, self._owner)
 
     def __enter__(self) -> Self:
         return self if self.directories else self.create()
@@ -212,6 +223,16 @@ class Cgroup:
             raise ValueError(f"not a pid: {pid!r}")
         for directory in self._made().values():
             files.write(directory, "cgroup.procs", str(pid).encode(), step=f"move process {pid} into {directory}")
+
+    def inside(self, who: str = "process") -> Inside:
+        """A block in which this process is in the group: ``with group.inside():``, and back after.
+
+        ``who="thread"`` moves the calling thread alone, so that of this program only what it starts is inside; that is
+        for v1 hierarchies. Children started in the block are in the group, plain :mod:`subprocess` ones too, and stay.
+        """
+        from isolate.here.cgroup import Inside
+
+        return Inside(self._made(), who)
 
     def processes(self) -> list[int]:
         """Pids of all that is inside and in groups below."""
@@ -458,8 +479,16 @@ def _destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False)
         raise first
 
 
-def _abandon(directories: Mapping[str, str], owner: int, text: str) -> None:
+def _dismiss(guardian: Session | None, owner: int) -> None:
+    if guardian is not None and os.getpid() == owner:
+        guardian.kill()
+        guardian.wait_gone(1.0)
+        guardian.close()
+
+
+def _abandon(directories: Mapping[str, str], owner: int, text: str, guardian: Session) -> None:
     """The object went, or the interpreter ends, and nobody closed the group."""
     if os.getpid() == owner and any(os.path.isdir(d) for d in directories.values()):
         warnings.warn(f"{text} was not closed", ResourceWarning, stacklevel=2)
         _destroy(directories, owner, quiet=True)
+        _dismiss(guardian, owner)

@@ -47,7 +47,8 @@ def execute(code: bytes, kind: int, access: int, major: int, minor: int) -> int:
 
 numbers = st.one_of(st.none(), st.integers(0, 3), st.just((1 << 20) - 1))
 accesses = st.sets(st.sampled_from("rwm"), min_size=1).map(lambda s: "".join(sorted(s)))
-rules = st.lists(st.one_of(st.builds(Device, st.sampled_from("bc"), numbers, numbers, accesses), st.just(Device())), max_size=6)
+devices = st.builds(Device, st.sampled_from("bc"), numbers, numbers, accesses)
+rules = st.lists(st.one_of(devices, st.just(Device())), max_size=6)
 
 
 @given(rules, st.sampled_from("bc"), st.integers(0, 4), st.integers(0, 4), accesses)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 
 
 @pytest.fixture
-def sleeper():  # type: ignore[no-untyped-def]  # noqa: ANN201
+def sleeper():  # type: ignore[no-untyped-def]
     """Processes that sleep; what is left of them is killed."""
     made: list[subprocess.Popen[bytes]] = []
 
@@ -237,7 +238,7 @@ def test_events_of_memory() -> None:
         assert "oom" in seen
 
 
-def until(events, kind: str):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def until(events, kind: str):  # type: ignore[no-untyped-def]
     for event in events:
         yield event
         if event.kind == kind:
@@ -284,10 +285,35 @@ with Cgroup() as group:
     assert result.stdout == "True\n"
 
 
+KILLED = """
+import os, signal, sys
+from isolate.cgroups import Cgroup
+group = Cgroup(name="killed").create()
+print(*group.directories.values(), flush=True)
+group.add(int(sys.argv[1]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_owner_takes_its_group_along(sleeper) -> None:  # type: ignore[no-untyped-def]
+    if HOST.v2 is None:
+        pytest.skip("pure v1 has no cgroup.kill: there sweep() does it")
+    process = sleeper()
+    owner = subprocess.run([sys.executable, "-c", KILLED, str(process.pid)], capture_output=True, text=True)
+    assert owner.returncode == -signal.SIGKILL
+    assert process.wait(10) == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(d) for d in owner.stdout.split()) and time.monotonic() < deadline:
+        time.sleep(0.01)  # a removed directory tells nobody
+    assert owner.stdout.split()
+    assert not any(os.path.exists(d) for d in owner.stdout.split())
+
+
 LEAVE = """
 import os, signal, sys
 from isolate.cgroups import Cgroup
 group = Cgroup(name="left").create()
+os.kill(group._guardian.pid, signal.SIGKILL)  # as when the OOM killer takes both
 pid = os.fork()
 if pid == 0:
     for fd in (1, 2): os.dup2(os.open("/dev/null", os.O_RDWR), fd)

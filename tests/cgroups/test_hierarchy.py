@@ -8,7 +8,7 @@ import pytest
 
 from isolate.cgroups.hierarchy import Mount, build, directory_of, discover, parse_membership, parse_mountinfo
 
-V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
+V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
     "33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
     "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
@@ -64,7 +64,8 @@ def test_a_mount_from_above_the_namespace_is_not_used() -> None:
 def test_hybrid() -> None:
     unified = "37 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
     members = "3:cpu,cpuacct:/a\n2:memory:/b\n1:name=systemd:/c\n0::/d\n"
-    host = build(TMPFS + V1 + unified, members, controllers_of={"/sys/fs/cgroup/unified/d/cgroup.controllers": "hugetlb\n"})
+    controllers = {"/sys/fs/cgroup/unified/d/cgroup.controllers": "hugetlb\n"}
+    host = build(TMPFS + V1 + unified, members, controllers_of=controllers)
     assert host.mode == "hybrid"
     homes = {c: h and (h.version, h.own) for c in ("cpu", "cpuacct", "memory", "hugetlb", "io") for h in [host.home(c)]}
     assert homes == {

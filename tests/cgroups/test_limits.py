@@ -17,7 +17,7 @@ from isolate.cgroups.settings import settings
 from isolate.cgroups.values import format_list, parse_list, size
 from isolate.errors import UnsupportedError
 
-_CONTROLLERS = frozenset("cpuset cpu io memory hugetlb pids rdma misc".split())
+_CONTROLLERS = frozenset({"cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc"})
 HOST2 = Host((Hierarchy(2, _CONTROLLERS, "/x", "/x", False),))
 HOST1 = Host(
     tuple(
@@ -33,8 +33,8 @@ def files(limits: Limits, host: Host) -> dict[str, tuple[bytes, bytes | None]]:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1", 1), ("4K", 4096), ("256M", 256 << 20), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("1mb", 1 << 20), (" 7 k ", 7168),
-     ("max", None), (123, 123), ("1T", 1 << 40)],
+    [("1", 1), ("4K", 4096), ("256M", 256 << 20), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("1mb", 1 << 20),
+     (" 7 k ", 7168), ("max", None), (123, 123), ("1T", 1 << 40)],
 )  # fmt: skip
 def test_sizes(text: int | str, value: int | None) -> None:
     assert size("x", text) == value

@@ -1,0 +1,71 @@
+"""A process that removes a group when its owner ends in any way, SIGKILL included.
+
+It is the launcher with a tape of its own: wait until the owner ends or lets go, then kill what is in the group and
+remove it. It is not in the group, and holds nothing of the owner's but a pidfd.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isolate.kernel import AT_FDCWD, O_CLOEXEC, O_WRONLY
+from isolate.plan import Buffer, Label, Phase, Plan, Register, RemoveTree, Step, Test, call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.launch import Session
+    from isolate.plan import Context, Op
+
+#: The launcher's descriptors for the socket to its owner and for the owner's pidfd (tape.h).
+_CONTROL, _OWNER = 3, 5
+_DEVNULL = -3
+
+
+@dataclass(frozen=True)
+class Guardian:
+    """The only part of the guardian's plan."""
+
+    directories: tuple[str, ...]
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """Wait; what fails then is meant to: no child is made, and the clean-up runs."""
+        watched = Buffer(struct.pack("<ihhihh", _CONTROL, select.POLLIN, 0, _OWNER, select.POLLIN, 0), "pollfds")
+        seen = Register("events")
+        wait = (call("ppoll", watched, 2, 0, 0, 8, out=seen), Test(seen, -1, error=errno.ECANCELED))
+        yield Step(Phase.CGROUP, "wait for the owner's end", wait)
+        for directory in self.directories:
+            path = os.fsencode(directory)
+            kill, end = Register("cgroup.kill"), Label()
+            gone = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
+            ops: list[Op] = [
+                call(
+                    "openat", AT_FDCWD, path + b"/cgroup.kill", O_WRONLY | O_CLOEXEC, 0,
+                    out=kill, errors=gone, policy="jump", label=end,
+                ),
+                call("write", kill, b"1", 1, errors=gone),
+                call("close", kill),
+                end,
+            ]  # fmt: skip
+            yield Step(Phase.CLEANUP, f"kill what is in {directory}", tuple(ops))
+        for directory in self.directories:
+            remove = RemoveTree(AT_FDCWD, os.fsencode(directory), errors=gone)
+            yield Step(Phase.CLEANUP, f"remove {directory}", (remove,))
+
+
+def watch(directories: list[str]) -> Session:
+    """Start a guardian for directories, which need not be there yet. Closing the session has them removed, too."""
+    from isolate.launch import Session
+    from isolate.tape import compile_plan, run_block
+
+    plan = Plan([Guardian(tuple(directories))], euid=os.geteuid(), egid=os.getegid())
+    tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
+    block = run_block(
+        [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=6, started=False, tty=False
+    )  # fmt: skip
+    return Session(tape, block, [_DEVNULL] * 3, ())
