@@ -123,7 +123,8 @@ class Scheduling(Reversible):
 
         policy = self.policy is not None or self.nice is not None
         oom = self.oom_score_adj is not None
-        return SchedulingChange(self, policy=policy, affinity=self.affinity is not None, io=self.ioprio is not None, oom=oom)
+        affinity, io = self.affinity is not None, self.ioprio is not None
+        return SchedulingChange(self, policy=policy, affinity=affinity, io=io, oom=oom)
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Each set in the payload and read back at once; ``oom_score_adj`` from the supervisor."""
@@ -223,8 +224,8 @@ def _oom_score_adj(value: int) -> Step:
         ops,
         path=b"/proc/<init>/oom_score_adj",
         hints={
-            errno.EACCES: "lowering oom_score_adj needs CAP_SYS_RESOURCE on the host; an ordinary user can raise it, but"
-            " only together with UserNamespace()",
+            errno.EACCES: "lowering oom_score_adj needs CAP_SYS_RESOURCE on the host; an ordinary user can raise it,"
+            " but only together with UserNamespace()",
             errno.EIO: "the kernel reports another value than was set",
         },
     )
