@@ -344,7 +344,7 @@ class Capabilities(Reversible):
         return None
 
     def here(self) -> Change:
-        """``with``: effective, inheritable and ambient on this thread; the rest, which has no way back, is left alone."""
+        """``with``: effective, inheritable and ambient on this thread; the rest has no way back and stays."""
         from isolate.here.capabilities import CapabilitiesChange
 
         if self.securebits is not None:
