@@ -119,9 +119,9 @@ def main() -> None:
                 "allowed, late (getrandom)": ("getrandom", 0, 0, 0),
                 "argument (personality)": ("personality", 0xFFFFFFFF, 0, 0),
                 "argument (clone, refused)": ("clone", 0x10010000, 0, 0),
-                # (CLONE_NEWUSER with CLONE_THREAD: the kernel refuses that with EINVAL where no filter does; a flag word that
-                # succeeds would fork a process at every round of the loop.)
-                "argument (socket, refused)": ("socket", 40, 0, 0),
+                # (CLONE_NEWUSER with CLONE_THREAD: the kernel refuses that with EINVAL where no filter does; flags that
+                # succeed would fork a process at every round of the loop.)
+                "argument (socket, refused)": ("socket", 40, -1, 0),  # no such type, where no filter refuses it
                 "refused (mount)": ("mount", 0, 0, 0),
             }
             words = [",".join([str(syscalls.number(n)), *map(str, a)]) for n, *a in calls.values()]

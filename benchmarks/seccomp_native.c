@@ -6,7 +6,7 @@
  *   attach <program> <times>          nanoseconds of prctl(NO_NEW_PRIVS) and seccomp() with a ready program
  *   calls <program|-> <times> <nr,a,b,c>...    nanoseconds a call, the least of nine rounds
  *
- * Rules: "<default> <arch>..." and then "<action> <number> [<arg> <op> <a> <b>]..." lines, in hex. Reading them is not timed.
+ * Rules: "<default> <arch>..." and then "<action> <name> [<arg> <op> <a> <b>]..." lines, hex. Reading them is not timed.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

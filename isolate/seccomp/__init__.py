@@ -9,8 +9,10 @@ print(policy.explain("connect"))
 from .actions import Action as Action
 from .bpf import ProgramTooLarge as ProgramTooLarge
 from .conditions import Condition as Condition
+from .conditions import any_of as any_of
 from .conditions import arg as arg
 from .conditions import arg32 as arg32
+from .conditions import every as every
 from .policy import Seccomp as Seccomp
 from .profiles import deny_user_namespaces as deny_user_namespaces
 from .rules import Rule as Rule

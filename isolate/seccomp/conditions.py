@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["All", "Any_", "Arg", "Compare", "Condition", "arg", "arg32"]
+__all__ = ["All", "Any_", "Arg", "Compare", "Condition", "any_of", "arg", "arg32", "every"]
 
 MASK64 = 0xFFFFFFFFFFFFFFFF
 MASK32 = 0xFFFFFFFF
@@ -33,10 +33,10 @@ class Condition:
     __slots__ = ()
 
     def __and__(self, other: object) -> Condition:
-        return All((self, other)) if isinstance(other, Condition) else NotImplemented
+        return every(self, other) if isinstance(other, Condition) else NotImplemented
 
     def __or__(self, other: object) -> Condition:
-        return Any_((self, other)) if isinstance(other, Condition) else NotImplemented
+        return any_of(self, other) if isinstance(other, Condition) else NotImplemented
 
     def __invert__(self) -> Condition:
         raise NotImplementedError
@@ -122,7 +122,7 @@ class All(Condition):
         object.__setattr__(self, "conditions", _flat(self.conditions, All))
 
     def __invert__(self) -> Condition:
-        return Any_(tuple(~c for c in self.conditions))
+        return any_of(*(~c for c in self.conditions))
 
     def holds(self, args: tuple[int, ...], *, wide: bool = True) -> bool:
         return all(c.holds(args, wide=wide) for c in self.conditions)
@@ -141,7 +141,7 @@ class Any_(Condition):
         object.__setattr__(self, "conditions", _flat(self.conditions, Any_))
 
     def __invert__(self) -> Condition:
-        return All(tuple(~c for c in self.conditions))
+        return every(*(~c for c in self.conditions))
 
     def holds(self, args: tuple[int, ...], *, wide: bool = True) -> bool:
         return any(c.holds(args, wide=wide) for c in self.conditions)
@@ -165,8 +165,7 @@ class Arg:
 
     def __and__(self, mask: object) -> Arg:
         if isinstance(mask, bool) or not isinstance(mask, int):
-            # `arg(0) & 7 == 1` is `arg(0) & (7 == 1)`: never what was meant.
-            raise TypeError(f"a mask is an int, not {mask!r}; write (arg({self._index}) & mask) == value in brackets")
+            raise TypeError(f"a mask is an int, not {mask!r}; write (arg({self._index}) & mask) == value")
         return Arg(self._index, self._mask & mask)
 
     def __eq__(self, value: object) -> Condition:  # type: ignore[override]
@@ -193,8 +192,7 @@ class Arg:
         """Equal to one of the values."""
         if not values:
             raise ValueError("impossible condition: among() of no values never holds")
-        found = [Compare(self._index, "==", _value(value), self._mask) for value in dict.fromkeys(values)]
-        return found[0] if len(found) == 1 else Any_(tuple(found))
+        return any_of(*(Compare(self._index, "==", _value(value), self._mask) for value in values))
 
     def __bool__(self) -> bool:
         raise TypeError("an argument has no truth value here; compare it")
@@ -217,6 +215,18 @@ def arg32(index: int) -> Arg:
     return Arg(index, MASK32)
 
 
+def every(*conditions: Condition) -> Condition:
+    """All of the conditions, as `&` joins them."""
+    found = dict.fromkeys(conditions)
+    return next(iter(found)) if len(found) == 1 else All(tuple(found))
+
+
+def any_of(*conditions: Condition) -> Condition:
+    """One of the conditions at least, as `|` joins them."""
+    found = dict.fromkeys(conditions)
+    return next(iter(found)) if len(found) == 1 else Any_(tuple(found))
+
+
 def _check_int(what: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{what} is an int, not {value!r}")
@@ -234,8 +244,8 @@ def _flat(conditions: tuple[Condition, ...], kind: type[All | Any_]) -> tuple[Co
             raise TypeError(f"not a condition: {condition!r}")
         for part in condition.conditions if isinstance(condition, kind) else (condition,):
             found[part] = None
-    if not found:
-        raise ValueError("a combination needs at least one condition")
+    if len(found) < 2:
+        raise ValueError("a combination needs two different conditions at least; use every() or any_of()")
     return tuple(found)
 
 

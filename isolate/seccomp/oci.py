@@ -14,7 +14,7 @@ from typing import Any
 from .. import syscalls
 from . import decide
 from .actions import Action
-from .conditions import MASK64, All, Any_, Compare, Condition
+from .conditions import MASK64, All, Any_, Compare, Condition, every
 from .policy import Seccomp
 from .rules import Rule
 
@@ -189,7 +189,7 @@ def _reached(rules: tuple[Rule, ...]) -> list[tuple[Action, Condition | None]]:
         parts = [~when for action, when in before if action != rule.action]
         if rule.when is not None:
             parts.insert(0, rule.when)
-        found.append((rule.action, None if not parts else parts[0] if len(parts) == 1 else All(tuple(parts))))
+        found.append((rule.action, every(*parts) if parts else None))
         if rule.when is None:
             break
         before.append((rule.action, rule.when))
@@ -217,7 +217,7 @@ def _entry_rules(action: Action, names: tuple[str, ...], arguments: list[Any], w
     indexes = [compare.index for compare in compares]
     if len(set(indexes)) != len(indexes):
         return [Rule(action, names, compare) for compare in compares]
-    return [Rule(action, names, compares[0] if len(compares) == 1 else All(tuple(compares)))]
+    return [Rule(action, names, every(*compares))]
 
 
 def _alternatives(when: Condition | None) -> list[list[Compare]]:

@@ -13,7 +13,7 @@ import pytest
 from isolate import syscalls
 from isolate.seccomp import Seccomp, allow, arg, arg32, deny, deny_user_namespaces, rule, simulate
 
-from .tools import boundary_values, build, mark, marked, probe
+from .tools import boundary_values, mark, marked, probe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,7 @@ def test_every_number_of_three_abis(name: str, probe_helper: Path, tmp_path: Pat
         for abi, bit in (("x86_64", 0), ("i386", 0), ("x32", syscalls.X32_BIT))
         for number in itertools.chain(range(700), (0x3FFFFFFE, 0x3FFFFFFF))
     ]
-    # uretprobe and uprobe pass every filter (Linux 6.14 and later) and raise SIGILL outside of the kernel's trampolines.
+    # uretprobe and uprobe pass every filter (Linux 6.14) and raise SIGILL outside of the kernel's trampolines.
     calls = [call for call in calls if call[0] == "i386" or call[1] & ~syscalls.X32_BIT not in (335, 336)]
     calls += [("x86_64", 0x80000000, ()), ("i386", 0x80000000, ())]
     results = probe(probe_helper, tmp_path, mark(policy), calls)
@@ -132,7 +132,8 @@ print(os.waitpid(plain, 0)[1] >> 8)
 
 
 @pytest.mark.parametrize(
-    ("action", "returncode"), [("kill", -31), ("kill_thread", -31), ("trap", -31), ("EXDEV", 18), ("allow", 100), ("log", 100)]
+    ("action", "returncode"),
+    [("kill", -31), ("kill_thread", -31), ("trap", -31), ("EXDEV", 18), ("allow", 100), ("log", 100)],
 )
 def test_actions(action: str, returncode: int) -> None:
     done = child(

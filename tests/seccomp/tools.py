@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,8 +13,10 @@ from isolate import syscalls
 from isolate.seccomp import bpf
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK64, All, Compare
-from isolate.seccomp.policy import Seccomp
-from isolate.seccomp.rules import Rule
+
+if TYPE_CHECKING:
+    from isolate.seccomp.policy import Seccomp
+    from isolate.seccomp.rules import Rule
 
 HERE = Path(__file__).parent
 OPS = {"!=": 1, "<": 2, "<=": 3, "==": 4, ">=": 5, ">": 6}
@@ -121,7 +124,8 @@ def probe(helper: Path, directory: Path, filter_: bytes, calls: list[tuple[str, 
     records = directory / "records"
     records.write_bytes(
         b"".join(
-            RECORD.pack(abi == "i386", nr & 0xFFFFFFFF, *(args + (0,) * (6 - len(args))), -9999) for abi, nr, args in calls
+            RECORD.pack(abi == "i386", nr & 0xFFFFFFFF, *(args + (0,) * (6 - len(args))), -9999)
+            for abi, nr, args in calls
         )
     )
     done = subprocess.run([str(helper), str(directory / "filter"), str(records)], timeout=60, capture_output=True)
