@@ -1,7 +1,7 @@
 """Parts in force on the calling thread: ``with part:``, ``part.enter()``, ``in_thread``.
 
-Each kernel subsystem has a module here: how its part is put in force on one thread, and taken back. All system calls are
-raw ones on the calling thread; libc's, which change every thread of the process, are never used.
+Each kernel subsystem has a module here: how its part is put in force on one thread, and taken back. All system calls
+are raw ones on the calling thread; libc's, which change every thread of the process, are never used.
 """
 
 from isolate.here.disposable import in_thread as in_thread

@@ -82,20 +82,20 @@ def leave(part: object) -> None:
     block = next((b for b in reversed(stack) if b.part is part and not b.left), None)
     if block is None:
         raise RestoreError(
-            f"{_name(part)} was not entered by this thread, so it cannot be left here: the thread that entered it is still"
-            f" inside. This thread is {_where()}"
+            f"{_name(part)} was not entered by this thread, so it cannot be left here: the thread that entered it is"
+            f" still inside. This thread is {_where()}"
         )
     if block.pid != os.getpid():
         raise RestoreError(
-            f"{_name(part)} was entered by process {block.pid}, of which this one is a fork: a child stays inside what its"
-            f" parent was in. This thread is {_where()}"
+            f"{_name(part)} was entered by process {block.pid}, of which this one is a fork: a child stays inside what"
+            f" its parent was in. This thread is {_where()}"
         )
     if block is not stack[-1]:
         block.left = True
         inner = ", ".join(_name(b.part) for b in stack[stack.index(block) + 1 :])
         raise RestoreError(
-            f"{_name(part)} was left before {inner}, entered after it: blocks end in reverse order. It is undone when those"
-            f" are left. This thread is {_where()}"
+            f"{_name(part)} was left before {inner}, entered after it: blocks end in reverse order. It is undone when"
+            f" those are left. This thread is {_where()}"
         )
     errors: list[RestoreError] = []
     while stack and (stack[-1] is block or stack[-1].left):
@@ -110,8 +110,8 @@ def leave(part: object) -> None:
         raise errors[0]
     if block.awaited:
         raise RestoreError(
-            f"inside of `with {_name(part)}` there was an await at which other tasks could run, and they ran inside too:"
-            " keep await out of the block, or use Sandbox(...).arun. It is undone now"
+            f"inside of `with {_name(part)}` there was an await at which other tasks could run, and they ran inside"
+            " too: keep await out of the block, or use Sandbox(...).arun. It is undone now"
         )
 
 

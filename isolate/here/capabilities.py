@@ -96,9 +96,9 @@ class CapabilitiesChange(Change):
             raise _refused(f"effective: {_names(effective & ~permitted)} is not in this thread's permitted set")
         if old & ~inheritable & ~permitted:
             lost = _names(old & ~inheritable & ~permitted)
-            raise _refused(f"inheritable: {lost}, once taken away, could not be given back: it is not permitted", "keep it")
+            raise _refused(f"inheritable: {lost}, once taken away, could not be given back: it is not permitted")
         if self._ambient & ~ambient and _ambient(PR_CAP_AMBIENT_RAISE, next(_bits(self._ambient))) < 0:
-            raise _refused("the ambient set could not be given back: securebits forbid to raise it (NO_CAP_AMBIENT_RAISE)")
+            raise _refused("the ambient set could not be given back: securebits (NO_CAP_AMBIENT_RAISE) forbid it")
         now = Sets()
         new = now.data
         new[0], new[3] = effective & 0xFFFFFFFF, effective >> 32
@@ -138,8 +138,8 @@ class CapabilitiesChange(Change):
         return f"effective {_names(now.mask(0))}; inheritable {_names(now.mask(2))}"
 
 
-def _refused(cause: str, remedy: str | None = None, *, error: int = errno.EPERM) -> SetupError:
+def _refused(cause: str, *, error: int = errno.EPERM) -> SetupError:
     return SetupError(
         error, "effective, inheritable and ambient capabilities of this thread", part="Capabilities", syscall="capset",
-        cause=cause, remedy=remedy,
+        cause=cause,
     )  # fmt: skip

@@ -33,7 +33,7 @@ class CredentialsChange(Change):
     Real and saved ids stay: they are the way back.
     """
 
-    __slots__ = ("_before", "_gid", "_groups", "_umask", "_uid")
+    __slots__ = ("_before", "_gid", "_groups", "_uid", "_umask")
 
     order = 60
 
@@ -77,10 +77,8 @@ class CredentialsChange(Change):
         if groups == self._before.groups:
             return
         result = _setgroups(groups)
-        if result == -errno.EPERM and not groups:
-            # As in a sandbox: where the user namespace denies setgroups to everybody, groups cannot be dropped.
-            if self._before.caps.mask(0) >> _CAP_SETGID & 1:
-                return
+        if result == -errno.EPERM and not groups and self._before.caps.mask(0) >> _CAP_SETGID & 1:
+            return  # as in a sandbox: where the user namespace denies setgroups to everybody, groups cannot be dropped
         if result < 0:
             raise _refused(
                 -result, "supplementary groups", "setgroups",

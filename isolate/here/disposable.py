@@ -21,7 +21,7 @@ def on_a_thread(function: Callable[[], T]) -> T:
     def body() -> None:
         try:
             results.append(function())
-        except BaseException as error:  # noqa: BLE001  (it is raised again where it was asked for)
+        except BaseException as error:
             raised.append(error)
 
     thread = threading.Thread(target=body, name="isolate-in-thread", daemon=True)

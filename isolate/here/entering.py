@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Change", "Enterable", "Irreversible", "Reversible"]
+__all__ = ["Change", "Enterable", "Irreversible", "Reversible", "ReversibleMount"]
 
 
 class Change:
@@ -89,6 +89,24 @@ class Reversible(Enterable):
         from isolate.here.blocks import leave
 
         leave(self)
+
+
+class ReversibleMount(Reversible):
+    """A single mount: what stands inside of a root, and by itself is a block on a path of the calling thread's."""
+
+    __slots__ = ()
+
+    def here(self) -> Change:
+        """The mount on its target, which must exist; gone after, also when it is in use (MNT_DETACH)."""
+        from isolate.here.mounts import MountChange
+
+        return MountChange(self)  # type: ignore[arg-type]
+
+    def enter(self) -> None:
+        """Mount it on its target, in the calling thread's mount namespace, to stay."""
+        change = self.here()
+        change.apply()
+        change.release()
 
 
 class Irreversible(Enterable):

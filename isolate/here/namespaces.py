@@ -65,7 +65,8 @@ class NamespaceChange(Change):
     def check(self) -> None:
         """The way back from a time namespace is barred for a process with threads."""
         if self._flag == CLONE_NEWTIME:
-            refuse_threads("with TimeNamespace", "the kernel lets only a process with one thread go back (setns(2), EUSERS)")
+            why = "the kernel lets only a process with one thread go back (setns(2), EUSERS)"
+            refuse_threads("with TimeNamespace", why)
 
     def apply(self) -> None:
         """Keep the old one, unshare or join, then what the part says of the new one."""
@@ -99,7 +100,8 @@ def _program(part: Part, flag: int) -> Program:
         path = f"/proc/thread-self/ns/{_FILES[flag]}".encode()
         keep = call("openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=old)
         rows: list[Row] = [(_step("keep the way back", keep), part)]
-        undo = [_step(f"join the old {_FILES[flag]} namespace", call("setns", old, Constant(flag, "flag")), needs=entered)]
+        back = call("setns", old, Constant(flag, f"CLONE_NEW{_FILES[flag].partition('_')[0].upper()}"))
+        undo = [_step(f"join the old {_FILES[flag]} namespace", back, needs=entered)]
         close = [_step("close the way back", call("close", old), needs=old)]
         if flag == CLONE_NEWNS:
             more, undo_more, close_more = _file_system(part, entered)

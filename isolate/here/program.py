@@ -11,7 +11,7 @@ from isolate.errors import SetupError, ThreadedError
 from isolate.kernel import CLONE_NEWTIME, CLONE_NEWUSER, NOTHING, PR_SET_KEEPCAPS
 from isolate.native import ffi, lib
 from isolate.plan import Call, Context, Phase, Plan, Register, Section, Step, Target, call, complete
-from isolate.tape import HEADER, compile_plan
+from isolate.tape import HEADER, OP, compile_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Program", "Running", "enter", "gather", "refuse_threads", "threads"]
 
 _APPLY, _UNDO, _CLOSE = Phase.SYSTEM, Phase.AFTER, Phase.CLEANUP
+_OUT = 9  # of an op's fields: the register of its result
+_OPENING = {
+    "fcntl", "fsmount", "fsopen", "landlock_create_ruleset", "memfd_create", "open_tree", "openat", "openat2",
+    "pidfd_open", "socket",
+}  # fmt: skip
 _CHECKSUM = 1  # of the header's 64-bit words
 _REGISTERS = 8  # of the header's fields, magic and checksum included
 _NOT_BY_US = (Phase.SYNC, Phase.SESSION, Phase.DESCRIPTORS, Phase.EXEC, Phase.PROGRAM)
@@ -32,13 +37,22 @@ class HereContext(Context):
 
     @property
     def privileged(self) -> bool:
-        """False: id maps are written from inside, where nobody has rights over the parent's ids (user_namespaces(7))."""
-        return False
+        """False with a user namespace: from inside nobody has rights over the parent's ids (user_namespaces(7))."""
+        return self.euid == 0 and not any(getattr(part, "kind", None) == "user" for part in self.parts)
 
     def descriptor(self, fd: int) -> Any:
         """The descriptor is this process's own."""
         super().descriptor(fd)
-        return int(fd)
+        return _Own(fd)
+
+
+class _Own(int):
+    """A descriptor of this process, where a launcher would have a slot."""
+
+    @property
+    def number(self) -> int:
+        """Itself."""
+        return int(self)
 
 
 Row: TypeAlias = "tuple[Step, Part]"
@@ -88,9 +102,11 @@ def gather(parts: Iterable[Any]) -> list[Row]:
 class Program:
     """Compiled steps: what puts in force, what takes back, what closes. Made once, run by any thread."""
 
-    __slots__ = ("registers", "skipped", "tape")
+    __slots__ = ("kept", "registers", "skipped", "tape")
 
-    def __init__(self, owner: Part, apply: Iterable[Row], undo: Iterable[Step] = (), close: Iterable[Step] = ()) -> None:
+    def __init__(
+        self, owner: Part, apply: Iterable[Row], undo: Iterable[Step] = (), close: Iterable[Step] = ()
+    ) -> None:
         # A register tells, in memory that no interruption can lose, that the section has run to its end.
         undone, closed = Register("undone"), Register("closed")
         first = tuple(call("close", -1, out=r, errors=(errno.EBADF,)) for r in (undone, closed))
@@ -102,6 +118,9 @@ class Program:
         self.tape: Tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
         self.registers: int = HEADER.unpack_from(self.tape.data)[_REGISTERS]
         self.skipped = (len(plan.steps) + 7) // 8
+        #: What stays open until the block ends.
+        closing = [op for step in close for op in step.ops if isinstance(op, Call)]
+        self.kept = {argument for op in closing for argument in op.args if isinstance(argument, Register)}
 
 
 _UNDONE, _CLOSED = 3, 4  # the first registers behind the engine's own
@@ -146,7 +165,23 @@ class Running:
             self._copy[_CHECKSUM] = lib.iso_tape_checksum(base, self._size)
         result = lib.iso_run_here(base, self._size, section, self._registers, self._failed, self._skipped)
         if result < 0:
+            if section is Section.INIT:
+                self._close_opened(int(self._failed[0]))
             raise _error(self._program.tape, int(self._failed[0]), int(-result))
+
+    def _close_opened(self, failed: int) -> None:
+        """A launcher that fails ends, and its descriptors with it; this process does not."""
+        opened: dict[Register, int] = {}  # to its number
+        for index, op in enumerate(self._program.tape.ops[:failed]):
+            if isinstance(op, Target) or (isinstance(op, Call) and op.name in _OPENING):
+                row = OP.unpack_from(self._program.tape.data, HEADER.size + index * OP.size)
+                if op.out is not None:
+                    opened[op.out] = row[_OUT]
+            elif isinstance(op, Call) and op.name == "close" and isinstance(op.args[0], Register):
+                opened.pop(op.args[0], None)
+        for register, number in opened.items():
+            if register not in self._program.kept and self._registers[number] >= 0:
+                os.close(self._registers[number])
 
 
 def _error(tape: Tape, index: int, error: int) -> SetupError:
@@ -159,7 +194,7 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
     remedy = None
     if error == errno.EPERM and (cause is None or "CAP_SYS_ADMIN" in cause):
         cause = cause or "it needs CAP_SYS_ADMIN in the user namespace that this thread is in"
-        remedy = "run as root, or enter a user namespace first: isolate.UserNamespace().enter(), before any thread starts"
+        remedy = "run as root, or enter a user namespace first, before any thread starts: UserNamespace().enter()"
     kind = errors.UnsupportedError if error == errno.ENOSYS else SetupError
     return kind(
         error, step.text, part=type(part).__name__, syscall=_syscall(op), cause=cause, remedy=remedy,

@@ -51,8 +51,8 @@ class RlimitsChange(Change):
             ceiling = _get(resource)[1]
             if hard is not None and hard != ceiling:
                 raise IrreversibleError(
-                    f"with Rlimits: {name} names the hard limit {hard}, this process has {ceiling}: a hard limit has no way"
-                    f" back. Give the soft limit alone, or use Sandbox(Rlimits(...)) or .enter()"
+                    f"with Rlimits: {name} names the hard limit {hard}, this process has {ceiling}: a hard limit has no"
+                    f" way back. Give the soft limit alone, or use Sandbox(Rlimits(...)) or .enter()"
                 )
             if soft > ceiling:
                 raise SetupError(
@@ -77,7 +77,8 @@ class RlimitsChange(Change):
             result = _set(resource, min(before, hard), hard)
             if result < 0 or before > hard:
                 error = -result if result < 0 else errno.EPERM
-                failed = OSError(error, f"{os.strerror(error)}: soft limit {name} {before} again (the hard one is {hard} now)")
+                why = f"soft limit {name} {before} again (the hard one is {hard} now)"
+                failed = OSError(error, f"{os.strerror(error)}: {why}")
         if failed is not None:
             raise failed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from isolate.here.entering import ReversibleMount
 from isolate.kernel import (
     AT_FDCWD,
     MOUNT_ATTR__ATIME,
@@ -76,7 +77,7 @@ def descriptor_of(value: object) -> int | None:
 
 
 @dataclass(frozen=True)
-class Bind:
+class Bind(ReversibleMount):
     """Show a file or directory of the host at ``target`` (where the host has it, unless given).
 
     ``source`` is an absolute path, looked up with the caller's rights when the sandbox starts, or a descriptor (which

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolate.errors import ConflictError
+from isolate.here.entering import ReversibleMount
 from isolate.kernel import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -80,7 +81,7 @@ HINTS = {
 
 
 @dataclass(frozen=True)
-class Overlay:
+class Overlay(ReversibleMount):
     """The directories ``lower``, the uppermost first, with what is written kept apart from them, at ``target``.
 
     ``upper`` and ``work`` are directories of the host, in one file system, where changes are kept; without them

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.errors import ConflictError
+from isolate.here.entering import Irreversible
 from isolate.kernel import AT_EMPTY_PATH, AT_FDCWD, MNT_DETACH, Constant
 from isolate.mounts.building import (
     EBUSY,
@@ -36,7 +37,7 @@ STACKED = 4
 
 
 @dataclass(frozen=True, init=False)
-class Root:
+class Root(Irreversible):
     """A root file system made of ``entries``, in their order; it brings a mount namespace of its own.
 
     If the first entry's target is ``/`` (a :class:`Bind`, :class:`Overlay` or :class:`Tmpfs`), it is the root.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
+from isolate.here.entering import ReversibleMount
 from isolate.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
 from isolate.mounts.building import EINVAL, ENODEV, EPERM, TARGET_HINTS, new_file_system
 from isolate.paths import StrOrBytesPath, inside, text
@@ -58,7 +59,7 @@ def default_inodes(size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Tmpfs:
+class Tmpfs(ReversibleMount):
     """An empty, writable file system in memory at ``target``, gone with the sandbox.
 
     ``size`` is its limit in bytes (``"64M"`` unless given; rounded up to pages), ``inodes`` that of files and
