@@ -178,7 +178,8 @@ class Sys:
             path=path,
             hints={**TARGET_HINTS, EPERM: _COVERED.format("sysfs")},
         )
-        covered = tuple(covers(building, fs, masked, SYSFS_MAGIC))
+        # On the host's own, some may be covered already: by another file system.
+        covered = tuple(covers(building, fs, masked, SYSFS_MAGIC if fresh else 0))
         words = f"cover in it {' '.join(masked)}" if covered else "nothing in it is covered"
         yield Step(Phase.ROOT, words, (*covered, call("close", fs)), path=path, hints=TARGET_HINTS)
 
