@@ -96,7 +96,7 @@ class Register:
     __slots__ = ("name",)
 
     def __init__(self, name: str = "fd") -> None:
-        self.name = name
+        self.name: str = name
 
 
 CHILD = Register("child")  #: the pid of init as the supervisor sees it
@@ -110,10 +110,10 @@ class Buffer:
     __slots__ = ("data", "name", "report")
 
     def __init__(self, data: int | bytes, name: str = "buffer", *, report: bool = False) -> None:
-        self.data = bytes(data)
-        self.name = name
+        self.data: bytes = bytes(data)
+        self.name: str = name
         #: Whether its contents travel back to Python at the end (``Process.report``).
-        self.report = report
+        self.report: bool = report
 
     def at(self, offset: int) -> Address:
         """The address of a byte of it."""
@@ -130,8 +130,8 @@ class Address:
         buffer: Buffer,
         offset: int,
     ) -> None:
-        self.buffer = buffer
-        self.offset = offset
+        self.buffer: Buffer = buffer
+        self.offset: int = offset
 
 
 class Load:
@@ -145,9 +145,9 @@ class Load:
         offset: int = 0,
         width: int = 8,
     ) -> None:
-        self.buffer = buffer
-        self.offset = offset
-        self.width = width
+        self.buffer: Buffer = buffer
+        self.offset: int = offset
+        self.width: int = width
 
 
 class Slot:
@@ -160,8 +160,8 @@ class Slot:
         number: int,
         fd: int,
     ) -> None:
-        self.number = number
-        self.fd = fd
+        self.number: int = number
+        self.fd: int = fd
 
 
 class _Special(enum.Enum):
@@ -205,14 +205,14 @@ class Call:
         expect: int | None = None,
         repeat: int = 1,
     ) -> None:
-        self.name = name
-        self.args = args
-        self.out = out
-        self.errors = errors
-        self.policy = policy
-        self.label = label
-        self.expect = expect
-        self.repeat = repeat
+        self.name: str = name
+        self.args: tuple[Argument, ...] = args
+        self.out: Register | None = out
+        self.errors: tuple[int, ...] = errors
+        self.policy: str = policy
+        self.label: Label | None = label
+        self.expect: int | None = expect
+        self.repeat: int = repeat
 
 
 def call(name: str, *args: Argument, out: Register | None = None, **keywords: object) -> Call:
@@ -232,10 +232,10 @@ class Store:
         value: Argument,
         width: int = 8,
     ) -> None:
-        self.buffer = buffer
-        self.offset = offset
-        self.value = value
-        self.width = width
+        self.buffer: Buffer = buffer
+        self.offset: int = offset
+        self.value: Argument = value
+        self.width: int = width
 
 
 class Test:
@@ -253,13 +253,13 @@ class Test:
         negate: bool = False,
         skip: bool = False,
     ) -> None:
-        self.value = value
-        self.wanted = wanted
-        self.mask = mask
-        self.error = error
-        self.label = label
-        self.negate = negate
-        self.skip = skip
+        self.value: Argument = value
+        self.wanted: Argument = wanted
+        self.mask: int = mask
+        self.error: int = error
+        self.label: Label | None = label
+        self.negate: bool = negate
+        self.skip: bool = skip
 
 
 class Target:
@@ -304,19 +304,19 @@ class Target:
         policy: str = "ignore",
         label: Label | None = None,
     ) -> None:
-        self.root = root
-        self.path = path
-        self.out = out
-        self.make = make
-        self.mode = mode
-        self.symlinks = symlinks
-        self.must_be_new = must_be_new
-        self.parent = parent
-        self.open = open
-        self.file_system = file_system
-        self.errors = errors
-        self.policy = policy
-        self.label = label
+        self.root: Argument = root
+        self.path: bytes = path
+        self.out: Register = out
+        self.make: str | None = make
+        self.mode: int = mode
+        self.symlinks: bool = symlinks
+        self.must_be_new: bool = must_be_new
+        self.parent: bool = parent
+        self.open: str = open
+        self.file_system: int = file_system
+        self.errors: tuple[int, ...] = errors
+        self.policy: str = policy
+        self.label: Label | None = label
 
 
 class RemoveTree:
@@ -331,10 +331,10 @@ class RemoveTree:
         errors: tuple[int, ...] = (),
         policy: str = "ignore",
     ) -> None:
-        self.directory = directory
-        self.name = name
-        self.errors = errors
-        self.policy = policy
+        self.directory: Argument = directory
+        self.name: Argument = name
+        self.errors: tuple[int, ...] = errors
+        self.policy: str = policy
 
 
 class RunHost:
@@ -347,8 +347,8 @@ class RunHost:
         path: bytes,
         args: tuple[bytes | Buffer, ...],
     ) -> None:
-        self.path = path
-        self.args = args
+        self.path: bytes = path
+        self.args: tuple[bytes | Buffer, ...] = args
 
 
 class Engine:
@@ -360,7 +360,7 @@ class Engine:
         self,
         name: str,
     ) -> None:
-        self.name = name
+        self.name: str = name
 
 
 Op: TypeAlias = "Call | Store | Test | Target | RemoveTree | RunHost | Engine | Label"
@@ -385,19 +385,19 @@ class Step:
         needs: Register | None = None,
         hints: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        self.phase = phase
-        self.text = text
-        self.ops = ops
+        self.phase: Phase = phase
+        self.text: str = text
+        self.ops: tuple[Op, ...] = ops
         #: Namespace flags for the clone of init (phase CLONE).
-        self.clone_flags = clone_flags
+        self.clone_flags: int = clone_flags
         #: The path that an error should name.
-        self.path = path
+        self.path: bytes | None = path
         #: A register with the descriptor of the cgroup to be born in (CLONE_INTO_CGROUP).
-        self.cgroup = cgroup
+        self.cgroup: Register | None = cgroup
         #: The step needs this register's descriptor; if the step that fills it was skipped, so is this one.
-        self.needs = needs
+        self.needs: Register | None = needs
         #: Hints for the diagnosis of an error: errno to cause and remedy.
-        self.hints = hints
+        self.hints: Mapping[int, str] = hints
 
 
 @runtime_checkable
@@ -428,9 +428,10 @@ class Context:
     """What a part may know and ask while it yields its steps."""
 
     def __init__(self, parts: Sequence[Part], *, euid: int, egid: int) -> None:
-        self.parts = tuple(parts)
+        self.parts: tuple[Part, ...] = tuple(parts)
         #: Effective ids of the caller.
-        self.euid, self.egid = euid, egid
+        self.euid: int = euid
+        self.egid: int = egid
         self._slots: list[int] = []
         self.shared: dict[object, object] = {}
 
@@ -467,8 +468,8 @@ class Plan:
     """Parts with what they bring, their steps in the kernel's order. Made without privileges; nothing runs."""
 
     def __init__(self, parts: Iterable[Part], *, euid: int, egid: int) -> None:
-        self.parts = complete(parts)
-        self.context = Context(self.parts, euid=euid, egid=egid)
+        self.parts: tuple[Part, ...] = complete(parts)
+        self.context: Context = Context(self.parts, euid=euid, egid=egid)
         rows: list[tuple[int, int, Step, Part]] = []
         # A fixed order among parts: steps of one phase stand in the same order however the user listed the parts.
         for index, part in enumerate(sorted(self.parts, key=_rank)):
