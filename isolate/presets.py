@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from isolate.cgroups import Limits
+    from isolate.mounts import Entry
     from isolate.plan import Part
 
 __all__ = ["NOBODY", "container", "untrusted"]
@@ -37,7 +38,7 @@ _CONFIGURATION = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/
 
 
 def untrusted(
-    *entries: object, limits: Limits | None = None, network: bool = False, extra: Iterable[Part] = ()
+    *entries: Entry, limits: Limits | None = None, network: bool = False, extra: Iterable[Part] = ()
 ) -> Sandbox:
     """A sandbox for a program that nobody vouches for.
 
@@ -50,7 +51,7 @@ def untrusted(
     processes and CPU of the whole (a cgroup): without, a program can use as much as an ordinary process.
     """
     host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
-    system: list[object] = []
+    system: list[Entry] = []
     for path in _SYSTEM:
         # What is a link on the host (/bin, on a merged /usr) is a link inside.
         if os.path.islink(path):
@@ -79,7 +80,7 @@ def untrusted(
 
 def container(
     root: str | os.PathLike[str],
-    *entries: object,
+    *entries: Entry,
     writable: bool = False,
     hostname: str = "container",
     extra: Iterable[Part] = (),

@@ -34,7 +34,7 @@ def _parse(text: str, what: str) -> int:
     if not (whole.isdecimal() and whole.isascii()) or (point and not (part.isdecimal() and part.isascii())):
         raise ValueError(f"{what} must look like '256M' (K, M, G, T, P: powers of 1024), not {text!r}")
     scaled = int(whole + part) << _UNITS[unit]
-    number, rest = divmod(scaled, 10 ** len(part))
+    number, rest = divmod(scaled, int(10 ** len(part)))
     if rest:
         raise ValueError(f"{what} is no whole number of bytes: {text!r}")
     return number

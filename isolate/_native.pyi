@@ -1,0 +1,6 @@
+"""What checkers may know of the compiled extension; `isolate.native` gives it types."""
+
+from typing import Any
+
+ffi: Any
+lib: Any
