@@ -90,12 +90,19 @@ def _why(result: Result[Any]) -> str:
 def _status(result: Result[Any]) -> int:
     if str(result.verdict) in ("TIMEOUT", "CPU_TIME"):
         return EXIT_TIME
+    if str(result.verdict) == "OUTPUT":
+        return 128 + 9  # also where it ended by itself before it could be killed
     return 128 - result.returncode if result.returncode < 0 else result.returncode
 
 
 def _explain(options: argparse.Namespace) -> int:
     box = sandbox(options)
-    print(box if options.code else box.explain().rstrip("\n"))
+    if options.code:
+        from isolate.cli.code import code
+
+        print(code(box))
+    else:
+        print(box.explain().rstrip("\n"))
     return 0
 
 

@@ -20,6 +20,8 @@ def _entries(options: argparse.Namespace) -> list[Any]:
 
     made: list[Any] = []
     for kind, values in getattr(options, "entries", None) or []:
+        if kind in ("ro_bind", "bind", "overlay"):
+            values = [os.path.abspath(values[0]), values[1]]  # the caller's files: from where the caller stands
         if kind == "ro_bind":
             made.append(mounts.Bind(*values))
         elif kind == "bind":
@@ -53,7 +55,7 @@ def sandbox(options: argparse.Namespace) -> Sandbox:
         from isolate import presets
 
         extra = [] if limits is None else [limits]
-        box = presets.container(options.root, *_entries(options), extra=extra)
+        box = presets.container(os.path.abspath(options.root), *_entries(options), extra=extra)
     elif options.preset == "untrusted":
         from isolate import presets
 

@@ -49,7 +49,7 @@ class _Entry(argparse.Action):
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        entries = list(namespace.entries or [])
+        entries = list(getattr(namespace, "entries", []))
         entries.append((self.dest, values if isinstance(values, list) else [values]))
         namespace.entries = entries
 

@@ -112,7 +112,7 @@ def source(path: bytes) -> Finding:
         )
     at = "" if missing == text else f" (already {missing} does not)"
     return Finding(
-        f"the source {text} does not exist on the host{at}", "make it, or name another; an optional one may say so"
+        f"the source {text} does not exist on the host{at}", "make it, or name another; Bind(..., optional=True) leaves out what is not there"
     )
 
 
