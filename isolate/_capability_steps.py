@@ -6,7 +6,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from isolate.capabilities import Cap, bits_words, mask
+from isolate.capabilities import Cap, SecureBits, bits_words, mask
 from isolate.kernel import (
     LINUX_CAPABILITY_VERSION_3,
     PR_CAP_AMBIENT,
@@ -21,12 +21,12 @@ from isolate.kernel import (
     PR_SET_SECUREBITS,
     Constant,
 )
-from isolate.plan import COUNTER, Buffer, Label, Load, Op, Phase, Step, Store, Test, call
+from isolate.plan import COUNTER, Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from isolate.capabilities import Capabilities, SecureBits
+    from isolate.capabilities import Capabilities
 
 _SETPCAP = 1 << Cap.SETPCAP
 
@@ -65,14 +65,21 @@ def steps(wanted: Capabilities, securebits: SecureBits | None) -> Iterator[Step]
     """The steps of :class:`~isolate.Capabilities`."""
     header = Buffer(struct.pack("<II", LINUX_CAPABILITY_VERSION_3, 0), "header")
     before = Buffer(24, "before")
+    locked, done = Label(), Label()
+    bits = Register("securebits")
     yield Step(
         Phase.BOUNDING,
         "keep capabilities over the change of ids, until they are set below",
         (
             *_all_effective(header, before),
             call("capset", header, before),
-            # EPERM: the caller has locked it. Then the change of uid takes all, and what is wanted fails below.
-            call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0, errors=(errno.EPERM,)),
+            call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0, errors=(errno.EPERM,), policy="jump", label=locked),
+            Test(1, 0, label=done),
+            # Only where the caller has locked it: then a change of uid takes all, and what is wanted fails below.
+            locked,
+            call("prctl", PR_GET_SECUREBITS, 0, 0, 0, 0, out=bits),
+            Test(bits, SecureBits.KEEP_CAPS_LOCKED, mask=SecureBits.KEEP_CAPS_LOCKED, error=errno.EPERM),
+            done,
         ),
     )
     yield _drop(wanted, before)

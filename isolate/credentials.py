@@ -89,7 +89,9 @@ class Credentials(Reversible):
 
         user = context.find(UserNamespace)
         uid_wanted, gid_wanted, deniable = self.uid, self.gid, True
-        if user is not None and not user.joined:
+        if user is None:
+            deniable = not context.privileged or _setgroups_denied()
+        elif not user.joined:
             # init is root where the map has root; the program is whom the namespace was asked for.
             uid_wanted = user.uid if uid_wanted is None else uid_wanted
             gid_wanted = user.gid if gid_wanted is None else gid_wanted
@@ -114,21 +116,23 @@ class Credentials(Reversible):
             Test(1, 0, label=done),
             denied,
         ]
-        if groups or not deniable:
+        if groups:
             # Nobody can be given a group where setgroups is denied.
             ops.append(Test(0, 1, error=errno.EPERM))
         else:
-            # With CAP_SETGID in hand, EPERM means that this user namespace denies setgroups to everybody: nothing can
-            # drop the groups. Without the capability, it is only fine if there are none.
-            bare = Label()
-            ops += [
-                call("capget", header, held),
-                Test(Load(held, 0, 4), 1 << _CAP_SETGID, mask=1 << _CAP_SETGID, label=bare),
-                Store(kept, 0, 1, 4),
-                Test(1, 0, label=done),
-                bare,
-                call("getgroups", 0, 0, expect=0),
-            ]
+            if deniable:
+                # With CAP_SETGID in hand, EPERM means that this user namespace denies setgroups to everybody: nothing
+                # can drop the groups.
+                bare = Label()
+                ops += [
+                    call("capget", header, held),
+                    Test(Load(held, 0, 4), 1 << _CAP_SETGID, mask=1 << _CAP_SETGID, label=bare),
+                    Store(kept, 0, 1, 4),
+                    Test(1, 0, label=done),
+                    bare,
+                ]
+            # Without the right to drop any it is only fine if there are none.
+            ops.append(call("getgroups", 0, 0, expect=0))
         return Step(
             Phase.CREDENTIALS,
             text,
@@ -189,3 +193,12 @@ class Credentials(Reversible):
                 errno.EINVAL: "more supplementary groups are left than were set",
             },
         )
+
+
+def _setgroups_denied() -> bool:
+    """Whether the caller itself is in a user namespace where nobody can change groups."""
+    try:
+        with open("/proc/self/setgroups", "rb") as file:
+            return file.read().strip() == b"deny"
+    except OSError:
+        return False
