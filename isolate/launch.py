@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate import native
+from isolate.here.blocks import children_get_another_pid_namespace
 from isolate.native import ffi, lib
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Session:
         self.owner = os.getpid()
         self.started = False
         self.end: Record | None = None
-        self.direct = _reaping.direct if direct is None else direct
+        # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
+        self.direct = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
         # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
         start = ffi.new("struct iso_start *")

@@ -49,6 +49,17 @@ class Block:
         self.awaited = True
 
 
+def children_get_another_pid_namespace() -> bool:
+    """Whether the first process that this thread starts will be PID 1, on whose life those after it depend."""
+    if "isolate.here.namespaces" not in sys.modules and "isolate.here.program" not in sys.modules:
+        return False  # nothing was ever entered
+    try:
+        own, theirs = (os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("pid", "pid_for_children"))
+    except FileNotFoundError:  # a new one without a process has no identity yet
+        return True
+    return own != theirs
+
+
 def depth() -> int:
     """How many blocks the calling thread is in."""
     return len(_here.stack)

@@ -13,8 +13,8 @@ __all__ = ["in_thread", "on_a_thread"]
 T = TypeVar("T")
 
 
-def on_a_thread(function: Callable[[], T]) -> T:
-    """Call a function on a new thread and wait; its result, or what it raised."""
+def on_a_thread(function: Callable[[], T], *, wait: bool = True) -> T:
+    """Call a function on a new thread and wait, with ``wait`` also over Control-C; its result, or what it raised."""
     results: list[T] = []
     raised: list[BaseException] = []
 
@@ -26,7 +26,11 @@ def on_a_thread(function: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=body, name="isolate-in-thread", daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    finally:
+        if wait:
+            thread.join()
     if raised:
         error = raised.pop()
         try:
@@ -57,4 +61,4 @@ def in_thread(function: Callable[[], T], *parts: object) -> T:
         enter(parts)
         return function()
 
-    return on_a_thread(body)
+    return on_a_thread(body, wait=False)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 from isolate.here.entering import Change
 from isolate.here.program import HereContext, Program, Running
+from isolate.here.namespaces import CLONE_FS
 from isolate.kernel import AT_FDCWD, MNT_DETACH, O_CLOEXEC, O_PATH
 from isolate.mounts.building import Building, move
-from isolate.plan import Buffer, Phase, Register, Step, Store, call
+from isolate.plan import Buffer, Call, Phase, Register, Step, Store, call
 
 if TYPE_CHECKING:
     from isolate.here.program import Row
@@ -40,8 +41,14 @@ class MountChange(Change):
 
     def apply(self) -> None:
         """Make it, attach it."""
-        self._running = Running(_program(self._entry))
-        self._running.apply()
+        program, moves = _program(self._entry)
+        self._running = Running(program)
+        if moves:
+            from isolate.here.disposable import on_a_thread
+
+            on_a_thread(self._running.apply)
+        else:
+            self._running.apply()
 
     def undo(self) -> None:
         """Detach it from the tree; what still uses it keeps it until it is done."""
@@ -59,11 +66,15 @@ class MountChange(Change):
         return f"{'something is' if os.path.ismount(place) else 'nothing is'} mounted on {os.fsdecode(place)}"
 
 
-def _program(entry: TreeEntry) -> Program:
+def _program(entry: TreeEntry) -> tuple[Program, bool]:
     part = cast("Part", entry)  # for the name in errors
     building = Building(HereContext((), euid=os.geteuid(), egid=os.getegid()))
     tree, steps = entry.tree(building)
     rows: list[Row] = [(step, part) for step in steps if step.phase in _SOURCES]
+    # Steps that change the working directory run on a thread with one of its own: this one's is all threads'.
+    moves = any(isinstance(op, Call) and op.name == "fchdir" for step, _ in rows for op in step.ops)
+    if moves:
+        rows.insert(0, (Step(Phase.SOURCES, "a working directory of its own", (call("unshare", CLONE_FS),)), part))
     place, moved = Register("place"), Register("moved")
     target = entry.place
     moving = move(tree, place)
@@ -96,4 +107,4 @@ def _program(entry: TreeEntry) -> Program:
         hints={errno.EINVAL: "it is not mounted any more, or this thread is in another mount namespace"},
     )
     close = Step(Phase.CLEANUP, "close the mount", (call("close", tree),), needs=tree)
-    return Program(part, rows, [undo], [close])
+    return Program(part, rows, [undo], [close]), moves
