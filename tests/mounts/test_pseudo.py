@@ -187,7 +187,7 @@ def test_more_devices_by_name(shell: Shell) -> None:
         ("mount --bind /dev/zero /dev/null", "is not that device"),
         (
             "touch $d/n; mount --bind /dev/null $d/n; mount -t tmpfs none /dev; touch /dev/null; mount --bind $d/n /dev/null",
-            "lacks one of them",
+            "/dev/zero does not exist",
         ),  # fmt: skip
     ],
 )

@@ -1,0 +1,255 @@
+"""Root: the old one is gone, the host's mounts stay as they are, and an entry of a user's own has all that ours have."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isolate import (
+    Bind,
+    ConflictError,
+    Dev,
+    Dir,
+    File,
+    MountNamespace,
+    PidNamespace,
+    Proc,
+    Root,
+    Sandbox,
+    SetupError,
+    Symlink,
+    Tmpfs,
+    UserNamespace,
+)
+from isolate.mounts import Building, Entry, TreeEntry
+from isolate.plan import Phase, Register, Step, Target, call
+
+from .conftest import SYSTEM, Shell, mount_table, mounts
+from .test_pseudo import nested
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def test_nothing_of_the_old_root_is_left(shell: Shell) -> None:
+    """Neither by path nor in the table of mounts."""
+    entries = (Tmpfs("/tmp"), Dev(), File("/etc/f", "x"))
+    table = mounts(shell, *entries)
+    outside = set(table) - {"/", "/usr", "/tmp", "/etc/f", "/bin", "/lib", "/lib64"}
+    assert all(name.startswith(("/dev", "/proc")) for name in outside), table
+    result = shell("ls /; ls /.. ; cd /; pwd; cd ../../..; pwd; ls /proc/1/root 2>&1", Proc(), *entries)
+    inside = {"bin", "dev", "etc", "lib", "lib64", "proc", "tmp", "usr"}
+    assert set(str(result.stdout).split()) - {"/", "ls:"} >= {"usr", "tmp"}
+    assert not set(str(shell("ls / /..", Proc(), *entries).stdout).split()) - inside - {"/:", "/..:"}
+
+
+def test_the_hosts_mounts_stay(parts: tuple[Any, ...]) -> None:
+    before = mount_table()
+    box = Sandbox(Root(*SYSTEM, Proc(), Dev(), Tmpfs("/tmp"), File("/f", "x"), Bind("/dev", "/d")), *parts)
+    with box.spawn(["/bin/sleep", "60"]):
+        assert mount_table() == before
+    assert mount_table() == before
+
+
+def test_the_root_is_small_and_read_only(shell: Shell) -> None:
+    assert "Read-only file system" in str(shell("mkdir /x").stderr)
+    assert shell("mkdir /x && echo text > /x/f && cat /x/f", read_only=False).stdout == "text\n"
+    full = shell("head -c 2M /usr/bin/bash > /f", read_only=False)
+    assert "No space left" in str(full.stderr)
+    assert shell("head -c 1500K /usr/bin/bash > /f || head -c 1500K /dev/zero > /f", read_only=False, size="8M").ok
+    assert str(shell("stat -c %a /", mode=0o711).stdout) == "711\n"
+
+
+def test_a_tree_as_the_root(parts: tuple[Any, ...], place: Path) -> None:
+    for name in ("usr", "tmp", "bin", "lib", "lib64"):
+        place.joinpath(name).mkdir()
+    binds = [Bind(f"/{name}") for name in ("usr", "bin", "lib", "lib64") if os.path.exists(f"/{name}")]
+
+    def run(script: str, **how: Any) -> Any:
+        box = Sandbox(Root(Bind(place, "/", **how), *binds, Tmpfs("/tmp")), *parts)
+        return box.run(["/bin/sh", "-c", script], text=True)
+
+    result = run("ls /; echo x > /new; echo y > /tmp/new")
+    assert str(result.stdout).split() == ["bin", "lib", "lib64", "tmp", "usr"]
+    assert str(result.stderr).count("Read-only file system") == 1
+    assert run("echo x > /new", read_only=False).ok
+    assert (place / "new").read_text() == "x\n"
+
+
+def test_a_target_missing_in_something_read_only(parts: tuple[Any, ...], place: Path) -> None:
+    """Read-only means that we do not write either."""
+    with pytest.raises(SetupError) as caught:
+        Sandbox(Root(Bind(place, "/"), Bind("/usr")), *parts).run(["/usr/bin/true"])
+    assert (caught.value.errno, caught.value.path) == (30, "/usr")
+    assert caught.value.cause
+    assert os.listdir(place) == []
+
+
+def test_an_optional_root(parts: tuple[Any, ...], place: Path) -> None:
+    """Left out or not, there is a root: without its source it fails."""
+    with pytest.raises(SetupError):
+        Sandbox(Root(Bind(place / "no", "/", optional=True), Tmpfs("/tmp")), *parts).run(["/bin/true"])
+
+
+@as_root
+def test_where_pivot_root_cannot_work(place: Path) -> None:
+    """In a plain chroot, as on an initramfs, roots cannot be swapped: then the new one covers the old, and it is told."""
+    code = (
+        "import isolate, os\n"
+        "b = isolate.Sandbox(isolate.Root(isolate.Bind('/usr'), isolate.Bind('/lib64'), isolate.Bind('/lib')))\n"
+        "b.run(['/usr/bin/true'])\n"  # what Python loads late, it loads now
+        "os.chroot(%r)\n"
+        "r = b.run(['/usr/bin/ls', '/'], text=True); print(r.stdout.split(), r.applied['Root'])\n"
+    )
+    setup = (
+        f"for d in usr lib lib64 proc dev; do mkdir {place}/$d; mount --rbind /$d {place}/$d; done; touch {place}/old"
+    )
+    swapped = nested("true", code % "/")
+    assert swapped.stdout == "['lib', 'lib64', 'usr'] True\n", swapped.stderr
+    covered = nested(setup, code % str(place))
+    assert covered.stdout == "['lib', 'lib64', 'usr'] False\n", covered.stderr
+
+
+def test_something_stacked_on_the_hosts_root() -> None:
+    """umount2 takes what lies on top: the old root must go too, not only what the host had put on it."""
+    code = (
+        "import os\nw = [] if os.geteuid() == 0 and not os.environ.get('U') else [UserNamespace()]\n"
+        "b = Sandbox(Root(Bind('/usr'), Bind('/lib64'), Bind('/lib'), Proc()), *w)\n"
+        "print(*[l.split()[4] for l in b.run(['/usr/bin/cat', '/proc/self/mountinfo'], text=True).stdout.splitlines()])"
+    )
+    plain = nested("true", code)
+    stacked = nested("mount -t tmpfs none /; mount -t tmpfs none /", code)
+    assert plain.returncode == stacked.returncode == 0, stacked.stderr
+    assert sorted(plain.stdout.split()) == sorted(stacked.stdout.split())
+    assert "/sys" not in stacked.stdout.split()
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Root(Bind), TypeError, r"did you mean Bind\(...\)\?"),
+        (lambda: Root("/usr"), TypeError, "not an entry"),  # type: ignore[arg-type]
+        (lambda: Root(PidNamespace()), TypeError, "not an entry"),  # type: ignore[arg-type]
+        (lambda: Root(Tmpfs("/tmp"), Bind("/usr", "/")), ConflictError, "only the first"),
+        (lambda: Root(File("/", b"")), ConflictError, "only the first"),
+        (lambda: Root(Proc("/")), ConflictError, "only the first"),
+        (lambda: Root(size=0), ValueError, "size"),
+        (lambda: Root(inodes=1), ValueError, "inodes"),
+        (lambda: Root(mode=-1), ValueError, "mode"),
+        (lambda: Sandbox(Root(), Root(Tmpfs("/t"))), ConflictError, "two parts say Root"),
+    ],
+)
+def test_refused(make: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_is_a_value() -> None:
+    assert Root(Bind("/usr"), Tmpfs("/tmp")) == Root(Bind("/usr"), Tmpfs("/tmp"))
+    assert Root(Bind("/usr"), Tmpfs("/tmp")) != Root(Tmpfs("/tmp"), Bind("/usr"))
+    assert len({Root(), Root(), Root(size="2M")}) == 2
+    assert repr(Root(Dir("/d"))) == "Root(Dir(target=b'/d', mode=493))"
+
+
+def test_brings_a_mount_namespace_unless_there_is_one() -> None:
+    ours = MountNamespace(propagation="slave")
+    box = Sandbox(Root(Tmpfs("/tmp")), ours, UserNamespace())
+    assert "slave propagation" in box.explain()
+    assert "private propagation" in Sandbox(Root(Tmpfs("/tmp")), UserNamespace()).explain()
+
+
+# ---- explain ----------------------------------------------------------------------------------------------------------
+
+
+def test_explain_needs_nothing(place: Path) -> None:
+    """No privileges, and not even the files."""
+    code = (
+        "from isolate import *\n"
+        "print(Sandbox(Root(Overlay('/', lower=['/no/such']), Bind('/nor/this'), Tmpfs('/t', size='8K'), Proc(), Sys(), Dev(),"
+        " Mqueue('/q'), File('/f', b'data'), Dir('/d'), Symlink('a', '/l'), Mask('/m'), ReadOnly('/r'))).explain())"
+    )
+    keywords: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/", **keywords
+    )
+    assert done.returncode == 0, done.stderr
+    for words in (
+        'open_tree(AT_FDCWD, "/nor/this", OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_RECURSIVE) = <tree>',
+        "MOUNT_ATTR_RDONLY|MOUNT_ATTR_NOSUID|MOUNT_ATTR_NODEV",
+        'fsconfig(<tmpfs>, FSCONFIG_SET_STRING, "size", "8192", 0)',
+        "pivot_root",
+        "umount2",
+        "procfs on /proc",
+        "cover /m",
+        "RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS|RESOLVE_NO_SYMLINKS",
+    ):
+        assert words in done.stdout, words
+    sources = done.stdout.index("/nor/this")
+    assert sources < done.stdout.index("pivot_root") < done.stdout.index("execve")
+
+
+# ---- an entry of one's own --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """A user's own entry: a file of its own, a directory beside it, by the public means alone."""
+
+    names: tuple[str, ...]
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        yield from File("/etc/hosts", "".join(f"127.0.0.1 {name}\n" for name in self.names)).steps_in(building)
+        fd = Register("directory")
+        yield Step(
+            Phase.ROOT,
+            "a directory of mine",
+            (
+                Target(building.root, b"/mine", fd, make="dir"),
+                call("mkdirat", fd, b"inner", 0o700),
+                call("close", fd),
+            ),
+            path=b"/mine",
+        )
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A user's own mount, which can also be the root."""
+
+    target: str
+
+    @property
+    def place(self) -> bytes:
+        return self.target.encode()
+
+    def tree(self, building: Building) -> tuple[Register, list[Step]]:
+        register, steps = Tmpfs("/", mode=0o700).tree(building)
+        return register, list(steps)
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        register, steps = self.tree(building)
+        yield from steps
+        yield Step(Phase.ROOT, "mine", (*building.attach(register, self.place), call("close", register)))
+
+
+def test_entries_of_ones_own(shell: Shell, parts: tuple[Any, ...]) -> None:
+    assert isinstance(Hosts(()), Entry)
+    assert isinstance(Fresh("/"), TreeEntry)
+    result = shell("cat /etc/hosts; ls /mine; stat -c %a /fresh", Hosts(("a", "b")), Fresh("/fresh"))
+    assert result.stdout == "127.0.0.1 a\n127.0.0.1 b\ninner\n700\n", result.stderr
+    box = Sandbox(Root(Fresh("/"), *SYSTEM), *parts)
+    assert box.run(["/bin/sh", "-c", "echo x > /y && stat -c %a /"], text=True).stdout == "700\n"
+
+
+def test_symlinks_made_earlier_are_followed_inside(shell: Shell) -> None:
+    """/bin is a link to usr/bin: what is mounted on /bin/x lands in usr/bin."""
+    assert shell("cat /real/f", Dir("/real"), Symlink("real", "/link"), File("/link/f", "text")).stdout == "text"
