@@ -45,6 +45,11 @@ OPTIONS = {
     "PR_SET_KEEPCAPS": 8, "PR_CAPBSET_READ": 23, "PR_CAPBSET_DROP": 24, "PR_GET_SECUREBITS": 27,
     "PR_SET_SECUREBITS": 28, "PR_SET_NO_NEW_PRIVS": 38, "PR_GET_NO_NEW_PRIVS": 39, "PR_CAP_AMBIENT": 47,
 }  # fmt: skip
+PARTS = {
+    "Capabilities", "Credentials", "Landlock", "NoNewPrivs", "Rlimits", "Scheduling", "SessionKeyring", "UserNamespace",
+}  # fmt: skip
+
+
 def inside(kind: str, *filters: Seccomp) -> str:
     """What the inner sandbox has, started from within an outer one that takes nothing but the calls named."""
     mine = tuple(Capabilities.of().permitted)
