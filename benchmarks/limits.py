@@ -1,0 +1,139 @@
+"""What Limits adds to a spawn, beside crun and runc with the same limits. `python benchmarks/limits.py [--rounds 200]`
+
+An empty program is run to its end in new pid, mount, ipc and uts namespaces, with and without limits on memory, pids and
+cpu, in turns; in a burst, and 20 ms apart (where the processor has gone to sleep in between). Needs root and a cgroup
+hierarchy; crun and runc are measured where they are installed. Times are milliseconds, from the call to the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import isolate
+from isolate.cgroups.hierarchy import discover
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIMITS = isolate.Limits(memory="256M", pids=64, cpu=1.0)
+
+
+def program(directory: Path) -> Path:
+    """A static program that does nothing."""
+    source = directory / "true.c"
+    source.write_text("int main(void) { return 0; }\n")
+    target = directory / "rootfs" / "bin" / "true"
+    target.parent.mkdir(parents=True)
+    (directory / "rootfs" / "proc").mkdir()
+    subprocess.run(["cc", "-static", "-O2", "-o", target, source], check=True)
+    return target
+
+
+def box(*parts: isolate.Part) -> isolate.Sandbox:
+    """The sandbox that is measured."""
+    return isolate.Sandbox(
+        isolate.PidNamespace(), isolate.MountNamespace(), isolate.IpcNamespace(), isolate.UtsNamespace(), *parts
+    )  # fmt: skip
+
+
+def bundle(directory: Path, runtime: str, *, limited: bool) -> Path:
+    """An OCI bundle for the same."""
+    place = directory / f"{runtime}-{limited}"
+    place.mkdir()
+    subprocess.run([runtime, "spec"], cwd=place, check=True)
+    path = place / "config.json"
+    spec: dict[str, Any] = json.loads(path.read_text())
+    spec["process"].update(args=["/bin/true"], terminal=False)
+    spec["root"] = {"path": str(directory / "rootfs"), "readonly": True}
+    spec["mounts"] = [{"destination": "/proc", "type": "proc", "source": "proc"}]
+    spec["linux"]["namespaces"] = [{"type": t} for t in ("pid", "mount", "ipc", "uts")]
+    spec["linux"].pop("resources", None)
+    spec["linux"]["maskedPaths"] = spec["linux"]["readonlyPaths"] = []
+    if limited:
+        spec["linux"]["resources"] = {
+            "memory": {"limit": 256 << 20, "swap": 256 << 20},
+            "pids": {"limit": 64},
+            "cpu": {"quota": 100_000, "period": 100_000},
+        }
+    path.write_text(json.dumps(spec))
+    return place
+
+
+def runs(directory: Path) -> dict[str, Callable[[], object]]:
+    """What is measured, by name."""
+    target = str(program(directory))
+    plain, counted, limited = box(), box(isolate.Limits()), box(LIMITS)
+    rows: dict[str, Callable[[], object]] = {
+        "isolate": lambda: plain.run([target], check=True),
+        "isolate, accounting": lambda: counted.run([target], check=True),
+        "isolate, limits": lambda: limited.run([target], check=True),
+    }
+    for runtime in ("crun", "runc"):
+        if shutil.which(runtime) is None:
+            continue
+        for held in (False, True):
+            place = bundle(directory, runtime, limited=held)
+            command = [runtime, "run", "--bundle", str(place), f"isolate-benchmark-{os.getpid()}"]
+            name = f"{runtime}, limits" if held else runtime
+            rows[name] = lambda c=command: subprocess.run(c, check=True, capture_output=True)  # type: ignore[misc]
+    return rows
+
+
+def measure(rows: dict[str, Callable[[], object]], rounds: int, pause: float) -> dict[str, list[float]]:
+    """Times of each row, in turns, so that whatever else the machine does hits all alike.
+
+    Each round has an order of its own: what one leaves for the kernel to clean up falls on whoever comes next.
+    """
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    order = list(rows.items())
+    shuffle = random.Random(1).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name, run in order:
+            if pause:
+                time.sleep(pause)
+            start = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    arguments = parser.parse_args()
+    host = f"Linux {os.uname().release}, cgroups {discover().mode}, {os.cpu_count()} processors"
+    print(f"{host}, {arguments.rounds} rounds")
+    with tempfile.TemporaryDirectory() as name:
+        rows = runs(Path(name))
+        for usable in list(rows):
+            try:
+                rows[usable]()
+            except (subprocess.CalledProcessError, OSError, isolate.IsolateError) as error:
+                text = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip() or str(error)
+                print(f"{usable}: does not run here: {text.splitlines()[-1]}")
+                del rows[usable]
+        for label, pause in (("in a burst", 0.0), ("20 ms apart", 0.02)):
+            times = measure(rows, arguments.rounds, pause)
+            print(f"\n{label:24} {'median':>8} {'least':>8} {'p10':>8} {'p90':>8} {'added':>8}")
+            for row, values in times.items():
+                tenths = statistics.quantiles(values, n=10)
+                base = statistics.median(times.get(row.partition(",")[0], values))
+                ratio = statistics.median(values) / base
+                print(
+                    f"{row:24} {statistics.median(values):8.3f} {min(values):8.3f} {tenths[0]:8.3f} {tenths[8]:8.3f} {ratio:7.2f}x"
+                )
+
+
+if __name__ == "__main__":
+    main()
