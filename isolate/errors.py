@@ -46,7 +46,7 @@ class SetupError(IsolateError, OSError):
         cause: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        super().__init__(errno, os.strerror(errno), path)
+        super().__init__(errno, os.strerror(errno), *(() if path is None else (path,)))
         self.step = step
         self.part = part
         self.syscall = syscall
@@ -66,12 +66,11 @@ class SetupError(IsolateError, OSError):
         return text
 
     def __reduce__(self) -> tuple[object, ...]:
-        state = {k: v for k, v in self.__dict__.items() if k != "__notes__"}
-        return _rebuild, (type(self), self.errno, self.step, state)
+        return _rebuild, (type(self), self.errno, self.step, self.path, self.__dict__)
 
 
-def _rebuild(kind: type[SetupError], errno: int, step: str, state: dict[str, object]) -> SetupError:
-    error = kind(errno, step)
+def _rebuild(kind: type[SetupError], errno: int, step: str, path: str | None, state: dict[str, object]) -> SetupError:
+    error = kind(errno, step, path=path)
     error.__dict__.update(state)
     return error
 
