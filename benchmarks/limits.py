@@ -1,7 +1,7 @@
 """What Limits adds to a spawn, beside crun and runc with the same limits. `python benchmarks/limits.py [--rounds 200]`
 
-An empty program is run to its end in new pid, mount, ipc and uts namespaces, with and without limits on memory, pids and
-cpu, in turns; in a burst, and 20 ms apart (where the processor has gone to sleep in between). Needs root and a cgroup
+An empty program is run to its end in new pid, mount, ipc and uts namespaces, with and without limits on memory, pids
+and cpu, in turns; in a burst, and 20 ms apart (where the processor has gone to sleep in between). Needs root and a cgroup
 hierarchy; crun and runc are measured where they are installed. Times are milliseconds, from the call to the result.
 """
 
@@ -128,11 +128,9 @@ def main() -> None:
             print(f"\n{label:24} {'median':>8} {'least':>8} {'p10':>8} {'p90':>8} {'added':>8}")
             for row, values in times.items():
                 tenths = statistics.quantiles(values, n=10)
-                base = statistics.median(times.get(row.partition(",")[0], values))
-                ratio = statistics.median(values) / base
-                print(
-                    f"{row:24} {statistics.median(values):8.3f} {min(values):8.3f} {tenths[0]:8.3f} {tenths[8]:8.3f} {ratio:7.2f}x"
-                )
+                middle, base = statistics.median(values), statistics.median(times.get(row.partition(",")[0], values))
+                spread = f"{min(values):8.3f} {tenths[0]:8.3f} {tenths[8]:8.3f}"
+                print(f"{row:24} {middle:8.3f} {spread} {middle / base:7.2f}x")
 
 
 if __name__ == "__main__":
