@@ -1,8 +1,8 @@
 """What Limits adds to a spawn, beside crun and runc with the same limits. `python benchmarks/limits.py [--rounds 200]`
 
 An empty program is run to its end in new pid, mount, ipc and uts namespaces, with and without limits on memory, pids
-and cpu, in turns; in a burst, and 20 ms apart (where the processor has gone to sleep in between). Needs root and a cgroup
-hierarchy; crun and runc are measured where they are installed. Times are milliseconds, from the call to the result.
+and cpu, in turns; in a burst, and 20 ms apart (where the processor has gone to sleep in between). Needs root and a
+cgroup hierarchy; crun and runc are measured where they are installed. Times are milliseconds, from the call to the result.
 """
 
 from __future__ import annotations
