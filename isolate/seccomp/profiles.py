@@ -47,7 +47,7 @@ def default() -> Seccomp:
     keyrings, bpf, perf, swap, quota, raw I/O, other namespaces, memory policies, …), and besides:
 
     - new namespaces of every kind by `clone` and `unshare`, user namespaces among them; `clone3` answers ENOSYS;
-    - io_uring, userfaultfd, memfd_secret, modify_ldt, vmsplice, fanotify, chroot;
+    - io_uring (ENOSYS), userfaultfd, memfd_secret, modify_ldt, vmsplice, fanotify, chroot;
     - sockets but of the families unix, inet, inet6 and netlink's route protocol (EAFNOSUPPORT), so neither AF_ALG,
       AF_VSOCK and AF_PACKET nor what comes next; pairs of sockets but of the family unix;
     - ioctls that type into a terminal or change its line discipline: TIOCSTI, TIOCLINUX, TIOCSETD;
@@ -86,7 +86,7 @@ def default() -> Seccomp:
         ),
         allow("personality", when=arg(0).among(*PERSONALITIES)),
         deny("clone", when=(arg(0) & CLONE_NAMESPACES) != 0),
-        deny("ioctl", errno="ENOTTY", when=arg32(1).among(TIOCSTI, TIOCLINUX, TIOCSETD)),
+        deny("ioctl", when=arg32(1).among(TIOCSTI, TIOCLINUX, TIOCSETD)),
         deny("socket", "socketpair", errno="EAFNOSUPPORT"),
         allow("socket", when=(arg32(0) == AF_INET) & ((arg(1) & SOCK_TYPE_MASK) != SOCK_PACKET)),
         allow("socket", when=arg32(0).among(AF_UNIX, AF_INET6)),
@@ -121,6 +121,8 @@ def strict(otherwise: Action | str = "EPERM") -> Seccomp:
             "statx", "sysinfo", "tgkill", "time", "times", "ugetrlimit", "umask", "uname", "uprobe", "uretprobe",
             "write", "writev",
         ),
+        # Whatever policy follows, libc's look for a name service must fail and not kill.
+        deny("socket", "socketpair", errno="EAFNOSUPPORT"),
         allow("open", when=(arg32(1) & (O_WRITING | O_TMPFILE)) == 0),
         allow("openat", when=(arg32(2) & (O_WRITING | O_TMPFILE)) == 0),
         # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC
