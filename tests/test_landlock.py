@@ -17,14 +17,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolate import (
+    Bind,
     Capabilities,
     ConflictError,
     Credentials,
     Landlock,
     NoNewPrivs,
     PidNamespace,
+    Root,
     Sandbox,
     SetupError,
+    Symlink,
+    Tmpfs,
     UnsupportedError,
     UserNamespace,
 )
@@ -62,7 +66,7 @@ def python(code: str, *parts: object, stdin: str = "") -> str:
     body = "".join(f"    {line}\n" for line in code.splitlines())
     wrapped = f"import os, socket, fcntl, signal, subprocess, sys\ntry:\n{body}"
     wrapped += "except OSError as error:\n    print(type(error).__name__, error.errno)\nelse:\n    print('done')\n"
-    result = Sandbox(*parts).run([sys.executable, "-c", wrapped], text=True, input=stdin)  # type: ignore[arg-type]
+    result = Sandbox(*parts).run([sys.executable, "-ISc", wrapped], text=True, input=stdin)  # type: ignore[arg-type]
     assert result.returncode == 0, result.stderr
     return str(result.stdout.strip())
 
@@ -304,7 +308,7 @@ def test_a_path_is_opened_once(public: Path) -> None:
     )
     body = "".join(f"    {line}\n" for line in code.splitlines())
     wrapped = f"import sys\ntry:\n{body}except OSError as error:\n    print(error.errno)"
-    with Sandbox(part).spawn([sys.executable, "-c", wrapped], stdin=-1, stdout=-1) as process:
+    with Sandbox(part).spawn([sys.executable, "-ISc", wrapped], stdin=-1, stdout=-1) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -314,6 +318,21 @@ def test_a_path_is_opened_once(public: Path) -> None:
         process.stdin.close()
         assert process.stdout.read() == b"first\n13\n"
         assert process.wait() == 0
+
+
+@needs_abi(5)
+def test_paths_are_those_of_the_new_root(public: Path) -> None:
+    """``/data`` is a file of the sandbox's root; on the host it is another, or none."""
+    furnish(public)
+    root = Root(
+        Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), Symlink("usr/lib64", "/lib64"),
+        Bind(str(public), "/data", read_only=False), Tmpfs("/tmp"),
+    )  # fmt: skip
+    look = ["sh", "-c", "cat /data/file; mkdir /data/new && echo made; mkdir /tmp/new && echo made"]
+    for rules, expected in (({}, ""), ({"read": ["/data"]}, "text"), ({"write": ["/data"]}, "textmade\n")):
+        box = Sandbox(UserNamespace(), root, Landlock(execute=["/usr"], **rules))  # type: ignore[arg-type]
+        assert box.run(look, text=True).stdout == expected
+    assert Sandbox(UserNamespace(), root).run(["mkdir", "/tmp/new"]).returncode == 0
 
 
 @needs_landlock
