@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING, cast
 
 from isolate.here.entering import Change
-from isolate.here.program import HereContext, Program, Running
 from isolate.here.namespaces import CLONE_FS
+from isolate.here.program import HereContext, Program, Running
 from isolate.kernel import AT_FDCWD, MNT_DETACH, O_CLOEXEC, O_PATH
 from isolate.mounts.building import Building, move
 from isolate.plan import Buffer, Call, Phase, Register, Step, Store, call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -99,17 +100,22 @@ def _program(part: Part, flag: int) -> Program:
         old, entered = Register("old"), Register("entered")
         path = f"/proc/thread-self/ns/{_FILES[flag]}".encode()
         keep = call("openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=old)
-        rows: list[Row] = [(_step("keep the way back", keep), part)]
         back = call("setns", old, Constant(flag, f"CLONE_NEW{_FILES[flag].partition('_')[0].upper()}"))
+        rows: list[Row] = [(_step("keep the way back", keep), part)]
+        # From inside of a user namespace there may be a way out and none back: tried by joining what it is in.
+        no_way = {errno.EPERM: "going back needs CAP_SYS_ADMIN in the user namespace that owns the present one"}
+        trial = Step(Phase.SYSTEM, "see that there is a way back", (back,), hints=no_way)
         undo = [_step(f"join the old {_FILES[flag]} namespace", back, needs=entered)]
         close = [_step("close the way back", call("close", old), needs=old)]
         if flag == CLONE_NEWNS:
             more, undo_more, close_more = _file_system(part, entered)
             rows += more
+            trial = Step(trial.phase, trial.text, (back, *undo_more[0].ops, *undo_more[1].ops), hints=no_way)
             # A thread that was started inside shares this one's file system attributes: then setns would be refused.
             apart = _step("file system attributes of this thread's own", call("unshare", CLONE_FS), needs=entered)
             undo = [apart, *undo, *undo_more]
             close += close_more
+        rows.append((trial, part))
         rows += [(_noting(step, entered), owner) for step, owner in gather((part,))]
         found = Program(part, rows, undo, close)
         if len(_programs) > 256:

@@ -196,7 +196,11 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
     remedy = None
     if error == errno.EPERM and (cause is None or "CAP_SYS_ADMIN" in cause):
         cause = cause or "it needs CAP_SYS_ADMIN in the user namespace that this thread is in"
-        remedy = "run as root, or enter a user namespace first, before any thread starts: UserNamespace().enter()"
+        name = type(part).__name__ if type(part).__name__.endswith("Namespace") else "MountNamespace"
+        remedy = f"run as root, or first enter both for good: UserNamespace().enter(), then {name}().enter()"
+    if error == errno.EACCES and cause is None and type(part).__name__ == "UserNamespace":
+        cause = "this process is not dumpable, so its files in /proc are root's: it changed its ids since exec"
+        remedy = "enter it before, or in a program that is executed with these ids"
     kind = errors.UnsupportedError if error == errno.ENOSYS else SetupError
     return kind(
         error, step.text, part=type(part).__name__, syscall=_syscall(op), cause=cause, remedy=remedy,

@@ -16,6 +16,8 @@ import pytest
 
 import isolate
 
+from ..ordinary import as_ordinary_user
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -27,6 +29,16 @@ KINDS = ("net", "uts", "ipc", "cgroup", "mnt", "pid", "pid_for_children", "time"
 def namespaces() -> dict[str, str]:
     """This thread's namespaces; those for children only are there as soon as a child is."""
     return {kind: os.readlink(f"/proc/thread-self/ns/{kind}") for kind in KINDS}
+
+
+def status(field: str) -> str:
+    """A line of this thread's."""
+    return Path("/proc/thread-self/status").read_text().split(f"{field}:")[1].split("\n")[0]
+
+
+def uptime_of_a_child() -> int:
+    """Seconds by the clock that a child sees."""
+    return int(subprocess.check_output(["cut", "-d.", "-f1", "/proc/uptime"]))
 
 
 def state() -> dict[str, Any]:
@@ -73,13 +85,13 @@ PARTS: dict[str, tuple[Any, Callable[[], object]]] = {
         lambda: isolate.Capabilities.of("thread-self").effective,
     ),
     "credentials": (isolate.Credentials(uid=65534, gid=65534), lambda: (os.geteuid(), os.getegid())),
-    "umask": (isolate.Credentials(umask=0o077), lambda: Path("/proc/thread-self/status").read_text().split("Umask:")[1][:6]),
+    "umask": (isolate.Credentials(umask=0o077), lambda: status("Umask")),
     "rlimits": (isolate.Rlimits(nofile=64), lambda: subprocess.check_output(["sh", "-c", "ulimit -Sn"])),
     "nice": (isolate.Scheduling(nice=7), lambda: os.getpriority(os.PRIO_PROCESS, 0)),
     "affinity": (isolate.Scheduling(affinity=frozenset({0})), lambda: os.sched_getaffinity(0)),
     "batch": (isolate.Scheduling(policy="batch"), lambda: os.sched_getscheduler(0)),
     "oom": (isolate.Scheduling(oom_score_adj=321), lambda: Path("/proc/self/oom_score_adj").read_text()),
-    "time": (isolate.TimeNamespace(boottime=10**6), lambda: subprocess.check_output(["cut", "-d.", "-f1", "/proc/uptime"])[:-2]),
+    "time": (isolate.TimeNamespace(boottime=10**6), lambda: uptime_of_a_child() // 10**5),
     "pid": (isolate.PidNamespace(), lambda: subprocess.check_output(["sh", "-c", "echo $$"]) == b"1\n"),
 }
 PROCESS_WIDE = {"umask", "rlimits", "oom"}
@@ -220,9 +232,8 @@ def test_await_inside() -> None:
     async def main() -> list[str]:
         seen: list[str] = []
         task = asyncio.ensure_future(other(seen))
-        with pytest.raises(isolate.RestoreError, match="await"):
-            with isolate.NetNamespace():
-                await task
+        with pytest.raises(isolate.RestoreError, match="await"), isolate.NetNamespace():
+            await task
         return seen
 
     outside = namespaces()["net"]
@@ -275,9 +286,8 @@ def test_failed_undo_says_what_the_thread_is_now() -> None:
 
     def body() -> str:
         before = namespaces()["net"]
-        with pytest.raises(isolate.RestoreError) as raised:
-            with isolate.NetNamespace():
-                isolate.Capabilities().enter()
+        with pytest.raises(isolate.RestoreError) as raised, isolate.NetNamespace():
+            isolate.Capabilities().enter()
         now = namespaces()["net"]
         assert now != before
         assert now in str(raised.value)
@@ -424,7 +434,6 @@ def test_unprivileged() -> None:
     """As an ordinary user: refused with the remedy; and, having followed it, all of it works."""
     code = """
 import os, isolate
-os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 for part in (isolate.NetNamespace(), isolate.MountNamespace(), isolate.Tmpfs("/mnt")):
     try:
         with part:
@@ -437,17 +446,28 @@ except isolate.IrreversibleError as error:
     assert "give back" in str(error)
 isolate.UserNamespace().enter()
 old = os.readlink("/proc/thread-self/ns/net")
+try:
+    with isolate.NetNamespace():
+        raise SystemExit("entered")
+except isolate.SetupError as error:
+    assert error.errno == 1 and "way back" in str(error) and "NetNamespace().enter()" in str(error), error
+assert os.readlink("/proc/thread-self/ns/net") == old
+for kind in (isolate.NetNamespace, isolate.UtsNamespace, isolate.MountNamespace):
+    kind().enter()
+old = os.readlink("/proc/thread-self/ns/net")
 for part in (isolate.NetNamespace(), isolate.UtsNamespace(), isolate.Sandbox(isolate.MountNamespace())):
     for _ in range(3):
         with part:
             pass
 with isolate.MountNamespace(), isolate.Tmpfs("/mnt"):
     open("/mnt/x", "w")
+for part in (isolate.Capabilities({"NET_ADMIN"}), isolate.Rlimits(nofile=64), isolate.Credentials(umask=0o77)):
+    with part:
+        pass
 assert os.readlink("/proc/thread-self/ns/net") == old and not os.path.exists("/mnt/x")
 print("fine", os.getuid())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "fine 0\n", done.stderr
+    assert as_ordinary_user(code) == "fine 0\n"
 
 
 def test_user_namespace_with_threads() -> None:
