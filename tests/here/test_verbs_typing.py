@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import pytest
 from ..test_typing import run
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 GOOD = """
