@@ -5,8 +5,9 @@
  *                                                       is the only one unless more are given
  *   rule <action> <name> [<arg> <op> <a> <b>]...        op is enum scmp_compare
  *   export
+ *   resolve <arch> <name>
  *
- * Answers "ok", "error <errno>" or, to export, the program.
+ * Answers "ok", "error <errno>" or, to export, the program, to resolve, the number (negative where there is none).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -62,6 +63,14 @@ static int add_rule(char *rest)
 	return seccomp_rule_add_array(ctx, action, number, count, args);
 }
 
+static int resolve(char *rest)
+{
+	uint32_t arch = strtoul(strtok(rest, " \n"), NULL, 16);
+
+	printf("%d\n", seccomp_syscall_resolve_name_arch(arch, strtok(NULL, " \n")));
+	return 1;
+}
+
 static int export_policy(void)
 {
 	static unsigned char data[8 * 65536];
@@ -91,6 +100,8 @@ int main(void)
 			result = new_policy(line + 4);
 		else if (!strncmp(line, "rule ", 5))
 			result = add_rule(line + 5);
+		else if (!strncmp(line, "resolve ", 8))
+			result = resolve(line + 8);
 		else
 			result = export_policy();
 		if (result <= 0)
