@@ -19,6 +19,7 @@ import pytest
 from isolate import (
     Bind,
     Limits,
+    NetNamespace,
     PidNamespace,
     Root,
     Sandbox,
@@ -438,6 +439,21 @@ def test_a_target_on_something_read_only(tmp_path: Path) -> None:
     assert "read-only" in error.cause
     (tmp_path / "new").mkdir()
     Sandbox(*user, Root(Bind(str(tmp_path), "/"), Tmpfs("/new"))).check()
+
+
+def test_a_directory_on_a_file(tmp_path: Path) -> None:
+    user: list[Any] = [] if os.geteuid() == 0 else [UserNamespace()]
+    (tmp_path / "file").write_text("")
+    error = failure(lambda: Sandbox(*user, Root(Bind(str(tmp_path), "/"), Tmpfs("/file"))).check())
+    assert error.path == "/file"
+    assert error.cause is not None
+    assert "a directory cannot be mounted on a file" in error.cause
+
+
+def test_a_namespace_that_is_not_there() -> None:
+    error = failure(lambda: Sandbox(NetNamespace(path="/run/netns-of-nobody/x")).check())
+    assert (error.part, error.errno, error.path) == ("NetNamespace", errno.ENOENT, "/run/netns-of-nobody/x")
+    assert error.cause == "/run/netns-of-nobody/x does not exist on the host (already /run/netns-of-nobody does not)"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def _entries(options: argparse.Namespace) -> list[Any]:
         elif kind == "tmpfs":
             made.append(mounts.Tmpfs(values[0], size=options.tmpfs_size))
         elif kind == "overlay":
-            made.append(mounts.Overlay(values[1], lower=[values[0]]))
+            made.append(mounts.Overlay(values[1], lower=(values[0],)))
         elif kind == "symlink":
             made.append(mounts.Symlink(*values))
         else:
@@ -150,10 +150,10 @@ def _rlimits(words: Sequence[str]) -> dict[str, Any]:
 
             near = difflib.get_close_matches(name, sorted(known), n=1)
             raise ValueError(f"--rlimit: no limit is named {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        pair = tuple(int(v) if v.isdecimal() else v for v in value.split(":"))
+        pair = [int(v) if v.isdecimal() else v for v in value.split(":")]
         if len(pair) > 2:
             raise ValueError(f"--rlimit wants NAME=SOFT or NAME=SOFT:HARD, not {word!r}")
-        found[name] = pair if len(pair) == 2 else pair[0]
+        found[name] = tuple(pair) if len(pair) == 2 else pair[0]
     return found
 
 

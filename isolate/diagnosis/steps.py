@@ -61,7 +61,7 @@ def certain(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding
             if kind.encode() in words(failed):
                 return _kernel_mount(host, kind, flags)
     if error == errno.ENOENT and failed.path and op.name in _OPENING and failed.phase < Phase.ROOT:
-        return source(failed.path)
+        return missing(failed.path, mounted=op.name == "open_tree")
     if error == errno.ENOSYS:
         return _lacking(host, op.name)
     return None
@@ -74,7 +74,7 @@ def likely(host: Host, error: int, failed: Step, op: Op) -> Finding | None:
     if not isinstance(op, Call):
         return None
     if op.name in _MOUNTING:
-        found = _mount(error, failed)
+        found = _mount(error, failed, op.name)
         if found is not None:
             return found
     if error == errno.EACCES and failed.path and failed.phase < Phase.ROOT:
@@ -99,21 +99,20 @@ def descriptors(error: int) -> Finding:
     )
 
 
-def source(path: bytes) -> Finding:
-    """ENOENT of what is to be mounted."""
+def missing(path: bytes, *, mounted: bool) -> Finding:
+    """ENOENT of what is opened on the host: a mount's source, a namespace's file."""
     text = os.fsdecode(path)
-    missing = text
-    while os.path.dirname(missing) != missing and not os.path.lexists(os.path.dirname(missing)):
-        missing = os.path.dirname(missing)
-    if os.path.islink(missing):
-        return Finding(
-            f"{missing} is a symbolic link to {os.readlink(missing)}, which does not exist on the host",
-            "name the file itself",
-        )
-    at = "" if missing == text else f" (already {missing} does not)"
-    return Finding(
-        f"the source {text} does not exist on the host{at}", "make it, or name another; Bind(..., optional=True) leaves out what is not there"
-    )
+    first = text
+    while os.path.dirname(first) != first and not os.path.lexists(os.path.dirname(first)):
+        first = os.path.dirname(first)
+    remedy = "make it, or name another"
+    if mounted:
+        remedy += "; Bind(..., optional=True) leaves out what is not there"
+    if os.path.islink(first):
+        link = f"{first} is a symbolic link to {os.readlink(first)}, which does not exist on the host"
+        return Finding(link, "name the file itself")
+    at = "" if first == text else f" (already {first} does not)"
+    return Finding(f"{'the source ' if mounted else ''}{text} does not exist on the host{at}", remedy)
 
 
 def target(error: int) -> Finding | None:
@@ -149,7 +148,7 @@ def target(error: int) -> Finding | None:
     }.get(error)  # fmt: skip
 
 
-def _mount(error: int, failed: Step) -> Finding | None:
+def _mount(error: int, failed: Step, op: str) -> Finding | None:
     strings = words(failed)
     if b"overlay" in strings or any(b"upperdir" in s or b"lowerdir" in s for s in strings):
         found = overlay(error)
@@ -159,6 +158,11 @@ def _mount(error: int, failed: Step) -> Finding | None:
         kind = next((s.decode() for s in sorted(strings) if s.isalnum() and s.islower()), "of that name")
         return Finding(
             f"this kernel has no file system {kind}, or its module is not loaded", f"as root: modprobe {kind}", True
+        )
+    if error in (errno.EINVAL, errno.ENOTDIR) and op == "move_mount":
+        return Finding(
+            "a directory cannot be mounted on a file, nor a file on a directory",
+            "name a target of the same kind, or one that is not there: it is made",
         )
     if error == errno.ENOSPC:
         return Finding(
