@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from isolate.ids import IdMap
-from isolate.mounts import Bind, Dev, Proc, Root, Symlink, Tmpfs
+from isolate.mounts import Bind, Dev, Overlay, Proc, Root, Symlink, Tmpfs
 from isolate.namespaces import (
     CgroupNamespace,
     IpcNamespace,
@@ -81,15 +81,20 @@ def untrusted(
 def container(
     root: str | os.PathLike[str],
     *entries: Entry,
-    writable: bool = False,
+    writes: str = "discard",
     hostname: str = "container",
     extra: Iterable[Part] = (),
 ) -> Sandbox:
     """A container on a root file system of its own, such as one that debootstrap made.
 
-    ``root`` is read-only unless ``writable``; ``/proc``, ``/dev``, ``/tmp`` and ``/run`` are its own. The program is
-    root inside and the caller outside, with no capability; add ``Capabilities.docker()`` for more.
+    ``writes`` to it go to memory and are forgotten (``"discard"``: an overlay of at most 256 MiB), are refused
+    (``"deny"``: then what is mounted on must exist), or change it (``"keep"``). ``/proc``, ``/dev``, ``/tmp`` and
+    ``/run`` are the container's own. The program is root inside and the caller outside, with no capability; add
+    ``Capabilities.docker()`` for more.
     """
+    if writes not in ("discard", "deny", "keep"):
+        raise ValueError(f"writes must be 'discard', 'deny' or 'keep', not {writes!r}")
+    top = Overlay("/", lower=[root]) if writes == "discard" else Bind(root, "/", read_only=writes == "deny")
     return Sandbox(
         UserNamespace(),
         MountNamespace(),
@@ -98,7 +103,7 @@ def container(
         UtsNamespace(hostname=hostname),
         CgroupNamespace(),
         NetNamespace(),
-        Root(Bind(root, "/", read_only=not writable), Proc(), Dev(), Tmpfs("/tmp"), Tmpfs("/run"), *entries),
+        Root(top, Proc(), Dev(), Tmpfs("/tmp"), Tmpfs("/run"), *entries),
         Seccomp.default(),
         *extra,
     )

@@ -213,7 +213,8 @@ def test_the_same_as_an_ordinary_user() -> None:
     """The defaults that need no privilege hold for everybody; the bounding set is harmless under no_new_privs."""
     code = f"""
 import isolate, sys
-result = isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace()).run([sys.executable, "-I", "-S", "-c", {FACTS!r}])
+box = isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace())
+result = box.run([sys.executable, "-I", "-S", "-c", {FACTS!r}])
 assert result.verdict is isolate.Verdict.OK, result
 print(result.stdout.decode())
 """

@@ -56,7 +56,7 @@ from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, 
 from isolate.sizes import size as parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from isolate.mounts.building import Building
 
@@ -97,7 +97,7 @@ class Overlay(ReversibleMount):
 
     target: StrOrBytesPath
     _: KW_ONLY
-    lower: tuple[Source, ...]
+    lower: Sequence[Source]
     upper: Source | None = None
     work: Source | None = None
     read_only: bool = False
