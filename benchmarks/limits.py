@@ -2,7 +2,8 @@
 
 An empty program is run to its end in new pid, mount, ipc and uts namespaces, with and without limits on memory, pids
 and cpu, in turns; in a burst, and 20 ms apart (where the processor has gone to sleep in between). Needs root and a
-cgroup hierarchy; crun and runc are measured where they are installed. Times are milliseconds, from the call to the result.
+cgroup hierarchy; crun and runc are measured where they are installed. Times are milliseconds, from call to
+result.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolate.cgroups import devices, naming, stats
 from isolate.cgroups.hierarchy import discover
-from isolate.cgroups.placement import place
+from isolate.cgroups.placement import offered, place
 from isolate.cgroups.settings import home_of, settings
 from isolate.kernel import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
 from isolate.plan import CHILD, LAUNCHER, Buffer, Label, Load, Phase, Register, Step, Store, Test, call
@@ -254,6 +254,8 @@ def _report(spot: Place, path: Buffer, group: RunGroup) -> Iterator[Step]:
     version = spot.hierarchy.version
     known = stats.V2_FILES if version == 2 else stats.V1_FILES
     directory, done = Register("group"), Label()
+    # What the group will have is what the group above has to pass on, which our own may not have been passed.
+    controllers = offered(spot.parent) if version == 2 else spot.hierarchy.controllers
     ops: list[Op] = [
         call(
             "openat",
@@ -269,7 +271,7 @@ def _report(spot: Place, path: Buffer, group: RunGroup) -> Iterator[Step]:
     ]
     for file, room in known:
         controller = stats.controller_of(version, file)
-        if file in stats.NOT_AT_END or (controller and controller not in spot.hierarchy.controllers):
+        if file in stats.NOT_AT_END or (controller and controller not in controllers):
             continue
         buffer = Buffer(room, file, report=True)
         group.buffers[version, file] = buffer

@@ -107,7 +107,8 @@ def _candidates(hierarchy: Hierarchy) -> list[str]:
         at = os.path.dirname(at)
 
 
-def _offered(directory: str) -> frozenset[str]:
+def offered(directory: str) -> frozenset[str]:
+    """The controllers that a v2 group has to pass on."""
     return frozenset(read(os.path.join(directory, "cgroup.controllers")).split())
 
 
@@ -122,7 +123,7 @@ def _judge(directory: str, needed: frozenset[str]) -> tuple[tuple[str, ...] | No
     if not missing:
         return (), ""
     control = os.path.join(directory, "cgroup.subtree_control")
-    absent = missing - _offered(directory)
+    absent = missing - offered(directory)
     if absent:
         return None, f"{directory}/cgroup.controllers lacks {' '.join(sorted(absent))}"
     if not os.access(control, os.W_OK, effective_ids=True):
@@ -151,7 +152,7 @@ def _place_v2(hierarchy: Hierarchy, needed: dict[str, str], wanted: Iterable[str
             if directory != hierarchy.own and _belongs_to_systemd(directory) and os.geteuid() == 0:
                 reasons.append(f"{directory} belongs to systemd, which has not delegated it")
                 continue
-            enable, reason = _judge(directory, frozenset(needed) | (also & _offered(directory)))
+            enable, reason = _judge(directory, frozenset(needed) | (also & offered(directory)))
             if enable is not None:
                 return Place(hierarchy, directory, enable)
             reasons.append(reason)
@@ -267,7 +268,7 @@ def _inside(
             raise ValueError(f"parent: there is no cgroup {directory}")
         enable: tuple[str, ...] | None = ()
         if hierarchy.version == 2:
-            also = frozenset(wanted) & _offered(directory) if host.mode == "unified" else frozenset[str]()
+            also = frozenset(wanted) & offered(directory) if host.mode == "unified" else frozenset[str]()
             enable, reason = _judge(directory, frozenset(for_v2) | also)
             if enable is None:
                 enable, reason = _judge(directory, frozenset(for_v2))

@@ -10,6 +10,9 @@ from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.placement import owner, populated_itself, writable
 from isolate.errors import SetupError, UnsupportedError
 
+#: The tag of the leaf that a group's processes are moved to.
+_LEAF = "self"
+
 
 def _left_in(directory: str) -> list[str]:
     found = []
@@ -68,6 +71,9 @@ def take_over(controllers: tuple[str, ...]) -> str:
     own = v2.own
     if not os.path.exists(os.path.join(own, "cgroup.type")):
         return own  # the root may have both
+    name = naming.parse(os.path.basename(own))
+    if name is not None and name.tag == _LEAF and own != v2.mount:
+        own = os.path.dirname(own)  # done before, by this program or the one that started it
     if not writable(own):
         raise UnsupportedError(
             errno.EACCES, "take the own group over", part="Cgroup", path=own, cause=f"it is {owner(own)}",
@@ -79,7 +85,7 @@ def take_over(controllers: tuple[str, ...]) -> str:
     if not wanted:
         return own
     if populated_itself(own):
-        leaf = os.path.join(own, naming.prefix() + "self")
+        leaf = os.path.join(own, naming.prefix() + _LEAF)
         os.makedirs(leaf, exist_ok=True)
         # Again and again: what forks while it is moved leaves its child behind.
         for _ in range(100):

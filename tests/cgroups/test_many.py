@@ -6,7 +6,6 @@ import os
 import random
 import select
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -65,7 +64,8 @@ def test_many_in_a_row() -> None:
         assert box.run(["true"]).verdict is Verdict.OK
         times.append(time.perf_counter() - start)
     tenth = count // 10
-    first, last = statistics.median(times[tenth : 2 * tenth]), statistics.median(times[-tenth:])
+    # The least of many: what else the machine does only ever adds.
+    first, last = min(times[:tenth]), min(times[-tenth:])
     assert last < 2 * first, (first, last)
     if UNIFIED:
         # What is charged to a removed group keeps it; a program that maps only what others have leaves nothing.
