@@ -14,6 +14,7 @@ import pytest
 
 from isolate import (
     Bind,
+    Capabilities,
     ConflictError,
     Dev,
     Dir,
@@ -23,6 +24,7 @@ from isolate import (
     Proc,
     Root,
     Sandbox,
+    Seccomp,
     SetupError,
     Symlink,
     Tmpfs,
@@ -30,6 +32,7 @@ from isolate import (
 )
 from isolate.mounts import Building, Entry, TreeEntry
 from isolate.plan import Phase, Register, Step, Target, call
+from isolate.seccomp import deny
 
 from .conftest import SYSTEM, Shell, mount_table, mounts
 from .test_pseudo import nested
@@ -97,23 +100,40 @@ def test_an_optional_root(parts: tuple[Any, ...], place: Path) -> None:
         Sandbox(Root(Bind(place / "no", "/", optional=True), Tmpfs("/tmp")), *parts).run(["/bin/true"])
 
 
+LIST = (
+    "import isolate, os, isolate.diagnosis\n"
+    "b = isolate.Sandbox(isolate.Root(isolate.Bind('/usr'), isolate.Bind('/lib64'), isolate.Bind('/lib')))\n"
+    "b.run(['/usr/bin/true'])\n"  # what Python loads late, it loads now
+    "%s\n"
+    "r = b.run(['/usr/bin/ls', '/', '/..'], text=True); print(r.stdout.split(), r.applied['Root'])\n"
+)
+LISTED = "['/:', 'lib', 'lib64', 'usr', '/..:', 'lib', 'lib64', 'usr']"
+
+
 @as_root
-def test_where_pivot_root_cannot_work(place: Path) -> None:
-    """In a plain chroot, as on an initramfs, roots cannot be swapped: then the new one covers the old, and it is told."""
-    code = (
-        "import isolate, os\n"
-        "b = isolate.Sandbox(isolate.Root(isolate.Bind('/usr'), isolate.Bind('/lib64'), isolate.Bind('/lib')))\n"
-        "b.run(['/usr/bin/true'])\n"  # what Python loads late, it loads now
-        "os.chroot(%r)\n"
-        "r = b.run(['/usr/bin/ls', '/'], text=True); print(r.stdout.split(), r.applied['Root'])\n"
-    )
-    setup = (
+def test_where_pivot_root_cannot_work() -> None:
+    """On an initramfs roots cannot be swapped, EINVAL: then the new one covers the old, and the result tells."""
+    keep = Capabilities(Capabilities.of().permitted)
+    refuses = Sandbox(Seccomp(deny("pivot_root", errno="EINVAL"), otherwise="allow"), keep)
+    code = LIST % ""
+    covered = refuses.run([sys.executable, "-c", code], env=os.environ, text=True)
+    assert covered.stdout == f"{LISTED} False\n", covered.stderr
+    swapped = Sandbox(keep).run([sys.executable, "-c", code], env=os.environ, text=True)
+    assert swapped.stdout == f"{LISTED} True\n", swapped.stderr
+
+
+@as_root
+def test_in_a_chroot(place: Path) -> None:
+    """In one that is a mount point all is as ever; in a plain one propagation cannot be turned off, and nothing starts."""
+    make = (
         f"for d in usr lib lib64 proc dev; do mkdir {place}/$d; mount --rbind /$d {place}/$d; done; touch {place}/old"
     )
-    swapped = nested("true", code % "/")
-    assert swapped.stdout == "['lib', 'lib64', 'usr'] True\n", swapped.stderr
-    covered = nested(setup, code % str(place))
-    assert covered.stdout == "['lib', 'lib64', 'usr'] False\n", covered.stderr
+    code = LIST % f"os.chroot('{place}')"
+    whole = nested(f"mount --bind {place} {place}; {make}", code)
+    assert whole.stdout == f"{LISTED} True\n", whole.stderr
+    plain = nested(make.replace("mkdir", "mkdir -p"), code)
+    assert "is no mount point" in plain.stderr
+    assert plain.stdout == ""
 
 
 def test_something_stacked_on_the_hosts_root() -> None:
