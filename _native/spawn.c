@@ -17,6 +17,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -194,6 +195,32 @@ void iso_release(struct iso_start *s)
 	iso_close(&s->control);
 	iso_close(&s->payload);
 	iso_close(&s->pidfd);
+}
+
+void iso_close_pty(int32_t *ends)
+{
+	iso_close(&ends[0]);
+	iso_close(&ends[1]);
+}
+
+int64_t iso_open_pty(int32_t *ends)
+{
+	const int32_t locked = 0;
+	int64_t r = SYS4(openat, AT_FDCWD, PTR("/dev/ptmx"), O_RDWR | O_NOCTTY | O_CLOEXEC, 0);
+	ends[0] = ends[1] = -1;
+	if (r < 0)
+		return r;
+	ends[0] = (int32_t)r;
+	r = SYS3(ioctl, ends[0], TIOCSPTLCK, PTR(&locked));
+	if (r >= 0)
+		/* By descriptor (Linux 4.13): no path in a devpts that may be another's. */
+		r = SYS3(ioctl, ends[0], TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (r < 0) {
+		iso_close_pty(ends);
+		return r;
+	}
+	ends[1] = (int32_t)r;
+	return 0;
 }
 
 static int64_t connect_stream(struct iso_start *s, int i, int32_t *table, int32_t *opened)

@@ -69,6 +69,9 @@ int64_t iso_start(struct iso_start *start);
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
 /* Tell the launcher to take everything down. A shutdown, not a close: a forked child may hold the socket too. */
 void iso_let_go(struct iso_start *start);
+/* A terminal of its own: ends[0] ours, ends[1] the program's. 0 or -errno. */
+int64_t iso_open_pty(int32_t *ends);
+void iso_close_pty(int32_t *ends);
 /* Close one and mark it so, in one call. */
 void iso_close(int32_t *fd);
 /* Let go, as iso_let_go does, and close what is open. */

@@ -207,6 +207,9 @@ class Session:
             self.close()
 
 
+_PATIENCE = 5.0  # seconds: some PID 1 reaps by polling, every two seconds or so
+
+
 class _Reaping:
     """Whether orphans get reaped here.
 
@@ -259,7 +262,7 @@ class _Reaping:
         state = _state(pid)
         if state is None or state[1] != start:
             self._trusted = True
-        elif time.monotonic() - seen > 1:
+        elif time.monotonic() - seen > _PATIENCE:
             self.direct = True
 
 

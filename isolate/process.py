@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import select
 import signal as signals
@@ -214,15 +213,16 @@ def spawn(
         return _start(Session(tape, run, stdio, slots), argv, None)
     if any(wanted is not None for wanted in (stdin, stdout, stderr)):
         raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
-    master, slave = (io.FileIO(fd, "r+b") for fd in os.openpty())
-    with slave:
-        try:
-            if not isinstance(pty, bool):
-                streams.set_window(master.fileno(), *pty)
-            return _start(Session(tape, run, [slave.fileno()] * 3, slots), argv, master)
-        except BaseException:
-            master.close()
-            raise
+    terminal = streams.Terminal()
+    try:
+        if not isinstance(pty, bool):
+            streams.set_window(terminal.fileno(), *pty)
+        session = Session(tape, run, [terminal.theirs] * 3, slots)
+        terminal.hand_over()
+        return _start(session, argv, terminal)
+    except BaseException:
+        terminal.close()
+        raise
 
 
 def _start(session: Session, argv: tuple[bytes, ...], pty: IO[bytes] | None) -> Process:

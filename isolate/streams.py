@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from isolate.defaults import DEFAULT_PATH
+from isolate.errors import SetupError
+from isolate.native import ffi, lib
 from isolate.tape import run_block
 
 if TYPE_CHECKING:
@@ -133,6 +135,33 @@ class Stream(io.FileIO):
         if not self.closed:
             super().close()
             self._session.close_stream(self._number)
+
+
+class Terminal(io.FileIO):
+    """Our end of a terminal; it holds the program's end too until :meth:`hand_over`."""
+
+    def __init__(self) -> None:
+        # C opens both and C closes them with this memory: an interrupt between two lines of Python loses neither.
+        self._ends = ffi.gc(ffi.new("int32_t[2]", [-1, -1]), lib.iso_close_pty)
+        error = -lib.iso_open_pty(self._ends)
+        if error:
+            raise SetupError(error, "open a terminal", part="Sandbox", syscall="openat", path="/dev/ptmx")
+        super().__init__(self._ends[0], "r+b", closefd=False)
+
+    @property
+    def theirs(self) -> int:
+        """The program's end."""
+        return int(self._ends[1])
+
+    def hand_over(self) -> None:
+        """Close the program's end here: with the last one closed, reading from ours ends."""
+        lib.iso_close(self._ends + 1)
+
+    def close(self) -> None:
+        """Hang up."""
+        if not self.closed:
+            super().close()
+            lib.iso_close_pty(self._ends)
 
 
 def set_window(fd: int, rows: int, columns: int) -> None:

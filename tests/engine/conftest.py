@@ -32,6 +32,16 @@ def audit(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(target)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> None:
+    """What is made once for the whole program is made now: the launcher's memfd, modules imported when first used."""
+    import isolate.diagnosis
+
+    isolate.Sandbox().run(["true"])
+    with isolate.Sandbox().spawn(["true"]):
+        pass
+
+
 @pytest.fixture
 def clean() -> Iterator[Snapshot]:
     """Fails the test if processes, descriptors, threads, mounts or cgroups are left a second after it."""

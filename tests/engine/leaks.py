@@ -19,17 +19,6 @@ def descriptors(pid: int | str = "self") -> dict[int, str]:
     return {fd: to for fd, to in found.items() if not to.startswith(f"/proc/{os.getpid()}/fd")}
 
 
-def launchers() -> set[int]:
-    """Processes whose program is the launcher: supervisors, inits, payloads that have not executed yet."""
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError):
-                if "isolate-launcher" in os.readlink(f"/proc/{name}/exe"):
-                    found.add(int(name))
-    return found
-
-
 def children() -> set[int]:
     found: set[int] = set()
     for task in os.listdir("/proc/self/task"):
@@ -39,11 +28,11 @@ def children() -> set[int]:
 
 
 def cgroups() -> set[str]:
-    """Groups that carry this library's name."""
+    """Groups that this process has made: their names carry its pid."""
     found = set()
     for root, names, _ in os.walk("/sys/fs/cgroup"):
         for name in list(names):
-            if name.startswith("isolate"):
+            if name.startswith("isolate") and f"-{os.getpid()}-" in name:
                 found.add(os.path.join(root, name))
                 names.remove(name)
     return found
@@ -65,14 +54,13 @@ class Snapshot:
     threads: int
     mounts: str
     children: set[int]
-    launchers: set[int]
     cgroups: set[str]
 
     @classmethod
     def take(cls) -> Snapshot:
         gc.collect()
         mounts = Path("/proc/self/mountinfo").read_text()
-        return cls(descriptors(), threading.active_count(), mounts, children(), launchers(), cgroups())
+        return cls(descriptors(), threading.active_count(), mounts, children(), cgroups())
 
     def difference(self) -> list[str]:
         now = Snapshot.take()
