@@ -422,6 +422,6 @@ def test_file_capabilities_give_nothing_inside(public: Path) -> None:
     # With the effective flag the kernel rather refuses exec than that a program runs with less than it counts on.
     FileCapabilities({"KILL"}, effective=True).write(program)
     assert sets_of(open_box.run(look, text=True).stdout).effective == {Cap.KILL}
-    with pytest.raises(SetupError) as caught:
+    with pytest.raises(SetupError, match="the file has capabilities") as caught:
         Sandbox(user).run(look)
     assert (caught.value.errno, caught.value.syscall) == (errno.EPERM, "execve")

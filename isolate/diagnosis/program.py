@@ -158,9 +158,15 @@ def not_executed(error: int, start: Start | None, args: tuple[bytes, ...], head:
             "the kernel has no memory to execute it: the sandbox's limit, or the machine's", "raise Limits(memory=)"
         )
     if error in (errno.EPERM, errno.ENOSYS):
+        # The kernel's own EPERM: with the effective flag, a file's capabilities are had all or not at all.
+        files = (
+            ", or the file has capabilities (getcap shows them) that the bounding set does not hold",
+            ", or give them (Capabilities) or strip the file of them",
+        )
+        cause, remedy = files if error == errno.EPERM else ("", "")
         return path, Finding(
-            "the sandbox's own seccomp filter, or one that is in force on this program, refuses execve",
-            "allow execve in the policy",
+            f"the sandbox's own seccomp filter, or one that is in force on this program, refuses execve{cause}",
+            f"allow execve in the policy{remedy}",
         )
     return path, Finding(f"execve refused {path}")
 
