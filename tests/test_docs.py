@@ -1,0 +1,36 @@
+"""Every public name is in the reference, and what the documentation points at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import isolate
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = "\n".join(path.read_text() for path in sorted((ROOT / "docs/reference").glob("*.rst")))
+WHOLE_MODULES = set(re.findall(r"automodule:: isolate\.(\w+)", REFERENCE))
+
+
+@pytest.mark.parametrize("name", sorted(set(isolate.__all__) - {"__version__", "PIPE", "STDOUT", "DEVNULL"}))
+def test_public_name_is_in_the_reference(name: str) -> None:
+    home = getattr(getattr(isolate, name), "__module__", None) or getattr(isolate, name).__name__
+    documented = re.search(rf"auto\w+:: isolate\.{name}$", REFERENCE, re.M)
+    assert documented or home.removeprefix("isolate.") in WHOLE_MODULES or name in WHOLE_MODULES
+
+
+def test_files_that_the_readme_names_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    links += re.findall(r"^bash (\S+)", text, re.M)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_readmes_second_command_is_what_ci_runs() -> None:
+    commands = re.findall(r"^bash (\S+)$", (ROOT / "README.md").read_text(), re.M)
+    assert commands == ["examples/run", "tests/run"]
+    ci = (ROOT / ".ci/run").read_text()
+    assert all(f"bash {command}" in ci for command in commands)
