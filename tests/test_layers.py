@@ -30,6 +30,7 @@ NOUNS = LAYERS.index(None)
 # What may look up, and why.
 UPWARD = {
     ("isolate.cgroups.group", "isolate.sandbox"): "Cgroup.run and .spawn are a verb on a noun: a Sandbox in that group",
+    ("isolate.cgroups.guardian", "isolate.launch"): "what removes a killed owner's groups is a launcher of its own",
 }
 
 
