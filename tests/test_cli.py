@@ -250,6 +250,5 @@ def test_exit_codes_are_in_the_help_and_in_the_documentation(capsys: pytest.Capt
 def test_the_package_does_not_import_argparse() -> None:
     script = "import isolate, sys; isolate.Sandbox; print('argparse' in sys.modules)"
     assert (
-        subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True).stdout
-        == "False\n"
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
     )
