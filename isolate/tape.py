@@ -170,7 +170,7 @@ _JUMP_FIELD = 15  # of a row
 def _signed(value: int) -> int:
     if -(1 << 63) <= value < 1 << 63:
         return value
-    if value < 1 << 64:
+    if 0 <= value < 1 << 64:
         return value - (1 << 64)
     raise ValueError(f"not a 64-bit argument: {value}")
 

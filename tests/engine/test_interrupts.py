@@ -20,7 +20,7 @@ from isolate import PIPE, PidNamespace, Sandbox, UserNamespace
 from .leaks import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -89,10 +89,9 @@ def interrupted(use: Callable[[], None], at: int) -> Injector:
 
 
 @pytest.fixture
-def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interrupt within a destructor cannot be raised: Python tells of it, and pytest would make it an error."""
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
-    yield
 
 
 def sweep(name: str, points: Callable[[int], list[int]]) -> None:
@@ -192,7 +191,7 @@ def test_loop_closed_over_a_running_sandbox(clean: Snapshot) -> None:
 
 
 def test_exception_in_the_block(clean: Snapshot) -> None:
-    with pytest.raises(ZeroDivisionError), BOX.spawn(["sleep", "1000"]) as process:
+    with pytest.raises(ZeroDivisionError), BOX.spawn(["sleep", "1000"]) as process:  # noqa: PT012
         pid = process.pid
         raise ZeroDivisionError
     with pytest.raises(ProcessLookupError):
