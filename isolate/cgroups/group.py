@@ -349,8 +349,10 @@ class Cgroup:
         """Move every process of this process's own v2 group into a leaf below it, so that it can pass controllers on.
 
         v2's "no internal processes" rule asks for it where a program is to make groups below its own, as in a container
-        or a delegated service. Explicit, since it moves processes that may be somebody else's. The directory that is
-        now free to make groups in; unchanged, with nothing moved, if that already is so.
+        or a delegated service. Where the group is a unit of systemd's that was not delegated, systemd is asked for
+        a scope with Delegate=yes first, and this process moves there (extra ``isolate-linux[systemd]``). Explicit:
+        it moves processes that may be somebody else's. The directory that is now free to make groups in; unchanged,
+        with nothing moved, if that already is so.
 
         :raises UnsupportedError: there is no v2 hierarchy, or the group is not ours.
         """

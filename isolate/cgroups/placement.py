@@ -82,7 +82,8 @@ def delegated(directory: str) -> bool:
     return False
 
 
-def _belongs_to_systemd(directory: str) -> bool:
+def belongs_to_systemd(directory: str) -> bool:
+    """Whether it is a unit's group that systemd has not handed over."""
     return directory.endswith((".slice", ".scope", ".service")) and systemd_running() and not delegated(directory)
 
 
@@ -130,7 +131,7 @@ def _judge(directory: str, needed: frozenset[str]) -> tuple[tuple[str, ...] | No
         return None, f"{control} does not list {' '.join(sorted(missing))} and is {owner(control)}"
     if missing - _THREADED and not is_root(directory) and populated_itself(directory):
         return None, f"{directory} has processes in it, so it can pass no controller on (EBUSY)"
-    if _belongs_to_systemd(directory) and not is_root(directory):
+    if belongs_to_systemd(directory) and not is_root(directory):
         return None, f"{directory} belongs to systemd, which has not delegated it"
     return tuple(sorted(missing)), ""
 
@@ -149,7 +150,7 @@ def _place_v2(hierarchy: Hierarchy, needed: dict[str, str], wanted: Iterable[str
     for also in (frozenset(wanted), frozenset[str]()):
         reasons.clear()
         for directory in _candidates(hierarchy):
-            if directory != hierarchy.own and _belongs_to_systemd(directory) and os.geteuid() == 0:
+            if directory != hierarchy.own and belongs_to_systemd(directory) and os.geteuid() == 0:
                 reasons.append(f"{directory} belongs to systemd, which has not delegated it")
                 continue
             enable, reason = _judge(directory, frozenset(needed) | (also & offered(directory)))
@@ -169,7 +170,8 @@ def _refusal(hierarchy: Hierarchy, needed: dict[str, str], reasons: list[str]) -
         user = "" if os.geteuid() == 0 else "--user "
         names = " ".join(sorted(needed)) or "yes"
         remedy = (
-            f"run under: systemd-run {user}--scope -p Delegate=yes PROGRAM; or install isolate-linux[systemd]; "
+            f"run under: systemd-run {user}--scope -p Delegate=yes PROGRAM; or install isolate-linux[systemd] and call "
+            "isolate.Cgroup.take_over() at the program's start, which asks systemd for such a scope; "
             f"to delegate controllers to users: Delegate={names} in a drop-in for user@.service"
         )
         number = errno.EACCES

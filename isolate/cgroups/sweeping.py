@@ -7,7 +7,7 @@ import os
 
 from isolate.cgroups import files, naming
 from isolate.cgroups.hierarchy import discover
-from isolate.cgroups.placement import owner, populated_itself, writable
+from isolate.cgroups.placement import belongs_to_systemd, owner, populated_itself, writable
 from isolate.errors import SetupError, UnsupportedError
 
 #: The tag of the leaf that a group's processes are moved to.
@@ -71,6 +71,10 @@ def take_over(controllers: tuple[str, ...]) -> str:
     own = v2.own
     if not os.path.exists(os.path.join(own, "cgroup.type")):
         return own  # the root may have both
+    if belongs_to_systemd(own):
+        from isolate.cgroups.systemd import enter_scope
+
+        own = enter_scope(v2)
     name = naming.parse(os.path.basename(own))
     if name is not None and name.tag == _LEAF and own != v2.mount:
         own = os.path.dirname(own)  # done before, by this program or the one that started it
