@@ -2,8 +2,8 @@
 
     python benchmarks/here.py [--rounds 300] [--json FILE]
 
-Rows take turns, so that whatever else the machine does hits both alike. ``with`` is the block, empty; ``bare`` makes the
-system calls that the kernel needs for it, in the same order, with nothing around them. Needs root.
+Rows take turns, so that whatever else the machine does hits both alike. ``with`` is the block, empty; ``bare`` makes
+the system calls that the kernel needs for it, in the same order, with nothing around them. Needs root.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from isolate.native import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NAMES = ("openat", "setns", "unshare", "close", "socket", "ioctl", "capget", "capset", "prctl", "setresuid", "prlimit64")
+NAMES = ("openat", "setns", "unshare", "close", "socket", "ioctl", "capget", "capset", "prctl")
 N = {name: syscalls.number(name) for name in NAMES}
 GOALS = {"NetNamespace": 1.3, "UtsNamespace": None, "Capabilities": 5.0, "Capabilities (no ambient)": 5.0}
 

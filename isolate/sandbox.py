@@ -7,15 +7,13 @@ import threading
 from typing import IO, TYPE_CHECKING, Literal, TypeAlias, overload
 
 from isolate.defaults import defaults
+from isolate.here.entering import Change, Reversible
 from isolate.kernel import CLONE_NEWPID, CLONE_NEWTIME
 from isolate.namespaces import PidNamespace
 from isolate.plan import Part, Phase, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from isolate.process import Process
     from isolate.result import Result
@@ -31,7 +29,7 @@ PIPE = -1  # as in subprocess
 DEFAULT_MAX_OUTPUT = "64M"
 
 
-class Sandbox:
+class Sandbox(Reversible):
     """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
 
     Immutable. The order of the parts does not matter; :class:`isolate.Root` alone has an order inside. ``+`` adds
@@ -115,23 +113,23 @@ class Sandbox:
 
     # ---- on this thread ----------------------------------------------------------------------------------------
 
-    def __enter__(self) -> Self:
-        """``with``: the parts (not the defaults) on the calling thread, in the kernel's order; undone in reverse.
+    def here(self) -> Change:
+        """What ``with`` does: the parts (not the defaults) on the calling thread, in the kernel's order, and back.
 
         :raises IrreversibleError: a part has no way back. Nothing has been changed then.
         """
-        from isolate.here.blocks import enter
         from isolate.here.together import together
 
-        enter(self, lambda: together(self.parts))
-        return self
+        return together(self.parts)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        from isolate.here.blocks import leave
+    def enter(self) -> None:
+        """Put the parts (not the defaults) in force on the calling thread for good, in the kernel's order.
 
-        leave(self)
+        :raises SetupError: a step failed; what came before it stays in force.
+        """
+        from isolate.here.program import enter
+
+        enter(self.parts)
 
     # ---- spawn -------------------------------------------------------------------------------------------------
 

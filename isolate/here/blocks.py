@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from isolate.errors import RestoreError
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from isolate.here.entering import Change
 
-__all__ = ["depth", "enter", "leave"]
+__all__ = ["abandon", "children_get_another_pid_namespace", "depth", "enter", "finish_leaving", "leave"]
+
+P = TypeVar("P")
 
 
 class _Blocks(threading.local):
@@ -42,7 +44,9 @@ class Block:
         self.loop: Any = _watch(self)
 
     def __del__(self) -> None:
-        self.change.release()  # the thread ended inside: nobody is left to go back
+        # The thread ended inside: nobody is left to go back. At the program's end the kernel closes.
+        if hasattr(self, "change") and sys is not None and not sys.is_finalizing():
+            self.change.release()
 
     def interrupted(self) -> None:
         """The event loop has run: the block was left alone at an ``await``."""
@@ -65,27 +69,35 @@ def depth() -> int:
     return len(_here.stack)
 
 
-def enter(part: object, make: Callable[[], Change]) -> None:
+def enter(part: P, make: Callable[[], Change], begun: list[object]) -> P:
     """Put a part in force on this thread. Whatever interrupts it, the thread is then as before."""
     change = make()
     change.check()
     block = Block(part, change)
     stack = _here.stack
     try:
+        begun.append(block)
         stack.append(block)
         change.apply()
+        return part
     except BaseException as error:
-        try:
-            _settle(block, change.undo)
-        except OSError as failed:
-            raise _failed(block, failed) from error
-        finally:
-            _forget(block)
+        failed = _end(block) if block in stack else None
+        if failed is not None:
+            raise failed from error
         raise
 
 
-def leave(part: object) -> None:
-    """Take the part back that this thread entered last.
+def abandon(begun: list[object]) -> None:
+    """Go on where an interruption stopped :func:`enter`: undo what it did."""
+    for block in begun:
+        if isinstance(block, Block) and block in _here.stack:
+            failed = _end(block)
+            if failed is not None:
+                raise failed
+
+
+def leave(part: object, begun: list[object]) -> None:
+    """Take the part back that this thread entered last. ``begun`` gets the block, as soon as it is known.
 
     :raises RestoreError: it was not this one, not this thread, or the kernel gives no way back.
     """
@@ -108,17 +120,11 @@ def leave(part: object) -> None:
             f"{_name(part)} was left before {inner}, entered after it: blocks end in reverse order. It is undone when"
             f" those are left. This thread is {_where()}"
         )
-    errors: list[RestoreError] = []
-    while stack and (stack[-1] is block or stack[-1].left):
-        top = stack[-1]
-        try:
-            _settle(top, top.change.undo)
-        except OSError as failed:
-            errors.append(_failed(top, failed))
-        finally:
-            _forget(top)
-    if errors:
-        raise errors[0]
+    begun.append(block)
+    block.left = True
+    failed = _end_those_left()
+    if failed is not None:
+        raise failed
     if block.awaited:
         raise RestoreError(
             f"inside of `with {_name(part)}` there was an await at which other tasks could run, and they ran inside"
@@ -126,27 +132,52 @@ def leave(part: object) -> None:
         )
 
 
-def _forget(block: Block) -> None:
+def finish_leaving(part: object, begun: list[object]) -> None:
+    """Go on where an interruption stopped :func:`leave`."""
+    if not begun:
+        leave(part, begun)
+        return
+    for block in begun:
+        if isinstance(block, Block):
+            block.left = True
+    failed = _end_those_left()
+    if failed is not None:
+        raise failed
+
+
+def _end_those_left() -> RestoreError | None:
     stack = _here.stack
-    if block in stack:
-        stack.remove(block)
-    if block.loop is not None:
-        block.loop.cancel()
-        block.loop = None
-    block.change.release()
+    failed: RestoreError | None = None
+    while stack and stack[-1].left:
+        failed = _end(stack[-1]) or failed
+    return failed
 
 
-def _settle(block: Block, undo: Callable[[], None]) -> None:
-    """Undo, whatever Control-C has to say; it is raised afterwards."""
+def _end(block: Block) -> RestoreError | None:
+    """Undo a block and forget it, whatever Control-C has to say: it is raised afterwards."""
     interruption: KeyboardInterrupt | None = None
+    failed: RestoreError | None = None
     while True:
         try:
-            undo()
+            try:
+                block.change.undo()
+            except OSError as error:
+                failed = _failed(block, error)
+            _forget(block)
             break
         except KeyboardInterrupt as error:
             interruption = error
     if interruption is not None:
         raise interruption
+    return failed
+
+
+def _forget(block: Block) -> None:
+    block.change.release()
+    if block.loop is not None:
+        block.loop.cancel()
+    if block in _here.stack:
+        _here.stack.remove(block)
 
 
 def _failed(block: Block, error: OSError) -> RestoreError:

@@ -78,17 +78,32 @@ class Reversible(Enterable):
         raise NotImplementedError(f"{type(self).__name__}.here")
 
     def __enter__(self) -> Self:
-        from isolate.here.blocks import enter
+        begun: list[object] = []
+        try:
+            from isolate.here import blocks
 
-        enter(self, self.here)
-        return self
+            return blocks.enter(self, self.here, begun)
+        except KeyboardInterrupt:
+            from isolate.here import blocks
+
+            blocks.abandon(begun)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from isolate.here.blocks import leave
+        done: list[object] = []
+        # Control-C may come at any point: what was begun is ended first. (Not if it comes before the first line: then
+        # Python itself has not called this yet, which no context manager written in Python can help.)
+        try:
+            from isolate.here import blocks
 
-        leave(self)
+            blocks.leave(self, done)
+        except KeyboardInterrupt:
+            from isolate.here import blocks
+
+            blocks.finish_leaving(self, done)
+            raise
 
 
 class ReversibleMount(Reversible):

@@ -31,6 +31,9 @@ def namespaces() -> dict[str, str]:
     return {kind: os.readlink(f"/proc/thread-self/ns/{kind}") for kind in KINDS}
 
 
+BASE = ["/nowhere"]
+
+
 def status(field: str) -> str:
     """A line of this thread's."""
     return Path("/proc/thread-self/status").read_text().split(f"{field}:")[1].split("\n")[0]
@@ -49,7 +52,8 @@ def state() -> dict[str, Any]:
         "namespaces": namespaces(),
         "status": [line for line in status if line.startswith(wanted)],
         "limits": Path("/proc/self/limits").read_text(),
-        "mounts": Path("/proc/thread-self/mountinfo").read_text(),
+        # Others mount things on this machine too: only those of these tests.
+        "mounts": [line for line in Path("/proc/thread-self/mountinfo").read_text().splitlines() if BASE[0] in line],
         "cwd": os.getcwd(),
         "root": os.stat("/").st_ino,
         "nice": os.getpriority(os.PRIO_PROCESS, 0),
@@ -62,8 +66,9 @@ def state() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _opened_once() -> None:
+def _opened_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The launcher's descriptor, made with the first sandbox, is not a leak."""
+    BASE[0] = str(tmp_path_factory.getbasetemp())
     isolate.Sandbox().run(["true"])
 
 
