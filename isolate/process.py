@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from isolate.cgroups.part import RunGroup
+    from isolate.cgroups.stats import Stats
     from isolate.result import Result
     from isolate.sandbox import Sandbox
 
@@ -131,6 +133,35 @@ class Process:
                 return self._session.end is not None
         self._session.wait_gone(1.0)
         return True
+
+    # ---- the cgroup --------------------------------------------------------------------------------------------
+
+    def _group(self) -> dict[str, str]:
+        group: RunGroup | None = self._session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+        if group is None:
+            raise ValueError("the sandbox has no cgroup of its own: add Limits() to it")
+        return group.directories(self._session.pid)
+
+    def stats(self) -> Stats:
+        """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
+        from isolate.cgroups.group import read_stats
+
+        return read_stats(self._group())
+
+    def freeze(self, timeout: float = 10.0) -> None:
+        """Stop everything inside, and return when all has stopped. A timeout of :meth:`wait` goes on counting.
+
+        :raises TimeoutError: not everything has stopped within ``timeout`` seconds.
+        """
+        from isolate.cgroups.group import freeze_groups
+
+        freeze_groups(self._group(), True, timeout)
+
+    def thaw(self, timeout: float = 10.0) -> None:
+        """Let it go on."""
+        from isolate.cgroups.group import freeze_groups
+
+        freeze_groups(self._group(), False, timeout)
 
     # ---- signals -----------------------------------------------------------------------------------------------
 

@@ -286,11 +286,11 @@ class Cgroup:
 
         :raises TimeoutError: some have not within ``timeout`` seconds (uninterruptible sleep); they will.
         """
-        _freeze(self._made(), True, timeout)
+        freeze_groups(self._made(), True, timeout)
 
     def thaw(self, timeout: float = 10.0) -> None:
         """Let them go on."""
-        _freeze(self._made(), False, timeout)
+        freeze_groups(self._made(), False, timeout)
 
     def kill(self) -> None:
         """SIGKILL to every process inside, and to what they fork meanwhile. cgroup.kill (Linux 5.14), or on v1 freeze,
@@ -413,7 +413,8 @@ def _freezer(directories: Mapping[str, str]) -> str | None:
     return next((d for k, d in directories.items() if "freezer" in k.split(",")), None)
 
 
-def _freeze(directories: Mapping[str, str], stop: bool, timeout: float) -> None:
+def freeze_groups(directories: Mapping[str, str], stop: bool, timeout: float) -> None:
+    """Freeze or thaw a group by its directories; see :meth:`Cgroup.freeze`."""
     from isolate.cgroups.events import wait_for
 
     v2 = directories.get("v2")

@@ -39,10 +39,10 @@ class Guardian:
         seen = Register("events")
         wait = (call("ppoll", watched, 2, 0, 0, 8, out=seen), Test(seen, -1, error=errno.ECANCELED))
         yield Step(Phase.CGROUP, "wait for the owner's end", wait)
+        gone = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
         for directory in self.directories:
             path = os.fsencode(directory)
             kill, end = Register("cgroup.kill"), Label()
-            gone = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
             ops: list[Op] = [
                 call(
                     "openat", AT_FDCWD, path + b"/cgroup.kill", O_WRONLY | O_CLOEXEC, 0,

@@ -137,7 +137,7 @@ def _pressure(data: bytes) -> dict[str, Pressure]:
     found = {}
     for line in data.decode("ascii", "replace").splitlines():
         kind, _, rest = line.partition(" ")
-        values = dict(item.partition("=")[::2] for item in rest.split())
+        values = {name: value for name, _, value in (item.partition("=") for item in rest.split())}
         try:
             found[kind] = Pressure(
                 float(values["avg10"]), float(values["avg60"]), float(values["avg300"]), int(values["total"]) / 1e6

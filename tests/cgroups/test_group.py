@@ -358,3 +358,25 @@ def test_a_name_says_whose_it_is() -> None:
     assert naming.abandoned(naming.Name(name.namespace, name.pid, name.start - 1, "tag"))
     assert not naming.abandoned(naming.Name(name.namespace + 1, name.pid, name.start - 1, "tag"))
     assert not naming.abandoned(naming.Name(name.namespace, name.pid, name.start - 1, str(os.getpid())))
+
+
+def test_a_running_program_is_counted_and_frozen() -> None:
+    code = "import sys\nx = bytearray(30 << 20)\nfor line in sys.stdin.buffer.raw: sys.stdout.buffer.raw.write(line)"
+    with Sandbox(Limits(pids=20)).spawn([*PYTHON, code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"1\n")
+        assert process.stdout.read(2) == b"1\n"
+        stats = process.stats()
+        assert stats.pids == 2
+        assert stats.memory is not None
+        assert stats.memory > 30 * MIB
+        process.freeze()
+        process.stdin.write(b"2\n")
+        assert not select_readable(process.stdout.fileno(), 0.3)
+        process.thaw()
+        assert select_readable(process.stdout.fileno(), 10)
+        process.freeze()  # what is frozen is taken down all the same
+    assert process.returncode == -signal.SIGKILL
+    with Sandbox().spawn(["true"]) as process, pytest.raises(ValueError, match=r"add Limits\(\)"):
+        process.stats()
