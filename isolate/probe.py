@@ -18,7 +18,7 @@ from isolate.sandbox import Sandbox
 from isolate.streams import DEVNULL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Ability", "abilities", "check"]
 
@@ -104,8 +104,8 @@ def _abilities() -> Iterator[Ability]:
     for kind, what in _NAMESPACES.items():
         yield _try(kind, what, lambda kind=kind: check(Sandbox(*_base(), _namespace(kind))))  # type: ignore[misc]
     yield _try("id-ranges", "many ids inside, by newuidmap and /etc/subuid", _ranges)
-    for name, what, entries in _ROOTS:
-        yield _try(name, what, lambda entries=entries: _root(entries))  # type: ignore[misc]
+    for name, what, *entry in _ROOTS:
+        yield _try(name, what, lambda entry=entry: _root(*entry))  # type: ignore[misc]
     yield _try("seccomp", "filters of system calls", _seccomp)
     yield _try("landlock", "rights to paths, ports and signals without namespaces", _landlock)
     for name, what, limits in _LIMITS:
@@ -122,15 +122,16 @@ _NAMESPACES = {
     "time": "time namespace: clocks of its own",
 }
 
-_ROOTS: tuple[tuple[str, str, tuple[tuple[str, tuple[object, ...], dict[str, object]], ...]], ...] = (
-    ("root", "a root of its own, on tmpfs", (("Dir", ("/empty",), {}),)),
-    ("bind", "bind mounts of the host's files, read-only", (("Bind", ("/usr",), {}),)),
-    ("tmpfs", "a bounded tmpfs", (("Tmpfs", ("/tmp",), {"size": "1M"}),)),
-    ("proc", "its own /proc", (("Proc", (), {}),)),
-    ("sys", "its own /sys", (("Sys", (), {}),)),
-    ("dev", "its own /dev", (("Dev", (), {}),)),
-    ("mqueue", "its own POSIX message queues", (("Mqueue", (), {}),)),
-    ("overlay", "overlayfs: layers with a writable one on top", (("Overlay", ("/layers",), {"lower": ["/usr"]}),)),
+# Row, words, and the entry of a root: its class and arguments.
+_ROOTS: tuple[tuple[str, str, str, tuple[str, ...], dict[str, object]], ...] = (
+    ("root", "a root of its own, on tmpfs", "Dir", ("/empty",), {}),
+    ("bind", "bind mounts of the host's files, read-only", "Bind", ("/usr",), {}),
+    ("tmpfs", "a bounded tmpfs", "Tmpfs", ("/tmp",), {"size": "1M"}),
+    ("proc", "its own /proc", "Proc", (), {}),
+    ("sys", "its own /sys", "Sys", (), {}),
+    ("dev", "its own /dev", "Dev", (), {}),
+    ("mqueue", "its own POSIX message queues", "Mqueue", (), {}),
+    ("overlay", "overlayfs: layers with a writable one on top", "Overlay", ("/layers",), {"lower": ["/usr"]}),
 )
 
 _LIMITS: tuple[tuple[str, str, dict[str, object]], ...] = (
@@ -146,7 +147,7 @@ def _try(name: str, what: str, attempt: Callable[[], str | None]) -> Ability:
         detail = attempt()
     except SetupError as error:
         reason = error.cause or str(error).partition("\n")[0]
-        return Ability(name, what, False, f"{error.step}: {reason}" if error.cause else reason, error.remedy or "")
+        return Ability(name, what, False, reason, error.remedy or "")
     except (ImportError, AttributeError) as error:
         return Ability(name, what, False, f"this build of isolate lacks it ({error})")
     except (OSError, ValueError, RuntimeError) as error:
@@ -192,13 +193,13 @@ def _ranges() -> str | None:
     return f"{sum(r.count for r in ids.uids)} uids, {sum(r.count for r in ids.gids)} gids"
 
 
-def _root(entries: Iterable[tuple[str, tuple[object, ...], dict[str, object]]]) -> str | None:
+def _root(entry: str, args: tuple[str, ...], keywords: dict[str, object]) -> str | None:
     from isolate import mounts
     from isolate.namespaces import IpcNamespace, NetNamespace, PidNamespace
 
-    made = [getattr(mounts, name)(*args, **keywords) for name, args, keywords in entries]
     # /proc, /sys and message queues show namespaces, and are to be had only with those.
-    check(Sandbox(*_base(), PidNamespace(), NetNamespace(), IpcNamespace(), mounts.Root(*made)))
+    root = mounts.Root(getattr(mounts, entry)(*args, **keywords))
+    check(Sandbox(*_base(), PidNamespace(), NetNamespace(), IpcNamespace(), root))
     return None
 
 

@@ -133,11 +133,16 @@ def _print_table(rows: Sequence[Any]) -> None:
     who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
     print(f"{system.sysname} {system.release} {system.machine}, as {who}")
     width = max(len(row.name) for row in rows)
+    told: dict[tuple[str, str], str] = {}
     for row in rows:
         detail = f" ({row.reason})" if row.ok and row.reason else ""
         print(f"{row.name:{width}}  {'ok' if row.ok else 'no'}  {row.what}{detail}")
         if not row.ok:
             pad = " " * (width + 6)
+            first = told.setdefault((row.reason, row.remedy), row.name)
+            if first != row.name:
+                print(f"{pad}why: as for {first}")
+                continue
             for word, text in (("why", row.reason), ("remedy", row.remedy)):
                 if text:
                     print(textwrap.fill(f"{word}: {text}", 118, initial_indent=pad, subsequent_indent=pad + "  "))
