@@ -65,7 +65,7 @@ class Result(Generic[AnyStr]):
         if self.verdict is not Verdict.OK:
             from isolate.errors import ProgramError
 
-            raise ProgramError(self)
+            raise ProgramError(self)  # pyright: ignore[reportArgumentType]  # AnyStr is one of the two
         return self
 
     def json(self) -> str:
