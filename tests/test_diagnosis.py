@@ -29,8 +29,9 @@ from isolate import (
     UserNamespace,
     Verdict,
 )
-from isolate.diagnosis import Host, clone, program, start_error, steps
+from isolate.diagnosis import Host, clone, program, setup_error, start_error, steps
 from isolate.kernel import FSOPEN_CLOEXEC
+from isolate.launch import Record
 from isolate.native import lib
 from isolate.plan import Phase, Register, RunHost, Step, Target, call
 
@@ -237,6 +238,24 @@ def test_the_sandboxs_own_limit_of_processes() -> None:
     assert "Limits(pids=1) leaves no room" in error.cause
     assert error.remedy is not None
     assert "at least 2" in error.remedy
+
+
+@ROOT
+def test_the_limit_of_the_callers_own_group() -> None:
+    """A Python in a group for few processes starts a sandbox of its own."""
+
+    def attempt(pids: int) -> dict[str, Any] | None:
+        code = TELL + "tell(lambda: Sandbox().run(['true']))"
+        result = Sandbox(Limits(pids=pids)).run([sys.executable, "-c", code], env=os.environ, text=True)
+        assert result.stdout, result.stderr
+        return json.loads(result.stdout.splitlines()[0])  # type: ignore[no-any-return]
+
+    assert attempt(16) is None
+    error = attempt(3)  # init, Python, the launcher
+    assert error is not None
+    assert error["errno"] == errno.EAGAIN
+    assert "processes and threads and may have 3 (pids.max)" in error["cause"]
+    assert "TasksMax=" in error["remedy"]
 
 
 def test_no_descriptors_left() -> None:
@@ -713,7 +732,7 @@ def test_a_groups_limit_of_processes_is_found_upwards() -> None:
         },
     )  # fmt: skip
     found = cause_of(host, errno.EAGAIN, 0)
-    assert found.cause == "the cgroup /a has 12 processes and threads and may have 12 (pids.max)"
+    assert found.cause == "the cgroup /a has 12 processes and threads and may have 12 (pids.max); a start takes 3"
     assert "memory" in cause_of(host, errno.ENOMEM, 0).cause
 
 
@@ -727,6 +746,34 @@ def test_a_call_that_the_kernel_has_not(monkeypatch: pytest.MonkeyPatch) -> None
     old = steps.certain(Recorded(proc__self__status=PLAIN), errno.ENOSYS, step, call("bpf"), 0)
     assert old is not None
     assert "built without bpf" in old.cause
+
+
+def test_a_diagnosis_that_fails_hides_nothing() -> None:
+    class Broken(Host):
+        def read(self, path: str) -> str | None:
+            raise RuntimeError("no such luck")
+
+    box = Sandbox(UserNamespace())
+    record = Record(
+        lib.ISO_RECORD_FAILED,
+        errno.EPERM,
+        lib.ISO_OP_NONE,
+        lib.ISO_STAGE_CLONE_INIT,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        b"",
+        b"",
+        b"",
+    )
+    error = setup_error(box.compile(), record, [b"true"], host=Broken())
+    assert error.errno == errno.EPERM
+    assert str(error.step).startswith("make the sandbox's first process")
+    assert error.cause == "not known: its diagnosis failed too (RuntimeError: no such luck)"
 
 
 def test_targets() -> None:

@@ -6,6 +6,7 @@ import os
 from typing import NamedTuple
 
 CAP_SYS_ADMIN = 21
+_START = 3  # processes of a start: the launcher, init, the program
 
 #: Flag of clone to the kernel's name of the namespace in /proc/self/ns, /proc/sys/user and Kconfig.
 NAMESPACES = {
@@ -144,25 +145,42 @@ class Host:
         return True
 
     def limit_reached(self) -> Finding | None:
-        """Which limit of processes is used up, as far as it can be seen: a cgroup's, the user's, the system's."""
+        """Which limit of processes is used up, as far as it can be seen: a cgroup's or the user's.
+
+        What the failed start had made is gone by now: a limit counts as reached if there is no room for a start.
+        """
         for name, directory in self._pids_groups():
             limit, used = self.number(f"{directory}/pids.max"), self.number(f"{directory}/pids.current")
-            if limit is not None and used is not None and used >= limit:
+            if limit is not None and used is not None and used + _START >= limit:
                 return Finding(
-                    f"the cgroup {name} has {used} processes and threads and may have {limit} (pids.max)",
+                    f"the cgroup {name} has {used} processes and threads and may have {limit} (pids.max); "
+                    f"a start takes {_START}",
                     f"raise {directory}/pids.max (Docker: --pids-limit; systemd: TasksMax=), or run fewer at once",
                 )
-        limits = self.read("/proc/self/limits") or ""
-        for line in limits.splitlines():
-            if line.startswith("Max processes"):
-                soft = line[26:].split()[0]
-                if soft != "unlimited" and not self.capable(24):  # CAP_SYS_RESOURCE is exempt
-                    return Finding(
-                        f"this user may have {soft} processes and threads (RLIMIT_NPROC), those outside of this "
-                        "program included",
-                        "raise it: ulimit -u, /etc/security/limits.conf, systemd's LimitNPROC=",
-                    )
+        for line in (self.read("/proc/self/limits") or "").splitlines():
+            soft = line[26:].split()[0] if line.startswith("Max processes") else "unlimited"
+            if soft.isdigit() and not self.capable(24) and self._tasks() + _START >= int(soft):  # CAP_SYS_RESOURCE
+                return Finding(
+                    f"this user may have {soft} processes and threads (RLIMIT_NPROC), those outside of this program "
+                    "included",
+                    "raise it: ulimit -u, /etc/security/limits.conf, systemd's LimitNPROC=",
+                )
         return None
+
+    def _tasks(self) -> int:
+        """Processes and threads of this user, as far as /proc shows them."""
+        found = 0
+        proc = os.path.join(self.root, "proc")
+        try:
+            for entry in os.scandir(proc):
+                try:
+                    if entry.name.isdigit() and entry.stat().st_uid == self.euid:
+                        found += os.stat(f"{proc}/{entry.name}/task").st_nlink - 2
+                except OSError:
+                    continue  # it has ended
+        except OSError:
+            pass
+        return found
 
     def _pids_groups(self) -> list[tuple[str, str]]:
         """(name, directory) of the own group and its parents, in the hierarchy that counts processes."""
