@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,11 +14,11 @@ from .rules import Rule
 if TYPE_CHECKING:
     from ..plan import Context, Step
     from .decide import Answer
+    from .notify import Handler
 
 __all__ = ["Seccomp"]
 
 # linux/seccomp.h
-SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 
@@ -41,6 +40,9 @@ class Seccomp(Irreversible):
       AArch64. Left out: the process is killed.
     - `compat`: such ABIs that the same rules cover: `compat=("i386",)`.
     - `log`: actions but allow go to the audit log (SECCOMP_FILTER_FLAG_LOG, Linux 4.14).
+    - `notify`: handlers in Python that decide calls while the program waits, by name of call or set; they come before
+      every rule; see `isolate.seccomp.notify`. `notify_timeout` is in seconds: a call whose handler takes longer fails
+      with ETIMEDOUT.
     - `spec_allow`: leave Speculative Store Bypass on (SECCOMP_FILTER_FLAG_SPEC_ALLOW, Linux 4.17).
 
     Where the arguments of `clone` are filtered, `clone3` answers ENOSYS unless a rule names it, since its flags stand
@@ -62,6 +64,9 @@ class Seccomp(Irreversible):
     spec_allow: bool
     #: A ready program (`from_bpf`); such a policy has no rules.
     ready: bytes | None
+    #: Handlers by name of call.
+    notify: tuple[tuple[str, Handler], ...]
+    notify_timeout: float
 
     #: Filters stack, so a sandbox takes several.
     repeatable: ClassVar[bool] = True
@@ -75,6 +80,8 @@ class Seccomp(Irreversible):
         compat: str | Iterable[str] = (),
         log: bool = False,
         spec_allow: bool = False,
+        notify: Mapping[str, Handler] | None = None,
+        notify_timeout: float = 5.0,
     ) -> None:
         flat: list[Rule] = []
         for rule in rules:
@@ -90,6 +97,13 @@ class Seccomp(Irreversible):
         _set(self, "log", bool(log))
         _set(self, "spec_allow", bool(spec_allow))
         _set(self, "ready", None)
+        handlers = _handlers(notify or {})
+        if not notify_timeout > 0:
+            raise ValueError(f"notify_timeout is a positive number of seconds, not {notify_timeout!r}")
+        if handlers:
+            _set(self, "rules", (*self.rules, Rule(Action.NOTIFY, tuple(name for name, _ in handlers))))
+        _set(self, "notify", handlers)
+        _set(self, "notify_timeout", float(notify_timeout))
 
     # ---- ready-made -------------------------------------------------------------------------------------------------
 
@@ -207,7 +221,8 @@ class Seccomp(Irreversible):
                 found = compiler.build(decide.decisions(self, arch, kernel), self.foreign.value)
                 if len(_shared) >= 64:
                     _shared.clear()
-                _shared[self, arch, kernel] = found
+                if not self.notify:  # whose supervisor ends with it
+                    _shared[self, arch, kernel] = found
             cache[arch, kernel] = found
         return found
 
@@ -255,6 +270,10 @@ class Seccomp(Irreversible):
         return self._with(tuple(rule for rule in left if rule is not None))
 
     def _own_rules(self) -> tuple[Rule, ...]:
+        if self.notify:
+            raise TypeError(
+                "a policy with handlers does not add: put the handlers into a policy of their own, beside it"
+            )
         if self.ready is not None:
             raise TypeError("a ready program cannot be added to or taken from")
         return self.rules
@@ -273,12 +292,23 @@ class Seccomp(Irreversible):
     def __hash__(self) -> int:
         found = self.__dict__.get("_hash")
         if found is None:
-            found = hash((self.rules, self.otherwise, self.unknown, self.foreign, self.compat, self.flags, self.ready))
+            found = hash(
+                (
+                    self.rules,
+                    self.otherwise,
+                    self.unknown,
+                    self.foreign,
+                    self.compat,
+                    self.flags,
+                    self.ready,
+                    self.notify,
+                )
+            )
             _set(self, "_hash", found)
         return int(found)
 
     def __repr__(self) -> str:
-        words = [repr(rule) for rule in self.rules]
+        words = [repr(rule) for rule in (self.rules[:-1] if self.notify else self.rules)]
         if self.ready is not None:
             words = [repr(self.ready)]
         elif self.otherwise != Action.EPERM or not words:
@@ -291,6 +321,8 @@ class Seccomp(Irreversible):
             words.append(f"foreign={self.foreign!r}")
         if self.compat:
             words.append(f"compat={self.compat!r}")
+        if self.notify:
+            words.append(f"notify={dict(self.notify)!r}, notify_timeout={self.notify_timeout}")
         words += [f"{name}=True" for name in ("log", "spec_allow") if getattr(self, name)]
         name = "Seccomp.from_bpf" if self.ready is not None else "Seccomp"
         text = ", ".join(words)
@@ -304,24 +336,19 @@ class Seccomp(Irreversible):
         return SECCOMP_FILTER_FLAG_LOG * self.log | SECCOMP_FILTER_FLAG_SPEC_ALLOW * self.spec_allow
 
     def steps(self, context: Context) -> Iterable[Step]:
-        """One step: install the filter."""
-        from ..kernel import Constant
-        from ..plan import Buffer, Phase, Step, Store, call
+        """One step: install the filter. With handlers two more: get at the notifications.
 
-        program = self.program()
-        count = len(program) // 8
-        code = Buffer(program, "filter")
-        header = Buffer(struct.pack("=HxxxxxxQ", count, 0), "sock_fprog")
-        mode = Constant(SECCOMP_SET_MODE_FILTER, "SECCOMP_SET_MODE_FILTER")
-        yield Step(
-            Phase.SECCOMP,
-            f"install a system call filter of {count} instructions",
-            (Store(header, 8, code.at(0)), call("seccomp", mode, self.flags, header)),
-            hints={
-                13: "a filter needs no_new_privs or CAP_SYS_ADMIN: leave NoNewPrivs on",
-                22: "the kernel refused the program or its flags (CONFIG_SECCOMP_FILTER, Linux 4.17 for spec_allow)",
-            },
-        )
+        Of several policies the first asked yields the steps of all, in an order that works: what has handlers first,
+        and last the one that refuses `seccomp` itself, since nothing can be installed after it.
+        """
+        from .install import in_order, steps_of
+
+        if context.shared.setdefault("seccomp", self) is not self:
+            return []
+        # In this process, by enter(), nothing need be executed afterwards.
+        executes = type(context).__name__ == "Context"
+        policies = in_order([part for part in context.parts if isinstance(part, Seccomp)], executes=executes)
+        return [step for policy in policies for step in steps_of(policy, context)]
 
 
 _shared: dict[tuple[Seccomp, str, tuple[int, int]], bytes] = {}
@@ -329,6 +356,21 @@ _shared: dict[tuple[Seccomp, str, tuple[int, int]], bytes] = {}
 
 def _set(policy: Seccomp, name: str, value: object) -> None:
     object.__setattr__(policy, name, value)
+
+
+def _handlers(notify: Mapping[str, Handler]) -> tuple[tuple[str, Handler], ...]:
+    from . import sets
+
+    found: dict[str, Handler] = {}
+    for name, handler in notify.items():
+        if not callable(handler):
+            raise TypeError(f"the handler of {name!r} cannot be called: {handler!r}")
+        for call in sorted(sets.members(name)) if isinstance(name, str) and name.startswith("@") else [name]:
+            found[call] = handler
+    # The listener leaves the program by sendmsg, when the first filter holds already.
+    if "sendmsg" in found:
+        raise ValueError("sendmsg cannot have a handler: the library uses it to get at the notifications")
+    return tuple(found.items())
 
 
 def _rules(rules: object) -> list[Rule]:

@@ -1,0 +1,322 @@
+"""Calls decided in Python: answers, memory, descriptors, mistakes, slowness, and ends."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from isolate import Sandbox, Seccomp, Verdict
+from isolate.seccomp import allow, deny
+from isolate.seccomp.notify import Call, Reply, StaleCall
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from isolate.result import Result
+
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def run(handlers: dict[str, Any], code: str, *more: Seccomp, **options: Any) -> Result[str]:
+    policy = Seccomp(otherwise="allow", notify=handlers, **options)
+    return Sandbox(policy, *more).run([sys.executable, "-c", code], text=True, timeout=60, env=ENV)
+
+
+GETPPID = "import ctypes; c = ctypes.CDLL(None, use_errno=True); print(c.syscall(110), ctypes.get_errno())"
+PPID = (
+    "from isolate import native, syscalls\n"
+    "print(native.call(syscalls.number('getppid')), native.call(syscalls.number('getpgid'), 7) != 99)"
+)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (Reply.value(4242), "4242"),
+        (Reply.value(-1), "-1"),
+        (Reply.value(2**40), str(2**40)),
+        (Reply.errno("EXDEV"), "-18"),
+        (Reply.errno(5), "-5"),
+    ],
+)
+def test_answers(reply: Reply, expected: str) -> None:
+    seen = []
+
+    def handler(call: Call) -> Reply:
+        seen.append((call.name, call.arch, call.pid > 0, call.valid()))
+        return reply
+
+    result = run({"getppid": handler}, PPID)
+    assert result.stdout.split() == [expected, "True"], result
+    assert seen == [("getppid", seen[0][1], True, True)]
+    assert run({"getppid": lambda _: Reply.proceed()}, PPID).stdout.split()[0] not in ("4242", "-18"), "the control"
+
+
+def test_memory_is_read_and_written(tmp_path: Path) -> None:
+    """A program's uname() is answered with another name, and its paths are seen."""
+    paths = []
+
+    def uname(call: Call) -> Reply:
+        call.write(call.args[0] + 65, b"another.host\0")
+        return Reply.value(0)
+
+    def openat(call: Call) -> Reply:
+        paths.append(call.read_string(call.args[1]))
+        assert call.read(call.args[1], 1) == paths[-1][:1]
+        return Reply.errno("ENOENT") if paths[-1].endswith(b"hidden") else Reply.proceed()
+
+    (tmp_path / "hidden").write_text("x")
+    code = (
+        f"import os; print(os.uname().nodename)\n"
+        f"try: print(open({str(tmp_path / 'hidden')!r}).read())\nexcept FileNotFoundError: print('hidden')\n"
+    )
+    result = run({"uname": uname, "openat": openat}, code)
+    assert result.stdout.split() == ["another.host", "hidden"], result
+    assert os.fsencode(tmp_path / "hidden") in paths
+    control = Sandbox().run([sys.executable, "-c", code], text=True, timeout=60, env=ENV)
+    assert control.stdout.split()[1] == "x"
+    assert control.stdout.split()[0] != "another.host"
+
+
+def test_reads_of_memory_are_bounded() -> None:
+    found: list[Any] = []
+
+    def handler(call: Call) -> Reply:
+        for do in (lambda: call.read(0, 16), lambda: call.read(call.args[0], 1 << 30), lambda: call.read_string(8)):
+            try:
+                found.append(do())
+            except (OSError, ValueError) as error:
+                found.append(type(error).__name__)
+        return Reply.value(1)
+
+    assert run({"getppid": handler}, PPID).stdout.split()[0] == "1"
+    assert found == ["OSError", "ValueError", "OSError"]
+
+
+def test_a_descriptor_is_handed_in() -> None:
+    def handler(call: Call) -> Reply:
+        if call.read_string(call.args[1]) != b"/from/outside":
+            return Reply.proceed()
+        read, write = os.pipe()
+        os.write(write, b"opened by the caller")
+        os.close(write)
+        try:
+            return Reply.descriptor(read)
+        finally:
+            os.close(read)
+
+    before = len(os.listdir("/proc/self/fd"))
+    result = run({"openat": handler}, "print(open('/from/outside').read())")
+    assert result.stdout.strip() == "opened by the caller", result
+    del result
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def _later(call: Call) -> Reply:
+    import asyncio
+
+    await asyncio.sleep(0)
+    return Reply.value(77)
+
+
+def test_async_handlers() -> None:
+    assert run({"getppid": _later}, PPID).stdout.split()[0] == "77"
+
+
+def test_a_handler_that_raises_is_eio_and_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+
+    def broken(call: Call) -> Reply:
+        raise RuntimeError("broken")
+
+    def wrong(call: Call) -> Any:
+        return 5
+
+    assert run({"getppid": broken}, PPID).stdout.split()[0] == "-5"
+    assert run({"getppid": wrong}, PPID).stdout.split()[0] == "-5"
+    assert [type(report.exc_value) for report in reported] == [RuntimeError, TypeError]
+    assert "getppid" in reported[0].err_msg
+
+
+def test_a_slow_handler_is_etimedout_and_its_late_answer_dropped() -> None:
+    release = threading.Event()
+    finished = threading.Event()
+
+    def slow(call: Call) -> Reply:
+        release.wait(30)
+        finished.set()
+        return Reply.value(1)
+
+    start = time.monotonic()
+    result = run({"getppid": slow}, PPID, notify_timeout=0.3)
+    assert result.stdout.split()[0] == "-110", result
+    assert time.monotonic() - start < 10
+    release.set()
+    assert finished.wait(10)
+
+
+def test_a_program_killed_while_its_call_waits() -> None:
+    """The call is void then; the handler is told, and the run ends."""
+    state: list[Any] = []
+    arrived = threading.Event()
+    go_on = threading.Event()
+
+    def handler(call: Call) -> Reply:
+        arrived.set()
+        go_on.wait(30)
+        state.append(call.valid())
+        try:
+            call.read(call.args[0], 1)
+        except StaleCall:
+            state.append("stale")
+        return Reply.value(1)
+
+    policy = Seccomp(otherwise="allow", notify={"getppid": handler}, notify_timeout=60)
+    with Sandbox(policy).spawn([sys.executable, "-c", PPID], env=ENV) as process:
+        assert arrived.wait(30)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        go_on.set()
+        for _ in range(100):
+            if len(state) == 2:
+                break
+            threading.Event().wait(0.05)
+    assert state == [False, "stale"]
+
+
+def test_several_at_once() -> None:
+    barrier = threading.Barrier(4, timeout=20)
+
+    def handler(call: Call) -> Reply:
+        barrier.wait()
+        return Reply.value(8)
+
+    code = (
+        "import os\nfrom isolate import native, syscalls\nfor _ in range(3):\n    if os.fork() == 0: break\n"
+        "os.write(1, b'%d\\n' % native.call(syscalls.number('getppid')))\n"
+        "try:\n    while True: os.wait()\nexcept OSError: pass\n"
+    )
+    result = run({"getppid": handler}, code)
+    assert result.stdout.split() == ["8"] * 4, result
+
+
+def test_one_policy_in_many_runs() -> None:
+    policy = Seccomp(otherwise="allow", notify={"getppid": lambda _: Reply.value(3)})
+    box = Sandbox(policy)
+    for _ in range(5):
+        assert box.run([sys.executable, "-c", PPID], text=True, env=ENV, timeout=60).stdout.split()[0] == "3"
+    other = Sandbox(policy, Seccomp.default())
+    assert other.run([sys.executable, "-c", PPID], text=True, env=ENV, timeout=60).stdout.split()[0] == "3"
+
+
+def test_beside_policies_that_refuse_much() -> None:
+    """The way out for the listener is open whatever the other policies say."""
+    result = run({"getppid": lambda _: Reply.value(6)}, "import os; print(os.getppid())", Seccomp.strict())
+    assert result.stdout.split() == ["6"], result
+    passed = Sandbox(Seccomp(otherwise="allow", notify={"getppid": lambda _: Reply.value(6)}))
+    read, write = os.pipe()
+    try:
+        args = [sys.executable, "-c", "import os; print(os.getppid(), os.fstat(6).st_mode != 0)"]
+        assert passed.run(args, text=True, pass_fds={6: write}, timeout=60).stdout.split() == ["6", "True"]
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_a_dead_supervisor_does_not_hang_the_program() -> None:
+    """The caller closes the supervisor while a program runs: its calls fail with ENOSYS from then on."""
+    first = threading.Event()
+    policy = Seccomp(otherwise="allow", notify={"getppid": lambda _: (first.set(), Reply.value(5))[1]})
+    code = (
+        "import sys\nfrom isolate import native, syscalls\n"
+        "print(native.call(syscalls.number('getppid')), flush=True)\nsys.stdin.readline()\n"
+        "print(native.call(syscalls.number('getppid')), flush=True)\n"
+    )
+    with Sandbox(policy).spawn([sys.executable, "-c", code], env=ENV, stdin=-1, stdout=-1) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline().strip() == b"5"
+        policy.__dict__["_supervisor"].close()
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline().strip() == b"-38"
+        assert process.wait() == 0
+
+
+def test_the_threads_end_with_the_policy() -> None:
+    def names() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("isolate-seccomp")]
+
+    gc.collect()
+    before = len(names())
+    box: Any = Sandbox(Seccomp(otherwise="allow", notify={"getppid": lambda _: Reply.value(3)}))
+    assert len(names()) == before + 1
+    thread = next(t for t in reversed(threading.enumerate()) if t.name == "isolate-seccomp")
+    del box
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (lambda: Seccomp(notify={"opneat": len}), ValueError, "did you mean 'openat'"),
+        (lambda: Seccomp(notify={"openat": 3}), TypeError, "cannot be called"),  # type: ignore[dict-item]
+        (lambda: Seccomp(notify={"sendmsg": len}), ValueError, "sendmsg cannot have a handler"),
+        (lambda: Seccomp(notify={"openat": len}, notify_timeout=0), ValueError, "positive"),
+        (lambda: Seccomp(notify={"openat": len}) + allow("read"), TypeError, "of their own"),
+        (lambda: Reply.errno(9999), ValueError, "out of range"),
+        (lambda: Reply.descriptor(-1), ValueError, "not a descriptor"),
+        (lambda: Reply.value("1"), ValueError, "signed 64-bit"),  # type: ignore[arg-type]
+        (
+            lambda: Sandbox(*(Seccomp(otherwise="allow", notify={n: len}) for n in ("read", "write"))),
+            ValueError,
+            "one set",
+        ),
+        (lambda: Sandbox(Seccomp(allow("read"))), ValueError, "refuses execve"),
+        (lambda: Sandbox(Seccomp.strict(), Seccomp.strict("kill")), ValueError, "2 policies refuse the call seccomp"),
+    ],
+)
+def test_refused(make: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        make()
+
+
+def test_policies_stack_in_an_order_that_works() -> None:
+    result = Sandbox(Seccomp.strict(), Seccomp.default(), Seccomp(deny("getppid"), otherwise="allow")).run(
+        [sys.executable, "-c", "import os; print(os.getpid() > 0)"], text=True, timeout=60
+    )
+    assert result.stdout.split() == ["True"]
+    assert result.verdict is Verdict.OK
+
+
+def test_the_caller_killed_while_a_call_waits(tmp_path: Path) -> None:
+    """Nothing hangs on a supervisor that is gone: the sandbox goes with it."""
+    script = tmp_path / "caller.py"
+    script.write_text(
+        "import os, signal, sys\nfrom isolate import Sandbox, Seccomp\n"
+        "def handler(call):\n    print(call.pid, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Sandbox(Seccomp(otherwise='allow', notify={'getppid': handler})).run("
+        "[sys.executable, '-c', 'import os; os.getppid()'], timeout=60)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=ENV)
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    assert not os.path.exists(f"/proc/{pid}")
