@@ -4,6 +4,7 @@ from isolate.mounts.bind import Bind as Bind
 from isolate.mounts.building import Building as Building
 from isolate.mounts.building import Entry as Entry
 from isolate.mounts.building import TreeEntry as TreeEntry
+from isolate.mounts.cgroupfs import CgroupFs as CgroupFs
 from isolate.mounts.dev import Dev as Dev
 from isolate.mounts.files import Dir as Dir
 from isolate.mounts.files import File as File
@@ -20,6 +21,7 @@ from isolate.mounts.tmpfs import Tmpfs as Tmpfs
 __all__ = [
     "Bind",
     "Building",
+    "CgroupFs",
     "Dev",
     "Dir",
     "Entry",

@@ -103,7 +103,7 @@ class Building:
         #: What the parts know: ids of the caller, the other parts.
         self.context = context
         #: The descriptor of the new root's mount.
-        self.root = Register("root")
+        self.root: Register = Register("root")
         self._scratch = Register("scratch")
         self._room = 0
         self._scratch_steps: list[Step] = []

@@ -151,7 +151,8 @@ def _open_device(name: str, tree: Register) -> Step:
             stat(tree, buffer),
             Test(Load(buffer, STATX_MODE, 4), S_IFCHR, mask=int(S_IFMT), error=ENODEV),
             Test(Load(buffer, STATX_RDEV), major | minor << 32, error=ENODEV),
-            # Read-only is no bar to writing to a device, but to changing the host's node: its mode, its owner, its times.
+            # Read-only is no bar to writing to a device, but to changing the host's node: its mode, its owner, its
+            # times.
             attributes(tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, private=True),
         ),
         path=path,

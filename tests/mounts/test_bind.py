@@ -252,7 +252,7 @@ def test_idmap_is_not_for_ordinary_users(place: Path) -> None:
     assert caught.value.cause
 
 
-# ---- refused before anything starts ------------------------------------------------------------------------------------
+# ---- refused before anything starts --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

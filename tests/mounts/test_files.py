@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from isolate import Bind, Dir, File, Mask, ReadOnly, Root, SetupError, Symlink, Tmpfs
+from isolate import Bind, Dev, Dir, File, Mask, Overlay, Proc, ReadOnly, Root, SetupError, Symlink, Tmpfs
 
 from .conftest import Shell, mounts
 
@@ -36,15 +36,13 @@ def test_tmpfs_inodes(shell: Shell) -> None:
 
 
 def test_tmpfs_is_bounded_unless_said_otherwise(shell: Shell) -> None:
-    options = [line for line in str(shell("cat /etc/m", File("/etc/m", "")).stdout)]
-    assert options == []
-    from isolate import Proc
-
-    table = str(shell("cat /proc/self/mounts", Proc(), Tmpfs("/t")).stdout).splitlines()
-    for line in table:
-        if line.split()[2] == "tmpfs" and "none" in line.split()[0]:
-            assert "size=" in line, line
-            assert "nr_inodes=" in line, line
+    entries = (Proc(), Tmpfs("/t"), Dev(), File("/f", "x"), Overlay("/o", lower=["/usr"]), Mask("/usr/bin/true"))
+    table = [line.split() for line in str(shell("cat /proc/self/mounts", *entries).stdout).splitlines()]
+    ours = [line for line in table if line[2] == "tmpfs" and line[0] == "none"]
+    assert {"/", "/t", "/dev", "/dev/shm", "/f"} <= {line[1] for line in ours}
+    for line in ours:
+        assert "size=" in line[3], line
+        assert "nr_inodes=" in line[3], line
 
 
 def test_tmpfs_mode(shell: Shell) -> None:
@@ -169,7 +167,7 @@ def test_order_is_the_users(shell: Shell, place: Path) -> None:
     assert (hidden.stdout, hidden.returncode) == ("", 0)
 
 
-# ---- refused before anything starts -------------------------------------------------------------------------------------
+# ---- refused before anything starts --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +14,9 @@ from isolate.mounts import overlay as module
 
 from .conftest import Shell, mounts
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ODD = ["a,b:c\\d e", "line\nbreak=1", "ü\"'$(x)", "-o,ro", "\\:,"]
 
 
@@ -23,7 +25,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """The second is what a kernel before 6.13 gets: it answers EINVAL to a layer by descriptor."""
     if request.param == "by name":
         monkeypatch.setattr(module, "FSCONFIG_SET_FD", FSCONFIG_SET_FLAG)  # with a value it is EINVAL
-    yield request.param
+    return request.param
 
 
 def layers(place: Path, names: list[str]) -> list[Path]:

@@ -1,0 +1,63 @@
+"""The cgroup file system, as the sandbox's own cgroup namespace shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isolate.kernel import MOUNT_ATTR_RDONLY
+from isolate.mounts.building import ENODEV, EPERM, TARGET_HINTS, new_file_system
+from isolate.mounts.pseudo import FLAGS
+from isolate.namespaces import CgroupNamespace
+from isolate.paths import StrOrBytesPath, inside, text
+from isolate.plan import Phase, Register, Step, call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.mounts.building import Building
+    from isolate.plan import Part
+
+__all__ = ["CgroupFs"]
+
+
+@dataclass(frozen=True)
+class CgroupFs:
+    """The v2 hierarchy, read-only, from the sandbox's own group downwards (cgroup_namespaces(7)).
+
+    Brings the cgroup namespace; put :class:`isolate.Limits` beside it, or the group is that of the caller. Always
+    read-only: a program that could write there could lift the limits of what it starts.
+    """
+
+    target: StrOrBytesPath = "/sys/fs/cgroup"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "CgroupFs: target"))
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def brings(self) -> Iterator[Part]:
+        """The namespace whose view it is. In the first one a mount would also reset the host's mount options."""
+        yield CgroupNamespace()
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Make it, mount it."""
+        fs, path = Register("cgroup2"), self.place
+        yield Step(
+            Phase.ROOT,
+            f"cgroups on {text(path)}, read-only",
+            (
+                *new_file_system(b"cgroup2", fs, [], FLAGS | MOUNT_ATTR_RDONLY),
+                *building.attach(fs, path, symlinks=False, mode=0o555),
+                call("close", fs),
+            ),
+            path=path,
+            hints={
+                **TARGET_HINTS,
+                EPERM: "the cgroup namespace belongs to another user namespace: let both be new, or neither",
+                ENODEV: "this kernel has no cgroup v2",
+            },
+        )
