@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from isolate.ids import IdRange as IdRange
     from isolate.landlock import Landlock as Landlock
     from isolate.mounts import Bind as Bind
+    from isolate.mounts import CgroupFs as CgroupFs
     from isolate.mounts import Dev as Dev
     from isolate.mounts import Dir as Dir
     from isolate.mounts import File as File
@@ -82,7 +83,7 @@ _HOMES = {
     "here": "Change Irreversible Reversible in_thread",
     "ids": "IdMap IdRange",
     "landlock": "Landlock",
-    "mounts": "Bind Dev Dir File Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys Tmpfs",
+    "mounts": "Bind CgroupFs Dev Dir File Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys Tmpfs",
     "namespaces": "CgroupNamespace IpcNamespace MountNamespace NetNamespace PidNamespace TimeNamespace UserNamespace"
     " UtsNamespace",
     "plan": "Context Part Phase Step",

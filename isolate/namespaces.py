@@ -403,6 +403,15 @@ class CgroupNamespace(_Namespace, Reversible):
     kind: ClassVar[str] = "cgroup"
     flag: ClassVar[Constant] = CLONE_NEWCGROUP
 
+    def steps(self, context: Context) -> Iterator[Step]:
+        """unshare in init: the root of the view is the group that the process is in at that moment, and on v1 the child
+        gets into its own only after clone."""
+        if self.joined:
+            yield from super().steps(context)
+        else:
+            text = "new cgroup namespace: its root is the group that this process is in"
+            yield Step(Phase.SYSTEM, text, (call("unshare", self.flag),))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimeNamespace(_Namespace, Reversible):
