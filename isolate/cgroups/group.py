@@ -68,7 +68,7 @@ class Cgroup:
             raise ValueError(f"name: letters, digits, '_' and '.' are allowed, not {name!r}")
         if name is not None and (name.isdigit() or len(name) > 128):
             raise ValueError(f"name: {name!r} is all digits (those stand for runs) or too long")
-        self.limits = limits or Limits()
+        self.limits: Limits = limits or Limits()
         if parent is not None:
             self.limits = dataclasses.replace(self.limits, parent=parent)
         self._tag = name if name is not None else f"g{next(_tags)}"
