@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "answer", "blind_calls", "covered", "decisions", "otherwise", "running_kernel", "speaks"]
 
 #: ABIs that one kernel offers besides its own.
-FAMILIES: dict[str, tuple[str, ...]] = {"x86_64": ("i386", "x32"), "aarch64": ("arm",), "riscv64": (), "i386": (), "arm": (), "x32": ()}
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "x86_64": ("i386", "x32"),
+    "aarch64": ("arm",),
+    "riscv64": (),
+    "i386": (),
+    "arm": (),
+    "x32": (),
+}
 NARROW = ("i386", "arm")
 
 _SOCKETS = (

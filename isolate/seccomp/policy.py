@@ -14,6 +14,7 @@ from .rules import Rule
 if TYPE_CHECKING:
     from ..plan import Context, Step
     from .decide import Answer
+    from .learn import Learned
     from .notify import Handler
 
 __all__ = ["Seccomp"]
@@ -154,6 +155,14 @@ class Seccomp(Irreversible):
         from .oci import from_oci
 
         return from_oci(profile, capabilities=capabilities, arch=arch, kernel=kernel)
+
+    @classmethod
+    def learn(cls, args: Any, **options: Any) -> Learned:
+        """Run a program and return what it used, `.policy` among it: see `isolate.seccomp.learn`, which also says what
+        watching cannot see."""
+        from .learn import learn
+
+        return learn(args, **options)
 
     def to_oci(self) -> dict[str, Any]:
         """The policy as OCI `linux.seccomp`. ValueError for what that cannot say."""
