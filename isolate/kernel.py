@@ -29,7 +29,8 @@ class Constant(int):
             return other if isinstance(other, Constant) else Constant(value, hex(other))
         return Constant(value, f"{self.name}|{other.name if isinstance(other, Constant) else hex(other)}")
 
-    __ror__ = __or__
+    def __ror__(self, other: int) -> Constant:
+        return self | other
 
     def __repr__(self) -> str:
         return self.name

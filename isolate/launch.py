@@ -12,7 +12,7 @@ import os
 import select
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isolate import native
 from isolate.here.blocks import children_get_another_pid_namespace
@@ -84,20 +84,20 @@ class Session:
 
         :raises SetupError: with the step that failed; nothing is left of it.
         """
-        self.tape = tape
+        self.tape: Tape = tape
         self.run = run  # for the diagnosis of an error
-        self.owner = os.getpid()
-        self.started = False
+        self.owner: int = os.getpid()
+        self.started: bool = False
         self.end: Record | None = None
         # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
-        self.direct = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
+        self.direct: bool = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
         # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
         start = ffi.new("struct iso_start *")
         start.control = start.payload = start.pidfd = -1
         start.ours = [-1, -1, -1]
         self._start = ffi.gc(start, lib.iso_release)
-        self.stdio = start.ours
+        self.stdio: Any = start.ours
         data = [
             ffi.from_buffer("uint8_t[]", tape.data),
             ffi.from_buffer("uint8_t[]", run),

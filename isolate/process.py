@@ -48,6 +48,9 @@ class Process:
         self._pid: int | None = None
         self.args: tuple[bytes, ...] = args
         #: Our ends of the pipes, as unbuffered binary files; None where there is no pipe.
+        self.stdin: Stream | None
+        self.stdout: Stream | None
+        self.stderr: Stream | None
         self.stdin, self.stdout, self.stderr = (
             Stream(session, n) if session.stdio[n] >= 0 else None for n in range(3)
         )  # fmt: skip

@@ -63,28 +63,30 @@ class Run:
             raise ValueError("input and stdin both say what the program reads")
         if isinstance(input, str) and not text:
             raise TypeError("input must be bytes unless text=True")
-        self.timeout, self.cpu_time = seconds(timeout, "timeout"), seconds(cpu_time, "cpu_time")
-        self.max_output = None if max_output is None else size(max_output, "max_output")
-        self.text = text
+        self.timeout: float | None = seconds(timeout, "timeout")
+        self.cpu_time: float | None = seconds(cpu_time, "cpu_time")
+        self.max_output: int | None = None if max_output is None else size(max_output, "max_output")
+        self.text: bool = text
         data = input.encode() if isinstance(input, str) else b"" if input is None else bytes(input)
         self._input = memoryview(data)
         if stdin is None:
             stdin = DEVNULL if input is None else PIPE
         tape = box.compile()
+        self.args: tuple[bytes, ...]
         run, slots, self.args = streams.block(
             tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=False, tty=False
         )  # fmt: skip
         self.truncated: set[str] = set()
         self.killed: Verdict | None = None
-        self.reaped = False
-        self.usage = (0.0, 0)
+        self.reaped: bool = False
+        self.usage: tuple[float, int] = (0.0, 0)
         stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
-        self.chunks = {n: bytearray() for n in (1, 2) if stdio[n] == PIPE}
-        self.start = time.monotonic()
-        self.session = Session(tape, run, stdio, slots, nonblocking=True)
+        self.chunks: dict[int, bytearray] = {n: bytearray() for n in (1, 2) if stdio[n] == PIPE}
+        self.start: float = time.monotonic()
+        self.session: Session = Session(tape, run, stdio, slots, nonblocking=True)
         #: Our ends of the pipes, -1 where there is none (any more).
-        self.ours = self.session.stdio
-        self.deadline = None if self.timeout is None else self.start + self.timeout
+        self.ours: Any = self.session.stdio
+        self.deadline: float | None = None if self.timeout is None else self.start + self.timeout
         self._sample_at = None if self.cpu_time is None else self.start + outcome.next_sample(self.cpu_time)
         if self.ours[0] >= 0 and not self._input:
             self._shut(0)

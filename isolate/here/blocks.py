@@ -36,11 +36,11 @@ class Block:
     __slots__ = ("awaited", "change", "left", "loop", "part", "pid")
 
     def __init__(self, part: object, change: Change) -> None:
-        self.part = part
-        self.change = change
-        self.pid = os.getpid()
-        self.left = False  # left out of order: undone as soon as it stands on top
-        self.awaited = False
+        self.part: object = part
+        self.change: Change = change
+        self.pid: int = os.getpid()
+        self.left: bool = False  # left out of order: undone as soon as it stands on top
+        self.awaited: bool = False
         self.loop: Any = _watch(self)
 
     def __del__(self) -> None:

@@ -37,7 +37,7 @@ class Sets:
 
     def __init__(self) -> None:
         self.data: Any = ffi.new("uint32_t[6]")
-        self.address = int(ffi.cast("intptr_t", self.data))
+        self.address: int = int(ffi.cast("intptr_t", self.data))
 
     def read(self) -> None:
         """As they are on this thread."""

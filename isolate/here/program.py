@@ -66,11 +66,12 @@ class HerePlan(Plan):
     def __init__(self, apply: Iterable[Row], undo: Iterable[Row], close: Iterable[Row]) -> None:
         sections = ((_APPLY, apply), (_UNDO, undo), (_CLOSE, close))
         rows = [(_moved(step, phase), part) for phase, some in sections for step, part in some]
-        self.steps = tuple(step for step, _ in rows)
-        self.owners = self.parts = tuple(part for _, part in rows)
-        self.context = Context((), euid=0, egid=0)
+        self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
+        self.parts: tuple[Part, ...] = tuple(part for _, part in rows)
+        self.owners: tuple[Part, ...] = self.parts
+        self.context: Context = Context((), euid=0, egid=0)
         self.clone_flags = NOTHING
-        self.cgroup = None
+        self.cgroup: Register | None = None
 
 
 def _moved(step: Step, phase: Phase) -> Step:
@@ -119,10 +120,10 @@ class Program:
         )
         self.tape: Tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
         self.registers: int = HEADER.unpack_from(self.tape.data)[_REGISTERS]
-        self.skipped = (len(plan.steps) + 7) // 8
+        self.skipped: int = (len(plan.steps) + 7) // 8
         #: What stays open until the block ends.
         closing = [op for step in close for op in step.ops if isinstance(op, Call)]
-        self.kept = {argument for op in closing for argument in op.args if isinstance(argument, Register)}
+        self.kept: set[Register] = {arg for op in closing for arg in op.args if isinstance(arg, Register)}
 
 
 _UNDONE, _CLOSED = 3, 4  # the first registers behind the engine's own

@@ -19,8 +19,8 @@ class Together(Change):
 
     def __init__(self, changes: Sequence[Change]) -> None:
         self._changes = sorted(changes, key=lambda change: change.order)
-        self.text = ", ".join(change.text for change in self._changes) or "nothing"
-        self.order = self._changes[0].order if self._changes else 50
+        self.text: str = ", ".join(change.text for change in self._changes) or "nothing"
+        self.order: int = self._changes[0].order if self._changes else 50
 
     def check(self) -> None:
         """All of them, before the first is applied."""
