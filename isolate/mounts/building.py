@@ -18,7 +18,6 @@ from isolate.kernel import (
     FSCONFIG_SET_STRING,
     FSMOUNT_CLOEXEC,
     FSOPEN_CLOEXEC,
-    MNT_DETACH,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
@@ -105,6 +104,8 @@ class Building:
         #: The descriptor of the new root's mount.
         self.root: Register = Register("root")
         self._scratch = Register("scratch")
+        # One after the other they hold the descriptor of a target: a tape has 4,096 registers.
+        self._place = Register("target")
         self._room = 0
         self._scratch_steps: list[Step] = []
         self._last: list[Step] = []
@@ -127,7 +128,7 @@ class Building:
         when it runs. ``root`` is another descriptor to start from; ``symlinks=False`` refuses symbolic links in every
         component.
         """
-        place = Register("target")
+        place = self._place
         begin = self.root if root is None else root
         ops = self._kinds(
             kind,
@@ -191,7 +192,7 @@ class Building:
             return
         yield Step(
             Phase.ROOT,
-            "a scratch file system, gone before the root is entered",
+            "a scratch file system, gone when the old root goes",
             (
                 *new_file_system(
                     b"tmpfs",
@@ -203,8 +204,8 @@ class Building:
                     ],
                     MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
                 ),
-                # Before Linux 6.15 only what is attached somewhere can be cloned: so on top of all, until the root is
-                # complete.
+                # Before Linux 6.15 only what is attached somewhere can be cloned. Between the old root and the new:
+                # what lies on top of a root is where its ".." leads.
                 on_top(self._scratch),
             ),
         )  # fmt: skip
@@ -216,11 +217,7 @@ class Building:
         """What was kept for the end."""
         yield from self._last
         if self._scratch_steps:
-            yield Step(
-                Phase.ROOT,
-                "let go of the scratch",
-                (call("fchdir", self._scratch), call("umount2", b".", MNT_DETACH), call("close", self._scratch)),
-            )
+            yield Step(Phase.ROOT, "let go of the scratch", (call("close", self._scratch),))
 
     def cover(
         self, root: Register, path: bytes, *, symlinks: bool, missing: str = "error", file_system: int = 0
@@ -231,7 +228,7 @@ class Building:
         device node of a tree that somebody else controls is trusted to be empty.
         """
         directory, file = self.empty()
-        place, cover, kind, end = Register("place"), Register("cover"), Buffer(STATX_SIZE, "stat"), Label()
+        place, cover, kind, end = self._place, Register("cover"), Buffer(STATX_SIZE, "stat"), Label()
         ignored = (ENOENT,) if missing == "ignore" else ()
         return [
             Target(
@@ -249,12 +246,18 @@ class Building:
             end,
         ]
 
-    @staticmethod
     def freeze(
-        root: Register, path: bytes, *, symlinks: bool, recursive: bool, missing: str = "error", file_system: int = 0
+        self,
+        root: Register,
+        path: bytes,
+        *,
+        symlinks: bool,
+        recursive: bool,
+        missing: str = "error",
+        file_system: int = 0,
     ) -> list[Op]:
         """Mount what is at a path beneath ``root`` over itself, read-only."""
-        place, tree, end = Register("place"), Register("tree"), Label()
+        place, tree, end = self._place, Register("tree"), Label()
         ignored = (ENOENT,) if missing == "ignore" else ()
         return [
             Target(

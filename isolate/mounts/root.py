@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Root"]
 
 STATX_MNT_ID_MASK = Constant(0x1000, "STATX_MNT_ID")
-STACKED = 4
+STACKED = 8  # the scratch, and what the host may have
 
 
 @dataclass(frozen=True, init=False)
@@ -118,8 +118,8 @@ class Root(Irreversible):
             )
         )
         middle = [step for entry in entries for step in entry.steps_in(building)]
+        yield from building.first_steps()
         yield from first
-        yield from building.first_steps()  # on top of the root: it goes first
         yield from middle
         yield from building.last_steps()
         if made and self.read_only:
@@ -138,8 +138,8 @@ def _enter(building: Building) -> Iterator[Step]:
         call("statx", building.root, b"", AT_EMPTY_PATH, STATX_MNT_ID_MASK, new),
     ]
     for _ in range(STACKED):
-        # umount2 takes what lies on top: that is the old root, unless the host had something stacked on it. ".." of
-        # the root is the root with what lies on it, so it tells whether something still does.
+        # umount2 takes what lies on top: that is the old root, unless the scratch or something of the host's lies on
+        # it. ".." of the root is the root with what lies on it, so it tells whether something still does.
         ops += [
             call("umount2", b".", MNT_DETACH),
             call("statx", AT_FDCWD, b"/..", 0, STATX_MNT_ID_MASK, seen),
