@@ -72,6 +72,8 @@ class Root(Irreversible):
         for index, entry in enumerate(entries):
             if getattr(entry, "place", None) == b"/" and (index or not isinstance(entry, TreeEntry)):
                 raise ConflictError(f"Root: only the first entry, and only a mount, can have the target '/': {entry!r}")
+        if getattr(entries[0] if entries else None, "optional", False) and getattr(entries[0], "place", None) == b"/":
+            raise ConflictError(f"Root: the root itself cannot be optional: {entries[0]!r}")
         for name, value in (
             ("entries", entries),
             ("size", size),
