@@ -4,7 +4,7 @@
  *   build <rules> <level> <times>     nanoseconds from seccomp_init to the end of seccomp_load, each in a child
  *   export <rules> <level>            the program that libseccomp makes, on standard output
  *   attach <program> <times>          nanoseconds of prctl(NO_NEW_PRIVS) and seccomp() with a ready program
- *   calls <program|-> <times> <nr,a,b,c>...    nanoseconds a call, the least of nine rounds
+ *   calls <program|-> <times> <nr,a,b,c>...    nanoseconds a call, the least of three rounds
  *
  * Rules: "<default> <arch>..." and then "<action> <name> [<arg> <op> <a> <b>]..." lines, hex. Reading them is not timed.
  */
@@ -189,7 +189,7 @@ int main(int argc, char **argv)
 			int round;
 
 			sscanf(argv[i], "%ld,%ld,%ld,%ld", &v[0], &v[1], &v[2], &v[3]);
-			for (round = 0; round < 9; round++) {
+			for (round = 0; round < 3; round++) {
 				uint64_t start = now();
 				double each;
 
