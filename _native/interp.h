@@ -28,7 +28,7 @@ struct iso_machine {
 	struct iso_shared *shared; /* never NULL */
 	const char *program;       /* what FIND found */
 	int32_t sync_fd;
-	int32_t exec_fd; /* without init: closed by a successful exec */
+	int32_t exec_fd; /* without init: closed by a successful exec; without a pid namespace: by init, when the program ends */
 	uint32_t failed_op;
 };
 

@@ -49,7 +49,7 @@ struct supervisor {
 	uint64_t started_ns;
 	int64_t child;
 	int32_t child_fd;
-	int32_t exec_fd; /* without init: closed by a successful exec */
+	int32_t exec_fd; /* the other end of the machine's */
 	int32_t sync_fd;
 	int64_t init_status;
 	struct iso_record *record; /* made before anything can be short of memory */
@@ -481,12 +481,13 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 			m->shared->status = status;
 			m->shared->complete |= ISO_COMPLETE_STATUS;
 			/* PID 1 would take its namespace along, but what the kernel reaps then nobody accounts for: so kill and
-			 * reap here. Without a pid namespace the supervisor, a subreaper, inherits what is left. */
-			if (m->header->flags & ISO_TAPE_PIDNS) {
+			 * reap here. In a pid namespace that was joined, what is left when we go would be another's for good. */
+			if (m->header->flags & ISO_TAPE_PIDNS)
 				SYS2(kill, -1, SIGKILL_);
-				while (SYS4(wait4, -1, 0, 0x40000000 /* __WALL */, 0) > 0)
-					;
-			}
+			else
+				close_fd(m->exec_fd); /* tells the supervisor, which sees our children and kills them */
+			while (SYS4(wait4, -1, 0, 0x40000000 /* __WALL */, 0) > 0)
+				;
 			exit_now(0);
 		}
 		if (pid == -ECHILD)
@@ -590,7 +591,9 @@ static void run_init(struct iso_machine *m)
 		shared->own_ns[0] = nanoseconds(&own.ru_utime);
 		shared->own_ns[1] = nanoseconds(&own.ru_stime);
 	}
-	SYS3(close_range, 0, ~0u, 0);
+	if (m->exec_fd > 0)
+		SYS3(close_range, 0, m->exec_fd - 1, 0);
+	SYS3(close_range, m->exec_fd + 1, ~0u, 0);
 	init_loop(m, payload);
 }
 
@@ -639,9 +642,102 @@ static void kill_children(void)
 	}
 }
 
+static char *put_decimal(char *to, int64_t value)
+{
+	char digits[20];
+	int n = 0;
+	do {
+		digits[n++] = (char)('0' + value % 10);
+		value /= 10;
+	} while (value);
+	while (n)
+		*to++ = digits[--n];
+	return to;
+}
+
+static char *put(char *to, const char *text)
+{
+	while (*text)
+		*to++ = *text++;
+	*to = 0;
+	return to;
+}
+
+static int64_t read_file(const char *path, char *buffer, size_t size)
+{
+	int64_t fd = SYS4(openat, AT_FDCWD, PTR(path), O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return fd;
+	int64_t n = SYS3(read, fd, PTR(buffer), size - 1);
+	close_fd(fd);
+	buffer[n > 0 ? n : 0] = 0;
+	return n;
+}
+
+/* Its parent, from /proc/pid/stat: "pid (name) state parent"; the name may hold anything, so from the last parenthesis. */
+static int64_t parent_of(int64_t pid)
+{
+	char path[64], text[512];
+	put(put_decimal(put(path, "/proc/"), pid), "/stat");
+	if (read_file(path, text, sizeof text) <= 0)
+		return -1;
+	const char *p = text, *last = 0;
+	for (; *p; p++)
+		if (*p == ')')
+			last = p;
+	if (!last || last + 4 >= p)
+		return -1;
+	int64_t parent = 0;
+	for (p = last + 4; *p >= '0' && *p <= '9'; p++)
+		parent = parent * 10 + (*p - '0');
+	return parent;
+}
+
+/* Kill the children of init; how many there were. Init reaps meanwhile, so a number may be another's by now: what the
+ * pidfd stands for was a child of init after it had been opened, or is dead. */
+static int kill_children_of(int64_t init)
+{
+	char path[64], text[4096];
+	put(put_decimal(put(put_decimal(put(path, "/proc/"), init), "/task/"), init), "/children");
+	int64_t n = read_file(path, text, sizeof text), pid = 0;
+	int seen = 0;
+	/* The file is longer than this only with hundreds of children: a number cut off has no blank behind it. */
+	for (int64_t i = 0; i < n; i++) {
+		if (text[i] >= '0' && text[i] <= '9') {
+			pid = pid * 10 + (text[i] - '0');
+			continue;
+		}
+		int64_t fd = SYS2(pidfd_open, pid, 0);
+		if (fd >= 0 && parent_of(pid) == init)
+			SYS4(pidfd_send_signal, fd, SIGKILL_, 0, 0);
+		close_fd(fd);
+		seen++;
+		pid = 0;
+	}
+	return seen;
+}
+
+/* Without a pid namespace of its own init is a subreaper: every descendant is its child in the end, and while it lives
+ * nobody else inherits them (in a pid namespace that was joined, another's PID 1 would). So they go first. */
+static void drain(struct supervisor *s)
+{
+	struct pollfd fd = {.fd = s->child_fd, .events = POLLIN};
+	/* A stopped init reaps nothing, and one that still sets up has no children: neither is waited for. */
+	const uint64_t end = now() + 300000000;
+	for (int quiet = 0; quiet < 20 && now() < end;) {
+		int seen = kill_children_of(s->child);
+		struct __kernel_timespec wait = {0, 1000000};
+		quiet = seen ? 0 : quiet + 1;
+		if (SYS5(ppoll, PTR(&fd), 1, PTR(&wait), 0, 0) > 0)
+			return;
+	}
+}
+
 static void kill_tree(struct supervisor *s)
 {
 	s->let_go = 1;
+	if ((s->machine.header->flags & (ISO_TAPE_PIDNS | ISO_TAPE_INIT)) == ISO_TAPE_INIT)
+		drain(s);
 	/* Not reaped yet, so its pid is still its own. */
 	if (SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0) < 0)
 		SYS2(kill, s->child, SIGKILL_);
@@ -667,7 +763,9 @@ static void supervise(struct supervisor *s)
 		}
 		if (fds[3].revents) {
 			fds[3].fd = -1;
-			if (!m->shared->failed) {
+			if (m->header->flags & ISO_TAPE_INIT) {
+				drain(s); /* the program has ended: what it left behind goes too */
+			} else if (!m->shared->failed) {
 				m->shared->complete |= ISO_COMPLETE_STARTED;
 				if (m->run->flags & ISO_RUN_STARTED)
 					send_started(s->child_fd);
@@ -799,7 +897,8 @@ static void run_supervisor(struct supervisor *s)
 	}
 	int32_t sync[2], exec[2] = {-1, -1};
 	r = SYS2(pipe2, PTR(sync), O_CLOEXEC);
-	if (r == 0 && !(flags & ISO_TAPE_INIT))
+	/* Closed by exec, where the child itself becomes the program; else, without a pid namespace, by init when it has ended. */
+	if (r == 0 && (flags & (ISO_TAPE_INIT | ISO_TAPE_PIDNS)) != (ISO_TAPE_INIT | ISO_TAPE_PIDNS))
 		r = SYS2(pipe2, PTR(exec), O_CLOEXEC);
 	if (r < 0) {
 		fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
