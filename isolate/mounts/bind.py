@@ -35,6 +35,7 @@ from isolate.mounts.building import (
     clone,
     stat,
 )
+from isolate.mounts.showing import Shown
 from isolate.paths import StrOrBytesPath, absolute, inside, text
 from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 
@@ -76,8 +77,8 @@ def descriptor_of(value: object) -> int | None:
     return None if fileno is None else int(fileno())
 
 
-@dataclass(frozen=True)
-class Bind(ReversibleMount):
+@dataclass(frozen=True, repr=False)
+class Bind(Shown, ReversibleMount):
     """Show a file or directory of the host at ``target`` (where the host has it, unless given).
 
     ``source`` is an absolute path, looked up with the caller's rights when the sandbox starts, or a descriptor (which

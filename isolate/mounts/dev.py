@@ -29,6 +29,7 @@ from isolate.mounts.building import (
     stat,
 )
 from isolate.mounts.pseudo import Mqueue
+from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import PAGE, Tmpfs
 from isolate.paths import StrOrBytesPath, inside, text
 from isolate.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
@@ -48,8 +49,8 @@ LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/sel
 PTYS = 1024
 
 
-@dataclass(frozen=True)
-class Dev:
+@dataclass(frozen=True, repr=False)
+class Dev(Shown):
     """A /dev of its own: null, zero, full, random, urandom, tty; fd, stdin, stdout, stderr; pts and ptmx; shm.
 
     The devices are bound from the host by descriptor, each verified to be the device of that number, so mknod(2) need

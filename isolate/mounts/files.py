@@ -19,6 +19,7 @@ from isolate.mounts.building import (
     attributes,
     clone,
 )
+from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import check_mode
 from isolate.paths import StrOrBytesPath, inside, text
 from isolate.plan import Phase, Register, Step, Target, call
@@ -39,8 +40,8 @@ READ_ONLY_HINTS = {
 }
 
 
-@dataclass(frozen=True)
-class File:
+@dataclass(frozen=True, repr=False)
+class File(Shown):
     """A file with these bytes at ``target``, as a mount of its own: what lies below is covered and not changed.
 
     ``data`` is bytes, or a str written as UTF-8, at most 128 MiB. The file belongs to the sandbox's root user and is in
@@ -100,8 +101,8 @@ class File:
         )
 
 
-@dataclass(frozen=True)
-class Dir:
+@dataclass(frozen=True, repr=False)
+class Dir(Shown):
     """A directory at ``target``, made with ``mode`` if it is not there; one that is there stays as it is."""
 
     target: StrOrBytesPath
@@ -126,8 +127,8 @@ class Dir:
         )
 
 
-@dataclass(frozen=True)
-class Symlink:
+@dataclass(frozen=True, repr=False)
+class Symlink(Shown):
     """A symbolic link at ``target`` that says ``to``, which may be relative and need not exist.
 
     Errors: EEXIST if something is there already.
@@ -168,8 +169,8 @@ class Symlink:
         )
 
 
-@dataclass(frozen=True)
-class Mask:
+@dataclass(frozen=True, repr=False)
+class Mask(Shown):
     """Cover what is at ``target``: a directory looks empty, a file is empty, both are read-only.
 
     A path that does not exist is an error, unless ``optional``. A symbolic link inside is followed, within the root.
@@ -191,8 +192,8 @@ class Mask:
         yield Step(Phase.ROOT, f"cover {text(path)}", tuple(ops), path=path, hints=MASK_HINTS)
 
 
-@dataclass(frozen=True)
-class ReadOnly:
+@dataclass(frozen=True, repr=False)
+class ReadOnly(Shown):
     """Make what is at ``target`` read-only from here on, with the mounts below unless ``recursive=False``."""
 
     target: StrOrBytesPath

@@ -49,6 +49,7 @@ from isolate.mounts.building import (
     on_top,
     stat,
 )
+from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import PAGE, check_inodes, default_inodes, pages
 from isolate.namespaces import UserNamespace
 from isolate.paths import StrOrBytesPath, absolute, inside, text
@@ -80,8 +81,8 @@ HINTS = {
 }
 
 
-@dataclass(frozen=True)
-class Overlay(ReversibleMount):
+@dataclass(frozen=True, repr=False)
+class Overlay(Shown, ReversibleMount):
     """The directories ``lower``, the uppermost first, with what is written kept apart from them, at ``target``.
 
     ``upper`` and ``work`` are directories of the host, in one file system, where changes are kept; without them

@@ -18,6 +18,7 @@ from isolate.kernel import (
     SYSFS_MAGIC,
 )
 from isolate.mounts.building import EINVAL, ENODEV, EPERM, EXDEV, TARGET_HINTS, attributes, clone, new_file_system
+from isolate.mounts.showing import Shown
 from isolate.namespaces import IpcNamespace, NetNamespace, PidNamespace, UserNamespace
 from isolate.paths import StrOrBytesPath, inside, text
 from isolate.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
@@ -68,8 +69,8 @@ def covers(building: Building, fs: Register, paths: Iterable[str], magic: int) -
         )
 
 
-@dataclass(frozen=True)
-class Proc:
+@dataclass(frozen=True, repr=False)
+class Proc(Shown):
     """A procfs of the sandbox's own pid namespace (which it brings), at ``target``.
 
     ``masked`` are paths in it that are covered and ``read_only`` those that cannot be written, where they exist; the
@@ -138,8 +139,8 @@ class Proc:
         yield Step(Phase.ROOT, words, (*frozen, call("close", fs)), path=path, hints=TARGET_HINTS)
 
 
-@dataclass(frozen=True)
-class Sys:
+@dataclass(frozen=True, repr=False)
+class Sys(Shown):
     """A sysfs, read-only, at ``target``. ``masked`` paths in it are covered where they exist.
 
     It shows the sandbox's own network namespace. In a user namespace without a network namespace of its own the kernel
@@ -200,8 +201,8 @@ def _host_sys(fs: Register) -> Step:
     )
 
 
-@dataclass(frozen=True)
-class Mqueue:
+@dataclass(frozen=True, repr=False)
+class Mqueue(Shown):
     """The POSIX message queues of the sandbox's own IPC namespace (which it brings), as files (mq_overview(7))."""
 
     target: StrOrBytesPath = "/dev/mqueue"

@@ -84,7 +84,9 @@ class Root(Irreversible):
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        return f"Root({', '.join(map(repr, self.entries))})"
+        own = Root()
+        names = [name for name in ("size", "inodes", "mode", "read_only") if getattr(self, name) != getattr(own, name)]
+        return f"Root({', '.join([*map(repr, self.entries), *(f'{n}={getattr(self, n)!r}' for n in names)])})"
 
     def brings(self) -> Iterator[Part]:
         """A mount namespace, and what the entries need."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from isolate.here.entering import ReversibleMount
 from isolate.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
 from isolate.mounts.building import EINVAL, ENODEV, EPERM, TARGET_HINTS, new_file_system
+from isolate.mounts.showing import Shown
 from isolate.paths import StrOrBytesPath, inside, text
 from isolate.plan import Phase, Register, Step, call
 from isolate.sizes import size as parse_size
@@ -58,8 +59,8 @@ def default_inodes(size: int) -> int:
     return min(max(size // PAGE, 64), 1 << 20)
 
 
-@dataclass(frozen=True)
-class Tmpfs(ReversibleMount):
+@dataclass(frozen=True, repr=False)
+class Tmpfs(Shown, ReversibleMount):
     """An empty, writable file system in memory at ``target``, gone with the sandbox.
 
     ``size`` is its limit in bytes (``"64M"`` unless given; rounded up to pages), ``inodes`` that of files and

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import isolate
 from isolate import (
     Bind,
     Capabilities,
@@ -185,7 +186,34 @@ def test_is_a_value() -> None:
     assert Root(Bind("/usr"), Tmpfs("/tmp")) == Root(Bind("/usr"), Tmpfs("/tmp"))
     assert Root(Bind("/usr"), Tmpfs("/tmp")) != Root(Tmpfs("/tmp"), Bind("/usr"))
     assert len({Root(), Root(), Root(size="2M")}) == 2
-    assert repr(Root(Dir("/d"))) == "Root(Dir(target=b'/d', mode=493))"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Bind('/usr')",
+        "Bind('/a', '/b', read_only=False)",
+        "Bind('/a,b\\udcff', '/b')",
+        "Tmpfs('/tmp', size='1M', mode=0o700)",
+        "Overlay('/', lower=['/a', '/b'])",
+        "Proc()",
+        "Proc('/p', subset='pid')",
+        "Proc(masked=['/x'])",
+        "Sys()",
+        "Dev()",
+        "Dev(shm=None)",
+        "Mqueue()",
+        "Dir('/d')",
+        "Dir('/d', mode=0o700)",
+        "Symlink('a', '/l')",
+        "Mask('/m', optional=True)",
+        "ReadOnly('/r')",
+        "Root(Bind('/usr'), Proc(), size='2M', read_only=False)",
+    ],
+)
+def test_prints_as_the_code_that_makes_it(text: str) -> None:
+    value = eval(text, {name: getattr(isolate, name) for name in isolate.__all__})
+    assert repr(value) == text
 
 
 def test_brings_a_mount_namespace_unless_there_is_one() -> None:
