@@ -34,3 +34,20 @@ def test_the_readmes_second_command_is_what_ci_runs() -> None:
     assert commands == ["examples/run", "tests/run"]
     ci = (ROOT / ".ci/run").read_text()
     assert all(f"bash {command}" in ci for command in commands)
+
+
+EQUIVALENTS = re.findall(r"^     - ``(.+?)``", (ROOT / "docs/equivalents.rst").read_text(), re.M)
+
+
+@pytest.mark.parametrize("code", EQUIVALENTS)
+def test_equivalent_is_code_that_works(code: str) -> None:
+    names = {name: getattr(isolate, name) for name in isolate.__all__}
+    try:
+        value = eval(code, names)
+    except isolate.SetupError as error:  # nobody has given this user subordinate ids
+        assert "/etc/subuid" in str(error)
+        return
+    if isinstance(value, isolate.Part):
+        assert isolate.Sandbox(value).parts == (value,)
+    else:
+        assert isinstance(value, (isolate.Result, int, str))
