@@ -11,6 +11,8 @@ TYPE_CHECKING = False  # as in typing, whose import would cost more than all of 
 if TYPE_CHECKING:
     from isolate import errors as errors
     from isolate import presets as presets
+    from isolate.attached import Attached as Attached
+    from isolate.attached import attach as attach
     from isolate.capabilities import Cap as Cap
     from isolate.capabilities import Capabilities as Capabilities
     from isolate.capabilities import SecureBits as SecureBits
@@ -75,6 +77,7 @@ PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
 
 # Where each name lives: one word for one thing, one module for one word.
 _HOMES = {
+    "attached": "Attached attach",
     "capabilities": "Cap Capabilities SecureBits",
     "cgroups": "Cgroup Limits",
     "credentials": "Credentials",

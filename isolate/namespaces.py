@@ -301,8 +301,11 @@ class MountNamespace(_Namespace, Reversible):
             raise ConflictError(
                 "a mount namespace that is joined belongs to its own user namespace: join that too, or none"
             )
-        yield from super().steps(context)
-        if not self.joined:
+        if self.joined:
+            # Not in the supervisor: it goes by the host's /proc, and what is in there is somebody else's to arrange.
+            yield self._join(context, Phase.PROPAGATION)
+        else:
+            yield from super().steps(context)
             how = MS_PRIVATE if self.propagation == "private" else MS_SLAVE
             yield Step(
                 Phase.PROPAGATION,
@@ -328,6 +331,12 @@ class PidNamespace(_Namespace, Reversible):
 
     kind: ClassVar[str] = "pid"
     flag: ClassVar[Constant] = CLONE_NEWPID
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.joined and not self.init:
+            # What the program leaves behind would become the child of that namespace's PID 1, out of our reach.
+            raise ConflictError("PidNamespace: one that is joined has its PID 1 already, so init=False cannot be")
 
 
 @dataclass(frozen=True, kw_only=True)

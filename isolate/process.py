@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
     from isolate.cgroups.part import RunGroup
     from isolate.cgroups.stats import Stats
+    from isolate.further import FurtherBox
     from isolate.result import Result
-    from isolate.sandbox import Sandbox
+    from isolate.sandbox import Args, Sandbox, StrOrBytesPath
+    from isolate.sandbox import Stream as Stdio
 
 __all__ = ["Process", "TimeoutExpired"]
 
@@ -191,6 +193,32 @@ class Process:
             raise ValueError("the process has no pty")
         streams.set_window(self.pty.fileno(), rows, columns)
 
+    def exec(
+        self,
+        args: Args,
+        *,
+        stdin: Stdio = None,
+        stdout: Stdio = None,
+        stderr: Stdio = None,
+        pty: bool | tuple[int, int] = False,
+        pass_fds: Iterable[int] | Mapping[int, int] = (),
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+        cwd: StrOrBytesPath | None = None,
+    ) -> Process:
+        """Start a further program inside: the same namespaces, root, cgroup, ids, capabilities, rlimits and filters.
+
+        Arguments are as for :meth:`Sandbox.spawn`. It ends when the returned Process is closed, and with the sandbox if
+        that has a pid namespace. What it leaves in the background stays inside until the sandbox ends.
+
+        :raises SetupError: ESRCH: the first program has ended; or the new one cannot be executed.
+        """
+        from isolate.further import FurtherBox
+
+        box = FurtherBox(self, self._session.tape.plan)
+        return spawn(
+            box, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd
+        )  # fmt: skip
+
     # ---- life --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -226,7 +254,7 @@ class Process:
 
 
 def spawn(
-    box: Sandbox,
+    box: Sandbox | FurtherBox,
     args: Any,
     *,
     stdin: Any,

@@ -18,8 +18,8 @@ TABLES = {"isolate._syscall_table"}  # generated: data, not something to read
 BOTTOM = {"errors", "sizes", "paths", "kernel", "native", "syscalls", "_syscall_table", "_native"}
 PLAN = {"plan", "tape", "explain"}
 VERBS = {
-    "sandbox", "process", "running", "launch", "outcome", "streams", "diagnosis", "result", "defaults", "attach", "aio",
-    "probe",
+    "sandbox", "process", "further", "running", "launch", "outcome", "streams", "diagnosis", "result", "defaults",
+    "attached", "aio", "probe",
 }  # fmt: skip
 ASSEMBLED = {"presets", "pool", "executor", "images", "oci"}
 TOUCHED = {"__init__", "__main__", "cli", "doctor", "pytest_plugin"}

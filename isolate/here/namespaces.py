@@ -95,7 +95,7 @@ _programs: dict[tuple[Any, ...], Program] = {}
 def _program(part: Part, flag: int) -> Program:
     # Equal parts have equal steps; which ids the caller has may change them.
     key = (type(part), part, os.geteuid(), os.getegid())
-    found = _programs.get(key)
+    found = _programs.get(key) if part.fd is None else None  # type: ignore[attr-defined]
     if found is None:
         old, entered = Register("old"), Register("entered")
         path = f"/proc/thread-self/ns/{_FILES[flag]}".encode()
@@ -120,7 +120,8 @@ def _program(part: Part, flag: int) -> Program:
         found = Program(part, rows, undo, close)
         if len(_programs) > 256:
             _programs.clear()
-        _programs[key] = found
+        if part.fd is None:  # type: ignore[attr-defined]
+            _programs[key] = found  # what is kept here must keep no descriptor
     return found
 
 
