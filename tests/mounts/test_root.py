@@ -20,6 +20,7 @@ from isolate import (
     Dir,
     File,
     MountNamespace,
+    Overlay,
     PidNamespace,
     Proc,
     Root,
@@ -69,6 +70,40 @@ def test_the_hosts_mounts_stay(parts: tuple[Any, ...], place: Path) -> None:
         assert str(place)[1:] in inside
         assert ours() == []
     assert ours() == []
+
+
+ESCAPE = """
+import os
+os.mkdir("/x")
+os.chroot("/x")
+for _ in range(50):
+    os.chdir("..")
+os.chroot(".")
+print(*sorted(os.listdir("/")))
+"""
+
+
+@as_root
+def test_the_way_out_of_a_chroot_leads_nowhere(place: Path) -> None:
+    """With all that root may: the old root is not above the new one. Out of a chroot the same way leads."""
+    if not os.path.exists("/usr/bin/python3"):
+        pytest.skip("needs /usr/bin/python3")
+    keep = Capabilities(Capabilities.of().permitted)
+    inside = Sandbox(Root(*SYSTEM, read_only=False), keep).run(["/usr/bin/python3", "-c", ESCAPE], text=True)
+    assert set(str(inside.stdout).split()) <= {"bin", "lib", "lib64", "usr", "x"}, inside.stderr
+    assert "usr" in str(inside.stdout)
+    control = subprocess.run(
+        [sys.executable, "-c", f"import os; os.chroot({str(place)!r})\n{ESCAPE}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert control.stdout.split() == sorted(os.listdir("/"))
+
+
+def test_each_run_begins_anew(parts: tuple[Any, ...]) -> None:
+    box = Sandbox(Root(*SYSTEM, Dev(), Tmpfs("/tmp"), Overlay("/o", lower=["/usr/share"])), *parts)
+    script = "for d in /tmp /dev/shm /o; do test -e $d/mark && echo $d; echo x > $d/mark; done; ls /tmp"
+    for _ in range(3):
+        assert box.run(["/bin/sh", "-c", script], text=True).stdout == "mark\n"
 
 
 def test_the_root_is_small_and_read_only(shell: Shell) -> None:
