@@ -9,7 +9,8 @@ else the machine does hits all alike:
     isolate      Sandbox.run from this Python program
     twin         twin.c: the same processes and the same system calls, in C, written from this very sandbox's plan
     plain        the same without what the library does to stay invisible: no middle process, no tape
-    bubblewrap   bwrap doing the same, started by vfork from C
+    bubblewrap   bwrap doing the same, started by vfork from C. It returns when its PID 1 has told it the status; the
+                 namespaces are taken down behind it, while isolate and its twin return when all of it is gone
     exec         vfork, exec and wait from C, without any sandbox: what the machine gives
 """
 
