@@ -961,8 +961,10 @@ __attribute__((used)) void iso_main(void);
 void iso_main(void)
 {
 	static struct supervisor s;
-	/* All blocked already: the extension blocked them before vfork. */
-	int64_t r = default_signals();
+	/* The extension has blocked them before vfork; without it no SIGCHLD would ever wake init. */
+	int64_t r = set_mask(~0ull);
+	if (r >= 0)
+		r = default_signals();
 	if (r < 0)
 		refuse(ISO_STAGE_SIGNALS, r);
 	SYS2(prctl, PR_SET_NAME, PTR(build_mark));

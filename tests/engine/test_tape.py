@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolate import PidNamespace, Sandbox, SetupError, UserNamespace
+from isolate import PidNamespace, Sandbox, SetupError, UserNamespace, streams
 from isolate.kernel import Constant
 from isolate.native import LAUNCHER_PATH, ffi, lib
 from isolate.plan import Buffer, Call, Context, Label, Load, Phase, Register, Step, Store, call
 from isolate.plan import Test as Compare
-from isolate.tape import HEADER, OP, Tape
+from isolate.tape import HEADER, OP, RUN, Tape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -223,6 +223,17 @@ def test_bad_ops(tape: bytes, fields: dict[str, Any]) -> None:
     assert check(with_op(tape, 3, 0)) == 0  # the control
 
 
+def test_programs_of_the_host(tape: bytes) -> None:
+    """The table of pointers lies within the data, and has a length."""
+    size = header(tape)["data_size"]
+    good = {"code": lib.ISO_OP_RUN, "kind0": lib.ISO_DATA, "a0": 0, "kind1": lib.ISO_DATA, "kind2": lib.ISO_IMM}
+    assert check(with_op(tape, 3, 0, **good, a1=size - 16, a2=2)) == 0
+    for fields in ({"a1": size - 15, "a2": 2}, {"a1": 0, "a2": 0}, {"a1": 0, "a2": 65}, {"a1": 0, "a2": 64000}):
+        assert check(with_op(tape, 3, 0, **good, **fields)) in REFUSED
+    assert check(with_op(tape, 3, 0, **{**good, "kind2": lib.ISO_REG}, a1=0, a2=2)) in REFUSED
+    assert check(with_op(tape, 3, 0, **{**good, "kind1": lib.ISO_IMM}, a1=0, a2=2)) in REFUSED
+
+
 def test_store_at_the_very_end(tape: bytes) -> None:
     """A store whose width does not fit is refused, one that just fits is not."""
     size = header(tape)["data_size"]
@@ -284,9 +295,6 @@ _RUN_FIELDS = "magic size flags argc argv envc envp program path cwd fdc fds slo
 
 
 def run_block(tape: Tape, **fields: int) -> bytes:
-    from isolate import streams
-    from isolate.tape import RUN
-
     block, _, _ = streams.block(tape, ["true"], env=None, cwd="/", pass_fds=(), started=False, tty=False)
     names = _RUN_FIELDS.split()
     values = list(RUN.unpack_from(block))
@@ -323,6 +331,56 @@ def test_bad_run_blocks(fields: dict[str, int], clean: Snapshot) -> None:
     compiled = BOX.compile()
     kind, error, stage = launch(compiled.data + run_block(compiled, **fields))
     assert (kind, error, stage) == (lib.ISO_RECORD_FAILED, errno.EBADMSG, lib.ISO_STAGE_TAPE)
+
+
+def check_run(block: bytes, slots: int = 6) -> int:
+    buffer = ffi.new("uint64_t[]", len(block) // 8 + 1)
+    ffi.memmove(buffer, block, len(block))
+    return lib.iso_run_check(ffi.cast("uint8_t *", buffer), len(block), slots)
+
+
+@pytest.mark.parametrize("fields", BAD_RUNS, ids=str)
+def test_bad_run_blocks_by_the_checker(fields: dict[str, int]) -> None:
+    assert check_run(run_block(BOX.compile(), **fields)) == -errno.EBADMSG
+
+
+def test_run_blocks_at_their_bounds() -> None:
+    """Strings and descriptors one by one: each offset and each slot is looked at."""
+    block = run_block(BOX.compile())
+    fields = dict(zip(_RUN_FIELDS.split(), RUN.unpack_from(block), strict=True))
+    assert check_run(block) == 0
+    for size in range(len(block)):
+        assert check_run(block[:size]) == -errno.EBADMSG
+    assert check_run(block[:-1] + b"x") == -errno.EBADMSG, "the last string does not end"
+    for table in ("argv", "envp"):
+        for value in (0, fields["size"], 1 << 32, (1 << 64) - 1):
+            data = bytearray(block)
+            struct.pack_into("<Q", data, fields[table], value)
+            assert check_run(bytes(data)) == -errno.EBADMSG
+    for position, value in ((0, 6), (1, 1 << 31), (3, 0), (2, 9)):
+        data = bytearray(block)
+        struct.pack_into("<I", data, fields["fds"] + 4 * position, value)
+        assert check_run(bytes(data)) == -errno.EBADMSG, (position, value)
+    assert check_run(block, 7) == -errno.EBADMSG, "the tape names more slots than were handed over"
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.data())
+def test_random_run_blocks_are_bounded(data: st.DataObject) -> None:
+    """Refused, or sound: every offset lies within, every string ends within."""
+    block = bytearray(run_block(BOX.compile()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        block[data.draw(st.integers(0, len(block) - 1))] = data.draw(st.integers(0, 255))
+    if check_run(bytes(block)):
+        return
+    fields = dict(zip(_RUN_FIELDS.split(), RUN.unpack_from(block), strict=True))
+    size = fields["size"]
+    assert size <= len(block)
+    for table, count in (("argv", "argc"), ("envp", "envc")):
+        assert RUN.size <= fields[table] <= size - 8 * (fields[count] + 1)
+        strings = struct.unpack_from(f"<{fields[count]}Q", block, fields[table])
+        assert all(RUN.size <= s < size for s in strings)
+    assert block[size - 1] == 0
 
 
 def test_good_run_block(clean: Snapshot) -> None:
