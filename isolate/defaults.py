@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from isolate.capabilities import Capabilities
 from isolate.credentials import Credentials
-from isolate.kernel import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG
+from isolate.kernel import PR_GET_SECCOMP, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, SECCOMP_MODE_FILTER
 from isolate.namespaces import PidNamespace, UserNamespace
 from isolate.plan import CWD, Buffer, Context, Engine, Load, Part, Phase, Step, Test, call
 from isolate.privileges import NoNewPrivs, SessionKeyring
@@ -20,7 +20,9 @@ from isolate.rlimits import Rlimits
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["DEFAULT_PATH", "Launch", "NoNestedUserNamespaces", "defaults"]
+    from isolate.seccomp import Seccomp
+
+__all__ = ["DEFAULT_PATH", "Launch", "defaults", "no_nested_user_namespaces"]
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -58,10 +60,11 @@ class Launch:
         )
         pid = context.find(PidNamespace)
         if pid is None or pid.joined or not pid.init:
-            # Where init is PID 1 the kernel ends everything with it; else at least the program itself ends with its parent.
+            # Where init is PID 1 the kernel ends everything with it; else the program itself at least ends with its parent.
             # The change of credentials has undone it if it was set before (PR_SET_PDEATHSIG(2const)).
             yield Step(Phase.DESCRIPTORS, "die with the parent process", (call("prctl", PR_SET_PDEATHSIG, 9),))
         yield Step(Phase.DESCRIPTORS, "close every descriptor but 0, 1, 2 and those passed", (Engine("fds"),))
+        yield from self._filtered(context)
         yield Step(Phase.EXEC, "execute the program", (Engine("exec"),))
         header = Buffer(_CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4), "header")
         kept = (1 << _CAP_KILL).to_bytes(4, "little")
@@ -76,22 +79,28 @@ class Launch:
             ),
         )
 
+    @staticmethod
+    def _filtered(context: Context) -> Iterator[Step]:
+        """Ask the kernel whether a filter is there, where the filters themselves let that question pass."""
+        from isolate.seccomp import Seccomp
 
-@dataclass(frozen=True)
-class NoNestedUserNamespaces:
+        filters = [part for part in context.parts if isinstance(part, Seccomp)]
+        if filters and all(part.simulate("prctl", PR_GET_SECCOMP).makes_call for part in filters):
+            yield Step(
+                Phase.FILTERED,
+                "verify that the filter is in force",
+                (call("prctl", PR_GET_SECCOMP, 0, 0, 0, 0, expect=SECCOMP_MODE_FILTER),),
+                hints={5: "the kernel does not say that a filter is in force"},
+            )
+
+
+@lru_cache(maxsize=1)
+def no_nested_user_namespaces() -> Seccomp:
     """A small filter: clone and unshare with CLONE_NEWUSER answer EPERM, clone3 ENOSYS, all else is allowed.
 
     In force where no :class:`~isolate.Seccomp` part says what may be called, unless ``UserNamespace(nested=True)``.
     With a user namespace of the sandbox's own, user.max_user_namespaces = 0 says the same a second time.
     """
-
-    def steps(self, context: Context) -> Iterable[Step]:
-        """Those of a ready program."""
-        return _small_filter().steps(context)
-
-
-@lru_cache(maxsize=1)
-def _small_filter() -> Part:
     from isolate.seccomp import Seccomp, deny_user_namespaces
 
     return Seccomp.from_bpf(deny_user_namespaces())
@@ -108,5 +117,5 @@ def defaults(parts: Iterable[Part]) -> tuple[Part, ...]:
             extra.append(kind())
     nested = any(isinstance(part, UserNamespace) and part.nested for part in given)
     if not nested and not any(isinstance(part, Seccomp) for part in given):
-        extra.append(NoNestedUserNamespaces())
+        extra.append(no_nested_user_namespaces())
     return (*given, *extra)
