@@ -24,10 +24,11 @@ pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 
 #: The long lane does what the documentation states; the everyday run a part of it.
 LONG = bool(os.environ.get("ISOLATE_LONG"))
+EMULATED = bool(os.environ.get("ISOLATE_EMULATED"))
 
 
 def test_many_at_once() -> None:
-    count = 500 if LONG else 60
+    count = 500 if LONG else 30 if EMULATED else 60
     before = our_groups()
     boxes = [Sandbox(Limits(memory=(64 << 20) + 4096 * i, pids=10 + i)) for i in range(count)]
     processes = []
@@ -55,7 +56,7 @@ def dying() -> int:
 
 
 def test_many_in_a_row() -> None:
-    count = 10_000 if LONG else 200
+    count = 10_000 if LONG else 80 if EMULATED else 200
     box = Sandbox(Limits(memory="64M", pids=10))
     times = []
     start_dying = dying() if HOST.v2 is not None else 0
@@ -87,7 +88,7 @@ threading.Event().wait()
 
 
 def test_owners_killed_at_random_instants_leave_nothing() -> None:
-    rounds = 200 if LONG else 15
+    rounds = 200 if LONG else 4 if EMULATED else 15
     rng = random.Random(7)
     late = []
     for _ in range(rounds):
