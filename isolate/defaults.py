@@ -60,7 +60,7 @@ class Launch:
         )
         pid = context.find(PidNamespace)
         if pid is None or pid.joined or not pid.init:
-            # Where init is PID 1 the kernel ends everything with it; else the program itself at least ends with its parent.
+            # Where init is PID 1 the kernel ends everything with it; else the program itself ends with its parent.
             # The change of credentials has undone it if it was set before (PR_SET_PDEATHSIG(2const)).
             yield Step(Phase.DESCRIPTORS, "die with the parent process", (call("prctl", PR_SET_PDEATHSIG, 9),))
         yield Step(Phase.DESCRIPTORS, "close every descriptor but 0, 1, 2 and those passed", (Engine("fds"),))
