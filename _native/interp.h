@@ -13,7 +13,7 @@ struct iso_shared {
 	int32_t complete; /* ISO_COMPLETE_*: how far the payload got */
 	int32_t status;
 	uint32_t head_size;
-	uint32_t reserved;
+	uint32_t executing; /* the payload has come as far as execve */
 	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init */
 	uint8_t head[ISO_HEAD];
 	uint8_t skipped[]; /* bitmap by step */

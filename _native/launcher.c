@@ -330,6 +330,7 @@ static int64_t execute_program(struct iso_machine *m)
 	const struct iso_run *run = m->run;
 	char **argv = run_table(run, run->argv, run->argc);
 	char **envp = run_table(run, run->envp, run->envc);
+	m->shared->executing = 1;
 	return SYS3(execve, PTR(m->program), PTR(argv), PTR(envp));
 }
 
@@ -576,6 +577,8 @@ static void run_init(struct iso_machine *m)
 		fail(shared, ISO_STAGE_CLONE_PAYLOAD, ISO_OP_NONE, payload);
 		exit_now(1);
 	}
+	if (!shared->executing)
+		fail(shared, ISO_STAGE_DEATH, ISO_OP_NONE, -ESRCH); /* somebody killed it on its way */
 	if (shared->failed)
 		exit_now(1);
 	shared->complete = ISO_COMPLETE_STARTED;
@@ -765,7 +768,7 @@ static void supervise(struct supervisor *s)
 			fds[3].fd = -1;
 			if (m->header->flags & ISO_TAPE_INIT) {
 				drain(s); /* the program has ended: what it left behind goes too */
-			} else if (!m->shared->failed) {
+			} else if (!m->shared->failed && m->shared->executing) {
 				m->shared->complete |= ISO_COMPLETE_STARTED;
 				if (m->run->flags & ISO_RUN_STARTED)
 					send_started(s->child_fd);

@@ -6,6 +6,7 @@ A :class:`Fence` tells without doubt: its listener hangs up only once every task
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import random
@@ -151,6 +152,23 @@ def kill_at(box: Sandbox, victim: str, when: Call, args: list[str]) -> tuple[str
     return None, outcome.value
 
 
+@pytest.mark.parametrize("victim", ["init", "payload"])
+@pytest.mark.parametrize("name", BOXES)
+def test_killed_before_the_program_runs(name: str, victim: str) -> None:
+    """A start that was cut short is an error, never a program that a signal ended."""
+    calls = undisturbed(BOXES[name])
+    if name == "without init":
+        victim = "init"  # which becomes the program
+    own = [c for c in calls if c.role == victim]
+    chosen = [c for c in own if c.name in ("umask", "setresuid", "chdir", "getcwd", "close_range", "mount", "read")]
+    before = [c for c in chosen if c.index < next((x.index for x in own if x.name in ("execve", "clone3")), 0)]
+    assert before
+    for call in before[:: max(1, len(before) // 4)]:
+        wrong, told = kill_at(BOXES[name], victim, call, ["true"])
+        assert wrong is None
+        assert told.startswith(f"SetupError {errno.ESRCH} set up the sandbox"), (call.name, told)
+
+
 def spread(calls: list[Call], number: int) -> list[Call]:
     """Some of them, evenly; the tedious loops (signals, the bounding set) once."""
     seen: set[tuple[Any, ...]] = set()
@@ -275,8 +293,10 @@ def test_the_program_ends(way: str) -> None:
         if way == "exec":
             os.execv("/bin/true", ["true"])
         if way == "abort":
+            import faulthandler
             import resource
 
+            faulthandler.disable()
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             os.abort()
         if way == "sys.exit":
