@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.errors import ConflictError
+from isolate.handles import Handle
 from isolate.here.entering import Change, Irreversible, Reversible
 from isolate.ids import IdMap, IdRange, check_id, mapped
 from isolate.kernel import (
@@ -63,7 +64,7 @@ def write_file(directory: Register | Constant, name: bytes, data: bytes, **polic
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Namespace:
+class _Namespace(Handle):
     """New, or joined by one of ``path``, ``pid`` and ``fd``."""
 
     path: str | bytes | os.PathLike[str] | None = None

@@ -29,6 +29,8 @@ NOUNS = LAYERS.index(None)
 
 # What may look up, and why.
 UPWARD = {
+    ("isolate.handles", "isolate.sandbox"): "a user or time namespace is made by a program that is started in it",
+    ("isolate.handles", "isolate.launch"): "what removes a killed owner's names is a launcher of its own",
     ("isolate.cgroups.group", "isolate.sandbox"): "Cgroup.run and .spawn are a verb on a noun: a Sandbox in that group",
     ("isolate.cgroups.guardian", "isolate.launch"): "what removes a killed owner's groups is a launcher of its own",
 }

@@ -156,6 +156,7 @@ while not os.path.exists("/tmp/stop"):
                     if open(f"/proc/{name}/comm").read().startswith("isolate"):
                         reached.add("ptrace")
                     libc.ptrace(17, int(name), 0, 0)
+                    os.kill(int(name), 18)  # the SIGSTOP of attaching may be pending behind the SIGTRAP of exec
         except OSError:
             pass
 print(sorted(seen), sorted(reached))
