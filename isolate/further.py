@@ -25,6 +25,7 @@ from isolate.kernel import (
     PR_SET_PDEATHSIG,
     Constant,
 )
+from isolate.mounts.null import from_outside
 from isolate.plan import Context, Phase, Plan, Register, Section, Step, call
 from isolate.tape import compile_plan
 
@@ -74,6 +75,8 @@ class FurtherPlan(Plan):
             opening = call("openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=fd)
             ops = (opening, call("write", fd, b"0", 1, expect=1), call("close", fd))
             yield Step(Phase.PROPAGATION, f"be in the group {directory}", ops, path=path), launch
+        if self.context.privileged:  # who is not does not own the device either
+            yield from_outside(), launch
         flags = [part.flag for part in self.parts if isinstance(part, Namespace)]
         pidfd = self.context.descriptor(process.pidfd)
         # Without privileges it is the user namespace that gives the right to join the one for pids.

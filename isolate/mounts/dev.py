@@ -11,6 +11,8 @@ from isolate.kernel import (
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
+    O_CLOEXEC,
+    O_RDWR,
     S_IFCHR,
     S_IFMT,
 )
@@ -28,6 +30,7 @@ from isolate.mounts.building import (
     read_only,
     stat,
 )
+from isolate.mounts.null import exchange
 from isolate.mounts.pseudo import Mqueue
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import PAGE, Tmpfs
@@ -102,6 +105,9 @@ class Dev(Shown):
                 call("close", tree),
             ]
         yield Step(Phase.ROOT, f"devices {' '.join(DEVICES)}", tuple(ops), path=path, hints=TARGET_HINTS)
+        null = Register("null")
+        ops = [call("openat", dev, b"null", O_RDWR | O_CLOEXEC, 0, out=null), *exchange(null), call("close", null)]
+        yield Step(Phase.ROOT, "streams that are the host's null device become this one", tuple(ops), path=path)
         links = {**LINKS, "ptmx": "pts/ptmx"} if self.pts else LINKS
         yield Step(
             Phase.ROOT,

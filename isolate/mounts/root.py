@@ -20,6 +20,8 @@ from isolate.mounts.building import (
     on_top,
     read_only,
 )
+from isolate.mounts.dev import Dev
+from isolate.mounts.null import over_the_host
 from isolate.mounts.tmpfs import Tmpfs, check_inodes, check_mode
 from isolate.namespaces import MountNamespace
 from isolate.plan import Buffer, Label, Load, Op, Phase, Step, Test, call
@@ -128,6 +130,9 @@ class Root(Irreversible):
         yield from building.last_steps()
         if made and self.read_only:
             yield Step(Phase.ROOT, "the root itself is read-only", (read_only(building.root),))
+        mounts = context.find(MountNamespace)
+        if not any(isinstance(entry, Dev) for entry in entries) and (mounts is None or not mounts.joined):
+            yield over_the_host()
         yield from _enter(building)
 
 
