@@ -46,8 +46,8 @@ class Host:
     """What files of this host say. ``root`` is another directory only where recorded facts are looked at."""
 
     def __init__(self, root: str = "/", *, euid: int | None = None) -> None:
-        self.root = root
-        self.euid = os.geteuid() if euid is None else euid
+        self.root: str = root
+        self.euid: int = os.geteuid() if euid is None else euid
 
     def read(self, path: str) -> str | None:
         """The text of a file, None where it cannot be read."""
