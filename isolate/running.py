@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,24 @@ def seconds(value: float | None, what: str) -> float | None:
     if not 0 < value < 1e9:
         raise ValueError(f"{what} must be more than 0 and less than 1e9 seconds, not {value!r}")
     return float(value)
+
+
+def _write(fd: int, data: memoryview) -> int:
+    """Write to a pipe. Whoever closes its other end must not end a program that has SIGPIPE at its default."""
+    if signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN:  # as Python starts
+        return os.write(fd, data)
+    pipe = {signal.SIGPIPE}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, pipe)
+    pending = signal.SIGPIPE in signal.sigpending()
+    try:
+        return os.write(fd, data)
+    except BrokenPipeError:
+        # It goes to the thread that writes, so here it is; one that was there before is the program's own.
+        if not pending:
+            signal.sigtimedwait(pipe, 0)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Run:
@@ -168,7 +187,7 @@ class Run:
 
     def _feed(self) -> None:
         try:
-            self._input = self._input[os.write(self.ours[0], self._input[:_CHUNK]) :]
+            self._input = self._input[_write(self.ours[0], self._input[:_CHUNK]) :]
         except BlockingIOError:
             return
         except BrokenPipeError:

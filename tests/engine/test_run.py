@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -308,3 +309,21 @@ def test_deadline_a_thousand_times(clean: Snapshot) -> None:
         if time.monotonic() - start > 1.05 or result.verdict is not Verdict.TIMEOUT:
             late.append((i, time.monotonic() - start, result.verdict))
     assert not late
+
+
+@pytest.mark.parametrize("writing", ["library", "itself"])
+def test_input_that_nobody_reads_does_not_end_a_caller_with_sigpipe_at_its_default(writing: str) -> None:
+    code = """
+import os, signal, sys
+from isolate import Sandbox, UserNamespace
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+if sys.argv[1] == "itself":  # control: the signal is one that ends this program
+    ours, theirs = os.pipe()
+    os.close(ours)
+    os.write(theirs, b"x")
+for _ in range(10):
+    assert Sandbox(UserNamespace()).run(["/bin/true"], input=bytes(1 << 20), timeout=30).returncode == 0
+assert not signal.sigpending() and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
+    done = subprocess.run([sys.executable, "-c", code, writing], check=False, timeout=60)
+    assert done.returncode == (0 if writing == "library" else -signal.SIGPIPE)
