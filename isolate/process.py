@@ -45,7 +45,7 @@ class Process:
 
     def __init__(self, session: Session, args: tuple[bytes, ...], pty: IO[bytes] | None) -> None:
         self._session = session
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while its own thread is inside
         self._args = args
         self._pid: int | None = None
         self.args: tuple[bytes, ...] = args
@@ -127,7 +127,8 @@ class Process:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready = poll.poll(None if left is None else int(left * 1000) + (left > 0))
+            # A second at most: another thread may close, and the number be another file's, just before this waits.
+            ready = poll.poll(1000 if left is None else min(1000, int(left * 1000) + (left > 0)))
             with self._lock:
                 if self._session.end is None and ready:
                     try:
@@ -136,7 +137,8 @@ class Process:
                         outcome.ended(self._session, self._args)  # raises: the launcher was lost
             if not ready and left is not None and left <= 0:
                 return self._session.end is not None
-        self._session.wait_gone(1.0)
+        with self._lock:
+            self._session.wait_gone(1.0)
         return True
 
     # ---- the cgroup --------------------------------------------------------------------------------------------
@@ -233,7 +235,8 @@ class Process:
         for file in (self.stdin, self.stdout, self.stderr, self.pty):
             if file is not None:
                 file.close()
-        session.close()
+        with self._lock:
+            session.close()
 
     def __enter__(self) -> Self:
         return self

@@ -117,7 +117,7 @@ def sweep(name: str, points: Callable[[int], list[int]]) -> None:
 
 @pytest.mark.parametrize("name", USES)
 def test_interrupted_at_some_bytecodes(name: str, quiet: None) -> None:
-    sweep(name, lambda total: sorted(random.Random(7).sample(range(1, total + 1), 30)))
+    sweep(name, lambda total: sorted(random.Random(7).sample(range(1, total + 1), 15)))
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def kill_at_random(box: Sandbox, instants: int, longest: float, seed: int) -> li
 
 @pytest.mark.parametrize("name", BOXES)
 def test_killed_at_random_instants(name: str, clean: Snapshot) -> None:
-    assert not kill_at_random(BOXES[name], 50, 0.03, 1)
+    assert not kill_at_random(BOXES[name], 50, 0.02, 1)
 
 
 @pytest.mark.slow
@@ -185,7 +185,7 @@ def spread(calls: list[Call], number: int) -> list[Call]:
 def test_killed_at_a_call(victim: str) -> None:
     box = BOXES["user"]
     before = mounts()
-    wrong = [kill_at(box, victim, call, ["true"])[0] for call in spread(undisturbed(box), 25)]
+    wrong = [kill_at(box, victim, call, ["true"])[0] for call in spread(undisturbed(box), 15)]
     assert not [w for w in wrong if w]
     assert mounts() == before
 

@@ -296,18 +296,26 @@ def test_low_limit_of_descriptors(way: str, clean: Snapshot) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("scope", [0, 1, 2])
 def test_memfds_without_execution(scope: int) -> None:
-    """vm.memfd_noexec belongs to a pid namespace: set in one of our own to 2, the installed file is executed."""
+    """vm.memfd_noexec belongs to a pid namespace: set in one of our own to 2, the installed file is executed.
+
+    By a mount of its own that is read-only: what leads to the program leads to no file that can be written.
+    """
     if not Path("/proc/sys/vm/memfd_noexec").exists():
         pytest.skip("no vm.memfd_noexec: Linux 6.3")
     script = (
         f"open('/proc/sys/vm/memfd_noexec', 'w').write('{scope}')\n"
         "import isolate\nfrom isolate import native\n"
         "r = isolate.Sandbox(isolate.PidNamespace()).run(['echo', 'fine'])\n"
-        "print(r.stdout.decode().strip(), native.launcher_fd() >= 0)"
+        "import os\nname = '/proc/self/fd/%d' % native.launcher_fd()\n"
+        "print(r.stdout.decode().strip(), 'memfd:' in os.readlink(name))\n"
+        "if 'memfd:' not in os.readlink(name):\n"
+        "    os.close(os.open(native.LAUNCHER_PATH, os.O_WRONLY))  # control\n"
+        "    for change in (lambda: os.open(name, os.O_WRONLY), lambda: os.chmod(name, 0o755)):\n"
+        "        try:\n            change()\n        except OSError as error:\n            print(error.errno)\n"
     )
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == f"fine {scope < 2}\n", done.stderr
+    assert done.stdout == ("fine True\n" if scope < 2 else f"fine False\n{errno.EROFS}\n{errno.EROFS}\n"), done.stderr
 
 
 def test_launcher_is_sealed() -> None:
@@ -318,6 +326,18 @@ def test_launcher_is_sealed() -> None:
     with pytest.raises(OSError):
         os.truncate(fd, 0)
     assert not os.get_inheritable(fd)
+
+
+def test_launcher_that_somebody_made_no_program_is_made_again() -> None:
+    """A program "#!/proc/self/exe" is the launcher: whoever is inside with our uid can reach its mode."""
+    fd = native.launcher_fd()
+    try:
+        os.fchmod(fd, 0o600)
+    except PermissionError:  # F_SEAL_EXEC, Linux 6.3
+        assert os.fstat(fd).st_mode & 0o111
+    else:
+        assert native.launcher_fd() != fd
+    assert Sandbox(UserNamespace()).run(["/bin/true"]).verdict.name == "OK"
 
 
 def test_launcher_inherits_nothing(clean: Snapshot) -> None:
