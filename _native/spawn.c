@@ -278,6 +278,9 @@ static int64_t valid(const struct launcher *l)
 	/* The number may be another file's by now: device and inode tell. */
 	if (!l || fstat(l->fd, &now) < 0 || now.st_dev != l->device || now.st_ino != l->inode)
 		return -ENOENT;
+	/* A program "#!/proc/self/exe" is the launcher's: by /proc/pid/exe somebody inside with our uid can get at its mode. */
+	if (!(now.st_mode & S_IXUSR))
+		return -ENOENT;
 	return l->fd;
 }
 
@@ -296,8 +299,11 @@ static int64_t make_launcher(const uint8_t *image, uint64_t size, struct launche
 	if (fd < 0)
 		return fd == -EPERM ? -EACCES : fd; /* vm.memfd_noexec=2, or a filter */
 	int64_t r = write_all((int32_t)fd, image, size);
-	if (r == 0)
-		r = SYS3(fcntl, fd, 1033 /* F_ADD_SEALS */, 0xf /* seal, shrink, grow, write */);
+	if (r == 0) {
+		r = SYS3(fcntl, fd, 1033 /* F_ADD_SEALS */, 0x2f /* seal, shrink, grow, write, exec */);
+		if (r == -EINVAL) /* the last came with Linux 6.3 */
+			r = SYS3(fcntl, fd, 1033, 0xf);
+	}
 	if (r == 0 && fstat((int32_t)fd, &status) < 0)
 		r = -errno;
 	if (r == 0 && !(status.st_mode & S_IXUSR))

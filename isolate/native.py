@@ -28,9 +28,7 @@ class _Library(Protocol):
     def iso_run_check(self, run: Any, size: int, tape_slots: int) -> int: ...
     def iso_check(self, tape: Any, size: int) -> int: ...
     def iso_tape_checksum(self, tape: Any, size: int) -> int: ...
-    def iso_run_here(
-        self, tape: Any, size: int, section: int, registers: Any, failed_op: Any, skipped: Any
-    ) -> int: ...
+    def iso_run_here(self, tape: Any, size: int, section: int, registers: Any, failed_op: Any, skipped: Any) -> int: ...
     def iso_version(self) -> Any: ...
     def __getattr__(self, name: str) -> int: ...
 
@@ -72,7 +70,8 @@ _forbidden = False
 
 
 def launcher_fd() -> int:
-    """A descriptor of the launcher in a sealed memfd, made once; -1 where the kernel forbids executable memfds.
+    """A descriptor of the launcher in a sealed memfd, made once. Where the kernel forbids executable memfds it is the
+    installed file's, by a read-only mount of its own if the caller may make one, else -1.
 
     A program may have closed it behind our back: then it is made again.
 
@@ -80,13 +79,46 @@ def launcher_fd() -> int:
     """
     global _forbidden
     fd = lib.iso_launcher_fd()
-    if fd >= 0 or _forbidden:
-        return max(fd, -1)
+    if fd >= 0:
+        return fd
+    if _forbidden:
+        return _installed()
     image = _read_launcher()
     fd = lib.iso_make_launcher(ffi.from_buffer(image), len(image))
     if fd == -errno.EACCES:
         _forbidden = True  # vm.memfd_noexec, or a filter: the installed file is executed instead
-        return -1
+        return _installed()
     if fd < 0:
         raise OSError(-fd, os.strerror(-fd), "memfd of the launcher")
+    return fd
+
+
+_mounted: tuple[int, int, int] | None = None  # descriptor, device, inode
+
+
+def _installed() -> int:
+    """The installed file by a mount that is attached nowhere and read-only; -1 without CAP_SYS_ADMIN.
+
+    Its descriptor is what /proc/pid/exe gives: somebody inside with our uid could write to the file by another
+    (CVE-2019-5736).
+    """
+    global _mounted
+    if _mounted is not None:
+        try:
+            now = os.fstat(_mounted[0])
+        except OSError:
+            pass
+        else:
+            if (now.st_dev, now.st_ino) == _mounted[1:] and os.fstatvfs(_mounted[0]).f_flag & os.ST_RDONLY:
+                return _mounted[0]
+    # The numbers are every architecture's. OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC; AT_EMPTY_PATH, MOUNT_ATTR_RDONLY.
+    open_tree, mount_setattr, read_only = 428, 442, (1).to_bytes(8, "little") + bytes(24)
+    fd = call(open_tree, -100, os.fsencode(LAUNCHER_PATH) + b"\0", 1 | os.O_CLOEXEC)
+    if fd < 0:
+        return -1
+    if call(mount_setattr, fd, b"\0", 0x1000, read_only, len(read_only)) < 0:
+        os.close(fd)
+        return -1
+    now = os.fstat(fd)
+    _mounted = fd, now.st_dev, now.st_ino
     return fd
