@@ -15,8 +15,8 @@ PACKAGE = Path(isolate.__file__).parent
 TABLES = {"isolate._syscall_table"}  # generated: data, not something to read
 
 # Each imports only what stands below it. Whatever is not named is a noun: a module or package for a kernel subsystem.
-BOTTOM = {"errors", "sizes", "paths", "kernel", "native", "syscalls", "_syscall_table", "_native"}
-PLAN = {"plan", "tape", "explain"}
+BOTTOM = {"errors", "paths", "sizes", "paths", "kernel", "native", "syscalls", "_syscall_table", "_native"}
+PLAN = {"ops", "plan", "tape", "explain"}
 VERBS = {
     "sandbox", "process", "further", "running", "launch", "outcome", "streams", "diagnosis", "result", "defaults",
     "attached", "aio", "probe",
@@ -32,6 +32,7 @@ UPWARD = {
     ("isolate.handles", "isolate.sandbox"): "a user or time namespace is made by a program that is started in it",
     ("isolate.handles", "isolate.launch"): "what removes a killed owner's names is a launcher of its own",
     ("isolate.cgroups.group", "isolate.sandbox"): "Cgroup.run and .spawn are a verb on a noun: a Sandbox in that group",
+    ("isolate.seccomp.learn", "isolate.sandbox"): "Seccomp.learn is a verb on a noun: it runs the program to watch it",
     ("isolate.cgroups.guardian", "isolate.launch"): "what removes a killed owner's groups is a launcher of its own",
 }
 
