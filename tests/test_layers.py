@@ -15,7 +15,7 @@ PACKAGE = Path(isolate.__file__).parent
 TABLES = {"isolate._syscall_table"}  # generated: data, not something to read
 
 # Each imports only what stands below it. Whatever is not named is a noun: a module or package for a kernel subsystem.
-BOTTOM = {"errors", "paths", "sizes", "paths", "kernel", "native", "syscalls", "_syscall_table", "_native"}
+BOTTOM = {"errors", "paths", "sizes", "kernel", "native", "syscalls", "_syscall_table", "_native"}
 PLAN = {"ops", "plan", "tape", "explain"}
 VERBS = {
     "sandbox", "process", "further", "running", "launch", "outcome", "streams", "diagnosis", "result", "defaults",
