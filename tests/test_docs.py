@@ -45,7 +45,8 @@ def test_equivalent_is_code_that_works(code: str) -> None:
     try:
         value = eval(code, names)
     except isolate.SetupError as error:  # nobody has given this user subordinate ids
-        assert "/etc/subuid" in str(error)
+        if "/etc/subuid" not in str(error):
+            raise
         return
     if isinstance(value, isolate.Part):
         assert isolate.Sandbox(value).parts == (value,)
