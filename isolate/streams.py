@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from isolate.tape import Tape
 
 PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
+MAX_FD = 2**31 - 1  # an int of C
 
 
 def argument(value: object, what: str) -> bytes:
@@ -50,6 +51,8 @@ def environment(env: Mapping[Any, Any] | None) -> tuple[list[bytes], bytes]:
     """The environment as ``name=value``, and the PATH to look the program up in."""
     if env is None:
         env = {"PATH": DEFAULT_PATH}
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of names to values, not {env!r}")
     block: list[bytes] = []
     path = DEFAULT_PATH.encode()
     for key, value in env.items():
@@ -67,7 +70,7 @@ def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, 
     pairs = dict(pass_fds.items()) if isinstance(pass_fds, Mapping) else {fd: fd for fd in pass_fds}
     for inside, fd in pairs.items():
         for number in (inside, fd):
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_FD:
                 raise ValueError(f"pass_fds: not a descriptor: {number!r}")
         if inside < 3:
             raise ValueError(f"pass_fds: {inside} is a standard stream; use stdin, stdout or stderr")
@@ -112,7 +115,7 @@ def stream(number: int, wanted: Any) -> int:
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         if wanted == STDOUT and number != 2:
             raise ValueError("STDOUT can only be said of stderr")
-        if wanted < DEVNULL:
+        if not DEVNULL <= wanted <= MAX_FD:
             raise ValueError(f"not a descriptor: {wanted}")
         if wanted >= 0:
             os.fstat(wanted)
@@ -120,7 +123,12 @@ def stream(number: int, wanted: Any) -> int:
     fileno = getattr(wanted, "fileno", None)
     if fileno is None:
         raise TypeError(f"a stream must be None, PIPE, DEVNULL, STDOUT, a descriptor or a file, not {wanted!r}")
-    return int(fileno())
+    found = fileno()
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MAX_FD:
+        # A socket that was closed says -1, which is not to be taken for PIPE.
+        raise ValueError(f"a stream has no descriptor: {wanted!r} says {found!r}")
+    os.fstat(found)
+    return found
 
 
 class Stream(io.FileIO):

@@ -259,6 +259,16 @@ def test_arun_error(clean: Snapshot) -> None:
 # ---- bad arguments -----------------------------------------------------------------------------------------
 
 
+class Fileno:
+    """A file that says something odd."""
+
+    def __init__(self, said: Any) -> None:
+        self.said: Any = said
+
+    def fileno(self) -> Any:
+        return self.said
+
+
 @pytest.mark.parametrize(
     ("args", "options", "error"),
     [
@@ -283,6 +293,12 @@ def test_arun_error(clean: Snapshot) -> None:
         (["true"], {"input": b"x", "stdin": PIPE}, ValueError),
         (["true"], {"stdout": -7}, ValueError),
         (["true"], {"stdin": "file"}, TypeError),
+        (["true"], {"stdin": Fileno(-1)}, ValueError),  # a closed socket's; not PIPE
+        (["true"], {"stdin": Fileno(-3)}, ValueError),
+        (["true"], {"stdin": Fileno("1")}, ValueError),
+        (["true"], {"stdin": 2**31}, ValueError),
+        (["true"], {"pass_fds": {5: 2**31}}, ValueError),
+        (["true"], {"env": [("A", "b")]}, TypeError),
     ],
 )
 def test_refused_before_anything_starts(args: Any, options: Any, error: Any, clean: Snapshot) -> None:
