@@ -226,6 +226,12 @@ def place(limits: Limits, host: Host, *, wanted: tuple[str, ...] = ACCOUNTING) -
             places.append(Place(v2, v2.own))  # hybrid: for cgroup.kill, cgroup.freeze, cpu.stat and pressure
     also = [*wanted, *(() if places else ("cpuacct", "freezer"))]
     places += _places_v1(host, needed, also)
+    if not places:
+        first = host.hierarchies[0]
+        raise unsupported(
+            "accounting", _v1_obstacle(first) or f"{first.own or first.mount} cannot be used",
+            "run as root, or have an administrator make a group for this user", number=errno.EACCES, path=first.own or None,
+        )  # fmt: skip
     return Placement(tuple(places))
 
 

@@ -6,7 +6,10 @@ import os
 
 import pytest
 
+from isolate.cgroups import Limits
 from isolate.cgroups.hierarchy import Mount, build, directory_of, discover, parse_membership, parse_mountinfo
+from isolate.cgroups.placement import place
+from isolate.errors import UnsupportedError
 
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = (
@@ -88,6 +91,13 @@ def test_the_writable_mount_is_taken_when_there_are_two() -> None:
     host = build(second + V2, "0::/\n", controllers_of={})
     assert host.v2 is not None
     assert host.v2.mount == "/sys/fs/cgroup"
+
+
+def test_where_nothing_can_be_made_nothing_is_pretended() -> None:
+    """Accounting alone is refused, too: an empty ``stats`` would look like a program that used nothing."""
+    for text in (V1.replace("rw", "ro"), V1):
+        with pytest.raises(UnsupportedError, match="cannot be used|read-only|not ours|not beneath"):
+            place(Limits(), build(text, "2:memory:/nonexistent\n1:cpu,cpuacct:/nonexistent\n"))
 
 
 def test_escapes_and_odd_lines() -> None:
