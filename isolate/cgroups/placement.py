@@ -230,7 +230,8 @@ def place(limits: Limits, host: Host, *, wanted: tuple[str, ...] = ACCOUNTING) -
         first = host.hierarchies[0]
         raise unsupported(
             "accounting", _v1_obstacle(first) or f"{first.own or first.mount} cannot be used",
-            "run as root, or have an administrator make a group for this user", number=errno.EACCES, path=first.own or None,
+            "run as root, or have an administrator make a group for this user", number=errno.EACCES,
+            path=first.own or None,
         )  # fmt: skip
     return Placement(tuple(places))
 

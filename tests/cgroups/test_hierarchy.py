@@ -96,7 +96,7 @@ def test_the_writable_mount_is_taken_when_there_are_two() -> None:
 def test_where_nothing_can_be_made_nothing_is_pretended() -> None:
     """Accounting alone is refused, too: an empty ``stats`` would look like a program that used nothing."""
     for text in (V1.replace("rw", "ro"), V1):
-        with pytest.raises(UnsupportedError, match="cannot be used|read-only|not ours|not beneath"):
+        with pytest.raises(UnsupportedError, match=r"cannot be used|read-only|not ours|not beneath"):
             place(Limits(), build(text, "2:memory:/nonexistent\n1:cpu,cpuacct:/nonexistent\n"))
 
 
