@@ -227,8 +227,8 @@ def test_a_terminal_of_its_own(name: str, clean: Snapshot) -> None:
 
 def test_window_size_changes(clean: Snapshot) -> None:
     script = "import os, signal\n"
-    script += "signal.signal(signal.SIGWINCH, lambda *a: print(os.get_terminal_size(0), flush=True))\n"
-    script += "print('up', flush=True)\nwhile True: signal.pause()"
+    script += "signal.signal(signal.SIGWINCH, lambda *a: os.write(1, str(os.get_terminal_size(0)).encode()))\n"
+    script += "os.write(1, b'up')\nwhile True: signal.pause()"
     with BOX.spawn([*PYTHON, script], pty=True) as process:
         assert process.pty
         read_until(process.pty, b"up")
