@@ -1,8 +1,8 @@
 """System call numbers of each architecture, as compact text.
 
-The numbers are the kernel's own (`arch/*/entry/syscalls/*.tbl`, `scripts/syscall.tbl`), up to Linux 6.18.
+The numbers are the kernel's own (``arch/*/entry/syscalls/*.tbl``, ``scripts/syscall.tbl``), up to Linux 6.18.
 A table is a list of names in the order of their numbers; a number in it says where the count goes on. Calls
-from 424 on have the same number everywhere and stand in `COMMON` alone. `isolate.syscalls` reads these
+from 424 on have the same number everywhere and stand in ``COMMON`` alone. ``isolate.syscalls`` reads these
 tables, one architecture at a time and only when it is asked for.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 __all__ = ["COMMON", "SINCE", "TABLES", "X32_MISSING"]
 
-#: Numbers 424 and up, on every architecture (but for what `TABLES` takes away with a leading "-").
+#: Numbers 424 and up, on every architecture (but for what ``TABLES`` takes away with a leading "-").
 COMMON = (
     "424 pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig "
     "fsmount fspick pidfd_open clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise epoll_pwait2 "

@@ -1,8 +1,8 @@
 """Names and numbers of system calls, of this machine's architecture and of others.
 
 The tables reach Linux 6.18 and are parsed on first use, one architecture at a time; importing this module costs
-almost nothing. Architectures are named `x86_64`, `i386`, `x32`, `aarch64`, `arm` (EABI) and `riscv64`. Numbers of x32
-carry its bit (0x40000000), as the kernel and seccomp filters see them.
+almost nothing. Architectures are named ``x86_64``, ``i386``, ``x32``, ``aarch64``, ``arm`` (EABI) and ``riscv64``.
+Numbers of x32 carry its bit (0x40000000), as the kernel and seccomp filters see them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class UnknownSyscall(ValueError, LookupError):
 
 
 def canonical_arch(arch: str) -> str:
-    """The library's name for an architecture (`amd64` is `x86_64`, `arm64` is `aarch64`); ValueError if unknown."""
+    """The library's name for an architecture (``amd64`` is ``x86_64``, ``arm64`` is ``aarch64``); ValueError if
+    unknown."""
     found = _ARCH_ALIASES.get(arch.lower(), arch.lower())
     if found not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}; known are {', '.join(ARCHITECTURES)}")
@@ -153,7 +154,7 @@ def table(arch: str | None = None) -> dict[str, int]:
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """A call's name and the other names of it: `arm_fadvise64_64` is also `fadvise64_64`, on arm."""
+    """A call's name and the other names of it: ``arm_fadvise64_64`` is also ``fadvise64_64``, on arm."""
     for own, aliases in _ALIASES.items():
         if name == own or name in aliases:
             return (own, *aliases)

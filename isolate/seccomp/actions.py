@@ -28,16 +28,17 @@ _MAX_ERRNO = 4095
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One answer of a filter. Made by the names below, or from a word: `Action.of("allow")`, `Action.of("EPERM")`.
+    """One answer of a filter. Made by the names below, or from a word: ``Action.of("allow")``, ``Action.of("EPERM")``.
 
-    - `Action.ALLOW`: the call is made.
-    - `Action.LOG`: the call is made and written to the audit log (Linux 4.14).
-    - `Action.errno("EPERM")`: the call is not made and fails so. At most 4095; `errno(0)` makes it "succeed" with 0.
-    - `Action.KILL_PROCESS`: the whole process ends as by SIGSYS, with a core dump where those are on (Linux 4.14).
-    - `Action.KILL_THREAD`: only the calling thread ends.
-    - `Action.TRAP`: SIGSYS is sent, the call is not made; `trap(data)` sets si_errno.
-    - `Action.trace(data)`: a tracer decides (PTRACE_O_TRACESECCOMP); without one the call fails with ENOSYS.
-    - `Action.NOTIFY`: the supervisor that holds the filter's listener decides (Linux 5.0).
+    - ``Action.ALLOW``: the call is made.
+    - ``Action.LOG``: the call is made and written to the audit log (Linux 4.14).
+    - ``Action.errno("EPERM")``: the call is not made and fails so. At most 4095; ``errno(0)`` makes it "succeed" with
+      0.
+    - ``Action.KILL_PROCESS``: the whole process ends as by SIGSYS, with a core dump where those are on (Linux 4.14).
+    - ``Action.KILL_THREAD``: only the calling thread ends.
+    - ``Action.TRAP``: SIGSYS is sent, the call is not made; ``trap(data)`` sets si_errno.
+    - ``Action.trace(data)``: a tracer decides (PTRACE_O_TRACESECCOMP); without one the call fails with ENOSYS.
+    - ``Action.NOTIFY``: the supervisor that holds the filter's listener decides (Linux 5.0).
     """
 
     kind: str
@@ -70,12 +71,12 @@ class Action:
 
     @classmethod
     def trace(cls, data: int = 0) -> Action:
-        """Ask a ptrace tracer, which reads `data` by PTRACE_GETEVENTMSG."""
+        """Ask a ptrace tracer, which reads ``data`` by PTRACE_GETEVENTMSG."""
         return cls("trace", data)
 
     @classmethod
     def trap(cls, data: int = 0) -> Action:
-        """Send SIGSYS with `data` as si_errno."""
+        """Send SIGSYS with ``data`` as si_errno."""
         return cls("trap", data)
 
     @classmethod
@@ -116,7 +117,7 @@ class Action:
 
     @property
     def code(self) -> str:
-        """The expression that makes this action, without the leading `Action`."""
+        """The expression that makes this action, without the leading ``Action``."""
         if self.kind == "errno":
             name = _errno.errorcode.get(self.data)
             return f".errno({name!r})" if name else f".errno({self.data})"
@@ -126,7 +127,7 @@ class Action:
 
     @property
     def word(self) -> str:
-        """The shortest spelling that `Action.of` takes, or the one for people where there is none."""
+        """The shortest spelling that ``Action.of`` takes, or the one for people where there is none."""
         if self.kind == "errno":
             return _errno.errorcode.get(self.data, f"errno {self.data}")
         if self.kind == "kill_process":

@@ -1,6 +1,6 @@
 """Classic BPF as seccomp takes it: instructions, and an assembler that shares what is alike.
 
-A program is bytes: eight for an instruction (`struct sock_filter`, in the machine's own byte order), at most 4,096.
+A program is bytes: eight for an instruction (``struct sock_filter``, in the machine's own byte order), at most 4,096.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def decode(program: bytes) -> Iterator[tuple[int, int, int, int]]:
 class Assembler:
     """Builds a program from its end: a node is made after the nodes that it goes on to.
 
-    Equal nodes are one node, so tails are shared without looking for them. `assemble` lays nodes out and deals with
+    Equal nodes are one node, so tails are shared without looking for them. ``assemble`` lays nodes out and deals with
     jumps, whose offsets are forward and at most 255: beyond, it puts a copy of a return, or a long jump, in reach.
     """
 
@@ -111,7 +111,7 @@ class Assembler:
         place: dict[int, int] = {}
 
         def near(node: int, reach: int) -> None:
-            # Make sure that the instruction emitted next-but-`255 - reach` can still reach the node.
+            # Make sure that the instruction emitted next-but-``255 - reach`` can still reach the node.
             if len(backward) - place[node] - 1 <= reach:
                 return
             code, k, _, _ = nodes[node]

@@ -38,7 +38,7 @@ _WEIGHT_TESTED, _WEIGHT_REFUSED, _WEIGHT_ALLOWED = 12, 2, 1
 
 @dataclass(frozen=True)
 class Abi:
-    """One value of `arch` in struct seccomp_data, with the answer to every number under it."""
+    """One value of ``arch`` in struct seccomp_data, with the answer to every number under it."""
 
     audit_arch: int
     decisions: dict[int, Decision]
@@ -47,7 +47,7 @@ class Abi:
 
 
 def build(abis: Sequence[Abi], foreign: int) -> bytes:
-    """A program that answers each ABI by its decisions and every other ABI by `foreign`. Raises ProgramTooLarge."""
+    """A program that answers each ABI by its decisions and every other ABI by ``foreign``. Raises ProgramTooLarge."""
     try:
         return _build(abis, foreign)
     except RecursionError:

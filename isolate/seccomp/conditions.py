@@ -4,14 +4,15 @@
     arg32(1) != TIOCSTI
     arg32(0).among(AF_UNIX, AF_INET, AF_INET6) & (arg(2) == 0)
 
-An argument is a register. `arg(n)` is all of it, 64 bits on a 64-bit architecture; `arg32(n)` is its lower half, which
-is all that the kernel looks at where the parameter is an `int` or `unsigned int` (commands of ioctl, socket families,
-flags of many calls). Comparing such a parameter with `arg` is a hole: a program can set the upper half, the filter sees
-another value, the kernel the same. A pointer's target cannot be compared: another thread could change it after.
+An argument is a register. ``arg(n)`` is all of it, 64 bits on a 64-bit architecture; ``arg32(n)`` is its lower half,
+which is all that the kernel looks at where the parameter is an ``int`` or ``unsigned int`` (commands of ioctl, socket
+families, flags of many calls). Comparing such a parameter with ``arg`` is a hole: a program can set the upper half,
+the filter sees another value, the kernel the same. A pointer's target cannot be compared: another thread could change
+it after.
 
 Comparisons are unsigned. A negative number stands for its bits (-1 is all ones, of 64 or of 32 bits) and may be tested
-for equality; `<`, `<=`, `>` and `>=` with a negative number are refused, since "less than -1" would mean nearly
-everything. `arg32(0) > 0x7fffffff` says "negative" for an `int`.
+for equality; ``<``, ``<=``, ``>`` and ``>=`` with a negative number are refused, since "less than -1" would mean nearly
+everything. ``arg32(0) > 0x7fffffff`` says "negative" for an ``int``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
 class Condition:
-    """A condition; `&`, `|` and `~` combine. It has no truth value of its own."""
+    """A condition; ``&``, ``|`` and ``~`` combine. It has no truth value of its own."""
 
     __slots__ = ()
 
@@ -45,13 +46,13 @@ class Condition:
         raise TypeError("a condition has no truth value here; combine with & | ~ instead of and, or, not")
 
     def holds(self, args: tuple[int, ...], *, wide: bool = True) -> bool:
-        """Whether it holds for six argument values; `wide=False` for an ABI of 32 bits."""
+        """Whether it holds for six argument values; ``wide=False`` for an ABI of 32 bits."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
 class Compare(Condition):
-    """One comparison: `(argument & mask) op value`."""
+    """One comparison: ``(argument & mask) op value``."""
 
     index: int
     op: str
@@ -152,7 +153,7 @@ class Any_(Condition):
 
 
 class Arg:
-    """An argument, perhaps masked, waiting to be compared. Made by `arg` and `arg32`."""
+    """An argument, perhaps masked, waiting to be compared. Made by ``arg`` and ``arg32``."""
 
     __slots__ = ("_index", "_mask")
 
@@ -206,23 +207,23 @@ class Arg:
 
 
 def arg(index: int) -> Arg:
-    """Argument `index` (0 to 5), the whole register."""
+    """Argument ``index`` (0 to 5), the whole register."""
     return Arg(index)
 
 
 def arg32(index: int) -> Arg:
-    """The lower 32 bits of argument `index`: for parameters of type int, unsigned int and their like."""
+    """The lower 32 bits of argument ``index``: for parameters of type int, unsigned int and their like."""
     return Arg(index, MASK32)
 
 
 def every(*conditions: Condition) -> Condition:
-    """All of the conditions, as `&` joins them."""
+    """All of the conditions, as ``&`` joins them."""
     found = dict.fromkeys(conditions)
     return next(iter(found)) if len(found) == 1 else All(tuple(found))
 
 
 def any_of(*conditions: Condition) -> Condition:
-    """One of the conditions at least, as `|` joins them."""
+    """One of the conditions at least, as ``|`` joins them."""
     found = dict.fromkeys(conditions)
     return next(iter(found)) if len(found) == 1 else Any_(tuple(found))
 

@@ -79,7 +79,7 @@ def covered(policy: Seccomp, arch: str) -> tuple[str, ...]:
 
 
 def answer(policy: Seccomp, name: str | None, args: tuple[int, ...], arch: str, kernel: tuple[int, int]) -> Answer:
-    """The policy's answer straight from its rules, last rule first. `name` is None for a number without one."""
+    """The policy's answer straight from its rules, last rule first. ``name`` is None for a number without one."""
     if name is None:
         return Answer(policy.unknown_action, None, "no call of the tables has this number")
     blind = _blind(policy, name)
@@ -101,7 +101,7 @@ def otherwise(policy: Seccomp, name: str, kernel: tuple[int, int]) -> Answer:
 
 
 def decisions(policy: Seccomp, arch: str, kernel: tuple[int, int]) -> list[Abi]:
-    """The decisions for the compiler: one Abi for each value of `arch` that the filter knows."""
+    """The decisions for the compiler: one Abi for each value of ``arch`` that the filter knows."""
     blind = blind_calls(policy)
     found: dict[int, Abi] = {}
     # Where both answers are one, numbers without a rule need no entry of their own.
@@ -197,7 +197,8 @@ def blind_calls(policy: Seccomp) -> frozenset[str]:
 
 
 def _blind(policy: Seccomp, name: str) -> str | None:
-    """The call whose filtered arguments `name` would carry past the filter; None if `name` is ruled by its own name."""
+    """The call whose filtered arguments ``name`` would carry past the filter; None if ``name`` is ruled by its own
+    name."""
     others = _BLIND.get(name)
     if others is None or any(name in rule.names for rule in policy.rules):
         return None

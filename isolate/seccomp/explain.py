@@ -15,7 +15,7 @@ __all__ = ["explain"]
 
 
 def explain(policy: Seccomp, name: str, args: tuple[int, ...], arch: str | None) -> str:
-    """The text behind `Seccomp.explain`."""
+    """The text behind ``Seccomp.explain``."""
     arch = syscalls.native_arch() if arch is None else syscalls.canonical_arch(arch)
     number = syscalls.number(name, arch)
     since = syscalls.since(name)

@@ -1,7 +1,7 @@
 """Policies put in force: the steps that install filters in a program's process, just before it is executed.
 
 Handlers in Python need two filters, since one cannot do it: the first asks only about the calls that have handlers, and
-its listener is sent over a socket by a `sendmsg` that it lets pass; the second is the policy, which allows what the
+its listener is sent over a socket by a ``sendmsg`` that it lets pass; the second is the policy, which allows what the
 first asks about. Of two filters' answers the kernel takes the stricter, and "ask" is stricter than "allow".
 """
 

@@ -3,7 +3,7 @@
 Watching sees what happened in that run: the paths not taken, the error handling, the other C library, the next version
 are not in it. It sees numbers and registers, not what pointers point to, and calls that the vDSO answers without the
 kernel (clock_gettime, time, getcpu) not at all; those are added. Read the result before use, and add a set of the same
-purpose (`@file-system`) rather than single calls where the program's work may vary.
+purpose (``@file-system``) rather than single calls where the program's work may vary.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ def learn(
 ) -> Learned:
     """Run a program, asking about every call it makes, and return what it used.
 
-    `parts` are those of the sandbox it shall run in (no other policy with handlers among them); `options` go to
-    `Sandbox.run`: input, env, cwd, text and so on. Every call takes some tens of microseconds more, so `timeout` may
-    need room. `otherwise` is what the resulting policy answers to the rest.
+    ``parts`` are those of the sandbox it shall run in (no other policy with handlers among them); ``options`` go to
+    ``Sandbox.run``: input, env, cwd, text and so on. Every call takes some tens of microseconds more, so ``timeout``
+    may need room. ``otherwise`` is what the resulting policy answers to the rest.
 
     The run itself is not restricted: what it does, it does. Run what you trust, in a sandbox.
     """

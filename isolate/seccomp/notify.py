@@ -7,8 +7,8 @@
     Sandbox(Seccomp.default(), Seccomp(otherwise="allow", notify={"openat": opened})).run(...)
 
 The kernel stops the calling thread and hands the call to a thread of this program (seccomp_unotify(2), Linux 5.14).
-Handlers run in threads of their own, several at once; an `async def` handler runs in an event loop of its own there.
-A handler is no filter: `Reply.proceed()` lets the kernel look at the arguments *again*, and another thread of the
+Handlers run in threads of their own, several at once; an ``async def`` handler runs in an event loop of its own there.
+A handler is no filter: ``Reply.proceed()`` lets the kernel look at the arguments *again*, and another thread of the
 program may have changed what pointers point to. Refuse, answer in the program's stead, or hand in a descriptor opened
 here; and let a call proceed only if it may be made with any arguments.
 """
@@ -80,8 +80,8 @@ class Reply:
 
     @classmethod
     def descriptor(cls, fd: int, *, new_fd: int | None = None, cloexec: bool = True) -> Reply:
-        """The call is not made and returns a descriptor: a copy of this program's `fd`, under the number `new_fd` or
-        the lowest free one. The handler keeps its own and may close it when it has returned."""
+        """The call is not made and returns a descriptor: a copy of this program's ``fd``, under the number ``new_fd``
+        or the lowest free one. The handler keeps its own and may close it when it has returned."""
         if isinstance(fd, bool) or not isinstance(fd, int) or fd < 0:
             raise ValueError(f"not a descriptor: {fd!r}")
         # A copy now: the handler may close its own before the answer is sent.
@@ -128,7 +128,7 @@ class Call:
             os.close(fd)
 
     def read_string(self, address: int, limit: int = 4096) -> bytes:
-        """The bytes up to a NUL; ValueError if there is none within `limit`."""
+        """The bytes up to a NUL; ValueError if there is none within ``limit``."""
         found = b""
         fd = self._memory(os.O_RDONLY)
         try:
@@ -176,7 +176,7 @@ class Supervisor:
     """Receives the listeners of a policy's filters and answers their calls, from a thread that ends with the policy.
 
     One policy in any number of sandboxes and runs has one supervisor. A handler that raises makes the call fail with
-    EIO, and the error goes to `sys.unraisablehook`; one that takes longer than `timeout` seconds makes it fail with
+    EIO, and the error goes to ``sys.unraisablehook``; one that takes longer than ``timeout`` seconds makes it fail with
     ETIMEDOUT, and what it returns later is dropped. When this program ends, waiting calls and later ones fail with
     ENOSYS: nothing hangs.
     """

@@ -1,4 +1,4 @@
-"""Policies from and to JSON: the OCI runtime specification's `linux.seccomp`, and profiles as Docker and Podman have.
+"""Policies from and to JSON: the OCI runtime specification's ``linux.seccomp``, and profiles as Docker and Podman have.
 
 A profile's rules about one call are alternatives; where they contradict one another the specification leaves the
 answer open, and here the later rule wins.
@@ -95,7 +95,7 @@ def from_oci(
     arch: str | None = None,
     kernel: tuple[int, int] | None = None,
 ) -> Seccomp:
-    """See `Seccomp.from_oci`."""
+    """See ``Seccomp.from_oci``."""
     if isinstance(profile, (str, bytes)):
         try:
             profile = json.loads(profile)
@@ -139,7 +139,7 @@ def from_oci(
 
 
 def to_oci(policy: Seccomp) -> dict[str, Any]:
-    """See `Seccomp.to_oci`."""
+    """See ``Seccomp.to_oci``."""
     if policy.ready is not None:
         raise ValueError("a ready program cannot be written as OCI rules")
     if policy.foreign != Action.KILL_PROCESS:
@@ -298,7 +298,7 @@ def _applies(
     kernel: tuple[int, int],
     where: str,
 ) -> bool:
-    """Docker's rule: everything that `includes` names must be so, nothing that `excludes` names may be."""
+    """Docker's rule: everything that ``includes`` names must be so, nothing that ``excludes`` names may be."""
     _known(includes, _FILTER, f"{where}.includes")
     _known(excludes, _FILTER, f"{where}.excludes")
     words = {arch, _GO_ARCH.get(arch, arch)}

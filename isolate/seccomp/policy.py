@@ -1,4 +1,5 @@
-"""`Seccomp`: a policy for system calls, as a value; compiled to a filter, explained, and put in force by a sandbox."""
+"""``Seccomp``: a policy for system calls, as a value; compiled to a filter, explained, and put in force by a
+sandbox."""
 
 from __future__ import annotations
 
@@ -30,30 +31,31 @@ class Seccomp(Irreversible):
 
         Seccomp(allow("@basic-io", "@memory"), deny("socket", when=arg32(0) != AF_UNIX), otherwise="EPERM")
 
-    Rules are tried from the last to the first: what is added later wins. `policy + rule` and `policy + policy` add,
-    `policy - "ptrace"` takes every rule about a call away. Policies compare, hash, and print as the code that makes
+    Rules are tried from the last to the first: what is added later wins. ``policy + rule`` and ``policy + policy`` add,
+    ``policy - "ptrace"`` takes every rule about a call away. Policies compare, hash, and print as the code that makes
     them.
 
-    - `otherwise`: the answer where no rule matches: an Action or its word ("EPERM", "kill", "allow", "log").
-    - `unknown`: the answer to numbers that the tables do not know or that are later than the running kernel. Left out
-      it is ENOSYS where `otherwise` is an errno, so that libraries fall back to older calls, and else `otherwise`.
-    - `foreign`: the answer to calls through an ABI that the policy does not cover: i386 and x32 on x86-64, arm on
+    - ``otherwise``: the answer where no rule matches: an Action or its word ("EPERM", "kill", "allow", "log").
+    - ``unknown``: the answer to numbers that the tables do not know or that are later than the running kernel. Left out
+      it is ENOSYS where ``otherwise`` is an errno, so that libraries fall back to older calls, and else ``otherwise``.
+    - ``foreign``: the answer to calls through an ABI that the policy does not cover: i386 and x32 on x86-64, arm on
       AArch64. Left out: the process is killed.
-    - `compat`: such ABIs that the same rules cover: `compat=("i386",)`.
-    - `log`: actions but allow go to the audit log (SECCOMP_FILTER_FLAG_LOG, Linux 4.14).
-    - `notify`: handlers in Python that decide calls while the program waits, by name of call or set; they come before
-      every rule; see `isolate.seccomp.notify`. `notify_timeout` is in seconds: a call whose handler takes longer fails
-      with ETIMEDOUT.
-    - `spec_allow`: leave Speculative Store Bypass on (SECCOMP_FILTER_FLAG_SPEC_ALLOW, Linux 4.17).
+    - ``compat``: such ABIs that the same rules cover: ``compat=("i386",)``.
+    - ``log``: actions but allow go to the audit log (SECCOMP_FILTER_FLAG_LOG, Linux 4.14).
+    - ``notify``: handlers in Python that decide calls while the program waits, by name of call or set; they come before
+      every rule; see ``isolate.seccomp.notify``. ``notify_timeout`` is in seconds: a call whose handler takes longer
+      fails with ETIMEDOUT.
+    - ``spec_allow``: leave Speculative Store Bypass on (SECCOMP_FILTER_FLAG_SPEC_ALLOW, Linux 4.17).
 
-    Where the arguments of `clone` are filtered, `clone3` answers ENOSYS unless a rule names it, since its flags stand
-    in memory where no filter sees them; likewise `openat2` for `openat`, `socketcall` and `ipc` on i386, and io_uring.
+    Where the arguments of ``clone`` are filtered, ``clone3`` answers ENOSYS unless a rule names it, since its flags
+    stand in memory where no filter sees them; likewise ``openat2`` for ``openat``, ``socketcall`` and ``ipc`` on
+    i386, and io_uring.
 
-    As a part of a sandbox it is installed last, just before the program is executed, and needs `no_new_privs` or
-    CAP_SYS_ADMIN; the exec itself passes the filter, so a policy must allow `execve` or `execveat`. Several policies
-    stack: for each call the kernel takes the strictest answer. There is no way back: a filter holds for the process and
-    all its children until they end. Refused: values of the wrong type (TypeError), impossible or unknown ones
-    (ValueError). Needs Linux 3.17; see seccomp(2).
+    As a part of a sandbox it is installed last, just before the program is executed, and needs ``no_new_privs`` or
+    CAP_SYS_ADMIN; the exec itself passes the filter, so a policy must allow ``execve`` or ``execveat``. Several
+    policies stack: for each call the kernel takes the strictest answer. There is no way back: a filter holds for the
+    process and all its children until they end. Refused: values of the wrong type (TypeError), impossible or unknown
+    ones (ValueError). Needs Linux 3.17; see seccomp(2).
     """
 
     rules: tuple[Rule, ...]
@@ -63,7 +65,7 @@ class Seccomp(Irreversible):
     compat: tuple[str, ...]
     log: bool
     spec_allow: bool
-    #: A ready program (`from_bpf`); such a policy has no rules.
+    #: A ready program (``from_bpf``); such a policy has no rules.
     ready: bytes | None
     #: Handlers by name of call.
     notify: tuple[tuple[str, Handler], ...]
@@ -112,7 +114,7 @@ class Seccomp(Irreversible):
     def default(cls) -> Seccomp:
         """For programs of every kind, as strict as Docker's default at least, and stricter where kernels were broken
         through: no new user namespaces, no io_uring, no keyrings, sockets of four families; see
-        `isolate.seccomp.profiles.default`."""
+        ``isolate.seccomp.profiles.default``."""
         from .profiles import default
 
         return default()
@@ -120,14 +122,14 @@ class Seccomp(Irreversible):
     @classmethod
     def strict(cls, otherwise: Action | str = "EPERM") -> Seccomp:
         """For pure computation: what an interpreter or a compiled program needs to start, compute, read files, write to
-        what is open already, and end; see `isolate.seccomp.profiles.strict`."""
+        what is open already, and end; see ``isolate.seccomp.profiles.strict``."""
         from .profiles import strict
 
         return strict(otherwise)
 
     @classmethod
     def from_bpf(cls, program: bytes, *, log: bool = False, spec_allow: bool = False) -> Seccomp:
-        """A ready BPF program: an array of `struct sock_filter`, as libseccomp's `seccomp_export_bpf` writes it.
+        """A ready BPF program: an array of ``struct sock_filter``, as libseccomp's ``seccomp_export_bpf`` writes it.
 
         It is checked as the kernel checks it; ValueError (InvalidProgram) says which instruction is wrong.
         """
@@ -147,10 +149,10 @@ class Seccomp(Irreversible):
         arch: str | None = None,
         kernel: tuple[int, int] | None = None,
     ) -> Seccomp:
-        """From an OCI runtime's `linux.seccomp` or a profile as Docker and Podman write them: a dict, or JSON text.
+        """From an OCI runtime's ``linux.seccomp`` or a profile as Docker and Podman write them: a dict, or JSON text.
 
-        Docker's `includes` and `excludes` are decided for these capabilities, this architecture (default: native) and
-        this kernel (default: the running one). ValueError for fields and values that are unknown.
+        Docker's ``includes`` and ``excludes`` are decided for these capabilities, this architecture (default: native)
+        and this kernel (default: the running one). ValueError for fields and values that are unknown.
         """
         from .oci import from_oci
 
@@ -158,14 +160,14 @@ class Seccomp(Irreversible):
 
     @classmethod
     def learn(cls, args: Any, **options: Any) -> Learned:
-        """Run a program and return what it used, `.policy` among it: see `isolate.seccomp.learn`, which also says what
-        watching cannot see."""
+        """Run a program and return what it used, ``.policy`` among it: see ``isolate.seccomp.learn``, which also says
+        what watching cannot see."""
         from .learn import learn
 
         return learn(args, **options)
 
     def to_oci(self) -> dict[str, Any]:
-        """The policy as OCI `linux.seccomp`. ValueError for what that cannot say."""
+        """The policy as OCI ``linux.seccomp``. ValueError for what that cannot say."""
         from .oci import to_oci
 
         return to_oci(self)
@@ -174,7 +176,7 @@ class Seccomp(Irreversible):
 
     @property
     def unknown_action(self) -> Action:
-        """The answer to numbers that are unknown: `unknown`, or what follows from `otherwise`."""
+        """The answer to numbers that are unknown: ``unknown``, or what follows from ``otherwise``."""
         if self.unknown is not None:
             return self.unknown
         return Action.ENOSYS if self.otherwise.kind == "errno" else self.otherwise
@@ -182,7 +184,7 @@ class Seccomp(Irreversible):
     def answer(
         self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
     ) -> Answer:
-        """What the rules answer to a call, and which decides. `name` may be a number as the kernel sees it."""
+        """What the rules answer to a call, and which decides. ``name`` may be a number as the kernel sees it."""
         from . import decide
 
         if self.ready is not None:
@@ -210,9 +212,10 @@ class Seccomp(Irreversible):
         return simulate(self.program(native, kernel), arch, number, args)
 
     def program(self, arch: str | None = None, kernel: tuple[int, int] | None = None) -> bytes:
-        """The compiled filter: `struct sock_filter` after `struct sock_filter`. The same policy gives the same bytes.
+        """The compiled filter: ``struct sock_filter`` after ``struct sock_filter``. The same policy gives the same
+        bytes.
 
-        Kept after the first time. `kernel` (default: the running one) decides only which calls are too new and so
+        Kept after the first time. ``kernel`` (default: the running one) decides only which calls are too new and so
         answer ENOSYS. Raises ProgramTooLarge (a ValueError) above 4,096 instructions.
         """
         if self.ready is not None:
@@ -269,7 +272,7 @@ class Seccomp(Irreversible):
         return NotImplemented
 
     def __sub__(self, names: object) -> Seccomp:
-        """The policy with no rule about these calls: a name, a set's name (`"@clock"`), or several."""
+        """The policy with no rule about these calls: a name, a set's name (``"@clock"``), or several."""
         if isinstance(names, str):
             names = (names,)
         if not isinstance(names, Iterable):
@@ -348,7 +351,7 @@ class Seccomp(Irreversible):
         """One step: install the filter. With handlers two more: get at the notifications.
 
         Of several policies the first asked yields the steps of all, in an order that works: what has handlers first,
-        and last the one that refuses `seccomp` itself, since nothing can be installed after it.
+        and last the one that refuses ``seccomp`` itself, since nothing can be installed after it.
         """
         from .install import in_order, steps_of
 

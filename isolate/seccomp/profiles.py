@@ -46,7 +46,7 @@ def default() -> Seccomp:
     Refused with EPERM: all that Docker's default refuses to a container without capabilities (mounts, modules, clocks,
     keyrings, bpf, perf, swap, quota, raw I/O, other namespaces, memory policies, …), and besides:
 
-    - new namespaces of every kind by `clone` and `unshare`, user namespaces among them; `clone3` answers ENOSYS;
+    - new namespaces of every kind by ``clone`` and ``unshare``, user namespaces among them; ``clone3`` answers ENOSYS;
     - io_uring (ENOSYS), userfaultfd, memfd_secret, modify_ldt, vmsplice, fanotify, chroot;
     - sockets but of the families unix, inet, inet6 and netlink's route protocol (EAFNOSUPPORT), so neither AF_ALG,
       AF_VSOCK and AF_PACKET nor what comes next; pairs of sockets but of the family unix;
@@ -54,7 +54,7 @@ def default() -> Seccomp:
     - personalities but Linux's own.
 
     Calls later than the tables or the running kernel answer ENOSYS. Other ABIs (i386, x32, arm) end the process.
-    Debuggers work (`ptrace`): take that away with `- "@debug"`.
+    Debuggers work (``ptrace``): take that away with ``- "@debug"``.
     """
     return Seccomp(
         allow(
@@ -98,10 +98,10 @@ def default() -> Seccomp:
 def strict(otherwise: Action | str = "EPERM") -> Seccomp:
     """Pure computation: start, read files, compute (with threads), write to what is open already, end.
 
-    No network, no new processes, no writing to or changing of files, no signals to others but by `tgkill` (abort()
-    needs it), no ioctl but questions about terminals. `execve` stays allowed, because the filter is in force when the
-    program itself is executed; what it could execute sees the same filter. `otherwise` is what the rest answers: an
-    errno lets a program go on, "kill" ends it with `Verdict.SECCOMP`.
+    No network, no new processes, no writing to or changing of files, no signals to others but by ``tgkill`` (abort()
+    needs it), no ioctl but questions about terminals. ``execve`` stays allowed, because the filter is in force when the
+    program itself is executed; what it could execute sees the same filter. ``otherwise`` is what the rest answers: an
+    errno lets a program go on, "kill" ends it with ``Verdict.SECCOMP``.
     """
     return Seccomp(
         allow(
@@ -138,7 +138,8 @@ def strict(otherwise: Action | str = "EPERM") -> Seccomp:
 
 @lru_cache(maxsize=1)
 def deny_user_namespaces() -> bytes:
-    """A small ready program: EPERM for `clone` and `unshare` with CLONE_NEWUSER, ENOSYS for `clone3`, all else allowed.
+    """A small ready program: EPERM for ``clone`` and ``unshare`` with CLONE_NEWUSER, ENOSYS for ``clone3``, all else
+    allowed.
 
     The kernel's other ABIs are covered by the same rules, so nothing but nested user namespaces changes.
     """

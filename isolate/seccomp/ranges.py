@@ -18,7 +18,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """`argument[index] & mask` lies in one of the ranges (inclusive, sorted, apart from each other)."""
+    """``argument[index] & mask`` lies in one of the ranges (inclusive, sorted, apart from each other)."""
 
     index: int
     mask: int
@@ -43,10 +43,10 @@ Test: TypeAlias = "Atom | Both | Either | bool"
 
 
 def normal_form(condition: Condition, *, wide: bool) -> Test:
-    """The condition's test; True or False where it does not depend on the arguments. `wide` is the ABI's 64 bits.
+    """The condition's test; True or False where it does not depend on the arguments. ``wide`` is the ABI's 64 bits.
 
     On a 32-bit ABI the kernel looks at the lower halves alone, so the upper ones count as nothing there: a 64-bit
-    program that enters by `int 0x80` can fill them.
+    program that enters by ``int 0x80`` can fill them.
     """
     if isinstance(condition, Compare):
         full = MASK64 if wide else MASK32

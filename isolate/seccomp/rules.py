@@ -17,8 +17,9 @@ __all__ = ["Rule", "allow", "deny", "rule"]
 class Rule:
     """An answer for some system calls, where a condition on their arguments holds or always.
 
-    `names` are names of calls and of sets (`@network`), kept sorted; a name that only some architectures have says
-    nothing on the others. Made by `allow`, `deny` and `rule`. UnknownSyscall (a ValueError) for a name that none has.
+    ``names`` are names of calls and of sets (``@network``), kept sorted; a name that only some architectures have says
+    nothing on the others. Made by ``allow``, ``deny`` and ``rule``. UnknownSyscall (a ValueError) for a name that
+    none has.
     """
 
     action: Action
@@ -83,17 +84,17 @@ class Rule:
 
 
 def allow(*names: str | Iterable[str], when: Condition | None = None) -> Rule:
-    """The calls are made: `allow("@file-system", "ioctl", when=…)`."""
+    """The calls are made: ``allow("@file-system", "ioctl", when=…)``."""
     return Rule(Action.ALLOW, _flat(names), when)
 
 
 def deny(*names: str | Iterable[str], when: Condition | None = None, errno: int | str = "EPERM") -> Rule:
-    """The calls fail with `errno`."""
+    """The calls fail with ``errno``."""
     return Rule(Action.errno(errno), _flat(names), when)
 
 
 def rule(action: Action | str, *names: str | Iterable[str], when: Condition | None = None) -> Rule:
-    """The calls get any other answer: `rule("kill", "ptrace")`, `rule(Action.trace(7), "execve")`."""
+    """The calls get any other answer: ``rule("kill", "ptrace")``, ``rule(Action.trace(7), "execve")``."""
     return Rule(Action.of(action), _flat(names), when)
 
 

@@ -1,8 +1,8 @@
 """Named sets of system calls, by purpose.
 
-A set has every variant of a call on every architecture (`open`, `openat`, `openat2`; `mmap`, `mmap2`; `*_time64`),
-because the C library picks one by machine, version and size of `time_t`, and goes from a newer one to an older only
-when the newer fails with ENOSYS.
+A set has every variant of a call on every architecture (``open``, ``openat``, ``openat2``; ``mmap``, ``mmap2``;
+``*_time64``), because the C library picks one by machine, version and size of ``time_t``, and goes from a newer one
+to an older only when the newer fails with ENOSYS.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ _members: dict[str, frozenset[str]] = {}
 
 
 def members(name: str) -> frozenset[str]:
-    """The calls of a set: `members("@clock")`. A frozenset, so sets add and subtract; ValueError if there is none."""
+    """The calls of a set: ``members("@clock")``. A frozenset, so sets add and subtract; ValueError if there is none."""
     found = _members.get(name)
     if found is None:
         try:

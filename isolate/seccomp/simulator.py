@@ -24,9 +24,9 @@ class InvalidProgram(ValueError):
 
 
 def simulate(program: bytes, arch: str, nr: int, args: Sequence[int] = (), instruction_pointer: int = 0) -> Action:
-    """What a filter answers to one call: `simulate(program, "x86_64", syscalls.number("openat"), (...))`.
+    """What a filter answers to one call: ``simulate(program, "x86_64", syscalls.number("openat"), (...))``.
 
-    `nr` is the number as the kernel sees it (with the x32 bit for x32; -1 for a call that a tracer skipped), `args`
+    ``nr`` is the number as the kernel sees it (with the x32 bit for x32; -1 for a call that a tracer skipped), ``args``
     up to six unsigned or signed values. The program is checked first as the kernel checks it (InvalidProgram).
     """
     return Action.from_return(
@@ -35,7 +35,7 @@ def simulate(program: bytes, arch: str, nr: int, args: Sequence[int] = (), instr
 
 
 def run(program: bytes, audit_arch: int, nr: int, args: Sequence[int] = (), instruction_pointer: int = 0) -> int:
-    """The raw 32-bit value that the program returns for a `struct seccomp_data`."""
+    """The raw 32-bit value that the program returns for a ``struct seccomp_data``."""
     if len(args) > 6:
         raise ValueError(f"a system call has at most 6 arguments, not {len(args)}")
     mask = 0xFFFFFFFFFFFFFFFF
@@ -202,7 +202,7 @@ def _word_name(offset: int) -> str:
 
 def disassemble(program: bytes, arch: str | None = None) -> str:
     """The program as text, one instruction a line, with absolute targets, names of words, actions and, where the
-    accumulator holds the number, of system calls of `arch` (the one that the program compares with, else native)."""
+    accumulator holds the number, of system calls of ``arch`` (the one that the program compares with, else native)."""
     instructions = _checked(program)
     by_audit = {value: name for name, value in reversed(bpf.AUDIT_ARCH.items())}
     lines = []

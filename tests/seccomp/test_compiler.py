@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,22 @@ def test_filter_says_what_the_rules_say(policy: Seccomp, native: str) -> None:
                     expected = policy.foreign
                 got = simulator.simulate(program, abi, number, args)
                 assert got == expected, (abi, number, syscalls.name(number, abi), args)
+
+
+@pytest.mark.slow
+@settings(max_examples=int(os.environ.get("ISOLATE_POLICIES", "2000")), deadline=None, database=None)
+@given(policy=policies(), native=st.sampled_from(sorted(FAMILY)), seed=st.integers(0, 2**32))
+def test_many_policies(policy: Seccomp, native: str, seed: int) -> None:
+    """The long lane: fewer calls for each of many policies. ISOLATE_POLICIES is how many."""
+    program = policy.program(native, KERNEL)
+    values = boundary_values(policy)
+    chooser = random.Random(seed)
+    for abi in (native, *(a for a in FAMILY[native] if a in policy.compat)):
+        names = [name for name in NAMES if name in syscalls.table(abi)]
+        for _ in range(25):
+            number, args = syscalls.number(chooser.choice(names), abi), chooser.choices(values, k=6)
+            wanted = policy.answer(number, *args, arch=abi, kernel=KERNEL).action
+            assert simulator.simulate(program, abi, number, args) == wanted, (abi, number, args)
 
 
 @settings(max_examples=150, deadline=None)

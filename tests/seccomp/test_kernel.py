@@ -9,10 +9,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from isolate import syscalls
 from isolate.seccomp import Seccomp, allow, arg, arg32, deny, deny_user_namespaces, rule, simulate
 
+from .test_compiler import NAMES, policies
 from .tools import boundary_values, mark, marked, probe
 
 if TYPE_CHECKING:
@@ -82,6 +85,20 @@ def test_arguments_at_their_boundaries(seed: int, probe_helper: Path, tmp_path: 
     ]
     assert not differing, differing[:5]
     assert len(set(results)) > 3, "the calls must reach different answers"
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(policy=policies(), seed=st.integers(0, 9))
+def test_made_up_policies(policy: Seccomp, seed: int, probe_helper: Path, tmp_path: Path) -> None:
+    chooser = random.Random(seed)
+    values = boundary_values(policy)
+    calls: list[tuple[str, int, tuple[int, ...]]] = []
+    for abi in ("x86_64", "i386", "x32"):
+        for name in NAMES:
+            calls += [(abi, syscalls.number(name, abi), tuple(chooser.choices(values, k=6))) for _ in range(15)]
+    calls = [call for call in calls if call[2][5] & 0xFFFFFFFF != 0x5ECC]
+    for call, result in zip(calls, probe(probe_helper, tmp_path, mark(policy), calls), strict=True):
+        assert result == expected(policy, *call), call
 
 
 def test_probe_runs_calls_without_a_filter_in_the_way(probe_helper: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,6 +163,13 @@ def test_sets_hold_known_calls_and_what_the_c_library_falls_back_to() -> None:
             for other in (f"{call}64", f"{call}_time64", f"{call}32"):
                 if syscalls.known(other) and other != "prlimit64":
                     assert other in members(name), (name, call, other)
+
+
+def test_the_documentation_lists_the_sets() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "seccomp.rst").read_text().replace("\\_", "_")
+    text = " ".join(text.split())
+    for name in seccomp.SETS:
+        assert f"- ``{name}`` - {seccomp.DESCRIPTIONS[name]} - {', '.join(sorted(members(name)))}" in text, name
 
 
 def test_explain() -> None:
