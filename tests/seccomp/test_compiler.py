@@ -8,7 +8,7 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from isolate import syscalls
@@ -169,7 +169,10 @@ def plain_policies(draw: st.DrawFn) -> Seccomp:
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(policy=plain_policies(), level=st.sampled_from([1, 2]))
 def test_same_answers_as_libseccomp(libseccomp: Libseccomp, policy: Seccomp, level: int) -> None:
-    theirs = libseccomp.program(policy, level=level)
+    try:
+        theirs = libseccomp.program(policy, level=level)
+    except TimeoutError:
+        assume(False)
     assert theirs is not None, policy
     # clone3 and io_uring answer ENOSYS here where clone's or openat's arguments are filtered; libseccomp knows no such.
     own = {syscalls.number(n) for n in ("clone3", "openat2", "io_uring_setup", "io_uring_enter", "io_uring_register")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import struct
 import subprocess
 from pathlib import Path
@@ -43,17 +44,27 @@ class Libseccomp:
     """libseccomp in a process of its own, told policies rule by rule."""
 
     def __init__(self, program: Path) -> None:
+        self.path = program
+        self._start()
+
+    def _start(self) -> None:
         self.process = subprocess.Popen(
-            [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [str(self.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
 
     def ask(self, line: str) -> str:
+        """Its answer; "error slow" where it takes more than three seconds: some policies keep it busy without end."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(line + "\n")
+        if not select.select([self.process.stdout], [], [], 3)[0]:
+            self.close()
+            self._start()
+            return "error slow"
         return self.process.stdout.readline().strip()
 
     def close(self) -> None:
+        self.process.kill()
         self.process.communicate(timeout=10)
 
     def program(self, policy: Seccomp, arch: str = "x86_64", *, level: int = 1) -> bytes | None:
@@ -76,9 +87,13 @@ class Libseccomp:
                     else:
                         return None
             for name in sorted(rule.calls):
-                if self.ask(f"rule {rule.action.value:x} {name}{arguments}") != "ok":
+                if (said := self.ask(f"rule {rule.action.value:x} {name}{arguments}")) == "error slow":
+                    raise TimeoutError("libseccomp takes too long over this policy")
+                if said != "ok":
                     return None
         answer = self.ask("export")
+        if answer == "error slow":
+            raise TimeoutError("libseccomp takes too long over this policy")
         return None if answer.startswith("error") else bytes.fromhex(answer)
 
 
