@@ -163,6 +163,8 @@ class Store:
 class Test:
     """Go on only if ``value & mask == wanted`` (or, with ``negate``, differs); else ``error``, or jump to ``label``."""
 
+    __test__ = False  # not a test case for pytest
+
     __slots__ = ("error", "label", "mask", "negate", "skip", "value", "wanted")
 
     def __init__(
