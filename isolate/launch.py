@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,10 @@ class Session:
     def kill(self) -> None:
         """Let go: the launcher kills everything inside and tells the end. Also while a forked child holds copies."""
         lib.iso_let_go(self._start)
+        if self.pidfd >= 0 and os.getpid() == self.owner:
+            # Without a pid namespace a program with our uid can have stopped the launcher.
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
 
     def wait_gone(self, timeout: float | None = None) -> bool:
         """Wait until the launcher itself has gone, and reap it where it is ours."""

@@ -122,12 +122,17 @@ class Run:
 
     def until(self) -> float | None:
         """Seconds until :meth:`tick` wants to be called, None for never."""
+        if self.killed is not None:
+            return None if self.reaped else 0.1
         times = [t for t in (self.deadline, self._sample_at) if t is not None]
-        return max(0.0, min(times) - time.monotonic()) if times and self.killed is None else None
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def tick(self) -> None:
         """Hold the limits of time."""
-        if self.killed is not None or self.session.end is not None:
+        if self.session.end is not None:
+            return
+        if self.killed is not None:
+            self.session.kill()  # once more: it may have been stopped again
             return
         now = time.monotonic()
         if self.deadline is not None and now >= self.deadline:

@@ -327,6 +327,27 @@ def test_deadline_a_thousand_times(clean: Snapshot) -> None:
     assert not late
 
 
+def test_deadline_holds_against_a_program_that_stops_the_launcher(clean: Snapshot) -> None:
+    """Without a pid namespace it sees those around it, and with the caller's uid it may signal them."""
+    code = """
+import os, signal, time
+def parent(pid):
+    return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+init = parent(os.getpid())
+launcher = parent(init)
+assert "isolate-launche" in open(f"/proc/{launcher}/comm").read()
+print("ready", flush=True)
+while True:
+    for pid in (launcher, init):
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.01)
+"""
+    start = time.monotonic()
+    result = Sandbox(UserNamespace()).run([*PYTHON, code], timeout=1)
+    assert time.monotonic() - start < 2.5
+    assert (result.verdict, result.stdout) == (Verdict.TIMEOUT, b"ready\n"), result
+
+
 @pytest.mark.parametrize("writing", ["library", "itself"])
 def test_input_that_nobody_reads_does_not_end_a_caller_with_sigpipe_at_its_default(writing: str) -> None:
     code = """
