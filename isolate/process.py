@@ -209,8 +209,8 @@ class Process:
     ) -> Process:
         """Start a further program inside: the same namespaces, root, cgroup, ids, capabilities, rlimits and filters.
 
-        Arguments are as for :meth:`Sandbox.spawn`. It ends when the returned Process is closed, and with the sandbox if
-        that has a pid namespace. What it leaves in the background stays inside until the sandbox ends.
+        Arguments are as for :meth:`Sandbox.spawn`. It and everything that it started end when it ends, when the
+        returned Process is closed, and with the sandbox if that has a pid namespace.
 
         :raises SetupError: ESRCH: the first program has ended; or the new one cannot be executed.
         """

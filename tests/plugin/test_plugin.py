@@ -1,0 +1,195 @@
+"""The pytest plugin, in runs of pytest of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOBODY = 65534
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def outcome(tests: str, tmp_path: Path, *options: str, uid: int | None = None) -> tuple[dict[str, int], str]:
+    """Run tests with the plugin: {"passed": 2, ...}, and what was printed."""
+    (tmp_path / "test_it.py").write_text(tests)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    os.chmod(tmp_path, 0o755)
+    for parent in tmp_path.parents[:3]:
+        if parent.stat().st_uid == os.getuid() and str(parent) != "/tmp":
+            os.chmod(parent, 0o755)
+    plugin = [] if registered() else ["-p", "isolate.pytest_plugin"]
+    args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *plugin, "-q", "-rs", *options, "test_it.py"]
+    who: dict[str, object] = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
+    env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    base = tmp_path / "base"
+    if uid is not None:
+        base.mkdir()
+        os.chown(base, uid, uid)
+        args += ["--basetemp", str(base / "t")]
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False, env=env, **who)  # type: ignore[call-overload]
+    text = done.stdout + done.stderr
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    return {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}, text
+
+
+def registered() -> bool:
+    return any(e.value == "isolate.pytest_plugin" for e in importlib.metadata.entry_points(group="pytest11"))
+
+
+NETWORK = """
+import os, socket, threading
+
+OUTSIDE = os.readlink("/proc/thread-self/ns/net")
+
+def listen():
+    return socket.create_server(("127.0.0.1", 7171))
+
+def test_a(netns):
+    listen()
+    names = [name for _, name in socket.if_nameindex()]
+    assert "lo" in names and "eth0" not in names
+    inside = os.readlink("/proc/thread-self/ns/net")
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(os.readlink("/proc/thread-self/ns/net")))
+    thread.start(); thread.join()
+    assert seen == [inside]
+    assert str(netns.namespace.identity.inode) in inside
+
+def test_b(netns):
+    listen()
+    assert os.readlink("/proc/thread-self/ns/net") != OUTSIDE
+
+def test_wire(netns):
+    other = netns.peer()
+    with other.namespace:
+        server = socket.create_server((other.address, 80))
+    client = socket.create_connection((netns.peer_address, 80), timeout=5)
+    server.accept()[0].sendall(b"over the wire")
+    assert client.recv(99) == b"over the wire"
+"""
+REST = """
+import os, socket, subprocess
+
+def test_fs(isolated_fs):
+    (isolated_fs / "x").write_text("1")
+    assert os.getcwd() == str(isolated_fs) == os.environ["HOME"]
+    assert os.path.ismount(isolated_fs)
+    import tempfile
+    assert tempfile.gettempdir() == str(isolated_fs)
+
+def test_fs_is_gone():
+    assert not [line for line in open("/proc/thread-self/mountinfo") if "test_fs0" in line]
+
+def test_sandbox(sandbox):
+    import isolate
+    assert sandbox.run(["hostname"], text=True).stdout == "sandbox\\n"
+    assert (sandbox + isolate.Rlimits(nofile=20)).run(["sh", "-c", "ulimit -n"], text=True).stdout == "20\\n"
+"""
+CGROUP = """
+import os
+def test_cgroup(cgroup):
+    child = cgroup.spawn(["sleep", "100"])
+    assert child.pid in cgroup.processes()
+    os.environ["PATH"]  # closed with the group
+    child.close()
+"""
+
+
+@root
+def test_fixtures_as_root(tmp_path: Path) -> None:
+    found, text = outcome(NETWORK + REST + CGROUP, tmp_path)
+    assert found == {"passed": 7}, text
+
+
+def test_fixtures_as_an_ordinary_user(tmp_path: Path) -> None:
+    uid = NOBODY if os.geteuid() == 0 else None
+    found, text = outcome(NETWORK + REST, tmp_path, "--isolate-user", uid=uid)
+    assert found == {"passed": 6}, text
+
+
+@root
+def test_an_ordinary_user_without_the_option_skips_or_fails(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    found, text = outcome(NETWORK, tmp_path / "1", uid=NOBODY)
+    assert found == {"skipped": 3}, text
+    assert "--isolate-user" in text
+    found, text = outcome(NETWORK, tmp_path / "2", "--isolate-strict", uid=NOBODY)
+    assert found == {"error": 3}, text
+
+
+FIXED = """
+import socket, pytest, time
+@pytest.mark.parametrize("n", range(12))
+def test_port(n):
+    with socket.create_server(("127.0.0.1", 7272)):
+        time.sleep(0.05)
+"""
+
+
+@root
+@pytest.mark.skipif(importlib.util.find_spec("xdist") is None, reason="needs pytest-xdist")
+@pytest.mark.parametrize("scope", ["worker", "test"])
+def test_a_fixed_port_in_several_workers(tmp_path: Path, scope: str) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "2").mkdir()
+    found, text = outcome(FIXED, tmp_path / "1", "-n", "4", f"--isolate-net={scope}")
+    assert found == {"passed": 12}, text
+    found, text = outcome(FIXED, tmp_path / "2", "-n", "4")  # the control
+    assert found.get("failed"), text
+
+
+@root
+def test_a_network_for_each_test(tmp_path: Path) -> None:
+    code = """
+import os
+seen = {os.readlink("/proc/thread-self/ns/net")}
+def test_1(): seen.add(os.readlink("/proc/thread-self/ns/net")); assert len(seen) == 2
+def test_2(): seen.add(os.readlink("/proc/thread-self/ns/net")); assert len(seen) == 3
+"""
+    found, text = outcome(code, tmp_path, "--isolate-net=test")
+    assert found == {"passed": 2}, text
+
+
+def test_the_marker(tmp_path: Path) -> None:
+    code = """
+import pytest
+import isolate.probe
+def abilities():
+    yield isolate.probe.Ability("net", "networks", True)
+    yield isolate.probe.Ability("overlay", "layers", False, "the kernel has none", "another kernel")
+isolate.probe.abilities = lambda: tuple(abilities())
+@pytest.mark.isolate_requires("net")
+def test_can(): pass
+@pytest.mark.isolate_requires("net", "overlay")
+def test_cannot(): pass
+"""
+    for name in "123":
+        (tmp_path / name).mkdir()
+    found, text = outcome(code, tmp_path / "1", "--strict-markers")
+    assert found == {"passed": 1, "skipped": 1}, text
+    assert "overlay: the kernel has none (another kernel)" in text
+    found, text = outcome(code, tmp_path / "2", "--isolate-strict")
+    assert found == {"passed": 1, "error": 1}, text
+    found, text = outcome(code.replace('"overlay")', '"overlai")'), tmp_path / "3")
+    assert "did you mean 'overlay'" in text
+
+
+def test_it_is_light(tmp_path: Path) -> None:
+    code = """
+import sys
+def test_nothing_is_imported():
+    assert [name for name in sys.modules if name.startswith("isolate.")] == ["isolate.pytest_plugin"]
+"""
+    found, text = outcome(code, tmp_path)
+    assert found == {"passed": 1}, text
