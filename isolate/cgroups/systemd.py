@@ -31,7 +31,7 @@ def _fail(number: int, cause: str, remedy: str | None = None) -> SetupError:
     return UnsupportedError(number, _STEP, part="Cgroup", cause=cause, remedy=remedy)
 
 
-def enter_scope(hierarchy: Hierarchy, timeout: float = 10.0) -> str:
+def enter_scope(hierarchy: Hierarchy, timeout: float = 30.0) -> str:
     """Have systemd make a scope with Delegate=yes and move this process into it; the scope's directory.
 
     :raises UnsupportedError: no jeepney, no bus, or systemd refuses; with systemd's words.
@@ -62,7 +62,7 @@ def enter_scope(hierarchy: Hierarchy, timeout: float = 10.0) -> str:
     ]
     start = jeepney.new_method_call(manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "fail", properties, []))
     try:
-        connection = blocking.open_dbus_connection(_bus())
+        connection = blocking.open_dbus_connection(_bus(), auth_timeout=timeout)
     except (OSError, ValueError, KeyError) as error:
         raise _fail(
             getattr(error, "errno", None) or errno.ECONNREFUSED, f"no D-Bus at {_bus()}: {error}",
