@@ -27,6 +27,7 @@ from isolate.process import Process
 from isolate.sandbox import Sandbox
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -151,15 +152,24 @@ class Attached:
 
     # ---- all together --------------------------------------------------------------------------------------------
 
-    def sandbox(self, *parts: Part) -> Sandbox:
+    def sandbox(self, *parts: Part, only: Iterable[str] | None = None) -> Sandbox:
         """A sandbox in every namespace of the process that is not the caller's own already, with more parts.
+
+        ``only`` names the kinds: ``"user"``, ``"mount"``, ``"pid"``, ``"net"``, ``"ipc"``, ``"uts"``, ``"cgroup"`` and
+        ``"time"``.
 
         Safe defaults hold as in every sandbox: no capability, no new privileges. Unless :class:`~isolate.Credentials`
         are given, programs run with the process's ids. For a further program with all of the process's own
         restrictions, see :meth:`isolate.Process.exec`.
         """
-        joined = [p for kind, p in self._parts.items() if not _own(kind, p.fd) and not _given(type(p), parts)]
-        if not _given(Credentials, parts):
+        kinds = set(_KINDS) if only is None else {_kind(word) for word in only}
+        joined = [
+            part
+            for kind, part in self._parts.items()
+            if kind in kinds and not _own(kind, part.fd) and not _given(type(part), parts)
+        ]
+        same_ids = "user" in kinds or _own("user", self.user.fd or 0)
+        if same_ids and not _given(Credentials, parts):
             joined.append(Credentials(uid=self._ids[0], gid=self._ids[1]))
         return Sandbox(*joined, *parts)
 
@@ -215,6 +225,17 @@ def attach(process: int | Process) -> Attached:
         return Attached(process, pidfd)
     finally:
         pidfd.close()
+
+
+def _kind(word: str) -> str:
+    name = "mnt" if word == "mount" else word
+    if name not in _KINDS or word == "mnt":
+        import difflib
+
+        words = [kind.replace("mnt", "mount") for kind in _KINDS]
+        near = difflib.get_close_matches(word, words, n=1)
+        raise ValueError(f"no kind of namespace is named {word!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return name
 
 
 def _given(kind: type[object], parts: tuple[Part, ...]) -> bool:

@@ -27,16 +27,29 @@ if TYPE_CHECKING:
 
     from isolate.errors import SetupError
     from isolate.result import Result
+    from isolate.sandbox import Sandbox
 
 __all__ = ["main"]
 
 
 def _run(options: argparse.Namespace) -> int:
-    from isolate.errors import SetupError
-
     if not options.program:
         raise ValueError("which program? (isolate run [options] -- PROGRAM [ARGUMENT ...])")
-    box = sandbox(options)
+    return _execute(sandbox(options), options)
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from isolate.attached import attach
+
+    if not getattr(options, "program", None):
+        raise ValueError("which program? (isolate attach [options] PID -- PROGRAM [ARGUMENT ...])")
+    with attach(options.pid) as there:
+        return _execute(there.sandbox(only=options.only.split(",") if options.only else None), options)
+
+
+def _execute(box: Sandbox, options: argparse.Namespace) -> int:
+    from isolate.errors import SetupError
+
     streams: dict[str, Any] = {} if options.json else {"stdout": None, "stderr": None}
     try:
         result = box.run(
@@ -165,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "program", None):
             top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
         options.program = argv[cut + 1 :]
-    command = {"run": _run, "explain": _explain, "probe": _probe}[options.command]
+    command = {"run": _run, "attach": _attach, "explain": _explain, "probe": _probe}[options.command]
     try:
         return command(options)
     except (ValueError, TypeError) as error:

@@ -160,6 +160,18 @@ def parser() -> argparse.ArgumentParser:
     _options(explain)
     explain.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
+    attach = commands.add_parser(
+        "attach", help="run a program in the namespaces of a running process",
+        description="Run a program in the namespaces of a running process, with its ids, without capabilities, and "
+        "with no terminal to control.\nNeeds to be root, or the user of the process.",
+        epilog=_EXIT_CODES, usage="isolate attach [options] PID -- PROGRAM [ARGUMENT ...]", **common,
+    )  # fmt: skip
+    attach.add_argument(
+        "--only", metavar="KINDS", help="only these, with commas: user, mount, pid, net, ipc, uts, cgroup, time"
+    )
+    _start_options(attach)
+    attach.add_argument("pid", type=int, metavar="PID")
+
     probe = commands.add_parser(
         "probe", help="what this host can do for this user, found by trying",
         description="Try, in sandboxes that are thrown away, what this host can do for this user; say why not, "

@@ -85,6 +85,22 @@ def test_from_another_terminal() -> None:
         assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "there"
 
 
+def test_the_command_line() -> None:
+    isolate_ = [sys.executable, "-m", "isolate", "attach"]
+    with BOX.spawn(["sleep", "100"]) as process:
+        theirs = os.readlink(f"/proc/{process.pid}/ns/net")
+        show = ["sh", "-c", "hostname; readlink /proc/self/ns/net; exit 3"]
+        done = subprocess.run([*isolate_, str(process.pid), "--", *show], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.split()) == (3, ["there", theirs]), done.stderr
+        only = [*isolate_, "--only", "uts", str(process.pid), "--", *show]
+        done = subprocess.run(only, capture_output=True, text=True, check=False)
+        assert done.stdout.split() == ["there", net()]
+        wrong = [*isolate_, "--only", "utz", str(process.pid), "--", "true"]
+        done = subprocess.run(wrong, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "did you mean 'uts'" in done.stderr
+
+
 def test_refused() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
