@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from isolate.defaults import Launch, defaults
 from isolate.errors import SetupError
-from isolate.plan import Context, Part, Phase, Plan, Step, call
+from isolate.plan import Context, Engine, Part, Phase, Plan, Step
 from isolate.result import Verdict
 from isolate.sandbox import Sandbox
 from isolate.streams import DEVNULL
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 __all__ = ["Ability", "abilities", "check"]
 
 
+_EXECUTE = "be allowed to execute a program"
+
 # ---- check -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _EndAtOnce(Launch):
-    """:class:`~isolate.defaults.Launch` without a program: the payload ends where it would have executed one.
+    """:class:`~isolate.defaults.Launch` without a program: it is not looked up, and none is executed.
 
     Executing needs a file inside, and an empty root has none. Everything before stands as it would, the filter too; so
-    what is asked of execve is whether it may be called (an empty path is ENOENT to whoever may).
+    what is asked of execve is whether it may be called: without a path, it answers EFAULT to whoever may.
     """
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Those of a start, with other ends."""
         for step in super().steps(context):
             if step.phase is Phase.EXEC:
-                ops = (call("execve", b"", 0, 0, errors=(errno.ENOENT,)), call("exit_group", 0))
-                yield Step(Phase.EXEC, "be allowed to execute a program, and end", ops)
+                yield Step(Phase.EXEC, _EXECUTE, (Engine("exec"),))
             elif step.phase is not Phase.PROGRAM:
                 yield step
 
@@ -62,16 +63,20 @@ def check(box: Sandbox) -> None:
 
     :raises SetupError: what cannot be done, with cause and remedy.
     """
-    result = _Checked(*box.parts).run(["check"], stdout=DEVNULL, stderr=DEVNULL)
-    if result.verdict is not Verdict.OK:
+    try:
+        result = _Checked(*box.parts).run(["check"], stdout=DEVNULL, stderr=DEVNULL)
+    except SetupError as error:
+        if error.syscall != "execve" or error.errno != errno.EFAULT:
+            raise
+    else:
         raise SetupError(
-            errno.EPERM, "be allowed to execute a program, and end",
+            errno.EPERM, _EXECUTE,
             part="Seccomp" if result.verdict is Verdict.SECCOMP else "Sandbox",
             syscall="execve",
-            cause="the sandbox's own filter kills execve or exit_group: no program can run in it"
+            cause="the sandbox's own filter kills execve: no program can run in it"
             if result.verdict is Verdict.SECCOMP
             else f"the process that would have become the program ended with {result.verdict} ({result.returncode})",
-            remedy="allow execve and exit_group in the policy" if result.verdict is Verdict.SECCOMP else None,
+            remedy="allow execve in the policy" if result.verdict is Verdict.SECCOMP else None,
         )  # fmt: skip
 
 
