@@ -133,7 +133,7 @@ def main() -> None:
     found = starts(min(options.rounds, 60))
     report["start"] = {**found, "ratio": found["ready"] / found["none"], "goal": 1.15}
     print(
-        f"start and end a program       no network of its own {found['none']:.0f} µs   a ready one {found['ready']:.0f} µs"
+        f"start and end a program   no network of its own {found['none']:.0f} µs   a ready one {found['ready']:.0f} µs"
         f"   a new one {found['new']:.0f} µs   ready/none {found['ready'] / found['none']:.2f}x   goal 1.15x"
     )
     if options.json:
