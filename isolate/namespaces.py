@@ -314,8 +314,8 @@ class MountNamespace(_Namespace, Reversible):
                 (call("mount", 0, b"/", 0, MS_REC | how, 0),),
                 path=b"/",
                 hints={
-                    EINVAL: "this program's root is no mount point (it runs in a plain chroot): before entering the chroot,"
-                    " mount its directory over itself (mount --rbind DIRECTORY DIRECTORY)"
+                    EINVAL: "this program's root is no mount point (it runs in a plain chroot): before entering the"
+                    " chroot, mount its directory over itself (mount --rbind DIRECTORY DIRECTORY)"
                 },
             )
 

@@ -241,7 +241,8 @@ def test_window_size_changes(clean: Snapshot) -> None:
 
 def test_control_c_on_its_terminal(clean: Snapshot) -> None:
     """It is the controlling terminal: job control works, and the signal goes to its foreground group alone."""
-    with BOX.spawn(["sh", "-c", "echo up; sleep 1000"], pty=True) as process:
+    # exec: a shell that gets SIGINT just before it forks goes on to wait for a child that got none.
+    with BOX.spawn(["sh", "-c", "echo up; exec sleep 1000"], pty=True) as process:
         assert process.pty
         read_until(process.pty, b"up")
         process.pty.write(b"\x03")
