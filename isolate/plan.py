@@ -170,6 +170,9 @@ P = TypeVar("P")
 class Context:
     """What a part may know and ask while it yields its steps."""
 
+    #: Whether a program is executed when all holds; not so for what is put in force on the calling thread.
+    executes: bool = True
+
     def __init__(self, parts: Sequence[Part], *, euid: int, egid: int) -> None:
         self.parts: tuple[Part, ...] = tuple(parts)
         #: Effective ids of the caller.

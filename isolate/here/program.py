@@ -37,6 +37,8 @@ _NOT_BY_US = (Phase.SYNC, Phase.SESSION, Phase.DESCRIPTORS, Phase.EXEC, Phase.PR
 class HereContext(Context):
     """What a part may ask while its steps are for the calling thread: no launcher stands between."""
 
+    executes = False
+
     @property
     def privileged(self) -> bool:
         """False with a user namespace: from inside nobody has rights over the parent's ids (user_namespaces(7))."""

@@ -357,9 +357,8 @@ class Seccomp(Irreversible):
 
         if context.shared.setdefault("seccomp", self) is not self:
             return []
-        # In this process, by enter(), nothing need be executed afterwards.
-        executes = type(context).__name__ == "Context"
-        policies = in_order([part for part in context.parts if isinstance(part, Seccomp)], executes=executes)
+        policies = [part for part in context.parts if isinstance(part, Seccomp)]
+        policies = in_order(policies, executes=context.executes)
         return [step for policy in policies for step in steps_of(policy, context)]
 
 
