@@ -59,7 +59,9 @@ def children_get_another_pid_namespace() -> bool:
         return False  # nothing was ever entered
     try:
         own, theirs = (os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("pid", "pid_for_children"))
-    except FileNotFoundError:  # a new one without a process has no identity yet
+    except OSError:
+        # A new one without a process has no identity yet (ENOENT). Whatever else keeps us from knowing: a child of our
+        # own is right in either case.
         return True
     return own != theirs
 
