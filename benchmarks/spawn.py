@@ -2,8 +2,8 @@
 
     python benchmarks/spawn.py [--rounds 200] [--resident 4] [--verify] [--json FILE]
 
-Every row is the time from the call to the result: an empty static program run to its end in a user, mount, pid, ipc, uts
-and cgroup namespace (and a network one), with a root of four read-only binds, /proc, /dev and a /tmp, without
+Every row is the time from the call to the result: an empty static program run to its end in a user, mount, pid, ipc,
+uts and cgroup namespace (and a network one), with a root of four read-only binds, /proc, /dev and a /tmp, without
 capabilities, with no_new_privs and a small filter (bubblewrap: without a filter). Rows take turns, so that whatever
 else the machine does hits all alike:
 
