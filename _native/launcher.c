@@ -483,10 +483,14 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 			m->shared->complete |= ISO_COMPLETE_STATUS;
 			/* PID 1 would take its namespace along, but what the kernel reaps then nobody accounts for: so kill and
 			 * reap here. In a pid namespace that was joined, what is left when we go would be another's for good. */
-			if (m->header->flags & ISO_TAPE_PIDNS)
-				SYS2(kill, -1, SIGKILL_);
-			else
+			if (m->header->flags & ISO_TAPE_PIDNS) {
+				/* Everybody here descends from us, so no child left means nobody left; and kill(-1) looks at every
+				 * process of the host. */
+				if (SYS4(wait4, -1, 0, 0x40000001 /* __WALL | WNOHANG */, 0) != -ECHILD)
+					SYS2(kill, -1, SIGKILL_);
+			} else {
 				close_fd(m->exec_fd); /* tells the supervisor, which sees our children and kills them */
+			}
 			while (SYS4(wait4, -1, 0, 0x40000000 /* __WALL */, 0) > 0)
 				;
 			exit_now(0);

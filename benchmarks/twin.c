@@ -269,7 +269,8 @@ static void run_init(int write_end)
 			shared->status = status;
 			shared->complete |= 2;
 			if (HAS_PIDNS) {
-				SYS2(kill, -1, 9);
+				if (SYS4(wait4, -1, 0, 0x40000001, 0) != -10)
+					SYS2(kill, -1, 9);
 				while (SYS4(wait4, -1, 0, 0x40000000, 0) > 0)
 					;
 			}

@@ -259,8 +259,10 @@ def run(box: Sandbox, args: Any, *, check: bool, **options: Any) -> Result[str] 
     state = Run(box, args, **options)
     try:
         drive(state)
-        state.session.wait_gone(1.0)
-        result = state.result()
+        try:
+            result = state.result()  # while the launcher is on its way out
+        finally:
+            state.session.wait_gone(1.0)
     finally:
         state.close()
     return result.check() if check else result

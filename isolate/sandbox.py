@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Sandbox"]
 
 PIPE = -1  # as in subprocess
-DEFAULT_MAX_OUTPUT = "64M"
+DEFAULT_MAX_OUTPUT = 64 << 20
 
 
 class Sandbox(Reversible):
