@@ -54,5 +54,14 @@ def test_mounts_in_10_000(kind: str, tmp_path: Any) -> None:
     churn(isolate.Tmpfs(tmp_path, size="64K") if kind == "tmpfs" else isolate.Bind("/usr", tmp_path), 10_000)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif("ISOLATE_SLOW" not in os.environ, reason="takes minutes: ISOLATE_SLOW=1")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("who", ["process", "thread"])
+def test_a_cgroup_in_10_000(who: str) -> None:
+    with isolate.Cgroup() as group:
+        churn(group.inside(who), 10_000)
+
+
 def test_together() -> None:
     churn(isolate.Sandbox(*(PARTS[n][0] for n in ("uts", "ipc", "capabilities", "mount", "credentials"))), 100)
