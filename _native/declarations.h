@@ -14,6 +14,7 @@ struct iso_start {
 	int32_t ours[3];
 	int32_t control;
 	int32_t payload;
+	int32_t sender;
 	int32_t pid;
 	int32_t pidfd;
 	int32_t stage;

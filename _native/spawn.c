@@ -350,6 +350,7 @@ int64_t iso_start(struct iso_start *s)
 	for (int i = 0; i < 3; i++)
 		s->ours[i] = -1;
 	s->control = s->payload = s->pid = s->pidfd = -1;
+	s->sender = 0;
 	s->owner = (int32_t)SYS0(getpid);
 	s->stage = ISO_START_STREAMS;
 	if (s->slot_count < 0 || s->slot_count + ISO_SLOT_FREE > ISO_MAX_SLOTS || s->stdio[0] == ISO_STDOUT || s->stdio[1] == ISO_STDOUT)
@@ -361,8 +362,13 @@ int64_t iso_start(struct iso_start *s)
 		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
 	}
 	if (r >= 0) {
+		const int32_t on = 1;
 		s->control = pair[0];
+		/* Who sends is told by the kernel, as a pid of ours: a payload in a pid namespace of its own does not know it. */
+		r = SYS5(setsockopt, s->control, SOL_SOCKET, SO_PASSCRED, PTR(&on), sizeof on);
 		table[ISO_SLOT_CONTROL] = opened[ISO_SLOT_CONTROL] = pair[1];
+	}
+	if (r >= 0) {
 		s->stage = ISO_START_TAPE;
 		r = SYS2(memfd_create, PTR("isolate-tape"), 1 /* MFD_CLOEXEC */);
 	}
@@ -404,7 +410,7 @@ int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)
 {
 	union {
 		struct cmsghdr header;
-		uint8_t space[CMSG_SPACE(sizeof(int32_t))];
+		uint8_t space[CMSG_SPACE(sizeof(int32_t)) + CMSG_SPACE(sizeof(struct ucred))];
 	} control;
 	struct iovec iov = {buffer, size};
 	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
@@ -415,6 +421,11 @@ int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)
 	if (r < 0)
 		return r;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+		struct ucred sender;
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS && r == sizeof(uint32_t)) {
+			memcpy(&sender, CMSG_DATA(c), sizeof sender);
+			s->sender = sender.pid;
+		}
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		/* Room for one was given: the kernel closed any other. */

@@ -50,6 +50,7 @@ struct iso_start {
 	int32_t ours[3];      /* out: our ends of the pipes, -1 where there is none */
 	int32_t control;      /* out */
 	int32_t payload;      /* out of iso_receive: pidfd of the payload */
+	int32_t sender;       /* out of iso_receive: pid of the payload, where it told (ISO_RECORD_PROGRAM); else 0 */
 	int32_t pid;          /* out: of the launcher */
 	int32_t pidfd;        /* out: of the launcher */
 	int32_t stage;

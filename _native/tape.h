@@ -170,6 +170,7 @@ struct iso_run {
 #define ISO_RECORD_STARTED 1
 #define ISO_RECORD_FAILED 2
 #define ISO_RECORD_ENDED 3
+#define ISO_RECORD_PROGRAM 4 /* its kind alone, from the payload itself: the kernel tells its pid beside it (SCM_CREDENTIALS) */
 #define ISO_HEAD 128
 
 struct iso_record {

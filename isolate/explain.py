@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from isolate.kernel import Constant
 from isolate.plan import (
+    CONTROL,
     CWD,
     Address,
     Argument,
@@ -73,6 +74,8 @@ def argument(value: Argument) -> str:
         return f"&{value.buffer.name}+{value.offset}" if value.offset else f"&{value.buffer.name}"
     if isinstance(value, Load):
         return f"{value.buffer.name}[{value.offset}]"
+    if value is CONTROL:
+        return "<socket to the caller>"
     if isinstance(value, Slot):
         return f"<caller's descriptor {value.fd}>"
     return "cwd" if value is CWD else "0…"

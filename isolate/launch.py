@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from isolate.tape import Tape
 
+_KIND = struct.Struct("<I")
 RECORD = struct.Struct(f"<IiIIiiiI4QII{lib.ISO_HEAD}s")
 
 
@@ -142,6 +143,11 @@ class Session:
         """The program's pidfd, once it is known; -1 until then."""
         return int(self._start.payload)
 
+    @property
+    def program_pid(self) -> int:
+        """The program's process id as seen from here, if a step tells it (``isolate.seccomp.install``); else 0."""
+        return int(self._start.sender)
+
     def fileno(self) -> int:
         """The control socket: readable when a record has come, or the end."""
         return int(self._start.control)
@@ -165,6 +171,8 @@ class Session:
             raise EOFError
         if received < 0:
             raise OSError(-received, os.strerror(-received), "record of the launcher")
+        if received == _KIND.size:
+            return None  # ISO_RECORD_PROGRAM: the pid beside it has been kept
         record = decode(bytes(ffi.buffer(buffer, received)))
         if record.kind == lib.ISO_RECORD_STARTED:
             self.started = True

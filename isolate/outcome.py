@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 from isolate.native import lib
@@ -87,8 +88,10 @@ def make_result(
     captured: Sequence[Any],
     truncated: frozenset[str],
     usage: tuple[float, int] = (0.0, 0),
+    pid: int = 0,
 ) -> Result[Any]:
-    """A result from its pieces; ``usage`` is what was seen just before a kill. A cgroup counts better than both."""
+    """A result from its pieces; ``usage`` is what was seen just before a kill. A cgroup counts better than both.
+    ``pid`` is the program's, where it is known."""
     group = group_outcome(record, tape)
     cpu_time, peak_memory = max((record.user_ns + record.system_ns) / 1e9, usage[0]), max(record.max_rss, usage[1])
     if group is not None:
@@ -106,7 +109,17 @@ def make_result(
         truncated=truncated,
         applied=applied(record, tape),
         stats=None if group is None else group.stats,
+        syscall=denied_call(record, pid) if verdict is Verdict.SECCOMP else None,
     )
+
+
+def denied_call(record: Record, pid: int) -> str | None:
+    """The call for which a filter killed the program; None where the kernel does not tell."""
+    if pid <= 0:
+        return None
+    from isolate.seccomp.audit import call_that_killed
+
+    return call_that_killed(pid, time.time() - record.wall_ns / 1e9)
 
 
 def next_sample(left: float) -> float:

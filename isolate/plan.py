@@ -209,6 +209,9 @@ class Context:
 
 FREE_SLOT = 6  # ISO_SLOT_FREE; a test compares
 
+#: The socket to the Python program, open in every process of the sandbox until the phase DESCRIPTORS closes it.
+CONTROL = Slot(3, -1)  # ISO_SLOT_CONTROL; a test compares
+
 
 class Plan:
     """Parts with what they bring, their steps in the kernel's order. Made without privileges; nothing runs."""

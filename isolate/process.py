@@ -114,7 +114,8 @@ class Process:
         record = outcome.ended(self._session, self._args)
         returncode, verdict = outcome.judge(record, None, self._session.tape)
         return outcome.make_result(
-            record, self._session.tape, self._args, returncode, verdict, (None, None), frozenset()
+            record, self._session.tape, self._args, returncode, verdict, (None, None), frozenset(),
+            pid=self._session.program_pid,
         )  # fmt: skip
 
     def _take(self, timeout: float | None) -> bool:

@@ -54,6 +54,9 @@ class Result(Generic[AnyStr]):
     applied: Mapping[str, bool] = field(default_factory=dict)
     #: Counters of the sandbox's cgroup, where it had one.
     stats: Any = None
+    #: With the verdict SECCOMP the call that was denied, "mkdir"; one through another ABI is "i386:mkdir", one without
+    #: a name its number. None where the kernel does not tell: see :ref:`seccomp-denied`.
+    syscall: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -80,6 +83,7 @@ class Result(Generic[AnyStr]):
                 "args": [text(a) for a in self.args],
                 "returncode": self.returncode,
                 "verdict": str(self.verdict),
+                "syscall": self.syscall,
                 "stdout": text(self.stdout),
                 "stderr": text(self.stderr),
                 "wall_time": self.wall_time,

@@ -236,7 +236,8 @@ class Run:
         for number, data in self.chunks.items():
             captured[number - 1] = data.decode("utf-8", "replace") if self.text else bytes(data)
         return outcome.make_result(
-            record, self.session.tape, self.args, returncode, verdict, captured, frozenset(self.truncated), self.usage
+            record, self.session.tape, self.args, returncode, verdict, captured, frozenset(self.truncated), self.usage,
+            self.session.program_pid,
         )  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from .. import syscalls
 from ..kernel import Constant
-from ..plan import Buffer, Phase, Register, Step, Store, call
-from . import compiler, decide
+from ..plan import CONTROL, Buffer, Phase, Register, Step, Store, call
+from . import audit, compiler, decide
 from .actions import Action
 
 if TYPE_CHECKING:
@@ -24,15 +24,19 @@ if TYPE_CHECKING:
     from .notify import Supervisor
     from .policy import Seccomp
 
-__all__ = ["in_order", "steps_of"]
+__all__ = ["in_order", "steps_of", "tell_pid"]
 
 SET_MODE_FILTER = Constant(1, "SECCOMP_SET_MODE_FILTER")
 NEW_LISTENER = Constant(8, "SECCOMP_FILTER_FLAG_NEW_LISTENER")
 F_DUPFD_CLOEXEC = Constant(1030, "F_DUPFD_CLOEXEC")
+MSG_NOSIGNAL = Constant(0x4000, "MSG_NOSIGNAL")
 SOL_SOCKET, SCM_RIGHTS = 1, 1
 
 #: Of the sendmsg that takes the listener out: MSG_NOSIGNAL, and MSG_CONFIRM and MSG_EOR, which mean nothing there.
 SENDMSG_FLAGS = 0x4000 | 0x800 | 0x80
+
+#: ISO_RECORD_PROGRAM; a test compares.
+RECORD_PROGRAM = 4
 
 #: The socket's copy goes where nobody passes descriptors to the program, before those are put in their places.
 _OUT_OF_THE_WAY = 100
@@ -97,6 +101,21 @@ def steps_of(policy: Seccomp, context: Context) -> Iterator[Step]:
         (Store(header, 8, code.at(0)), call("seccomp", SET_MODE_FILTER, policy.flags, header)),
         hints=_HINTS,
     )
+
+
+def tell_pid(policies: Iterable[Seccomp]) -> Iterator[Step]:
+    """The step without which a kill in the audit log could not be told from another process's.
+
+    The kernel puts the sender's pid, as the receiver sees it, beside every message on the control socket: a program in
+    a pid namespace of its own does not know that pid. Only where a filter may kill, and the log may be read.
+    """
+    if any(audit.can_kill(policy.program()) for policy in policies) and audit.readable():
+        record = Buffer(struct.pack("=I", RECORD_PROGRAM), "record")
+        yield Step(
+            Phase.VERIFY,
+            "let the caller know the program's pid, by which the audit log names it",
+            (call("sendto", CONTROL, record, len(record.data), MSG_NOSIGNAL, 0, 0),),
+        )
 
 
 def supervisor_of(policy: Seccomp) -> Supervisor:

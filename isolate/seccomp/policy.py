@@ -348,18 +348,20 @@ class Seccomp(Irreversible):
         return SECCOMP_FILTER_FLAG_LOG * self.log | SECCOMP_FILTER_FLAG_SPEC_ALLOW * self.spec_allow
 
     def steps(self, context: Context) -> Iterable[Step]:
-        """One step: install the filter. With handlers two more: get at the notifications.
+        """One step: install the filter. With handlers two more: get at the notifications. Where a filter may kill and
+        the audit log can be read, one more: tell the pid under which it stands there.
 
         Of several policies the first asked yields the steps of all, in an order that works: what has handlers first,
         and last the one that refuses ``seccomp`` itself, since nothing can be installed after it.
         """
-        from .install import in_order, steps_of
+        from .install import in_order, steps_of, tell_pid
 
         if context.shared.setdefault("seccomp", self) is not self:
             return []
         policies = [part for part in context.parts if isinstance(part, Seccomp)]
         policies = in_order(policies, executes=context.executes)
-        return [step for policy in policies for step in steps_of(policy, context)]
+        told = list(tell_pid(policies)) if context.executes else []
+        return told + [step for policy in policies for step in steps_of(policy, context)]
 
 
 _shared: dict[tuple[Seccomp, str, tuple[int, int]], bytes] = {}
