@@ -97,6 +97,8 @@ static int op_fits(const struct iso_header *h, const struct iso_op *op, uint32_t
 	case ISO_OP_TARGET:
 	case ISO_OP_RMTREE:
 		return op->kind[1] == ISO_DATA;
+	case ISO_OP_LINE:
+		return op->kind[0] == ISO_DATA && op->kind[1] == ISO_DATA;
 	case ISO_OP_RUN:
 		return op->kind[0] == ISO_DATA && op->kind[1] == ISO_DATA && op->arg[2] >= 1 && op->arg[2] <= 64 &&
 		       op->kind[2] == ISO_IMM && op->arg[1] + op->arg[2] * 8 <= (int64_t)h->data_size;
@@ -407,6 +409,23 @@ static int64_t rmtree(const int64_t *arg)
 	return r;
 }
 
+/* A file with a line for each device or interface: ours must be among them. Both texts end with a NUL. */
+static int has_line(const char *text, const char *line)
+{
+	while (*text) {
+		const char *p = text, *q = line;
+		while (*q && *p == *q)
+			p++, q++;
+		while (!*q && *p == ' ')
+			p++; /* rdma.max ends its lines with a blank */
+		if (!*q && (!*p || *p == '\n'))
+			return 1;
+		while (*text && *text++ != '\n')
+			;
+	}
+	return 0;
+}
+
 static int64_t execute(struct iso_machine *m, const struct iso_op *op, uint32_t counter)
 {
 	int64_t arg[6] = {0}; /* gcc -fanalyzer cannot see that the loop fills it */
@@ -422,6 +441,8 @@ static int64_t execute(struct iso_machine *m, const struct iso_op *op, uint32_t 
 		return target(arg);
 	case ISO_OP_RMTREE:
 		return rmtree(arg);
+	case ISO_OP_LINE:
+		return has_line((const char *)(uintptr_t)arg[0], (const char *)(uintptr_t)arg[1]) ? 0 : -(arg[2] ? arg[2] : EPROTO);
 	case ISO_OP_TEST:
 		return ((arg[0] & arg[1]) == arg[2]) == !(op->flags & ISO_NOT) ? 0 : -(arg[3] ? arg[3] : EPROTO);
 	default:

@@ -14,6 +14,7 @@ from isolate.plan import (
     Call,
     Engine,
     Label,
+    Line,
     Load,
     Op,
     Phase,
@@ -112,6 +113,8 @@ def op(o: Op) -> str | None:
         if isinstance(o.value, int):  # compares nothing: a jump
             return "not in force here" if o.skip else outcome
         return f"if {argument(o.value)}{mask} {relation} {argument(o.wanted)}: {outcome}"
+    if isinstance(o, Line):
+        return f"if {argument(o.buffer)} has no line {show(o.line)}: stop with an error"
     if isinstance(o, (Store, Label)):
         return None
     raise TypeError(f"not an op: {o!r}")

@@ -71,7 +71,9 @@ class FurtherPlan(Plan):
     def _rows(self, process: Process, original: Plan) -> Iterator[tuple[Step, Part]]:
         launch = original.owners[-1]
         for directory in _groups(process):  # first, while the host's files can still be seen
-            path, fd = os.path.join(directory, "cgroup.procs").encode(), Register("cgroup.procs")
+            # A thread that moves itself is moved at once, a process not: see isolate.cgroups.part.
+            file = "tasks" if os.path.exists(os.path.join(directory, "tasks")) else "cgroup.procs"
+            path, fd = os.path.join(directory, file).encode(), Register(file)
             opening = call("openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=fd)
             ops = (opening, call("write", fd, b"0", 1, expect=1), call("close", fd))
             yield Step(Phase.PROPAGATION, f"be in the group {directory}", ops, path=path), launch

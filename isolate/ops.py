@@ -186,6 +186,17 @@ class Test:
         self.skip: bool = skip
 
 
+class Line:
+    """Go on only if the text in a buffer, which ends with a NUL, has this line; else ``error``."""
+
+    __slots__ = ("buffer", "error", "line")
+
+    def __init__(self, buffer: Buffer, line: bytes, error: int = 71) -> None:  # EPROTO
+        self.buffer: Buffer = buffer
+        self.line: bytes = line
+        self.error: int = error
+
+
 class Target:
     """Resolve a path beneath a root by descriptor, making what is missing; the result is a descriptor.
 
@@ -287,4 +298,4 @@ class Engine:
         self.name: str = name
 
 
-Op: TypeAlias = "Call | Store | Test | Target | RemoveTree | RunHost | Engine | Label"
+Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | RunHost | Engine | Label"

@@ -27,6 +27,7 @@ from isolate.ops import Buffer as Buffer
 from isolate.ops import Call as Call
 from isolate.ops import Engine as Engine
 from isolate.ops import Label as Label
+from isolate.ops import Line as Line
 from isolate.ops import Load as Load
 from isolate.ops import Op as Op
 from isolate.ops import Register as Register
@@ -65,10 +66,11 @@ class Phase(enum.IntEnum):
     CLONE = 90  # no ops: the flags of clone
 
     # The supervisor, while the child waits.
-    ADOPT = 110  # what only the outside may write: cgroup.procs (v1), oom_score_adj
+    ADOPT = 110  # what only the outside may write: oom_score_adj
     ID_MAPS = 120  # last: from here on the child is somebody
 
     # init.
+    ENTER = 205  # first of all: what comes after is charged to the group (v1; with v2 init is born in it)
     PROPAGATION = 210  # before the first mount, or mounts would show on the host
     SOURCES = 220  # opened while the caller's file system and rights are still there
     TIME = 230  # offsets can be set only before the first process is inside

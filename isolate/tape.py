@@ -23,6 +23,7 @@ from isolate.plan import (
     Call,
     Engine,
     Label,
+    Line,
     Load,
     Op,
     Part,
@@ -194,6 +195,9 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
         flags |= lib.ISO_SKIPS if op.skip else 0
         writer.op(lib.ISO_OP_TEST, step, (op.value, op.mask, op.wanted, op.error), flags=flags)
         return op.label
+    if isinstance(op, Line):
+        writer.op(lib.ISO_OP_LINE, step, (op.buffer, op.line, op.error))
+        return None
     if isinstance(op, Target):
         how = {"dir": lib.ISO_TARGET_DIR, "file": lib.ISO_TARGET_FILE, None: 0}[op.make]
         how |= 0 if op.symlinks else lib.ISO_TARGET_NO_SYMLINKS

@@ -53,7 +53,8 @@ def apply(directory: str, setting: Setting) -> str:
         return ""
     write(directory, setting.file, setting.data, step=step, part="Limits")
     held = read(directory, setting.readback or setting.file)
-    if setting.expect is not None and held != setting.expect:
+    lines = [line.rstrip() for line in (held or b"").splitlines()]
+    if setting.expect is not None and (setting.expect not in lines if setting.among else held != setting.expect):
         found = "nothing" if held is None else held.decode("ascii", "replace").strip()
         raise SetupError(
             errno.ERANGE, step, part="Limits", path=os.path.join(directory, setting.file),

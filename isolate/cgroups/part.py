@@ -14,8 +14,8 @@ from isolate.cgroups import devices, naming, stats
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.placement import offered, place
 from isolate.cgroups.settings import home_of, settings
-from isolate.kernel import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
-from isolate.plan import CHILD, LAUNCHER, Buffer, Label, Load, Phase, Register, Step, Store, Test, call
+from isolate.kernel import AT_FDCWD, AT_REMOVEDIR, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
+from isolate.plan import LAUNCHER, Buffer, Label, Line, Load, Phase, Register, Step, Store, Test, call
 from isolate.plan import RemoveTree as RemoveTreeOp
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ BPF_PROG_ATTACH = Constant(devices.BPF_PROG_ATTACH, "BPF_PROG_ATTACH")
 #: The key of :class:`RunGroup` in ``Context.shared``.
 SHARED: Final = "cgroup"
 _DIGITS: Final = 21
-_GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOTDIR)
+_PAGE: Final = 4096
+_GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EBADF)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,6 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
     context.shared[SHARED] = group
     registers: dict[str, Register] = {}
     prefix = naming.prefix()
-    steps: list[Step] = []
     for spot in placement.places:
         key = spot.hierarchy.key
         path = os.path.join(spot.parent, prefix)
@@ -108,16 +108,17 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
         registers[key] = Register(f"group in {key}")
         buffer = Buffer(os.fsencode(path) + bytes(_DIGITS), f"{path}<launcher>")
         yield _make(spot, buffer, len(os.fsencode(path)), registers[key])
-        yield from _report(spot, buffer, group)
+        yield from report_steps(spot, registers[key], group)
         yield _remove(spot, buffer)
-        steps.append(_adopt(spot, registers[key]))
     for setting in wanted.files:
         home = home_of(host, setting.controller)
         if home is not None:
             yield _write(setting, registers[home.key], parent_of(setting.controller))
     if wanted.program is not None and host.v2 is not None:
         yield _attach(wanted.program, registers["v2"])
-    yield from (s for s in steps if s.ops)
+    for key, register in registers.items():
+        if key != "v2":
+            yield from enter_steps(register, f"the group of {key}")
     if "v2" in registers:
         yield Step(Phase.CLONE, "born in the group", cgroup=registers["v2"])
 
@@ -134,7 +135,7 @@ def joined_steps(directories: Mapping[str, str]) -> Iterator[Step]:
         if key == "v2":
             yield Step(Phase.CLONE, "born in the group", cgroup=register)
         else:
-            yield Step(Phase.ADOPT, f"move the child into {directory}", _enter(register), path=path)
+            yield from enter_steps(register, directory)
 
 
 def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
@@ -185,14 +186,7 @@ def _write(setting: Setting, register: Register, parent: str) -> Step:
                 call("close", fd),
                 call("openat", register, readback.encode(), O_RDONLY | O_CLOEXEC, 0, out=fd),
             ]
-        # One byte more than wanted: a longer answer is another answer.
-        answer = Buffer(len(setting.expect) + 8 - len(setting.expect) % 8, f"{readback}, read back")
-        ops.append(call("pread64", fd, answer, len(setting.expect) + 1, 0, expect=len(setting.expect)))
-        for at in range(0, len(setting.expect), 8):
-            word = setting.expect[at : at + 8].ljust(8, b"\0")
-            wanted = int.from_bytes(word, "little")
-            wanted -= (wanted >> 63) << 64
-            ops.append(Test(Load(answer, at), wanted, error=errno.ERANGE))
+        ops += _one_of_the_lines(fd, setting.expect, readback) if setting.among else _all(fd, setting.expect, readback)
     ops += [call("close", fd), end]
     text = f"limit {setting.field}: {setting.file} = {setting.data.decode()}"
     other = "the kernel holds another value than the one asked for"
@@ -206,6 +200,25 @@ def _write(setting: Setting, register: Register, parent: str) -> Step:
         errno.ENODEV: "there is no such device",
     }
     return Step(Phase.CGROUP, text, tuple(ops), path=name, hints=hints)
+
+
+def _all(fd: Register, expect: bytes, file: str) -> list[Op]:
+    """Read a file and compare the whole of it."""
+    # One byte more than wanted: a longer answer is another answer.
+    answer = Buffer(len(expect) + 8 - len(expect) % 8, f"{file}, read back")
+    ops: list[Op] = [call("pread64", fd, answer, len(expect) + 1, 0, expect=len(expect))]
+    for at in range(0, len(expect), 8):
+        word = expect[at : at + 8].ljust(8, b"\0")
+        wanted = int.from_bytes(word, "little")
+        wanted -= (wanted >> 63) << 64
+        ops.append(Test(Load(answer, at), wanted, error=errno.ERANGE))
+    return ops
+
+
+def _one_of_the_lines(fd: Register, line: bytes, file: str) -> list[Op]:
+    """Read a file with a line for each of many things, in the kernel's order, and look for ours."""
+    answer = Buffer(_PAGE, f"{file}, read back")
+    return [call("pread64", fd, answer, _PAGE - 1, 0), Line(answer, line, errno.ERANGE)]
 
 
 def _attach(program: bytes, register: Register) -> Step:
@@ -232,43 +245,27 @@ def _attach(program: bytes, register: Register) -> Step:
     return Step(Phase.CGROUP, "limit devices: a program that answers by the rules", ops, hints=hints)
 
 
-def _enter(register: Register) -> tuple[Op, ...]:
-    digits = Buffer(_DIGITS + 3, "the child's pid")
-    fd = Register("cgroup.procs")
-    # The number's digits and then a NUL: the kernel reads up to it.
-    return (
-        Store(digits, 0, CHILD, 0),
-        call("openat", register, b"cgroup.procs", O_WRONLY | O_CLOEXEC, 0, out=fd),
-        call("write", fd, digits, _DIGITS),
-        call("close", fd),
-    )
+def enter_steps(register: Register, what: str) -> Iterator[Step]:
+    """Into a v1 group, by the child itself and as the first thing that it does.
+
+    A thread that moves itself ("0" into ``tasks``) is moved at once. For anybody else the kernel stops all forks and
+    exits of the host first, and waits for an RCU grace period, some 10 ms (cgroup_procs_write_start(), Linux 5.18).
+    The supervisor opens the file: the right to write it is that of who opened it.
+    """
+    fd = Register("tasks")
+    opening = call("openat", register, b"tasks", O_WRONLY | O_CLOEXEC, 0, out=fd)
+    yield Step(Phase.CGROUP, f"open the door to {what}", (opening,))
+    yield Step(Phase.ENTER, f"go into {what}", (call("write", fd, b"0", 1, expect=1),))
 
 
-def _adopt(spot: Place, register: Register) -> Step:
-    if spot.hierarchy.version == 2:
-        return Step(Phase.ADOPT, "")
-    return Step(Phase.ADOPT, f"move the child into the group of {spot.hierarchy.key}", _enter(register))
-
-
-def _report(spot: Place, path: Buffer, group: RunGroup) -> Iterator[Step]:
+def report_steps(spot: Place, directory: Register, group: RunGroup) -> Iterator[Step]:
+    """Read the counters when everything inside is dead."""
     version = spot.hierarchy.version
     known = stats.V2_FILES if version == 2 else stats.V1_FILES
-    directory, done = Register("group"), Label()
+    done = Label()
     # What the group will have is what the group above has to pass on, which our own may not have been passed.
     controllers = offered(spot.parent) if version == 2 else spot.hierarchy.controllers
-    ops: list[Op] = [
-        call(
-            "openat",
-            AT_FDCWD,
-            path,
-            O_PATH | O_DIRECTORY | O_CLOEXEC,
-            0,
-            out=directory,
-            errors=_GONE,
-            policy="jump",
-            label=done,
-        )
-    ]
+    ops: list[Op] = [Test(directory, 0, negate=True, label=done)]  # it was never made
     for file, room in known:
         controller = stats.controller_of(version, file)
         if file in stats.NOT_AT_END or (controller and controller not in controllers):
@@ -276,39 +273,34 @@ def _report(spot: Place, path: Buffer, group: RunGroup) -> Iterator[Step]:
         buffer = Buffer(room, file, report=True)
         group.buffers[version, file] = buffer
         fd, after = Register(file), Label()
+        jump = {"errors": _GONE, "policy": "jump", "label": after}
         ops += [
-            call(
-                "openat",
-                directory,
-                file.encode(),
-                O_RDONLY | O_CLOEXEC,
-                0,
-                out=fd,
-                errors=_GONE,
-                policy="jump",
-                label=after,
-            ),
+            call("openat", directory, file.encode(), O_RDONLY | O_CLOEXEC, 0, out=fd, **jump),
             call("read", fd, buffer, room - 1, errors=(errno.EOPNOTSUPP, errno.ENODEV, errno.EIO)),
             call("close", fd),
             after,
         ]
-    ops += [call("close", directory), done]
     if group.buffers:
-        yield Step(Phase.REPORT, f"read the counters of {spot.hierarchy.key}", tuple(ops))
+        yield Step(Phase.REPORT, f"read the counters of {spot.hierarchy.key}", (*ops, done))
 
 
 def _remove(spot: Place, path: Buffer) -> Step:
     ops: list[Op] = []
+    end = Label()
     if spot.hierarchy.version == 2:
-        # Whatever was moved in from outside the sandbox goes, too. Linux 5.14.
-        directory, fd, end = Register("group"), Register("cgroup.kill"), Label()
-        jump = {"errors": _GONE, "policy": "jump", "label": end}
+        busy, gone, fd = Label(), Label(), Register("cgroup.kill")
+        unready = (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT)
+        jump = {"errors": _GONE, "policy": "jump", "label": gone}
         ops += [
-            call("openat", AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=directory, **jump),
-            call("openat", directory, b"cgroup.kill", O_WRONLY | O_CLOEXEC, 0, out=fd, **jump),
+            call("unlinkat", AT_FDCWD, path, AT_REMOVEDIR, errors=unready, policy="jump", label=busy),
+            Test(0, 1, label=end),  # never equal: always jumps
+            busy,
+            # Whatever was moved in from outside the sandbox goes, too. Linux 5.14.
+            call("openat", AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=fd, **jump),
+            call("openat", fd, b"cgroup.kill", O_WRONLY | O_CLOEXEC, 0, out=fd, **jump),
             call("write", fd, b"1", 1, errors=_GONE),
-            end,
+            gone,
         ]
-    ops.append(RemoveTreeOp(AT_FDCWD, path, errors=(errno.ENOENT,)))
+    ops += [RemoveTreeOp(AT_FDCWD, path, errors=(errno.ENOENT,)), end]
     hints = {errno.EBUSY: "processes are left in the group"}
     return Step(Phase.CLEANUP, f"remove the group of {spot.hierarchy.key}", tuple(ops), hints=hints)

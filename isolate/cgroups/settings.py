@@ -37,12 +37,14 @@ class Setting:
     controller: str  #: v2's name
     file: str
     data: bytes
-    #: The file's whole content afterwards; None: it also holds what others wrote.
+    #: What must be read afterwards: the file's whole content, or with ``among`` one of its lines; None: nothing to see.
     expect: bytes | None
     #: False: a kernel without the file holds the limit anyway.
     needed: bool = True
     #: The file that ``expect`` is about, if another than ``file``.
     readback: str = ""
+    #: ``expect`` (without its end) is one line of several: one for each device, interface or resource.
+    among: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,18 +215,18 @@ def _devices_of(limits: Limits) -> Iterator[tuple[str, dict[str, int | None]]]:
 
 
 def _io2(limits: Limits, parent: str) -> Iterator[Setting]:
-    entries = list(_devices_of(limits))
-    for device, rates in entries:
+    for device, rates in _devices_of(limits):
         data = " ".join([device, *(f"{k}={_text(v)}" for k, v in rates.items())])
         full = " ".join([device, *(f"{k}={_text(rates.get(k))}" for k in ("rbps", "wbps", "riops", "wiops"))])
+        # A device without any limit has no line.
         held = any(v is not None for v in rates.values())
-        expect = (f"{full}\n" if held else "").encode() if len(entries) == 1 else None
-        yield Setting("io", "io", "io.max", data.encode(), expect)
+        yield Setting("io", "io", "io.max", data.encode(), full.encode() if held else None, among=True)
     if limits.io_weight is not None:
         if not os.path.exists(os.path.join(parent, "io.bfq.weight")):
             yield _one("io_weight", "io", "io.weight", f"default {limits.io_weight}")
         else:
-            yield Setting("io_weight", "io", "io.bfq.weight", str(limits.io_weight).encode(), None)
+            weight = str(limits.io_weight).encode()
+            yield Setting("io_weight", "io", "io.bfq.weight", weight, b"default " + weight, among=True)
 
 
 def _hugetlb2(limits: Limits, parent: str) -> Iterator[Setting]:
@@ -253,12 +255,15 @@ def _huge(page: object, value: object, unlimited: str) -> str:
 def _rdma2(limits: Limits, parent: str) -> Iterator[Setting]:
     for device, entries in _items(limits.rdma):
         data = " ".join([str(device), *(f"{k}={v}" for k, v in entries)])
-        yield Setting("rdma", "rdma", "rdma.max", data.encode(), None)
+        given = dict(entries)
+        full = " ".join([str(device), *(f"{k}={given.get(k, 'max')}" for k in ("hca_handle", "hca_object"))])
+        yield Setting("rdma", "rdma", "rdma.max", data.encode(), full.encode(), among=True)
 
 
 def _misc2(limits: Limits, parent: str) -> Iterator[Setting]:
     for name, value in _items(limits.misc):
-        yield Setting("misc", "misc", "misc.max", f"{name} {_text(value)}".encode(), None)
+        data = f"{name} {_text(value)}".encode()
+        yield Setting("misc", "misc", "misc.max", data, data, among=True)
 
 
 # ---- v1 ------------------------------------------------------------------------------------------------------------
@@ -331,17 +336,14 @@ _V1_IO: Final = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", 
 
 
 def _io1(limits: Limits, parent: str) -> Iterator[Setting]:
-    entries = list(_devices_of(limits))
-    for device, rates in entries:
+    for device, rates in _devices_of(limits):
         for key, rate in rates.items():
-            text = f"{device} {rate or 0}"
-            yield Setting(
-                "io", "io", f"blkio.throttle.{_V1_IO[key]}_device", text.encode(),
-                (f"{text}\n" if rate else "").encode() if len(entries) == 1 else None,
-            )  # fmt: skip
+            text = f"{device} {rate or 0}".encode()
+            file = f"blkio.throttle.{_V1_IO[key]}_device"
+            yield Setting("io", "io", file, text, text if rate else None, among=True)
     if limits.io_weight is not None:
         # blkio.weight went with the CFQ scheduler (Linux 5.0); BFQ has its own file, in groups below the root.
-        yield Setting("io_weight", "io", "blkio.bfq.weight", str(min(limits.io_weight, 1000)).encode(), None)
+        yield _one("io_weight", "io", "blkio.bfq.weight", str(min(limits.io_weight, 1000)))
 
 
 def _hugetlb1(limits: Limits, parent: str) -> Iterator[Setting]:
@@ -359,10 +361,14 @@ def _devices1(limits: Limits, parent: str) -> Iterator[Setting]:
     if any(r.kind == "a" for r in rules):
         return
     yield Setting("devices", "devices", "devices.deny", b"a", None)
-    lines = "".join(f"{rule}\n" for rule in rules).encode()
+    held: dict[tuple[str, int | None, int | None], _devices.Device] = {}
     for at, rule in enumerate(rules):
-        # Two rules for one device are one line of the list, so only a list without such is compared whole.
-        last = at == len(rules) - 1 and len({(r.kind, r.major, r.minor) for r in rules}) == len(rules)
+        # Two rules for one device are one line of the list, with the accesses of both.
+        key = (rule.kind, rule.major, rule.minor)
+        access = {*rule.access, *(held[key].access if key in held else "")}
+        held[key] = _devices.Device(*key, "".join(access))
+        lines = "".join(f"{merged}\n" for merged in held.values()).encode()
+        last = at == len(rules) - 1
         yield Setting(
             "devices", "devices", "devices.allow", str(rule).encode(), lines if last else None, readback="devices.list"
         )
@@ -374,7 +380,8 @@ def _net_class1(limits: Limits, parent: str) -> Iterator[Setting]:
 
 def _net_prio1(limits: Limits, parent: str) -> Iterator[Setting]:
     for interface, priority in _items(limits.net_prio):
-        yield Setting("net_prio", "net_prio", "net_prio.ifpriomap", f"{interface} {priority}".encode(), None)
+        data = f"{interface} {priority}".encode()
+        yield Setting("net_prio", "net_prio", "net_prio.ifpriomap", data, data, among=True)
 
 
 _V2: Final = {

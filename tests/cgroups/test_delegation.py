@@ -140,7 +140,7 @@ print(own, discover().v2.mount)
 isolate.Cgroup.take_over()
 print(run().verdict)
 """
-    wrap = f"unshare --cgroup --mount sh -c '{mount} \"$0\" \"$@\"'"
+    wrap = f'unshare --cgroup --mount sh -c \'{mount} "$0" "$@"\''
     assert inside(tree, code, user=0, wrap=wrap) == f"{TOP} {TOP}\nOOM\n"
 
 
@@ -152,7 +152,7 @@ try:
 except isolate.UnsupportedError as error:
     print(error.errno == errno.EROFS, "read-only" in error.cause)
 """
-    wrap = f"unshare --cgroup --mount sh -c '{mount} \"$0\" \"$@\"'"
+    wrap = f'unshare --cgroup --mount sh -c \'{mount} "$0" "$@"\''
     assert inside(tree, code, user=0, wrap=wrap) == "True True\n"
 
 
@@ -165,7 +165,7 @@ except isolate.UnsupportedError as error:
     print("no cgroup file system is mounted" in error.cause)
 """
     code = code.replace("own = ", "")
-    wrap = f"unshare --mount sh -c 'mount --make-rprivate / && umount -l {TOP} && exec \"$0\" \"$@\"'"
+    wrap = f'unshare --mount sh -c \'mount --make-rprivate / && umount -l {TOP} && exec "$0" "$@"\''
     script = f'exec {wrap} "$0" -c "$1"'
     prologue = "import isolate\nfrom isolate.cgroups.hierarchy import discover\n"
     result = subprocess.run(["sh", "-c", script, sys.executable, prologue + code], capture_output=True, text=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate.cgroups import Limits
+from isolate.cgroups import Cgroup, Limits
 from isolate.errors import SetupError
+from isolate.plan import Buffer, Context, Line, Phase, Step
 from isolate.result import Verdict
 from isolate.sandbox import Sandbox
 
@@ -33,13 +35,16 @@ CHILDREN = """
 import os, signal
 children = []
 for _ in range(8):
+    ready, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
         x = bytearray(20 << 20)
+        os.write(tell, b"1")
         signal.pause()
         os._exit(0)
+    os.close(tell)
+    os.read(ready, 1)  # or its end: it has been killed
     children.append(pid)
-import select; select.select([], [], [], 0.5)
 for pid in children: os.kill(pid, 9)
 dead = [os.waitpid(pid, 0)[1] for pid in children]
 """
@@ -131,10 +136,19 @@ def test_cpus() -> None:
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[str]:
     """A loop device over a file."""
+    yield from loop_device(tmp_path / "image")
+
+
+@pytest.fixture
+def second_loop(tmp_path: Path) -> Iterator[str]:
+    """Another one."""
+    yield from loop_device(tmp_path / "second")
+
+
+def loop_device(image: Path) -> Iterator[str]:
     if shutil.which("losetup") is None or os.geteuid() != 0:
         pytest.skip("needs losetup and root")
     subprocess.run(["modprobe", "-q", "loop"], check=False)
-    image = tmp_path / "image"
     with open(image, "wb") as file:
         file.truncate(64 * MIB)
     made = subprocess.run(["losetup", "-f", "--show", image], capture_output=True, text=True)
@@ -179,6 +193,53 @@ print(time.monotonic() - start)
     assert 48 * (1 << 18) / float(free.stdout) > 2 * rate
     number = os.stat(loop).st_rdev
     assert held.stats.io[f"{os.major(number)}:{os.minor(number)}"].rbytes == 48 << 18
+
+
+READ_BOTH = """
+import mmap, os, sys, time
+block = mmap.mmap(-1, 1 << 18)
+for path in sys.argv[1:]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    start = time.monotonic()
+    for _ in range(16): os.readv(fd, [block])
+    print(time.monotonic() - start)
+"""
+
+
+def test_io_of_several_devices(loop: str, second_loop: str) -> None:
+    """Each is read back, in whatever order the kernel lists them, and each holds."""
+    numbers = [f"{os.major(n)}:{os.minor(n)}" for n in (os.stat(p).st_rdev for p in (loop, second_loop))]
+    both = Limits(io={loop: {"rbps": 4 * MIB, "wiops": 100}, second_loop: {"rbps": 8 * MIB}})
+    with Cgroup(both) as group:
+        held = group.held["io.max"] if UNIFIED else group.held["blkio.throttle.read_bps_device"]
+        assert {line.split()[0] for line in held.splitlines()} == set(numbers)
+        group.update(io={loop: {"rbps": 2 * MIB}, second_loop: {"rbps": 8 * MIB}})
+    args = [*PYTHON, READ_BOTH, loop, second_loop]
+    times = [float(t) for t in Sandbox(both).run(args, timeout=60).stdout.split()]
+    assert 16 * (1 << 18) / times[0] == pytest.approx(4 * MIB, rel=0.15)
+    assert 16 * (1 << 18) / times[1] == pytest.approx(8 * MIB, rel=0.15)
+    free = [float(t) for t in Sandbox(Limits()).run(args, timeout=60).stdout.split()]
+    assert all(16 * (1 << 18) / t > 16 * MIB for t in free)
+
+
+def test_a_line_that_is_not_there_is_an_error() -> None:
+    """What a limit among others is found by: the whole line, and no other."""
+
+    class Look:
+        def __init__(self, line: bytes) -> None:
+            self.line = line
+
+        def steps(self, context: Context) -> list[Step]:
+            text = Buffer(b"8:0 100\n8:16 200 \n8:160 3\n\0", "text")
+            return [Step(Phase.CGROUP, "look for a line", (Line(text, self.line, errno.ERANGE),))]
+
+    for line in (b"8:0 100", b"8:16 200", b"8:160 3"):
+        assert Sandbox(Look(line)).run(["true"]).ok
+    for line in (b"8:0 10", b"8:0 1000", b":0 100", b"8:16", b"9:0 1"):
+        with pytest.raises(SetupError) as caught:
+            Sandbox(Look(line)).run(["true"])
+        assert (caught.value.errno, caught.value.step) == (errno.ERANGE, "look for a line")
+    assert 'has no line "8:0 100"' in Sandbox(Look(b"8:0 100")).explain()
 
 
 def test_io_operations_per_second(loop: str) -> None:

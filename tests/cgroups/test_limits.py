@@ -159,6 +159,28 @@ def test_v1_devices_are_denied_first() -> None:
         ("devices.allow", b"c 1:3 rw", "devices.list", None),
         ("devices.allow", b"c 5:* r", "devices.list", b"c 1:3 rw\nc 5:* r\n"),
     ]
+    rows = settings(Limits(devices=["c 1:3 w", "c 5:* r", "c 1:3 r"]), HOST1, lambda _: "/nonexistent").files
+    assert [r for r in rows if r.controller == "devices"][
+        -1
+    ].expect == b"c 1:3 rw\nc 5:* r\n"  # two rules for one device are one line
+
+
+def test_every_device_and_interface_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shares a file with others is looked for among its lines, however many there are."""
+    monkeypatch.setattr("isolate.cgroups.settings.disk_of", lambda name, path: path)
+    limits = Limits(io={"8:0": {"rbps": 4096}, "8:16": {"wiops": 7, "rbps": "max"}, "8:32": {"rbps": "max"}})
+    rows = settings(limits, HOST2, lambda _: "/nonexistent").files
+    assert [(r.data, r.expect, r.among) for r in rows] == [
+        (b"8:0 rbps=4096", b"8:0 rbps=4096 wbps=max riops=max wiops=max", True),
+        (b"8:16 rbps=max wiops=7", b"8:16 rbps=max wbps=max riops=max wiops=7", True),
+        (b"8:32 rbps=max", None, True),  # has no line then
+    ]
+    rows = settings(limits, HOST1, lambda _: "/nonexistent").files
+    assert [r.expect for r in rows if r.controller == "io"] == [b"8:0 4096", None, b"8:16 7", None]
+    (row,) = settings(Limits(rdma={"mlx5_0": {"hca_handle": 2}}), HOST2, lambda _: "/x").files
+    assert row.expect == b"mlx5_0 hca_handle=2 hca_object=max"
+    (row,) = settings(Limits(misc={"sev": 3}), HOST2, lambda _: "/x").files
+    assert row.expect == b"sev 3"
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,8 @@ BAD_OPS: list[dict[str, Any]] = [
     {"code": "ISO_OP_STORE", "kind0": "ISO_DATA", "a0": 0, "kind2": "ISO_IMM", "a2": 3},
     {"code": "ISO_OP_TARGET", "kind1": "ISO_IMM"},
     {"code": "ISO_OP_RMTREE", "kind1": "ISO_REG", "a1": 0},
+    {"code": "ISO_OP_LINE", "kind0": "ISO_REG", "a0": 0, "kind1": "ISO_DATA"},
+    {"code": "ISO_OP_LINE", "kind0": "ISO_DATA", "kind1": "ISO_REG", "a1": 0},
     {"code": "ISO_OP_RUN", "kind0": "ISO_IMM"},
 ]
 
