@@ -15,6 +15,7 @@
 #define RETRIES_EINTR 100
 #define RETRIES_BUSY 2000
 #define RETRIES_RACE 64
+#define RETRIES_CLEAN 3
 #define PATH_SIZE 4096
 
 /* The compiler turns loops into these and expects them to exist where there is no libc. */
@@ -479,10 +480,8 @@ static void skip(struct iso_machine *m, const struct iso_op *op)
 	m->shared->skipped[op->step / 8] |= (uint8_t)(1u << (op->step % 8));
 }
 
-int64_t iso_machine_run(struct iso_machine *m, int section)
+static int64_t run_ops(struct iso_machine *m, uint32_t at, uint32_t end)
 {
-	uint32_t at = m->header->section[section].first;
-	const uint32_t end = at + m->header->section[section].count;
 	while (at < end) {
 		const struct iso_op *op = &m->ops[at];
 		uint32_t next = at + 1;
@@ -509,6 +508,35 @@ int64_t iso_machine_run(struct iso_machine *m, int section)
 		at = next;
 	}
 	return 0;
+}
+
+int64_t iso_machine_run(struct iso_machine *m, int section)
+{
+	const uint32_t at = m->header->section[section].first;
+	return run_ops(m, at, at + m->header->section[section].count);
+}
+
+int64_t iso_machine_clean(struct iso_machine *m, int section)
+{
+	const uint32_t end = m->header->section[section].first + m->header->section[section].count;
+	int64_t first = 0;
+	uint32_t failed = ISO_OP_NONE;
+	for (uint32_t at = m->header->section[section].first, next; at < end; at = next) {
+		for (next = at + 1; next < end && m->ops[next].step == m->ops[at].step;)
+			next++;
+		/* Want of memory or of a descriptor passes, and nobody comes after us. */
+		int64_t r = run_ops(m, at, next);
+		for (int tries = 0; r < 0 && r != -EBUSY && r != -ENOTEMPTY && tries < RETRIES_CLEAN; tries++) {
+			pause_ms();
+			r = run_ops(m, at, next);
+		}
+		if (r < 0 && first == 0) {
+			first = r;
+			failed = m->failed_op;
+		}
+	}
+	m->failed_op = failed;
+	return first;
 }
 
 /* Python packs these by format strings: a layout that moves must not compile. */

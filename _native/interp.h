@@ -40,6 +40,9 @@ int64_t iso_run_check(const uint8_t *base, uint64_t size, uint32_t tape_slots);
 void iso_machine_init(struct iso_machine *m, uint8_t *base, int64_t *registers, struct iso_shared *shared);
 /* 0, or -errno with m->failed_op set. */
 int64_t iso_machine_run(struct iso_machine *m, int section);
+/* The same for cleaning up: each step is run, whatever became of those before it, and a few times if it fails. The first
+ * error that stayed. */
+int64_t iso_machine_clean(struct iso_machine *m, int section);
 uint64_t iso_tape_checksum(const uint8_t *base, uint32_t size);
 
 /* Ops that only a launcher knows (sessions, programs): defined by whoever links the interpreter. */

@@ -337,16 +337,19 @@ static int64_t execute_program(struct iso_machine *m)
 struct helper {
 	const char *path;
 	char **argv;
+	int64_t error; /* why it was not executed: memory is shared until then */
 };
 
 static void run_helper(void *p)
 {
-	const struct helper *h = p;
+	struct helper *h = p;
 	char *environment[] = {0};
 	/* Without either it may not run: with signals blocked it could not be stopped, with our descriptors it could act for us. */
-	if (set_mask(0) < 0 || SYS3(close_range, 0, ~0u, CLOSE_RANGE_CLOEXEC_) < 0)
-		exit_now(126);
-	SYS3(execve, PTR(h->path), PTR(h->argv), PTR(environment));
+	h->error = set_mask(0);
+	if (h->error >= 0)
+		h->error = SYS3(close_range, 0, ~0u, CLOSE_RANGE_CLOEXEC_);
+	if (h->error >= 0)
+		h->error = SYS3(execve, PTR(h->path), PTR(h->argv), PTR(environment));
 	exit_now(127);
 }
 
@@ -372,15 +375,18 @@ static int64_t clone_shared(uint64_t flags, void (*fn)(void *), void *arg, int32
 static int64_t run_host_program(struct iso_machine *m, const int64_t *arg)
 {
 	/* The table holds offsets into the data where a STORE has not put an address: all strings lie there. */
-	struct helper h = {(const char *)(uintptr_t)arg[0], (char **)(uintptr_t)arg[1]};
+	struct helper h = {(const char *)(uintptr_t)arg[0], (char **)(uintptr_t)arg[1], 0};
 	int32_t status = 0;
 	(void)m;
 	int64_t pid = clone_shared(CLONE_VM | CLONE_VFORK, run_helper, &h, NULL);
 	if (pid < 0)
 		return pid;
-	int64_t r = SYS4(wait4, pid, PTR(&status), 0, 0);
-	if (r < 0)
-		return r;
+	int64_t r;
+	do
+		r = SYS4(wait4, pid, PTR(&status), 0, 0);
+	while (r == -EINTR);
+	if (r < 0 || h.error < 0)
+		return r < 0 ? r : h.error;
 	return status == 0 ? 0 : -ECHILD;
 }
 
@@ -993,7 +999,7 @@ void iso_main(void)
 	SYS1(umask, 0);
 	run_supervisor(&s);
 	/* The clean-up runs whatever failed before it; its ops tolerate what was never made. */
-	r = iso_machine_run(m, ISO_CLEANUP);
+	r = iso_machine_clean(m, ISO_CLEANUP);
 	tell_end(&s, r);
 	exit_now(0);
 }

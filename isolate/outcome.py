@@ -30,12 +30,28 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
     if record is None:
         from isolate.diagnosis import launcher_lost
 
+        group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+        if group is not None:
+            group.remove(session.pid)
         raise launcher_lost(session)
     if record.kind == lib.ISO_RECORD_FAILED:
         from isolate.diagnosis import setup_error
 
         raise setup_error(session.tape, record, args, session.run)
+    if record.error:
+        _warn(session.tape, record)
     return record
+
+
+def _warn(tape: Tape, record: Record) -> None:
+    """The program ran as it should, and the clean-up after it failed for good."""
+    import warnings
+
+    found = tape.step(record.op)
+    words = f"{type(found[1]).__name__}: {found[0].text}" if found else f"op {record.op} of the tape"
+    hint = found[0].hints.get(record.error) if found else None
+    reason = os.strerror(record.error) + (f": {hint}" if hint else "")
+    warnings.warn(f"cleaning up after a sandbox failed: {words}: {reason}", RuntimeWarning, stacklevel=4)
 
 
 def judge(record: Record, killed: Verdict | None, tape: Tape) -> tuple[int, Verdict]:

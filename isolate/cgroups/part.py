@@ -62,6 +62,13 @@ class RunGroup:
         """The group's directory in each hierarchy, for a run that goes on."""
         return {key: f"{path}{launcher}" for key, (_, path) in self.paths.items()}
 
+    def remove(self, launcher: int) -> None:
+        """Remove what a launcher that was killed has left. Where it does not go, :meth:`Cgroup.sweep` finds it."""
+        from isolate.cgroups.sweeping import remove
+
+        for directory in self.directories(launcher).values():
+            remove(directory)
+
     def usage(self, launcher: int) -> float | None:
         """Seconds of CPU time so far, of everything in the group; None where nothing counts it."""
         for key, (hierarchy, path) in self.paths.items():

@@ -36,7 +36,7 @@ def sweep() -> list[str]:
         at = hierarchy.own or hierarchy.mount
         while True:
             for path in _left_in(at):
-                if _remove(path):
+                if remove(path):
                     removed.append(path)
             if at == hierarchy.mount or hierarchy.version == 1:
                 break
@@ -44,7 +44,8 @@ def sweep() -> list[str]:
     return removed
 
 
-def _remove(path: str) -> bool:
+def remove(path: str) -> bool:
+    """Kill what is in a group and remove it; whether it is gone."""
     import signal
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +20,20 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session")
-def audit(tmp_path_factory: pytest.TempPathFactory) -> str:
+def audit() -> Iterator[str]:
     """A static program that prints one line for each thing that set-up is there for."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler")
-    target = tmp_path_factory.mktemp("audit") / "audit"
-    target.parent.chmod(0o755)
-    command = [compiler, "-O1", "-static", "-Wall", "-Werror", str(HERE / "audit.c"), "-o", str(target)]
-    subprocess.run(command, check=True)
-    os.chmod(target, 0o755)
-    return str(target)
+    # Not below pytest's own directory: an ordinary user runs it, too.
+    with tempfile.TemporaryDirectory(prefix="isolate-audit-") as directory:
+        target = os.path.join(directory, "audit")
+        os.chmod(directory, 0o755)
+        subprocess.run(
+            [compiler, "-O1", "-static", "-Wall", "-Werror", str(HERE / "audit.c"), "-o", target], check=True
+        )
+        os.chmod(target, 0o755)
+        yield target
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -90,7 +90,19 @@ class Call:
 #: What the test answers: None lets the call go on, a positive errno makes it fail.
 Decide = Callable[[Call], "int | None"]
 
-ROLES = ("caller", "middle", "launcher", "init", "payload")
+#: Whose child is what: the launcher's first child is init, any other a program of the host's that it runs.
+CHILD_OF = {"caller": "middle", "middle": "launcher", "launcher": "init", "init": "payload"}
+#: Once they have executed something, their calls are another program's.
+EXECUTING = ("init", "payload", "helper")
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process that waits for our answer."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:  # killed meanwhile
+        return 0
 
 
 @dataclass
@@ -207,7 +219,10 @@ class Fence:
         if self._active or self._over:
             role = self._roles.get(pid)
             if role is None:
-                role = ROLES[len(self._roles)] if len(self._roles) < len(ROLES) else "other"
+                parent = parent_of(pid)
+                role = "other" if parent in self._executed else CHILD_OF.get(self._roles.get(parent, ""), "other")
+                if role in self._roles.values():
+                    role = "helper" if role == "init" else "other"
                 self._roles[pid] = role
             inside = pid in self._executed or role == "other"
             if not inside and (self._active or role != "caller"):
@@ -216,7 +231,7 @@ class Fence:
                 one = Call(pid, role, index, number, tuple(args))
                 calls.append(one)
                 answer = decide(one) if decide is not None else None
-                if answer is None and role in ("init", "payload") and number == nr("execve"):
+                if answer is None and role in EXECUTING and number == nr("execve"):
                     self._executed.add(pid)
         reply = struct.pack("<QqiI", ident, 0, -(answer or 0), 0 if answer else CONTINUE)
         with contextlib.suppress(OSError):
