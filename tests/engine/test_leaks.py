@@ -7,6 +7,8 @@ import contextlib
 import gc
 import os
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -130,3 +132,34 @@ def test_shared_memory_goes(clean: Snapshot) -> None:
     )
     for _ in range(10):
         assert BOX.run([sys.executable, "-I", "-S", "-c", script], check=True).stdout == b"0 2\n"
+
+
+def shared() -> int:
+    """Bytes of shared memory on the whole machine."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Shmem:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no Shmem")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [6, pytest.param(500, marks=pytest.mark.slow)])
+def test_memory_of_shared_segments_comes_back(number: int, clean: Snapshot) -> None:
+    """The kernel frees an IPC namespace some time after its last process: within 5 s, however many have been."""
+    script = (
+        "import ctypes, sys\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
+        "id = libc.shmget(0, 64 << 20, 0o1600)\naddress = libc.shmat(id, None, 0)\n"
+        "ctypes.memset(address, 1, 64 << 20)\nprint('filled', flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-I", "-S", "-c", script]
+    before = shared()
+    with BOX.spawn(command, stdin=PIPE, stdout=PIPE) as process:  # the control: it does count
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"filled\n"
+        assert shared() - before > 32 << 20
+    for _ in range(number):
+        assert BOX.run(command, check=True).stdout == b"filled\n"
+    deadline = time.monotonic() + 5
+    while (left := shared() - before) > 32 << 20:  # less than one segment
+        assert time.monotonic() < deadline, f"{left >> 20} MiB are left"
+        time.sleep(0.01)

@@ -73,7 +73,8 @@ def test_10_000_starts_from_32_threads_while_others_allocate(clean: Snapshot) ->
         assert in_threads(32, 313) == []
 
 
-def test_200_at_once(clean: Snapshot) -> None:
+@pytest.mark.parametrize("number", [200, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+def test_many_at_once(number: int, clean: Snapshot) -> None:
     """All alive at the same time, each with a program that waits to be let go."""
     reading, writing = os.pipe()
     processes: list[Any] = []
@@ -81,15 +82,15 @@ def test_200_at_once(clean: Snapshot) -> None:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             spawn = [
                 pool.submit(BOX.spawn, ["sh", "-c", f"read x <&9; exit {i % 100}"], pass_fds={9: reading})
-                for i in range(200)
+                for i in range(number)
             ]
             processes = [future.result() for future in spawn]
-        assert len({p.pid for p in processes}) == 200
-        assert [p.poll() for p in processes] == [None] * 200
+        assert len({p.pid for p in processes}) == number
+        assert [p.poll() for p in processes] == [None] * number
         os.close(writing)
         writing = -1
         # `read` fails at the end of file, and each goes its own way.
-        assert [p.wait(60) for p in processes] == [i % 100 for i in range(200)]
+        assert [p.wait(60) for p in processes] == [i % 100 for i in range(number)]
     finally:
         for process in processes:
             process.close()
