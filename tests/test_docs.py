@@ -36,6 +36,15 @@ def test_the_readmes_second_command_is_what_ci_runs() -> None:
     assert all(f"bash {command}" in ci for command in commands)
 
 
+NAMED = re.findall(r"``((?:\w+/)?test_\w+\.py)(?:::(\w+))?``", (ROOT / "docs/threats.rst").read_text())
+
+
+@pytest.mark.parametrize(("file", "test"), NAMED)
+def test_test_that_the_threat_model_names_is_there(file: str, test: str) -> None:
+    text = (ROOT / "tests" / file).read_text()
+    assert re.search(rf"^def {test}\(", text, re.M) if test else "def test_" in text
+
+
 EQUIVALENTS = re.findall(r"^     - ``(.+?)``", (ROOT / "docs/equivalents.rst").read_text(), re.M)
 
 
