@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from isolate.capabilities import Capabilities as Capabilities
     from isolate.capabilities import SecureBits as SecureBits
     from isolate.cgroups import Cgroup as Cgroup
+    from isolate.cgroups import CgroupPool as CgroupPool
     from isolate.cgroups import Limits as Limits
     from isolate.credentials import Credentials as Credentials
     from isolate.errors import ConflictError as ConflictError
@@ -79,7 +80,7 @@ PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
 _HOMES = {
     "attached": "Attached attach",
     "capabilities": "Cap Capabilities SecureBits",
-    "cgroups": "Cgroup Limits",
+    "cgroups": "Cgroup CgroupPool Limits",
     "credentials": "Credentials",
     "errors": "ConflictError IrreversibleError IsolateError ProgramError RestoreError SetupError ThreadedError"
     " UnsupportedError",

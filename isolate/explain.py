@@ -78,7 +78,7 @@ def argument(value: Argument) -> str:
     if value is CONTROL:
         return "<socket to the caller>"
     if isinstance(value, Slot):
-        return f"<caller's descriptor {value.fd}>"
+        return f"<caller's descriptor {value.fd}>" if value.fd >= 0 else "<lent descriptor>"
     return "cwd" if value is CWD else "0…"
 
 

@@ -61,7 +61,7 @@ class FurtherPlan(Plan):
         self.parts = original.parts
         self.context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
         for fd in original.context.slots:  # steps name them by their numbers
-            self.context.descriptor(fd)
+            self.context.descriptor(fd if fd >= 0 else _lent(process)[-1 - fd])
         rows = sorted(self._rows(process, original), key=lambda row: row[0].phase.section)
         self.steps = tuple(step for step, _ in rows)
         self.owners = tuple(owner for _, owner in rows)
@@ -112,6 +112,14 @@ class FurtherBox:
         """The tape of this one start."""
         plan = FurtherPlan(self._process, self._plan)
         return compile_plan(plan, init=True, pid_namespace=False, share=True)
+
+
+def _lent(process: Process) -> list[int]:
+    """The descriptors that were lent to the first program's start."""
+    lent = process._session.lent
+    if lent is None:
+        raise SetupError(ESRCH, "execute a further program", part="Process.exec", cause="the program has ended")
+    return lent.fds
 
 
 def _groups(process: Process) -> list[str]:

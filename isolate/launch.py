@@ -22,6 +22,7 @@ from isolate.native import ffi, lib
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isolate.plan import Lent
     from isolate.tape import Tape
 
 _KIND = struct.Struct("<I")
@@ -91,6 +92,8 @@ class Session:
         self.owner: int = os.getpid()
         self.started: bool = False
         self.end: Record | None = None
+        #: What the plan's lender gave to this start alone.
+        self.lent: Lent | None = None
         # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
         self.direct: bool = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
@@ -100,6 +103,10 @@ class Session:
         start.ours = [-1, -1, -1]
         self._start = ffi.gc(start, lib.iso_release)
         self.stdio: Any = start.ours
+        lender = tape.plan.context.lender
+        if lender is not None:
+            self.lent = lender.take()
+            slots = [fd if fd >= 0 else self.lent.fds[-1 - fd] for fd in slots]
         data = [
             ffi.from_buffer("uint8_t[]", tape.data),
             ffi.from_buffer("uint8_t[]", run),
@@ -214,6 +221,9 @@ class Session:
             self.kill()
             _reaping.leave(self)
         lib.iso_release(self._start)
+        lent, self.lent = self.lent, None
+        if lent is not None and os.getpid() == self.owner:
+            lent.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_start"):

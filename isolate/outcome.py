@@ -146,7 +146,7 @@ def next_sample(left: float) -> float:
 def usage(session: Session) -> tuple[float, int]:
     """CPU seconds and the largest resident set so far: by the sandbox's cgroup, which misses nothing, or by a walk."""
     group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
-    counted = None if group is None else group.usage(session.pid)
+    counted = None if group is None else group.usage(session.pid, session.lent)
     return tree_usage(session.pid) if counted is None else (counted, 0)
 
 

@@ -169,6 +169,25 @@ class Part(Protocol):
 P = TypeVar("P")
 
 
+class Lent(Protocol):
+    """What a lender gives to one start: descriptors, and for a cgroup its directories. Closed with the start's end."""
+
+    fds: list[int]
+    directories: dict[str, str]
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+class Lender(Protocol):
+    """Whoever gives each start something of its own."""
+
+    def take(self) -> Lent:
+        """For one start."""
+        ...
+
+
 class Context:
     """What a part may know and ask while it yields its steps."""
 
@@ -182,6 +201,8 @@ class Context:
         self.egid: int = egid
         self._slots: list[int] = []
         self.shared: dict[object, object] = {}
+        #: Who gives each start the descriptors behind the slots that :meth:`lend` made.
+        self.lender: Lender | None = None
 
     @property
     def privileged(self) -> bool:
@@ -203,9 +224,18 @@ class Context:
             self._slots.append(fd)
         return Slot(FREE_SLOT + self._slots.index(fd), fd)
 
+    def lend(self, lender: Lender, count: int) -> tuple[Slot, ...]:
+        """Slots for descriptors that differ from start to start: what ``lender.take()`` gives. One lender a sandbox."""
+        if self.lender is not None:
+            raise ConflictError("two parts want to lend each start descriptors of its own")
+        self.lender = lender
+        first = len(self._slots)
+        self._slots += [-1 - i for i in range(count)]
+        return tuple(Slot(FREE_SLOT + first + i, -1 - i) for i in range(count))
+
     @property
     def slots(self) -> tuple[int, ...]:
-        """The descriptors handed over."""
+        """The descriptors handed over; -1, -2, … stand for those lent."""
         return tuple(self._slots)
 
 

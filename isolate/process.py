@@ -148,7 +148,7 @@ class Process:
         group: RunGroup | None = self._session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
         if group is None:
             raise ValueError("the sandbox has no cgroup of its own: add Limits() to it")
-        return group.directories(self._session.pid)
+        return group.directories(self._session.pid, self._session.lent)
 
     def stats(self) -> Stats:
         """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""

@@ -9,7 +9,7 @@ import os
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from isolate.cgroups import files, naming, stats
 from isolate.cgroups.guardian import watch
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cgroup"]
 
-#: Controllers that a group of its own gets where they can be had, so that limits can be set later.
-_WANTED: Final = ("memory", "pids", "cpu", "cpuacct", "cpuset", "io", "devices", "freezer")
 #: What takes a limit back, by file.
 _LIFT: Final = {
     "memory.max": "max", "memory.high": "max", "memory.low": "0", "memory.min": "0", "memory.swap.max": "max",
@@ -60,6 +58,11 @@ class Cgroup:
     :param name: the last part of its name; a number otherwise. Letters, digits, ``_`` and ``.``.
     :param parent: the group to make it in; found by itself otherwise.
     """
+
+    #: Controllers that it gets where they can be had, so that limits can be set later.
+    wanted: ClassVar[tuple[str, ...]] = (
+        "memory", "pids", "cpu", "cpuacct", "cpuset", "io", "devices", "freezer",
+    )  # fmt: skip
 
     def __init__(self, limits: Limits | None = None, *, name: str | None = None, parent: Cgroup | None = None) -> None:
         if limits is not None and not isinstance(limits, Limits):
@@ -100,7 +103,7 @@ class Cgroup:
         if self.directories:
             raise ValueError(f"{self!r} is made already")
         host = discover()
-        placement = place(self.limits, host, wanted=_WANTED)
+        placement = place(self.limits, host, wanted=self.wanted)
         name = naming.prefix() + self._tag
         # Before anything is there to be left behind.
         self._guardian = watch([os.path.join(spot.parent, name) for spot in placement.places])
@@ -125,7 +128,7 @@ class Cgroup:
                 self.directories[spot.hierarchy.key] = directory
             self._apply(self._settings(self.limits))
         except BaseException:
-            _destroy(self.directories, os.getpid(), quiet=True)
+            destroy(self.directories, os.getpid(), quiet=True)
             self.directories = {}
             _dismiss(self._guardian, os.getpid())
             raise
@@ -141,7 +144,7 @@ class Cgroup:
         if self.directories:
             directories, self.directories = self.directories, {}
             try:
-                _destroy(directories, self._owner)
+                destroy(directories, self._owner)
             finally:
                 _dismiss(self._guardian, self._owner)
 
@@ -463,7 +466,7 @@ def _kill(directories: Mapping[str, str]) -> None:
             files.write(freezer, "freezer.state", b"THAWED")
 
 
-def _destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) -> None:
+def destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) -> None:
     """Kill what is inside and remove the directories. Nothing in a forked child: they are the parent's."""
     if os.getpid() != owner:
         return
@@ -493,5 +496,5 @@ def _abandon(directories: Mapping[str, str], owner: int, text: str, guardian: Se
     """The object went, or the interpreter ends, and nobody closed the group."""
     if os.getpid() == owner and any(os.path.isdir(d) for d in directories.values()):
         warnings.warn(f"{text} was not closed", ResourceWarning, stacklevel=2)
-        _destroy(directories, owner, quiet=True)
+        destroy(directories, owner, quiet=True)
         _dismiss(guardian, owner)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from isolate.cgroups.limits import Limits
     from isolate.cgroups.placement import Place
     from isolate.cgroups.settings import Setting
-    from isolate.plan import Context, Op
+    from isolate.plan import Context, Lent, Op
 
 O_DIRECTORY: Final = Constant(os.O_DIRECTORY, "O_DIRECTORY")
 BPF_PROG_LOAD = Constant(devices.BPF_PROG_LOAD, "BPF_PROG_LOAD")
@@ -57,26 +57,31 @@ class RunGroup:
         #: Hierarchy to the path of the group without its last digits, the launcher's pid.
         self.paths: dict[str, tuple[Hierarchy, str]] = {}
         self.buffers: dict[tuple[int, str], Buffer] = {}
+        #: Each start is lent a group, by a pool that also removes it.
+        self.lent: bool = False
 
-    def directories(self, launcher: int) -> dict[str, str]:
+    def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
         """The group's directory in each hierarchy, for a run that goes on."""
+        if lent is not None:
+            return lent.directories
         return {key: f"{path}{launcher}" for key, (_, path) in self.paths.items()}
 
     def remove(self, launcher: int) -> None:
         """Remove what a launcher that was killed has left. Where it does not go, :meth:`Cgroup.sweep` finds it."""
         from isolate.cgroups.sweeping import remove
 
-        for directory in self.directories(launcher).values():
+        for directory in self.directories(launcher, None).values() if not self.lent else ():
             remove(directory)
 
-    def usage(self, launcher: int) -> float | None:
+    def usage(self, launcher: int, lent: Lent | None) -> float | None:
         """Seconds of CPU time so far, of everything in the group; None where nothing counts it."""
-        for key, (hierarchy, path) in self.paths.items():
+        directories = self.directories(launcher, lent)
+        for key, (hierarchy, _) in self.paths.items():
             if hierarchy.version == 1 and "cpuacct" not in key:
                 continue
             file = "cpu.stat" if hierarchy.version == 2 else "cpuacct.usage"
             try:
-                with open(f"{path}{launcher}/{file}", "rb") as opened:
+                with open(f"{directories[key]}/{file}", "rb") as opened:
                     data = opened.read()
             except OSError:
                 continue
