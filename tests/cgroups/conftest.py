@@ -32,7 +32,12 @@ def python(code: str, *parts: Any, **options: Any) -> Result[bytes]:
 
 
 def our_groups() -> set[str]:
-    """Directories of groups with a name of ours, in every hierarchy."""
+    """Directories of groups of this process, in every hierarchy."""
+    return {g for g in every_group() if (name := naming.parse(os.path.basename(g))) and name.pid == os.getpid()}
+
+
+def every_group() -> set[str]:
+    """Directories of groups with a name of the library's, also of others that use it meanwhile."""
     found: set[str] = set()
     for hierarchy in HOST.hierarchies:
         for directory, names, _ in os.walk(hierarchy.mount):
@@ -54,14 +59,14 @@ def groups() -> None:
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """No test leaves a group behind."""
-    before = our_groups()
+    before = every_group()
     yield
     # Whoever else uses the library on this machine makes groups, too: those of a program that lives are its own.
-    left = our_groups() - before
+    left = every_group() - before
     deadline = time.monotonic() + 5
     while any(abandoned_or_ours(group) for group in left) and time.monotonic() < deadline:
         time.sleep(0.01)
-        left &= our_groups()
+        left &= every_group()
     assert not [group for group in left if abandoned_or_ours(group)]
 
 

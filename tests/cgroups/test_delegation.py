@@ -14,7 +14,7 @@ import pytest
 
 from isolate.cgroups import files
 
-from .conftest import UNIFIED, our_groups
+from .conftest import UNIFIED, every_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,7 +89,7 @@ with isolate.Cgroup(isolate.Limits(pids=50)) as group:
 print(isolate.Cgroup.take_over() == own)
 """
     assert inside(tree, code) == "True True True\nTrue\nTrue True\nOOM\nTrue OK\nTrue\n"
-    left = [g for g in our_groups() if g.startswith(str(tree))]
+    left = [g for g in every_group() if g.startswith(str(tree))]
     assert [os.path.basename(g).rpartition("-")[2] for g in left] == ["self"]
 
 
