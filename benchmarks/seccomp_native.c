@@ -4,7 +4,10 @@
  *   build <rules> <level> <times>     nanoseconds from seccomp_init to the end of seccomp_load, each in a child
  *   export <rules> <level>            the program that libseccomp makes, on standard output
  *   attach <program> <times>          nanoseconds of prctl(NO_NEW_PRIVS) and seccomp() with a ready program
- *   calls <program|-> <times> <nr,a,b,c>...    nanoseconds a call, the least of three rounds
+ *   calls <times> <rounds> <count> <program|->... <nr,a,b,c>...
+ *                                     nanoseconds a call: for each of the calls a line with the least of all rounds under
+ *                                     each of the programs. A child for each program; they take turns, batch by batch, on
+ *                                     one CPU, so that whatever else the machine does falls upon all alike
  *
  * Rules: "<default> <arch>..." and then "<action> <name> [<arg> <op> <a> <b>]..." lines, hex. Reading them is not timed.
  */
@@ -12,6 +15,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sched.h>
 #include <seccomp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -161,10 +165,82 @@ static long call(long nr, long a, long b, long c)
 #endif
 }
 
+static double batch(long times, const char *text)
+{
+	long v[4] = { 0 }, t;
+	uint64_t start;
+
+	sscanf(text, "%ld,%ld,%ld,%ld", &v[0], &v[1], &v[2], &v[3]);
+	for (t = 0; t < times / 8; t++) /* warm */
+		call(v[0], v[1], v[2], v[3]);
+	start = now();
+	for (t = 0; t < times; t++)
+		call(v[0], v[1], v[2], v[3]);
+	return (double)(now() - start) / times;
+}
+
+#define MOST 8
+
+static int take_turns(long times, long rounds, long count, char **programs, long calls, char **texts)
+{
+	int to[MOST][2], from[MOST][2];
+	cpu_set_t one;
+	long p, c, r;
+
+	if (count > MOST)
+		return 1;
+	CPU_ZERO(&one);
+	CPU_SET(sched_getcpu(), &one);
+	sched_setaffinity(0, sizeof one, &one);
+	for (p = 0; p < count; p++) {
+		if (pipe(to[p]) || pipe(from[p]))
+			return 3;
+		if (!fork()) {
+			const char *text;
+
+			close(to[p][1]);
+			if (strcmp(programs[p], "-")) {
+				ready = read_program(programs[p]);
+				if (attach(&ready))
+					_exit(4);
+			}
+			while (read(to[p][0], &text, sizeof text) == sizeof text) {
+				double each = batch(times, text);
+
+				if (write(from[p][1], &each, sizeof each) != sizeof each)
+					_exit(5);
+			}
+			_exit(0);
+		}
+	}
+	for (c = 0; c < calls; c++) {
+		double best[MOST];
+
+		for (p = 0; p < count; p++)
+			best[p] = 1e18;
+		for (r = 0; r < rounds; r++)
+			for (p = 0; p < count; p++) {
+				/* Another first each round. */
+				long turn = (p + r) % count;
+				double each;
+
+				if (write(to[turn][1], &texts[c], sizeof texts[c]) != sizeof texts[c] ||
+				    read(from[turn][0], &each, sizeof each) != sizeof each)
+					return 6;
+				best[turn] = each < best[turn] ? each : best[turn];
+			}
+		for (p = 0; p < count; p++)
+			printf("%.2f\n", best[p]);
+	}
+	for (p = 0; p < count; p++)
+		close(to[p][1]);
+	for (p = 0; p < count; p++)
+		wait(NULL);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
-	int i;
-
 	if (argc > 4 && !strcmp(argv[1], "build")) {
 		read_rules(argv[2]);
 		level = atoi(argv[3]);
@@ -175,31 +251,10 @@ int main(int argc, char **argv)
 	} else if (argc > 3 && !strcmp(argv[1], "attach")) {
 		ready = read_program(argv[2]);
 		in_child(atoi(argv[3]), attach_once);
-	} else if (argc > 4 && !strcmp(argv[1], "calls")) {
-		long times = atol(argv[3]), t;
+	} else if (argc > 5 && !strcmp(argv[1], "calls")) {
+		long times = atol(argv[2]), rounds = atol(argv[3]), count = atol(argv[4]);
 
-		if (strcmp(argv[2], "-")) {
-			ready = read_program(argv[2]);
-			if (attach(&ready))
-				return 4;
-		}
-		for (i = 4; i < argc; i++) {
-			long v[4] = { 0 };
-			double best = 1e18;
-			int round;
-
-			sscanf(argv[i], "%ld,%ld,%ld,%ld", &v[0], &v[1], &v[2], &v[3]);
-			for (round = 0; round < 3; round++) {
-				uint64_t start = now();
-				double each;
-
-				for (t = 0; t < times; t++)
-					call(v[0], v[1], v[2], v[3]);
-				each = (double)(now() - start) / times;
-				best = each < best ? each : best;
-			}
-			printf("%.2f\n", best);
-		}
+		return take_turns(times, rounds, count, argv + 5, argc - 5 - count, argv + 5 + count);
 	} else {
 		return 1;
 	}

@@ -54,6 +54,7 @@ _ALIASES = {
 
 _numbers: dict[str, dict[str, int]] = {}
 _names: dict[str, dict[int, str]] = {}
+_ordered: dict[str, tuple[str, ...]] = {}
 _since: dict[str, tuple[int, int]] = {}
 _native: str | None = None
 
@@ -126,8 +127,11 @@ def name(number: int, arch: str | None = None) -> str | None:
 def names(arch: str | None = None) -> tuple[str, ...]:
     """Every system call of an architecture, in the order of the numbers, without aliases."""
     arch = native_arch() if arch is None else canonical_arch(arch)
-    name(0, arch)
-    return tuple(_names[arch][value] for value in sorted(_names[arch]))
+    found = _ordered.get(arch)
+    if found is None:
+        name(0, arch)
+        found = _ordered[arch] = tuple(_names[arch][value] for value in sorted(_names[arch]))
+    return found
 
 
 def since(name: str) -> tuple[int, int] | None:

@@ -118,7 +118,7 @@ def decisions(policy: Seccomp, arch: str, kernel: tuple[int, int]) -> list[Abi]:
             for number in {numbers[name] for name in rule.calls if name in numbers}:
                 by_number.setdefault(number, []).append(rule)
         for name in syscalls.names(abi):
-            number = syscalls.number(name, abi)
+            number = numbers[name]
             if name in blind:
                 table[number] = ((), Action.ENOSYS.value)
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from isolate import syscalls
-from isolate.seccomp import ProgramTooLarge, Seccomp, allow, arg, arg32, bpf, deny, rule, simulator
+from isolate.seccomp import ProgramTooLarge, Seccomp, allow, arg, arg32, bpf, compiler, deny, rule, simulator
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK32, MASK64, All, Compare, Condition, any_of, every
 from isolate.seccomp.ranges import normal_form
 
+from . import many
 from .tools import boundary_values
 
 if TYPE_CHECKING:
@@ -119,20 +119,18 @@ def test_filter_says_what_the_rules_say(policy: Seccomp, native: str) -> None:
                 assert got == expected, (abi, number, syscalls.name(number, abi), args)
 
 
-@pytest.mark.slow
-@settings(max_examples=int(os.environ.get("ISOLATE_POLICIES", "2000")), deadline=None, database=None)
-@given(policy=policies(), native=st.sampled_from(sorted(FAMILY)), seed=st.integers(0, 2**32))
-def test_many_policies(policy: Seccomp, native: str, seed: int) -> None:
-    """The long lane: fewer calls for each of many policies. ISOLATE_POLICIES is how many."""
-    program = policy.program(native, KERNEL)
-    values = boundary_values(policy)
-    chooser = random.Random(seed)
-    for abi in (native, *(a for a in FAMILY[native] if a in policy.compat)):
-        names = [name for name in NAMES if name in syscalls.table(abi)]
-        for _ in range(25):
-            number, args = syscalls.number(chooser.choice(names), abi), chooser.choices(values, k=6)
-            wanted = policy.answer(number, *args, arch=abi, kernel=KERNEL).action
-            assert simulator.simulate(program, abi, number, args) == wanted, (abi, number, args)
+@pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_many_policies(count: int) -> None:
+    """A slice of what ``python -m tests.seccomp.many`` does a million times."""
+    assert sum(many.check(number) for number in range(count)) > 40 * count
+
+
+def test_many_policies_would_find_a_wrong_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a compiler that forgets the upper halves of arguments is found out."""
+    whole = compiler.bpf.argument_offset
+    monkeypatch.setattr(bpf, "argument_offset", lambda index, *, high: whole(index, high=False))
+    with pytest.raises(AssertionError, match="the rules say"):
+        _ = [many.check(number) for number in range(200)]
 
 
 @settings(max_examples=150, deadline=None)
@@ -206,6 +204,43 @@ def test_same_answers_as_libseccomp(libseccomp: Libseccomp, policy: Seccomp, lev
                     args = tuple(value & MASK32 for value in args)
                 got = simulator.simulate(ours, abi, number, args)
                 assert got == simulator.simulate(theirs, abi, number, args), (abi, number, args)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(policy=plain_policies(), native=st.sampled_from(["aarch64", "riscv64"]), level=st.sampled_from([1, 2]))
+def test_same_answers_as_libseccomp_on_other_architectures(
+    libseccomp: Libseccomp, policy: Seccomp, native: str, level: int
+) -> None:
+    """Every number that the tables have and its neighbours, by the simulator."""
+    policy = Seccomp(policy.rules, unknown="EPERM", compat=("arm",) if native == "aarch64" else ())
+    try:
+        theirs = libseccomp.program(policy, native, level=level)
+    except TimeoutError:
+        assume(False)
+    assert theirs is not None, policy
+    ours = policy.program(native, KERNEL)
+    own = {syscalls.number(n, native) for n in ("clone3", "openat2", "io_uring_setup", "io_uring_enter")}
+    own.add(syscalls.number("io_uring_register", native))
+    values, chooser = boundary_values(policy), random.Random(2)
+    small = all(value <= MASK32 for value in _compared(policy))
+    for abi in FAMILY[native]:
+        spoken = {syscalls.number(n, abi) for r in policy.rules for n in r.calls}
+        # Where libseccomp cuts what it compares to 32 bits, only what fits (as above).
+        if abi == "arm" and not small:
+            continue
+        for number in itertools.chain(range(600), (0x3FFFFFFF, 0x40000000, 0xF0005, 2**31, 2**32 - 1)):
+            if number in own:
+                continue
+            for _ in range(20 if number in spoken else 1):
+                args = tuple(v & MASK32 if abi == "arm" else v for v in chooser.choices(values, k=6))
+                got, wanted = (simulator.simulate(program, abi, number, args) for program in (ours, theirs))
+                assert got == wanted, (abi, number, syscalls.name(number, abi), args)
 
 
 def _compared(policy: Seccomp) -> list[int]:

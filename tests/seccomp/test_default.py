@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -218,12 +219,13 @@ def test_node(tmp_path: Path) -> None:
     works([str(shutil.which("node")), "-e", script], Seccomp.default(), tmp_path, "worked")
 
 
-@pytest.mark.parametrize("module", ["test_subprocess", "test_thread", "test_threading", "test_asyncio.test_subprocess"])
+@pytest.mark.parametrize("module", ["test_subprocess", "test_thread", "test_threading", "test_asyncio"])
 @pytest.mark.slow
 def test_cpythons_own_tests(module: str, tmp_path: Path) -> None:
-    pytest.importorskip("test.regrtest")
+    if importlib.util.find_spec(f"test.{module}") is None:
+        pytest.skip("this Python comes without its tests (Debian: libpython3.N-testsuite)")
     done = Sandbox(Seccomp.default()).run(
-        [sys.executable, "-m", "test", "-q", module], text=True, cwd=str(tmp_path), env={**os.environ}, timeout=110
+        [sys.executable, "-m", "test", "-q", module], text=True, cwd=str(tmp_path), env={**os.environ}, timeout=600
     )
     assert done.returncode == 0, done.stdout[-3000:]
 
