@@ -308,7 +308,7 @@ static int64_t resolve(int64_t root, const char *path, uint32_t flags, uint32_t 
 		while (end && buffer[end - 1] != '/')
 			end--;
 		if (end == 0) {
-			fd = open2(root, ".", O_PATH | O_DIRECTORY, 0, how);
+			fd = root;
 			break;
 		}
 		buffer[--end] = 0;
@@ -327,7 +327,8 @@ static int64_t resolve(int64_t root, const char *path, uint32_t flags, uint32_t 
 			next = -EINVAL;
 		else
 			next = make(fd, name, !last || (flags & ISO_TARGET_DIR), last ? mode : 0755);
-		SYS1(close, fd);
+		if (fd != root)
+			SYS1(close, fd);
 		fd = next;
 		at += n + 1;
 	}

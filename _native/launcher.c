@@ -960,6 +960,9 @@ static void run_supervisor(struct supervisor *s)
 		r = SYS4(wait4, s->child, PTR(&status), 0x40000000 /* __WALL */, PTR(&s->usage));
 	while (r == -EINTR);
 	s->init_status = status;
+	/* Init tells of a program that was killed on its way; if it was us who did that, nothing has failed. */
+	if (s->let_go && m->shared->failed && m->shared->stage == ISO_STAGE_DEATH)
+		m->shared->failed = 0;
 	if (!s->let_go && !(m->shared->complete & ISO_COMPLETE_STARTED))
 		fail(m->shared, ISO_STAGE_DEATH, ISO_OP_NONE, -ESRCH);
 	if (!(flags & ISO_TAPE_PIDNS))

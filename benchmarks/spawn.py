@@ -96,7 +96,7 @@ def calls(tape: tapes.Tape) -> str:
         f"#define HAS_PIDNS {int(bool(flags & lib.ISO_TAPE_PIDNS))}",
         f"#define SHARE {int(bool(flags & lib.ISO_TAPE_SHARE))}",
         f"#define STEPS {steps}",
-        f"_Static_assert({registers} <= sizeof reg / sizeof *reg, \"registers\");",
+        f'_Static_assert({registers} <= sizeof reg / sizeof *reg, "registers");',
     ]
     for index, name in enumerate(("outer", "supervisor", "init", "payload", "after", "cleanup")):
         first, count = sections[2 * index : 2 * index + 2]

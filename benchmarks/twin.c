@@ -122,7 +122,7 @@ static long resolve(long root, const char *given, unsigned flags, unsigned mode)
 		while (end && path[end - 1] != '/')
 			end--;
 		if (!end) {
-			fd = open2(root, ".", O_PATH | O_DIRECTORY, how);
+			fd = root;
 			break;
 		}
 		path[--end] = 0;
@@ -136,7 +136,8 @@ static long resolve(long root, const char *given, unsigned flags, unsigned mode)
 		path[at + n] = 0;
 		int last = at + n >= length;
 		long next = make(fd, path + at, !last || (flags & T_DIR), last ? mode : 0755);
-		SYS1(close, fd);
+		if (fd != root)
+			SYS1(close, fd);
 		fd = next;
 		at += n + 1;
 	}

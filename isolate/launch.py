@@ -94,6 +94,8 @@ class Session:
         self.end: Record | None = None
         #: What the plan's lender gave to this start alone.
         self.lent: Lent | None = None
+        #: The launcher has ended and, where it was ours to, been reaped: nobody is left to be told anything.
+        self.gone: bool = False
         # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
         self.direct: bool = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
@@ -204,6 +206,7 @@ class Session:
         if not poll.poll(None if timeout is None else max(0, int(timeout * 1000))):
             return False
         self.reap()
+        self.gone = True
         return True
 
     def reap(self) -> None:
@@ -217,7 +220,7 @@ class Session:
 
     def close(self) -> None:
         """Let go and release the descriptors."""
-        if self.pidfd >= 0 and os.getpid() == self.owner:
+        if self.pidfd >= 0 and not self.gone and os.getpid() == self.owner:
             self.kill()
             _reaping.leave(self)
         lib.iso_release(self._start)

@@ -85,8 +85,8 @@ def group_outcome(record: Record, tape: Tape) -> Outcome | None:
 
 def applied(record: Record, tape: Tape) -> dict[str, bool]:
     """For each part whether all of its steps held."""
-    if not any(record.skipped):
-        return dict.fromkeys((type(part).__name__ for part in tape.plan.owners), True)
+    if not record.skipped.strip(b"\0"):
+        return dict.fromkeys(tape.names, True)
     held: dict[str, bool] = {}
     for index, part in enumerate(tape.plan.owners):
         skipped = bool(record.skipped[index // 8] >> (index % 8) & 1) if index // 8 < len(record.skipped) else False

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
 MAX_FD = 2**31 - 1  # an int of C
+_PATH = DEFAULT_PATH.encode()
 
 
 def argument(value: object, what: str) -> bytes:
@@ -50,11 +51,11 @@ def arguments(args: object) -> list[bytes]:
 def environment(env: Mapping[Any, Any] | None) -> tuple[list[bytes], bytes]:
     """The environment as ``name=value``, and the PATH to look the program up in."""
     if env is None:
-        env = {"PATH": DEFAULT_PATH}
+        return [b"PATH=" + _PATH], _PATH
     if not isinstance(env, Mapping):
         raise TypeError(f"env must be a mapping of names to values, not {env!r}")
     block: list[bytes] = []
-    path = DEFAULT_PATH.encode()
+    path = _PATH
     for key, value in env.items():
         name, data = argument(key, "a variable's name"), argument(value, "a variable's value")
         if not name or b"=" in name:

@@ -76,6 +76,8 @@ class Tape:
     ops: tuple[Op, ...]
     #: Where the buffers that travel back lie within the report.
     reports: tuple[tuple[Buffer, int, int], ...]
+    #: The parts by name, each once: what a result says of them.
+    names: tuple[str, ...]
 
     def step(self, op: int) -> tuple[Step, Part] | None:
         """The step that an op belongs to, and its part."""
@@ -307,7 +309,8 @@ def _assemble(
     blank = HEADER.pack(MAGIC, 0, *fields) + body
     checksum = lib.iso_tape_checksum(ffi.from_buffer(blank), len(blank))
     data = HEADER.pack(MAGIC, checksum, *fields) + body
-    return Tape(data, plan, tuple(row[8] for row in writer.rows), tuple(ops), tuple(reports))
+    names = tuple(dict.fromkeys(type(part).__name__ for part in plan.owners))
+    return Tape(data, plan, tuple(row[8] for row in writer.rows), tuple(ops), tuple(reports), names)
 
 
 def _gather(writer: _Writer, reported: list[Buffer]) -> tuple[int, list[tuple[Buffer, int]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from isolate.here.entering import ReversibleMount
 from isolate.kernel import (
@@ -168,7 +168,7 @@ class Bind(Shown, ReversibleMount):
         else:
             path = absolute(self.source)
             source = text(path)
-            policy: dict[str, object] = (
+            policy: dict[str, Any] = (
                 {"errors": (ENOENT, ENOTDIR), "policy": "skip", "label": end} if self.optional else {}
             )
             ops.append(clone(AT_FDCWD, path, tree, recursive=self.recursive, **policy))

@@ -7,12 +7,13 @@ alone. The library's own entries have no other means than these.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from isolate.kernel import (
     AT_EMPTY_PATH,
     AT_FDCWD,
     AT_RECURSIVE,
+    AT_SYMLINK_NOFOLLOW,
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_FLAG,
     FSCONFIG_SET_STRING,
@@ -30,6 +31,7 @@ from isolate.kernel import (
     OPEN_TREE_CLONE,
     S_IFDIR,
     S_IFMT,
+    S_IFREG,
     STATX_BASIC_STATS,
     Constant,
 )
@@ -107,6 +109,7 @@ class Building:
         # One after the other they hold the descriptor of a target: a tape has 4,096 registers.
         self._place = Register("target")
         self._room = 0
+        self._inodes = 64
         self._scratch_steps: list[Step] = []
         self._last: list[Step] = []
 
@@ -136,6 +139,15 @@ class Building:
             [Target(begin, target, place, make="file", mode=0o644, symlinks=symlinks)],
         )
         return [*ops, move(tree, place), call("close", place)]
+
+    def put(self, tree: Register, fs: Register, name: bytes, *, kind: str = "dir", mode: int = 0o755) -> list[Op]:
+        """Move a mount to a new name in a directory of our own that nobody else has ever reached.
+
+        Nothing needs to be resolved there: making the place fails if anything stands in it, and move_mount(2) does not
+        follow the last component. The mount's descriptor stays open.
+        """
+        made = call("mkdirat", fs, name, mode) if kind == "dir" else call("mknodat", fs, name, S_IFREG | mode, 0)
+        return [made, move_to(tree, fs, name)]
 
     @staticmethod
     def _kinds(kind: str | Buffer, directory: list[Op], file: list[Op]) -> list[Op]:
@@ -175,6 +187,25 @@ class Building:
             )
         return EMPTY_DIRECTORY, EMPTY_FILE
 
+    def directory(
+        self, what: str, name: bytes, out: Register, flags: int, *, room: int, inodes: int, mode: int
+    ) -> Step:
+        """A small directory that becomes a mount of its own: of the scratch, so that it costs no further file system.
+
+        It is writable while the root is built. Make it read-only at the end (:meth:`at_end`): it shares the scratch's
+        limits, to which ``room`` bytes and ``inodes`` are added.
+        """
+        self.scratch(room, f"a directory for {what}", (call("mkdirat", self._scratch, name, mode),))
+        self._inodes += inodes
+        return Step(
+            Phase.ROOT,
+            f"{what} is that directory",
+            (
+                clone(self._scratch, name, out, recursive=False),
+                attributes(out, flags, clear=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC),
+            ),
+        )
+
     def next_name(self) -> bytes:
         """A name in the scratch that nobody else has."""
         n = self.context.shared.get("mounts.names", 0)
@@ -199,14 +230,12 @@ class Building:
                     self._scratch,
                     [
                         (b"size", b"%d" % (self._room + 16384)),
-                        (b"nr_inodes", b"%d" % (64 + 2 * len(self._scratch_steps))),
+                        (b"nr_inodes", b"%d" % (self._inodes + 2 * len(self._scratch_steps))),
                         (b"mode", b"0700"),
                     ],
                     MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
                 ),
-                # Before Linux 6.15 only what is attached somewhere can be cloned. Between the old root and the new:
-                # what lies on top of a root is where its ".." leads.
-                on_top(self._scratch),
+                *aside(self._scratch),
             ),
         )  # fmt: skip
         yield from self._scratch_steps
@@ -283,14 +312,45 @@ def move(tree: Argument, place: Argument) -> Op:
     return call("move_mount", tree, b"", place, b"", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
 
 
+def move_to(tree: Argument, directory: Argument, name: bytes) -> Op:
+    """Attach a mount to a name in a directory of which it is known what stands there."""
+    return call("move_mount", tree, b"", directory, name, MOVE_MOUNT_F_EMPTY_PATH)
+
+
+def aside(tree: Register) -> list[Op]:
+    """Attach a mount somewhere in the old root, with which it goes: before Linux 6.15 only what is attached is cloned.
+
+    On /sys, whose files nobody needs any more, and not on the root, where it would lie on top of the old root and have
+    to be let go on its own: each umount2(2) waits for all processors (synchronize_rcu).
+    """
+    fallback, end = Label(), Label()
+    missing: dict[str, Any] = {"errors": (ENOENT, ENOTDIR), "policy": "jump", "label": fallback}
+    return [
+        call("move_mount", tree, b"", AT_FDCWD, b"/sys", MOVE_MOUNT_F_EMPTY_PATH, **missing),
+        Test(0, 1, label=end),  # never equal: always jumps
+        fallback,
+        on_top(tree),
+        end,
+    ]
+
+
 def on_top(tree: Register) -> Op:
     """Stack a mount on the root that the process has, whose own files it still sees."""
     return call("move_mount", tree, b"", AT_FDCWD, b"/", MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def clone(directory: Argument, path: Argument, out: Register, *, recursive: bool = True, **policy: object) -> Op:
+def clone(
+    directory: Argument,
+    path: Argument,
+    out: Register,
+    *,
+    recursive: bool = True,
+    follow: bool = True,
+    **policy: object,
+) -> Op:
     """A detached copy of what is mounted at a path (b"": at the descriptor itself)."""
     flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | (AT_RECURSIVE if recursive else NOTHING)
+    flags = flags if follow else flags | AT_SYMLINK_NOFOLLOW
     return call("open_tree", directory, path, flags | (AT_EMPTY_PATH if path == b"" else NOTHING), out=out, **policy)
 
 

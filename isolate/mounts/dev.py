@@ -89,21 +89,18 @@ class Dev(Shown):
         trees = {name: Register(name) for name in DEVICES}
         for name, tree in trees.items():
             yield _open_device(name, tree)
-        options = [(b"size", b"65536"), (b"nr_inodes", b"64"), (b"mode", b"0755")]
         flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+        yield building.directory(text(path), building.next_name(), dev, flags, room=65536, inodes=64, mode=0o755)
         yield Step(
             Phase.ROOT,
-            f"tmpfs for {text(path)}",
-            (*new_file_system(b"tmpfs", dev, options, flags), *building.attach(dev, path, symlinks=False)),
+            f"mount it on {text(path)}",
+            tuple(building.attach(dev, path, symlinks=False)),
             path=path,
             hints=TARGET_HINTS,
         )
         ops: list[Op] = []
         for name, tree in trees.items():
-            ops += [
-                *building.attach(tree, b"/" + name.encode(), kind="file", root=dev, symlinks=False),
-                call("close", tree),
-            ]
+            ops += [*building.put(tree, dev, name.encode(), kind="file", mode=0o644), call("close", tree)]
         yield Step(Phase.ROOT, f"devices {' '.join(DEVICES)}", tuple(ops), path=path, hints=TARGET_HINTS)
         null = Register("null")
         ops = [call("openat", dev, b"null", O_RDWR | O_CLOEXEC, 0, out=null), *exchange(null), call("close", null)]
@@ -120,7 +117,7 @@ class Dev(Shown):
         if self.shm is not None:
             fs, steps = Tmpfs(path + b"/shm", size=self.shm, exec=False).tree(building)
             yield from steps
-            place = building.attach(fs, b"/shm", root=dev, symlinks=False)
+            place = building.put(fs, dev, b"shm")
             yield Step(Phase.ROOT, f"mount it on {text(path)}/shm", (*place, call("close", fs)), path=path)
         if self.mqueue:
             yield from Mqueue(path + b"/mqueue").steps_in(building)
@@ -136,7 +133,7 @@ class Dev(Shown):
             f"terminals of its own on {text(self.place)}/pts",
             (
                 *new_file_system(b"devpts", pts, options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
-                *building.attach(pts, b"/pts", root=dev, symlinks=False),
+                *building.put(pts, dev, b"pts"),
                 call("close", pts),
             ),
             path=self.place,

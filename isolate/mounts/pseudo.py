@@ -6,22 +6,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isolate.kernel import (
     AT_FDCWD,
+    AT_SYMLINK_NOFOLLOW,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
     PROC_SUPER_MAGIC,
+    STATX_BASIC_STATS,
     SYSFS_MAGIC,
 )
-from isolate.mounts.building import EINVAL, ENODEV, EPERM, EXDEV, TARGET_HINTS, attributes, clone, new_file_system
+from isolate.mounts.building import (
+    EINVAL,
+    ENODEV,
+    ENOENT,
+    EPERM,
+    EXDEV,
+    STATX_SIZE,
+    TARGET_HINTS,
+    attributes,
+    clone,
+    if_directory,
+    move_to,
+    new_file_system,
+    read_only,
+)
 from isolate.mounts.showing import Shown
 from isolate.namespaces import IpcNamespace, NetNamespace, PidNamespace, UserNamespace
 from isolate.paths import StrOrBytesPath, inside, text
-from isolate.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
+from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Test, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,9 +80,39 @@ def relative(paths: object, what: str) -> tuple[str, ...]:
 def covers(building: Building, fs: Register, paths: Iterable[str], magic: int) -> Iterator[Op]:
     """Cover those of the paths that are there. From the file system's own top: no path of the root is walked."""
     for path in paths:
-        yield from building.cover(
-            fs, path.encode(errors="surrogateescape"), symlinks=False, missing="ignore", file_system=magic
+        name = path.encode(errors="surrogateescape").strip(b"/")
+        if b"/" in name:
+            yield from building.cover(fs, name, symlinks=False, missing="ignore", file_system=magic)
+            continue
+        # In the top directory of a file system that the kernel alone fills nobody can have put a link or a mount, so
+        # the name needs no look-up beneath a root.
+        directory, file = building.empty()
+        cover, kind, end = Register("cover"), Buffer(STATX_SIZE, "stat"), Label()
+        missing: dict[str, Any] = {"errors": (ENOENT,), "policy": "jump", "label": end}
+        yield call("statx", fs, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, kind, **missing)
+        yield from if_directory(
+            kind,
+            [clone(building.scratch_root, directory, cover, recursive=False)],
+            [clone(building.scratch_root, file, cover, recursive=False)],
         )
+        yield move_to(cover, fs, name)
+        yield call("close", cover)
+        yield end
+
+
+def freezes(building: Building, fs: Register, paths: Iterable[str], magic: int) -> Iterator[Op]:
+    """Make those of the paths that are there read-only, with all below."""
+    for path in paths:
+        name = path.encode(errors="surrogateescape").strip(b"/")
+        if b"/" in name:
+            yield from building.freeze(fs, name, symlinks=False, recursive=True, missing="ignore", file_system=magic)
+            continue
+        tree, end = Register("tree"), Label()
+        yield clone(fs, name, tree, follow=False, errors=(ENOENT,), policy="jump", label=end)
+        yield read_only(tree, recursive=True)
+        yield move_to(tree, fs, name)
+        yield call("close", tree)
+        yield end
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,14 +173,7 @@ class Proc(Shown):
         covered = tuple(covers(building, fs, self.masked, PROC_SUPER_MAGIC))
         if covered:
             yield Step(Phase.ROOT, f"cover in it {' '.join(self.masked)}", covered, path=path, hints=TARGET_HINTS)
-        frozen = [
-            op
-            for name in self.read_only
-            for op in building.freeze(
-                fs, name.encode(errors="surrogateescape"), symlinks=False, recursive=True, missing="ignore",
-                file_system=PROC_SUPER_MAGIC,
-            )
-        ]  # fmt: skip
+        frozen = tuple(freezes(building, fs, self.read_only, PROC_SUPER_MAGIC))
         words = f"read-only in it {' '.join(self.read_only)}" if frozen else "nothing in it is frozen"
         yield Step(Phase.ROOT, words, (*frozen, call("close", fs)), path=path, hints=TARGET_HINTS)
 

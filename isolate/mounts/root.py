@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from isolate.errors import ConflictError
 from isolate.here.entering import Irreversible
-from isolate.kernel import AT_EMPTY_PATH, AT_FDCWD, MNT_DETACH, Constant
+from isolate.kernel import AT_EMPTY_PATH, AT_FDCWD, MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, Constant
 from isolate.mounts.building import (
     EBUSY,
     EINVAL,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Root"]
 
 STATX_MNT_ID_MASK = Constant(0x1000, "STATX_MNT_ID")
-STACKED = 8  # the scratch, and what the host may have
+STACKED = 8  # what the host may have, and the scratch where there is no /sys
 
 
 @dataclass(frozen=True, init=False)
@@ -106,11 +106,20 @@ class Root(Irreversible):
         if entries and getattr(entries[0], "place", None) == b"/":
             top, made = entries.pop(0), False
         else:
-            top = Tmpfs("/", size=self.size, inodes=self.inodes, mode=self.mode)
-            made = True
+            top, made = Tmpfs("/", size=self.size, inodes=self.inodes, mode=self.mode), True
         assert isinstance(top, TreeEntry)
-        building.root, steps = top.tree(building)
-        first += steps
+        if made and self.read_only and self.mode <= 0o1777:
+            # Nobody ever writes there but the entries.
+            flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+            room = parse_size(self.size)
+            first.append(
+                building.directory(
+                    "the root", b"root", building.root, flags, room=room, inodes=self.inodes, mode=self.mode
+                )
+            )
+        else:
+            building.root, steps = top.tree(building)
+            first += steps
         first.append(
             Step(
                 Phase.ROOT,
@@ -147,8 +156,8 @@ def _enter(building: Building) -> Iterator[Step]:
         call("statx", building.root, b"", AT_EMPTY_PATH, STATX_MNT_ID_MASK, new),
     ]
     for _ in range(STACKED):
-        # umount2 takes what lies on top: that is the old root, unless the scratch or something of the host's lies on
-        # it. ".." of the root is the root with what lies on it, so it tells whether something still does.
+        # umount2 takes what lies on top: that is the old root, unless something of the host's lies on it, or the
+        # scratch. ".." of the root is the root with what lies on it, so it tells whether something still does.
         ops += [
             call("umount2", b".", MNT_DETACH),
             call("statx", AT_FDCWD, b"/..", 0, STATX_MNT_ID_MASK, seen),

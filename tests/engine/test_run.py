@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,9 +26,13 @@ from isolate import (
     UserNamespace,
     Verdict,
 )
+from isolate.plan import Buffer, Phase, Step, call
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from isolate.plan import Context
 
     from .leaks import Snapshot
 
@@ -61,6 +67,25 @@ def test_deadline(name: str, way: str, clean: Snapshot) -> None:
     assert result.returncode == -signal.SIGKILL
     assert result.stdout in (b"begun\n", b"")
     assert not result.ok
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A part whose set-up takes longer than any deadline."""
+
+    phase: Phase
+
+    def steps(self, context: Context) -> Iterable[Step]:
+        seconds = struct.pack("<QQ", 1000, 0)
+        return [Step(self.phase, "sleep", (call("nanosleep", Buffer(seconds, "timespec"), 0),))]
+
+
+@pytest.mark.parametrize("phase", [Phase.SYSTEM, Phase.SESSION])
+@pytest.mark.parametrize("name", BOXES)
+def test_deadline_before_the_program_is_executed(name: str, phase: Phase, clean: Snapshot) -> None:
+    """Whoever is killed by us on its way has not failed to start."""
+    result = (BOXES[name] + Slow(phase)).run(["true"], timeout=0.1)
+    assert (result.verdict, result.returncode) == (Verdict.TIMEOUT, -signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", BOXES)
