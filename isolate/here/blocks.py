@@ -205,8 +205,5 @@ def _watch(block: Block) -> Any:
         return None
     import asyncio
 
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-    return loop.call_soon(block.interrupted)
+    loop = asyncio._get_running_loop()  # the one that does not raise where there is none
+    return None if loop is None else loop.call_soon(block.interrupted)

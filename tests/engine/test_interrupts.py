@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 import isolate
 from isolate import PIPE, PidNamespace, Sandbox, UserNamespace
 
+from ..apart import apart
 from .leaks import Snapshot
 
 if TYPE_CHECKING:
@@ -115,16 +117,25 @@ def sweep(name: str, points: Callable[[int], list[int]]) -> None:
     use()  # and it still works
 
 
+def sweep_apart(name: str, how_many: str) -> None:
+    """In a process of its own: see :mod:`tests.apart`."""
+    warnings.simplefilter("ignore", ResourceWarning)
+    if how_many == "all":
+        sweep(name, lambda total: list(range(1, total + 1)))
+    else:
+        sweep(name, lambda total: sorted(random.Random(7).sample(range(1, total + 1), int(how_many))))
+
+
 @pytest.mark.parametrize("name", USES)
-def test_interrupted_at_some_bytecodes(name: str, quiet: None) -> None:
-    sweep(name, lambda total: sorted(random.Random(7).sample(range(1, total + 1), 15)))
+def test_interrupted_at_some_bytecodes(name: str) -> None:
+    apart(__name__, "sweep_apart", name, "15")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", USES)
-def test_interrupted_at_every_bytecode(name: str, quiet: None) -> None:
-    sweep(name, lambda total: list(range(1, total + 1)))
+def test_interrupted_at_every_bytecode(name: str) -> None:
+    apart(__name__, "sweep_apart", name, "all", timeout=1190)
 
 
 @pytest.mark.parametrize("name", ["run", "spawn", "pty"])
