@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -392,6 +395,25 @@ def test_same_policy_same_bytes() -> None:
     assert make().program("aarch64") == make().program("aarch64")
     first = make().program()
     assert make().program() is first, "compiled once for equal policies"
+
+
+def test_same_bytes_in_every_process() -> None:
+    """Whatever order sets of strings have there."""
+    code = (
+        "from isolate import Seccomp; from isolate.seccomp import allow, deny\n"
+        "policy = Seccomp.default() + deny('@clock', '@keyring') + allow('@obsolete')\n"
+        "print(*(policy.program(arch).hex() for arch in ('x86_64', 'aarch64', 'riscv64')), repr(policy))\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            check=True,
+            env={"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": str(seed)},
+        ).stdout
+        for seed in (1, 2, 3)
+    }
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("count", [200, 700, 1300])
