@@ -40,12 +40,20 @@ void *memcpy(void *restrict to, const void *restrict from, size_t n)
 
 uint64_t iso_tape_checksum(const uint8_t *base, uint32_t size)
 {
-	/* FNV-1a over words, then over the odd bytes: against damage, not against an author. */
-	uint64_t hash = 0xcbf29ce484222325ull;
+	/* FNV-1a over words, then over the odd bytes: against damage, not against an author. In four lanes, since each step
+	 * waits for the multiplication before it: a tape has some forty thousand bytes, and each start reads them all. */
+	uint64_t lane[4] = {0xcbf29ce484222325ull, 0xcbf29ce484222326ull, 0xcbf29ce484222327ull, 0xcbf29ce484222328ull};
 	uint32_t at = 16;
-	for (; at + 8 <= size; at += 8) {
-		hash ^= *(const uint64_t *)(const void *)(base + at);
-		hash *= 0x100000001b3ull;
+	for (; at + 32 <= size; at += 32) {
+		const uint64_t *word = (const void *)(base + at);
+		for (int i = 0; i < 4; i++) {
+			lane[i] = (lane[i] ^ word[i]) * 0x100000001b3ull;
+			lane[i] ^= lane[i] >> 29;
+		}
+	}
+	uint64_t hash = 0xcbf29ce484222325ull;
+	for (int i = 0; i < 4; i++) {
+		hash = (hash ^ lane[i]) * 0x100000001b3ull;
 		hash ^= hash >> 29;
 	}
 	for (; at < size; at++) {
