@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import CgroupFs, CgroupNamespace, Limits, PidNamespace, Root, Sandbox, Symlink, UserNamespace
+from isolate import (
+    Capabilities,
+    CgroupFs,
+    CgroupNamespace,
+    Limits,
+    MountNamespace,
+    PidNamespace,
+    Root,
+    Sandbox,
+    Symlink,
+    UserNamespace,
+)
 from isolate.mounts import Bind, Proc
 
 from .conftest import HOST
+
+if TYPE_CHECKING:
+    from isolate.cgroups.hierarchy import Hierarchy
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 
@@ -41,3 +56,17 @@ def test_the_file_system_is_the_groups_own_and_read_only(user: bool) -> None:
     assert int(lines[0]) >= 2, result
     assert lines[1:] == ["Read-only file system", "alive", ""], result
     assert os.path.exists(f"{HOST.v2.mount}/cgroup.procs")  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could mount one")
+@pytest.mark.parametrize("hierarchy", HOST.hierarchies, ids=lambda h: h.key)
+def test_none_can_be_mounted_inside(hierarchy: Hierarchy) -> None:
+    """v1's release_agent runs on the host as root whatever it names (CVE-2022-0492), so nobody may get at one."""
+    options = "-t cgroup2" if hierarchy.version == 2 else f"-t cgroup -o {hierarchy.key}"
+    command = ["sh", "-c", f"mount {options} none /mnt && ls /mnt/cgroup.procs"]
+    parts = [PidNamespace(), MountNamespace(), Limits(pids=20)]
+    held = Sandbox(*parts).run(command)
+    assert (held.returncode, held.stdout) != (0, b"/mnt/cgroup.procs\n")
+    assert b"permission denied" in held.stderr
+    free = Sandbox(*parts, Capabilities({"SYS_ADMIN"})).run(command)
+    assert (free.returncode, free.stdout) == (0, b"/mnt/cgroup.procs\n"), free
