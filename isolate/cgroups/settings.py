@@ -216,11 +216,11 @@ def _devices_of(limits: Limits) -> Iterator[tuple[str, dict[str, int | None]]]:
 
 def _io2(limits: Limits, parent: str) -> Iterator[Setting]:
     for device, rates in _devices_of(limits):
-        data = " ".join([device, *(f"{k}={_text(v)}" for k, v in rates.items())])
+        # All four, or a rate that an update does not name any more would stay.
         full = " ".join([device, *(f"{k}={_text(rates.get(k))}" for k in ("rbps", "wbps", "riops", "wiops"))])
         # A device without any limit has no line.
         held = any(v is not None for v in rates.values())
-        yield Setting("io", "io", "io.max", data.encode(), full.encode() if held else None, among=True)
+        yield Setting("io", "io", "io.max", full.encode(), full.encode() if held else None, among=True)
     if limits.io_weight is not None:
         if not os.path.exists(os.path.join(parent, "io.bfq.weight")):
             yield _one("io_weight", "io", "io.weight", f"default {limits.io_weight}")
@@ -254,10 +254,9 @@ def _huge(page: object, value: object, unlimited: str) -> str:
 
 def _rdma2(limits: Limits, parent: str) -> Iterator[Setting]:
     for device, entries in _items(limits.rdma):
-        data = " ".join([str(device), *(f"{k}={v}" for k, v in entries)])
         given = dict(entries)
         full = " ".join([str(device), *(f"{k}={given.get(k, 'max')}" for k in ("hca_handle", "hca_object"))])
-        yield Setting("rdma", "rdma", "rdma.max", data.encode(), full.encode(), among=True)
+        yield Setting("rdma", "rdma", "rdma.max", full.encode(), full.encode(), among=True)
 
 
 def _misc2(limits: Limits, parent: str) -> Iterator[Setting]:

@@ -171,9 +171,9 @@ def test_every_device_and_interface_is_read_back(monkeypatch: pytest.MonkeyPatch
     limits = Limits(io={"8:0": {"rbps": 4096}, "8:16": {"wiops": 7, "rbps": "max"}, "8:32": {"rbps": "max"}})
     rows = settings(limits, HOST2, lambda _: "/nonexistent").files
     assert [(r.data, r.expect, r.among) for r in rows] == [
-        (b"8:0 rbps=4096", b"8:0 rbps=4096 wbps=max riops=max wiops=max", True),
-        (b"8:16 rbps=max wiops=7", b"8:16 rbps=max wbps=max riops=max wiops=7", True),
-        (b"8:32 rbps=max", None, True),  # has no line then
+        (b"8:0 rbps=4096 wbps=max riops=max wiops=max", b"8:0 rbps=4096 wbps=max riops=max wiops=max", True),
+        (b"8:16 rbps=max wbps=max riops=max wiops=7", b"8:16 rbps=max wbps=max riops=max wiops=7", True),
+        (b"8:32 rbps=max wbps=max riops=max wiops=max", None, True),  # has no line then
     ]
     rows = settings(limits, HOST1, lambda _: "/nonexistent").files
     assert [r.expect for r in rows if r.controller == "io"] == [b"8:0 4096", None, b"8:16 7", None]
