@@ -860,8 +860,9 @@ static void load(struct supervisor *s)
 		refuse(ISO_STAGE_TAPE, r);
 	if (st.stx_size < sizeof(struct iso_header) || st.stx_size > 2ull * ISO_MAX_TAPE)
 		refuse(ISO_STAGE_TAPE, -EBADMSG);
-	/* Private and writable: registers' values and addresses are stored into it. POPULATE: all of it will be read at once. */
-	int64_t base = SYS6(mmap, 0, st.stx_size, PROT_RW, MAP_PRIVATE | MAP_POPULATE, ISO_SLOT_TAPE, 0);
+	/* POPULATE: all of it will be read at once. Not writable yet: the kernel would copy every page of it at once,
+	 * and few are written. */
+	int64_t base = SYS6(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, ISO_SLOT_TAPE, 0);
 	if (!mapped(base))
 		refuse(ISO_STAGE_MEMORY, base);
 	uint8_t *tape = (uint8_t *)base;
@@ -872,6 +873,10 @@ static void load(struct supervisor *s)
 	r = iso_run_check(tape + h->size, st.stx_size - h->size, h->slots);
 	if (r < 0)
 		refuse(ISO_STAGE_TAPE, r);
+	/* Registers' values and addresses are stored into the data, and into the tables of the run block behind it. */
+	r = SYS3(mprotect, base, st.stx_size, PROT_RW);
+	if (r < 0)
+		refuse(ISO_STAGE_MEMORY, r);
 	const uint64_t registers = h->registers * sizeof(int64_t);
 	base = SYS6(mmap, 0, registers, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!mapped(base))

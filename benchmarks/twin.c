@@ -295,7 +295,8 @@ void twin_main(void)
 	SYS2(prctl, PR_SET_NAME, PTR("isolate-twin"));
 	struct statx st;
 	ok(SYS5(statx, TAPE, PTR(""), 0x1000, STATX_SIZE, PTR(&st)));
-	ok(SYS6(mmap, 0, st.stx_size, 3, 2 | 0x8000 /* MAP_PRIVATE|MAP_POPULATE */, TAPE, 0));
+	long tape = ok(SYS6(mmap, 0, st.stx_size, 1, 2 | 0x8000 /* MAP_PRIVATE|MAP_POPULATE */, TAPE, 0));
+	ok(SYS3(mprotect, tape, st.stx_size, 3));
 	ok(SYS6(mmap, 0, 4096, 3, 0x22 /* MAP_PRIVATE|MAP_ANONYMOUS */, -1, 0));
 	shared = (void *)ok(SYS6(mmap, 0, sizeof *shared + (STEPS + 7) / 8, 3, 0x21 /* MAP_SHARED|MAP_ANONYMOUS */, -1, 0));
 	if (!(CLONE_FLAGS & CLONE_NEWUSER))
