@@ -9,6 +9,7 @@ else the machine does hits all alike:
 
     isolate      Sandbox.run from this Python program
     twin         twin.c: the same processes and the same system calls, in C, written from this very sandbox's plan
+    unmasked     isolate with a /proc that is neither masked nor read-only in parts, as bubblewrap's is
     plain        the same without what the library does to stay invisible: no middle process, no tape
     bubblewrap   bwrap doing the same, started by vfork from C. It returns when its PID 1 has told it the status; the
                  namespaces are taken down behind it, while isolate and its twin return when all of it is gone
@@ -49,7 +50,7 @@ PROGRAM = "/bin/true"
 BINDS = ("/usr", "/etc", "/var")  # with the programs, four read-only binds
 
 
-def box(programs: Path, *, net: bool) -> isolate.Sandbox:
+def box(programs: Path, *, net: bool, proc: isolate.Proc | None = None) -> isolate.Sandbox:
     """The sandbox that is measured."""
     return isolate.Sandbox(
         isolate.UserNamespace(),
@@ -60,7 +61,7 @@ def box(programs: Path, *, net: bool) -> isolate.Sandbox:
         isolate.CgroupNamespace(),
         isolate.Root(
             isolate.Bind(str(programs), "/bin"), *(isolate.Bind(path) for path in BINDS),
-            isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp", size="16M"),
+            proc or isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp", size="16M"),
         ),
         *([isolate.NetNamespace()] if net else []),
     )  # fmt: skip
@@ -347,6 +348,7 @@ def main() -> None:
             twin = build(directory, sandbox, f"twin-{'net' if net else 'nonet'}")
             rows: dict[str, Callable[[], float]] = {
                 "isolate": python(sandbox),
+                "unmasked": python(box(programs, net=net, proc=isolate.Proc(masked=(), read_only=()))),
                 "twin": Driver(driver, "twin", [str(twin)]),
                 "plain": Driver(driver, "plain", [str(twin)]),
             }
