@@ -10,6 +10,7 @@ whose descriptors are all close-on-exec but those passed.
 from __future__ import annotations
 
 import os
+import select
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from isolate.cgroups.hierarchy import build, discover
@@ -125,8 +126,17 @@ def _lent(process: Process) -> list[int]:
 def _groups(process: Process) -> list[str]:
     """Directories of the cgroups that the running program is in and the caller is not."""
     membership = read_text(f"/proc/{process.pid}/cgroup")
-    if process.poll() is not None or not membership:
+    # Read by number, so asked after the reading: while the pidfd says that the program lives, the number is its own.
+    # (Not poll(), which waits for everything inside: the program may be gone and its number another's before that.)
+    if _ended(process.pidfd) or not membership:
         raise SetupError(ESRCH, "execute a further program", part="Process.exec", cause="the program has ended")
     own = {hierarchy.key: hierarchy.own for hierarchy in discover().hierarchies}
     theirs = build(read_text("/proc/self/mountinfo"), membership)
     return [h.own for h in theirs.hierarchies if h.own and h.own != own.get(h.key)]
+
+
+def _ended(pidfd: int) -> bool:
+    """Whether the program itself has ended: its pidfd is readable from then on, also after it was reaped."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))

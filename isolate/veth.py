@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Network"]
 
 _REQUEST, _ACK, _CREATE, _EXCL = 1, 4, 0x400, 0x200
+_ERROR = 2
 _NEWLINK, _SETLINK, _NEWADDR = 16, 19, 20
 _IFNAME, _LINKINFO, _NET_NS_FD = 3, 18, 28
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
@@ -114,9 +115,8 @@ def _ask(kind: int, flags: int, body: bytes, step: str) -> None:
     """One request, and the kernel's answer to it."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sock:
         header = struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | _ACK | flags, 1, 0)
-        sock.send(header + body)
-        answer = sock.recv(65536)
-    error = -struct.unpack_from("=i", answer, 16)[0]
+        sock.sendto(header + body, (0, 0))
+        error = _answer(sock, 1)
     if error:
         raise SetupError(
             error, step, part="Network", syscall="sendto",
@@ -125,3 +125,14 @@ def _ask(kind: int, flags: int, body: bytes, step: str) -> None:
                 errno.EPERM: "it needs CAP_NET_ADMIN in the network namespace",
             }.get(error, os.strerror(error)),
         )  # fmt: skip
+
+
+def _answer(sock: socket.socket, sequence: int) -> int:
+    """The errno, or 0, in the kernel's acknowledgement of this request. Other processes can write to a socket too."""
+    while True:
+        message, (sender, _) = sock.recvfrom(65536)
+        if sender or len(message) < 20:  # the kernel's port is 0
+            continue
+        _, kind, _, number, _, error = struct.unpack_from("=IHHIIi", message)
+        if kind == _ERROR and number == sequence:
+            return -int(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -10,6 +11,7 @@ import time
 import pytest
 
 import isolate
+from isolate import further
 
 from ..ordinary import as_ordinary_user
 
@@ -73,6 +75,7 @@ def test_without_namespaces_of_users() -> None:
 def test_as_an_ordinary_user() -> None:
     code = """
 import isolate
+from isolate import further
 from isolate import MountNamespace, NetNamespace, PidNamespace, UserNamespace
 box = isolate.Sandbox(UserNamespace(uid=7), PidNamespace(), NetNamespace(), MountNamespace())
 with box.spawn(["sleep", "100"]) as first:
@@ -210,3 +213,23 @@ def test_a_file_in_the_place_of_proc_is_not_believed() -> None:
         with isolate.attach(first) as there:
             assert there.run(["true"]).returncode == 0
         assert victim.poll() is None
+
+
+def test_the_program_is_pinned_by_its_own_pidfd() -> None:
+    """Its supervisor has not noticed the end yet, so the whole has not ended; the number may be anybody's."""
+    with isolate.Cgroup() as group, isolate.Sandbox(group).spawn(["sleep", "100"]) as process:
+        assert further._groups(process)
+        with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
+            parent = int(file.read().split("PPid:")[1].split()[0])
+        assert parent != os.getpid()
+        os.kill(parent, signal.SIGSTOP)
+        try:
+            process.send_signal(signal.SIGKILL)
+            poller = select.poll()
+            poller.register(process.pidfd, select.POLLIN)
+            assert poller.poll(30_000)
+            assert process.poll() is None
+            with pytest.raises(isolate.SetupError, match="ended"):
+                further._groups(process)
+        finally:
+            os.kill(parent, signal.SIGCONT)
