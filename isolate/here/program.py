@@ -96,7 +96,10 @@ def gather(parts: Iterable[Any]) -> list[Row]:
     for step, _ in new:
         flags = flags | step.clone_flags
     hints = {
-        errno.EINVAL: "the kernel was built without this kind of namespace, or the process has several threads",
+        errno.EINVAL: (
+            "the kernel was built without this kind of namespace, or the process has several threads, or its children"
+            " go into another pid namespace already"
+        ),
         errno.ENOSPC: "the limit of namespaces is reached: /proc/sys/user/max_*_namespaces",
     }
     step = Step(Phase.CLONE, ", ".join(s.text for s, _ in new), (call("unshare", flags),), hints=hints)
@@ -201,6 +204,9 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
         cause = cause or "it needs CAP_SYS_ADMIN in the user namespace that this thread is in"
         name = type(part).__name__ if type(part).__name__.endswith("Namespace") else "MountNamespace"
         remedy = f"run as root, or first enter both for good: UserNamespace().enter(), then {name}().enter()"
+        if name == "PidNamespace":
+            # Who is not in the namespace that its children get cannot make one more for them (unshare(2), EINVAL).
+            remedy += ", and use the block in a program that is then executed as a child"
     if error == errno.EACCES and cause is None and type(part).__name__ == "UserNamespace":
         cause = "this process is not dumpable, so its files in /proc are root's: it changed its ids since exec"
         remedy = "enter it before, or in a program that is executed with these ids"

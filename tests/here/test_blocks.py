@@ -475,6 +475,90 @@ print("fine", os.getuid())
     assert as_ordinary_user(code) == "fine 0\n"
 
 
+#: A part, and what it shows: in a user namespace that an ordinary user has entered, with threads where they may be.
+UNPRIVILEGED = {
+    "net": ("isolate.NetNamespace()", "ns('net')"),
+    "uts": ("isolate.UtsNamespace(hostname='inside')", "socket.gethostname()"),
+    "ipc": ("isolate.IpcNamespace()", "ns('ipc')"),
+    "cgroup": ("isolate.CgroupNamespace()", "ns('cgroup')"),
+    "mount": ("isolate.MountNamespace()", "ns('mnt')"),
+    "pid": ("isolate.PidNamespace()", "subprocess.check_output(['sh', '-c', 'echo $$']) == b'1\\n'"),
+    "time": (
+        "isolate.TimeNamespace(boottime=10**6)",
+        "subprocess.check_output(['cut', '-d.', '-f1', '/proc/uptime']).__len__() > 6",
+    ),
+    "capabilities": (
+        "isolate.Capabilities({'NET_ADMIN'})",
+        "isolate.Capabilities.of('thread-self').effective == frozenset({isolate.Cap.NET_ADMIN})",
+    ),
+    "umask": ("isolate.Credentials(umask=0o077)", "status('Umask')"),
+    "rlimits": ("isolate.Rlimits(nofile=64)", "subprocess.check_output(['sh', '-c', 'ulimit -Sn'])"),
+    "affinity": ("isolate.Scheduling(affinity=frozenset({0}))", "status('Cpus_allowed') == one()"),
+    "tmpfs": ("isolate.Tmpfs(home + '/a')", "os.path.exists(home + '/a/file')"),
+    "bind": ("isolate.Bind(home + '/b', home + '/a')", "os.path.exists(home + '/a/other')"),
+    "overlay": (
+        "isolate.Overlay(home + '/a', lower=[home + '/a', home + '/b'])",
+        "os.path.exists(home + '/a/other') and os.path.exists(home + '/a/file')",
+    ),
+    "together": (
+        "isolate.Sandbox(isolate.UtsNamespace(hostname='inside'), isolate.NetNamespace())",
+        "(ns('net'), socket.gethostname())",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNPRIVILEGED)
+def test_unprivileged_rows(name: str) -> None:
+    """Each in both directions, in a user namespace that an ordinary user has entered."""
+    part, look = UNPRIVILEGED[name]
+    code = f"""
+import os, socket, subprocess, sys, tempfile, threading, isolate
+inner = len(sys.argv) > 1
+ns = lambda kind: os.readlink("/proc/thread-self/ns/" + kind)
+status = lambda field: open("/proc/thread-self/status").read().split(field + ":")[1].split("\\n")[0].strip()
+one = lambda: "1".rjust(len(status("Cpus_allowed").replace(",", "")), "0")
+if not inner:
+    isolate.UserNamespace().enter()
+    for kind in ("Net", "Uts", "Ipc", "Cgroup", "Mount"):
+        getattr(isolate, kind + "Namespace")().enter()  # from the host's there would be no way back
+if {name!r} in ("pid", "time") and not inner:
+    try:
+        with {part}:
+            raise SystemExit("entered")
+    except isolate.SetupError as error:
+        assert error.errno == 1 and "way back" in str(error), error
+        assert ("executed" in str(error)) == ({name!r} == "pid"), error
+    # The remedy: both for good, and a program that is executed inside.
+    type({part})().enter()
+    this = open("/proc/self/cmdline").read().split(chr(0))[2]
+    raise SystemExit(subprocess.run([sys.executable, "-c", this, "inside"]).returncode)
+stop = threading.Event()
+if {name!r} != "time":  # refused with threads
+    threading.Thread(target=stop.wait).start()
+home = tempfile.mkdtemp()
+isolate.Sandbox().run(["true"])
+try:
+    for at in "ab":
+        os.mkdir(home + "/" + at)
+    open(home + "/a/file", "w").close()
+    open(home + "/b/other", "w").close()
+    state = lambda: (ns("net"), ns("uts"), ns("ipc"), ns("cgroup"), ns("mnt"), ns("pid_for_children"), status("CapEff"),
+                     open("/proc/thread-self/mountinfo").read(), sorted(os.listdir("/proc/self/fd")), os.getcwd())
+    before, outside = state(), {look}
+    for _ in range(3):
+        with {part}:
+            assert ({look}) != outside
+        assert ({look}) == outside
+        assert {name!r} in ("pid", "time") or state() == before, (before, state())
+    print("fine", os.getuid())
+finally:
+    stop.set()
+    import shutil
+    shutil.rmtree(home)
+"""
+    assert as_ordinary_user(code) == "fine 0\n"
+
+
 def test_user_namespace_with_threads() -> None:
     code = """
 import threading, isolate
