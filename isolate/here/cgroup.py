@@ -73,7 +73,8 @@ class _Move(Change):
         """Into the group of each hierarchy."""
         own = _membership()
         for key, directory in self._directories.items():
-            self._before[key] = own[key]
+            if own.get(key):  # where it cannot be seen there is no way back, for which check() refuses a block
+                self._before[key] = own[key]
             files.write(directory, self._file, self._id(), step=f"move this {self._number} into {directory}")
 
     def undo(self) -> None:
