@@ -106,7 +106,7 @@ class _Renamed(isolate.Change):
         self.name, self.before = name, ""
 
     def apply(self) -> None:
-        self.before = Path("/proc/thread-self/comm").read_text()
+        self.before = Path("/proc/thread-self/comm").read_text().rstrip("\n")
         Path("/proc/thread-self/comm").write_text(self.name)
 
     def undo(self) -> None:
