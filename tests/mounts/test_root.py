@@ -56,6 +56,29 @@ def test_nothing_of_the_old_root_is_left(shell: Shell) -> None:
     assert not set(str(shell("ls / /..", Proc(), *entries).stdout).split()) - inside - {"/:", "/..:"}
 
 
+@pytest.mark.parametrize("sys_there", [True, False])
+def test_the_scratch_needs_no_sys(sys_there: bool) -> None:
+    """It is put aside on the old root's /sys; where there is none, on the old root itself, and goes all the same."""
+    code = """
+import os
+from isolate import *
+table = "cut -d' ' -f5 /proc/self/mountinfo; test -d /sys"
+system = [Bind(d) for d in ("/usr", "/bin", "/lib", "/lib64")]
+box = Sandbox(PidNamespace(), Root(*system, Proc(), Dev(), File("/f", "x")))
+result = box.run(["sh", "-c", table], text=True)
+print(os.path.isdir("/sys"), result.returncode, " ".join(sorted(set(result.stdout.split()) - {"/"})))
+"""
+    known = {"proc", "sys", "dev"}
+    entries = [Bind(f"/{name}") for name in os.listdir("/") if name not in known and Path("/", name).is_dir()]
+    old = Root(*entries, Proc(masked=(), read_only=()), Dev(), *([Dir("/sys")] if sys_there else []))
+    box = Sandbox(UserNamespace(), old, Capabilities.all(), Seccomp(otherwise="allow"))
+    result = box.run([sys.executable, "-c", code], text=True)
+    there, status, *table = result.stdout.split()
+    assert (there, status) == (str(sys_there), "1"), result
+    assert {"/usr", "/dev", "/f"} <= set(table)
+    assert all(place.startswith(("/usr", "/bin", "/lib", "/dev", "/proc", "/f")) for place in table), table
+
+
 def test_the_hosts_mounts_stay(parts: tuple[Any, ...], place: Path) -> None:
     """While it runs and after. Other programs mount things too: what is ours is known by its name or its options."""
 
