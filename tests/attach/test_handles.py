@@ -91,9 +91,12 @@ def test_owner_and_parent() -> None:
 
 @pytest.mark.skipif(shutil.which("lsns") is None, reason="needs lsns")
 def test_as_lsns_says() -> None:
-    with isolate.Sandbox(isolate.NetNamespace(), isolate.PidNamespace(), isolate.UtsNamespace()).spawn(
-        ["sleep", "100"]
-    ) as process, isolate.attach(process) as there:
+    with (
+        isolate.Sandbox(isolate.NetNamespace(), isolate.PidNamespace(), isolate.UtsNamespace()).spawn(
+            ["sleep", "100"]
+        ) as process,
+        isolate.attach(process) as there,
+    ):
         told = json.loads(subprocess.check_output(["lsns", "--json", "--output", "NS,TYPE,NPROCS,PID"]))["namespaces"]
         rows = {str(row["ns"]): row for row in told}
         for handle, kind in ((there.net, "net"), (there.uts, "uts"), (there.pid_namespace, "pid")):

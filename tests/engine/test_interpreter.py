@@ -71,9 +71,7 @@ def run(*ops: Any, required: bool = True, section: int = Section.PAYLOAD) -> Ran
     registers = ffi.new("int64_t[]", fields[8])
     failed = ffi.new("uint32_t *")
     skipped = ffi.new("uint8_t[8]")
-    result = lib.iso_run_here(
-        ffi.cast("uint8_t *", memory), len(tape.data), section, registers, failed, skipped
-    )
+    result = lib.iso_run_here(ffi.cast("uint8_t *", memory), len(tape.data), section, registers, failed, skipped)
     data = bytes(ffi.buffer(memory))[fields[6] : fields[6] + fields[7]]
     return Ran(result, list(registers), failed[0], bool(skipped[0] & 1), data)
 

@@ -262,9 +262,7 @@ def test_group_that_cannot_be_removed_is_told(clean: Snapshot) -> None:
         directory = group.directories(process._session.pid, None)["pids"]
         Path(directory, "cgroup.procs").write_text(str(stranger.pid))
         process.kill()
-        with pytest.warns(
-            RuntimeWarning, match="remove the group of pids: Device or resource busy"
-        ):
+        with pytest.warns(RuntimeWarning, match="remove the group of pids: Device or resource busy"):
             process.result(30)
         process.close()
         Path(directory).parent.joinpath("cgroup.procs").write_text(str(stranger.pid))
