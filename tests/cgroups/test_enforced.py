@@ -127,7 +127,9 @@ work()
 """
 
 
-@pytest.mark.parametrize("busy", [BUSY, BUSY_THREADS], ids=["processes", "threads"])
+@pytest.mark.parametrize(
+    "busy", [pytest.param(BUSY, id="processes", marks=pytest.mark.slow), pytest.param(BUSY_THREADS, id="threads")]
+)
 def test_cpu_share_of_four_that_are_busy(busy: str) -> None:
     held = python(busy, Limits(cpu=0.1), timeout=5)  # little, so that a busy machine can give it
     assert held.verdict is Verdict.TIMEOUT

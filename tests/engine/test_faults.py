@@ -140,7 +140,7 @@ def distinct(calls: list[Call]) -> list[Call]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("name", ["without init", "root and limits", "newuidmap"])
+@pytest.mark.parametrize("name", ["without init", "root and limits", pytest.param("newuidmap", marks=pytest.mark.slow)])
 def test_one_call_fails(name: str, audit: str) -> None:
     case = Case(name, audit)
     chosen = distinct(case.undisturbed.calls)
