@@ -428,13 +428,15 @@ int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)
 		}
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
-		/* Room for one was given: the kernel closed any other. */
-		int32_t fd;
-		memcpy(&fd, CMSG_DATA(c), sizeof fd);
-		if (s->payload < 0)
-			s->payload = fd;
-		else
-			SYS1(close, fd);
+		/* Room for one was given, and with its padding two may have come: none but the first is wanted. */
+		for (size_t i = 0; CMSG_LEN((i + 1) * sizeof(int32_t)) <= c->cmsg_len; i++) {
+			int32_t fd;
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+			if (s->payload < 0)
+				s->payload = fd;
+			else
+				SYS1(close, fd);
+		}
 	}
 	/* There was no descriptor left for it: whoever has no pidfd could not signal the program. */
 	if (message.msg_flags & MSG_CTRUNC)

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 
 import isolate
 from isolate import DEVNULL, PIPE, MountNamespace, PidNamespace, Sandbox, SetupError, UserNamespace, native
+from isolate.native import ffi, lib
 
 from .fence import Fence
 from .leaks import children, descriptors
@@ -470,3 +472,20 @@ def test_mount_namespace_of_the_program_stays(clean: Snapshot) -> None:
 
 def test_the_package_says_its_version() -> None:
     assert isolate.__version__ == native.VERSION
+
+
+def test_descriptors_that_nobody_asked_for_are_closed() -> None:
+    """One that comes with a record is kept; a second, for which the padding leaves room, is not."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        start = ffi.new("struct iso_start *")
+        start.control, start.payload, start.pidfd = ours.fileno(), -1, -1
+        received = ffi.new("uint8_t[]", 64)
+        before = len(os.listdir("/proc/self/fd"))
+        socket.send_fds(theirs, [b"record"], [0, 0])
+        assert lib.iso_receive(start, received, 64) == 6
+        try:
+            assert len(os.listdir("/proc/self/fd")) == before + 1
+        finally:
+            os.close(start.payload)
