@@ -4,7 +4,7 @@
 
 Every row is the time from the call to the result: an empty static program run to its end in a user, mount, pid, ipc,
 uts and cgroup namespace (and a network one), with a root of four read-only binds, /proc, /dev and a /tmp, without
-capabilities, with no_new_privs and a small filter (bubblewrap: without a filter). Rows take turns, so that whatever
+capabilities, with no_new_privs and a small filter. Rows take turns, so that whatever
 else the machine does hits all alike:
 
     isolate      Sandbox.run from this Python program
@@ -67,17 +67,37 @@ def box(programs: Path, *, net: bool, proc: isolate.Proc | None = None) -> isola
     )  # fmt: skip
 
 
-def bubblewrap(programs: Path, *, net: bool) -> list[str] | None:
-    """The same by bwrap."""
+def small_filter(directory: Path) -> Path:
+    """The filter that isolate installs by default, as bwrap takes it."""
+    from isolate.seccomp import deny_user_namespaces
+
+    file = directory / "filter"
+    file.write_bytes(deny_user_namespaces())
+    return file
+
+
+def bubblewrap(programs: Path, *, net: bool, masked: bool) -> list[str] | None:
+    """The same by bwrap, with the filter on descriptor 9."""
     program = shutil.which("bwrap")
     if program is None:
         return None
+    cover: list[str] = []
+    if masked:
+        for name in isolate.Proc().masked:
+            path = f"/proc/{name}"
+            if os.path.isdir(path):
+                cover += ["--tmpfs", path, "--remount-ro", path]
+            elif os.path.exists(path):
+                cover += ["--ro-bind", "/dev/null", path]
+        for name in isolate.Proc().read_only:
+            if os.path.exists(f"/proc/{name}"):
+                cover += ["--ro-bind", f"/proc/{name}", f"/proc/{name}"]
     return [
         program, "--unshare-user", "--uid", "0", "--gid", "0", "--unshare-pid", "--unshare-ipc", "--unshare-uts",
         "--unshare-cgroup", *(["--unshare-net"] if net else []), "--ro-bind", str(programs), "/bin",
-        *(word for path in BINDS for word in ("--ro-bind", path, path)), "--proc", "/proc", "--dev", "/dev",
+        *(word for path in BINDS for word in ("--ro-bind", path, path)), "--proc", "/proc", *cover, "--dev", "/dev",
         "--size", "16777216", "--tmpfs", "/tmp", "--chdir", "/", "--clearenv", "--cap-drop", "ALL", "--new-session",
-        "--die-with-parent", PROGRAM,
+        "--die-with-parent", "--seccomp", "9", PROGRAM,
     ]  # fmt: skip
 
 
@@ -99,7 +119,7 @@ def calls(tape: tapes.Tape) -> str:
         f"#define STEPS {steps}",
         f'_Static_assert({registers} <= sizeof reg / sizeof *reg, "registers");',
     ]
-    for index, name in enumerate(("outer", "supervisor", "init", "payload", "after", "cleanup")):
+    for index, name in enumerate(("outer", "supervisor", "init", "payload", "after", "cleanup", "aside")):
         first, count = sections[2 * index : 2 * index + 2]
         lines += [f"static void {name}(void)", "{", "\tlong r = 0;", "\t(void)r;"]
         targets = {row[15] for row in rows[first : first + count] if row[1] & (lib.ISO_JUMP | lib.ISO_OPTIONAL)}
@@ -132,7 +152,8 @@ def statement(row: tuple[int, ...]) -> list[str]:
     args = [value(k, n) for k, n in zip(kinds, numbers, strict=True)]
     engine = {
         lib.ISO_OP_SYNC: "engine_sync", lib.ISO_OP_SESSION: "engine_session", lib.ISO_OP_FIND: "engine_find",
-        lib.ISO_OP_FDS: "engine_fds", lib.ISO_OP_EXEC: "engine_exec",
+        lib.ISO_OP_FDS: "engine_fds", lib.ISO_OP_EXEC: "engine_exec", lib.ISO_OP_ASIDE: "engine_aside",
+        lib.ISO_OP_MEET: "engine_meet",
     }  # fmt: skip
     if code in engine:
         return [f"{engine[code]}();"]
@@ -200,8 +221,10 @@ def prepare(directory: Path) -> tuple[Path, Path]:
 class Driver:
     """A C program that starts something once per byte, and times it."""
 
-    def __init__(self, driver: Path, kind: str, args: list[str], *, resident: int = 0) -> None:
-        environment = {"TWIN_RESIDENT": str(resident)}
+    def __init__(
+        self, driver: Path, kind: str, args: list[str], *, resident: int = 0, filter: Path | None = None
+    ) -> None:
+        environment = {"TWIN_RESIDENT": str(resident), **({"TWIN_FILTER": str(filter)} if filter else {})}
         self.process = subprocess.Popen(
             [str(driver), kind, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
         )  # fmt: skip
@@ -352,9 +375,10 @@ def main() -> None:
                 "twin": Driver(driver, "twin", [str(twin)]),
                 "plain": Driver(driver, "plain", [str(twin)]),
             }
-            command = bubblewrap(programs, net=net)
-            if command is not None:
-                rows["bubblewrap"] = Driver(driver, "exec", command)
+            for name, masked in (("bubblewrap", False), ("masked bwrap", True)):
+                command = bubblewrap(programs, net=net, masked=masked)
+                if command is not None:
+                    rows[name] = Driver(driver, "exec", command, filter=small_filter(directory))
             rows["exec"] = Driver(driver, "exec", [str(programs / "true")])
             words = "with" if net else "without"
             for pause, how in ((0.0, "in a burst"), (0.02, "20 ms apart")):

@@ -213,10 +213,47 @@ static void engine_exec(void)
 	stop();
 }
 
-/* Defines outer, supervisor, init, payload, after, cleanup; CLONE_FLAGS, HAS_PIDNS, HAS_INIT, SHARE, REGISTERS, STEPS. */
+static void engine_aside(void);
+static void engine_meet(void);
+
+/* Defines outer, supervisor, init, payload, after, cleanup, aside; CLONE_FLAGS, HAS_PIDNS, HAS_INIT, SHARE, REGISTERS, STEPS. */
 #include TWIN_CALLS
 
 static unsigned char stack[65536] __attribute__((aligned(16)));
+
+static long clone_shared(unsigned long flags, unsigned long signal, void (*fn)(void *))
+{
+	struct clone_args args;
+	memset(&args, 0, sizeof args);
+	args.flags = flags;
+	args.exit_signal = signal;
+	args.stack = (unsigned long)stack;
+	args.stack_size = sizeof stack;
+	return iso_clone_call(__NR_clone3, PTR(&args), sizeof args, 0, fn, 0);
+}
+
+static long second;
+
+static void run_aside(void *p)
+{
+	(void)p;
+	aside();
+	for (;;)
+		SYS1(exit_group, 0);
+}
+
+static void engine_aside(void)
+{
+	second = ok(clone_shared(CLONE_VM | CLONE_FILES, 0, run_aside));
+}
+
+static void engine_meet(void)
+{
+	int status = 0;
+	ok(SYS4(wait4, second, PTR(&status), 0x40000000, 0));
+	if (status)
+		stop();
+}
 
 static void run_payload(void *p)
 {
@@ -245,13 +282,7 @@ static void run_init(int write_end)
 		stop(); /* the supervisor has died */
 	long pid;
 	if (SHARE) {
-		struct clone_args args;
-		memset(&args, 0, sizeof args);
-		args.flags = CLONE_VFORK | CLONE_VM;
-		args.exit_signal = 17;
-		args.stack = (unsigned long)stack;
-		args.stack_size = sizeof stack;
-		pid = iso_clone_call(__NR_clone3, PTR(&args), sizeof args, 0, run_payload, 0);
+		pid = clone_shared(CLONE_VFORK | CLONE_VM, 17, run_payload);
 	} else {
 		pid = SYS5(clone, CLONE_VFORK | 17, 0, 0, 0, 0);
 		if (pid == 0)
@@ -376,7 +407,7 @@ __asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tbl twin_main\
  *   twin   PROGRAM is the launcher; started as the extension does, through a middle process, with a tape's worth of bytes
  *   plain  the same, by one vfork and without the bytes: what a C program with nothing to hide would do
  *   exec   any program, by vfork and exec
- * TWIN_RESIDENT bytes of the driver's memory are touched first. */
+ * TWIN_RESIDENT bytes of the driver's memory are touched first. TWIN_FILTER is a file that the program finds open as 9. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -391,6 +422,7 @@ __asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tbl twin_main\
 #include <unistd.h>
 
 #define STACK 16384
+#define FILTER 9 /* where bubblewrap finds its filter */
 #ifndef PACKED
 #define PACKED 8192 /* bytes of a tape and its run block */
 #endif
@@ -398,6 +430,7 @@ __asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tbl twin_main\
 static struct {
 	int program, fds[6], count, pidfd;
 	char **argv;
+	const char *filter;
 	unsigned char middle_stack[STACK] __attribute__((aligned(16)));
 	unsigned char launcher_stack[STACK] __attribute__((aligned(16)));
 } s;
@@ -438,8 +471,7 @@ static void middle(void *p)
 
 static void nulls(void)
 {
-	for (int i = 0; i < 3; i++)
-		s.fds[i] = open("/dev/null", (i ? O_WRONLY : O_RDONLY) | O_CLOEXEC);
+	s.fds[0] = s.fds[1] = s.fds[2] = open("/dev/null", O_RDWR | O_CLOEXEC);
 }
 
 static int launch(int plain)
@@ -469,7 +501,7 @@ static int launch(int plain)
 		SYS4(wait4, pid, 0, __WALL, 0);
 	}
 	SYS4(rt_sigprocmask, SIG_SETMASK, PTR(&before), 0, 8);
-	for (int i = 0; i < 6; i++)
+	for (int i = 2; i < 6; i++)
 		close(s.fds[i]);
 	struct pollfd fd = {.fd = pair[0], .events = POLLIN};
 	poll(&fd, 1, -1);
@@ -492,6 +524,8 @@ static int execute(void)
 		nulls();
 		for (int i = 0; i < 3; i++)
 			dup2(s.fds[i], i);
+		if (s.filter)
+			dup2(open(s.filter, O_RDONLY), FILTER);
 		execv(s.argv[0], s.argv);
 		_exit(127);
 	}
@@ -505,6 +539,7 @@ int main(int argc, char **argv)
 	if (argc < 3)
 		return 2;
 	s.argv = argv + 2;
+	s.filter = getenv("TWIN_FILTER");
 	const char *resident = getenv("TWIN_RESIDENT");
 	if (resident && atol(resident)) {
 		char *memory = mmap(0, (size_t)atol(resident), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
