@@ -38,8 +38,8 @@ int64_t iso_run_here(uint8_t *tape, uint64_t size, int section, int64_t *registe
 		return r;
 	if (section < 0 || section >= ISO_SECTIONS)
 		return -EINVAL;
-	const uint32_t bitmap = (((const struct iso_header *)(void *)tape)->steps + 7) / 8;
-	struct iso_shared *shared = calloc(1, sizeof *shared + bitmap);
+	const uint32_t steps = ((const struct iso_header *)(void *)tape)->steps;
+	struct iso_shared *shared = calloc(1, sizeof *shared + steps);
 	if (!shared)
 		return -ENOMEM;
 	struct iso_machine m;
@@ -47,7 +47,7 @@ int64_t iso_run_here(uint8_t *tape, uint64_t size, int section, int64_t *registe
 	registers[ISO_REG_SELF] = SYS0(getpid);
 	r = iso_machine_run(&m, section);
 	*failed_op = m.failed_op;
-	memcpy(skipped, shared->skipped, bitmap);
+	memcpy(skipped, shared->skipped, steps);
 	free(shared);
 	return r;
 }

@@ -198,6 +198,7 @@ void iso_machine_init(struct iso_machine *m, uint8_t *base, int64_t *registers, 
 	m->sync_fd = -1;
 	m->exec_fd = -1;
 	m->failed_op = ISO_OP_NONE;
+	m->aside_op = ISO_OP_NONE;
 }
 
 static int64_t argument(const struct iso_machine *m, const struct iso_op *op, int i, uint32_t counter)
@@ -486,7 +487,7 @@ static int64_t attempt(struct iso_machine *m, const struct iso_op *op, uint32_t 
 
 static void skip(struct iso_machine *m, const struct iso_op *op)
 {
-	m->shared->skipped[op->step / 8] |= (uint8_t)(1u << (op->step % 8));
+	m->shared->skipped[op->step] = 1;
 }
 
 static int64_t run_ops(struct iso_machine *m, uint32_t at, uint32_t end)
@@ -511,7 +512,7 @@ static int64_t run_ops(struct iso_machine *m, uint32_t at, uint32_t end)
 				next = op->jump;
 				break;
 			}
-			m->failed_op = at;
+			m->failed_op = op->code == ISO_OP_MEET && m->aside_op != ISO_OP_NONE ? m->aside_op : at;
 			return r;
 		}
 		at = next;
@@ -550,5 +551,5 @@ int64_t iso_machine_clean(struct iso_machine *m, int section)
 
 /* Python packs these by format strings: a layout that moves must not compile. */
 _Static_assert(sizeof(struct iso_op) == 88, "struct iso_op");
-_Static_assert(sizeof(struct iso_header) == 128, "struct iso_header");
+_Static_assert(sizeof(struct iso_header) == 136, "struct iso_header");
 _Static_assert(sizeof(struct iso_run) == 56, "struct iso_run");

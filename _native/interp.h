@@ -16,7 +16,7 @@ struct iso_shared {
 	uint32_t executing; /* the payload has come as far as execve */
 	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init */
 	uint8_t head[ISO_HEAD];
-	uint8_t skipped[]; /* bitmap by step */
+	uint8_t skipped[]; /* a byte for each step, not a bit: the section ASIDE runs at the same time as init's */
 };
 
 struct iso_machine {
@@ -30,6 +30,7 @@ struct iso_machine {
 	int32_t sync_fd;
 	int32_t exec_fd; /* without init: closed by a successful exec; without a pid namespace: by init, when the program ends */
 	uint32_t failed_op;
+	uint32_t aside_op; /* the op that failed in the section ASIDE */
 };
 
 /* 0, or -errno of what is wrong with the tape in `size` bytes at `base` (8-byte aligned). */

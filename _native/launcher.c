@@ -355,20 +355,22 @@ static void run_helper(void *p)
 
 static uint8_t child_stack[STACK_SIZE] __attribute__((aligned(16)));
 
-/* clone with memory shared until exec and the parent suspended: vfork, on a stack of its own. */
-static int64_t clone_shared(uint64_t flags, void (*fn)(void *), void *arg, int32_t *pidfd)
+/* clone with memory shared, on a stack of its own: one at a time. `tid`, unless it is 0, is the pid it is to have. */
+static int64_t clone_shared(uint64_t flags, uint64_t exit_signal, void (*fn)(void *), void *arg, int32_t *pidfd, int32_t tid)
 {
 	struct clone_args args;
 	memset(&args, 0, sizeof args);
+	args.set_tid = tid ? (uint64_t)(uintptr_t)&tid : 0;
+	args.set_tid_size = tid != 0;
 	args.flags = flags;
 	args.pidfd = (uint64_t)(uintptr_t)pidfd;
-	args.exit_signal = SIGCHLD_;
+	args.exit_signal = exit_signal;
 	args.stack = (uint64_t)(uintptr_t)child_stack;
 	args.stack_size = sizeof child_stack;
 	int64_t pid = iso_clone_call(__NR_clone3, PTR(&args), sizeof args, 0, fn, arg);
 	if (pid == -ENOSYS)
 		/* Docker's filter answers so, since it cannot read clone3's flags; clone has all that is needed here. */
-		pid = iso_clone_call(__NR_clone, (int64_t)(flags | SIGCHLD_), PTR(child_stack + sizeof child_stack), PTR(pidfd), fn, arg);
+		pid = iso_clone_call(__NR_clone, (int64_t)(flags | exit_signal), PTR(child_stack + sizeof child_stack), PTR(pidfd), fn, arg);
 	return pid;
 }
 
@@ -378,7 +380,7 @@ static int64_t run_host_program(struct iso_machine *m, const int64_t *arg)
 	struct helper h = {(const char *)(uintptr_t)arg[0], (char **)(uintptr_t)arg[1], 0};
 	int32_t status = 0;
 	(void)m;
-	int64_t pid = clone_shared(CLONE_VM | CLONE_VFORK, run_helper, &h, NULL);
+	int64_t pid = clone_shared(CLONE_VM | CLONE_VFORK, SIGCHLD_, run_helper, &h, NULL, 0);
 	if (pid < 0)
 		return pid;
 	int64_t r;
@@ -388,6 +390,45 @@ static int64_t run_host_program(struct iso_machine *m, const int64_t *arg)
 	if (r < 0 || h.error < 0)
 		return r < 0 ? r : h.error;
 	return status == 0 ? 0 : -ECHILD;
+}
+
+/* What takes long and needs nothing of what init does meanwhile (the kernel's set-up of a network namespace takes as
+ * long as all else together) is done by a second process. Memory and descriptors are init's, so what it finds is found
+ * there too; namespaces are what it changes, and those are each process's own. */
+static struct {
+	struct iso_machine machine; /* registers are shared, where it failed is not */
+	int64_t pid, result;
+} aside;
+
+static void run_aside(void *p)
+{
+	(void)p;
+	aside.result = iso_machine_run(&aside.machine, ISO_ASIDE);
+	exit_now(0);
+}
+
+static int64_t begin_aside(const struct iso_machine *m)
+{
+	aside.machine = *m;
+	aside.result = -ESRCH; /* somebody killed it */
+	/* No signal at its end: the payload's is the one that init waits for. A number that is asked for does not advance
+	 * the count: the payload is 2, as it would be without this. */
+	aside.pid = clone_shared(CLONE_VM | CLONE_FILES, 0, run_aside, NULL, NULL, m->header->flags & ISO_TAPE_PIDNS ? 2 : 0);
+	if (aside.pid < 0)
+		/* There was no room for a second one. What it does can be done here as well, it takes longer. */
+		aside.result = iso_machine_run(&aside.machine, ISO_ASIDE);
+	return 0;
+}
+
+static int64_t meet_aside(struct iso_machine *m)
+{
+	int64_t r = 0;
+	while (aside.pid > 0 && (r = SYS4(wait4, aside.pid, 0, 0x40000000 /* __WALL */, 0)) == -EINTR)
+		;
+	if (r < 0)
+		return r;
+	m->aside_op = aside.machine.failed_op;
+	return aside.result;
 }
 
 int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int64_t *arg)
@@ -412,6 +453,10 @@ int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int6
 		return execute_program(m);
 	case ISO_OP_RUN:
 		return run_host_program(m, arg);
+	case ISO_OP_ASIDE:
+		return begin_aside(m);
+	case ISO_OP_MEET:
+		return meet_aside(m);
 	default:
 		return -ENOSYS;
 	}
@@ -577,7 +622,7 @@ static void run_init(struct iso_machine *m)
 		flags |= CLONE_VM;
 	int64_t payload;
 	if (flags & CLONE_VM) {
-		payload = clone_shared(flags, run_payload, m, &pidfd);
+		payload = clone_shared(flags, SIGCHLD_, run_payload, m, &pidfd, 0);
 	} else {
 		payload = SYS5(clone, flags | SIGCHLD_, 0, PTR(&pidfd), 0, 0);
 		if (payload == 0)
@@ -796,7 +841,7 @@ static void supervise(struct supervisor *s)
 
 static size_t record_size(const struct iso_header *h)
 {
-	return sizeof(struct iso_record) + (h->steps + 7) / 8 + h->report_size;
+	return sizeof(struct iso_record) + h->steps + h->report_size;
 }
 
 static void tell_end(const struct supervisor *s, int64_t cleanup_error)
@@ -804,7 +849,7 @@ static void tell_end(const struct supervisor *s, int64_t cleanup_error)
 	const struct iso_machine *m = &s->machine;
 	struct iso_record *record = s->record;
 	const struct iso_shared *shared = m->shared;
-	const uint32_t skipped = (m->header->steps + 7) / 8;
+	const uint32_t skipped = m->header->steps;
 	const uint32_t report = m->header->report_size;
 	struct rusage tree;
 	memset(&tree, 0, sizeof tree);
@@ -881,7 +926,7 @@ static void load(struct supervisor *s)
 	base = SYS6(mmap, 0, registers, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!mapped(base))
 		refuse(ISO_STAGE_MEMORY, base);
-	s->shared_size = (uint32_t)(sizeof(struct iso_shared) + (h->steps + 7) / 8);
+	s->shared_size = (uint32_t)(sizeof(struct iso_shared) + h->steps);
 	int64_t shared = SYS6(mmap, 0, s->shared_size, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (!mapped(shared))
 		refuse(ISO_STAGE_MEMORY, shared);

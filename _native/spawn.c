@@ -223,11 +223,16 @@ int64_t iso_open_pty(int32_t *ends)
 	return 0;
 }
 
-static int64_t connect_stream(struct iso_start *s, int i, int32_t *table, int32_t *opened)
+struct streams {
+	int32_t wanted[3], nonblocking;
+	int32_t null; /* one for all, as in subprocess */
+};
+
+static int64_t connect_stream(struct iso_start *s, struct streams *q, int i, int32_t *table, int32_t *opened)
 {
 	int32_t ends[2];
 	int64_t r;
-	switch (s->stdio[i]) {
+	switch (q->wanted[i]) {
 	case ISO_PIPE:
 		r = SYS2(pipe2, PTR(ends), O_CLOEXEC);
 		if (r < 0)
@@ -235,17 +240,21 @@ static int64_t connect_stream(struct iso_start *s, int i, int32_t *table, int32_
 		*opened = table[i] = ends[i ? 1 : 0];
 		s->ours[i] = ends[i ? 0 : 1];
 		/* Only our end: file status flags belong to the open file, and theirs is another. */
-		return s->nonblocking ? SYS3(fcntl, s->ours[i], F_SETFL, O_NONBLOCK | (i ? O_RDONLY : O_WRONLY)) : 0;
+		return q->nonblocking ? SYS3(fcntl, s->ours[i], F_SETFL, O_NONBLOCK | (i ? O_RDONLY : O_WRONLY)) : 0;
 	case ISO_DEVNULL:
-		r = SYS4(openat, AT_FDCWD, PTR("/dev/null"), (i ? O_WRONLY : O_RDONLY) | O_CLOEXEC, 0);
-		if (r >= 0)
-			*opened = table[i] = (int32_t)r;
-		return r;
+		if (q->null < 0) {
+			r = SYS4(openat, AT_FDCWD, PTR("/dev/null"), O_RDWR | O_CLOEXEC, 0);
+			if (r < 0)
+				return r;
+			*opened = q->null = (int32_t)r;
+		}
+		table[i] = q->null;
+		return 0;
 	case ISO_STDOUT:
 		table[i] = table[1];
 		return 0;
 	default:
-		table[i] = s->stdio[i];
+		table[i] = q->wanted[i];
 		return 0;
 	}
 }
@@ -339,24 +348,31 @@ int64_t iso_make_launcher(const uint8_t *image, uint64_t size)
 	return before->fd;
 }
 
-int64_t iso_start(struct iso_start *s)
+void iso_begin(struct iso_start *s)
+{
+	for (int i = 0; i < 3; i++)
+		s->ours[i] = -1;
+	s->control = s->payload = s->pid = s->pidfd = -1;
+	s->sender = 0;
+	s->owner = (int32_t)SYS0(getpid);
+}
+
+int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
+		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
+		  int32_t program, const char *path, int32_t direct)
 {
 	/* 0, 1, 2, control, tape, owner: what the launcher finds at these numbers. */
 	int32_t table[ISO_MAX_SLOTS];
 	table[0] = table[1] = table[2] = -1;
 	int32_t opened[ISO_SLOT_FREE] = {-1, -1, -1, -1, -1, -1};
 	int32_t pair[2];
+	struct streams q = {{in, out, err}, nonblocking, -1};
 	int64_t r = 0;
-	for (int i = 0; i < 3; i++)
-		s->ours[i] = -1;
-	s->control = s->payload = s->pid = s->pidfd = -1;
-	s->sender = 0;
-	s->owner = (int32_t)SYS0(getpid);
 	s->stage = ISO_START_STREAMS;
-	if (s->slot_count < 0 || s->slot_count + ISO_SLOT_FREE > ISO_MAX_SLOTS || s->stdio[0] == ISO_STDOUT || s->stdio[1] == ISO_STDOUT)
+	if (slot_count < 0 || slot_count + ISO_SLOT_FREE > ISO_MAX_SLOTS || in == ISO_STDOUT || out == ISO_STDOUT)
 		return -EINVAL;
 	for (int i = 0; i < 3 && r >= 0; i++)
-		r = connect_stream(s, i, table, &opened[i]);
+		r = connect_stream(s, &q, i, table, &opened[i]);
 	if (r >= 0) {
 		s->stage = ISO_START_CONTROL;
 		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
@@ -374,9 +390,9 @@ int64_t iso_start(struct iso_start *s)
 	}
 	if (r >= 0) {
 		table[ISO_SLOT_TAPE] = opened[ISO_SLOT_TAPE] = (int32_t)r;
-		r = write_all((int32_t)r, s->tape, s->tape_size);
+		r = write_all((int32_t)r, tape, tape_size);
 		if (r == 0)
-			r = write_all(opened[ISO_SLOT_TAPE], s->run, s->run_size);
+			r = write_all(opened[ISO_SLOT_TAPE], run, run_size);
 	}
 	if (r >= 0) {
 		s->stage = ISO_START_OWNER;
@@ -385,19 +401,19 @@ int64_t iso_start(struct iso_start *s)
 	}
 	if (r >= 0) {
 		table[ISO_SLOT_OWNER] = opened[ISO_SLOT_OWNER] = (int32_t)r;
-		for (int32_t i = 0; i < s->slot_count; i++)
-			table[ISO_SLOT_FREE + i] = s->slots[i];
-		struct iso_spawn q = {
-			.program = s->program,
-			.path = s->path,
+		for (int32_t i = 0; i < slot_count; i++)
+			table[ISO_SLOT_FREE + i] = slots[i];
+		struct iso_spawn request = {
+			.program = program,
+			.path = path,
 			.fds = table,
-			.fd_count = ISO_SLOT_FREE + s->slot_count,
-			.direct = s->direct,
+			.fd_count = ISO_SLOT_FREE + slot_count,
+			.direct = direct,
 		};
-		r = iso_spawn(&q);
-		s->stage = q.stage;
-		s->pid = q.pid;
-		s->pidfd = q.pidfd;
+		r = iso_spawn(&request);
+		s->stage = request.stage;
+		s->pid = request.pid;
+		s->pidfd = request.pidfd;
 	}
 	for (int i = 0; i < ISO_SLOT_FREE; i++)
 		iso_close(&opened[i]);

@@ -36,25 +36,14 @@ int64_t iso_spawn(struct iso_spawn *request);
 /* All that a start opens, opened in one call and kept in one place: a KeyboardInterrupt between two lines of Python
  * finds either nothing or what its owner will close. */
 struct iso_start {
-	const uint8_t *tape;
-	uint64_t tape_size;
-	const uint8_t *run;
-	uint64_t run_size;
-	const int32_t *slots; /* descriptors behind the fixed ones */
-	int32_t slot_count;
-	int32_t stdio[3];     /* a descriptor, ISO_PIPE, ISO_DEVNULL, or for stderr ISO_STDOUT */
-	int32_t nonblocking;  /* our ends of the pipes */
-	int32_t program;
-	const char *path;
-	int32_t direct;
-	int32_t ours[3];      /* out: our ends of the pipes, -1 where there is none */
-	int32_t control;      /* out */
+	int32_t ours[3];      /* our ends of the pipes, -1 where there is none */
+	int32_t control;
 	int32_t payload;      /* out of iso_receive: pidfd of the payload */
 	int32_t sender;       /* out of iso_receive: pid of the payload, where it told (ISO_RECORD_PROGRAM); else 0 */
-	int32_t pid;          /* out: of the launcher */
-	int32_t pidfd;        /* out: of the launcher */
+	int32_t pid;          /* of the launcher */
+	int32_t pidfd;        /* of the launcher */
 	int32_t stage;
-	int32_t owner;        /* out: the process that started it; a forked child may not take it down */
+	int32_t owner;        /* the process that started it; a forked child may not take it down */
 };
 
 /* The launcher in a sealed memfd, made once: its descriptor, or -ENOENT when it has to be made (again: a program may have
@@ -63,8 +52,14 @@ int64_t iso_launcher_fd(void);
 /* Make it from its bytes: its descriptor, or -EACCES where the kernel forbids executable memfds. */
 int64_t iso_make_launcher(const uint8_t *image, uint64_t size);
 
-/* 0 or -errno; on an error everything opened is closed again. */
-int64_t iso_start(struct iso_start *start);
+/* Nothing is open yet. */
+void iso_begin(struct iso_start *start);
+/* 0 or -errno; on an error everything opened is closed again. `slots` are the descriptors behind the fixed ones; `in`,
+ * `out` and `err` a descriptor, ISO_PIPE, ISO_DEVNULL, or for stderr ISO_STDOUT; `nonblocking` makes our ends of the pipes
+ * so; the launcher is `program`, or where that is -1 the file `path`; `direct` as in iso_spawn. */
+int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
+		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
+		  int32_t program, const char *path, int32_t direct);
 /* One record from the control socket, without waiting: its size, 0 at the end of file, or -errno. A descriptor that comes
  * along with the first becomes `payload`; any other is closed. */
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);

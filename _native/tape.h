@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define ISO_TAPE_MAGIC 0x31455041544f5349ull /* "ISOTAPE1" */
-#define ISO_TAPE_ABI 1
+#define ISO_TAPE_ABI 2
 #define ISO_MAX_OPS 65535
 #define ISO_MAX_REGISTERS 4096
 #define ISO_MAX_SLOTS 1024
@@ -24,6 +24,7 @@ enum {
 	ISO_PAYLOAD,    /* the child of init, before exec */
 	ISO_AFTER,      /* init, once the payload runs */
 	ISO_CLEANUP,    /* supervisor, once everything inside is dead */
+	ISO_ASIDE,      /* a second process of init's, while init goes on: from OP_ASIDE to OP_MEET */
 	ISO_SECTIONS
 };
 
@@ -41,6 +42,8 @@ enum {
 	ISO_OP_RMTREE,   /* supervisor: remove a directory tree of empty directories (cgroups), retrying while busy */
 	ISO_OP_RUN,      /* supervisor: run a host program (newuidmap) and wait; a status other than 0 is ECHILD */
 	ISO_OP_LINE,     /* look for a line in a text; error when it is not among them */
+	ISO_OP_ASIDE,    /* init: begin the section ASIDE in a second process */
+	ISO_OP_MEET,     /* init: wait until that has ended; its error is that of the op there */
 	ISO_OP_MAX
 };
 
@@ -191,7 +194,7 @@ struct iso_record {
 	uint32_t skipped_size;
 	uint32_t report_size;
 	uint8_t head[ISO_HEAD];
-	/* then skipped_size bytes (bitmap by step) and report_size bytes */
+	/* then skipped_size bytes (1: this step was skipped) and report_size bytes */
 };
 
 #define ISO_OP_NONE 0xffffffffu

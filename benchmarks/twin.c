@@ -221,12 +221,14 @@ static void engine_meet(void);
 
 static unsigned char stack[65536] __attribute__((aligned(16)));
 
-static long clone_shared(unsigned long flags, unsigned long signal, void (*fn)(void *))
+static long clone_shared(unsigned long flags, unsigned long signal, void (*fn)(void *), int tid)
 {
 	struct clone_args args;
 	memset(&args, 0, sizeof args);
 	args.flags = flags;
 	args.exit_signal = signal;
+	args.set_tid = tid ? (unsigned long)&tid : 0;
+	args.set_tid_size = tid != 0;
 	args.stack = (unsigned long)stack;
 	args.stack_size = sizeof stack;
 	return iso_clone_call(__NR_clone3, PTR(&args), sizeof args, 0, fn, 0);
@@ -244,7 +246,7 @@ static void run_aside(void *p)
 
 static void engine_aside(void)
 {
-	second = ok(clone_shared(CLONE_VM | CLONE_FILES, 0, run_aside));
+	second = ok(clone_shared(CLONE_VM | CLONE_FILES, 0, run_aside, HAS_PIDNS ? 2 : 0));
 }
 
 static void engine_meet(void)
@@ -282,7 +284,7 @@ static void run_init(int write_end)
 		stop(); /* the supervisor has died */
 	long pid;
 	if (SHARE) {
-		pid = clone_shared(CLONE_VFORK | CLONE_VM, 17, run_payload);
+		pid = clone_shared(CLONE_VFORK | CLONE_VM, 17, run_payload, 0);
 	} else {
 		pid = SYS5(clone, CLONE_VFORK | 17, 0, 0, 0, 0);
 		if (pid == 0)

@@ -38,6 +38,9 @@ class Launch:
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Steps of init and of the payload."""
+        # Only in a plan that has something to do there.
+        yield Step(Phase.BEGIN_ASIDE, "begin with what a second process does meanwhile (below)", (Engine("aside"),))
+        yield Step(Phase.MEET_ASIDE, "wait until the second process has ended", (Engine("meet"),))
         yield Step(Phase.SYNC, "wait until the supervisor has written the id maps", (Engine("sync"),))
         yield Step(Phase.HARDEN, "not dumpable: nobody inside can trace init", (call("prctl", PR_SET_DUMPABLE, 0),))
         yield Step(Phase.SESSION, "new session, without a terminal unless one is given", (Engine("session"),))

@@ -39,6 +39,7 @@ _SECTIONS = {
     Section.PAYLOAD: "payload (the process that becomes the program)",
     Section.AFTER: "init (once the program runs)",
     Section.CLEANUP: "supervisor (once everything inside is dead)",
+    Section.ASIDE: "a second process of init's (meanwhile)",
 }
 
 _ENGINE = {
@@ -47,6 +48,8 @@ _ENGINE = {
     "find": "statx(), faccessat() along PATH",
     "fds": "close_range(0, ~0, CLOSE_RANGE_CLOEXEC); dup3(those wanted)",
     "exec": "execve(program)",
+    "aside": "clone3(CLONE_VM|CLONE_FILES)",
+    "meet": "wait4(it)",
 }
 
 

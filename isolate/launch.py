@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from isolate.tape import Tape
 
 _KIND = struct.Struct("<I")
+_PATH = os.fsencode(native.LAUNCHER_PATH)
 RECORD = struct.Struct(f"<IiIIiiiI4QII{lib.ISO_HEAD}s")
 
 
@@ -101,28 +102,19 @@ class Session:
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
         # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
         start = ffi.new("struct iso_start *")
-        start.control = start.payload = start.pidfd = -1
-        start.ours = [-1, -1, -1]
+        lib.iso_begin(start)
         self._start = ffi.gc(start, lib.iso_release)
         self.stdio: Any = start.ours
         lender = tape.plan.context.lender
         if lender is not None:
             self.lent = lender.take()
             slots = [fd if fd >= 0 else self.lent.fds[-1 - fd] for fd in slots]
-        data = [
-            ffi.from_buffer("uint8_t[]", tape.data),
-            ffi.from_buffer("uint8_t[]", run),
-            ffi.new("int32_t[]", list(slots)),
-            ffi.new("char[]", os.fsencode(native.LAUNCHER_PATH)),
-        ]
-        start.tape, start.run, start.slots, start.path = data
-        start.tape_size, start.run_size, start.slot_count = len(tape.data), len(run), len(slots)
-        start.stdio = list(stdio)
-        start.nonblocking = nonblocking
-        start.program = self._launcher()
-        start.direct = self.direct
         _reaping.collect()
-        result = lib.iso_start(start)
+        # One call with all in it: bytes and list are lent to it for as long as it takes.
+        result = lib.iso_start(
+            start, tape.data, len(tape.data), run, len(run), slots, len(slots), *stdio, nonblocking, self._launcher(),
+            _PATH, self.direct,
+        )  # fmt: skip
         if result < 0:
             from isolate.diagnosis import start_error
 
@@ -171,7 +163,7 @@ class Session:
         :raises EOFError: the launcher is gone without having told an end.
         :raises OSError: it could not be received: EMFILE, no descriptor is left for the program's pidfd.
         """
-        size = RECORD.size + len(self.tape.plan.steps) // 8 + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
+        size = RECORD.size + len(self.tape.plan.steps) + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
         buffer = ffi.new("uint8_t[]", size)
         received = lib.iso_receive(self._start, buffer, size)
         if received == -errno.EAGAIN:

@@ -350,23 +350,41 @@ class NetNamespace(_Namespace, Reversible):
     flag: ClassVar[Constant] = CLONE_NEWNET
 
     def steps(self, context: Context) -> Iterator[Step]:
-        """The flag, and loopback up by SIOCSIFFLAGS."""
-        yield from super().steps(context)
-        if self.joined or not self.loopback:
+        """A new one beside the set-up of the rest, or the flag of clone; loopback up by SIOCSIFFLAGS."""
+        if self.joined or not _apart(context):
+            yield from super().steps(context)
+            if not self.joined and self.loopback:
+                yield Step(Phase.SYSTEM, "loopback up", tuple(_socket(loopback=True)))
             return
-        fd = Register("socket")
-        request = Buffer(
-            b"lo".ljust(16, b"\0") + (0x41).to_bytes(2, "little") + bytes(22), "ifreq"
-        )  # IFF_UP|IFF_RUNNING
-        yield Step(
-            Phase.SYSTEM,
-            "loopback up",
-            (
-                call("socket", Constant(2, "AF_INET"), Constant(0x80002, "SOCK_DGRAM|SOCK_CLOEXEC"), 0, out=fd),
-                call("ioctl", fd, Constant(0x8914, "SIOCSIFFLAGS"), request),
-                call("close", fd),
-            ),
-        )
+        namespace = Register("namespace")
+        up = ", loopback up" if self.loopback else ""
+        ops = (call("unshare", self.flag), *_socket(loopback=self.loopback, namespace=namespace))
+        yield Step(Phase.ASIDE, f"new {self.kind} namespace{up}", ops)
+        entering = (call("setns", namespace, self.flag), call("close", namespace))
+        yield Step(Phase.NETWORK, f"enter the {self.kind} namespace that was made meanwhile", entering)
+
+
+def _apart(context: Context) -> bool:
+    """Whether a network namespace can be made while the rest is set up: by a second process, where there is an init to
+    wait for it, and with nobody who wants to see the network earlier."""
+    pid = context.find(PidNamespace)
+    if not context.executes or (pid is not None and not pid.init):
+        return False
+    things = [*context.parts, *(entry for part in context.parts for entry in getattr(part, "entries", ()))]
+    return not any(getattr(thing, "needs_network", False) for thing in things)
+
+
+def _socket(*, loopback: bool, namespace: Register | None = None) -> list[Op]:
+    """By a socket in it: bring its loopback up, and get a descriptor of it without any /proc."""
+    fd = Register("socket")
+    ops: list[Op] = [call("socket", Constant(2, "AF_INET"), Constant(0x80002, "SOCK_DGRAM|SOCK_CLOEXEC"), 0, out=fd)]
+    if loopback:
+        flags = (0x41).to_bytes(2, "little")  # IFF_UP|IFF_RUNNING
+        request = Buffer(b"lo".ljust(16, b"\0") + flags + bytes(22), "ifreq")
+        ops.append(call("ioctl", fd, Constant(0x8914, "SIOCSIFFLAGS"), request))
+    if namespace is not None:
+        ops.append(call("ioctl", fd, Constant(0x894C, "SIOCGSKNS"), out=namespace))  # Linux 4.10
+    return [*ops, call("close", fd)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,7 +438,7 @@ class CgroupNamespace(_Namespace, Reversible):
             yield from super().steps(context)
         else:
             text = "new cgroup namespace: its root is the group that this process is in"
-            yield Step(Phase.SYSTEM, text, (call("unshare", self.flag),))
+            yield Step(Phase.NAMESPACES, text, (call("unshare", self.flag),))
 
 
 @dataclass(frozen=True, kw_only=True)

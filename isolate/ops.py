@@ -287,7 +287,7 @@ class RunHost:
 
 
 class Engine:
-    """An op that only the launcher knows: ``sync``, ``session``, ``find``, ``fds``, ``exec``."""
+    """An op that only the launcher knows: ``sync``, ``session``, ``find``, ``fds``, ``exec``, ``aside``, ``meet``."""
 
     __slots__ = ("name",)
 

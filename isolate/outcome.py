@@ -89,7 +89,7 @@ def applied(record: Record, tape: Tape) -> dict[str, bool]:
         return dict.fromkeys(tape.names, True)
     held: dict[str, bool] = {}
     for index, part in enumerate(tape.plan.owners):
-        skipped = bool(record.skipped[index // 8] >> (index % 8) & 1) if index // 8 < len(record.skipped) else False
+        skipped = index < len(record.skipped) and bool(record.skipped[index])
         name = type(part).__name__
         held[name] = held.get(name, True) and not skipped
     return held

@@ -52,6 +52,7 @@ class Section(enum.IntEnum):
     PAYLOAD = 3
     AFTER = 4
     CLEANUP = 5
+    ASIDE = 6
 
 
 class Phase(enum.IntEnum):
@@ -71,14 +72,18 @@ class Phase(enum.IntEnum):
 
     # init.
     ENTER = 205  # first of all: what comes after is charged to the group (v1; with v2 init is born in it)
+    BEGIN_ASIDE = 207  # the section ASIDE begins, in a process of the same group
     PROPAGATION = 210  # before the first mount, or mounts would show on the host
     SOURCES = 220  # opened while the caller's file system and rights are still there
     TIME = 230  # offsets can be set only before the first process is inside
     SYNC = 240  # wait for the id maps
     IDENTITY = 250  # become root of the user namespace: files made below must have an owner it knows
     HARDEN = 260  # not dumpable from here on (before the id maps, /proc/self would not be ours)
-    SYSTEM = 270  # host name, loopback, sysctls: with the caller's /proc still there
+    NAMESPACES = 270  # those that clone does not make: what is mounted below shows them
     ROOT = 280  # build the new root
+    MEET_ASIDE = 284  # wait for the section ASIDE
+    NETWORK = 286  # enter the network namespace that was made there
+    SYSTEM = 288  # host name, loopback, sysctls: in all namespaces, with the caller's /proc still there
     PIVOT = 290  # enter it, let go of the old one
 
     # The payload, from a process that does not exist any more after exec.
@@ -104,6 +109,8 @@ class Phase(enum.IntEnum):
     # The supervisor, once everything inside is dead.
     REPORT = 510
     CLEANUP = 520
+    # A second process of init's, from BEGIN_ASIDE to MEET_ASIDE: what takes long and needs nothing of what init does.
+    ASIDE = 610
 
     @property
     def section(self) -> Section:
@@ -157,6 +164,9 @@ class Part(Protocol):
         True: several of the same class do not conflict.
     ``brings()``
         Parts that are added if no part of their class is there.
+    ``needs_network``
+        True: its steps before the phase NETWORK are to find the new network namespace; it is then made by clone, which
+        takes longer. So may an entry of :class:`~isolate.Root` say.
 
     A part should be a frozen, hashable dataclass, and refuse bad arguments when it is made.
     """
@@ -255,6 +265,8 @@ class Plan:
         # A fixed order among parts: steps of one phase stand in the same order however the user listed the parts.
         for index, part in enumerate(sorted(self.parts, key=_rank)):
             rows += [(step.phase, index, step, part) for step in part.steps(self.context)]
+        if not any(row[0] is Phase.ASIDE for row in rows):
+            rows = [row for row in rows if row[0] not in (Phase.BEGIN_ASIDE, Phase.MEET_ASIDE)]
         rows.sort(key=lambda row: row[:2])
         self.steps: tuple[Step, ...] = tuple(row[2] for row in rows)
         self.owners: tuple[Part, ...] = tuple(row[3] for row in rows)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from isolate import outcome, streams
 from isolate.launch import Record, Session
 from isolate.result import Result, Verdict
+from isolate.sizes import size
 from isolate.streams import DEVNULL, PIPE
 
 if TYPE_CHECKING:
@@ -76,8 +77,6 @@ class Run:
         cwd: Any,
         text: bool,
     ) -> None:
-        from isolate.sizes import size
-
         if input is not None and stdin is not None:
             raise ValueError("input and stdin both say what the program reads")
         if isinstance(input, str) and not text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import IO, TYPE_CHECKING, Literal, TypeAlias, overload
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from isolate.defaults import defaults
 from isolate.here.entering import Change, Reversible
@@ -13,7 +13,7 @@ from isolate.namespaces import PidNamespace
 from isolate.plan import Part, Phase, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isolate.process import Process
     from isolate.result import Result
@@ -26,7 +26,20 @@ if TYPE_CHECKING:
 __all__ = ["Sandbox"]
 
 PIPE = -1  # as in subprocess
+
 DEFAULT_MAX_OUTPUT = 64 << 20
+
+
+_running: Callable[..., Result[Any]] | None = None
+
+
+def _load() -> Callable[..., Result[Any]]:
+    """:func:`isolate.running.run`, looked up once: that costs more than all else that :meth:`Sandbox.run` does."""
+    global _running
+    from isolate.running import run
+
+    _running = run
+    return run
 
 
 class Sandbox(Reversible):
@@ -228,8 +241,7 @@ class Sandbox(Reversible):
         :raises SetupError: a part is not in force, or the program cannot be executed.
         :raises ProgramError: with ``check``, the verdict is not OK.
         """
-        from isolate.running import run
-
+        run = _running or _load()
         return run(
             self, args, input=input, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout, cpu_time=cpu_time,
             max_output=max_output, pass_fds=pass_fds, env=env, cwd=cwd, check=check, text=text,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isolate.defaults import DEFAULT_PATH
 from isolate.errors import SetupError
@@ -80,6 +80,11 @@ def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, 
     return sorted(pairs.items())
 
 
+Block: TypeAlias = "tuple[bytes, list[int], tuple[bytes, ...]]"
+_KEPT = 64  # blocks of a tape, none of them long
+_LONG = 4096
+
+
 def block(
     tape: Tape,
     args: object,
@@ -89,8 +94,37 @@ def block(
     pass_fds: Iterable[int] | Mapping[int, int],
     started: bool,
     tty: bool,
-) -> tuple[bytes, list[int], tuple[bytes, ...]]:
-    """The run block, the descriptors to hand over after 0, 1 and 2, and the argument vector."""
+) -> Block:
+    """The run block, the descriptors to hand over after 0, 1 and 2, and the argument vector.
+
+    The same program is often started again and again: what was made of plain arguments is kept.
+    """
+    if env is not None or cwd is not None or pass_fds or not isinstance(args, (list, tuple)):
+        return _block(tape, args, env, cwd, pass_fds, started, tty)
+    key = (started, tty, *args)
+    try:
+        found: Block | None = tape.blocks.get(key)  # type: ignore[assignment]
+    except TypeError:  # what cannot be hashed is no argument, and is refused below
+        found = None
+    if found is None:
+        found = _block(tape, args, env, cwd, pass_fds, started, tty)
+        # Others may be equal to a string and stand for something else.
+        if len(found[0]) < _LONG and all(type(argument) in (str, bytes) for argument in args):
+            if len(tape.blocks) >= _KEPT:
+                tape.blocks.clear()
+            tape.blocks[key] = found
+    return found
+
+
+def _block(
+    tape: Tape,
+    args: object,
+    env: Mapping[Any, Any] | None,
+    cwd: object,
+    pass_fds: Iterable[int] | Mapping[int, int],
+    started: bool,
+    tty: bool,
+) -> Block:
     argv = arguments(args)
     variables, path = environment(env)
     directory = argument("." if cwd is None else cwd, "cwd")

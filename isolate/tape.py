@@ -7,7 +7,7 @@ A tape is compiled once and run any number of times from any thread: nothing in 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isolate.native import ffi, lib
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 OP = struct.Struct("<BB6BHH4HHHI4xq6q")
-HEADER = struct.Struct("<QQ10IQ4I12I")
+HEADER = struct.Struct("<QQ10IQ4I14I")
 RUN = struct.Struct("<14I")
 MAGIC = 0x31455041544F5349
 
@@ -62,6 +62,8 @@ _ENGINE: dict[str, int] = {
     "find": lib.ISO_OP_FIND,
     "fds": lib.ISO_OP_FDS,
     "exec": lib.ISO_OP_EXEC,
+    "aside": lib.ISO_OP_ASIDE,
+    "meet": lib.ISO_OP_MEET,
 }
 
 
@@ -78,6 +80,8 @@ class Tape:
     reports: tuple[tuple[Buffer, int, int], ...]
     #: The parts by name, each once: what a result says of them.
     names: tuple[str, ...]
+    #: Run blocks that were made for it, by what they were made from (:func:`isolate.streams.block`).
+    blocks: dict[object, object] = field(default_factory=dict, repr=False)
 
     def step(self, op: int) -> tuple[Step, Part] | None:
         """The step that an op belongs to, and its part."""

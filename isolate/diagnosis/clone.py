@@ -147,6 +147,15 @@ def _confined(host: Host) -> Finding | None:
     return Finding(f"a security module confines this program ({label})", "allow it user namespaces in its policy", True)
 
 
+def unshare(host: Host, error: int, own: int, flags: int) -> Finding | None:
+    """Why unshare with these flags failed, in a sandbox whose clone had ``flags``."""
+    if error == errno.EPERM and flags & NEWUSER:  # so the rights to it were there
+        return seccomp(host, f"new namespaces ({', '.join(kinds(own))})") or _confined(host)
+    if error in (errno.EPERM, errno.ENOSPC, errno.EUSERS, errno.EINVAL):
+        return clone(host, error, own, into_cgroup=False)
+    return None
+
+
 def _privileges(host: Host, flags: int) -> Finding | None:
     names = ", ".join(kinds(flags))
     if not host.capable():

@@ -60,6 +60,10 @@ def certain(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding
         for kind in ("proc", "sysfs"):
             if kind.encode() in words(failed):
                 return _kernel_mount(host, kind, flags)
+    if op.name == "unshare" and isinstance(op.args[0], int):
+        found = clone.unshare(host, error, op.args[0], flags)
+        if found is not None:
+            return found
     if error == errno.ENOENT and failed.path and op.name in _OPENING and failed.phase < Phase.ROOT:
         return missing(failed.path, mounted=op.name == "open_tree")
     if error == errno.ENOSYS:

@@ -125,7 +125,7 @@ class Program:
         )
         self.tape: Tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
         self.registers: int = HEADER.unpack_from(self.tape.data)[_REGISTERS]
-        self.skipped: int = (len(plan.steps) + 7) // 8
+        self.skipped: int = len(plan.steps)
         #: What stays open until the block ends.
         closing = [op for step in close for op in step.ops if isinstance(op, Call)]
         self.kept: set[Register] = {arg for op in closing for arg in op.args if isinstance(arg, Register)}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from isolate.kernel import (
     AT_FDCWD,
@@ -189,6 +189,9 @@ class Sys(Shown):
     target: StrOrBytesPath = "/sys"
     _: KW_ONLY
     masked: tuple[str, ...] = SYS_MASKED
+
+    #: The mount shows the network namespace of whoever makes it.
+    needs_network: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", inside(self.target, "Sys: target"))

@@ -1,0 +1,101 @@
+"""What a second process of init's does while init builds the root: a new network namespace."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from isolate import NetNamespace, PidNamespace, Proc, Root, Sandbox, SetupError, Sys, UserNamespace
+from isolate.kernel import CLONE_NEWNET
+from isolate.plan import Context, Part, Phase, Step, call
+from tests.engine.fence import Call, Fence, nr
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+IP = ["python3", "-c", "import socket; print(socket.if_nameindex()); socket.create_server(('127.0.0.1', 0))"]
+
+
+def phases(*parts: Part) -> set[Phase]:
+    return {step.phase for step in Sandbox(NetNamespace(), *parts)._plan().steps}
+
+
+def test_it_is_made_aside_unless_somebody_wants_it_earlier() -> None:
+    aside = {Phase.BEGIN_ASIDE, Phase.MEET_ASIDE, Phase.ASIDE, Phase.NETWORK}
+    assert aside <= phases()
+    assert aside <= phases(Root(Proc()))
+    parts: tuple[Part, ...] = (Root(Sys()), PidNamespace(init=False), Looks())
+    for part in parts:
+        assert not aside & phases(part)
+        assert Sandbox(NetNamespace(), part)._plan().clone_flags & CLONE_NEWNET
+    assert not Sandbox(NetNamespace())._plan().clone_flags & CLONE_NEWNET
+    assert not aside & {step.phase for step in Sandbox(UserNamespace())._plan().steps}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """A part that is to find the new network before the root is built."""
+
+    needs_network: ClassVar[bool] = True
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        yield Step(Phase.ROOT, "nothing", (call("getpid"),))
+
+
+@pytest.mark.parametrize("parts", [(), (Looks(),)])
+def test_the_network_is_a_new_one_with_loopback_up(parts: tuple[Looks, ...]) -> None:
+    box = Sandbox(UserNamespace(), NetNamespace(), *parts)
+    result = box.run(["sh", "-c", 'readlink /proc/self/ns/net; exec "$@"', "sh", *IP], env=dict(os.environ), text=True)
+    entered, interfaces = str(result.check().stdout).splitlines()
+    assert entered != os.readlink("/proc/self/ns/net")
+    assert interfaces == "[(1, 'lo')]"
+    assert namespace(Sandbox(UserNamespace())) == os.readlink("/proc/self/ns/net"), "the control"
+
+
+def namespace(box: Sandbox) -> str:
+    """The network that a program in it is in."""
+    return str(box.run(["readlink", "/proc/self/ns/net"], text=True).check().stdout).strip()
+
+
+def run_with(answer: dict[str, int]) -> tuple[object, list[Call]]:
+    """What a run in a network of its own comes to when the first of these calls inside fail."""
+    box = Sandbox(UserNamespace(), NetNamespace())
+    left = dict(answer)
+
+    def program(begin: object, end: object) -> object:
+        begin()  # type: ignore[operator]
+        try:
+            told: object = namespace(box)
+        except SetupError as error:
+            told = (error.errno, error.part, error.syscall)
+        end()  # type: ignore[operator]
+        return told
+
+    def decide(one: Call) -> int | None:
+        return left.pop(one.name, None) if one.role in ("init", "aside") else None
+
+    box.run(["true"]).check()
+    outcome = Fence(program).drive(decide)
+    assert outcome.error is None, outcome.error
+    assert outcome.gone is not None, outcome.left
+    return outcome.value, outcome.calls
+
+
+def test_without_a_second_process_init_does_it_itself() -> None:
+    told, calls = run_with({"clone3": errno.EAGAIN})
+    assert {c.role for c in calls if c.nr == nr("unshare")} == {"init"}
+    assert str(told).startswith("net:[")
+    assert told != os.readlink("/proc/self/ns/net")
+    told, calls = run_with({})
+    assert {c.role for c in calls if c.nr == nr("unshare")} == {"aside"}
+    assert str(told).startswith("net:[")
+
+
+@pytest.mark.parametrize("call_that_fails", ["unshare", "socket", "ioctl"])
+def test_what_fails_there_is_told_by_its_own_step(call_that_fails: str) -> None:
+    told, _ = run_with({call_that_fails: errno.ENOMEM})
+    assert told == (errno.ENOMEM, "NetNamespace", call_that_fails)
