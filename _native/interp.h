@@ -14,7 +14,8 @@ struct iso_shared {
 	int32_t status;
 	uint32_t head_size;
 	uint32_t executing; /* the payload has come as far as execve */
-	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init */
+	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init and its second process */
+	uint64_t began_ns;  /* when a run that came later came; 0: with the clone of init */
 	uint8_t head[ISO_HEAD];
 	uint8_t skipped[]; /* a byte for each step, not a bit: the section ASIDE runs at the same time as init's */
 };

@@ -65,6 +65,11 @@ static void exit_now(int64_t status)
 		SYS1(exit_group, status);
 }
 
+static int mapped(int64_t address)
+{
+	return address < -4095 || address > 0;
+}
+
 static void close_fd(int64_t fd)
 {
 	if (fd >= 0)
@@ -580,6 +585,106 @@ static int64_t lift(const struct iso_machine *m, int32_t *fd)
 	return 0;
 }
 
+/* Descriptors of a message; how many. */
+static uint32_t received(const uint8_t *control, uint64_t length, int32_t *fds)
+{
+	uint32_t count = 0;
+	for (uint64_t at = 0; at + 16 <= length;) {
+		uint64_t size;
+		int32_t level, type;
+		memcpy(&size, control + at, sizeof size);
+		memcpy(&level, control + at + 8, sizeof level);
+		memcpy(&type, control + at + 12, sizeof type);
+		if (size < 16 || size > length - at)
+			break;
+		if (level == SOL_SOCKET_ && type == SCM_RIGHTS_)
+			for (uint64_t i = 16; i + 4 <= size && count < ISO_MAX_PASSED + 4; i += 4)
+				memcpy(&fds[count++], control + at + i, 4);
+		at += (size + 7) & ~7ull;
+	}
+	return count;
+}
+
+static int is_null(int64_t fd)
+{
+	struct statx st;
+	return SYS5(statx, fd, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_BASIC_STATS, PTR(&st)) == 0 &&
+	       (st.stx_mode & S_IFMT) == S_IFCHR && st.stx_rdev_major == 1 && st.stx_rdev_minor == 3;
+}
+
+static uint8_t later_block[65536] __attribute__((aligned(8)));
+
+/* Everything is set up but the program: wait for what it is to be, and put its descriptors where its block has them.
+ * Nothing that is not ours runs inside yet. */
+static int64_t take_run(struct iso_machine *m)
+{
+	static uint8_t control[16 + 4 * (ISO_MAX_PASSED + 4)] __attribute__((aligned(8)));
+	int32_t fds[ISO_MAX_PASSED + 4];
+	struct {
+		void *base;
+		uint64_t length;
+	} iov = {later_block, sizeof later_block};
+	struct {
+		void *name;
+		uint64_t name_length;
+		void *iov;
+		uint64_t iov_count;
+		void *control;
+		uint64_t control_length;
+		uint64_t flags;
+	} message = {0, 0, &iov, 1, control, sizeof control, 0};
+	const int64_t socket = m->run->later;
+	int64_t r;
+	do
+		r = SYS3(recvmsg, socket, PTR(&message), 0x40000000 /* MSG_CMSG_CLOEXEC */);
+	while (r == -EINTR);
+	if (r < 0)
+		return r;
+	if (r == 0)
+		exit_now(0); /* nobody wants it any more: the supervisor has seen that too */
+	m->shared->began_ns = now();
+	if (message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */)
+		return -EMFILE;
+	uint32_t count = received(control, message.control_length, fds);
+	int32_t *fd = fds;
+	struct iso_run *run = (void *)later_block;
+	uint64_t size = (uint64_t)r;
+	if (size == sizeof *run && count) {
+		struct statx st;
+		r = SYS5(statx, fd[0], PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE, PTR(&st));
+		if (r < 0)
+			return r;
+		size = st.stx_size;
+		int64_t base = SYS6(mmap, 0, size, PROT_RW, MAP_PRIVATE | MAP_POPULATE, fd[0], 0);
+		if (!mapped(base))
+			return base;
+		SYS1(close, fd[0]);
+		run = (void *)base;
+		fd++;
+		count--;
+	}
+	r = iso_run_check((const uint8_t *)run, size, m->header->slots);
+	if (r < 0)
+		return r;
+	if (count < 3 || run->slots < ISO_SLOT_FREE + (count - 3))
+		return -EBADMSG;
+	for (int i = 0; i < 3; i++) {
+		/* What stands there is the null device, and steps may have exchanged it for one that is not the host's. */
+		r = is_null(fd[i]) && is_null(i) ? 0 : SYS3(dup3, fd[i], i, O_CLOEXEC);
+		if (r < 0)
+			return r;
+		SYS1(close, fd[i]);
+	}
+	struct iso_fd *table = (void *)((uint8_t *)run + run->fds);
+	const uint32_t first = run->slots - (count - 3);
+	for (uint32_t i = 0; i < run->fdc; i++)
+		if (table[i].slot >= first)
+			table[i].slot = (uint32_t)fd[3 + table[i].slot - first];
+	m->run = run;
+	SYS1(close, socket);
+	return 0;
+}
+
 static void run_init(struct iso_machine *m) __attribute__((noreturn));
 static void run_init(struct iso_machine *m)
 {
@@ -602,6 +707,10 @@ static void run_init(struct iso_machine *m)
 	r = die_with_supervisor(m);
 	if (r < 0) {
 		fail(shared, ISO_STAGE_OWNER, ISO_OP_NONE, r);
+		exit_now(1);
+	}
+	if (m->run->later && (r = take_run(m)) < 0) {
+		fail(shared, ISO_STAGE_LATER, ISO_OP_NONE, r);
 		exit_now(1);
 	}
 	if (!(m->header->flags & ISO_TAPE_INIT)) {
@@ -644,10 +753,13 @@ static void run_init(struct iso_machine *m)
 	}
 	if (tell)
 		send_started(pidfd);
-	struct rusage own;
-	if (SYS2(getrusage, 0 /* RUSAGE_SELF */, PTR(&own)) == 0) {
-		shared->own_ns[0] = nanoseconds(&own.ru_utime);
-		shared->own_ns[1] = nanoseconds(&own.ru_stime);
+	/* Of ourselves, and of the children reaped so far: the second process. */
+	for (int who = 0 /* RUSAGE_SELF */; who >= -1 /* RUSAGE_CHILDREN */; who--) {
+		struct rusage own;
+		if (SYS2(getrusage, who, PTR(&own)) == 0) {
+			shared->own_ns[0] += nanoseconds(&own.ru_utime);
+			shared->own_ns[1] += nanoseconds(&own.ru_stime);
+		}
 	}
 	if (m->exec_fd > 0)
 		SYS3(close_range, 0, m->exec_fd - 1, 0);
@@ -866,7 +978,7 @@ static void tell_end(const struct supervisor *s, int64_t cleanup_error)
 	record->user_ns -= shared->own_ns[0] < record->user_ns ? shared->own_ns[0] : record->user_ns;
 	record->system_ns -= shared->own_ns[1] < record->system_ns ? shared->own_ns[1] : record->system_ns;
 	record->max_rss = (uint64_t)tree.ru_maxrss * 1024;
-	record->wall_ns = now() - s->started_ns;
+	record->wall_ns = now() - (shared->began_ns ? shared->began_ns : s->started_ns);
 	record->skipped_size = skipped;
 	record->report_size = report;
 	if (shared->failed) {
@@ -892,11 +1004,6 @@ static void refuse(uint32_t stage, int64_t error)
 	exit_now(1);
 }
 
-static int mapped(int64_t address)
-{
-	return address < -4095 || address > 0;
-}
-
 static void load(struct supervisor *s)
 {
 	struct statx st;
@@ -916,6 +1023,8 @@ static void load(struct supervisor *s)
 		refuse(ISO_STAGE_TAPE, r);
 	const struct iso_header *h = (const void *)tape;
 	r = iso_run_check(tape + h->size, st.stx_size - h->size, h->slots);
+	if (r == 0 && ((const struct iso_run *)(const void *)(tape + h->size))->later && !(h->flags & ISO_TAPE_INIT))
+		r = -EBADMSG; /* only an init can wait for what the program is to be */
 	if (r < 0)
 		refuse(ISO_STAGE_TAPE, r);
 	/* Registers' values and addresses are stored into the data, and into the tables of the run block behind it. */

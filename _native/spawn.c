@@ -193,6 +193,7 @@ void iso_release(struct iso_start *s)
 	for (int i = 0; i < 3; i++)
 		iso_close(&s->ours[i]);
 	iso_close(&s->control);
+	iso_close(&s->later);
 	iso_close(&s->payload);
 	iso_close(&s->pidfd);
 }
@@ -352,24 +353,24 @@ void iso_begin(struct iso_start *s)
 {
 	for (int i = 0; i < 3; i++)
 		s->ours[i] = -1;
-	s->control = s->payload = s->pid = s->pidfd = -1;
+	s->control = s->later = s->payload = s->pid = s->pidfd = -1;
 	s->sender = 0;
 	s->owner = (int32_t)SYS0(getpid);
 }
 
 int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
 		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
-		  int32_t program, const char *path, int32_t direct)
+		  int32_t program, const char *path, int32_t direct, int32_t later)
 {
 	/* 0, 1, 2, control, tape, owner: what the launcher finds at these numbers. */
 	int32_t table[ISO_MAX_SLOTS];
 	table[0] = table[1] = table[2] = -1;
-	int32_t opened[ISO_SLOT_FREE] = {-1, -1, -1, -1, -1, -1};
+	int32_t opened[ISO_SLOT_FREE + 1] = {-1, -1, -1, -1, -1, -1, -1};
 	int32_t pair[2];
 	struct streams q = {{in, out, err}, nonblocking, -1};
 	int64_t r = 0;
 	s->stage = ISO_START_STREAMS;
-	if (slot_count < 0 || slot_count + ISO_SLOT_FREE > ISO_MAX_SLOTS || in == ISO_STDOUT || out == ISO_STDOUT)
+	if (slot_count < 0 || slot_count + ISO_SLOT_FREE >= ISO_MAX_SLOTS || in == ISO_STDOUT || out == ISO_STDOUT)
 		return -EINVAL;
 	for (int i = 0; i < 3 && r >= 0; i++)
 		r = connect_stream(s, &q, i, table, &opened[i]);
@@ -383,6 +384,13 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 		/* Who sends is told by the kernel, as a pid of ours: a payload in a pid namespace of its own does not know it. */
 		r = SYS5(setsockopt, s->control, SOL_SOCKET, SO_PASSCRED, PTR(&on), sizeof on);
 		table[ISO_SLOT_CONTROL] = opened[ISO_SLOT_CONTROL] = pair[1];
+	}
+	if (r >= 0 && later) {
+		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
+		if (r >= 0) {
+			s->later = pair[0];
+			table[ISO_SLOT_FREE + slot_count] = opened[ISO_SLOT_FREE] = pair[1];
+		}
 	}
 	if (r >= 0) {
 		s->stage = ISO_START_TAPE;
@@ -407,7 +415,7 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 			.program = program,
 			.path = path,
 			.fds = table,
-			.fd_count = ISO_SLOT_FREE + slot_count,
+			.fd_count = ISO_SLOT_FREE + slot_count + (later != 0),
 			.direct = direct,
 		};
 		r = iso_spawn(&request);
@@ -415,11 +423,55 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 		s->pid = request.pid;
 		s->pidfd = request.pidfd;
 	}
-	for (int i = 0; i < ISO_SLOT_FREE; i++)
+	for (int i = 0; i <= ISO_SLOT_FREE; i++)
 		iso_close(&opened[i]);
 	if (r < 0)
 		iso_release(s);
 	return r;
+}
+
+int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size, int32_t large, const int32_t *passed,
+		      int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking)
+{
+	int32_t sent[ISO_MAX_PASSED + 4], opened[3] = {-1, -1, -1};
+	struct streams q = {{in, out, err}, nonblocking, -1};
+	union {
+		struct cmsghdr header;
+		uint8_t space[CMSG_SPACE(sizeof sent)];
+	} control;
+	struct iovec iov = {(void *)(uintptr_t)run, large >= 0 ? sizeof(struct iso_run) : run_size};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control};
+	const int32_t first = large >= 0;
+	int64_t r = 0;
+	s->stage = ISO_START_STREAMS;
+	if (count < 0 || count > ISO_MAX_PASSED || run_size < sizeof(struct iso_run) || in == ISO_STDOUT || out == ISO_STDOUT)
+		return -EINVAL;
+	sent[0] = large;
+	for (int i = 0; i < 3 && r >= 0; i++)
+		r = connect_stream(s, &q, i, sent + first, &opened[i]);
+	if (r >= 0) {
+		const size_t size = sizeof *sent * (size_t)(first + 3 + count);
+		memcpy(sent + first + 3, passed, sizeof *passed * (size_t)count);
+		memset(&control, 0, sizeof control);
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(size);
+		memcpy(CMSG_DATA(&control.header), sent, size);
+		message.msg_controllen = CMSG_SPACE(size);
+		s->stage = ISO_START_CONTROL;
+		do
+			r = SYS3(sendmsg, s->later, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
+		while (r == -EINTR);
+	}
+	for (int i = 0; i < 3; i++) {
+		iso_close(&opened[i]);
+		if (r < 0)
+			iso_close(&s->ours[i]);
+	}
+	/* One message is all there is: with its end closed init knows that nothing else comes. */
+	if (r >= 0)
+		iso_close(&s->later);
+	return r < 0 ? r : 0;
 }
 
 int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)

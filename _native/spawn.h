@@ -38,6 +38,7 @@ int64_t iso_spawn(struct iso_spawn *request);
 struct iso_start {
 	int32_t ours[3];      /* our ends of the pipes, -1 where there is none */
 	int32_t control;
+	int32_t later;        /* where the run goes that iso_start left open, else -1 */
 	int32_t payload;      /* out of iso_receive: pidfd of the payload */
 	int32_t sender;       /* out of iso_receive: pid of the payload, where it told (ISO_RECORD_PROGRAM); else 0 */
 	int32_t pid;          /* of the launcher */
@@ -56,10 +57,16 @@ int64_t iso_make_launcher(const uint8_t *image, uint64_t size);
 void iso_begin(struct iso_start *start);
 /* 0 or -errno; on an error everything opened is closed again. `slots` are the descriptors behind the fixed ones; `in`,
  * `out` and `err` a descriptor, ISO_PIPE, ISO_DEVNULL, or for stderr ISO_STDOUT; `nonblocking` makes our ends of the pipes
- * so; the launcher is `program`, or where that is -1 the file `path`; `direct` as in iso_spawn. */
+ * so; the launcher is `program`, or where that is -1 the file `path`; `direct` as in iso_spawn.
+ * With `later` everything is set up but the program: `run` says so, and iso_run_later tells what it is to be. */
 int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
 		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
-		  int32_t program, const char *path, int32_t direct);
+		  int32_t program, const char *path, int32_t direct, int32_t later);
+/* Hand over the run block, its streams and the `count` descriptors behind the tape's own. 0 or -errno: -EPIPE or -ECONNRESET
+ * if it is gone; nothing is open then that was not before. `large` is a memfd with the block where it is too long for a
+ * message (-EMSGSIZE), else -1. */
+int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_size, int32_t large, const int32_t *passed,
+		      int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking);
 /* One record from the control socket, without waiting: its size, 0 at the end of file, or -errno. A descriptor that comes
  * along with the first becomes `payload`; any other is closed. */
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);

@@ -156,8 +156,12 @@ struct iso_run {
 	uint32_t fdc;
 	uint32_t fds; /* offset of fdc struct iso_fd, targets ascending */
 	uint32_t slots; /* descriptors handed to the launcher: 0 .. slots-1 */
-	uint32_t reserved;
+	uint32_t later; /* slot of a socket by which init gets the run block that holds, with its descriptors; 0: this is it */
 };
+
+/* That message: the run block, and the descriptors of the slots 0, 1, 2 and of the last ones, those behind the tape's own.
+ * A block that is too long for it comes in a memfd, which is then the first descriptor, and the message is its header. */
+#define ISO_MAX_PASSED 250 /* the kernel takes 253 at a time */
 
 /* Slots that are always there. Slot n is descriptor n in the launcher. */
 #define ISO_SLOT_CONTROL 3
@@ -214,6 +218,7 @@ enum {
 	ISO_STAGE_OWNER,
 	ISO_STAGE_POLL,
 	ISO_STAGE_SIGNALS, /* signal actions or mask */
+	ISO_STAGE_LATER,   /* the run that came later could not be taken */
 	ISO_STAGES
 };
 

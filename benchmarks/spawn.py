@@ -9,10 +9,13 @@ else the machine does hits all alike:
 
     isolate      Sandbox.run from this Python program
     twin         twin.c: the same processes and the same system calls, in C, written from this very sandbox's plan
+    pool         Pool.run: a sandbox that has been set up and waits for its program; another begins meanwhile
     unmasked     isolate with a /proc that is neither masked nor read-only in parts, as bubblewrap's is
     plain        the same without what the library does to stay invisible: no middle process, no tape
-    bubblewrap   bwrap doing the same, started by vfork from C. It returns when its PID 1 has told it the status; the
-                 namespaces are taken down behind it, while isolate and its twin return when all of it is gone
+    bubblewrap   bwrap doing the same, started by vfork from C, but for the masks of /proc. It returns when its PID 1
+                 has told it the status; the namespaces are taken down behind it, while isolate and its twin return when
+                 all of it is gone
+    masked bwrap the same with the masks, as isolate makes them by default
     exec         vfork, exec and wait from C, without any sandbox: what the machine gives
 """
 
@@ -244,8 +247,8 @@ class Driver:
         self.process.communicate()
 
 
-def python(box: isolate.Sandbox) -> Callable[[], float]:
-    """One ``Sandbox.run``, timed here."""
+def python(box: isolate.Sandbox | isolate.Pool) -> Callable[[], float]:
+    """One ``run``, timed here."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -368,9 +371,12 @@ def main() -> None:
             return
         for net in (False, True):
             sandbox = box(programs, net=net)
+            pool = isolate.Pool(sandbox)
+            pool.__enter__()
             twin = build(directory, sandbox, f"twin-{'net' if net else 'nonet'}")
             rows: dict[str, Callable[[], float]] = {
                 "isolate": python(sandbox),
+                "pool": python(pool),
                 "unmasked": python(box(programs, net=net, proc=isolate.Proc(masked=(), read_only=()))),
                 "twin": Driver(driver, "twin", [str(twin)]),
                 "plain": Driver(driver, "plain", [str(twin)]),
@@ -387,6 +393,7 @@ def main() -> None:
             for row in rows.values():
                 if isinstance(row, Driver):
                     row.close()
+            pool.close()
         if options.resident:
             figures["resident"] = large(options, driver, programs, directory)
     imports(20)

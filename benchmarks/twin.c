@@ -295,6 +295,7 @@ static void run_init(int write_end)
 	after();
 	struct rusage own;
 	SYS2(getrusage, 0, PTR(&own));
+	SYS2(getrusage, -1, PTR(&own));
 	SYS3(close_range, 0, ~0u, 0);
 	for (;;) {
 		int status = 0;

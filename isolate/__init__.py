@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from isolate.plan import Part as Part
     from isolate.plan import Phase as Phase
     from isolate.plan import Step as Step
+    from isolate.pool import Pool as Pool
     from isolate.privileges import NoNewPrivs as NoNewPrivs
     from isolate.privileges import SessionKeyring as SessionKeyring
     from isolate.process import Process as Process
@@ -91,6 +92,7 @@ _HOMES = {
     "namespaces": "CgroupNamespace IpcNamespace MountNamespace NetNamespace PidNamespace TimeNamespace UserNamespace"
     " UtsNamespace",
     "plan": "Context Part Phase Step",
+    "pool": "Pool",
     "privileges": "NoNewPrivs SessionKeyring",
     "process": "Process TimeoutExpired",
     "result": "Result Verdict",

@@ -10,10 +10,10 @@ from isolate.running import Run
 
 if TYPE_CHECKING:
     from isolate.result import Result
-    from isolate.sandbox import Sandbox
+    from isolate.verbs import Box
 
 
-async def arun(box: Sandbox, args: Any, *, check: bool, **options: Any) -> Result[str] | Result[bytes]:
+async def arun(box: Box, args: Any, *, check: bool, **options: Any) -> Result[str] | Result[bytes]:
     """See :meth:`isolate.Sandbox.arun`. Cancelling the task takes the sandbox down before the task ends."""
     run = Run(box, args, **options)
     try:

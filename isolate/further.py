@@ -26,12 +26,13 @@ from isolate.kernel import (
     PR_SET_PDEATHSIG,
     Constant,
 )
+from isolate.launch import Session
 from isolate.mounts.null import from_outside
 from isolate.plan import Context, Phase, Plan, Register, Section, Step, call
 from isolate.tape import compile_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from isolate.plan import Part
     from isolate.process import Process
@@ -70,7 +71,7 @@ class FurtherPlan(Plan):
         self.cgroup = None
 
     def _rows(self, process: Process, original: Plan) -> Iterator[tuple[Step, Part]]:
-        launch = original.owners[-1]
+        launch = original.owners[[step.phase for step in original.steps].index(Phase.EXEC)]
         for directory in _groups(process):  # first, while the host's files can still be seen
             # A thread that moves itself is moved at once, a process not: see isolate.cgroups.part.
             file = "tasks" if os.path.exists(os.path.join(directory, "tasks")) else "cgroup.procs"
@@ -113,6 +114,12 @@ class FurtherBox:
         """The tape of this one start."""
         plan = FurtherPlan(self._process, self._plan)
         return compile_plan(plan, init=True, pid_namespace=False, share=True)
+
+    def launch(
+        self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
+    ) -> Session:
+        """A launcher of its own."""
+        return Session(tape, run, stdio, slots, nonblocking=nonblocking)
 
 
 def _lent(process: Process) -> list[int]:

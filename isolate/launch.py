@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from isolate import native
 from isolate.here.blocks import children_get_another_pid_namespace
 from isolate.native import ffi, lib
+from isolate.tape import run_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 _KIND = struct.Struct("<I")
 _PATH = os.fsencode(native.LAUNCHER_PATH)
+_DEVNULL = -3
+_FREE: int = lib.ISO_SLOT_FREE
+_INLINE = 16384  # a longer run block goes by a memfd: a message has to find room in the socket's buffer
+#: So many descriptors can be handed over to a sandbox that waits.
+MOST_PASSED: int = lib.ISO_MAX_PASSED
 RECORD = struct.Struct(f"<IiIIiiiI4QII{lib.ISO_HEAD}s")
 
 
@@ -81,15 +87,17 @@ class Session:
         *,
         nonblocking: bool = False,
         direct: bool | None = None,
+        later: bool = False,
     ) -> None:
         """Start it.
 
         ``stdio`` are three descriptors or PIPE, DEVNULL, STDOUT; ``slots`` what stands behind the fixed descriptors.
+        With ``later`` all is set up but the program (see :meth:`waiting`), and :meth:`hand_over` says which.
 
         :raises SetupError: with the step that failed; nothing is left of it.
         """
         self.tape: Tape = tape
-        self.run = run  # for the diagnosis of an error
+        self.run: bytes = run  # for the diagnosis of an error
         self.owner: int = os.getpid()
         self.started: bool = False
         self.end: Record | None = None
@@ -113,12 +121,50 @@ class Session:
         # One call with all in it: bytes and list are lent to it for as long as it takes.
         result = lib.iso_start(
             start, tape.data, len(tape.data), run, len(run), slots, len(slots), *stdio, nonblocking, self._launcher(),
-            _PATH, self.direct,
+            _PATH, self.direct, later,
         )  # fmt: skip
         if result < 0:
             from isolate.diagnosis import start_error
 
             raise start_error(start.stage, -result)
+
+    @classmethod
+    def waiting(cls, tape: Tape) -> Session:
+        """A sandbox that is set up, or soon will be, and waits for its program.
+
+        :raises SetupError: the launcher could not be started.
+        """
+        slots = tape.plan.context.slots
+        run = run_block(
+            [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + len(slots) + 1,
+            started=False, tty=False, later=_FREE + len(slots),
+        )  # fmt: skip
+        return cls(tape, run, [_DEVNULL] * 3, slots, later=True)
+
+    def hand_over(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> bool:
+        """Say what program it is; False if it has gone, and nothing has happened.
+
+        :raises SetupError: EMFILE and the like: a stream could not be opened.
+        """
+        passed = slots[len(self.tape.plan.context.slots) :]
+        large = -1
+        try:
+            if len(run) > _INLINE:
+                large = os.memfd_create("isolate-run", os.MFD_CLOEXEC)
+                with open(large, "wb", closefd=False) as file:
+                    file.write(run)
+            result = lib.iso_run_later(self._start, run, len(run), large, passed, len(passed), *stdio, nonblocking)
+        finally:
+            if large >= 0:
+                os.close(large)
+        if result in (-errno.EPIPE, -errno.ECONNRESET, -errno.EBADF) and self._start.stage == lib.ISO_START_CONTROL:
+            return False
+        if result < 0:
+            from isolate.diagnosis import start_error
+
+            raise start_error(self._start.stage, -result)
+        self.run = run
+        return True
 
     @staticmethod
     def _launcher() -> int:

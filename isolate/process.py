@@ -13,7 +13,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from isolate import outcome, streams
 from isolate.errors import SetupError
-from isolate.launch import Session
 from isolate.streams import Stream
 
 if TYPE_CHECKING:
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
 
     from isolate.cgroups.part import RunGroup
     from isolate.cgroups.stats import Stats
-    from isolate.further import FurtherBox
+    from isolate.launch import Session
     from isolate.result import Result
-    from isolate.sandbox import Args, Sandbox, StrOrBytesPath
-    from isolate.sandbox import Stream as Stdio
+    from isolate.verbs import Args, Box, StrOrBytesPath
+    from isolate.verbs import Stream as Stdio
 
 __all__ = ["Process", "TimeoutExpired"]
 
@@ -258,7 +257,7 @@ class Process:
 
 
 def spawn(
-    box: Sandbox | FurtherBox,
+    box: Box,
     args: Any,
     *,
     stdin: Any,
@@ -276,14 +275,14 @@ def spawn(
     )  # fmt: skip
     if not pty:
         stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
-        return _start(Session(tape, run, stdio, slots), argv, None)
+        return _start(box.launch(tape, run, stdio, slots), argv, None)
     if any(wanted is not None for wanted in (stdin, stdout, stderr)):
         raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
     terminal = streams.Terminal()
     try:
         if not isinstance(pty, bool):
             streams.set_window(terminal.fileno(), *pty)
-        session = Session(tape, run, [terminal.theirs] * 3, slots)
+        session = box.launch(tape, run, [terminal.theirs] * 3, slots)
         terminal.hand_over()
         return _start(session, argv, terminal)
     except BaseException:

@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from isolate import outcome, streams
-from isolate.launch import Record, Session
 from isolate.result import Result, Verdict
 from isolate.sizes import size
 from isolate.streams import DEVNULL, PIPE
@@ -21,7 +20,8 @@ from isolate.streams import DEVNULL, PIPE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from isolate.sandbox import Sandbox
+    from isolate.launch import Record, Session
+    from isolate.verbs import Box
 
 _CHUNK = 65536
 _POLL_IN = select.POLLIN | select.POLLHUP | select.POLLERR
@@ -62,7 +62,7 @@ class Run:
 
     def __init__(
         self,
-        box: Sandbox,
+        box: Box,
         args: Any,
         *,
         input: str | bytes | None,
@@ -101,7 +101,7 @@ class Run:
         stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
         self.chunks: dict[int, bytearray] = {n: bytearray() for n in (1, 2) if stdio[n] == PIPE}
         self.start: float = time.monotonic()
-        self.session: Session = Session(tape, run, stdio, slots, nonblocking=True)
+        self.session: Session = box.launch(tape, run, stdio, slots, nonblocking=True)
         #: Our ends of the pipes, -1 where there is none (any more).
         self.ours: Any = self.session.stdio
         self.deadline: float | None = None if self.timeout is None else self.start + self.timeout
@@ -254,7 +254,7 @@ def drive(run: Run) -> None:
         run.tick()
 
 
-def run(box: Sandbox, args: Any, *, check: bool, **options: Any) -> Result[str] | Result[bytes]:
+def run(box: Box, args: Any, *, check: bool, **options: Any) -> Result[str] | Result[bytes]:
     """See :meth:`isolate.Sandbox.run`."""
     state = Run(box, args, **options)
     try:

@@ -348,8 +348,10 @@ def run_block(
     slots: int,
     started: bool,
     tty: bool,
+    later: int = 0,
 ) -> bytes:
-    """The block behind a tape: one program's arguments. ``fds`` are (slot, number inside), numbers ascending."""
+    """The block behind a tape: one program's arguments. ``fds`` are (slot, number inside), numbers ascending.
+    ``later`` is the slot of a socket by which the block that holds will come."""
     strings = bytearray()
     at = RUN.size
     argv_at = at + (-at % 8)
@@ -370,7 +372,7 @@ def run_block(
     size = base + len(strings)
     head = RUN.pack(
         lib.ISO_RUN_MAGIC, size, flags, len(argv), argv_at, len(env), env_at, program_at, path_at, cwd_at,
-        len(fds), fds_at, slots, 0,
+        len(fds), fds_at, slots, later,
     )  # fmt: skip
     tables = struct.pack(f"<{len(argv) + len(env) + 2}Q", *argv_offsets, 0, *env_offsets, 0)
     pairs = struct.pack(f"<{2 * len(fds)}I", *(n for pair in fds for n in pair))

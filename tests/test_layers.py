@@ -19,7 +19,7 @@ BOTTOM = {"errors", "paths", "sizes", "kernel", "native", "syscalls", "_syscall_
 PLAN = {"ops", "plan", "tape", "explain"}
 VERBS = {
     "sandbox", "process", "further", "running", "launch", "outcome", "streams", "diagnosis", "result", "defaults",
-    "attached", "aio", "probe",
+    "attached", "aio", "probe", "verbs",
 }  # fmt: skip
 ASSEMBLED = {"presets", "pool", "executor", "images", "oci"}
 TOUCHED = {"__init__", "__main__", "cli", "doctor", "pytest_plugin"}

@@ -35,6 +35,7 @@ _STAGES = {
     lib.ISO_STAGE_OWNER: "watch for the end of this program",
     lib.ISO_STAGE_POLL: "watch over the sandbox",
     lib.ISO_STAGE_SIGNALS: "reset signals",
+    lib.ISO_STAGE_LATER: "take the program that the sandbox waited for",
 }
 
 _STARTS: dict[int, tuple[str, str | None]] = {
@@ -149,6 +150,9 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
     elif record.stage == lib.ISO_STAGE_CLONE_PAYLOAD:
         syscall = "clone"
         found = _inner_limit(tape, record.error) or clone.clone(host, record.error, 0, into_cgroup=False)
+    elif record.stage == lib.ISO_STAGE_LATER:
+        syscall = "recvmsg"
+        found = steps.descriptors(record.error) if record.error in (errno.EMFILE, errno.ENFILE) else None
     elif record.stage == lib.ISO_STAGE_PIPE:
         syscall = "pipe2"
         found = steps.descriptors(record.error) if record.error in (errno.EMFILE, errno.ENFILE) else None

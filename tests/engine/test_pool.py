@@ -1,0 +1,361 @@
+"""``Pool``: a sandbox that waited for its program is the same sandbox, and nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import isolate
+from isolate import PIPE, STDOUT, ConflictError, PidNamespace, Pool, Sandbox, SetupError, UserNamespace, Verdict
+from tests.ordinary import as_ordinary_user
+
+from .boxes import boxes
+from .fence import Fence
+from .leaks import Snapshot, children, descriptors
+from .test_faults import Case, distinct, host_namespaces
+
+USER = Sandbox(UserNamespace(), PidNamespace())
+
+
+def root(*more: Any) -> isolate.Root:
+    return isolate.Root(
+        isolate.Bind("/usr"), isolate.Symlink("usr/bin", "/bin"), isolate.Symlink("usr/lib", "/lib"),
+        isolate.Symlink("usr/lib64", "/lib64"), isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp"), *more,
+    )  # fmt: skip
+
+
+# ---- the same sandbox ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", [n for n in boxes() if n not in ("without init", "newuidmap")])
+def test_what_holds_is_the_same(name: str, audit: str, clean: Snapshot) -> None:
+    box = boxes(audit)[name]
+    inside = f"/audit/{Path(audit).name}" if name.startswith("root") else audit
+    command = [inside, *host_namespaces()]
+    seen = []
+    with Pool(box) as pool:
+        for verbs in (box, pool, pool):
+            result = verbs.run(command)
+            assert result.verdict is Verdict.OK, result
+            seen.append((re.sub(rb"isolate-[-0-9a-f]+", b"isolate-*", result.stdout or b""), result.applied))
+    assert seen[0] == seen[1] == seen[2]
+
+
+SHOW = 'pwd; echo "$A-$1"; cat <&5; read line; echo "$line"; echo error >&2'
+
+
+def test_arguments_are_those_of_the_run(tmp_path: Path, clean: Snapshot) -> None:
+    file = tmp_path / "file"
+    file.write_text("from a file\n")
+    with Pool(USER, size=2) as pool, file.open() as passed:
+        for _ in range(3):
+            passed.seek(0)
+            options: dict[str, Any] = {
+                "env": {"A": "b", "PATH": os.defpath}, "cwd": "/usr", "pass_fds": {5: passed.fileno()},
+                "input": b"a line\n", "stderr": STDOUT,
+            }  # fmt: skip
+            told = pool.run(["sh", "-c", SHOW, "sh", "c\udcff"], **options).stdout
+            assert told == b"/usr\nb-c\xff\nfrom a file\na line\nerror\n"
+            passed.seek(0)
+            assert USER.run(["sh", "-c", SHOW, "sh", "c\udcff"], **options).stdout == told, "the control"
+        result = pool.run(["sh", "-c", "echo out; echo err >&2"])
+        assert (result.stdout, result.stderr) == (b"out\n", b"err\n")
+        # Longer than a message between processes can be.
+        many = ["x" * 1000] * 500
+        assert pool.run(["sh", "-c", 'echo "$# ${#500}"', "sh", *many]).stdout == b"500 1000\n"
+
+
+def test_more_descriptors_than_a_message_takes(clean: Snapshot) -> None:
+    with open(os.devnull) as null:
+        copies = [os.dup(null.fileno()) for _ in range(300)]
+        try:
+            with Pool(USER) as pool:
+                for count in (1, 240, 300):
+                    listed = pool.run(["sh", "-c", "ls /proc/self/fd | wc -l"], pass_fds=copies[:count]).stdout
+                    assert int(listed or 0) == 3 + count + 1  # and the one by which it lists
+        finally:
+            for copy in copies:
+                os.close(copy)
+
+
+def test_spawn_pipes_and_terminals(clean: Snapshot) -> None:
+    with Pool(USER) as pool:
+        with pool.spawn(["cat"], stdin=PIPE, stdout=PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"through")
+            process.stdin.close()
+            assert process.stdout.read() == b"through"
+            assert process.wait(10) == 0
+        with pool.spawn(["sh", "-c", "stty size; test -t 0"], pty=(40, 100)) as process:
+            assert process.pty is not None
+            assert process.wait(10) == 0
+            assert process.pty.read(100) == b"40 100\r\n"
+        with pool.spawn(["sleep", "1000"]) as process, process.exec(["true"]) as further:
+            assert further.wait(10) == 0
+
+
+def test_each_is_used_once(clean: Snapshot) -> None:
+    with Pool(Sandbox(UserNamespace(), PidNamespace(), root())) as pool:
+        for _ in range(3):
+            assert pool.run(["sh", "-c", "ls /tmp; echo secret > /tmp/mine; echo $$"]).stdout == b"2\n"
+
+
+def test_streams_are_not_the_hosts_null_device(clean: Snapshot) -> None:
+    """As in a sandbox that did not wait (see isolate.mounts.null)."""
+    script = "exec 3</dev/null; for n in 0 3; do grep mnt_id /proc/self/fdinfo/$n; done"
+    box = Sandbox(UserNamespace(), PidNamespace(), root())
+    with Pool(box) as pool:
+        for verbs in (pool, box):
+            first, second = str(verbs.run(["sh", "-c", script], text=True).stdout).splitlines()
+            assert first == second
+
+
+def test_limits_of_time_are_for_the_program(clean: Snapshot) -> None:
+    with Pool(USER) as pool:
+        assert pool.run(["true"]).ok
+        started = time.monotonic()
+        result = pool.run(["sleep", "1000"], timeout=0.2)
+        assert result.verdict is Verdict.TIMEOUT
+        assert 0.2 <= result.wall_time <= time.monotonic() - started
+        assert pool.run(["sh", "-c", "while :; do :; done"], cpu_time=0.2).verdict is Verdict.CPU_TIME
+        assert pool.run(["sh", "-c", "yes"], max_output=1000).verdict is Verdict.OUTPUT
+
+
+@pytest.mark.root
+def test_limits_of_a_group(clean: Snapshot) -> None:
+    box = Sandbox(isolate.Limits(memory="32M", pids=20), UserNamespace(), PidNamespace())
+    with Pool(box, size=2) as pool:
+        bomb = pool.run(["python3", "-c", "x = bytearray(128 << 20)"], env={"PATH": os.defpath})
+        assert bomb.verdict is Verdict.OOM
+        assert pool.run(["true"]).ok
+
+
+def test_as_an_ordinary_user() -> None:
+    code = """
+from isolate import NetNamespace, PidNamespace, Pool, Sandbox, UserNamespace
+with Pool(Sandbox(UserNamespace(uid=7), PidNamespace(), NetNamespace()), size=2) as pool:
+    for _ in range(3):
+        print(pool.run(["id", "-u"], text=True).stdout.strip())
+"""
+    assert as_ordinary_user(code).split() == ["7", "7", "7"]
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_set_up(tmp_path: Path, clean: Snapshot) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    box = Sandbox(UserNamespace(), PidNamespace(), root(isolate.Bind(source, "/source")))
+    with Pool(box) as pool:
+        assert pool.run(["ls", "/source"]).ok
+        source.rmdir()
+        with contextlib.suppress(SetupError):  # the one that waits may have been set up before
+            pool.run(["true"])
+        failed(pool)
+        with pytest.raises(SetupError) as raised:
+            pool.run(["true"])
+        assert (raised.value.errno, raised.value.part) == (errno.ENOENT, "Root")
+        failed(pool)
+        source.mkdir()
+        assert pool.run(["ls", "/source"]).ok
+
+
+def failed(pool: Pool) -> None:
+    """Wait until the one that waits has told that it could not be set up."""
+    poll = select.poll()
+    poll.register(pool._waiting[0].fileno(), select.POLLIN)
+    assert poll.poll(10_000)
+
+
+def test_a_program_that_is_not_there(clean: Snapshot) -> None:
+    with Pool(USER) as pool:
+        with pytest.raises(SetupError, match="execute /no/such"):
+            pool.run(["/no/such"])
+        with pytest.raises(ValueError, match="not a descriptor"):
+            pool.run(["true"], pass_fds=[-1])
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            pool.run(["true"], stdout=999)
+        assert pool.run(["true"]).ok
+
+
+def test_one_that_was_killed_while_it_waited(clean: Snapshot) -> None:
+    with Pool(USER) as pool:
+        for victim in ("launcher", "init"):
+            session = pool._waiting[0]
+            pid = session.pid
+            if victim == "init":
+                while not (found := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+                    pass
+                pid = int(found[0])
+            os.kill(pid, signal.SIGKILL)
+            assert session.wait_gone(10)
+            assert pool.run(["echo", "well"]).stdout == b"well\n"
+
+
+def test_refusals(clean: Snapshot) -> None:
+    for size in (0, -1, 1025, True, 1.5, "2"):
+        with pytest.raises(ValueError, match="size must be from 1 to 1024"):
+            Pool(USER, size=size)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a pool is of a Sandbox"):
+        Pool(UserNamespace())  # type: ignore[arg-type]
+    with pytest.raises(ConflictError, match="init=False"):
+        Pool(Sandbox(PidNamespace(init=False)))
+    pool = Pool(USER)
+    assert len(pool) == 0
+    pool.close()
+    with pytest.raises(ValueError, match="closed"):
+        pool.run(["true"])
+
+
+# ---- ends ------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_left(clean: Snapshot) -> None:
+    before = descriptors(), children()
+    with Pool(USER, size=5) as pool:
+        assert len(pool) == 5
+        assert pool.run(["true"]).ok
+        assert len(pool) == 5
+    assert (descriptors(), children()) == before
+    assert len(pool) == 0
+
+
+def test_what_runs_goes_on_when_the_pool_is_closed(clean: Snapshot) -> None:
+    with Pool(USER) as pool:
+        process = pool.spawn(["cat"], stdin=PIPE)
+    with process:
+        assert process.poll() is None
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(10) == 0
+
+
+def test_a_pool_that_was_forgotten(clean: Snapshot) -> None:
+    pool = Pool(USER, size=2)
+    pool.__enter__()
+    with pytest.warns(ResourceWarning, match="never closed"):
+        del pool
+
+
+def test_a_forked_child_has_its_own(clean: Snapshot) -> None:
+    with Pool(USER) as pool:
+        session = pool._waiting[0]
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                status = 0 if len(pool) == 0 and pool.run(["true"]).ok and len(pool) == 1 else 2
+                pool.close()
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert pool._waiting[0] is session
+        assert pool.run(["echo", "well"]).stdout == b"well\n"
+
+
+def test_from_many_threads(clean: Snapshot) -> None:
+    wrong: list[object] = []
+    with Pool(USER, size=3) as pool:
+
+        def work(number: int) -> None:
+            for i in range(10):
+                told = pool.run(["echo", f"{number} {i}"]).stdout
+                if told != f"{number} {i}\n".encode():
+                    wrong.append(told)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert len(pool) <= 3 + 8
+
+
+def test_asyncio(clean: Snapshot) -> None:
+    async def main() -> list[bytes | None]:
+        with Pool(USER, size=2) as pool:
+            results = await asyncio.gather(*(pool.arun(["echo", str(i)]) for i in range(10)))
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(pool.arun(["sleep", "1000"]), 0.2)
+            return [result.stdout for result in results]
+
+    assert asyncio.run(main()) == [f"{i}\n".encode() for i in range(10)]
+
+
+def test_killed_at_random_instants(clean: Snapshot) -> None:
+    """The Python program, while sandboxes wait, are told their program, run."""
+
+    def program(begin: Any, end: Any) -> None:
+        with Pool(USER, size=2) as pool:
+            while True:
+                pool.run(["true"])
+                with pool.spawn(["sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000"], stdout=PIPE):
+                    pass
+
+    left = []
+    for i in range(20):
+        fence = Fence(program, asks=False)
+        time.sleep(0.0015 * i)  # the instant is the experiment
+        os.kill(fence.pid, signal.SIGKILL)
+        outcome = fence.drive(grace=1.0)
+        if outcome.gone is None:
+            left.append((i, outcome.left))
+    assert left == []
+
+
+class Pooled:
+    """A sandbox whose run is that of a pool."""
+
+    def __init__(self, box: Sandbox) -> None:
+        self.compile = box.compile
+        self._box = box
+
+    def run(self, command: list[str]) -> isolate.Result[bytes]:
+        with Pool(self._box) as pool:
+            return pool.run(command)
+
+
+class PoolCase(Case):
+    """Its calls made to fail."""
+
+    def __init__(self, name: str, audit: str) -> None:
+        super().__init__(name, audit)
+        self.box = Pooled(self.box)  # type: ignore[assignment]
+        self.undisturbed = Fence(self.once).drive()
+        assert self.undisturbed.error is None, self.undisturbed.error
+        assert self.undisturbed.value == (self.expected, [])
+
+
+@pytest.mark.root
+def test_one_call_fails(audit: str) -> None:
+    case = PoolCase("user", audit)
+    chosen = [call for call in distinct(case.undisturbed.calls) if call.role in ("caller", "init", "payload")]
+    assert {"recvmsg", "sendmsg"} <= {call.name for call in chosen}
+    errors = (errno.ENOMEM, errno.EMFILE, errno.EAGAIN)
+    wrong = [case.wrong(call, errors[i % len(errors)]) for i, call in enumerate(chosen)]
+    assert not [w for w in wrong if w]
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.EPERM, errno.EMFILE], ids=errno.errorcode.get)
+def test_every_call_fails(error: int, audit: str) -> None:
+    case = PoolCase("user", audit)
+    wrong = [case.wrong(call, error) for call in case.undisturbed.calls]
+    assert not [w for w in wrong if w]
