@@ -109,8 +109,9 @@ class Pool(Verbs):
             except IndexError:
                 return None
             try:
-                # One that has something to say has failed. Other ids of the caller's make another tape.
-                usable = session.tape is tape and not _readable(session.fileno())
+                # One that has something to say has failed, and one whose launcher is gone is ending. Other ids of the
+                # caller's make another tape.
+                usable = session.tape is tape and not _readable(session.fileno(), session.pidfd)
                 if usable and session.hand_over(run, stdio, slots, nonblocking=nonblocking):
                     return session
             except BaseException:
@@ -161,9 +162,10 @@ class Pool(Verbs):
             waiting.popleft().close()
 
 
-def _readable(fd: int) -> bool:
+def _readable(*fds: int) -> bool:
     poll = select.poll()
-    poll.register(fd, select.POLLIN)
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
 
 
