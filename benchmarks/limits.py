@@ -1,7 +1,8 @@
 """What Limits adds to a spawn, beside crun and runc with the same limits. `python benchmarks/limits.py [--rounds 200]`
 
 An empty program is run to its end in new pid, mount, ipc and uts namespaces, with and without limits on memory, pids
-and cpu, and with groups that a CgroupPool made beforehand; in turns; in a burst, and 20 ms apart (where the processor
+and cpu, and with groups that a CgroupPool made beforehand; the same from a Pool, which has all of it set up before; in
+turns; in a burst, and 20 ms apart (where the processor
 has gone to sleep in between). Needs root and a cgroup hierarchy; crun and runc are measured where they are installed.
 Times are milliseconds, from call to result. For unified v2, in a virtual machine:
 `bash tests/vm/run -- benchmarks/limits.py --rounds 25`
@@ -73,7 +74,7 @@ def bundle(directory: Path, runtime: str, *, limited: bool) -> Path:
     return place
 
 
-def runs(directory: Path, pool: isolate.CgroupPool) -> dict[str, Callable[[], object]]:
+def runs(directory: Path, pool: isolate.CgroupPool, stack: contextlib.ExitStack) -> dict[str, Callable[[], object]]:
     """What is measured, by name."""
     target = str(program(directory))
     plain, counted, limited, ready = box(), box(isolate.Limits()), box(LIMITS), box(pool)
@@ -83,6 +84,9 @@ def runs(directory: Path, pool: isolate.CgroupPool) -> dict[str, Callable[[], ob
         "isolate, limits": lambda: limited.run([target], check=True),
         "isolate, limits in a pool": lambda: ready.run([target], check=True),
     }
+    for name, kind in (("ready", plain), ("ready, limits", limited)):
+        waiting = stack.enter_context(isolate.Pool(kind))
+        rows[name] = lambda waiting=waiting: waiting.run([target], check=True)  # type: ignore[misc]
     for runtime in ("crun", "runc"):
         if shutil.which(runtime) is None:
             continue
@@ -123,7 +127,7 @@ def main() -> None:
         # A sandbox remembers the controllers that its first run had to enable: let there be none.
         isolate.Sandbox(LIMITS).run(["true"])
         pool = stack.enter_context(isolate.CgroupPool(LIMITS, size=16))
-        rows = runs(Path(name), pool)
+        rows = runs(Path(name), pool, stack)
         for usable in list(rows):
             try:
                 rows[usable]()
