@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
+from isolate.cgroups.part import guided_step
 from isolate.errors import SetupError
 from isolate.kernel import (
     AT_FDCWD,
@@ -72,6 +73,9 @@ class FurtherPlan(Plan):
 
     def _rows(self, process: Process, original: Plan) -> Iterator[tuple[Step, Part]]:
         launch = original.owners[[step.phase for step in original.steps].index(Phase.EXEC)]
+        if original.context.guide is not None:  # into the group from where only systemd moves anybody
+            self.context.guide = original.context.guide
+            yield guided_step(), launch
         for directory in _groups(process):  # first, while the host's files can still be seen
             # A thread that moves itself is moved at once, a process not: see isolate.cgroups.part.
             file = "tasks" if os.path.exists(os.path.join(directory, "tasks")) else "cgroup.procs"

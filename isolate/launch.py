@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 from isolate import native
 from isolate.here.blocks import children_get_another_pid_namespace
 from isolate.native import ffi, lib
+from isolate.syscalls import number
 from isolate.tape import run_block
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.plan import Lent
+    from isolate.plan import Guide, Lent
     from isolate.tape import Tape
 
+_MSG_NOSIGNAL = 0x4000  # no SIGPIPE for a host program that has the default action for it
 _KIND = struct.Struct("<I")
 _PATH = os.fsencode(native.LAUNCHER_PATH)
 _DEVNULL = -3
@@ -127,6 +129,21 @@ class Session:
             from isolate.diagnosis import start_error
 
             raise start_error(start.stage, -result)
+        guide = tape.plan.context.guide
+        if guide is not None:
+            self._guided(guide)
+
+    def _guided(self, guide: Guide) -> None:
+        """Have the launcher moved to where its steps can be done, and tell it: it waits for a byte on its socket."""
+        try:
+            guide.move(self.pid)
+        except BaseException as error:
+            if isinstance(error, OSError) and self.wait_gone(0):
+                return  # an earlier step failed, which is why nobody was there to be moved: its record says so
+            self.close()
+            raise
+        # Where it has ended meanwhile its record says why.
+        native.call(number("sendto"), self.fileno(), b"1", 1, _MSG_NOSIGNAL, 0, 0)
 
     @classmethod
     def waiting(cls, tape: Tape) -> Session:
@@ -212,6 +229,9 @@ class Session:
         size = RECORD.size + len(self.tape.plan.steps) + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
         buffer = ffi.new("uint8_t[]", size)
         received = lib.iso_receive(self._start, buffer, size)
+        if received == -errno.ECONNRESET:
+            # Told once, where it ended without reading what a guide's step waits for. What it sent is behind that.
+            received = lib.iso_receive(self._start, buffer, size)
         if received == -errno.EAGAIN:
             return None
         if received in (0, -errno.EBADF):  # EBADF: closed behind our back

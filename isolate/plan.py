@@ -198,6 +198,26 @@ class Lender(Protocol):
         ...
 
 
+class Ground(Protocol):
+    """What a plan stands on and that is made when something starts, never while planning."""
+
+    def ready(self) -> bool:
+        """Whether it is there, as it was when the plan was made."""
+        ...
+
+    def make(self) -> None:
+        """Make it; the plan is then made again."""
+        ...
+
+
+class Guide(Protocol):
+    """Whoever moves each launcher to where its steps can be done."""
+
+    def move(self, pid: int) -> None:
+        """Called when the launcher runs; a step of its waits for the byte that is sent to it afterwards."""
+        ...
+
+
 class Context:
     """What a part may know and ask while it yields its steps."""
 
@@ -213,6 +233,10 @@ class Context:
         self.shared: dict[object, object] = {}
         #: Who gives each start the descriptors behind the slots that :meth:`lend` made.
         self.lender: Lender | None = None
+        #: What has to be there before the plan is compiled, if anything.
+        self.ground: Ground | None = None
+        #: Who moves each launcher, if anybody: a step of the phase CGROUP waits until it has.
+        self.guide: Guide | None = None
 
     @property
     def privileged(self) -> bool:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Sandbox"]
 
 
+def _stands(plan: Plan) -> bool:
+    """Whether what the plan stands on is there."""
+    return plan.context.ground is None or plan.context.ground.ready()
+
+
 class Sandbox(Verbs, Reversible):
     """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
 
@@ -68,17 +73,31 @@ class Sandbox(Verbs, Reversible):
             plan = self._plans[key] = Plan(defaults(self.parts), euid=key[0], egid=key[1])
         return plan
 
+    def _grounded(self) -> Plan:
+        """The plan, with what it stands on made first where it has to be."""
+        plan = self._plan()
+        if not _stands(plan):
+            ground = plan.context.ground
+            assert ground is not None
+            ground.make()
+            self._plans.clear()
+            plan = self._plan()
+        return plan
+
     def compile(self) -> Tape:
-        """The tape, made once for the caller's ids and then reused from any thread."""
+        """The tape, made once for the caller's ids and then reused from any thread.
+
+        Where groups can be made in a scope of systemd's alone, systemd is asked for it here, unless it is there.
+        """
         key = (os.geteuid(), os.getegid())
         tape = self._tapes.get(key)
-        if tape is None:
+        if tape is None or not _stands(tape.plan):
             from isolate.tape import compile_plan
 
             with self._lock:
                 tape = self._tapes.get(key)
-                if tape is None:
-                    plan = self._plan()
+                if tape is None or not _stands(tape.plan):
+                    plan = self._grounded()
                     pid = plan.context.find(PidNamespace)
                     flags = int(plan.clone_flags)
                     time = any(step.phase is Phase.TIME for step in plan.steps)
@@ -106,6 +125,8 @@ class Sandbox(Verbs, Reversible):
 
     def check(self) -> None:
         """Start a program that ends at once (one that isolate brings along): whether this host can do all of it.
+
+        Limits for which a start would first ask systemd for a scope are left out: nothing is asked here.
 
         :raises SetupError: what cannot be done, with cause and remedy.
         """

@@ -16,6 +16,7 @@ from isolate.cgroups.guardian import watch
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
 from isolate.cgroups.placement import place
+from isolate.cgroups.scope import FUTURE, guide_to, mine
 from isolate.cgroups.settings import Setting, home_of, settings
 from isolate.errors import SetupError, UnsupportedError
 
@@ -104,6 +105,9 @@ class Cgroup:
             raise ValueError(f"{self!r} is made already")
         host = discover()
         placement = place(self.limits, host, wanted=self.wanted)
+        if any(spot.parent == FUTURE for spot in placement.places):
+            mine().make()
+            placement = place(self.limits, host, wanted=self.wanted)
         name = naming.prefix() + self._tag
         # Before anything is there to be left behind.
         self._guardian = watch([os.path.join(spot.parent, name) for spot in placement.places])
@@ -220,12 +224,20 @@ class Cgroup:
     def add(self, pid: int = 0) -> None:
         """Move a process in, with all its threads; 0 is the caller. What it has allocated stays charged where it was.
 
+        Into a group in a scope of systemd's, it is systemd that moves a process of this user's, where this one may not.
+
         :raises SetupError: ESRCH: no such process; EACCES: v2 asks for write permission in the common ancestor, too.
         """
         if isinstance(pid, bool) or not isinstance(pid, int) or pid < 0:
             raise ValueError(f"not a pid: {pid!r}")
-        for directory in self._made().values():
-            files.write(directory, "cgroup.procs", str(pid).encode(), step=f"move process {pid} into {directory}")
+        for key, directory in self._made().items():
+            try:
+                files.write(directory, "cgroup.procs", str(pid).encode(), step=f"move process {pid} into {directory}")
+            except SetupError as error:
+                guide = guide_to(directory) if key == "v2" and error.errno in (errno.EACCES, errno.EPERM) else None
+                if guide is None:
+                    raise
+                guide.attach(directory, pid or os.getpid())
 
     def inside(self, who: str = "process") -> Inside:
         """A block in which this process is in the group: ``with group.inside():``, and back after.
@@ -248,7 +260,7 @@ class Cgroup:
         """As a part of a sandbox: the child is born in this group."""
         from isolate.cgroups.part import joined_steps
 
-        return joined_steps(self._made())
+        return joined_steps(self._made(), context)
 
     def _box(self, sandbox: Sandbox | None) -> Sandbox:
         from isolate.sandbox import Sandbox

@@ -1,4 +1,4 @@
-"""A process that removes a group when its owner ends in any way, SIGKILL included.
+"""A process that removes a group when its owner ends in any way, SIGKILL included; or only ends with it.
 
 It is the launcher with a tape of its own: wait until the owner ends or lets go, then kill what is in the group and
 remove it. It is not in the group, and holds nothing of the owner's but a pidfd.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from isolate.plan import Context, Op
 
 #: The launcher's descriptors for the socket to its owner and for the owner's pidfd (tape.h).
-_CONTROL, _OWNER = 3, 5
+CONTROL_FD, OWNER_FD = 3, 5
 _DEVNULL = -3
 
 
@@ -35,7 +35,7 @@ class Guardian:
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Wait; what fails then is meant to: no child is made, and the clean-up runs."""
-        watched = Buffer(struct.pack("<ihhihh", _CONTROL, select.POLLIN, 0, _OWNER, select.POLLIN, 0), "pollfds")
+        watched = Buffer(struct.pack("<ihhihh", CONTROL_FD, select.POLLIN, 0, OWNER_FD, select.POLLIN, 0), "pollfds")
         seen = Register("events")
         wait = (call("ppoll", watched, 2, 0, 0, 8, out=seen), Test(seen, -1, error=errno.ECANCELED))
         yield Step(Phase.CGROUP, "wait for the owner's end", wait)
@@ -59,7 +59,10 @@ class Guardian:
 
 
 def watch(directories: list[str]) -> Session:
-    """Start a guardian for directories, which need not be there yet. Closing the session has them removed, too."""
+    """Start a guardian for directories, which need not be there yet. Closing the session has them removed, too.
+
+    For none it does nothing but end when its owner does: what keeps a scope (:mod:`isolate.cgroups.scope`).
+    """
     from isolate.launch import Session
     from isolate.tape import compile_plan, run_block
 

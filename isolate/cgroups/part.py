@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolate.cgroups import devices, naming, stats
+from isolate.cgroups.guardian import CONTROL_FD, OWNER_FD
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.placement import offered, place
+from isolate.cgroups.scope import FUTURE, Standing, guide_to
 from isolate.cgroups.settings import home_of, settings
 from isolate.kernel import AT_FDCWD, AT_REMOVEDIR, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
-from isolate.plan import LAUNCHER, Buffer, Label, Line, Load, Phase, Register, Step, Store, Test, call
+from isolate.plan import CONTROL, LAUNCHER, Buffer, Label, Line, Load, Phase, Register, Step, Store, Test, call
 from isolate.plan import RemoveTree as RemoveTreeOp
 
 if TYPE_CHECKING:
@@ -23,11 +27,12 @@ if TYPE_CHECKING:
 
     from isolate.cgroups.hierarchy import Hierarchy
     from isolate.cgroups.limits import Limits
-    from isolate.cgroups.placement import Place
+    from isolate.cgroups.placement import Place, Placement
     from isolate.cgroups.settings import Setting
     from isolate.plan import Context, Lent, Op
 
 O_DIRECTORY: Final = Constant(os.O_DIRECTORY, "O_DIRECTORY")
+MSG_DONTWAIT = Constant(0x40, "MSG_DONTWAIT")
 BPF_PROG_LOAD = Constant(devices.BPF_PROG_LOAD, "BPF_PROG_LOAD")
 BPF_PROG_ATTACH = Constant(devices.BPF_PROG_ATTACH, "BPF_PROG_ATTACH")
 #: The key of :class:`RunGroup` in ``Context.shared``.
@@ -113,6 +118,7 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
     context.shared[SHARED] = group
     registers: dict[str, Register] = {}
     prefix = naming.prefix()
+    yield from scope_steps(placement, context)
     for spot in placement.places:
         key = spot.hierarchy.key
         path = os.path.join(spot.parent, prefix)
@@ -135,8 +141,45 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
         yield Step(Phase.CLONE, "born in the group", cgroup=registers["v2"])
 
 
-def joined_steps(directories: Mapping[str, str]) -> Iterator[Step]:
+def scope_steps(placement: Placement, context: Context) -> Iterator[Step]:
+    """What a place in the scope of this program asks for, before anything is made there."""
+    for spot in placement.places:
+        if spot.scope:
+            context.ground = Standing("" if spot.parent == FUTURE else spot.parent)
+        if spot.parent == FUTURE:
+            text = (
+                "systemd is asked over D-Bus for a scope with Delegate=yes, once for this program and when something "
+                "starts; a process of ours stays in it, this one is not moved"
+            )
+            yield Step(Phase.CGROUP, text)
+        elif spot.hierarchy.version == 2:
+            yield from guided_steps(spot.parent, context)
+
+
+def guided_steps(directory: str, context: Context) -> Iterator[Step]:
+    """Wait until systemd has moved the launcher into our scope, where it could not clone into that group otherwise."""
+    guide = guide_to(directory)
+    if guide is None:
+        return
+    context.guide = guide
+    yield guided_step()
+
+
+def guided_step() -> Step:
+    """The launcher's wait for ``Context.guide``: a byte on its socket, or this program's end."""
+    watched = Buffer(struct.pack("<ihhihh", CONTROL_FD, select.POLLIN, 0, OWNER_FD, select.POLLIN, 0), "pollfds")
+    ops = (
+        call("ppoll", watched, 2, 0, 0, 8),
+        call("recvfrom", CONTROL, Buffer(8, "a byte"), 1, MSG_DONTWAIT, 0, 0, expect=1),
+    )
+    text = "wait until systemd has moved this launcher into the scope's leaf (AttachProcessesToUnit)"
+    return Step(Phase.CGROUP, text, ops, hints={errno.EAGAIN: "the program that started this has ended"})
+
+
+def joined_steps(directories: Mapping[str, str], context: Context) -> Iterator[Step]:
     """Be born in groups that exist already, by hierarchy; nothing is made or removed."""
+    if "v2" in directories:
+        yield from guided_steps(directories["v2"], context)
     for key, directory in directories.items():
         register = Register(f"group in {key}")
         opening = call(

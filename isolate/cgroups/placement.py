@@ -2,7 +2,8 @@
 
 v2 knows two rules that stand in the way (cgroup-v2.rst): a group other than the root may have processes or enabled
 controllers, not both ("no internal processes"), and a controller can be enabled only where the parent passes it on.
-So the caller's own group is tried first, then the groups above it that are ours to write.
+So the caller's own group is tried first, then the groups above it that are ours to write, and last, where systemd
+manages them, a scope that systemd is asked for (:mod:`isolate.cgroups.scope`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from isolate.cgroups import scope
 from isolate.cgroups.hierarchy import read
 from isolate.cgroups.settings import controllers, home_of, unsupported
 from isolate.errors import UnsupportedError
@@ -22,18 +24,18 @@ if TYPE_CHECKING:
     from isolate.cgroups.hierarchy import Hierarchy, Host
     from isolate.cgroups.limits import Limits
 
-#: Controllers that may be enabled although the group has processes.
-_THREADED: Final = frozenset({"cpu", "cpuset", "perf_event", "pids"})
-
 
 @dataclass(frozen=True)
 class Place:
     """A directory to make groups in."""
 
     hierarchy: Hierarchy
+    #: :data:`isolate.cgroups.scope.FUTURE` where systemd is asked for it when something starts.
     parent: str
     #: Controllers that the parent does not pass on yet (v2).
     enable: tuple[str, ...] = ()
+    #: It is the scope of this program.
+    scope: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,31 @@ def belongs_to_systemd(directory: str) -> bool:
     return directory.endswith((".slice", ".scope", ".service")) and systemd_running() and not delegated(directory)
 
 
+def _unit(own: str) -> str:
+    """The group of the unit that a group is in, "" if there is none. A user's manager is none: it has units."""
+    while own.strip("/"):
+        if own.endswith((".scope", ".service")) and not _of_manager(own):
+            return own
+        own = os.path.dirname(own)
+    return ""
+
+
+def _handed_over(hierarchy: Hierarchy) -> bool:
+    """Whether this program is in a unit that was delegated, where its groups belong, too.
+
+    A user's manager leaves no attribute (systemd 252). But below a unit's own group stands only who was put there by
+    somebody that it was handed over to.
+    """
+    unit = _unit(hierarchy.own)
+    return bool(unit) and (unit != hierarchy.own or delegated(unit))
+
+
+def _of_manager(directory: str) -> bool:
+    """Whether it is the group of a user's manager: delegated, but to that manager."""
+    name = os.path.basename(directory)
+    return name.startswith("user@") and name.endswith(".service")
+
+
 def is_root(directory: str) -> bool:
     """Whether it is the root of the v2 hierarchy itself, which alone has no cgroup.type."""
     return not os.path.exists(os.path.join(directory, "cgroup.type"))
@@ -113,8 +140,8 @@ def offered(directory: str) -> frozenset[str]:
     return frozenset(read(os.path.join(directory, "cgroup.controllers")).split())
 
 
-def _judge(directory: str, needed: frozenset[str]) -> tuple[tuple[str, ...] | None, str]:
-    """The controllers to enable in a directory, or None and the reason why it cannot be."""
+def _judge(directory: str, needed: frozenset[str], *, ours: bool = False) -> tuple[tuple[str, ...] | None, str]:
+    """The controllers to enable in a directory, or None and the reason why it cannot be. ``ours``: it is delegated."""
     if not writable(directory):
         return None, f"{directory} is not ours to write ({owner(directory)})"
     if read(os.path.join(directory, "cgroup.type")).strip() in ("threaded", "domain invalid"):
@@ -129,9 +156,11 @@ def _judge(directory: str, needed: frozenset[str]) -> tuple[tuple[str, ...] | No
         return None, f"{directory}/cgroup.controllers lacks {' '.join(sorted(absent))}"
     if not os.access(control, os.W_OK, effective_ids=True):
         return None, f"{control} does not list {' '.join(sorted(missing))} and is {owner(control)}"
-    if missing - _THREADED and not is_root(directory) and populated_itself(directory):
+    # Also for the controllers that the kernel would enable there: what is made below is "domain invalid" then, and
+    # nothing can be born in it (EOPNOTSUPP).
+    if not is_root(directory) and populated_itself(directory):
         return None, f"{directory} has processes in it, so it can pass no controller on (EBUSY)"
-    if belongs_to_systemd(directory) and not is_root(directory):
+    if not ours and belongs_to_systemd(directory) and not is_root(directory):
         return None, f"{directory} belongs to systemd, which has not delegated it"
     return tuple(sorted(missing)), ""
 
@@ -147,17 +176,61 @@ def _place_v2(hierarchy: Hierarchy, needed: dict[str, str], wanted: Iterable[str
             number=errno.EROFS,
             path=hierarchy.mount,
         )
+    user = os.geteuid() != 0
+    # What a user's manager manages it may set back at any moment: controllers that it needs itself no more, limits with
+    # them. Only where it cannot be asked for a scope, that is better than nothing.
+    found = _own_or_above(hierarchy, needed, wanted, reasons, alone=user)
+    if found is None and not _handed_over(hierarchy):
+        found = _in_scope(hierarchy, needed, wanted, reasons)
+    if found is None and user:
+        found = _own_or_above(hierarchy, needed, wanted, [], alone=False)
+    if found is None:
+        raise _refusal(hierarchy, needed, reasons)
+    return found
+
+
+def _own_or_above(
+    hierarchy: Hierarchy, needed: dict[str, str], wanted: Iterable[str], reasons: list[str], *, alone: bool
+) -> Place | None:
+    """A place in the own group or above; ``alone``: none that a user's manager manages as well."""
+    handed_over = _unit(hierarchy.own) if _handed_over(hierarchy) else ""
     for also in (frozenset(wanted), frozenset[str]()):
         reasons.clear()
         for directory in _candidates(hierarchy):
-            if directory != hierarchy.own and belongs_to_systemd(directory) and os.geteuid() == 0:
+            if directory not in (hierarchy.own, handed_over) and (
+                (belongs_to_systemd(directory) and (alone or os.geteuid() == 0)) or (alone and _of_manager(directory))
+            ):
                 reasons.append(f"{directory} belongs to systemd, which has not delegated it")
                 continue
-            enable, reason = _judge(directory, frozenset(needed) | (also & offered(directory)))
+            ours = directory == handed_over
+            enable, reason = _judge(directory, frozenset(needed) | (also & offered(directory)), ours=ours)
             if enable is not None:
                 return Place(hierarchy, directory, enable)
             reasons.append(reason)
-    raise _refusal(hierarchy, needed, reasons)
+    return None
+
+
+def _in_scope(hierarchy: Hierarchy, needed: dict[str, str], wanted: Iterable[str], reasons: list[str]) -> Place | None:
+    """A place in the scope of this program: the one that is there, or the one that can be asked for."""
+    held = scope.mine().directory()
+    if held:
+        for also in (frozenset(wanted) & offered(held), frozenset[str]()):
+            enable, reason = _judge(held, frozenset(needed) | also, ours=True)
+            if enable is not None:
+                return Place(hierarchy, held, enable, scope=True)
+        reasons.append(reason)
+        return None
+    obstacle = scope.why_not()
+    if obstacle is not None:
+        if systemd_running():
+            reasons.append(f"systemd cannot be asked for a scope: {obstacle[0]}")
+        return None
+    passed = scope.expected(hierarchy)
+    lacking = frozenset(needed) - passed if passed is not None else frozenset[str]()
+    if lacking:
+        reasons.append(f"a scope of systemd's would lack {' '.join(sorted(lacking))} here")
+        return None
+    return Place(hierarchy, scope.FUTURE, scope=True)
 
 
 def _refusal(hierarchy: Hierarchy, needed: dict[str, str], reasons: list[str]) -> UnsupportedError:
@@ -169,9 +242,11 @@ def _refusal(hierarchy: Hierarchy, needed: dict[str, str], reasons: list[str]) -
     elif systemd_running():
         user = "" if os.geteuid() == 0 else "--user "
         names = " ".join(sorted(needed)) or "yes"
+        obstacle = scope.why_not()
         remedy = (
-            f"run under: systemd-run {user}--scope -p Delegate=yes PROGRAM; or install isolate-linux[systemd] and call "
-            "isolate.Cgroup.take_over() at the program's start, which asks systemd for such a scope; "
+            f"{obstacle[1]}: systemd is asked for a scope with Delegate=yes then; " if obstacle is not None else ""
+        ) + (
+            f"run under: systemd-run {user}--scope -p Delegate=yes PROGRAM; "
             f"to delegate controllers to users: Delegate={names} in a drop-in for user@.service"
         )
         number = errno.EACCES

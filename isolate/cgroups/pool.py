@@ -13,7 +13,7 @@ from isolate.cgroups import files
 from isolate.cgroups.group import Cgroup, destroy
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
-from isolate.cgroups.part import SHARED, RunGroup, report_steps
+from isolate.cgroups.part import SHARED, RunGroup, guided_steps, report_steps
 from isolate.cgroups.placement import ACCOUNTING, place
 from isolate.cgroups.settings import home_of, settings
 from isolate.errors import ConflictError, SetupError
@@ -255,6 +255,8 @@ class CgroupPool:
         group = RunGroup()
         group.lent = True
         context.shared[SHARED] = group
+        if "v2" in self._shelf.directories:
+            yield from guided_steps(self._shelf.directories["v2"], context)
         slots = iter(context.lend(self, sum(1 if s.hierarchy.version == 2 else 2 for s in self._placement.places)))
         for spot in self._placement.places:
             key = spot.hierarchy.key
