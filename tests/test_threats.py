@@ -5,6 +5,7 @@ docs/threats.rst says for every row of the threat model which test makes the att
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import os
 import re
@@ -21,16 +22,23 @@ import isolate
 from isolate import (
     Bind,
     Capabilities,
+    IpcNamespace,
     MountNamespace,
     NetNamespace,
     NoNewPrivs,
     PidNamespace,
     Proc,
+    Rlimits,
     Root,
     Sandbox,
+    Seccomp,
     Symlink,
     UserNamespace,
+    native,
+    syscalls,
 )
+
+from .ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,13 +69,14 @@ def test_pid_1_shows_nothing_of_the_callers() -> None:
     code = """
 import os
 for pid in ("1", "self"):
-    print(pid, "fd", "open" if os.listdir(f"/proc/{pid}/fd") else "13")
-    for name in ("environ", "mem", "maps", "exe", "cwd"):
+    for name in ("fd", "environ", "mem", "maps", "exe", "cwd"):
         path = f"/proc/{pid}/{name}"
         try:
-            if name in ("exe", "cwd"): os.readlink(path)
+            if name == "fd": os.listdir(path)[0]
+            elif name in ("exe", "cwd"): os.readlink(path)
             else: os.close(os.open(path, os.O_RDONLY))
             print(pid, name, "open")
+        except IndexError: print(pid, name, 13)  # root inside may open the directory, and finds nothing
         except OSError as error: print(pid, name, error.errno)
 """
     told = Sandbox(UserNamespace(), Root(*SYSTEM, Proc())).run([*PYTHON, code], check=True, text=True).stdout
@@ -190,3 +199,158 @@ def test_the_callers_working_directory_is_not_inside(open_directory: Path, monke
     result = Sandbox(UserNamespace(), Root(*SYSTEM, Proc())).run(look)
     assert (result.returncode, result.stdout) == (1, b"/\n")
     assert b"x" in (Sandbox(UserNamespace()).run(look, cwd=open_directory).stdout or b"")
+
+
+KILL_GROUP = """
+import os, signal, subprocess, sys
+from isolate import PidNamespace, Sandbox, UserNamespace
+os.setsid()
+seen = []
+signal.signal(signal.SIGUSR1, lambda *arguments: seen.append(1))
+attempt = ["sh", "-c", "trap '' USR1; kill -USR1 0"]
+boxes = {"init": Sandbox(UserNamespace(), PidNamespace()), "no pid namespace": Sandbox(UserNamespace())}
+if sys.argv[1] in boxes: boxes[sys.argv[1]].run(attempt)
+else: subprocess.run(attempt)
+print(len(seen))
+"""
+
+
+@pytest.mark.parametrize(("how", "reached"), [("init", "0"), ("no pid namespace", "0"), ("nothing", "1")])
+def test_kill_of_the_group_stays_inside(how: str, reached: str) -> None:
+    """kill(0); "nothing", a plain child of the same program, is the control."""
+    done = subprocess.run([sys.executable, "-c", KILL_GROUP, how], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == reached
+
+
+ALLOW = Seccomp(otherwise="allow")
+
+
+@pytest.mark.parametrize(
+    ("parts", "made"),
+    [
+        ((UserNamespace(), ALLOW), False),  # the sysctl alone
+        ((NetNamespace(),), False),  # the filter alone
+        ((UserNamespace(nested=True),), True),
+    ],
+    ids=["sysctl", "filter", "neither"],
+)
+def test_each_guard_against_user_namespaces_is_enough(parts: tuple[isolate.Part, ...], made: bool) -> None:
+    if os.geteuid() and not any(isinstance(part, UserNamespace) for part in parts):
+        parts = ()
+    code = (
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        "print(libc.unshare(0x10000000), ctypes.get_errno(), open('/proc/sys/user/max_user_namespaces').read())"
+    )
+    result, error, highest = Sandbox(*parts).run([sys.executable, "-I", "-c", code], check=True).stdout.split()
+    if ALLOW in parts:
+        assert (result, error, highest) == (b"-1", b"28", b"0")  # ENOSPC
+    else:
+        assert (result, error) == ((b"0", b"0") if made else (b"-1", b"1"))
+        assert highest != b"0"
+
+
+@root_only
+def test_groups_that_deny_something_cannot_be_dropped() -> None:
+    """CVE-2014-8989: whoever drops a group gets at what is denied to that group. Written by root, the map allows it."""
+    code = """
+import os, sys
+from isolate import Capabilities, Sandbox, UserNamespace
+look = "import os; print(open('/proc/self/setgroups').read().strip());"
+look += "\\ntry: os.setgroups([]); print(len(os.getgroups()))"
+look += "\\nexcept OSError as e: print(e.errno, len(os.getgroups()))"
+box = Sandbox(UserNamespace(), Capabilities({"SETGID"}))
+print(box.run([sys.executable, "-I", "-S", "-c", look], text=True, check=True).stdout)
+"""
+    assert as_ordinary_user(code, groups=(100,)).split() == ["deny", "1", "1"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["allow", "0"]
+
+
+KEYS = f"""
+import os, sys
+from isolate import SessionKeyring, Sandbox, native, syscalls
+number, session = syscalls.number("keyctl"), -3
+assert native.call(number, 1, 0) > 0  # a session keyring of this program's own: the key goes with it
+assert native.call(syscalls.number("add_key"), b"user", b"isolate-test", b"secret", 6, session) > 0
+look = '''
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+key = libc.syscall(NUMBER, 10, -3, b"user", b"isolate-test", 0)  # KEYCTL_SEARCH
+data = ctypes.create_string_buffer(20)
+print(data.raw[:6] if key > 0 and libc.syscall(NUMBER, 11, key, data, 20) == 6 else ctypes.get_errno())
+'''.replace("NUMBER", str(number))
+for keyring in SessionKeyring(), SessionKeyring(enabled=False):
+    print(Sandbox(keyring).run([{sys.executable!r}, "-I", "-S", "-c", look], text=True).stdout.strip())
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/keys"), reason="this kernel has no keyrings")
+def test_no_key_of_the_callers_session_is_read() -> None:
+    done = subprocess.run([sys.executable, "-c", KEYS], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["126", "b'secret'"]  # ENOKEY
+
+
+def test_a_message_queue_of_the_hosts_cannot_be_opened() -> None:
+    """POSIX queues belong to the IPC namespace, whatever the root."""
+    name = f"isolate-test-{os.getpid()}".encode()
+    queue = native.call(syscalls.number("mq_open"), name, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, 0)
+    assert queue >= 0
+    try:
+        code = (
+            "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+            f"print(libc.syscall({syscalls.number('mq_open')}, {name!r}, 0, 0, 0) >= 0 or ctypes.get_errno())"
+        )
+        command = [sys.executable, "-I", "-S", "-c", code]
+        assert Sandbox(UserNamespace(), IpcNamespace()).run(command).stdout == b"2\n"  # ENOENT
+        assert Sandbox(UserNamespace()).run(command).stdout == b"True\n"
+    finally:
+        os.close(queue)
+        native.call(syscalls.number("mq_unlink"), name)
+
+
+@root_only
+def test_no_limit_is_raised() -> None:
+    code = (
+        "import resource\ntry: resource.setrlimit(resource.RLIMIT_NOFILE, (65, 65)); print('raised')\n"
+        "except (OSError, ValueError): print('refused')"
+    )
+    command = [sys.executable, "-I", "-c", code]
+    assert Sandbox(Rlimits(nofile=64)).run(command).stdout == b"refused\n"
+    assert Sandbox(Rlimits(nofile=(32, 65))).run(command).stdout == b"raised\n"
+
+
+@root_only
+def test_no_address_of_the_kernels_is_told() -> None:
+    """/proc/kallsyms and the kernel's log, of the host's /proc: what is not there is the capability."""
+    if int(Path("/proc/sys/kernel/perf_event_paranoid").read_text()) <= 1:
+        pytest.skip("kernel.perf_event_paranoid tells everybody (and kernel.kptr_restrict may not)")
+    if Path("/proc/sys/kernel/kptr_restrict").read_text().strip() == "2":
+        pytest.skip("kernel.kptr_restrict tells nobody: no control")
+    code = "print(sum(int(line.split()[0], 16) != 0 for line, _ in zip(open('/proc/kallsyms'), range(500))) > 400)"
+    command = [sys.executable, "-I", "-S", "-c", code]
+    assert Sandbox().run(command).stdout == b"False\n"
+    assert Sandbox(Capabilities({"SYSLOG"})).run(command).stdout == b"True\n"
+    log = [sys.executable, "-I", "-S", "-c", "import ctypes; print(ctypes.CDLL(None).klogctl(3, None, 0))"]
+    assert Sandbox(isolate.presets.untrusted().parts[-2]).run(log).stdout == b"-1\n"
+
+
+def test_what_comes_back_is_never_an_object() -> None:
+    """Nothing in the library can make objects of bytes: not pickle, marshal or shelve, not eval, exec or compile."""
+
+    def makers(text: str) -> set[str]:
+        found = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found.add(node.func.id)
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module or "")
+        return found & {"pickle", "marshal", "shelve", "multiprocessing", "eval", "exec", "compile"}
+
+    assert makers("import pickle\nfrom marshal import loads\neval(compile(''))") == {
+        "pickle", "marshal", "eval", "compile",
+    }  # fmt: skip
+    sources = list(Path(isolate.__file__).parent.rglob("*.py"))
+    assert len(sources) > 50
+    assert {path.name: found for path in sources if (found := makers(path.read_text()))} == {}

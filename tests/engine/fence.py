@@ -87,7 +87,7 @@ class Call:
         return syscalls.name(self.nr) or str(self.nr)
 
 
-#: What the test answers: None lets the call go on, a positive errno makes it fail.
+#: What the test answers: None lets the call go on, a positive errno makes it fail, 0 says that it was done, untruly.
 Decide = Callable[[Call], "int | None"]
 
 #: Whose child is what: the launcher's first child is init, any other a program of the host's that it runs.
@@ -235,7 +235,7 @@ class Fence:
                 answer = decide(one) if decide is not None else None
                 if answer is None and role in EXECUTING and number == nr("execve"):
                     self._executed.add(pid)
-        reply = struct.pack("<QqiI", ident, 0, -(answer or 0), 0 if answer else CONTINUE)
+        reply = struct.pack("<QqiI", ident, 0, -(answer or 0), CONTINUE if answer is None else 0)
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.listener, NOTIF_SEND, reply)
 

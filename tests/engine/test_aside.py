@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from isolate import NetNamespace, PidNamespace, Proc, Root, Sandbox, SetupError, Sys, UserNamespace
+from isolate import Bind, NetNamespace, PidNamespace, Proc, Root, Sandbox, SetupError, Sys, UserNamespace
 from isolate.kernel import CLONE_NEWNET
 from isolate.plan import Context, Part, Phase, Step, call
 from tests.engine.fence import Call, Fence, nr
@@ -99,3 +99,22 @@ def test_without_a_second_process_init_does_it_itself() -> None:
 def test_what_fails_there_is_told_by_its_own_step(call_that_fails: str) -> None:
     told, _ = run_with({call_that_fails: errno.ENOMEM})
     assert told == (errno.ENOMEM, "NetNamespace", call_that_fails)
+
+
+def test_it_has_ended_before_the_program_is_there() -> None:
+    """It shares init's memory and has what init has; nobody inside ever meets it."""
+    box = Sandbox(
+        UserNamespace(), PidNamespace(), NetNamespace(), Root(Bind("/usr"), Bind("/lib"), Bind("/lib64"), Proc())
+    )
+
+    def program(begin: object, end: object) -> object:
+        begin()  # type: ignore[operator]
+        return str(box.run(["/usr/bin/sh", "-c", "echo /proc/[0-9]*; echo $$"], text=True).check().stdout)
+
+    outcome = Fence(program).drive()
+    before = [(one.role, one.name) for one in outcome.calls]
+    before = before[: [role for role, _ in before].index("payload")]
+    assert "aside" in {role for role, _ in before}
+    assert "aside" not in {one.role for one in outcome.calls[len(before) :]}
+    assert ("init", "wait4") in before
+    assert outcome.value == "/proc/1 /proc/2\n2\n", outcome.error
