@@ -15,6 +15,7 @@ struct iso_shared {
 	uint32_t head_size;
 	uint32_t executing; /* the payload has come as far as execve */
 	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init and its second process */
+	uint32_t reaped;    /* init has reaped all of its children and ends */
 	uint64_t began_ns;  /* when a run that came later came; 0: with the clone of init */
 	uint8_t head[ISO_HEAD];
 	uint8_t skipped[]; /* a byte for each step, not a bit: the section ASIDE runs at the same time as init's */
@@ -29,7 +30,7 @@ struct iso_machine {
 	struct iso_shared *shared; /* never NULL */
 	const char *program;       /* what FIND found */
 	int32_t sync_fd;
-	int32_t exec_fd; /* without init: closed by a successful exec; without a pid namespace: by init, when the program ends */
+	int32_t exec_fd; /* without init: closed by a successful exec; else by init, when the program has ended */
 	uint32_t failed_op;
 	uint32_t aside_op; /* the op that failed in the section ASIDE */
 };

@@ -54,6 +54,9 @@ struct supervisor {
 	int64_t init_status;
 	struct iso_record *record; /* made before anything can be short of memory */
 	int32_t let_go;            /* we killed it: the Python program ended or wanted it so */
+	int32_t reported;          /* the section REPORT has been run */
+	int64_t clean_error;       /* the first error of REPORT and CLEANUP, and its op */
+	uint32_t clean_op;
 	struct rusage usage;
 	uint32_t shared_size;
 };
@@ -549,6 +552,10 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 			}
 			while (SYS4(wait4, -1, 0, 0x40000000 /* __WALL */, 0) > 0)
 				;
+			if (m->header->flags & ISO_TAPE_PIDNS) {
+				m->shared->reaped = 1;
+				close_fd(m->exec_fd); /* tells the supervisor, if there is something to report */
+			}
 			exit_now(0);
 		}
 		if (pid == -ECHILD)
@@ -913,6 +920,23 @@ static void kill_tree(struct supervisor *s)
 		SYS2(kill, s->child, SIGKILL_);
 }
 
+/* A section of the end; its first error is kept. */
+static int64_t clean(struct supervisor *s, int section)
+{
+	const int64_t r = iso_machine_clean(&s->machine, section);
+	if (r < 0 && s->clean_error == 0) {
+		s->clean_error = r;
+		s->clean_op = s->machine.failed_op;
+	}
+	return r;
+}
+
+static void report(struct supervisor *s)
+{
+	s->reported = 1;
+	clean(s, ISO_REPORT);
+}
+
 static void supervise(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
@@ -933,7 +957,11 @@ static void supervise(struct supervisor *s)
 		}
 		if (fds[3].revents) {
 			fds[3].fd = -1;
-			if (m->header->flags & ISO_TAPE_INIT) {
+			if ((m->header->flags & (ISO_TAPE_PIDNS | ISO_TAPE_INIT)) == (ISO_TAPE_PIDNS | ISO_TAPE_INIT)) {
+				/* The counters are read while the kernel takes the namespaces down. Init that was killed has reaped nobody. */
+				if (m->shared->reaped)
+					report(s);
+			} else if (m->header->flags & ISO_TAPE_INIT) {
 				drain(s); /* the program has ended: what it left behind goes too */
 			} else if (!m->shared->failed && m->shared->executing) {
 				m->shared->complete |= ISO_COMPLETE_STARTED;
@@ -956,7 +984,7 @@ static size_t record_size(const struct iso_header *h)
 	return sizeof(struct iso_record) + h->steps + h->report_size;
 }
 
-static void tell_end(const struct supervisor *s, int64_t cleanup_error)
+static void tell_end(const struct supervisor *s)
 {
 	const struct iso_machine *m = &s->machine;
 	struct iso_record *record = s->record;
@@ -967,8 +995,8 @@ static void tell_end(const struct supervisor *s, int64_t cleanup_error)
 	memset(&tree, 0, sizeof tree);
 	SYS2(getrusage, -1 /* RUSAGE_CHILDREN */, PTR(&tree));
 	record->kind = shared->failed ? ISO_RECORD_FAILED : ISO_RECORD_ENDED;
-	record->error = shared->failed ? shared->error : (int32_t)-cleanup_error;
-	record->op = shared->failed ? shared->op : cleanup_error ? m->failed_op : ISO_OP_NONE;
+	record->error = shared->failed ? shared->error : (int32_t)-s->clean_error;
+	record->op = shared->failed ? shared->op : s->clean_error ? s->clean_op : ISO_OP_NONE;
 	record->stage = shared->stage;
 	record->status = shared->status;
 	record->init_status = (int32_t)s->init_status;
@@ -1069,8 +1097,9 @@ static void run_supervisor(struct supervisor *s)
 	}
 	int32_t sync[2], exec[2] = {-1, -1};
 	r = SYS2(pipe2, PTR(sync), O_CLOEXEC);
-	/* Closed by exec, where the child itself becomes the program; else, without a pid namespace, by init when it has ended. */
-	if (r == 0 && (flags & (ISO_TAPE_INIT | ISO_TAPE_PIDNS)) != (ISO_TAPE_INIT | ISO_TAPE_PIDNS))
+	/* Closed by exec, where the child itself becomes the program; else by init when it has ended, where that is wanted. */
+	if (r == 0 && ((flags & (ISO_TAPE_INIT | ISO_TAPE_PIDNS)) != (ISO_TAPE_INIT | ISO_TAPE_PIDNS) ||
+		       m->header->section[ISO_REPORT].count))
 		r = SYS2(pipe2, PTR(exec), O_CLOEXEC);
 	if (r < 0) {
 		fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
@@ -1161,8 +1190,10 @@ void iso_main(void)
 	SYS1(umask, 0);
 	run_supervisor(&s);
 	/* The clean-up runs whatever failed before it; its ops tolerate what was never made. */
-	r = iso_machine_clean(m, ISO_CLEANUP);
-	tell_end(&s, r);
+	if (!s.reported)
+		report(&s);
+	clean(&s, ISO_CLEANUP);
+	tell_end(&s);
 	exit_now(0);
 }
 

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define ISO_TAPE_MAGIC 0x31455041544f5349ull /* "ISOTAPE1" */
-#define ISO_TAPE_ABI 2
+#define ISO_TAPE_ABI 3
 #define ISO_MAX_OPS 65535
 #define ISO_MAX_REGISTERS 4096
 #define ISO_MAX_SLOTS 1024
@@ -23,6 +23,7 @@ enum {
 	ISO_INIT,       /* the child of clone (PID 1 of a new pid namespace) */
 	ISO_PAYLOAD,    /* the child of init, before exec */
 	ISO_AFTER,      /* init, once the payload runs */
+	ISO_REPORT,     /* supervisor, once everything inside is dead but an init that has reaped it all */
 	ISO_CLEANUP,    /* supervisor, once everything inside is dead */
 	ISO_ASIDE,      /* a second process of init's, while init goes on: from OP_ASIDE to OP_MEET */
 	ISO_SECTIONS

@@ -122,7 +122,7 @@ def calls(tape: tapes.Tape) -> str:
         f"#define STEPS {steps}",
         f'_Static_assert({registers} <= sizeof reg / sizeof *reg, "registers");',
     ]
-    for index, name in enumerate(("outer", "supervisor", "init", "payload", "after", "cleanup", "aside")):
+    for index, name in enumerate(("outer", "supervisor", "init", "payload", "after", "report", "cleanup", "aside")):
         first, count = sections[2 * index : 2 * index + 2]
         lines += [f"static void {name}(void)", "{", "\tlong r = 0;", "\t(void)r;"]
         targets = {row[15] for row in rows[first : first + count] if row[1] & (lib.ISO_JUMP | lib.ISO_OPTIONAL)}

@@ -216,7 +216,7 @@ static void engine_exec(void)
 static void engine_aside(void);
 static void engine_meet(void);
 
-/* Defines outer, supervisor, init, payload, after, cleanup, aside; CLONE_FLAGS, HAS_PIDNS, HAS_INIT, SHARE, REGISTERS, STEPS. */
+/* Defines outer, supervisor, init, payload, after, report, cleanup, aside; CLONE_FLAGS, HAS_PIDNS, HAS_INIT, SHARE, REGISTERS, STEPS. */
 #include TWIN_CALLS
 
 static unsigned char stack[65536] __attribute__((aligned(16)));
@@ -374,6 +374,7 @@ void twin_main(void)
 	int status;
 	struct rusage usage;
 	SYS4(wait4, child, PTR(&status), 0x40000000, PTR(&usage));
+	report();
 	cleanup();
 	unsigned char *record = (void *)ok(SYS6(mmap, 0, 4096, 3, 0x22, -1, 0));
 	SYS2(getrusage, -1, PTR(&usage));

@@ -38,6 +38,7 @@ _SECTIONS = {
     Section.INIT: "init (inside the new namespaces)",
     Section.PAYLOAD: "payload (the process that becomes the program)",
     Section.AFTER: "init (once the program runs)",
+    Section.REPORT: "supervisor (once all inside are dead but init)",
     Section.CLEANUP: "supervisor (once everything inside is dead)",
     Section.ASIDE: "a second process of init's (meanwhile)",
 }

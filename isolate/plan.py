@@ -51,8 +51,9 @@ class Section(enum.IntEnum):
     INIT = 2
     PAYLOAD = 3
     AFTER = 4
-    CLEANUP = 5
-    ASIDE = 6
+    REPORT = 5
+    CLEANUP = 6
+    ASIDE = 7
 
 
 class Phase(enum.IntEnum):
@@ -106,11 +107,13 @@ class Phase(enum.IntEnum):
 
     # init, once the program runs.
     AFTER = 410
-    # The supervisor, once everything inside is dead.
+    # The supervisor, once everything inside is dead but an init that has reaped it all: the kernel takes the namespaces
+    # down meanwhile.
     REPORT = 510
-    CLEANUP = 520
+    # The supervisor, once everything inside is dead.
+    CLEANUP = 610
     # A second process of init's, from BEGIN_ASIDE to MEET_ASIDE: what takes long and needs nothing of what init does.
-    ASIDE = 610
+    ASIDE = 710
 
     @property
     def section(self) -> Section:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 OP = struct.Struct("<BB6BHH4HHHI4xq6q")
-HEADER = struct.Struct("<QQ10IQ4I14I")
+HEADER = struct.Struct("<QQ10IQ4I16I")
 RUN = struct.Struct("<14I")
 MAGIC = 0x31455041544F5349
 
