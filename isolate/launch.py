@@ -174,7 +174,9 @@ class Session:
         finally:
             if large >= 0:
                 os.close(large)
-        if result in (-errno.EPIPE, -errno.ECONNRESET, -errno.EBADF) and self._start.stage == lib.ISO_START_CONTROL:
+        # EBADF: our end is closed; or else a descriptor that was passed is, which no other sandbox will change.
+        gone = result in (-errno.EPIPE, -errno.ECONNRESET) or (result == -errno.EBADF and self._start.later < 0)
+        if gone and self._start.stage == lib.ISO_START_CONTROL:
             return False
         if result < 0:
             from isolate.diagnosis import start_error

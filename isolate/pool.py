@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING
 
-from isolate.errors import ConflictError, SetupError
+from isolate.errors import ConflictError
 from isolate.launch import MOST_PASSED, Session
 from isolate.namespaces import PidNamespace
 from isolate.sandbox import Sandbox
@@ -92,7 +92,7 @@ class Pool(Verbs):
             session = self.box.launch(tape, run, stdio, slots, nonblocking=nonblocking)
         try:
             self._begin(tape)
-        except SetupError:
+        except Exception:  # of a part's lender or guide, too
             pass  # this program runs; the next one finds none waiting, and is told why
         except BaseException:
             session.close()
@@ -131,6 +131,8 @@ class Pool(Verbs):
         while self._open and len(waiting) < self.size:
             session = Session.waiting(tape)
             waiting.append(session)
+        if not self._open:
+            self.close()  # another thread did that meanwhile, and has not seen what we have begun
 
     def close(self) -> None:
         """End those that wait, and return when nothing of them is left. What runs goes on."""
@@ -145,7 +147,13 @@ class Pool(Verbs):
             _end(session)
 
     def __enter__(self) -> Self:
-        self._begin(self.compile())
+        if not self._open:
+            raise ValueError("the pool is closed")
+        try:
+            self._begin(self.compile())
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(

@@ -77,6 +77,12 @@ def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, 
             raise ValueError(f"pass_fds: {inside} is a standard stream; use stdin, stdout or stderr")
         if inside >= 65536:
             raise ValueError(f"pass_fds: {inside} is absurdly high")
+        try:
+            os.fstat(fd)  # as for a stream: later the number would be a descriptor of ours
+        except OSError as error:
+            from isolate.diagnosis import start_error
+
+            raise start_error(lib.ISO_SPAWN_FILES, error.errno or 0) from None
     return sorted(pairs.items())
 
 
@@ -101,15 +107,16 @@ def block(
     """
     if env is not None or cwd is not None or pass_fds or not isinstance(args, (list, tuple)):
         return _block(tape, args, env, cwd, pass_fds, started, tty)
-    key = (started, tty, *args)
-    try:
-        found: Block | None = tape.blocks.get(key)  # type: ignore[assignment]
-    except TypeError:  # what cannot be hashed is no argument, and is refused below
-        found = None
+    # Other types may be equal to a string and stand for something else; and bytes have the hash of the same letters as a
+    # string, but python -bb refuses to compare the two.
+    kind = type(args[0]) if args else None
+    if kind not in (str, bytes) or not all(type(argument) is kind for argument in args):
+        return _block(tape, args, env, cwd, pass_fds, started, tty)
+    key = (started, tty, kind, *args)
+    found: Block | None = tape.blocks.get(key)  # type: ignore[assignment]
     if found is None:
         found = _block(tape, args, env, cwd, pass_fds, started, tty)
-        # Others may be equal to a string and stand for something else.
-        if len(found[0]) < _LONG and all(type(argument) in (str, bytes) for argument in args):
+        if len(found[0]) < _LONG:
             if len(tape.blocks) >= _KEPT:
                 tape.blocks.clear()
             tape.blocks[key] = found

@@ -221,7 +221,7 @@ class Fence:
             if role is None:
                 parent = parent_of(pid)
                 role = "other" if parent in self._executed else CHILD_OF.get(self._roles.get(parent, ""), "other")
-                if role == "payload" and number == nr("unshare"):
+                if role == "payload" and number == nr("prctl"):
                     role = "aside"  # init's second process, whose first call this is
                 if role in self._roles.values():
                     role = "helper" if role == "init" else "other"

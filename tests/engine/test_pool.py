@@ -7,23 +7,28 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import select
 import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import isolate
 from isolate import PIPE, STDOUT, ConflictError, PidNamespace, Pool, Sandbox, SetupError, UserNamespace, Verdict
+from isolate.launch import Session
 from tests.ordinary import as_ordinary_user
 
 from .boxes import boxes
 from .fence import Fence
 from .leaks import Snapshot, children, descriptors
 from .test_faults import Case, distinct, host_namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 USER = Sandbox(UserNamespace(), PidNamespace())
 
@@ -295,6 +300,82 @@ def test_asyncio(clean: Snapshot) -> None:
             return [result.stdout for result in results]
 
     assert asyncio.run(main()) == [f"{i}\n".encode() for i in range(10)]
+
+
+def test_closed_by_one_thread_while_others_run(clean: Snapshot) -> None:
+    """Nothing waits in a pool that is closed, whoever was about to set one up."""
+    for _ in range(20):
+        pool = Pool(USER, size=4)
+        started = threading.Barrier(5)
+
+        def work(pool: Pool = pool, started: threading.Barrier = started) -> None:
+            started.wait()
+            with contextlib.suppress(ValueError):
+                while True:
+                    assert pool.run(["true"]).ok
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        with pool:
+            started.wait()
+        for thread in threads:
+            thread.join()
+        assert len(pool) == 0
+
+
+@contextlib.contextmanager
+def free_descriptors(count: int) -> Iterator[None]:
+    """No more than so many can be opened."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = set(descriptors())
+    free = [number for number in range(1000) if number not in used]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[count], limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_entering_fails_and_leaves_nothing(clean: Snapshot) -> None:
+    pool = Pool(USER, size=20)
+    with free_descriptors(15), pytest.raises(SetupError) as raised:
+        pool.__enter__()
+    assert raised.value.errno == errno.EMFILE
+    assert len(pool) == 0
+    with pytest.raises(ValueError, match="closed"):
+        pool.__enter__()
+
+
+def test_no_descriptors_left_at_any_point(clean: Snapshot) -> None:
+    """With so many free ones and no more: the program runs, or the error says so; nothing is left."""
+    told: list[object] = []
+    for free in range(14):
+        with Pool(USER, size=2) as pool:
+            with free_descriptors(free):
+                try:
+                    with pool.spawn(["sh", "-c", "true", "x" * 20_000], stdin=PIPE, stdout=PIPE) as process:
+                        told.append(process.wait(10))
+                except OSError as error:
+                    told.append(errno.errorcode[error.errno or 0])
+            assert pool.run(["true"]).ok
+    refused = told.count("EMFILE")
+    assert told == ["EMFILE"] * refused + [0] * (14 - refused)
+    assert 0 < refused < 14
+
+
+def test_what_cannot_be_replaced_ends_no_program(clean: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(cls: type[Session], tape: object) -> Session:
+        raise OSError(errno.EMFILE, "no descriptors for the group of the next one")
+
+    with Pool(USER, size=2) as pool:
+        monkeypatch.setattr(Session, "waiting", classmethod(refused))
+        for left in (1, 0, 0):
+            assert pool.run(["echo", "well"]).stdout == b"well\n"
+            assert len(pool) == left
+        monkeypatch.undo()
+        assert pool.run(["true"]).ok
+        assert len(pool) == 2
 
 
 def test_killed_at_random_instants(clean: Snapshot) -> None:

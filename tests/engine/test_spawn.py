@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import isolate
-from isolate import DEVNULL, PIPE, MountNamespace, PidNamespace, Sandbox, SetupError, UserNamespace, native
+from isolate import DEVNULL, PIPE, MountNamespace, PidNamespace, Pool, Sandbox, SetupError, UserNamespace, native
 from isolate.native import ffi, lib
 
 from .fence import Fence
@@ -199,6 +199,44 @@ def test_only_what_is_passed(box: Sandbox, clean: Snapshot) -> None:
     finally:
         for fd in (*fds, high):
             os.close(fd)
+
+
+def test_arguments_are_told_apart_from_what_equals_them() -> None:
+    """Run blocks of plain arguments are kept."""
+
+    class Other(str):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = str.__hash__
+
+    assert BOX.run(["echo", "x"]).stdout == b"x\n"
+    assert BOX.run(["echo", Other("y")]).stdout == b"y\n"
+    for args in (["echo", "z"], [b"echo", b"z"], ["echo", b"z"], [b"echo", "z"], ("echo", "z")):
+        assert BOX.run(args).stdout == b"z\n"  # type: ignore[arg-type]
+    code = """
+from isolate import Sandbox
+box = Sandbox()
+print(box.run(["true"]).verdict.value, box.run([b"true"]).verdict.value)
+"""
+    told = subprocess.run([sys.executable, "-bb", "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert told.strip() == "OK OK"
+
+
+def test_a_descriptor_that_is_not_open_never_becomes_one_of_ours(clean: Snapshot) -> None:
+    """Its number is free, so the next that the library opens for itself would get it."""
+    free = os.dup(0)
+    os.close(free)
+    list_all = ["sh", "-c", "ls -l /proc/self/fd", "x" * 20_000]
+    with Pool(BOX, size=2) as pool:
+        for verbs in (BOX, pool):
+            for number in (free, 999):
+                with pytest.raises(SetupError, match="not open") as caught:
+                    verbs.run(list_all, pass_fds={20: number})
+                assert caught.value.errno == errno.EBADF
+        assert len(pool) == 2
+    with open(os.devnull) as file:
+        assert b" 20 -> /dev/null" in (BOX.run(list_all, pass_fds={20: file.fileno()}).stdout or b""), "the control"
 
 
 @pytest.mark.parametrize("box", [BOX, NO_INIT], ids=["init", "without init"])
