@@ -363,8 +363,9 @@ static void run_helper(void *p)
 
 static uint8_t child_stack[STACK_SIZE] __attribute__((aligned(16)));
 
-/* clone with memory shared, on a stack of its own: one at a time. `tid`, unless it is 0, is the pid it is to have. */
-static int64_t clone_shared(uint64_t flags, uint64_t exit_signal, void (*fn)(void *), void *arg, int32_t *pidfd, int32_t tid)
+/* clone with memory shared, on this stack. `tid`, unless it is 0, is the pid it is to have, which clone3 alone can give. */
+static int64_t clone_shared(uint8_t (*stack)[STACK_SIZE], uint64_t flags, uint64_t exit_signal, void (*fn)(void *), void *arg,
+			    int32_t *pidfd, int32_t tid)
 {
 	struct clone_args args;
 	memset(&args, 0, sizeof args);
@@ -373,12 +374,12 @@ static int64_t clone_shared(uint64_t flags, uint64_t exit_signal, void (*fn)(voi
 	args.flags = flags;
 	args.pidfd = (uint64_t)(uintptr_t)pidfd;
 	args.exit_signal = exit_signal;
-	args.stack = (uint64_t)(uintptr_t)child_stack;
-	args.stack_size = sizeof child_stack;
+	args.stack = (uint64_t)(uintptr_t)stack;
+	args.stack_size = sizeof *stack;
 	int64_t pid = iso_clone_call(__NR_clone3, PTR(&args), sizeof args, 0, fn, arg);
-	if (pid == -ENOSYS)
+	if (pid == -ENOSYS && !tid)
 		/* Docker's filter answers so, since it cannot read clone3's flags; clone has all that is needed here. */
-		pid = iso_clone_call(__NR_clone, (int64_t)(flags | exit_signal), PTR(child_stack + sizeof child_stack), PTR(pidfd), fn, arg);
+		pid = iso_clone_call(__NR_clone, (int64_t)(flags | exit_signal), PTR(stack + 1), PTR(pidfd), fn, arg);
 	return pid;
 }
 
@@ -388,7 +389,7 @@ static int64_t run_host_program(struct iso_machine *m, const int64_t *arg)
 	struct helper h = {(const char *)(uintptr_t)arg[0], (char **)(uintptr_t)arg[1], 0};
 	int32_t status = 0;
 	(void)m;
-	int64_t pid = clone_shared(CLONE_VM | CLONE_VFORK, SIGCHLD_, run_helper, &h, NULL, 0);
+	int64_t pid = clone_shared(&child_stack, CLONE_VM | CLONE_VFORK, SIGCHLD_, run_helper, &h, NULL, 0);
 	if (pid < 0)
 		return pid;
 	int64_t r;
@@ -408,10 +409,18 @@ static struct {
 	int64_t pid, result;
 } aside;
 
+/* Init goes on meanwhile, and a step of its own may run a program of the host's on the other. */
+static uint8_t aside_stack[STACK_SIZE] __attribute__((aligned(16)));
+
 static void run_aside(void *p)
 {
 	(void)p;
-	aside.result = iso_machine_run(&aside.machine, ISO_ASIDE);
+	/* Without a pid namespace nothing else ends it should init die on its own; and if init has died before this line,
+	 * so has the supervisor, or it kills what it inherits. */
+	int64_t r = SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
+	if (r >= 0)
+		r = supervisor_lives(&aside.machine);
+	aside.result = r < 0 ? r : iso_machine_run(&aside.machine, ISO_ASIDE);
 	exit_now(0);
 }
 
@@ -421,7 +430,7 @@ static int64_t begin_aside(const struct iso_machine *m)
 	aside.result = -ESRCH; /* somebody killed it */
 	/* No signal at its end: the payload's is the one that init waits for. A number that is asked for does not advance
 	 * the count: the payload is 2, as it would be without this. */
-	aside.pid = clone_shared(CLONE_VM | CLONE_FILES, 0, run_aside, NULL, NULL, m->header->flags & ISO_TAPE_PIDNS ? 2 : 0);
+	aside.pid = clone_shared(&aside_stack, CLONE_VM | CLONE_FILES, 0, run_aside, NULL, NULL, m->header->flags & ISO_TAPE_PIDNS ? 2 : 0);
 	if (aside.pid < 0)
 		/* There was no room for a second one. What it does can be done here as well, it takes longer. */
 		aside.result = iso_machine_run(&aside.machine, ISO_ASIDE);
@@ -738,7 +747,7 @@ static void run_init(struct iso_machine *m)
 		flags |= CLONE_VM;
 	int64_t payload;
 	if (flags & CLONE_VM) {
-		payload = clone_shared(flags, SIGCHLD_, run_payload, m, &pidfd, 0);
+		payload = clone_shared(&child_stack, flags, SIGCHLD_, run_payload, m, &pidfd, 0);
 	} else {
 		payload = SYS5(clone, flags | SIGCHLD_, 0, PTR(&pidfd), 0, 0);
 		if (payload == 0)
