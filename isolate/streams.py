@@ -107,8 +107,8 @@ def block(
     """
     if env is not None or cwd is not None or pass_fds or not isinstance(args, (list, tuple)):
         return _block(tape, args, env, cwd, pass_fds, started, tty)
-    # Other types may be equal to a string and stand for something else; and bytes have the hash of the same letters as a
-    # string, but python -bb refuses to compare the two.
+    # Other types may be equal to a string and stand for something else; and bytes have the same hash as a string of the
+    # same letters, but python -bb refuses to compare the two.
     kind = type(args[0]) if args else None
     if kind not in (str, bytes) or not all(type(argument) is kind for argument in args):
         return _block(tape, args, env, cwd, pass_fds, started, tty)
