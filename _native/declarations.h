@@ -17,8 +17,8 @@ void iso_begin(struct iso_start *start);
 int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
 		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
 		  int32_t program, const char *path, int32_t direct, int32_t later);
-int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_size, int32_t large, const int32_t *passed,
-		      int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking);
+int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,
+		      int32_t in, int32_t out, int32_t err, int32_t nonblocking);
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
 void iso_release(struct iso_start *start);
 void iso_close(int32_t *fd);

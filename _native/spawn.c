@@ -27,6 +27,7 @@
 #endif
 
 #define STACK 16384
+#define INLINE 16384 /* bytes of a run block within a message */
 
 struct start {
 	struct iso_spawn *request;
@@ -430,28 +431,36 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 	return r;
 }
 
-int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size, int32_t large, const int32_t *passed,
-		      int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking)
+int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,
+		      int32_t in, int32_t out, int32_t err, int32_t nonblocking)
 {
-	int32_t sent[ISO_MAX_PASSED + 4], opened[3] = {-1, -1, -1};
+	/* A long block goes by a memfd: a message has to find room in the socket's buffer. */
+	const int32_t large = run_size > INLINE;
+	int32_t sent[ISO_MAX_PASSED + 4], opened[4] = {-1, -1, -1, -1};
 	struct streams q = {{in, out, err}, nonblocking, -1};
 	union {
 		struct cmsghdr header;
 		uint8_t space[CMSG_SPACE(sizeof sent)];
 	} control;
-	struct iovec iov = {(void *)(uintptr_t)run, large >= 0 ? sizeof(struct iso_run) : run_size};
+	struct iovec iov = {(void *)(uintptr_t)run, large ? sizeof(struct iso_run) : run_size};
 	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control};
-	const int32_t first = large >= 0;
 	int64_t r = 0;
 	s->stage = ISO_START_STREAMS;
 	if (count < 0 || count > ISO_MAX_PASSED || run_size < sizeof(struct iso_run) || in == ISO_STDOUT || out == ISO_STDOUT)
 		return -EINVAL;
-	sent[0] = large;
 	for (int i = 0; i < 3 && r >= 0; i++)
-		r = connect_stream(s, &q, i, sent + first, &opened[i]);
+		r = connect_stream(s, &q, i, sent + large, &opened[i]);
+	if (r >= 0 && large) {
+		s->stage = ISO_START_TAPE;
+		r = SYS2(memfd_create, PTR("isolate-run"), 1 /* MFD_CLOEXEC */);
+		if (r >= 0) {
+			sent[0] = opened[3] = (int32_t)r;
+			r = write_all((int32_t)r, run, run_size);
+		}
+	}
 	if (r >= 0) {
-		const size_t size = sizeof *sent * (size_t)(first + 3 + count);
-		memcpy(sent + first + 3, passed, sizeof *passed * (size_t)count);
+		const size_t size = sizeof *sent * (size_t)(large + 3 + count);
+		memcpy(sent + large + 3, passed, sizeof *passed * (size_t)count);
 		memset(&control, 0, sizeof control);
 		control.header.cmsg_level = SOL_SOCKET;
 		control.header.cmsg_type = SCM_RIGHTS;
@@ -463,11 +472,10 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 			r = SYS3(sendmsg, s->later, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
 		while (r == -EINTR);
 	}
-	for (int i = 0; i < 3; i++) {
+	for (int i = 0; i < 4; i++)
 		iso_close(&opened[i]);
-		if (r < 0)
-			iso_close(&s->ours[i]);
-	}
+	for (int i = 0; i < 3 && r < 0; i++)
+		iso_close(&s->ours[i]);
 	/* One message is all there is: with its end closed init knows that nothing else comes. */
 	if (r >= 0)
 		iso_close(&s->later);

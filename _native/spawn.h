@@ -63,10 +63,9 @@ int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_si
 		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
 		  int32_t program, const char *path, int32_t direct, int32_t later);
 /* Hand over the run block, its streams and the `count` descriptors behind the tape's own. 0 or -errno: -EPIPE or -ECONNRESET
- * if it is gone; nothing is open then that was not before. `large` is a memfd with the block where it is too long for a
- * message (-EMSGSIZE), else -1. */
-int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_size, int32_t large, const int32_t *passed,
-		      int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking);
+ * if it is gone; nothing is open then that was not before. */
+int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,
+		      int32_t in, int32_t out, int32_t err, int32_t nonblocking);
 /* One record from the control socket, without waiting: its size, 0 at the end of file, or -errno. A descriptor that comes
  * along with the first becomes `payload`; any other is closed. */
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);

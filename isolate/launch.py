@@ -32,7 +32,6 @@ _KIND = struct.Struct("<I")
 _PATH = os.fsencode(native.LAUNCHER_PATH)
 _DEVNULL = -3
 _FREE: int = lib.ISO_SLOT_FREE
-_INLINE = 16384  # a longer run block goes by a memfd: a message has to find room in the socket's buffer
 #: So many descriptors can be handed over to a sandbox that waits.
 MOST_PASSED: int = lib.ISO_MAX_PASSED
 RECORD = struct.Struct(f"<IiIIiiiI4QII{lib.ISO_HEAD}s")
@@ -164,16 +163,7 @@ class Session:
         :raises SetupError: EMFILE and the like: a stream could not be opened.
         """
         passed = slots[len(self.tape.plan.context.slots) :]
-        large = -1
-        try:
-            if len(run) > _INLINE:
-                large = os.memfd_create("isolate-run", os.MFD_CLOEXEC)
-                with open(large, "wb", closefd=False) as file:
-                    file.write(run)
-            result = lib.iso_run_later(self._start, run, len(run), large, passed, len(passed), *stdio, nonblocking)
-        finally:
-            if large >= 0:
-                os.close(large)
+        result = lib.iso_run_later(self._start, run, len(run), passed, len(passed), *stdio, nonblocking)
         # EBADF: our end is closed; or else a descriptor that was passed is, which no other sandbox will change.
         gone = result in (-errno.EPIPE, -errno.ECONNRESET) or (result == -errno.EBADF and self._start.later < 0)
         if gone and self._start.stage == lib.ISO_START_CONTROL:

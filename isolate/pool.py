@@ -137,14 +137,18 @@ class Pool(Verbs):
     def close(self) -> None:
         """End those that wait, and return when nothing of them is left. What runs goes on."""
         self._open = False
-        ending = []
+        ending: list[Session] = []
         waiting = self._mine()
-        while waiting:
-            session = waiting.popleft()
-            session.kill()
-            ending.append(session)
-        for session in ending:
-            _end(session)
+        try:
+            while waiting:
+                session = waiting.popleft()
+                ending.append(session)
+                session.kill()
+            for session in ending:
+                _end(session)
+        finally:
+            for session in (*ending, *waiting):  # an interrupt: nothing is waited for any more
+                session.close()
 
     def __enter__(self) -> Self:
         if not self._open:
@@ -179,6 +183,8 @@ def _readable(*fds: int) -> bool:
 
 def _end(session: Session) -> None:
     """Let go of one that waits, and of what it has."""
-    session.kill()
-    session.wait_gone(10.0)
-    session.close()
+    try:
+        session.kill()
+        session.wait_gone(10.0)
+    finally:
+        session.close()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import isolate
-from isolate import PIPE, PidNamespace, Sandbox, UserNamespace
+from isolate import DEVNULL, PIPE, PidNamespace, Pool, Sandbox, UserNamespace
 
 from ..apart import apart
 from .leaks import Snapshot
@@ -54,7 +54,17 @@ def use_arun() -> None:
     asyncio.run(BOX.arun(["true"], timeout=5))
 
 
-USES = {"run": use_run, "spawn": use_spawn, "pty": use_pty, "arun": use_arun}
+def use_pool() -> None:
+    with Pool(BOX, size=2) as pool:
+        pool.run(["sh", "-c", "echo x; cat"], input=b"hello", timeout=5)
+        # One that is gone, and a run block that is too long for a message.
+        pool._waiting[0].kill()
+        pool._waiting[0].wait_gone(5)
+        with pool.spawn(["cat", *["x" * 1000] * 20], stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL) as process:
+            process.wait()
+
+
+USES = {"run": use_run, "spawn": use_spawn, "pty": use_pty, "arun": use_arun, "pool": use_pool}
 
 
 class Injector:
