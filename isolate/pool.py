@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from isolate.errors import ConflictError
+from isolate.here.blocks import standing
 from isolate.launch import MOST_PASSED, Session
 from isolate.namespaces import PidNamespace
 from isolate.sandbox import Sandbox
@@ -43,8 +44,10 @@ class Pool(Verbs):
     What waits is what :meth:`Sandbox.spawn <isolate.Sandbox.spawn>` makes, up to the last steps: credentials,
     capabilities, Landlock, filters, the look-up of the program and what is verified come with the program. So it is as
     the caller, its thread and the host's files were when it was set up: what is mounted on the host later is not seen
-    inside, nor a resource limit that the caller changes later. ``Result.wall_time`` and ``timeout`` count from the
-    start of the program.
+    inside, nor a resource limit that the caller changes later. A thread on which other parts are in force than where
+    the pool was made (inside of a ``with`` block, after ``enter``, in :func:`~isolate.in_thread`) gets none that waits:
+    what it starts is set up for itself, under those parts. ``Result.wall_time`` and ``timeout`` count from the start
+    of the program.
 
     Each takes two processes, its namespaces, mounts and cgroup, and three descriptors of this program. All of it goes
     with :meth:`close`, with this program, however that ends, and when the pool is collected (with a ResourceWarning). A
@@ -66,6 +69,7 @@ class Pool(Verbs):
         self.box: Sandbox = box
         self.size: int = size
         self._waiting: deque[Session] = deque()
+        self._standing = standing()
         self._owner = os.getpid()
         self._open = True
 
@@ -86,6 +90,9 @@ class Pool(Verbs):
         """One that waits is told its program, and another begins in its place."""
         if not self._open:
             raise ValueError("the pool is closed")
+        if standing() != self._standing:
+            # Other parts are in force on this thread: what waits is not under them, and others are not to be.
+            return self.box.launch(tape, run, stdio, slots, nonblocking=nonblocking)
         passed = len(slots) - len(tape.plan.context.slots)
         session = self._hand_over(tape, run, stdio, slots, nonblocking=nonblocking) if passed <= MOST_PASSED else None
         if session is None:
@@ -153,6 +160,7 @@ class Pool(Verbs):
     def __enter__(self) -> Self:
         if not self._open:
             raise ValueError("the pool is closed")
+        self._standing = standing()
         try:
             self._begin(self.compile())
         except BaseException:

@@ -5,6 +5,7 @@ Parts are frozen and shared, so nothing of this is kept in them. Each thread has
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -17,14 +18,22 @@ if TYPE_CHECKING:
 
     from isolate.here.entering import Change
 
-__all__ = ["abandon", "children_get_another_pid_namespace", "depth", "enter", "finish_leaving", "leave"]
+__all__ = [
+    "abandon", "children_get_another_pid_namespace", "depth", "enter", "entered", "finish_leaving", "leave", "standing",
+]  # fmt: skip
 
 P = TypeVar("P")
+
+
+_numbers = itertools.count(1)
+_of_main = 0
 
 
 class _Blocks(threading.local):
     def __init__(self) -> None:
         self.stack: list[Block] = []
+        #: Which was the last that was entered for good; a new thread has what the main thread has.
+        self.entered: int = _of_main
 
 
 _here = _Blocks()
@@ -33,9 +42,10 @@ _here = _Blocks()
 class Block:
     """One ``with`` that was entered and not yet left."""
 
-    __slots__ = ("awaited", "change", "left", "loop", "part", "pid")
+    __slots__ = ("awaited", "change", "left", "loop", "number", "part", "pid")
 
     def __init__(self, part: object, change: Change) -> None:
+        self.number: int = next(_numbers)
         self.part: object = part
         self.change: Change = change
         self.pid: int = os.getpid()
@@ -64,6 +74,19 @@ def children_get_another_pid_namespace() -> bool:
         # own is right in either case.
         return True
     return own != theirs
+
+
+def standing() -> tuple[int, ...]:
+    """What is in force on this thread, as numbers: where they are the same, what it starts is under the same."""
+    return _here.entered, *(block.number for block in _here.stack)
+
+
+def entered() -> None:
+    """Something is put in force on this thread for good."""
+    global _of_main
+    _here.entered = next(_numbers)
+    if threading.current_thread() is threading.main_thread():
+        _of_main = _here.entered
 
 
 def depth() -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from isolate.cgroups import files
 from isolate.cgroups.hierarchy import discover
 from isolate.errors import UnsupportedError
+from isolate.here.blocks import entered
 from isolate.here.entering import Change, Reversible
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Inside(Reversible):
 
     def enter(self) -> None:
         """Move in, to stay."""
+        entered()
         self.here().apply()
 
     def here(self) -> Change:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isolate import errors
 from isolate.errors import SetupError, ThreadedError
+from isolate.here.blocks import entered
 from isolate.kernel import CLONE_NEWTIME, CLONE_NEWUSER, NOTHING, PR_SET_KEEPCAPS
 from isolate.native import ffi, lib
 from isolate.plan import Call, Context, Phase, Plan, Register, Section, Step, Target, call, complete
@@ -270,6 +271,7 @@ def enter(parts: Iterable[object]) -> None:
         keep = call("prctl", PR_SET_KEEPCAPS, 0, 0, 0, 0, errors=(errno.EPERM,))
         rows.append((Step(Phase.VERIFY, "capabilities go with the next change of ids", (keep,)), rows[-1][1]))
     running = Running(Program(rows[0][1], rows))
+    entered()
     running.apply()
 
 

@@ -160,6 +160,61 @@ with Pool(Sandbox(UserNamespace(uid=7), PidNamespace(), NetNamespace()), size=2)
     assert as_ordinary_user(code).split() == ["7", "7", "7"]
 
 
+NET = ["readlink", "/proc/self/ns/net"]
+
+
+def network(verbs: Sandbox | Pool) -> str:
+    """The network of a program, by its link."""
+    return str(verbs.run(NET, text=True).check().stdout).strip()
+
+
+@pytest.mark.root
+def test_what_is_in_force_on_the_thread_holds_for_what_it_starts(clean: Snapshot) -> None:
+    """A sandbox that waits is not under it, and none that others get later may be."""
+    box = Sandbox(PidNamespace())
+    host = os.readlink("/proc/thread-self/ns/net")
+    with Pool(box) as pool:
+        session = pool._waiting[0]
+        with isolate.NetNamespace():
+            here = os.readlink("/proc/thread-self/ns/net")
+            assert network(pool) == network(pool) == network(box) == here != host
+            with Pool(box) as inner:
+                mine = inner._waiting[0]
+                assert network(inner) == network(inner) == here
+                assert mine not in inner._waiting
+                with isolate.NetNamespace():
+                    assert network(inner) == os.readlink("/proc/thread-self/ns/net") != here
+        assert isolate.in_thread(lambda: network(pool), isolate.NetNamespace()) not in (host, here)
+        assert list(pool._waiting) == [session]
+        assert network(pool) == network(pool) == host
+        assert session not in pool._waiting
+        other = threading.Thread(target=network, args=(pool,))
+        session = pool._waiting[0]
+        other.start()
+        other.join()
+        assert session not in pool._waiting, "another thread, with nothing in force, gets one that waits"
+
+
+def test_what_is_entered_for_good() -> None:
+    code = """
+import threading
+from isolate import NoNewPrivs, PidNamespace, Pool, Sandbox, UserNamespace
+with Pool(Sandbox(UserNamespace(), PidNamespace())) as pool:
+    session = pool._waiting[0]
+    NoNewPrivs().enter()
+    assert pool.run(["true"]).ok and pool._waiting[0] is session
+    with Pool(pool.box) as second:
+        session = second._waiting[0]
+        assert second.run(["true"]).ok and second._waiting[0] is not session
+        session = second._waiting[0]
+        thread = threading.Thread(target=second.run, args=(["true"],))
+        thread.start(), thread.join()
+        assert second._waiting[0] is not session, "threads inherit it"
+print("well")
+"""
+    assert as_ordinary_user(code) == "well\n"
+
+
 # ---- failures --------------------------------------------------------------------------------------------------------
 
 
