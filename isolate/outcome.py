@@ -30,9 +30,7 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
     if record is None:
         from isolate.diagnosis import launcher_lost
 
-        group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
-        if group is not None:
-            group.remove(session.pid)
+        remove_group(session)
         raise launcher_lost(session)
     if record.kind == lib.ISO_RECORD_FAILED:
         from isolate.diagnosis import setup_error
@@ -41,6 +39,13 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
     if record.error:
         _warn(session.tape, record)
     return record
+
+
+def remove_group(session: Session) -> None:
+    """What a launcher that was killed could not remove. One that ended by itself has left nothing."""
+    group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    if group is not None:
+        group.remove(session.pid)
 
 
 def _warn(tape: Tape, record: Record) -> None:

@@ -12,6 +12,7 @@ from isolate.errors import ConflictError
 from isolate.here.blocks import standing
 from isolate.launch import MOST_PASSED, Session
 from isolate.namespaces import PidNamespace
+from isolate.outcome import remove_group
 from isolate.sandbox import Sandbox
 from isolate.verbs import Verbs
 
@@ -193,6 +194,7 @@ def _end(session: Session) -> None:
     """Let go of one that waits, and of what it has."""
     try:
         session.kill()
-        session.wait_gone(10.0)
+        if session.wait_gone(10.0):
+            remove_group(session)
     finally:
         session.close()

@@ -226,17 +226,18 @@ class Process:
     def close(self) -> None:
         """Kill what still runs, wait for the end, release every descriptor."""
         session = self._session
-        if session.fileno() >= 0 and os.getpid() == session.owner:
-            session.kill()
-            try:
+        try:
+            if session.fileno() >= 0 and os.getpid() == session.owner:
+                session.kill()
                 self._take(None)
-            except SetupError:
-                pass  # the launcher is gone, and init with it
-        for file in (self.stdin, self.stdout, self.stderr, self.pty):
-            if file is not None:
-                file.close()
-        with self._lock:
-            session.close()
+        except SetupError:
+            pass  # the launcher is gone, and init with it
+        finally:
+            for file in (self.stdin, self.stdout, self.stderr, self.pty):
+                if file is not None:
+                    file.close()
+            with self._lock:
+                session.close()
 
     def __enter__(self) -> Self:
         return self

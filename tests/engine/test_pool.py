@@ -268,6 +268,25 @@ def test_one_that_was_killed_while_it_waited(clean: Snapshot) -> None:
             assert pool.run(["echo", "well"]).stdout == b"well\n"
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("by", ["the next run", "closing"])
+def test_the_group_of_one_that_was_killed_goes_too(by: str, clean: Snapshot) -> None:
+    box = Sandbox(isolate.Limits(pids=20), UserNamespace(), PidNamespace())
+    group: Any = box.compile().plan.context.shared["cgroup"]
+    with Pool(box) as pool:
+        session = pool._waiting[0]
+        directories = group.directories(session.pid, None).values()
+        while not all(map(os.path.isdir, directories)):
+            pass
+        os.kill(session.pid, signal.SIGKILL)
+        assert session.wait_gone(10)
+        if by == "the next run":
+            assert pool.run(["true"]).ok
+        else:
+            pool.close()
+        assert not any(map(os.path.isdir, directories))
+
+
 def test_refusals(clean: Snapshot) -> None:
     for size in (0, -1, 1025, True, 1.5, "2"):
         with pytest.raises(ValueError, match="size must be from 1 to 1024"):
