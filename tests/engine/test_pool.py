@@ -60,6 +60,83 @@ def test_what_holds_is_the_same(name: str, audit: str, clean: Snapshot) -> None:
     assert seen[0] == seen[1] == seen[2]
 
 
+FACTS = r"""
+import ctypes, os, re, signal, socket, sys, time
+
+def read(path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError as error:
+        return repr(error)
+
+mounts = {}
+for line in read("/proc/self/mountinfo").splitlines():
+    number, _, _, rest = line.split(" ", 3)
+    mounts[number] = re.sub(r"isolate-[-0-9a-f]+", "isolate-*", rest)
+print(sorted(mounts.values()))
+# Numbers that every process has for itself, and what depends on the instant.
+own = ("Tgid", "Pid", "PPid", "NStgid", "NSpid", "NSpgid", "NSsid", "SigQ", "Vm", "Rss", "voluntary", "nonvoluntary")
+for process, instant in (("self", ()), ("1", ("State", "SigBlk", "SigPnd", "ShdPnd"))):
+    for line in read(f"/proc/{process}/status").splitlines():
+        if not line.startswith((*own, *instant)):
+            print(process, line)
+for name in (
+    "attr/current", "cmdline", "cgroup", "comm", "coredump_filter", "environ", "gid_map", "limits", "oom_score_adj",
+    "personality", "setgroups", "sys/user/max_user_namespaces", "timens_offsets", "timerslack_ns", "uid_map",
+):
+    path = f"/proc/{name}" if name.startswith("sys") else f"/proc/self/{name}"
+    print(name, re.sub(r"isolate-[-0-9a-f]+|/[0-9]+$", "*", read(path), flags=re.MULTILINE))
+print([kind for kind in sorted(os.listdir("/proc/self/ns")) if os.readlink(f"/proc/self/ns/{kind}") in sys.argv])
+for number in sorted(map(int, os.listdir("/proc/self/fd"))):
+    try:
+        to = os.readlink(f"/proc/self/fd/{number}").partition(":")[0]
+    except OSError:
+        continue  # the one by which it lists
+    about = dict(line.split(":", 1) for line in read(f"/proc/self/fdinfo/{number}").splitlines())
+    print(number, to, about["flags"], mounts.get(about["mnt_id"].strip()))
+libc, value, text = ctypes.CDLL(None), ctypes.c_int(), ctypes.create_string_buffer(200)
+for option in (3, 7, 21, 23, 27, 30, 39, 42):  # dumpable, keepcaps, seccomp, …, no_new_privs, THP
+    print(option, libc.prctl(option, 0, 0, 0, 0))
+for option in (2, 37):  # PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER
+    print(option, libc.prctl(option, ctypes.byref(value)), value.value)
+keyctl = {"x86_64": 250, "aarch64": 219}[os.uname().machine]
+libc.syscall(keyctl, 6, -3, text, len(text))  # KEYCTL_DESCRIBE of the session keyring
+print(text.value)
+print(os.getsid(0) == os.getpgrp() == os.getpid(), os.getppid(), os.umask(0), os.getcwd(), os.getgroups())
+print(os.getresuid(), os.getresgid(), os.uname(), sorted(os.environ.items()), socket.if_nameindex())
+print(os.sched_getscheduler(0), sorted(os.sched_getaffinity(0)), os.getpriority(0, 0))
+print([signal.getsignal(number) for number in signal.valid_signals()], signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+for directory in filter(os.path.isdir, ("/", "/dev", "/etc", "/tmp", "/dev/shm", "/dev/pts")):
+    found = os.stat(directory)
+    print(directory, sorted(os.listdir(directory)), oct(found.st_mode), found.st_uid, found.st_gid)
+for path in ("/proc/1/fd", "/proc/1/environ", "/usr/x", "/tmp/x", "/proc/sys/kernel/hostname", "/dev/null"):
+    for action in (os.listdir, lambda path: open(path, "w").close(), os.remove):
+        try:
+            print(path, action(path))
+        except OSError as error:
+            print(path, error)
+"""
+
+
+def facts(verbs: Sandbox | Pool) -> list[str]:
+    """What a program finds out about itself; by its arguments it knows the namespaces of the host."""
+    host = [os.readlink(f"/proc/self/ns/{kind}") for kind in sorted(os.listdir("/proc/self/ns"))]
+    return str(verbs.run(["python3", "-c", FACTS, *host], text=True).check().stdout).splitlines()
+
+
+@pytest.mark.parametrize("name", [pytest.param("untrusted", marks=pytest.mark.root), "Landlock"])
+def test_a_program_finds_the_same(name: str, clean: Snapshot) -> None:
+    box = isolate.presets.untrusted()
+    if name == "Landlock":
+        box = Sandbox(UserNamespace(uid=5), root(), isolate.Landlock(read=["/"], execute=["/usr"], write=["/tmp"]))
+    with Pool(box) as pool:
+        expected = facts(box)
+        assert len(expected) > 150
+        for _ in range(2):
+            assert facts(pool) == expected
+
+
 SHOW = 'pwd; echo "$A-$1"; cat <&5; read line; echo "$line"; echo error >&2'
 
 
