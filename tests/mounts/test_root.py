@@ -30,9 +30,11 @@ from isolate import (
     Symlink,
     Tmpfs,
     UserNamespace,
+    syscalls,
 )
 from isolate.mounts import Building, Entry, TreeEntry
 from isolate.plan import Phase, Register, Step, Target, call
+from isolate.plan import Test as Compare
 from isolate.seccomp import deny
 
 from .conftest import SYSTEM, Shell, mount_table, mounts
@@ -95,6 +97,26 @@ def test_the_hosts_mounts_stay(parts: tuple[Any, ...], place: Path) -> None:
     assert ours() == []
 
 
+SPREAD = """
+import subprocess
+def ours(): return open("/proc/self/mountinfo").read().count("nr_inodes=777")
+root = Root(Bind("/usr"), Bind("/lib"), Bind("/lib64"), Proc(), Dev(), File("/f", "x"), Tmpfs("/tmp", inodes=777))
+mount = ["mount", "-t", "tmpfs", "-o", "nr_inodes=777", "none", "/tmp"]
+for box in (Sandbox(root), Sandbox(root, UserNamespace()), Sandbox(MountNamespace(), Capabilities({"SYS_ADMIN"}))):
+    before = open("/proc/self/mountinfo").read()
+    assert box.run(["/usr/bin/true"] if root in box.parts else mount).ok
+    print(ours(), open("/proc/self/mountinfo").read() == before)
+subprocess.run(["unshare", "-m", "--propagation", "unchanged", *mount], check=True)
+print(ours())
+"""
+
+
+def test_nothing_spreads_where_the_hosts_mounts_are_shared() -> None:
+    """As systemd makes them. The control, a mount namespace that leaves propagation as it is, shows on the host."""
+    done = nested("mount --make-rshared /; grep -q ' / .* shared:' /proc/self/mountinfo", SPREAD)
+    assert done.stdout.split() == ["0", "True"] * 3 + ["1"], done.stderr
+
+
 ESCAPE = """
 import os
 os.mkdir("/x")
@@ -120,6 +142,39 @@ def test_the_way_out_of_a_chroot_leads_nowhere(place: Path) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert control.stdout.split() == sorted(os.listdir("/"))
+
+
+UNDERNEATH = f"""
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+namespace = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+taken = libc.umount2(b"/", 2)
+libc.syscall({syscalls.number("setns")}, namespace, 0x20000)
+print(taken, os.path.exists(sys.argv[1]))
+"""
+
+
+@as_root
+def test_the_old_root_does_not_lie_under_the_new_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that root may: whoever takes the new root off, and enters its own mount namespace anew, is not there.
+
+    In a user namespace the new root cannot be taken off; without one the kernel's first root file system (initramfs)
+    may come up. The control has the old root under the new one: chroot in place of pivot_root.
+    """
+    (place / "canary").touch()
+
+    def told(*parts: Any) -> str:
+        box = Sandbox(Root(*SYSTEM, Proc()), Capabilities(Capabilities.of().permitted), *parts)
+        return str(box.run(["/usr/bin/python3", "-c", UNDERNEATH, str(place / "canary")], text=True).stdout)
+
+    assert told() == "0 False\n"
+    assert told(UserNamespace()) == "-1 False\n"
+
+    def without_pivot(name: str, *arguments: Any, **how: Any) -> Any:
+        return Compare(0, 1, label=how["label"]) if name == "pivot_root" else call(name, *arguments, **how)
+
+    monkeypatch.setattr("isolate.mounts.root.call", without_pivot)
+    assert told() == "0 True\n"
 
 
 def test_each_run_begins_anew(parts: tuple[Any, ...]) -> None:
