@@ -691,13 +691,23 @@ static int64_t take_run(struct iso_machine *m)
 			return r;
 		SYS1(close, fd[i]);
 	}
+	SYS1(close, socket);
+	/* Down into the gaps: the program's limit of open files is in force before they are put where it wants them, and they
+	 * need no more room then than those of a sandbox that did not wait. */
+	for (uint32_t i = 3; i < count; i++) {
+		r = SYS3(fcntl, fd[i], F_DUPFD_CLOEXEC, ISO_SLOT_FREE);
+		if (r < 0)
+			break;
+		const int32_t higher = r < fd[i] ? fd[i] : (int32_t)r;
+		fd[i] = r < fd[i] ? (int32_t)r : fd[i];
+		SYS1(close, higher);
+	}
 	struct iso_fd *table = (void *)((uint8_t *)run + run->fds);
 	const uint32_t first = run->slots - (count - 3);
 	for (uint32_t i = 0; i < run->fdc; i++)
 		if (table[i].slot >= first)
 			table[i].slot = (uint32_t)fd[3 + table[i].slot - first];
 	m->run = run;
-	SYS1(close, socket);
 	return 0;
 }
 

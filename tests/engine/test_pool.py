@@ -174,6 +174,32 @@ def test_more_descriptors_than_a_message_takes(clean: Snapshot) -> None:
                 os.close(copy)
 
 
+@pytest.mark.parametrize("parts", [(PidNamespace(),), ()], ids=["pid namespace", "none"])
+def test_descriptors_within_the_programs_limit(parts: tuple[PidNamespace, ...], clean: Snapshot) -> None:
+    """Passing them takes no more of it."""
+
+    def tried(verbs: Sandbox | Pool) -> str:
+        try:
+            return str(verbs.run(["true"], pass_fds=passed).verdict.value)
+        except SetupError as error:
+            return f"{error.step}: {error.errno}"
+
+    passed = [os.dup(0) for _ in range(4)]
+    seen = set()
+    try:
+        for limit in range(10, 24):
+            box = Sandbox(UserNamespace(), *parts, isolate.Rlimits(nofile=limit))
+            with Pool(box) as pool:
+                told = tried(box)
+                seen.add(told)
+                assert (limit, tried(pool)) == (limit, told)
+    finally:
+        for fd in passed:
+            os.close(fd)
+    assert "OK" in seen
+    assert len(seen) > 1
+
+
 def test_spawn_pipes_and_terminals(clean: Snapshot) -> None:
     with Pool(USER) as pool:
         with pool.spawn(["cat"], stdin=PIPE, stdout=PIPE) as process:
