@@ -437,6 +437,7 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 	/* A long block goes by a memfd: a message has to find room in the socket's buffer. */
 	const int32_t large = run_size > INLINE;
 	int32_t sent[ISO_MAX_PASSED + 4], opened[4] = {-1, -1, -1, -1};
+	sent[0] = sent[1] = sent[2] = sent[3] = -1;
 	struct streams q = {{in, out, err}, nonblocking, -1};
 	union {
 		struct cmsghdr header;
