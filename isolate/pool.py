@@ -157,6 +157,7 @@ class Pool(Verbs):
         finally:
             for session in (*ending, *waiting):  # an interrupt: nothing is waited for any more
                 session.close()
+            waiting.clear()
 
     def __enter__(self) -> Self:
         if not self._open:
