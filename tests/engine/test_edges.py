@@ -103,8 +103,8 @@ def test_arguments_that_python_never_gives(slots: int, streams: tuple[int, int, 
     block = bytes(100)
     begun = lib.iso_start(start, block, len(block), block, len(block), none, slots, *streams, 0, -1, path, 0, 0)
     assert begun == -errno.EINVAL
-    assert lib.iso_run_later(start, block, len(block), -1, none, slots, *streams, 0) == -errno.EINVAL
-    assert lib.iso_run_later(start, block, 3, -1, none, 0, DEFAULT, DEFAULT, DEFAULT, 0) == -errno.EINVAL
+    assert lib.iso_run_later(start, block, len(block), none, slots, *streams, 0) == -errno.EINVAL
+    assert lib.iso_run_later(start, block, 3, none, 0, DEFAULT, DEFAULT, DEFAULT, 0) == -errno.EINVAL
 
 
 def test_a_slot_that_is_no_descriptor(clean: Snapshot) -> None:
