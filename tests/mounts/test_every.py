@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ def test_core_limit_follows_the_hosts_pattern(pattern: str, limit: str, place: P
 @as_root
 @pytest.mark.skipif(not os.environ.get("ISOLATE_EMULATED"), reason="sets kernel.core_pattern: in a machine of its own")
 def test_no_handler_of_core_files_runs_for_a_sandbox(tmp_path: Path) -> None:
-    """It would run on the host, as root, wherever the program that crashed was. At limit 0 it does, too."""
+    """It would run on the host, as root, wherever the program that crashed was; and at limit 0, too."""
     sysctl, handler, fifo = Path("/proc/sys/kernel/core_pattern"), tmp_path / "handler", tmp_path / "fifo"
     handler.write_text(f"#!/bin/sh\ncat >/dev/null\necho $1 >{fifo}\n")
     handler.chmod(0o755)
@@ -130,10 +131,13 @@ def test_no_handler_of_core_files_runs_for_a_sandbox(tmp_path: Path) -> None:
     sysctl.write_text(f"|{handler} %c")  # the limit of whoever crashed
     try:
         crash = ["sh", "-c", "kill -SEGV $$"]
-        assert Sandbox().run(crash).returncode == -11
-        for limit in ("unlimited", 0):  # the controls
-            assert Sandbox(Rlimits(core=limit)).run(crash).returncode == -11
-            assert os.read(told, 100) in (b"0\n", b"%d\n" % (2**64 - 1))
+        for box in (Sandbox(), Sandbox(Rlimits(core=0))):  # whose limit is 1
+            assert box.run(crash).returncode == -11
+        # The controls: with a limit, and without a sandbox at 0.
+        assert Sandbox(Rlimits(core="unlimited")).run(crash).returncode == -11
+        assert os.read(told, 100) == b"%d\n" % (2**64 - 1)
+        assert subprocess.run(["sh", "-c", "ulimit -c 0; kill -SEGV $$"], check=False).returncode == -11
+        assert os.read(told, 100) == b"0\n"
         os.set_blocking(told, False)
         with pytest.raises(BlockingIOError):
             os.read(told, 100)
