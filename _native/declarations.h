@@ -21,6 +21,7 @@ int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_
 		      int32_t in, int32_t out, int32_t err, int32_t nonblocking);
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
 void iso_release(struct iso_start *start);
+int64_t iso_reap(int32_t pidfd);
 void iso_close(int32_t *fd);
 int64_t iso_open_pty(int32_t *ends);
 void iso_close_pty(int32_t *ends);

@@ -182,6 +182,11 @@ void iso_close(int32_t *fd)
 	*fd = -1;
 }
 
+int64_t iso_reap(int32_t pidfd)
+{
+	return SYS5(waitid, 3 /* P_PIDFD */, pidfd, 0, WEXITED | WNOHANG, 0);
+}
+
 void iso_let_go(struct iso_start *s)
 {
 	if (s->control >= 0 && s->owner == (int32_t)SYS0(getpid))

@@ -74,6 +74,8 @@ void iso_let_go(struct iso_start *start);
 /* A terminal of its own: ends[0] ours, ends[1] the program's. 0 or -errno. */
 int64_t iso_open_pty(int32_t *ends);
 void iso_close_pty(int32_t *ends);
+/* waitid(P_PIDFD, WNOHANG): 0, or -ECHILD where it is nobody of ours. */
+int64_t iso_reap(int32_t pidfd);
 /* Close one and mark it so, in one call. */
 void iso_close(int32_t *fd);
 /* Let go, as iso_let_go does, and close what is open. */
