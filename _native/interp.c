@@ -162,9 +162,9 @@ int64_t iso_run_check(const uint8_t *base, uint64_t size, uint32_t tape_slots)
 		return -EBADMSG;
 	if (r->slots < tape_slots || r->slots > ISO_MAX_SLOTS || r->argc == 0 || r->argv % 8 || r->envp % 8 || r->fds % 4)
 		return -EBADMSG;
-	/* The launcher turns both tables into tables of pointers in place: eight bytes an entry, and one for the NULL. */
 	if (r->later && (r->later < ISO_SLOT_FREE || r->later >= r->slots))
 		return -EBADMSG;
+	/* The launcher turns both tables into tables of pointers in place: eight bytes an entry, and one for the NULL. */
 	if (r->argv + ((uint64_t)r->argc + 1) * 8 > r->size || r->argv < sizeof *r)
 		return -EBADMSG;
 	if (r->envp + ((uint64_t)r->envc + 1) * 8 > r->size || r->envp < sizeof *r)

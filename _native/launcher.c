@@ -44,6 +44,22 @@ __attribute__((used)) static const char build_mark[] = "isolate-launcher " ISOLA
 #define PROT_RW (PROT_READ | PROT_WRITE)
 #define STACK_SIZE 65536
 
+/* struct iovec and struct msghdr, as the kernel has them. */
+struct part {
+	void *base;
+	uint64_t length;
+};
+
+struct message {
+	void *name;
+	uint64_t name_length;
+	struct part *parts;
+	uint64_t part_count;
+	void *control;
+	uint64_t control_length;
+	uint64_t flags;
+};
+
 struct supervisor {
 	struct iso_machine machine;
 	uint64_t started_ns;
@@ -508,19 +524,8 @@ static void send_record(const void *record, size_t size, int32_t pass)
 		uint64_t length;
 		int32_t level, type, fd, pad;
 	} control = {20, SOL_SOCKET_, SCM_RIGHTS_, pass, 0};
-	struct {
-		const void *base;
-		uint64_t length;
-	} iov = {record, size};
-	struct {
-		void *name;
-		uint64_t name_length;
-		void *iov;
-		uint64_t iov_count;
-		void *control;
-		uint64_t control_length;
-		uint64_t flags;
-	} message = {0, 0, &iov, 1, pass >= 0 ? &control : 0, pass >= 0 ? sizeof control : 0, 0};
+	struct part iov = {(void *)(uintptr_t)record, size};
+	struct message message = {0, 0, &iov, 1, pass >= 0 ? &control : 0, pass >= 0 ? sizeof control : 0, 0};
 	/* The kernel may be short of memory for a moment; and without the last record nobody knows how it ended. */
 	for (int i = 0; i < 1000; i++) {
 		int64_t r = SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
@@ -636,19 +641,8 @@ static int64_t take_run(struct iso_machine *m)
 {
 	static uint8_t control[16 + 4 * (ISO_MAX_PASSED + 4)] __attribute__((aligned(8)));
 	int32_t fds[ISO_MAX_PASSED + 4];
-	struct {
-		void *base;
-		uint64_t length;
-	} iov = {later_block, sizeof later_block};
-	struct {
-		void *name;
-		uint64_t name_length;
-		void *iov;
-		uint64_t iov_count;
-		void *control;
-		uint64_t control_length;
-		uint64_t flags;
-	} message = {0, 0, &iov, 1, control, sizeof control, 0};
+	struct part iov = {later_block, sizeof later_block};
+	struct message message = {0, 0, &iov, 1, control, sizeof control, 0};
 	const int64_t socket = m->run->later;
 	int64_t r;
 	do
