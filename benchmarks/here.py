@@ -16,8 +16,8 @@ import time
 from typing import TYPE_CHECKING
 
 import isolate
-from isolate import syscalls
-from isolate.native import ffi, lib
+from isolate.engine.native import ffi, lib
+from isolate.kernel import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable

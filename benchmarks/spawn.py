@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import isolate
-from isolate import tape as tapes
-from isolate.native import lib
+from isolate.engine import tape as tapes
+from isolate.engine.native import lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable

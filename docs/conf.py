@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from isolate.native import VERSION
+from isolate.engine.native import VERSION
 
 project = "isolate"
 author = "The isolate authors"

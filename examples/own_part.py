@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import isolate
-from isolate.kernel import Constant
-from isolate.plan import Context, Phase, Step, call
+from isolate.engine.plan import Context, Phase, Step, call
+from isolate.kernel.constants import Constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

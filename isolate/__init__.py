@@ -11,15 +11,21 @@ TYPE_CHECKING = False  # as in typing, whose import would cost more than all of 
 if TYPE_CHECKING:
     from isolate import errors as errors
     from isolate import presets as presets
-    from isolate.attached import Attached as Attached
-    from isolate.attached import attach as attach
-    from isolate.capabilities import Cap as Cap
-    from isolate.capabilities import Capabilities as Capabilities
-    from isolate.capabilities import SecureBits as SecureBits
+    from isolate.attributes.credentials import Credentials as Credentials
+    from isolate.attributes.privileges import NoNewPrivs as NoNewPrivs
+    from isolate.attributes.privileges import SessionKeyring as SessionKeyring
+    from isolate.attributes.rlimits import Rlimits as Rlimits
+    from isolate.attributes.scheduling import Scheduling as Scheduling
+    from isolate.capabilities.part import Cap as Cap
+    from isolate.capabilities.part import Capabilities as Capabilities
+    from isolate.capabilities.part import SecureBits as SecureBits
     from isolate.cgroups import Cgroup as Cgroup
     from isolate.cgroups import CgroupPool as CgroupPool
     from isolate.cgroups import Limits as Limits
-    from isolate.credentials import Credentials as Credentials
+    from isolate.engine.plan import Context as Context
+    from isolate.engine.plan import Part as Part
+    from isolate.engine.plan import Phase as Phase
+    from isolate.engine.plan import Step as Step
     from isolate.errors import ConflictError as ConflictError
     from isolate.errors import IrreversibleError as IrreversibleError
     from isolate.errors import IsolateError as IsolateError
@@ -28,13 +34,7 @@ if TYPE_CHECKING:
     from isolate.errors import SetupError as SetupError
     from isolate.errors import ThreadedError as ThreadedError
     from isolate.errors import UnsupportedError as UnsupportedError
-    from isolate.here import Change as Change
-    from isolate.here import Irreversible as Irreversible
-    from isolate.here import Reversible as Reversible
-    from isolate.here import in_thread as in_thread
-    from isolate.ids import IdMap as IdMap
-    from isolate.ids import IdRange as IdRange
-    from isolate.landlock import Landlock as Landlock
+    from isolate.landlock.part import Landlock as Landlock
     from isolate.mounts import Bind as Bind
     from isolate.mounts import CgroupFs as CgroupFs
     from isolate.mounts import Dev as Dev
@@ -49,29 +49,29 @@ if TYPE_CHECKING:
     from isolate.mounts import Symlink as Symlink
     from isolate.mounts import Sys as Sys
     from isolate.mounts import Tmpfs as Tmpfs
-    from isolate.namespaces import CgroupNamespace as CgroupNamespace
-    from isolate.namespaces import IpcNamespace as IpcNamespace
-    from isolate.namespaces import MountNamespace as MountNamespace
-    from isolate.namespaces import NetNamespace as NetNamespace
-    from isolate.namespaces import PidNamespace as PidNamespace
-    from isolate.namespaces import TimeNamespace as TimeNamespace
-    from isolate.namespaces import UserNamespace as UserNamespace
-    from isolate.namespaces import UtsNamespace as UtsNamespace
-    from isolate.plan import Context as Context
-    from isolate.plan import Part as Part
-    from isolate.plan import Phase as Phase
-    from isolate.plan import Step as Step
-    from isolate.pool import Pool as Pool
-    from isolate.privileges import NoNewPrivs as NoNewPrivs
-    from isolate.privileges import SessionKeyring as SessionKeyring
-    from isolate.process import Process as Process
-    from isolate.process import TimeoutExpired as TimeoutExpired
-    from isolate.result import Result as Result
-    from isolate.result import Verdict as Verdict
-    from isolate.rlimits import Rlimits as Rlimits
-    from isolate.sandbox import Sandbox as Sandbox
-    from isolate.scheduling import Scheduling as Scheduling
+    from isolate.namespaces.ids import IdMap as IdMap
+    from isolate.namespaces.ids import IdRange as IdRange
+    from isolate.namespaces.part import CgroupNamespace as CgroupNamespace
+    from isolate.namespaces.part import IpcNamespace as IpcNamespace
+    from isolate.namespaces.part import MountNamespace as MountNamespace
+    from isolate.namespaces.part import NetNamespace as NetNamespace
+    from isolate.namespaces.part import PidNamespace as PidNamespace
+    from isolate.namespaces.part import TimeNamespace as TimeNamespace
+    from isolate.namespaces.part import UserNamespace as UserNamespace
+    from isolate.namespaces.part import UtsNamespace as UtsNamespace
+    from isolate.sandbox.attach import Attached as Attached
+    from isolate.sandbox.attach import attach as attach
+    from isolate.sandbox.box import Sandbox as Sandbox
+    from isolate.sandbox.pool import Pool as Pool
+    from isolate.sandbox.process import Process as Process
+    from isolate.sandbox.process import TimeoutExpired as TimeoutExpired
+    from isolate.sandbox.result import Result as Result
+    from isolate.sandbox.result import Verdict as Verdict
     from isolate.seccomp import Seccomp as Seccomp
+    from isolate.thread import Change as Change
+    from isolate.thread import Irreversible as Irreversible
+    from isolate.thread import Reversible as Reversible
+    from isolate.thread import in_thread as in_thread
 
 __version__ = "0.1.0"
 
@@ -79,30 +79,32 @@ PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
 
 # Where each name lives: one word for one thing, one module for one word.
 _HOMES = {
-    "attached": "Attached attach",
-    "capabilities": "Cap Capabilities SecureBits",
+    "sandbox.attach": "Attached attach",
+    "capabilities.part": "Cap Capabilities SecureBits",
     "cgroups": "Cgroup CgroupPool Limits",
-    "credentials": "Credentials",
+    "attributes.credentials": "Credentials",
     "errors": "ConflictError IrreversibleError IsolateError ProgramError RestoreError SetupError ThreadedError"
     " UnsupportedError",
-    "here": "Change Irreversible Reversible in_thread",
-    "ids": "IdMap IdRange",
-    "landlock": "Landlock",
+    "thread": "Change Irreversible Reversible in_thread",
+    "namespaces.ids": "IdMap IdRange",
+    "landlock.part": "Landlock",
     "mounts": "Bind CgroupFs Dev Dir File Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys Tmpfs",
-    "namespaces": "CgroupNamespace IpcNamespace MountNamespace NetNamespace PidNamespace TimeNamespace UserNamespace"
-    " UtsNamespace",
-    "plan": "Context Part Phase Step",
-    "pool": "Pool",
-    "privileges": "NoNewPrivs SessionKeyring",
-    "process": "Process TimeoutExpired",
-    "result": "Result Verdict",
-    "rlimits": "Rlimits",
-    "sandbox": "Sandbox",
-    "scheduling": "Scheduling",
+    "namespaces.part": "CgroupNamespace IpcNamespace MountNamespace NetNamespace PidNamespace TimeNamespace"
+    " UserNamespace UtsNamespace",
+    "engine.plan": "Context Part Phase Step",
+    "sandbox.pool": "Pool",
+    "attributes.privileges": "NoNewPrivs SessionKeyring",
+    "sandbox.process": "Process TimeoutExpired",
+    "sandbox.result": "Result Verdict",
+    "attributes.rlimits": "Rlimits",
+    "sandbox.box": "Sandbox",
+    "attributes.scheduling": "Scheduling",
     "seccomp": "Seccomp",
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-_MODULES = frozenset({*_HOMES, "presets"})
+# Modules and packages that a program reaches as attributes.
+_PACKAGES = "attributes capabilities cgroups errors landlock mounts namespaces network plan presets sandbox"
+_MODULES = frozenset([*_PACKAGES.split(), "seccomp", "syscalls", "thread", "tools"])
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "__version__", *sorted(_MODULE_OF), "presets"]
 

@@ -1,10 +1,10 @@
-"""``python -m isolate``: see :mod:`isolate.cli`."""
+"""``python -m isolate``: see :mod:`isolate.tools.cli`."""
 
 from __future__ import annotations
 
 import sys
 
-from isolate.cli import main
+from isolate.tools.cli import main
 
 __all__ = ["main"]
 

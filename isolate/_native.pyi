@@ -1,4 +1,4 @@
-# What checkers may know of the compiled extension; isolate.native gives it types.
+# What checkers may know of the compiled extension; isolate.engine.native gives it types.
 from typing import Any
 
 ffi: Any

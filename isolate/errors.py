@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from isolate.result import Result
+    from isolate.sandbox.result import Result
 
 __all__ = [
     "ConflictError",

@@ -1,344 +1,38 @@
-"""Parts, steps and phases: what a container is made of, before anything of it exists.
+"""The public names for writers of parts: steps, phases and ops.
 
-A :class:`Part` yields :class:`Step` objects. A step belongs to a :class:`Phase`; phases have the order that the kernel
-asks for, so the order in which a user lists parts never matters. A step's ops are symbolic: system calls by name, with
-constants, strings, buffers, registers and descriptors. :mod:`isolate.tape` turns them into bytes.
-
-Everything here is public: a part written outside the library has the same means as the library's own.
+The code is in :mod:`isolate.engine.plan` and :mod:`isolate.engine.ops`.
 """
 
-from __future__ import annotations
-
-import enum
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
-
-from isolate import syscalls
-from isolate.errors import ConflictError
-from isolate.kernel import NOTHING, Constant
-from isolate.ops import CHILD as CHILD
-from isolate.ops import COUNTER as COUNTER
-from isolate.ops import CWD as CWD
-from isolate.ops import LAUNCHER as LAUNCHER
-from isolate.ops import SELF as SELF
-from isolate.ops import Address as Address
-from isolate.ops import Argument as Argument
-from isolate.ops import Buffer as Buffer
-from isolate.ops import Call as Call
-from isolate.ops import Engine as Engine
-from isolate.ops import Label as Label
-from isolate.ops import Line as Line
-from isolate.ops import Load as Load
-from isolate.ops import Op as Op
-from isolate.ops import Register as Register
-from isolate.ops import RemoveTree as RemoveTree
-from isolate.ops import RunHost as RunHost
-from isolate.ops import Slot as Slot
-from isolate.ops import Store as Store
-from isolate.ops import Target as Target
-from isolate.ops import Test as Test
-from isolate.ops import call as call
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-
-class Section(enum.IntEnum):
-    """Which process runs a step, and when (the launcher's sections, in ``_native/tape.h``)."""
-
-    OUTER = 0
-    SUPERVISOR = 1
-    INIT = 2
-    PAYLOAD = 3
-    AFTER = 4
-    REPORT = 5
-    CLEANUP = 6
-    ASIDE = 7
-
-
-class Phase(enum.IntEnum):
-    """When a step runs. The hundreds are the section; the order within is the kernel's, with its reason beside it."""
-
-    # The supervisor, outside the sandbox, before the child exists.
-    JOIN_USER = 5  # without privileges the user namespace comes first: it gives the rights to join the others
-    TREES = 8  # clones of the caller's mounts by descriptor: a mount namespace entered later refuses them
-    JOIN = 10  # existing namespaces: new ones are made inside of those
-    JOIN_USER_LAST = 15  # with privileges it comes last: joining it gives them up
-    CGROUP = 20  # the group must exist to be born into
-    CLONE = 90  # no ops: the flags of clone
-
-    # The supervisor, while the child waits.
-    ADOPT = 110  # what only the outside may write: oom_score_adj
-    ID_MAPS = 120  # last: from here on the child is somebody
-
-    # init.
-    ENTER = 205  # first of all: what comes after is charged to the group (v1; with v2 init is born in it)
-    BEGIN_ASIDE = 207  # the section ASIDE begins, in a process of the same group
-    PROPAGATION = 210  # before the first mount, or mounts would show on the host
-    SOURCES = 220  # opened while the caller's file system and rights are still there
-    TIME = 230  # offsets can be set only before the first process is inside
-    SYNC = 240  # wait for the id maps
-    IDENTITY = 250  # become root of the user namespace: files made below must have an owner it knows
-    HARDEN = 260  # not dumpable from here on (before the id maps, /proc/self would not be ours)
-    NAMESPACES = 270  # those that clone does not make: what is mounted below shows them
-    ROOT = 280  # build the new root
-    MEET_ASIDE = 284  # wait for the section ASIDE
-    NETWORK = 286  # enter the network namespace that was made there
-    SYSTEM = 288  # host name, loopback, sysctls: in all namespaces, with the caller's /proc still there
-    PIVOT = 290  # enter it, let go of the old one
-
-    # The payload, from a process that does not exist any more after exec.
-    SESSION = 310
-    RLIMITS = 320  # before credentials: raising needs CAP_SYS_RESOURCE
-    SCHEDULING = 330  # before credentials: CAP_SYS_NICE
-    KEYRING = 340
-    BOUNDING = 350  # needs CAP_SETPCAP, so before capabilities go
-    CREDENTIALS = 360  # groups, then gid, then uid: each needs what the next gives up
-    CAPABILITIES = 370  # after the change of uid, which clears what it finds
-    DIRECTORY = 375  # the working directory is entered with the payload's rights, not with ours
-    NO_NEW_PRIVS = 380  # Landlock and seccomp ask for it
-    LANDLOCK = 385
-    PROGRAM = 388  # look the program up: with the payload's rights, before the filter
-    VERIFY = 390  # what holds is read back from the kernel
-    DESCRIPTORS = 394  # as late as can be; nothing is opened after it
-    SECCOMP = 396  # last: nothing of ours has to be allowed but exec
-    FILTERED = 397  # whether the filter is there, where the filter lets one ask
-    EXEC = 398
-
-    # init, once the program runs.
-    AFTER = 410
-    # The supervisor, once everything inside is dead but an init that has reaped it all: the kernel takes the namespaces
-    # down meanwhile.
-    REPORT = 510
-    # The supervisor, once everything inside is dead.
-    CLEANUP = 610
-    # A second process of init's, from BEGIN_ASIDE to MEET_ASIDE: what takes long and needs nothing of what init does.
-    ASIDE = 710
-
-    @property
-    def section(self) -> Section:
-        """The section that the phase belongs to."""
-        return Section(self // 100)
-
-
-# ---- steps and parts -----------------------------------------------------------------------------------------------
-
-
-class Step:
-    """One thing that a part does: in a phase, in words, with its ops."""
-
-    __slots__ = ("cgroup", "clone_flags", "hints", "needs", "ops", "path", "phase", "text")
-
-    def __init__(
-        self,
-        phase: Phase,
-        text: str,
-        ops: tuple[Op, ...] = (),
-        clone_flags: int = 0,
-        path: bytes | None = None,
-        cgroup: Register | None = None,
-        needs: Register | None = None,
-        hints: Mapping[int, str] = MappingProxyType({}),
-    ) -> None:
-        self.phase: Phase = phase
-        self.text: str = text
-        self.ops: tuple[Op, ...] = ops
-        #: Namespace flags for the clone of init (phase CLONE).
-        self.clone_flags: int = clone_flags
-        #: The path that an error should name.
-        self.path: bytes | None = path
-        #: A register with the descriptor of the cgroup to be born in (CLONE_INTO_CGROUP).
-        self.cgroup: Register | None = cgroup
-        #: The step needs this register's descriptor; if the step that fills it was skipped, so is this one.
-        self.needs: Register | None = needs
-        #: Hints for the diagnosis of an error: errno to cause and remedy.
-        self.hints: Mapping[int, str] = hints
-
-
-@runtime_checkable
-class Part(Protocol):
-    """What composes in a :class:`~isolate.Sandbox`: anything that yields steps.
-
-    Optional attributes, read with ``getattr``:
-
-    ``required``
-        False: errors in its steps skip them, and ``Result.applied`` tells.
-    ``repeatable``
-        True: several of the same class do not conflict.
-    ``brings()``
-        Parts that are added if no part of their class is there.
-    ``needs_network``
-        True: its steps before the phase NETWORK are to find the new network namespace; it is then made by clone, which
-        takes longer. So may an entry of :class:`~isolate.Root` say.
-
-    A part should be a frozen, hashable dataclass, and refuse bad arguments when it is made.
-    """
-
-    def steps(self, context: Context) -> Iterable[Step]:
-        """The steps of the part, in the order in which they stand within their phases."""
-        ...
-
-
-P = TypeVar("P")
-
-
-class Lent(Protocol):
-    """What a lender gives to one start: descriptors, and for a cgroup its directories. Closed with the start's end."""
-
-    fds: list[int]
-    directories: dict[str, str]
-
-    def close(self) -> None:
-        """Give it back."""
-        ...
-
-
-class Lender(Protocol):
-    """Whoever gives each start something of its own."""
-
-    def take(self) -> Lent:
-        """For one start."""
-        ...
-
-
-class Ground(Protocol):
-    """What a plan stands on and that is made when something starts, never while planning."""
-
-    def ready(self) -> bool:
-        """Whether it is there, as it was when the plan was made."""
-        ...
-
-    def make(self) -> None:
-        """Make it; the plan is then made again."""
-        ...
-
-
-class Guide(Protocol):
-    """Whoever moves each launcher to where its steps can be done."""
-
-    def move(self, pid: int) -> None:
-        """Called when the launcher runs; a step of its waits for the byte that is sent to it afterwards."""
-        ...
-
-
-class Context:
-    """What a part may know and ask while it yields its steps."""
-
-    #: Whether a program is executed when all holds; not so for what is put in force on the calling thread.
-    executes: bool = True
-
-    def __init__(self, parts: Sequence[Part], *, euid: int, egid: int) -> None:
-        self.parts: tuple[Part, ...] = tuple(parts)
-        #: Effective ids of the caller.
-        self.euid: int = euid
-        self.egid: int = egid
-        self._slots: list[int] = []
-        self.shared: dict[object, object] = {}
-        #: Who gives each start the descriptors behind the slots that :meth:`lend` made.
-        self.lender: Lender | None = None
-        #: What has to be there before the plan is compiled, if anything.
-        self.ground: Ground | None = None
-        #: Who moves each launcher, if anybody: a step of the phase CGROUP waits until it has.
-        self.guide: Guide | None = None
-
-    @property
-    def privileged(self) -> bool:
-        """Whether the caller is root, and so needs no user namespace for the rest."""
-        return self.euid == 0
-
-    def find(self, kind: type[P]) -> P | None:
-        """The part of that class, if there is one."""
-        for part in self.parts:
-            if isinstance(part, kind):
-                return part
-        return None
-
-    def descriptor(self, fd: int) -> Slot:
-        """Hand a descriptor of the caller's to the launcher. It must stay open as long as the sandbox is used."""
-        if isinstance(fd, bool) or not isinstance(fd, int) or fd < 0:
-            raise ValueError(f"not a descriptor: {fd!r}")
-        if fd not in self._slots:
-            self._slots.append(fd)
-        return Slot(FREE_SLOT + self._slots.index(fd), fd)
-
-    def lend(self, lender: Lender, count: int) -> tuple[Slot, ...]:
-        """Slots for descriptors that differ from start to start: what ``lender.take()`` gives. One lender a sandbox."""
-        if self.lender is not None:
-            raise ConflictError("two parts want to lend each start descriptors of its own")
-        self.lender = lender
-        first = len(self._slots)
-        self._slots += [-1 - i for i in range(count)]
-        return tuple(Slot(FREE_SLOT + first + i, -1 - i) for i in range(count))
-
-    @property
-    def slots(self) -> tuple[int, ...]:
-        """The descriptors handed over; -1, -2, … stand for those lent."""
-        return tuple(self._slots)
-
-
-FREE_SLOT = 6  # ISO_SLOT_FREE; a test compares
-
-#: The socket to the Python program, open in every process of the sandbox until the phase DESCRIPTORS closes it.
-CONTROL = Slot(3, -1)  # ISO_SLOT_CONTROL; a test compares
-
-
-class Plan:
-    """Parts with what they bring, their steps in the kernel's order. Made without privileges; nothing runs."""
-
-    def __init__(self, parts: Iterable[Part], *, euid: int, egid: int) -> None:
-        self.parts: tuple[Part, ...] = complete(parts)
-        self.context: Context = Context(self.parts, euid=euid, egid=egid)
-        rows: list[tuple[int, int, Step, Part]] = []
-        # A fixed order among parts: steps of one phase stand in the same order however the user listed the parts.
-        for index, part in enumerate(sorted(self.parts, key=_rank)):
-            rows += [(step.phase, index, step, part) for step in part.steps(self.context)]
-        if not any(row[0] is Phase.ASIDE for row in rows):
-            rows = [row for row in rows if row[0] not in (Phase.BEGIN_ASIDE, Phase.MEET_ASIDE)]
-        rows.sort(key=lambda row: row[:2])
-        self.steps: tuple[Step, ...] = tuple(row[2] for row in rows)
-        self.owners: tuple[Part, ...] = tuple(row[3] for row in rows)
-        self.clone_flags: Constant = NOTHING
-        self.cgroup: Register | None = None
-        for step in self.steps:
-            self.clone_flags = self.clone_flags | step.clone_flags
-            self.cgroup = step.cgroup or self.cgroup
-
-    def explain(self) -> str:
-        """The steps in order, with the kernel calls behind them."""
-        from isolate.explain import explain
-
-        return explain(self)
-
-
-def _rank(part: Part) -> tuple[str, str]:
-    return type(part).__name__, repr(part)
-
-
-def complete(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """The parts and, transitively, what they bring. Two of one class conflict unless the class says it repeats."""
-    listed: list[Part] = []
-    for part in parts:
-        if not isinstance(part, Part) or isinstance(part, type):
-            hint = f"; did you mean {part.__name__}()?" if isinstance(part, type) else ""
-            hint = "; it is an entry of Root: Root(…)" if hasattr(part, "steps_in") and not hint else hint
-            raise TypeError(f"not a part: {part!r}{hint}")
-        for other in listed:
-            if type(other) is type(part) and not getattr(part, "repeatable", False):
-                raise ConflictError(f"two parts say {type(part).__name__}: {other!r} and {part!r}")
-        listed.append(part)
-    for part in _brought(listed):
-        if not any(isinstance(other, type(part)) for other in listed):
-            listed.append(part)
-    return tuple(listed)
-
-
-def _brought(listed: list[Part]) -> Iterator[Part]:
-    for part in listed:  # grows while we walk: what is brought may bring more
-        brings = getattr(part, "brings", None)
-        if brings is not None:
-            yield from brings()
-
-
-def number(name: str) -> int:
-    """The number of a system call on this architecture."""
-    return syscalls.number(name)
+from isolate.engine.ops import CHILD as CHILD
+from isolate.engine.ops import COUNTER as COUNTER
+from isolate.engine.ops import CWD as CWD
+from isolate.engine.ops import LAUNCHER as LAUNCHER
+from isolate.engine.ops import SELF as SELF
+from isolate.engine.ops import Address as Address
+from isolate.engine.ops import Argument as Argument
+from isolate.engine.ops import Buffer as Buffer
+from isolate.engine.ops import Call as Call
+from isolate.engine.ops import Engine as Engine
+from isolate.engine.ops import Label as Label
+from isolate.engine.ops import Line as Line
+from isolate.engine.ops import Load as Load
+from isolate.engine.ops import Op as Op
+from isolate.engine.ops import Register as Register
+from isolate.engine.ops import RemoveTree as RemoveTree
+from isolate.engine.ops import RunHost as RunHost
+from isolate.engine.ops import Slot as Slot
+from isolate.engine.ops import Store as Store
+from isolate.engine.ops import Target as Target
+from isolate.engine.ops import Test as Test
+from isolate.engine.ops import call as call
+from isolate.engine.plan import Context as Context
+from isolate.engine.plan import Ground as Ground
+from isolate.engine.plan import Guide as Guide
+from isolate.engine.plan import Lender as Lender
+from isolate.engine.plan import Lent as Lent
+from isolate.engine.plan import Part as Part
+from isolate.engine.plan import Phase as Phase
+from isolate.engine.plan import Plan as Plan
+from isolate.engine.plan import Section as Section
+from isolate.engine.plan import Step as Step
+from isolate.engine.plan import complete as complete

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from isolate.ids import IdMap
+from isolate.attributes.rlimits import Rlimits
 from isolate.mounts import Bind, Dev, Overlay, Proc, Root, Symlink, Tmpfs
-from isolate.namespaces import (
+from isolate.namespaces.ids import IdMap
+from isolate.namespaces.part import (
     CgroupNamespace,
     IpcNamespace,
     MountNamespace,
@@ -16,16 +17,15 @@ from isolate.namespaces import (
     UserNamespace,
     UtsNamespace,
 )
-from isolate.rlimits import Rlimits
-from isolate.sandbox import Sandbox
+from isolate.sandbox.box import Sandbox
 from isolate.seccomp import Seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from isolate.cgroups import Limits
+    from isolate.engine.plan import Part
     from isolate.mounts import Entry
-    from isolate.plan import Part
 
 __all__ = ["NOBODY", "container", "untrusted"]
 

@@ -23,7 +23,7 @@ def as_ordinary_user(code: str, *, groups: tuple[int, ...] = (), check: bool = T
         return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, cwd="/", **who)  # type: ignore[call-overload,no-any-return]
 
     try:
-        reachable = run("import isolate.native").returncode == 0
+        reachable = run("import isolate.engine.native").returncode == 0
     except PermissionError:
         reachable = False
     if not reachable:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import isolate
-from isolate import native
+from isolate.engine import native
 
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "_native"
@@ -195,7 +195,7 @@ def import_copy(
     launcher.unlink()
     if not remove:
         launcher.write_bytes(image)
-    script = f"import sys; sys.path.insert(0, {str(directory)!r}); import isolate.native as n; print(n.__file__)"
+    script = f"import sys; sys.path.insert(0, {str(directory)!r}); import isolate.engine.native as n; print(n.__file__)"
     return subprocess.run([sys.executable, "-c", script], cwd=directory, capture_output=True, text=True, check=False)
 
 

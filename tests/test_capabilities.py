@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isolate import Cap, Capabilities, Credentials, IdMap, NoNewPrivs, Sandbox, SecureBits, SetupError, UserNamespace
-from isolate.capabilities import mask, unmask
-from isolate.file_capabilities import FileCapabilities
+from isolate.capabilities.files import FileCapabilities
+from isolate.capabilities.part import mask, unmask
 
 from .ordinary import as_ordinary_user
 

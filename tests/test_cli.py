@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import isolate
-from isolate.cli import main
-from isolate.cli.code import code
+from isolate.tools.cli import main
+from isolate.tools.cli.code import code
 
 ISOLATE = [sys.executable, "-m", "isolate"]
 BARE = ["--preset", "bare", "--new", "user,mount,pid"]
@@ -199,8 +199,8 @@ def test_explain_needs_nothing_and_runs_nothing(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_code_makes_the_same_sandbox(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    from isolate.cli.assemble import sandbox
-    from isolate.cli.options import parser
+    from isolate.tools.cli.assemble import sandbox
+    from isolate.tools.cli.options import parser
 
     assert main(["explain", "--code", *words]) == 0
     shown = capsys.readouterr().out

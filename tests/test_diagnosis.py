@@ -30,10 +30,10 @@ from isolate import (
     Verdict,
 )
 from isolate.diagnosis import Host, clone, program, setup_error, start_error, steps
-from isolate.kernel import FSOPEN_CLOEXEC
-from isolate.launch import Record
-from isolate.native import lib
-from isolate.plan import Phase, Register, RunHost, Step, Target, call
+from isolate.engine.native import lib
+from isolate.engine.plan import Phase, Register, RunHost, Step, Target, call
+from isolate.engine.session import Record
+from isolate.kernel.constants import FSOPEN_CLOEXEC
 
 from .ordinary import as_ordinary_user
 
@@ -143,7 +143,8 @@ def test_user_namespaces_refused_by_a_seccomp_filter() -> None:
     """The filter answers as Docker's does: clone and unshare EPERM, clone3 ENOSYS."""
     code = """
 import struct
-from isolate import native, syscalls
+from isolate.engine import native
+from isolate.kernel import syscalls
 from isolate.seccomp.profiles import deny_user_namespaces
 tell(lambda: Sandbox(UserNamespace()).run(["true"]))
 bpf = deny_user_namespaces()
@@ -177,7 +178,8 @@ def test_a_chroot(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     code = f"""
 import subprocess
-from isolate import diagnosis, native
+from isolate import diagnosis
+from isolate.engine import native
 native.launcher_fd()
 box = Sandbox(UserNamespace())
 box.compile()
@@ -494,7 +496,7 @@ class Mounts:
 
 
 PROC = """
-from isolate.plan import Phase, Register, Step, call
+from isolate.engine.plan import Phase, Register, Step, call
 from dataclasses import dataclass
 @dataclass(frozen=True)
 class OwnProc:
@@ -821,7 +823,7 @@ def test_nothing_of_the_host_is_read_while_all_goes_well() -> None:
 
 
 def test_the_run_block_is_read_back() -> None:
-    from isolate.tape import run_block
+    from isolate.engine.tape import run_block
 
     block = run_block(
         [b"a", b"bc"], [b"X=1", b"PATH=/p"], program=b"a", path=b"/p", cwd=b"/w", fds=[(0, 0)], slots=6, started=False,

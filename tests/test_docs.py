@@ -11,7 +11,7 @@ import isolate
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "\n".join(path.read_text() for path in sorted((ROOT / "docs/reference").glob("*.rst")))
-WHOLE_MODULES = set(re.findall(r"automodule:: isolate\.(\w+)", REFERENCE))
+WHOLE_MODULES = set(re.findall(r"automodule:: isolate\.([\w.]+)", REFERENCE))
 
 
 @pytest.mark.parametrize("name", sorted(set(isolate.__all__) - {"__version__", "PIPE", "STDOUT", "DEVNULL"}))

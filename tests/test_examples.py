@@ -80,7 +80,7 @@ def as_nobody() -> Iterator[list[str]]:
 def python_for_all(place: Path) -> str:
     """An interpreter that everybody may execute and that the compiled modules fit: ours may stand in root's home."""
     for candidate in (sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"):
-        script = f"import sys; sys.path.insert(0, {str(place)!r}); import isolate.native"
+        script = f"import sys; sys.path.insert(0, {str(place)!r}); import isolate.engine.native"
         command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--", candidate, "-c", script]
         if subprocess.run(command, capture_output=True, check=False, cwd="/").returncode == 0:
             return candidate

@@ -32,7 +32,7 @@ from isolate import (
     UnsupportedError,
     UserNamespace,
 )
-from isolate.landlock import FILE, READ, WRITE, FsAccess, LandlockScope, PathRule, landlock_abi
+from isolate.landlock.part import FILE, READ, WRITE, FsAccess, LandlockScope, PathRule, landlock_abi
 
 from .ordinary import as_ordinary_user
 

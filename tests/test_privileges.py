@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate import Capabilities, Credentials, IdMap, NoNewPrivs, Sandbox, SessionKeyring, UserNamespace
-from isolate.capabilities import Cap
+from isolate.capabilities.part import Cap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,12 +56,12 @@ def test_a_set_user_id_program_gains_nothing(public: Path) -> None:
 KEYS = """
 import sys
 from isolate import Sandbox, SessionKeyring
-from isolate.native import call
-from isolate.syscalls import number
+from isolate.engine.native import call
+from isolate.kernel.syscalls import number
 SESSION, USER, JOIN, SEARCH = -3, b"user\\0", 1, 10
 look = '''
-from isolate.native import call
-from isolate.syscalls import number
+from isolate.engine.native import call
+from isolate.kernel.syscalls import number
 found = call(number("keyctl"), 10, -3, b"user\\\\0", b"isolate-test\\\\0", 0)
 print("found" if found > 0 else found)
 '''

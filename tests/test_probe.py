@@ -25,8 +25,8 @@ from isolate import (
     UserNamespace,
     UtsNamespace,
 )
-from isolate.plan import Phase, Step, call
-from isolate.probe import Ability, abilities
+from isolate.engine.plan import Phase, Step, call
+from isolate.tools.doctor import Ability, abilities
 
 from .ordinary import as_ordinary_user
 
@@ -145,7 +145,7 @@ def test_every_row_is_what_trying_says() -> None:
 PRINT = """
 import json
 from dataclasses import asdict
-from isolate.probe import abilities
+from isolate.tools.doctor import abilities
 print(json.dumps([asdict(a) for a in abilities()]))
 """
 

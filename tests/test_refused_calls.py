@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from isolate import Capabilities, Credentials, Sandbox
-from isolate.landlock import landlock_abi
+from isolate.landlock.part import landlock_abi
 from isolate.seccomp import Seccomp, arg32, deny
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

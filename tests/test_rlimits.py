@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolate import Rlimits, Sandbox, SetupError, UserNamespace, Verdict
-from isolate.plan import Plan
-from isolate.rlimits import UNLIMITED, core_goes_to_a_pipe
+from isolate.attributes.rlimits import UNLIMITED, core_goes_to_a_pipe
+from isolate.engine.plan import Plan
 
 NAMES = [
     "as_", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",

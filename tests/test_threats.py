@@ -268,7 +268,9 @@ print(box.run([sys.executable, "-I", "-S", "-c", look], text=True, check=True).s
 
 KEYS = f"""
 import os, sys
-from isolate import SessionKeyring, Sandbox, native, syscalls
+from isolate import SessionKeyring, Sandbox
+from isolate.engine import native
+from isolate.kernel import syscalls
 number, session = syscalls.number("keyctl"), -3
 assert native.call(number, 1, 0) > 0  # a session keyring of this program's own: the key goes with it
 assert native.call(syscalls.number("add_key"), b"user", b"isolate-test", b"secret", 6, session) > 0

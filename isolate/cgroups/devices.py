@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from isolate.cgroups.values import integer, no_nul
+from isolate.cgroups.limit_values import integer, no_nul
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -68,7 +68,8 @@ def attach_program(directory: str, program: bytes) -> None:
 
     :raises SetupError: without CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN.
     """
-    from isolate import native, syscalls
+    from isolate.engine import native
+    from isolate.kernel import syscalls
 
     ffi = native.ffi
     code, licence = ffi.new("char[]", program), ffi.new("char[]", devices.LICENSE)

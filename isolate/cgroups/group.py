@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from isolate.cgroups.change import Inside
     from isolate.cgroups.events import Events
     from isolate.cgroups.settings import Settings
-    from isolate.here.cgroup import Inside
-    from isolate.launch import Session
-    from isolate.plan import Context, Step
-    from isolate.process import Process
-    from isolate.result import Result
-    from isolate.sandbox import Sandbox
+    from isolate.engine.plan import Context, Step
+    from isolate.engine.session import Session
+    from isolate.sandbox.box import Sandbox
+    from isolate.sandbox.process import Process
+    from isolate.sandbox.result import Result
 
 __all__ = ["Cgroup"]
 
@@ -245,7 +245,7 @@ class Cgroup:
         ``who="thread"`` moves the calling thread alone, so that of this program only what it starts is inside; that is
         for v1 hierarchies. Children started in the block are in the group, plain :mod:`subprocess` ones too, and stay.
         """
-        from isolate.here.cgroup import Inside
+        from isolate.cgroups.change import Inside
 
         return Inside(self._made(), who)
 
@@ -263,7 +263,7 @@ class Cgroup:
         return joined_steps(self._made(), context)
 
     def _box(self, sandbox: Sandbox | None) -> Sandbox:
-        from isolate.sandbox import Sandbox
+        from isolate.sandbox.box import Sandbox
 
         self._made()
         if sandbox is None:
@@ -355,7 +355,7 @@ class Cgroup:
         Only groups with a name of ours, made by a process that certainly ended, in the places where this process would
         make its own; what is still inside is killed. Nothing else is touched.
         """
-        from isolate.cgroups.sweeping import sweep
+        from isolate.cgroups.sweep import sweep
 
         return sweep()
 
@@ -371,7 +371,7 @@ class Cgroup:
 
         :raises UnsupportedError: there is no v2 hierarchy, or the group is not ours.
         """
-        from isolate.cgroups.sweeping import take_over
+        from isolate.cgroups.sweep import take_over
 
         return take_over(tuple(controllers))
 

@@ -13,14 +13,14 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.kernel import AT_FDCWD, O_CLOEXEC, O_WRONLY
-from isolate.plan import Buffer, Label, Phase, Plan, Register, RemoveTree, Step, Test, call
+from isolate.engine.plan import Buffer, Label, Phase, Plan, Register, RemoveTree, Step, Test, call
+from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_WRONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.launch import Session
-    from isolate.plan import Context, Op
+    from isolate.engine.plan import Context, Op
+    from isolate.engine.session import Session
 
 #: The launcher's descriptors for the socket to its owner and for the owner's pidfd (tape.h).
 CONTROL_FD, OWNER_FD = 3, 5
@@ -63,8 +63,8 @@ def watch(directories: list[str]) -> Session:
 
     For none it does nothing but end when its owner does: what keeps a scope (:mod:`isolate.cgroups.scope`).
     """
-    from isolate.launch import Session
-    from isolate.tape import compile_plan, run_block
+    from isolate.engine.session import Session
+    from isolate.engine.tape import compile_plan, run_block
 
     plan = Plan([Guardian(tuple(directories))], euid=os.geteuid(), egid=os.getegid())
     tape = compile_plan(plan, init=False, pid_namespace=False, share=False)

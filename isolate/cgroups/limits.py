@@ -8,13 +8,13 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from isolate.cgroups import devices as _devices
-from isolate.cgroups.values import Size, integer, known, mapping, no_nul, number, number_set, size
+from isolate.cgroups.limit_values import Size, integer, known, mapping, no_nul, number, number_set, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from isolate.cgroups.group import Cgroup
-    from isolate.plan import Context, Step
+    from isolate.engine.plan import Context, Step
 
 _IO_KEYS: Final = ("rbps", "wbps", "riops", "wiops")
 _RDMA_KEYS: Final = ("hca_handle", "hca_object")

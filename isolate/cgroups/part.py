@@ -18,9 +18,9 @@ from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.placement import offered, place
 from isolate.cgroups.scope import FUTURE, Standing, guide_to
 from isolate.cgroups.settings import home_of, settings
-from isolate.kernel import AT_FDCWD, AT_REMOVEDIR, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
-from isolate.plan import CONTROL, LAUNCHER, Buffer, Label, Line, Load, Phase, Register, Step, Store, Test, call
-from isolate.plan import RemoveTree as RemoveTreeOp
+from isolate.engine.plan import CONTROL, LAUNCHER, Buffer, Label, Line, Load, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import RemoveTree as RemoveTreeOp
+from isolate.kernel.constants import AT_FDCWD, AT_REMOVEDIR, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from isolate.cgroups.limits import Limits
     from isolate.cgroups.placement import Place, Placement
     from isolate.cgroups.settings import Setting
-    from isolate.plan import Context, Lent, Op
+    from isolate.engine.plan import Context, Lent, Op
 
 O_DIRECTORY: Final = Constant(os.O_DIRECTORY, "O_DIRECTORY")
 MSG_DONTWAIT = Constant(0x40, "MSG_DONTWAIT")
@@ -73,7 +73,7 @@ class RunGroup:
 
     def remove(self, launcher: int) -> None:
         """Remove what a launcher that was killed has left. Where it does not go, :meth:`Cgroup.sweep` finds it."""
-        from isolate.cgroups.sweeping import remove
+        from isolate.cgroups.sweep import remove
 
         for directory in self.directories(launcher, None).values() if not self.lent else ():
             remove(directory)

@@ -16,8 +16,8 @@ from isolate.cgroups.limits import Limits
 from isolate.cgroups.part import SHARED, RunGroup, guided_steps, report_steps
 from isolate.cgroups.placement import ACCOUNTING, place
 from isolate.cgroups.settings import home_of, settings
+from isolate.engine.plan import Phase, Register, Step, call
 from isolate.errors import ConflictError, SetupError
-from isolate.plan import Phase, Register, Step, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from isolate.cgroups.placement import Placement
     from isolate.cgroups.settings import Settings
-    from isolate.plan import Context
+    from isolate.engine.plan import Context
 
 __all__ = ["CgroupPool"]
 

@@ -27,7 +27,7 @@ from isolate.errors import SetupError, UnsupportedError
 
 if TYPE_CHECKING:
     from isolate.cgroups.hierarchy import Hierarchy
-    from isolate.launch import Session
+    from isolate.engine.session import Session
 
 #: The tag of the leaf that our process stands in.
 _LEAF: Final = "self"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from isolate.cgroups import devices as _devices
 from isolate.cgroups.hierarchy import read
-from isolate.cgroups.values import disk_of, parse_list
+from isolate.cgroups.limit_values import disk_of, parse_list
 from isolate.errors import UnsupportedError
 
 if TYPE_CHECKING:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 from isolate.diagnosis import clone, program, steps
 from isolate.diagnosis.host import Finding, Host
 from isolate.diagnosis.program import Start
+from isolate.engine.native import lib
+from isolate.engine.plan import Engine, Phase
 from isolate.errors import SetupError, UnsupportedError
-from isolate.native import lib
-from isolate.plan import Engine, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.launch import Record, Session
-    from isolate.tape import Tape
+    from isolate.engine.session import Record, Session
+    from isolate.engine.tape import Tape
 
 __all__ = ["Finding", "Host", "launcher_lost", "setup_error", "start_error"]
 

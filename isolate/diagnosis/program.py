@@ -9,7 +9,7 @@ import struct
 from typing import NamedTuple
 
 from isolate.diagnosis.host import MACHINES, Finding
-from isolate.tape import RUN
+from isolate.engine.tape import RUN
 
 _ELF = b"\x7fELF"
 _ST_RDONLY, _ST_NOEXEC = 1, 8

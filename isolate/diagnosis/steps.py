@@ -6,13 +6,13 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from isolate import syscalls
 from isolate.diagnosis import clone
 from isolate.diagnosis.host import Finding, Host
-from isolate.plan import Call, Engine, Phase, RemoveTree, RunHost, Target
+from isolate.engine.plan import Call, Engine, Phase, RemoveTree, RunHost, Target
+from isolate.kernel import syscalls
 
 if TYPE_CHECKING:
-    from isolate.plan import Op, Step
+    from isolate.engine.plan import Op, Step
 
 _DENIED = (errno.EPERM, errno.EACCES)
 _MOUNTING = frozenset({"fsopen", "fsconfig", "fsmount", "mount", "move_mount", "open_tree", "mount_setattr"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from isolate.here.entering import ReversibleMount
-from isolate.kernel import (
+from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.kernel.constants import (
     AT_FDCWD,
     MOUNT_ATTR__ATIME,
     MOUNT_ATTR_IDMAP,
@@ -21,6 +21,7 @@ from isolate.kernel import (
     NOTHING,
     Constant,
 )
+from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
 from isolate.mounts.building import (
     EACCES,
     EINVAL,
@@ -36,14 +37,13 @@ from isolate.mounts.building import (
     stat,
 )
 from isolate.mounts.showing import Shown
-from isolate.paths import StrOrBytesPath, absolute, inside, text
-from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.thread.entering import ReversibleMount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from isolate.engine.plan import Slot
     from isolate.mounts.building import Building
-    from isolate.plan import Slot
 
 __all__ = ["Bind"]
 

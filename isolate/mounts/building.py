@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from isolate.kernel import (
+from isolate.engine.plan import Argument, Buffer, Label, Load, Op, Phase, Register, Step, Target, Test, call
+from isolate.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
     AT_RECURSIVE,
@@ -35,12 +36,11 @@ from isolate.kernel import (
     STATX_BASIC_STATS,
     Constant,
 )
-from isolate.plan import Argument, Buffer, Label, Load, Op, Phase, Register, Step, Target, Test, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from isolate.plan import Context
+    from isolate.engine.plan import Context
 
 __all__ = ["Building", "Entry", "TreeEntry"]
 

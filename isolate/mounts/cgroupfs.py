@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.kernel import MOUNT_ATTR_RDONLY
+from isolate.engine.plan import Phase, Register, Step, call
+from isolate.kernel.constants import MOUNT_ATTR_RDONLY
+from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import ENODEV, EPERM, TARGET_HINTS, new_file_system
 from isolate.mounts.pseudo import FLAGS
-from isolate.namespaces import CgroupNamespace
-from isolate.paths import StrOrBytesPath, inside, text
-from isolate.plan import Phase, Register, Step, call
+from isolate.namespaces.part import CgroupNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from isolate.engine.plan import Part
     from isolate.mounts.building import Building
-    from isolate.plan import Part
 
 __all__ = ["CgroupFs"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from isolate.kernel import (
+from isolate.engine.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
+from isolate.kernel.constants import (
     AT_FDCWD,
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -16,6 +17,8 @@ from isolate.kernel import (
     S_IFCHR,
     S_IFMT,
 )
+from isolate.kernel.paths import StrOrBytesPath, inside, text
+from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import (
     EINVAL,
     ENODEV,
@@ -30,19 +33,16 @@ from isolate.mounts.building import (
     read_only,
     stat,
 )
-from isolate.mounts.null import exchange
+from isolate.mounts.dev_null import exchange
 from isolate.mounts.pseudo import Mqueue
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import PAGE, Tmpfs
-from isolate.paths import StrOrBytesPath, inside, text
-from isolate.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
-from isolate.sizes import size as parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from isolate.engine.plan import Part
     from isolate.mounts.building import Building
-    from isolate.plan import Part
 
 __all__ = ["Dev"]
 

@@ -8,7 +8,9 @@ import os
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
-from isolate.kernel import MOUNT_ATTR_RDONLY
+from isolate.engine.plan import Phase, Register, Step, Target, call
+from isolate.kernel.constants import MOUNT_ATTR_RDONLY
+from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import (
     CREATE,
     EEXIST,
@@ -21,8 +23,6 @@ from isolate.mounts.building import (
 )
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import check_mode
-from isolate.paths import StrOrBytesPath, inside, text
-from isolate.plan import Phase, Register, Step, Target, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

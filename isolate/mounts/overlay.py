@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
+from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
-from isolate.here.entering import ReversibleMount
-from isolate.kernel import (
+from isolate.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
     FSCONFIG_CMD_CREATE,
@@ -29,6 +29,8 @@ from isolate.kernel import (
     O_PATH,
     Constant,
 )
+from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
+from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.bind import Source, by_name, descriptor_of
 from isolate.mounts.building import (
     EACCES,
@@ -51,10 +53,8 @@ from isolate.mounts.building import (
 )
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import PAGE, check_inodes, default_inodes, pages
-from isolate.namespaces import UserNamespace
-from isolate.paths import StrOrBytesPath, absolute, inside, text
-from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
-from isolate.sizes import size as parse_size
+from isolate.namespaces.part import UserNamespace
+from isolate.thread.entering import ReversibleMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from isolate.kernel import (
+from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Test, call
+from isolate.kernel.constants import (
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
     MOUNT_ATTR_NODEV,
@@ -19,6 +20,7 @@ from isolate.kernel import (
     STATX_BASIC_STATS,
     SYSFS_MAGIC,
 )
+from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import (
     EINVAL,
     ENODEV,
@@ -35,16 +37,14 @@ from isolate.mounts.building import (
     read_only,
 )
 from isolate.mounts.showing import Shown
-from isolate.namespaces import IpcNamespace, NetNamespace, PidNamespace, UserNamespace
-from isolate.paths import StrOrBytesPath, inside, text
-from isolate.plan import Buffer, Label, Load, Op, Phase, Register, Step, Test, call
+from isolate.namespaces.part import IpcNamespace, NetNamespace, PidNamespace, UserNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.kernel import Constant
+    from isolate.engine.plan import Part
+    from isolate.kernel.constants import Constant
     from isolate.mounts.building import Building
-    from isolate.plan import Part
 
 __all__ = ["Mqueue", "Proc", "Sys"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Step, Test, call
 from isolate.errors import ConflictError
-from isolate.here.entering import Irreversible
-from isolate.kernel import AT_EMPTY_PATH, AT_FDCWD, MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, Constant
+from isolate.kernel.constants import AT_EMPTY_PATH, AT_FDCWD, MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, Constant
+from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import (
     EBUSY,
     EINVAL,
@@ -21,16 +22,15 @@ from isolate.mounts.building import (
     read_only,
 )
 from isolate.mounts.dev import Dev
-from isolate.mounts.null import over_the_host
+from isolate.mounts.dev_null import over_the_host
 from isolate.mounts.tmpfs import Tmpfs, check_inodes, check_mode
-from isolate.namespaces import MountNamespace
-from isolate.plan import Buffer, Label, Load, Op, Phase, Step, Test, call
-from isolate.sizes import size as parse_size
+from isolate.namespaces.part import MountNamespace
+from isolate.thread.entering import Irreversible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.plan import Context, Part
+    from isolate.engine.plan import Context, Part
 
 __all__ = ["Root"]
 

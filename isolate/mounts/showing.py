@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from isolate.paths import text
+from isolate.kernel.paths import text
 
 __all__ = ["Shown"]
 

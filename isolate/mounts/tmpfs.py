@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from isolate.here.entering import ReversibleMount
-from isolate.kernel import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
+from isolate.engine.plan import Phase, Register, Step, call
+from isolate.kernel.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
+from isolate.kernel.paths import StrOrBytesPath, inside, text
+from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import EINVAL, ENODEV, EPERM, TARGET_HINTS, new_file_system
 from isolate.mounts.showing import Shown
-from isolate.paths import StrOrBytesPath, inside, text
-from isolate.plan import Phase, Register, Step, call
-from isolate.sizes import size as parse_size
+from isolate.thread.entering import ReversibleMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -14,7 +14,8 @@ import select
 import time
 from typing import TYPE_CHECKING
 
-from .. import syscalls
+from isolate.kernel import syscalls
+
 from . import bpf
 from .actions import Action
 

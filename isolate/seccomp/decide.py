@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import syscalls
+from isolate.kernel import syscalls
+
 from .actions import Action
 from .bpf import AUDIT_ARCH
 from .compiler import Abi, Decision

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import syscalls
+from isolate.kernel import syscalls
+
 from . import decide, sets
 
 if TYPE_CHECKING:

@@ -11,16 +11,18 @@ import errno
 import struct
 from typing import TYPE_CHECKING
 
-from .. import syscalls
-from ..kernel import Constant
-from ..plan import CONTROL, Buffer, Phase, Register, Step, Store, call
+from isolate.engine.plan import CONTROL, Buffer, Phase, Register, Step, Store, call
+from isolate.kernel import syscalls
+from isolate.kernel.constants import Constant
+
 from . import audit, compiler, decide
 from .actions import Action
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ..plan import Argument, Context, Op
+    from isolate.engine.plan import Argument, Context, Op
+
     from .notify import Supervisor
     from .policy import Seccomp
 

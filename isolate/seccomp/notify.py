@@ -31,7 +31,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
-from .. import syscalls
+from isolate.kernel import syscalls
+
 from .actions import Action
 from .bpf import AUDIT_ARCH
 

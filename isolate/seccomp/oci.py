@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import syscalls
+from isolate.kernel import syscalls
+
 from . import decide
 from .actions import Action
 from .conditions import MASK64, All, Any_, Compare, Condition, every

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import syscalls
-from ..here.entering import Irreversible
+from isolate.kernel import syscalls
+from isolate.thread.entering import Irreversible
+
 from .actions import Action
 from .rules import Rule
 
 if TYPE_CHECKING:
-    from ..plan import Context, Step
+    from isolate.engine.plan import Context, Step
+    from isolate.sandbox.learn import Learned
+
     from .decide import Answer
-    from .learn import Learned
     from .notify import Handler
 
 __all__ = ["Seccomp"]
@@ -160,9 +162,9 @@ class Seccomp(Irreversible):
 
     @classmethod
     def learn(cls, args: Any, **options: Any) -> Learned:
-        """Run a program and return what it used, ``.policy`` among it: see ``isolate.seccomp.learn``, which also says
+        """Run a program and return what it used, ``.policy`` among it: see ``isolate.sandbox.learn``, which also says
         what watching cannot see."""
-        from .learn import learn
+        from isolate.sandbox.learn import learn
 
         return learn(args, **options)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .. import syscalls
+from isolate.kernel import syscalls
+
 from . import sets
 from .actions import Action
 from .conditions import Condition

@@ -6,7 +6,8 @@ import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .. import syscalls
+from isolate.kernel import syscalls
+
 from . import bpf
 from .actions import Action
 

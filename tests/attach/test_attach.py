@@ -115,7 +115,7 @@ def test_refused() -> None:
 
 def test_a_process_that_ended_meanwhile_is_not_taken_for_another() -> None:
     """The pidfd is of one process, the number of another: as after a reuse of the number."""
-    from isolate.attached import Attached
+    from isolate.sandbox.attach import Attached
 
     ended = subprocess.Popen(["true"])
     pidfd = os.pidfd_open(ended.pid)

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import isolate
-from isolate import further
+from isolate.sandbox import exec as further
 
 from ..ordinary import as_ordinary_user
 
@@ -75,7 +75,7 @@ def test_without_namespaces_of_users() -> None:
 def test_as_an_ordinary_user() -> None:
     code = """
 import isolate
-from isolate import further
+from isolate.sandbox import exec as further
 from isolate import MountNamespace, NetNamespace, PidNamespace, UserNamespace
 box = isolate.Sandbox(UserNamespace(uid=7), PidNamespace(), NetNamespace(), MountNamespace())
 with box.spawn(["sleep", "100"]) as first:

@@ -12,12 +12,12 @@ import pytest
 from isolate.cgroups import Limits, naming
 from isolate.cgroups.hierarchy import discover
 from isolate.errors import UnsupportedError
-from isolate.sandbox import Sandbox
+from isolate.sandbox.box import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.result import Result
+    from isolate.sandbox.result import Result
 
 HOST = discover()
 UNIFIED = HOST.mode == "unified"

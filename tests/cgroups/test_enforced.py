@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate.cgroups import Cgroup, Limits
+from isolate.engine.plan import Buffer, Context, Line, Phase, Step
 from isolate.errors import SetupError
-from isolate.plan import Buffer, Context, Line, Phase, Step
-from isolate.result import Verdict
-from isolate.sandbox import Sandbox
+from isolate.sandbox.box import Sandbox
+from isolate.sandbox.result import Verdict
 
 from .conftest import MIB, PYTHON, UNIFIED, python
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from isolate.result import Result
+    from isolate.sandbox.result import Result
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 

@@ -15,8 +15,8 @@ import pytest
 
 from isolate.cgroups import Cgroup, Limits, naming
 from isolate.errors import SetupError, UnsupportedError
-from isolate.result import Verdict
-from isolate.sandbox import Sandbox
+from isolate.sandbox.box import Sandbox
+from isolate.sandbox.result import Verdict
 
 from .conftest import HOST, MIB, PYTHON, UNIFIED, our_groups
 

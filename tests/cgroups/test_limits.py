@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from isolate.cgroups import Device, Limits
 from isolate.cgroups.hierarchy import Hierarchy, Host
+from isolate.cgroups.limit_values import format_list, parse_list, size
 from isolate.cgroups.settings import settings
-from isolate.cgroups.values import format_list, parse_list, size
 from isolate.errors import UnsupportedError
 
 _CONTROLLERS = frozenset({"cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc"})

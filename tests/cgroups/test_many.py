@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from isolate.cgroups import Limits
-from isolate.result import Verdict
-from isolate.sandbox import Sandbox
+from isolate.sandbox.box import Sandbox
+from isolate.sandbox.result import Verdict
 
 from .conftest import HOST, UNIFIED, every_group, our_groups
 
@@ -95,7 +95,7 @@ def test_many_in_a_row(count: int) -> None:
 OWNER = """
 import sys, threading
 from isolate.cgroups import Limits
-from isolate.sandbox import Sandbox
+from isolate.sandbox.box import Sandbox
 box = Sandbox(Limits(memory="64M", pids=10))
 box.run(["true"])
 def work():

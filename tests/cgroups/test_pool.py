@@ -13,8 +13,8 @@ import pytest
 from isolate import CgroupNamespace, PidNamespace
 from isolate.cgroups import Cgroup, CgroupPool, Limits
 from isolate.errors import ConflictError
-from isolate.result import Verdict
-from isolate.sandbox import Sandbox
+from isolate.sandbox.box import Sandbox
+from isolate.sandbox.result import Verdict
 
 from .conftest import HOST, MIB, PYTHON, UNIFIED, our_groups
 

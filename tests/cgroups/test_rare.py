@@ -15,8 +15,8 @@ import pytest
 from isolate import NetNamespace
 from isolate.cgroups import Cgroup, Limits
 from isolate.cgroups.hierarchy import discover
-from isolate.result import Verdict
-from isolate.sandbox import Sandbox
+from isolate.sandbox.box import Sandbox
+from isolate.sandbox.result import Verdict
 
 from .conftest import UNIFIED, python
 

@@ -20,14 +20,14 @@ from isolate.cgroups.guardian import watch
 from isolate.cgroups.hierarchy import Hierarchy
 from isolate.cgroups.part import guided_step
 from isolate.cgroups.systemd import Manager, obstacle
-from isolate.kernel import AT_FDCWD
-from isolate.plan import Phase, Step, call
-from isolate.result import Verdict
+from isolate.engine.plan import Phase, Step, call
+from isolate.kernel.constants import AT_FDCWD
+from isolate.sandbox.result import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from isolate.plan import Context
+    from isolate.engine.plan import Context
 
 USER = "/c/user.slice/user-7.slice/user@7.service"
 

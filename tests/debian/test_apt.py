@@ -8,7 +8,7 @@ import pytest
 
 import isolate
 from isolate import Capabilities, IdMap, Sandbox, Seccomp, UserNamespace, presets
-from isolate.defaults import DEFAULT_PATH
+from isolate.sandbox.defaults import DEFAULT_PATH
 from isolate.seccomp import deny
 
 from . import test_container

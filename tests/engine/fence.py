@@ -23,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from isolate import syscalls
-from isolate.native import call
+from isolate.engine.native import call
+from isolate.kernel import syscalls
 
 NOTIF_RECV, NOTIF_SEND = 0xC0502100, 0xC0182101
 CONTINUE = 1

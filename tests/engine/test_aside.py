@@ -25,8 +25,8 @@ from isolate import (
     UserNamespace,
     Verdict,
 )
-from isolate.kernel import CLONE_NEWNET
-from isolate.plan import Context, Part, Phase, RunHost, Step, call
+from isolate.engine.plan import Context, Part, Phase, RunHost, Step, call
+from isolate.kernel.constants import CLONE_NEWNET
 from tests.engine.fence import Call, Fence, nr
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from isolate import PidNamespace, Sandbox, SetupError, UserNamespace, native
-from isolate.native import ffi, lib
+from isolate import PidNamespace, Sandbox, SetupError, UserNamespace
+from isolate.engine import native
+from isolate.engine.native import ffi, lib
 
 from .fence import Call, Fence
 

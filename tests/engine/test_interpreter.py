@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from isolate.native import ffi, lib
-from isolate.plan import (
+from isolate.engine.native import ffi, lib
+from isolate.engine.plan import (
     COUNTER,
     CWD,
     SELF,
@@ -33,8 +33,8 @@ from isolate.plan import (
     Target,
     call,
 )
-from isolate.plan import Test as Compare
-from isolate.tape import HEADER, compile_plan
+from isolate.engine.plan import Test as Compare
+from isolate.engine.tape import HEADER, compile_plan
 
 AT_FDCWD = -100
 O_RDONLY, O_DIRECTORY, O_PATH, O_CLOEXEC = os.O_RDONLY, os.O_DIRECTORY, os.O_PATH, os.O_CLOEXEC

@@ -19,7 +19,7 @@ import pytest
 
 import isolate
 from isolate import PIPE, STDOUT, ConflictError, PidNamespace, Pool, Sandbox, SetupError, UserNamespace, Verdict
-from isolate.launch import Session
+from isolate.engine.session import Session
 from tests.ordinary import as_ordinary_user
 
 from .boxes import boxes
@@ -30,7 +30,7 @@ from .test_faults import Case, distinct, host_namespaces
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.tape import Tape
+    from isolate.engine.tape import Tape
 
 USER = Sandbox(UserNamespace(), PidNamespace())
 
@@ -224,7 +224,7 @@ def test_each_is_used_once(clean: Snapshot) -> None:
 
 
 def test_streams_are_not_the_hosts_null_device(clean: Snapshot) -> None:
-    """As in a sandbox that did not wait (see isolate.mounts.null)."""
+    """As in a sandbox that did not wait (see isolate.mounts.dev_null)."""
     script = "exec 3</dev/null; for n in 0 3; do grep mnt_id /proc/self/fdinfo/$n; done"
     box = Sandbox(UserNamespace(), PidNamespace(), root())
     with Pool(box) as pool:

@@ -26,13 +26,13 @@ from isolate import (
     UserNamespace,
     Verdict,
 )
-from isolate.plan import Buffer, Phase, Step, call
+from isolate.engine.plan import Buffer, Phase, Step, call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from isolate.plan import Context
+    from isolate.engine.plan import Context
 
     from .leaks import Snapshot
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import isolate
-from isolate import DEVNULL, PIPE, MountNamespace, PidNamespace, Pool, Sandbox, SetupError, UserNamespace, native
-from isolate.native import ffi, lib
+from isolate import DEVNULL, PIPE, MountNamespace, PidNamespace, Pool, Sandbox, SetupError, UserNamespace
+from isolate.engine import native
+from isolate.engine.native import ffi, lib
 
 from .fence import Fence
 from .leaks import children, descriptors
@@ -407,8 +408,8 @@ def test_launcher_inherits_nothing(clean: Snapshot) -> None:
 CLONE3_ENOSYS = """
 import ctypes, errno, struct, sys
 import isolate
-from isolate import syscalls
-from isolate.native import call
+from isolate.kernel import syscalls
+from isolate.engine.native import call
 rows = [(0x20, 0, 0, 0), (0x15, 0, 1, syscalls.number("clone3")), (6, 0, 0, 0x50000 | errno.ENOSYS)]
 rows.append((6, 0, 0, 0x7FFF0000))
 program = b"".join(struct.pack("<HBBI", *row) for row in rows)

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isolate import PidNamespace, Sandbox, SetupError, UserNamespace, streams
-from isolate.kernel import Constant
-from isolate.native import LAUNCHER_PATH, ffi, lib
-from isolate.plan import Buffer, Call, Context, Label, Load, Phase, Register, Step, Store, call
-from isolate.plan import Test as Compare
-from isolate.tape import HEADER, OP, RUN, Tape
+from isolate import PidNamespace, Sandbox, SetupError, UserNamespace
+from isolate.engine.native import LAUNCHER_PATH, ffi, lib
+from isolate.engine.plan import Buffer, Call, Context, Label, Load, Phase, Register, Step, Store, call
+from isolate.engine.plan import Test as Compare
+from isolate.engine.tape import HEADER, OP, RUN, Tape
+from isolate.kernel.constants import Constant
+from isolate.sandbox import streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import isolate
-from isolate import syscalls
-from isolate.native import call
+from isolate.engine.native import call
+from isolate.kernel import syscalls
 from isolate.seccomp import deny
 
 if TYPE_CHECKING:

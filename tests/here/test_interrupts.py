@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import isolate
-from isolate.here import entering
+from isolate.thread import entering
 
 from ..apart import apart
 from .test_blocks import PARTS, namespaces, state

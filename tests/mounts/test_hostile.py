@@ -211,7 +211,8 @@ def test_no_link_leads_to_the_kernels_file_systems(kind: str, hostile: Hostile, 
 
 SWAP = """
 import os, sys
-from isolate import native, syscalls
+from isolate.engine import native
+from isolate.kernel import syscalls
 number = syscalls.number("renameat2")
 a, b = (os.fsencode(x) for x in sys.argv[1:3])
 print("ready", flush=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from isolate import Bind, ConflictError, Dir, Overlay, Proc, Root, Sandbox, SetupError
-from isolate.kernel import FSCONFIG_SET_FLAG
+from isolate.kernel.constants import FSCONFIG_SET_FLAG
 from isolate.mounts import overlay as module
 
 from .conftest import Shell, mounts

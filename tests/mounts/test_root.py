@@ -32,9 +32,9 @@ from isolate import (
     UserNamespace,
     syscalls,
 )
+from isolate.engine.plan import Phase, Register, Step, Target, call
+from isolate.engine.plan import Test as Compare
 from isolate.mounts import Building, Entry, TreeEntry
-from isolate.plan import Phase, Register, Step, Target, call
-from isolate.plan import Test as Compare
 from isolate.seccomp import deny
 
 from .conftest import SYSTEM, Shell, mount_table, mounts

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolate.paths import absolute, inside
-from isolate.sizes import size
+from isolate.kernel.paths import absolute, inside
+from isolate.kernel.sizes import size
 
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"/" not in name and b"\0" not in name)

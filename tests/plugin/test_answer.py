@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from isolate import veth
+from isolate.network import veth
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -27,7 +27,7 @@ def outcome(tests: str, tmp_path: Path, *options: str, uid: int | None = None) -
     for parent in tmp_path.parents[:3]:
         if parent.stat().st_uid == os.getuid() and str(parent) != "/tmp":
             os.chmod(parent, 0o755)
-    plugin = [] if registered() else ["-p", "isolate.pytest_plugin"]
+    plugin = [] if registered() else ["-p", "isolate.tools.pytest_plugin"]
     args = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *plugin, "-q", "-rs", *options, "test_it.py"]
     who: dict[str, object] = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
     env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
@@ -43,7 +43,7 @@ def outcome(tests: str, tmp_path: Path, *options: str, uid: int | None = None) -
 
 
 def registered() -> bool:
-    return any(e.value == "isolate.pytest_plugin" for e in importlib.metadata.entry_points(group="pytest11"))
+    return any(e.value == "isolate.tools.pytest_plugin" for e in importlib.metadata.entry_points(group="pytest11"))
 
 
 NETWORK = """
@@ -164,11 +164,11 @@ def test_2(): seen.add(os.readlink("/proc/thread-self/ns/net")); assert len(seen
 def test_the_marker(tmp_path: Path) -> None:
     code = """
 import pytest
-import isolate.probe
+import isolate.tools.doctor
 def abilities():
-    yield isolate.probe.Ability("net", "networks", True)
-    yield isolate.probe.Ability("overlay", "layers", False, "the kernel has none", "another kernel")
-isolate.probe.abilities = lambda: tuple(abilities())
+    yield isolate.tools.doctor.Ability("net", "networks", True)
+    yield isolate.tools.doctor.Ability("overlay", "layers", False, "the kernel has none", "another kernel")
+isolate.tools.doctor.abilities = lambda: tuple(abilities())
 @pytest.mark.isolate_requires("net")
 def test_can(): pass
 @pytest.mark.isolate_requires("net", "overlay")
@@ -189,7 +189,8 @@ def test_it_is_light(tmp_path: Path) -> None:
     code = """
 import sys
 def test_nothing_is_imported():
-    assert [name for name in sys.modules if name.startswith("isolate.")] == ["isolate.pytest_plugin"]
+    ours = [name for name in sys.modules if name.startswith("isolate.")]
+    assert ours == ["isolate.tools", "isolate.tools.pytest_plugin"]
 """
     found, text = outcome(code, tmp_path)
     assert found == {"passed": 1}, text

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from isolate import syscalls
+from isolate.kernel import syscalls
 
 #: Calls that the tables have, older than Linux 5.17, and that Docker's default refuses to such a container.
 REFUSED = frozenset(

@@ -17,7 +17,7 @@ import random
 import sys
 import time
 
-from isolate import syscalls
+from isolate.kernel import syscalls
 from isolate.seccomp import ProgramTooLarge, Seccomp, bpf, compiler, decide, rule, simulator
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK32, MASK64, Compare, Condition, any_of, every

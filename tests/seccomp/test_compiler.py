@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from isolate import syscalls
+from isolate.kernel import syscalls
 from isolate.seccomp import ProgramTooLarge, Seccomp, allow, arg, arg32, bpf, compiler, deny, rule, simulator
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK32, MASK64, All, Compare, Condition, any_of, every

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import Sandbox, Seccomp, Verdict, syscalls
+from isolate import Sandbox, Seccomp, Verdict
+from isolate.kernel import syscalls
 from isolate.seccomp import deny, rule
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ REFUSED: list[tuple[str, tuple[int, ...]]] = [
 
 RUN = """
 import json, os, struct, sys
-from isolate import native, syscalls
+from isolate.engine import native
+from isolate.kernel import syscalls
 programs, calls = json.load(sys.stdin)
 results = []
 for program in map(bytes.fromhex, programs):
@@ -166,7 +168,8 @@ def test_namespaces_by_clone() -> None:
 
 TERMINAL = """
 import fcntl, os, pty, sys
-from isolate import native, syscalls
+from isolate.engine import native
+from isolate.kernel import syscalls
 master, slave = pty.openpty()
 byte = b"x"
 for request in (0x5412, 0x5412 | 1 << 32, 0x541C, 0x5423, 0x5423 | 7 << 32, 0x5413):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from isolate import PidNamespace, Sandbox, Seccomp, Verdict, plan
-from isolate.native import lib
+from isolate import PidNamespace, Sandbox, Seccomp, Verdict
+from isolate.engine import plan
+from isolate.engine.native import lib
 from isolate.seccomp import allow, audit, deny, install, rule
 
 from ..ordinary import as_ordinary_user

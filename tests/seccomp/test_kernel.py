@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isolate import syscalls
+from isolate.kernel import syscalls
 from isolate.seccomp import Seccomp, allow, arg, arg32, deny, deny_user_namespaces, rule, simulate
 
 from .test_compiler import NAMES, policies
@@ -114,7 +114,8 @@ def test_probe_runs_calls_without_a_filter_in_the_way(probe_helper: Path, tmp_pa
 
 SCRIPT = """
 import os, sys
-from isolate import native, syscalls
+from isolate.engine import native
+from isolate.kernel import syscalls
 from isolate.seccomp import Seccomp, allow, deny, rule, arg, arg32, deny_user_namespaces
 import struct, ctypes
 def install(program):

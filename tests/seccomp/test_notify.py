@@ -20,7 +20,7 @@ from isolate.seccomp.notify import Call, Reply, StaleCall
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from isolate.result import Result
+    from isolate.sandbox.result import Result
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 

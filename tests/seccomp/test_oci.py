@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from isolate import syscalls
+from isolate.kernel import syscalls
 from isolate.seccomp import Seccomp, allow, arg, arg32, deny
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK64

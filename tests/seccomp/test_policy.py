@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from isolate import seccomp, syscalls
+from isolate import seccomp
+from isolate.kernel import syscalls
 from isolate.seccomp import InvalidProgram, Rule, Seccomp, allow, arg, arg32, deny, members, rule, simulate
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import Compare, Condition

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import syscalls
+from isolate.kernel import syscalls
 
 if TYPE_CHECKING:
     from .tools import Libseccomp
@@ -108,6 +108,7 @@ def test_errors() -> None:
 
 
 def test_the_import_is_light() -> None:
-    code = "import sys, isolate.syscalls; print('isolate._syscall_table' in sys.modules, 'difflib' in sys.modules)"
+    names = "'isolate.kernel.syscall_table' in sys.modules, 'difflib' in sys.modules"
+    code = f"import sys, isolate.kernel.syscalls; print({names})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.split() == ["False", "False"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import syscalls
+from isolate.kernel import syscalls
 from isolate.seccomp import bpf
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK64, All, Compare

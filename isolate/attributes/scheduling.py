@@ -1,0 +1,231 @@
+"""How much of the machine's attention the program gets: CPU and I/O scheduling, affinity, the OOM killer's choice."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from isolate.engine.plan import CHILD, Buffer, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.errors import ConflictError
+from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDWR, Constant
+from isolate.thread.entering import Change, Reversible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from isolate.engine.plan import Context
+
+__all__ = ["Scheduling"]
+
+_POLICIES = {"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5}
+_REAL_TIME = ("fifo", "rr")
+_IO_CLASSES = {"none": 0, "realtime": 1, "best-effort": 2, "idle": 3}
+_MAX_CPUS = 8192  # CONFIG_NR_CPUS of x86-64 at most
+
+
+def _int(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"Scheduling: {name} must be an int, not {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"Scheduling: {name} must be in {low} … {high}, not {value}")
+
+
+def _word(name: str, value: object, known: Iterable[str]) -> None:
+    known = tuple(known)
+    if value not in known:
+        import difflib
+
+        near = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Scheduling: {name} must be one of {', '.join(known)}, not {value!r}{hint}")
+
+
+@dataclass(frozen=True)
+class Scheduling(Reversible):
+    """Scheduling of the program and what it starts. None leaves what the caller has.
+
+    ``nice``
+        -20 … 19; lowering it needs CAP_SYS_NICE or RLIMIT_NICE. Between sandboxes, ``Limits(cpu_weight=)`` says more:
+        autogroup makes nice count only within a session.
+    ``policy``
+        ``"other"``, ``"batch"``, ``"idle"``, or, with CAP_SYS_NICE or RLIMIT_RTPRIO, ``"fifo"`` and ``"rr"``. Those two
+        need a ``priority`` of 1 … 99, and are dangerous without ``Rlimits(rttime=)``.
+    ``affinity``
+        The CPUs it may run on, by number. It can be changed back by the program: cpusets (``Limits(cpus=)``) cannot.
+    ``ioprio``
+        ``"idle"``, ``"none"``, or a class with a level 0 (first) … 7: ``("best-effort", 4)``, ``("realtime", 0)``
+        (CAP_SYS_ADMIN or CAP_SYS_NICE). For I/O schedulers that heed it (bfq, mq-deadline).
+    ``oom_score_adj``
+        -1000 … 1000: written from outside before the program is born. Lowering it below the caller's needs
+        CAP_SYS_RESOURCE; an ordinary user's set-up is not dumpable, so its file is root's without a UserNamespace.
+
+    Each is read back before the program starts: the kernel drops CPUs that it does not have without a word, and here
+    that is an error (ERANGE). All are inherited by children. CAP_SYS_NICE in a user namespace of its own counts not:
+    real-time policies and negative nice values are refused there (EPERM, EACCES).
+
+    :raises ValueError: out of range, or contradictory: ``priority`` without a real-time policy, ``nice`` with one.
+
+    Source: sched(7), ioprio_set(2), proc(5).
+    """
+
+    nice: int | None = None
+    policy: str | None = None
+    priority: int | None = None
+    affinity: frozenset[int] | None = None
+    ioprio: str | tuple[str, int] | None = None
+    oom_score_adj: int | None = None
+
+    required: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.nice is not None:
+            _int("nice", self.nice, -20, 19)
+        if self.policy is not None:
+            _word("policy", self.policy, _POLICIES)
+        if self.priority is not None:
+            _int("priority", self.priority, 1, 99)
+        if (self.policy in _REAL_TIME) != (self.priority is not None):
+            raise ConflictError("Scheduling: the policies fifo and rr need a priority, and only they have one")
+        if self.nice is not None and self.policy in (*_REAL_TIME, "idle"):
+            raise ConflictError(f"Scheduling: nice has no meaning with the policy {self.policy}")
+        if self.affinity is not None:
+            if isinstance(self.affinity, (str, int)):
+                raise TypeError(f"Scheduling: affinity must be a set of CPU numbers, not {self.affinity!r}")
+            object.__setattr__(self, "affinity", frozenset(self.affinity))
+            for cpu in self.affinity:
+                _int("a CPU", cpu, 0, _MAX_CPUS - 1)
+            if not self.affinity:
+                raise ValueError("Scheduling: affinity needs at least one CPU")
+        if self.ioprio is not None:
+            if not isinstance(self.ioprio, str):
+                object.__setattr__(self, "ioprio", tuple(self.ioprio))
+            self._ioprio()
+        if self.oom_score_adj is not None:
+            _int("oom_score_adj", self.oom_score_adj, -1000, 1000)
+
+    def _ioprio(self) -> int:
+        """The kernel's number for it."""
+        if isinstance(self.ioprio, tuple) and len(self.ioprio) != 2:
+            raise ValueError(f"Scheduling: ioprio is a class or (class, level), not {self.ioprio!r}")
+        kind, level = self.ioprio if isinstance(self.ioprio, tuple) else (self.ioprio, None)
+        _word("the class of ioprio", kind, _IO_CLASSES)
+        if (kind in ("realtime", "best-effort")) != (level is not None):
+            raise ConflictError("Scheduling: ioprio realtime and best-effort need a level, and only they have one")
+        if level is not None:
+            _int("the level of ioprio", level, 0, 7)
+        return _IO_CLASSES[str(kind)] << 13 | (level or 0)
+
+    def here(self) -> Change:
+        """``with``: this thread's; ``oom_score_adj`` is the process's."""
+        from isolate.attributes.scheduling_change import SchedulingChange
+
+        policy = self.policy is not None or self.nice is not None
+        oom = self.oom_score_adj is not None
+        affinity, io = self.affinity is not None, self.ioprio is not None
+        return SchedulingChange(self, policy=policy, affinity=affinity, io=io, oom=oom)
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """Each set in the payload and read back at once; ``oom_score_adj`` from the supervisor."""
+        if self.oom_score_adj is not None:
+            yield _oom_score_adj(self.oom_score_adj)
+        privilege = {
+            errno.EPERM: "it needs CAP_SYS_NICE on the host (a user namespace's own does not count) or an rlimit",
+            errno.EACCES: "a lower nice value needs CAP_SYS_NICE on the host, or RLIMIT_NICE",
+            errno.EIO: "the kernel reports another value than was set",
+        }
+        if self.policy is not None:
+            number = Constant(_POLICIES[self.policy], f"SCHED_{self.policy.upper()}")
+            parameter = Buffer(struct.pack("<i", self.priority or 0), "param")
+            found = Buffer(4, "found")
+            yield Step(
+                Phase.SCHEDULING,
+                f"scheduling policy {self.policy}" + (f", priority {self.priority}" if self.priority else ""),
+                (
+                    call("sched_setscheduler", 0, number, parameter),
+                    call("sched_getscheduler", 0, expect=int(number)),
+                    call("sched_getparam", 0, found),
+                    Test(Load(found, 0, 4), self.priority or 0, error=errno.EIO),
+                ),
+                hints=privilege,
+            )
+        if self.nice is not None:
+            yield Step(
+                Phase.SCHEDULING,
+                f"nice {self.nice}",
+                (
+                    call("setpriority", _PRIO_PROCESS, 0, self.nice),
+                    # The system call answers 20 - nice: never negative.
+                    call("getpriority", _PRIO_PROCESS, 0, expect=20 - self.nice),
+                ),
+                hints=privilege,
+            )
+        if self.affinity is not None:
+            yield _affinity(self.affinity)
+        if self.ioprio is not None:
+            value = self._ioprio()
+            shown = self.ioprio if isinstance(self.ioprio, str) else f"{self.ioprio[0]}, level {self.ioprio[1]}"
+            answer = Register("ioprio")
+            yield Step(
+                Phase.SCHEDULING,
+                f"I/O priority {shown}",
+                (
+                    call("ioprio_set", _IOPRIO_WHO_PROCESS, 0, value),
+                    call("ioprio_get", _IOPRIO_WHO_PROCESS, 0, out=answer),
+                    Test(answer, value, error=errno.EIO),
+                ),
+                hints={**privilege, errno.EPERM: "the class realtime needs CAP_SYS_ADMIN or CAP_SYS_NICE on the host"},
+            )
+
+
+_PRIO_PROCESS = Constant(0, "PRIO_PROCESS")
+_IOPRIO_WHO_PROCESS = Constant(1, "IOPRIO_WHO_PROCESS")
+
+
+def _affinity(cpus: frozenset[int]) -> Step:
+    bits = sum(1 << cpu for cpu in cpus)
+    size = _MAX_CPUS // 8
+    wanted = Buffer(bits.to_bytes(size, "little"), "cpus")
+    found = Buffer(size, "found")
+    tests = tuple(
+        Test(Load(found, at), int.from_bytes(wanted.data[at : at + 8], "little"), error=errno.ERANGE)
+        for at in range(0, size, 8)
+    )
+    return Step(
+        Phase.SCHEDULING,
+        f"CPUs {', '.join(map(str, sorted(cpus)))}",
+        (call("sched_setaffinity", 0, size, wanted), call("sched_getaffinity", 0, size, found), *tests),
+        hints={
+            errno.EINVAL: "none of these CPUs is there, online and in the caller's cpuset",
+            errno.ERANGE: "some of these CPUs are not there, not online, or not in the caller's cpuset",
+        },
+    )
+
+
+def _oom_score_adj(value: int) -> Step:
+    path = Buffer(b"/proc/" + bytes(21), "proc")
+    directory, file = Register("proc"), Register("oom_score_adj")
+    data = b"%d" % value
+    found = Buffer(8, "found")
+    ops: tuple[Op, ...] = (
+        Store(path, 6, CHILD, 0),
+        call("openat", AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, out=directory),
+        call("openat", directory, b"oom_score_adj", O_RDWR | O_CLOEXEC, 0, out=file),
+        call("write", file, data, len(data), expect=len(data)),
+        call("pread64", file, found, len(found.data), 0, expect=len(data) + 1),
+        Test(Load(found, 0), int.from_bytes((data + b"\n").ljust(8, b"\0"), "little"), error=errno.EIO),
+        call("close", file),
+        call("close", directory),
+    )
+    return Step(
+        Phase.ADOPT,
+        f"oom_score_adj {value}",
+        ops,
+        path=b"/proc/<init>/oom_score_adj",
+        hints={
+            errno.EACCES: "lowering oom_score_adj needs CAP_SYS_RESOURCE on the host; an ordinary user can raise it,"
+            " but only together with UserNamespace()",
+            errno.EIO: "the kernel reports another value than was set",
+        },
+    )

@@ -1,0 +1,188 @@
+"""The steps that put :class:`~isolate.Capabilities` in force, and what reads them back."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import TYPE_CHECKING
+
+from isolate.capabilities.part import Cap, SecureBits, bits_words, mask
+from isolate.engine.plan import COUNTER, Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.kernel.constants import (
+    LINUX_CAPABILITY_VERSION_3,
+    PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_CAP_AMBIENT_IS_SET,
+    PR_CAP_AMBIENT_RAISE,
+    PR_CAPBSET_DROP,
+    PR_CAPBSET_READ,
+    PR_GET_NO_NEW_PRIVS,
+    PR_GET_SECUREBITS,
+    PR_SET_KEEPCAPS,
+    PR_SET_SECUREBITS,
+    Constant,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from isolate.capabilities.part import Capabilities
+
+_SETPCAP = 1 << Cap.SETPCAP
+
+
+def _named(cap: Cap) -> Constant:
+    return Constant(int(cap), str(cap))
+
+
+def _data(effective: int, permitted: int, inheritable: int) -> bytes:
+    """Two struct __user_cap_data_struct: the low 32 bits of the three sets, then the high ones."""
+    low = [s & 0xFFFFFFFF for s in (effective, permitted, inheritable)]
+    return struct.pack("<6I", *low, *(s >> 32 for s in (effective, permitted, inheritable)))
+
+
+def _some(what: str, caps: Iterable[Cap]) -> str:
+    names = [str(c) for c in sorted(caps)]
+    if len(names) > 6:
+        return f"{what}: {len(names)} capabilities"
+    return f"{what}: {', '.join(names) or 'none'}"
+
+
+def _holds_setpcap(data: Buffer, otherwise: Label) -> Test:
+    return Test(Load(data, 4, 4), _SETPCAP, mask=_SETPCAP, label=otherwise)
+
+
+def _all_effective(header: Buffer, data: Buffer) -> list[Op]:
+    """Read the sets and make everything permitted effective: a change of uid leaves the effective set empty."""
+    return [
+        call("capget", header, data),
+        Store(data, 0, Load(data, 4, 4), 4),
+        Store(data, 12, Load(data, 16, 4), 4),
+    ]
+
+
+def steps(wanted: Capabilities, securebits: SecureBits | None) -> Iterator[Step]:
+    """The steps of :class:`~isolate.Capabilities`."""
+    header = Buffer(struct.pack("<II", LINUX_CAPABILITY_VERSION_3, 0), "header")
+    before = Buffer(24, "before")
+    locked, done = Label(), Label()
+    bits = Register("securebits")
+    yield Step(
+        Phase.BOUNDING,
+        "keep capabilities over the change of ids, until they are set below",
+        (
+            *_all_effective(header, before),
+            call("capset", header, before),
+            call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0, errors=(errno.EPERM,), policy="jump", label=locked),
+            Test(1, 0, label=done),
+            # Only where the caller has locked it: then a change of uid takes all, and what is wanted fails below.
+            locked,
+            call("prctl", PR_GET_SECUREBITS, 0, 0, 0, 0, out=bits),
+            Test(bits, SecureBits.KEEP_CAPS_LOCKED, mask=SecureBits.KEEP_CAPS_LOCKED, error=errno.EPERM),
+            done,
+        ),
+    )
+    yield _drop(wanted, before)
+    changed = Buffer(4, "changed")
+    yield from _apply(wanted, securebits, header, changed)
+    yield from _verify(wanted, securebits, header, before, changed)
+
+
+def _drop(wanted: Capabilities, before: Buffer) -> Step:
+    done = Label()
+    ops: list[Op] = [_holds_setpcap(before, done)]
+    # All 64, whatever this kernel knows: EINVAL is for those it does not.
+    if not wanted.bounding:
+        ops.append(call("prctl", PR_CAPBSET_DROP, COUNTER, 0, 0, 0, errors=(errno.EINVAL,), repeat=64))
+    else:
+        for number in range(64):
+            if Cap(number) not in wanted.bounding:
+                ops.append(call("prctl", PR_CAPBSET_DROP, _named(Cap(number)), 0, 0, 0, errors=(errno.EINVAL,)))
+    return Step(Phase.BOUNDING, _some("bounding set", wanted.bounding) + " (with CAP_SETPCAP)", (*ops, done))
+
+
+def _apply(wanted: Capabilities, securebits: SecureBits | None, header: Buffer, changed: Buffer) -> Iterator[Step]:
+    missing = _some("not all of what is wanted is the caller's to give", wanted.permitted | wanted.inheritable)
+    now = Buffer(24, "now")
+    inheritable = mask(wanted.inheritable)
+    ops: list[Op] = [
+        *_all_effective(header, now),
+        Store(now, 8, inheritable & 0xFFFFFFFF, 4),
+        Store(now, 20, inheritable >> 32, 4),
+        call("capset", header, now),
+        call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0),
+    ]
+    ops += [call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, _named(cap), 0, 0) for cap in sorted(wanted.ambient)]
+    yield Step(
+        Phase.CAPABILITIES,
+        f"{_some('inheritable', wanted.inheritable)}; {_some('ambient', wanted.ambient)}",
+        tuple(ops),
+        hints={errno.EPERM: missing, errno.EINVAL: "the kernel does not know one of them"},
+    )
+    if securebits is not None:
+        done = Label()
+        # Not said by name: set where it can be, which is where it matters (see the class).
+        tests = [_holds_setpcap(now, done)] if wanted.securebits is None else []
+        yield Step(
+            Phase.CAPABILITIES,
+            f"securebits {bits_words(securebits)}",
+            (*tests, call("prctl", PR_SET_SECUREBITS, int(securebits), 0, 0, 0), Store(changed, 0, 1, 4), done),
+            hints={errno.EPERM: "securebits need CAP_SETPCAP, or the caller has locked them otherwise"},
+        )
+    final = Buffer(_data(mask(wanted.effective), mask(wanted.permitted), inheritable), "wanted")
+    yield Step(
+        Phase.CAPABILITIES,
+        f"{_some('permitted', wanted.permitted)}; {_some('effective', wanted.effective)}",
+        (call("capset", header, final),),
+        hints={errno.EPERM: missing},
+    )
+
+
+def _verify(
+    wanted: Capabilities, securebits: SecureBits | None, header: Buffer, before: Buffer, changed: Buffer
+) -> Iterator[Step]:
+    found = Buffer(24, "found")
+    expected = _data(mask(wanted.effective), mask(wanted.permitted), mask(wanted.inheritable))
+    ops: list[Op] = [call("capget", header, found)]
+    for at in (0, 8, 16):
+        ops.append(Test(Load(found, at, 8), int.from_bytes(expected[at : at + 8], "little"), error=errno.EPERM))
+    # The kernel keeps ambient within permitted and inheritable: nothing else can be in it.
+    ops += [
+        call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, _named(cap), 0, 0, expect=int(cap in wanted.ambient))
+        for cap in sorted(wanted.permitted & wanted.inheritable)
+    ]
+    if securebits is not None:
+        done = Label()
+        reading = call("prctl", PR_GET_SECUREBITS, 0, 0, 0, 0, expect=int(securebits))
+        ops += [Test(Load(changed, 0, 4), 1, label=done), reading, done]
+    yield Step(
+        Phase.VERIFY,
+        "verify capabilities and securebits",
+        tuple(ops),
+        hints={
+            errno.EPERM: "the sets that the kernel reports are not those that were set (it may not know a capability)",
+            errno.EIO: "the ambient set or the securebits that the kernel reports are not those that were set",
+        },
+    )
+    weak, done = Label(), Label()
+    ops = [_holds_setpcap(before, weak)]
+    if wanted.bounding:
+        ops += [call("prctl", PR_CAPBSET_READ, _named(c), 0, 0, 0, expect=1) for c in sorted(wanted.bounding)]
+        others = [Cap(n) for n in range(64) if Cap(n) not in wanted.bounding]
+        ops += [call("prctl", PR_CAPBSET_READ, _named(c), 0, 0, 0, expect=0, errors=(errno.EINVAL,)) for c in others]
+    else:
+        ops.append(call("prctl", PR_CAPBSET_READ, COUNTER, 0, 0, 0, expect=0, errors=(errno.EINVAL,), repeat=64))
+    ops += [Test(1, 0, label=done), weak]
+    if not wanted.bounding >= frozenset(Cap):  # else nothing is promised that exec could break
+        ops.append(call("prctl", PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0, expect=1))
+    ops.append(done)
+    yield Step(
+        Phase.VERIFY,
+        "verify the bounding set, or no_new_privs where it cannot be dropped",
+        tuple(ops),
+        hints={
+            errno.EIO: "the bounding set is not as wanted: without CAP_SETPCAP it cannot be dropped, and without"
+            " no_new_privs exec could bring back what it holds; add UserNamespace(), or keep NoNewPrivs()"
+            " (Capabilities(bounding=tuple(Cap)) promises nothing of the bounding set)",
+        },
+    )

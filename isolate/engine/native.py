@@ -1,0 +1,127 @@
+"""The typed face of the compiled extension.
+
+The rest of the library reaches the kernel only through here. Nothing below knows a part.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any, Final, Protocol, cast
+
+from isolate import _native
+
+
+class _Library(Protocol):
+    """What the extension offers, and what C's integers become."""
+
+    def iso_reap(self, pidfd: int) -> int: ...
+    def iso_begin(self, start: Any) -> None: ...
+    def iso_start(self, start: Any, *arguments: Any) -> int: ...
+    def iso_run_later(self, start: Any, *arguments: Any) -> int: ...
+    def iso_receive(self, start: Any, buffer: Any, size: int) -> int: ...
+    def iso_launcher_fd(self) -> int: ...
+    def iso_make_launcher(self, image: Any, size: int) -> int: ...
+    def iso_let_go(self, start: Any) -> None: ...
+    def iso_release(self, start: Any) -> None: ...
+    def iso_open_pty(self, ends: Any) -> int: ...
+    def iso_close_pty(self, ends: Any) -> None: ...
+    def iso_close(self, fd: Any) -> None: ...
+    def iso_call(self, number: int, a: int, b: int, c: int, d: int, e: int, f: int) -> int: ...
+    def iso_run_check(self, run: Any, size: int, tape_slots: int) -> int: ...
+    def iso_check(self, tape: Any, size: int) -> int: ...
+    def iso_tape_checksum(self, tape: Any, size: int) -> int: ...
+    def iso_run_here(self, tape: Any, size: int, section: int, registers: Any, failed_op: Any, skipped: Any) -> int: ...
+    def iso_version(self) -> Any: ...
+    def __getattr__(self, name: str) -> int: ...
+
+
+ffi: Final = cast("Any", _native.ffi)
+lib: Final = cast("_Library", _native.lib)
+
+VERSION: Final[str] = ffi.string(lib.iso_version()).decode()
+LAUNCHER_PATH: Final[str] = os.path.join(os.path.dirname(os.path.abspath(_native.__file__)), "_launcher")
+
+
+def _read_launcher() -> bytes:
+    try:
+        with open(LAUNCHER_PATH, "rb") as file:
+            image = file.read()
+    except OSError as error:
+        raise ImportError(f"isolate's launcher is missing ({error}): reinstall isolate-linux") from error
+    if f"isolate-launcher {VERSION}\0".encode() not in image:
+        raise ImportError(
+            f"isolate's extension is version {VERSION}, its launcher ({LAUNCHER_PATH}) another: reinstall isolate-linux"
+        )
+    return image
+
+
+_read_launcher()  # at import: a mixed installation must say so at once, not at the first sandbox
+
+
+def call(number: int, *args: int | bytes | Any) -> int:
+    """A raw system call on this thread: its result, or -errno. Bytes and cffi buffers go by address."""
+    keep = [ffi.from_buffer(a) if isinstance(a, (bytes, bytearray)) else a for a in args]
+    numbers = [a if isinstance(a, int) else int(ffi.cast("intptr_t", a)) for a in keep]
+    numbers += [0] * (6 - len(numbers))
+    return lib.iso_call(number, *numbers)
+
+
+# ---- the launcher's own descriptor ----------------------------------------------------------------------------
+
+_forbidden = False
+
+
+def launcher_fd() -> int:
+    """A descriptor of the launcher in a sealed memfd, made once. Where the kernel forbids executable memfds it is the
+    installed file's, by a read-only mount of its own if the caller may make one, else -1.
+
+    A program may have closed it behind our back: then it is made again.
+
+    :raises OSError: it cannot be made: no descriptor, no memory.
+    """
+    global _forbidden
+    fd = lib.iso_launcher_fd()
+    if fd >= 0:
+        return fd
+    if _forbidden:
+        return _installed()
+    image = _read_launcher()
+    fd = lib.iso_make_launcher(ffi.from_buffer(image), len(image))
+    if fd == -errno.EACCES:
+        _forbidden = True  # vm.memfd_noexec, or a filter: the installed file is executed instead
+        return _installed()
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), "memfd of the launcher")
+    return fd
+
+
+_mounted: tuple[int, int, int] | None = None  # descriptor, device, inode
+
+
+def _installed() -> int:
+    """The installed file by a mount that is attached nowhere and read-only; -1 without CAP_SYS_ADMIN.
+
+    Its descriptor is what /proc/pid/exe gives: somebody inside with our uid could write to the file by another
+    (CVE-2019-5736).
+    """
+    global _mounted
+    if _mounted is not None:
+        try:
+            now = os.fstat(_mounted[0])
+        except OSError:
+            pass
+        else:
+            if (now.st_dev, now.st_ino) == _mounted[1:] and os.fstatvfs(_mounted[0]).f_flag & os.ST_RDONLY:
+                return _mounted[0]
+    # The numbers are every architecture's. OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC; AT_EMPTY_PATH, MOUNT_ATTR_RDONLY.
+    open_tree, mount_setattr, read_only = 428, 442, (1).to_bytes(8, "little") + bytes(24)
+    fd = call(open_tree, -100, os.fsencode(LAUNCHER_PATH) + b"\0", 1 | os.O_CLOEXEC)
+    if fd < 0:
+        return -1
+    if call(mount_setattr, fd, b"\0", 0x1000, read_only, len(read_only)) < 0:
+        os.close(fd)
+        return -1
+    now = os.fstat(fd)
+    _mounted = fd, now.st_dev, now.st_ino
+    return fd

@@ -1,0 +1,354 @@
+"""Starting a compiled tape, and what comes back on the control socket.
+
+A :class:`Session` is one launcher: a socket whose end of file means "let go" to it, a pidfd, and the records that it
+sends. Nothing here knows a part or a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from isolate.engine import native
+from isolate.engine.native import ffi, lib
+from isolate.engine.tape import run_block
+from isolate.kernel.syscalls import number
+from isolate.thread.blocks import children_get_another_pid_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolate.engine.plan import Guide, Lent
+    from isolate.engine.tape import Tape
+
+_MSG_NOSIGNAL = 0x4000  # no SIGPIPE for a host program that has the default action for it
+_KIND = struct.Struct("<I")
+_PATH = os.fsencode(native.LAUNCHER_PATH)
+_DEVNULL = -3
+_FREE: int = lib.ISO_SLOT_FREE
+#: So many descriptors can be handed over to a sandbox that waits.
+MOST_PASSED: int = lib.ISO_MAX_PASSED
+RECORD = struct.Struct(f"<IiIIiiiI4QII{lib.ISO_HEAD}s")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A message from the launcher, decoded: bytes only, every length bounded by the message's own."""
+
+    kind: int
+    error: int
+    op: int
+    stage: int
+    status: int
+    init_status: int
+    complete: int
+    user_ns: int
+    system_ns: int
+    max_rss: int
+    wall_ns: int
+    head: bytes
+    skipped: bytes
+    report: bytes
+
+
+def decode(message: bytes) -> Record:
+    """Decode a record.
+
+    :raises ValueError: for anything but a whole one.
+    """
+    if len(message) < RECORD.size:
+        raise ValueError(f"a record of {len(message)} bytes")
+    values = RECORD.unpack_from(message)
+    (*plain, head_size, user, system, rss, wall, skipped_size, report_size, head) = values
+    end = RECORD.size + skipped_size
+    if len(message) != end + report_size or head_size > len(head):
+        raise ValueError("a record whose sizes do not add up")
+    kind, error, op, stage, status, init_status, complete = plain
+    return Record(
+        kind, error, op, stage, status, init_status, complete, user, system, rss, wall,
+        head[:head_size], message[RECORD.size : end], message[end:],
+    )  # fmt: skip
+
+
+class Session:
+    """A launcher that runs, owned by this process."""
+
+    def __init__(
+        self,
+        tape: Tape,
+        run: bytes,
+        stdio: Sequence[int],
+        slots: Sequence[int],
+        *,
+        nonblocking: bool = False,
+        direct: bool | None = None,
+        later: bool = False,
+    ) -> None:
+        """Start it.
+
+        ``stdio`` are three descriptors or PIPE, DEVNULL, STDOUT; ``slots`` what stands behind the fixed descriptors.
+        With ``later`` all is set up but the program (see :meth:`waiting`), and :meth:`hand_over` says which.
+
+        :raises SetupError: with the step that failed; nothing is left of it.
+        """
+        self.tape: Tape = tape
+        self.run: bytes = run  # for the diagnosis of an error
+        self.owner: int = os.getpid()
+        self.started: bool = False
+        self.end: Record | None = None
+        #: What the plan's lender gave to this start alone.
+        self.lent: Lent | None = None
+        #: The launcher has ended and, where it was ours to, been reaped: nobody is left to be told anything.
+        self.gone: bool = False
+        # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
+        self.direct: bool = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
+        # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
+        # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
+        start = ffi.new("struct iso_start *")
+        lib.iso_begin(start)
+        self._start = ffi.gc(start, lib.iso_release)
+        self.stdio: Any = start.ours
+        lender = tape.plan.context.lender
+        if lender is not None:
+            self.lent = lender.take()
+            slots = [fd if fd >= 0 else self.lent.fds[-1 - fd] for fd in slots]
+        _reaping.collect()
+        # One call with all in it: bytes and list are lent to it for as long as it takes.
+        result = lib.iso_start(
+            start, tape.data, len(tape.data), run, len(run), slots, len(slots), *stdio, nonblocking, self._launcher(),
+            _PATH, self.direct, later,
+        )  # fmt: skip
+        if result < 0:
+            from isolate.diagnosis import start_error
+
+            raise start_error(start.stage, -result)
+        guide = tape.plan.context.guide
+        if guide is not None:
+            self._guided(guide)
+
+    def _guided(self, guide: Guide) -> None:
+        """Have the launcher moved to where its steps can be done, and tell it: it waits for a byte on its socket."""
+        try:
+            guide.move(self.pid)
+        except BaseException as error:
+            if isinstance(error, OSError) and self.wait_gone(0):
+                return  # an earlier step failed, which is why nobody was there to be moved: its record says so
+            self.close()
+            raise
+        # Where it has ended meanwhile its record says why.
+        native.call(number("sendto"), self.fileno(), b"1", 1, _MSG_NOSIGNAL, 0, 0)
+
+    @classmethod
+    def waiting(cls, tape: Tape) -> Session:
+        """A sandbox that is set up, or soon will be, and waits for its program.
+
+        :raises SetupError: the launcher could not be started.
+        """
+        slots = tape.plan.context.slots
+        run = run_block(
+            [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + len(slots) + 1,
+            started=False, tty=False, later=_FREE + len(slots),
+        )  # fmt: skip
+        return cls(tape, run, [_DEVNULL] * 3, slots, later=True)
+
+    def hand_over(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> bool:
+        """Say what program it is; False if it has gone, and nothing has happened.
+
+        :raises SetupError: EMFILE and the like: a stream could not be opened.
+        """
+        passed = slots[len(self.tape.plan.context.slots) :]
+        result = lib.iso_run_later(self._start, run, len(run), passed, len(passed), *stdio, nonblocking)
+        # EBADF: our end is closed; or else a descriptor that was passed is, which no other sandbox will change.
+        gone = result in (-errno.EPIPE, -errno.ECONNRESET) or (result == -errno.EBADF and self._start.later < 0)
+        if gone and self._start.stage == lib.ISO_START_CONTROL:
+            return False
+        if result < 0:
+            from isolate.diagnosis import start_error
+
+            raise start_error(self._start.stage, -result)
+        self.run = run
+        return True
+
+    @staticmethod
+    def _launcher() -> int:
+        try:
+            return native.launcher_fd()
+        except OSError as error:
+            from isolate.diagnosis import start_error
+
+            raise start_error(lib.ISO_SPAWN_EXEC, error.errno or errno.EIO) from None
+
+    @property
+    def pid(self) -> int:
+        """The launcher's process id."""
+        return int(self._start.pid)
+
+    @property
+    def pidfd(self) -> int:
+        """The launcher's pidfd, -1 once closed."""
+        return int(self._start.pidfd)
+
+    @property
+    def payload_fd(self) -> int:
+        """The program's pidfd, once it is known; -1 until then."""
+        return int(self._start.payload)
+
+    @property
+    def program_pid(self) -> int:
+        """The program's process id as seen from here, if a step tells it (``isolate.seccomp.install``); else 0."""
+        return int(self._start.sender)
+
+    def fileno(self) -> int:
+        """The control socket: readable when a record has come, or the end."""
+        return int(self._start.control)
+
+    def close_stream(self, number: int) -> None:
+        """Close our end of a pipe."""
+        lib.iso_close(self._start.ours + number)
+
+    def receive(self) -> Record | None:
+        """Take one record without waiting; None if there is none yet. After the last one ``end`` is set.
+
+        :raises EOFError: the launcher is gone without having told an end.
+        :raises OSError: it could not be received: EMFILE, no descriptor is left for the program's pidfd.
+        """
+        size = RECORD.size + len(self.tape.plan.steps) + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
+        buffer = ffi.new("uint8_t[]", size)
+        received = lib.iso_receive(self._start, buffer, size)
+        if received == -errno.ECONNRESET:
+            # Told once, where it ended without reading what a guide's step waits for. What it sent is behind that.
+            received = lib.iso_receive(self._start, buffer, size)
+        if received == -errno.EAGAIN:
+            return None
+        if received in (0, -errno.EBADF):  # EBADF: closed behind our back
+            raise EOFError
+        if received < 0:
+            raise OSError(-received, os.strerror(-received), "record of the launcher")
+        if received == _KIND.size:
+            return None  # ISO_RECORD_PROGRAM: the pid beside it has been kept
+        record = decode(bytes(ffi.buffer(buffer, received)))
+        if record.kind == lib.ISO_RECORD_STARTED:
+            self.started = True
+        else:
+            self.end = record
+        return record
+
+    def kill(self) -> None:
+        """Let go: the launcher kills everything inside and tells the end. Also while a forked child holds copies."""
+        lib.iso_let_go(self._start)
+        if self.pidfd >= 0 and os.getpid() == self.owner:
+            # Without a pid namespace a program with our uid can have stopped the launcher.
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
+
+    def wait_gone(self, timeout: float | None = None) -> bool:
+        """Wait until the launcher itself has gone, and reap it where it is ours."""
+        if self.pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if not poll.poll(None if timeout is None else max(0, int(timeout * 1000))):
+            return False
+        self.reap()
+        self.gone = True
+        return True
+
+    def reap(self) -> None:
+        """Reap the launcher if it is our child: directly, or since this process adopts orphans (PID 1, a subreaper)."""
+        if self.pidfd < 0 or os.getpid() != self.owner:
+            return
+        # In C: an exception at the end of each run, which is what an orphan is, costs more than the call.
+        if lib.iso_reap(self.pidfd) == -errno.ECHILD:
+            _reaping.observe(self)
+
+    def close(self) -> None:
+        """Let go and release the descriptors."""
+        if self.pidfd >= 0 and not self.gone and os.getpid() == self.owner:
+            self.kill()
+            _reaping.leave(self)
+        lib.iso_release(self._start)
+        lent, self.lent = self.lent, None
+        if lent is not None and os.getpid() == self.owner:
+            lent.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_start"):
+            self.close()
+
+
+_PATIENCE = 5.0  # seconds: some PID 1 reaps by polling, every two seconds or so
+
+
+class _Reaping:
+    """Whether orphans get reaped here.
+
+    A launcher is made an orphan so that nothing of it shows in this program. Someone must reap it: PID 1. Where PID 1
+    does not (a container whose PID 1 is ``sleep``), zombies would pile up; that is noticed, and from then on
+    launchers are children of this process, reaped by it.
+    """
+
+    def __init__(self) -> None:
+        self.direct = False
+        self._trusted = False
+        self._suspect: tuple[int, str, float] | None = None  # pid, start time, when seen
+        #: Pidfds of launchers that were children of ours and still ran when they were closed.
+        self._left: list[int] = []
+
+    def leave(self, session: Session) -> None:
+        """A session is closed: if its launcher is a child of ours and runs, it is reaped later."""
+        try:
+            if os.waitid(os.P_PIDFD, session.pidfd, os.WEXITED | os.WNOHANG) is None:
+                self._left.append(os.dup(session.pidfd))
+        except OSError:
+            return  # nobody of ours
+
+    def collect(self) -> None:
+        """Reap those that have ended since."""
+        for fd in list(self._left):
+            try:
+                ended = os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG) is not None
+            except OSError:
+                ended = True  # the program has reaped it itself, or closed the descriptor
+            if ended and fd in self._left:
+                self._left.remove(fd)
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def observe(self, session: Session) -> None:
+        """An orphaned launcher has ended: once it is known that somebody reaps them, nothing more is done."""
+        if self._trusted or self.direct or session.direct:
+            return
+        import time
+
+        if self._suspect is None:
+            state = _state(session.pid)
+            if state is not None:
+                self._suspect = (session.pid, state[1], time.monotonic())
+            else:
+                self._trusted = True
+            return
+        pid, start, seen = self._suspect
+        state = _state(pid)
+        if state is None or state[1] != start:
+            self._trusted = True
+        elif time.monotonic() - seen > _PATIENCE:
+            self.direct = True
+
+
+def _state(pid: int) -> tuple[str, str] | None:
+    """State letter and start time of a process, None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return fields[0].decode(), fields[19].decode()
+
+
+_reaping = _Reaping()

@@ -1,0 +1,120 @@
+"""The steps that put :class:`~isolate.Landlock` in force, for a kernel with a given version of the ABI."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from isolate.engine.plan import Buffer, Label, Op, Phase, Register, Step, Store, Test, call
+from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, Constant
+from isolate.landlock.part import FILE, FsAccess, LandlockScope, rights_in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.landlock.part import Landlock, PathRule
+
+_PATH_BENEATH = Constant(1, "LANDLOCK_RULE_PATH_BENEATH")
+_NET_PORT = Constant(2, "LANDLOCK_RULE_NET_PORT")
+_NET = {"bind_tcp": 1, "connect_tcp": 2}
+_LOG = {
+    "default": Constant(0, "0"),
+    "off": Constant(1 | 4, "LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF|LANDLOCK_RESTRICT_SELF_LOG_SUBDOMAINS_OFF"),
+    "all": Constant(2, "LANDLOCK_RESTRICT_SELF_LOG_NEW_EXEC_ON"),
+}
+
+
+def steps(part: Landlock, abi: int, missing: tuple[str, ...]) -> Iterator[Step]:
+    """Only what the ABI has; what is missing is told as a step that is not in force."""
+    if missing:
+        end = Label()
+        yield Step(
+            Phase.LANDLOCK,
+            f"{', '.join(missing)} (this kernel's ABI {abi} has no such thing)",
+            (Test(0, 1, label=end, skip=True), end),
+        )
+    handled = part.handled & FsAccess.abi(abi)
+    net = {name: getattr(part, name) for name in _NET if abi >= 4 and getattr(part, name) is not None}
+    scopes = part.scopes if abi >= 6 else LandlockScope(0)
+    if not handled and not net and not scopes:
+        return
+    ruleset = Register("ruleset")
+    handled_net = sum(_NET[name] for name in net)
+    # A kernel that knows a shorter structure takes the longer one as long as what it does not know is zero.
+    attr = Buffer(struct.pack("<QQQ", handled, handled_net, scopes), "ruleset_attr")
+    denied = [*rights_in_words(handled), *net, *(s.name.lower() for s in LandlockScope if scopes & s and s.name)]
+    yield Step(
+        Phase.LANDLOCK,
+        f"deny {', '.join(denied)}, but for what follows",
+        (call("landlock_create_ruleset", attr, len(attr.data), 0, out=ruleset),),
+        hints={errno.EOPNOTSUPP: "Landlock is switched off", errno.ENOSYS: "the kernel has no Landlock"},
+    )
+    for rule in part.rules:
+        rights = rule.access & handled
+        if rights:
+            yield _path(rule, rights, ruleset)
+    for name, ports in net.items():
+        for port in ports:
+            data = Buffer(struct.pack("<QQ", _NET[name], port), "net_port")
+            text = f"{name} may use port {port}"
+            yield Step(
+                Phase.LANDLOCK, text, (call("landlock_add_rule", ruleset, _NET_PORT, data, 0),), needs=ruleset,
+                hints={errno.EAFNOSUPPORT: "this kernel has no TCP"},
+            )  # fmt: skip
+    log = _LOG[part.log] if abi >= 7 else _LOG["default"]
+    yield Step(
+        Phase.LANDLOCK,
+        "restrict the program by these rules",
+        (call("landlock_restrict_self", ruleset, log), call("close", ruleset)),
+        needs=ruleset,
+        hints={
+            errno.EPERM: "it needs no_new_privs (or CAP_SYS_ADMIN)",
+            errno.E2BIG: "16 rulesets are in force already; the kernel takes no more",
+        },
+    )
+
+
+def _path(rule: PathRule, rights: FsAccess, ruleset: Register) -> Step:
+    path = os.fsencode(rule.path)
+    fd = Register("path")
+    beneath = Buffer(struct.pack("<Qi", rights, -1) + bytes(4), "path_beneath")
+    absent = (errno.ENOENT, errno.ENOTDIR) if rule.optional else ()
+    no_directory, done = Label(), Label()
+    ops: tuple[Op, ...] = (
+        call("openat", AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, out=fd, errors=absent, policy="jump", label=done)
+        if absent
+        else call("openat", AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, out=fd),
+        Store(beneath, 8, fd, 4),
+    )
+    if rights & ~FILE and rights & FILE:
+        # The kernel refuses rights for directories on a file (EINVAL): then with those for files alone.
+        again = call(
+            "landlock_add_rule", ruleset, _PATH_BENEATH, beneath, 0,
+            errors=(errno.EINVAL,), policy="jump", label=no_directory,
+        )  # fmt: skip
+        close = Label()
+        ops += (
+            again,
+            Test(1, 0, label=close),
+            no_directory,
+            Store(beneath, 0, rights & FILE, 8),
+            call("landlock_add_rule", ruleset, _PATH_BENEATH, beneath, 0),
+            close,
+        )
+    else:
+        ops += (call("landlock_add_rule", ruleset, _PATH_BENEATH, beneath, 0),)
+    return Step(
+        Phase.LANDLOCK,
+        f"{os.fsdecode(path)}: {', '.join(rights_in_words(rights))}",
+        (*ops, call("close", fd), done),
+        path=path,
+        needs=ruleset,
+        hints={
+            errno.ENOENT: "the path does not exist inside; PathRule(…, optional=True) leaves such a rule out",
+            errno.EACCES: "the program may not reach the path",
+            errno.EINVAL: "none of the rights means anything on this kind of file",
+            errno.EBADFD: "the path lies in a file system of the kernel's own (pipes, sockets)",
+        },
+    )

@@ -1,0 +1,260 @@
+"""Namespaces as objects: made without a process in them, held by a descriptor, named, looked at (ioctl_nsfs(2)).
+
+A handle is the part of its kind, joined by a descriptor that it owns: it goes into sandboxes and ``with`` blocks, any
+number of times, and closes with its last reference.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from isolate.engine.descriptors import OwnedDescriptor
+from isolate.engine.plan import Buffer, Phase, Plan, Register, Step, Test, call
+from isolate.errors import SetupError, UnsupportedError
+from isolate.kernel.constants import AT_FDCWD, MNT_DETACH, MS_BIND, O_CLOEXEC, O_CREAT, O_EXCL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+    from isolate.engine.plan import Context
+    from isolate.engine.session import Session
+
+__all__ = ["Handle", "Identity", "make"]
+
+_NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704
+_FILES = {kind: kind for kind in ("user", "pid", "ipc", "uts", "cgroup", "time")} | {"mount": "mnt", "network": "net"}
+_CHILD_ONLY = ("user", "time")  # a thread cannot enter a new one and leave it behind
+
+
+class Identity(NamedTuple):
+    """What makes two namespaces the same: file system and inode of their files in /proc."""
+
+    device: int
+    inode: int
+
+
+class Handle:
+    """What a namespace that is joined by a descriptor can tell, and how it ends. Mixed into every namespace part."""
+
+    __slots__ = ()
+
+    kind: ClassVar[str]
+    fd: int | None
+
+    def _descriptor(self) -> int:
+        fd = self.fd
+        if fd is None:
+            raise ValueError(f"{self!r} is no handle: make one by {type(self).__name__}.create(), or join by fd=")
+        if isinstance(fd, OwnedDescriptor) and fd.closed:
+            raise ValueError(f"{type(self).__name__}: the handle is closed")
+        return fd
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, *, name: str | None = None, **arguments: Any) -> Self:
+        """Make a namespace that this program holds; ``arguments`` are those of the part.
+
+        ``name`` mounts it on a file that other programs find: ``/run/netns/<name>`` for a network, as ``ip netns``
+        has it, ``/run/isolate/<kind>/<name>`` for others. The name goes with :meth:`close`, and with this program,
+        however that ends.
+
+        :raises UnsupportedError: a pid namespace, which cannot be without a process; attach to one.
+        :raises SetupError: without the right to make it, or if the name is taken (EEXIST).
+        """
+        if name is not None:
+            _check_name(name)
+        part = cls(**arguments)
+        if part.fd is not None or getattr(part, "path", None) is not None or getattr(part, "pid", None) is not None:
+            raise ValueError(f"{cls.__name__}.create makes a new one; to join one, say {part!r}")
+        handle = cls(fd=make(part))  # type: ignore[call-arg]
+        if name is not None:
+            _add_name(handle, name)
+        return handle
+
+    def close(self) -> None:
+        """Remove its name, and let go of it. It is gone when nobody else holds it and no process is in it."""
+        fd = self.fd
+        if isinstance(fd, OwnedDescriptor) and not fd.closed:
+            _remove_name(int(fd))
+            fd.close()
+
+    # ---- what lsns tells -----------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> Identity:
+        """Two handles with the same identity are of the same namespace."""
+        found = os.fstat(self._descriptor())
+        return Identity(found.st_dev, found.st_ino)
+
+    def same(self, other: Handle | int) -> bool:
+        """Whether it is the namespace of another handle, or the one (of this kind) that a process is in."""
+        if isinstance(other, Handle):
+            return self.identity == other.identity
+        found = os.stat(f"/proc/{other}/ns/{_FILES[self.kind]}")
+        return self.identity == (found.st_dev, found.st_ino)
+
+    @property
+    def owner(self) -> Identity:
+        """The user namespace that owns it: who has capabilities in there has them over this one.
+
+        :raises PermissionError: that lies outside of what the caller can see.
+        """
+        return self._related(_NS_GET_USERNS)
+
+    @property
+    def parent(self) -> Identity | None:
+        """Of a user or pid namespace the one that it was made in; None for other kinds, which have none.
+
+        :raises PermissionError: that lies outside of what the caller can see.
+        """
+        return self._related(_NS_GET_PARENT) if self.kind in ("user", "pid") else None
+
+    @property
+    def owner_uid(self) -> int:
+        """Of a user namespace the uid that made it, as the caller sees it."""
+        answer = fcntl.ioctl(self._descriptor(), _NS_GET_OWNER_UID, struct.pack("I", 0))
+        return int(struct.unpack("I", answer)[0])
+
+    def _related(self, request: int) -> Identity:
+        fd = OwnedDescriptor(fcntl.ioctl(self._descriptor(), request))
+        try:
+            found = os.fstat(fd)
+            return Identity(found.st_dev, found.st_ino)
+        finally:
+            fd.close()
+
+    def processes(self) -> list[int]:
+        """Pids of the processes that are in it now, of those the caller may look into; main threads count."""
+        identity, file, found = self.identity, _FILES[self.kind], []
+        for name in os.listdir("/proc"):
+            if not name.isdigit():
+                continue
+            try:
+                seen = os.stat(f"/proc/{name}/ns/{file}")
+            except OSError:
+                continue  # ended, or not the caller's to look into
+            if identity == (seen.st_dev, seen.st_ino):
+                found.append(int(name))
+        return sorted(found)
+
+
+def _check_name(name: object) -> None:
+    allowed = isinstance(name, str) and name.isascii() and all(c.isalnum() or c in "_.-" for c in name)
+    if not allowed or not 1 <= len(str(name)) <= 64 or str(name)[0] in ".-":
+        raise ValueError(f"name must be 1 to 64 letters, digits, '_', '.' and '-', not {name!r}")
+
+
+def make(part: Any) -> OwnedDescriptor:
+    """A new namespace as the part says, and no process in it."""
+    if part.kind == "pid":
+        raise UnsupportedError(
+            errno.EOPNOTSUPP, "make a pid namespace without a process", part=type(part).__name__,
+            cause="it ends with its PID 1",
+            remedy="spawn a program in one, and attach to that: attach(process).pid_namespace",
+        )  # fmt: skip
+    if part.kind in _CHILD_ONLY:
+        return _in_a_child(part)
+    from isolate.thread.disposable import on_a_thread
+    from isolate.thread.program import enter
+
+    def body() -> OwnedDescriptor:
+        enter((part,))
+        return OwnedDescriptor(os.open(f"/proc/thread-self/ns/{_FILES[part.kind]}", os.O_RDONLY | os.O_CLOEXEC))
+
+    return on_a_thread(body)
+
+
+def _in_a_child(part: Any) -> OwnedDescriptor:
+    from isolate.sandbox.box import Sandbox
+
+    with Sandbox(part).spawn(["cat"], stdin=-1, stdout=-3) as process:
+        path = f"/proc/{process.pid}/ns/{_FILES[part.kind]}"
+        return OwnedDescriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+_names: dict[int, tuple[int, Session]] = {}  # descriptor of the handle: its owner's pid, what keeps the name
+
+
+@dataclass(frozen=True)
+class _Name:
+    """The plan of a launcher that mounts a namespace on a file, waits for its owner's end, and removes the name."""
+
+    path: bytes
+    fd: int
+    ready: int
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """Make, tell, wait, remove."""
+        file, seen = Register("file"), Register("events")
+        source = b"/proc/self/fd/%d" % context.descriptor(self.fd).number
+        hints = {errno.EEXIST: "the name is taken", errno.EPERM: "a name needs CAP_SYS_ADMIN (mount(2))"}
+        making = (
+            call("openat", AT_FDCWD, self.path, O_CREAT | O_EXCL | O_CLOEXEC, 0o444, out=file),
+            call("mount", source, self.path, 0, MS_BIND, 0),
+            call("write", context.descriptor(self.ready), b"1", 1),
+        )
+        yield Step(Phase.CGROUP, "mount the namespace on its name", making, path=self.path, hints=hints)
+        # The launcher's descriptors 3 and 5: the socket to its owner, and the owner's pidfd (tape.h).
+        watched = Buffer(struct.pack("<ihhihh", 3, 1, 0, 5, 1, 0), "pollfds")
+        wait = (call("ppoll", watched, 2, 0, 0, 8, out=seen), Test(seen, -1, error=errno.ECANCELED))
+        yield Step(Phase.CGROUP, "wait for the owner's end", wait)
+        gone = (errno.ENOENT, errno.EINVAL)
+        unmount = call("umount2", self.path, MNT_DETACH | 8, errors=gone)  # UMOUNT_NOFOLLOW
+        # With the file it is ours; and if nothing was mounted on it, then that is no error.
+        yield Step(Phase.CLEANUP, "unmount the name", (unmount,), needs=file)
+        remove = call("unlinkat", AT_FDCWD, self.path, 0, errors=gone)
+        yield Step(Phase.CLEANUP, "remove the name", (remove,), needs=file)
+
+
+def _add_name(handle: Handle, name: str) -> None:
+    from isolate.engine.session import Session
+    from isolate.engine.tape import compile_plan, run_block
+
+    directory = "/run/netns" if handle.kind == "network" else f"/run/isolate/{_FILES[handle.kind]}"
+    path = f"{directory}/{name}"
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    fd = handle._descriptor()
+    told, ready = (OwnedDescriptor(end) for end in os.pipe2(os.O_CLOEXEC))
+    plan = Plan([_Name(path.encode(), fd, ready)], euid=os.geteuid(), egid=os.getegid())
+    tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
+    slots = plan.context.slots
+    block = run_block(
+        [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=6 + len(slots), started=False, tty=False
+    )  # fmt: skip
+    session = Session(tape, block, [-3] * 3, slots)
+    ready.close()
+    if os.read(told, 1) == b"1":
+        _names[int(fd)] = os.getpid(), session
+        return
+    error, hints = errno.EIO, plan.steps[0].hints
+    try:
+        while session.end is None:
+            select.select([session.fileno()], [], [])
+            session.receive()
+        error = session.end.error
+    except EOFError:
+        pass
+    session.close()
+    raise SetupError(
+        error, plan.steps[0].text, part=type(handle).__name__, path=path, cause=hints.get(error),
+    )  # fmt: skip
+
+
+def _remove_name(fd: int) -> None:
+    """Nothing in a forked child: the name is the parent's."""
+    owner, session = _names.pop(fd, (0, None))
+    if session is not None and owner == os.getpid():
+        session.kill()
+        session.wait_gone(5.0)
+        session.close()

@@ -1,0 +1,476 @@
+"""Namespaces: what a process sees (namespaces(7)). One part for each of the kernel's eight kinds.
+
+Each part makes a new namespace for the sandbox, or joins one that exists: of a process (``pid=``), from a file such as
+``/run/netns/name`` (``path=``), or by a descriptor (``fd=``, which must stay open while the sandbox is used).
+Without a user namespace of its own a sandbox needs CAP_SYS_ADMIN for all but the user namespace.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from isolate.engine.plan import CHILD, Buffer, Context, Op, Phase, Register, RunHost, Step, Store, call
+from isolate.errors import ConflictError
+from isolate.kernel.constants import (
+    AT_FDCWD,
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    MS_PRIVATE,
+    MS_REC,
+    MS_SLAVE,
+    O_CLOEXEC,
+    O_PATH,
+    O_RDONLY,
+    O_WRONLY,
+    Constant,
+)
+from isolate.namespaces.handle import Handle
+from isolate.namespaces.ids import IdMap, IdRange, check_id, mapped
+from isolate.thread.entering import Change, Irreversible, Reversible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "CgroupNamespace",
+    "IpcNamespace",
+    "MountNamespace",
+    "NetNamespace",
+    "PidNamespace",
+    "TimeNamespace",
+    "UserNamespace",
+    "UtsNamespace",
+]
+
+EPERM, ENOENT, EACCES, EINVAL, ENOSPC, EROFS = 1, 2, 13, 22, 28, 30
+
+
+def write_file(directory: Register | Constant, name: bytes, data: bytes, **policy: object) -> list[Op]:
+    """Open an existing file, write it in one go, close it. ``policy`` goes to the call that opens."""
+    fd = Register("file")
+    return [
+        call("openat", directory, name, O_WRONLY | O_CLOEXEC, 0, out=fd, **policy),
+        call("write", fd, data, len(data), expect=len(data)),
+        call("close", fd),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Namespace(Handle):
+    """New, or joined by one of ``path``, ``pid`` and ``fd``."""
+
+    path: str | bytes | os.PathLike[str] | None = None
+    pid: int | None = None
+    fd: int | None = None
+
+    kind: ClassVar[str]
+    flag: ClassVar[Constant]
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("path", "pid", "fd") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ConflictError(f"{type(self).__name__}: {' and '.join(given)} both name a namespace to join")
+        if self.path is not None:
+            path = os.fsencode(self.path)
+            if not path.startswith(b"/") or b"\0" in path:
+                raise ValueError(f"the path of a namespace must be absolute and without NUL, not {path!r}")
+        for name, lowest in (("pid", 1), ("fd", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
+                raise ValueError(f"{name} must be an int from {lowest} on, not {value!r}")
+
+    @property
+    def joined(self) -> bool:
+        """Whether the namespace exists already."""
+        return not (self.path is None and self.pid is None and self.fd is None)
+
+    def here(self) -> Change:
+        """This thread in the namespace, and back."""
+        from isolate.namespaces.change import NamespaceChange
+
+        return NamespaceChange(self, self.flag)
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """A flag for clone, or setns in the supervisor."""
+        if self.joined:
+            yield self._join(context)
+        else:
+            yield Step(Phase.CLONE, f"new {self.kind} namespace", clone_flags=self.flag)
+
+    def _join(self, context: Context, phase: Phase = Phase.JOIN) -> Step:
+        fd = Register("namespace")
+        hints = {EPERM: f"joining a {self.kind} namespace needs CAP_SYS_ADMIN in it and in the caller's user namespace"}
+        if self.path is not None:
+            path = os.fsencode(self.path)
+            ops = (
+                call("openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=fd),
+                call("setns", fd, self.flag),
+                call("close", fd),
+            )
+            return Step(phase, f"join the {self.kind} namespace {os.fsdecode(path)}", ops, path=path, hints=hints)
+        if self.pid is not None:
+            ops = (call("pidfd_open", self.pid, 0, out=fd), call("setns", fd, self.flag), call("close", fd))
+            return Step(phase, f"join the {self.kind} namespace of process {self.pid}", ops, hints=hints)
+        slot = context.descriptor(self.fd if self.fd is not None else -1)
+        return Step(
+            phase,
+            f"join the {self.kind} namespace of descriptor {self.fd}",
+            (call("setns", slot, self.flag),),
+            hints=hints,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserNamespace(_Namespace, Irreversible):
+    """A user namespace: ids and capabilities of its own (user_namespaces(7)).
+
+    Inside, ``uid`` and ``gid`` are the caller's ids by default; or an explicit :class:`~isolate.IdMap` says more. Needs
+    no privileges where the host allows unprivileged user namespaces. ``setgroups`` allows setgroups(2) inside, which an
+    unprivileged caller cannot have (the kernel wants it denied). ``nested`` allows further user namespaces inside.
+
+    No process has a way back from a user namespace.
+    """
+
+    uid: int = 0
+    gid: int = 0
+    map: IdMap | None = None
+    setgroups: bool | None = None
+    nested: bool = False
+
+    kind: ClassVar[str] = "user"
+    flag: ClassVar[Constant] = CLONE_NEWUSER
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_id(self.uid, "uid")
+        check_id(self.gid, "gid")
+        if self.joined and self.map is not None:
+            raise ConflictError("UserNamespace: one that is joined has its map already")
+        if self.map is not None and not (mapped(self.map.uids, self.uid) and mapped(self.map.gids, self.gid)):
+            raise ConflictError(f"UserNamespace: uid {self.uid} or gid {self.gid} is not in the map {self.map}")
+
+    def ids(self, context: Context) -> IdMap:
+        """The map in force."""
+        return self.map or IdMap([IdRange(self.uid, context.euid)], [IdRange(self.gid, context.egid)])
+
+    def allows_setgroups(self, context: Context) -> bool:
+        """Whether groups can be changed inside."""
+        if self.joined:
+            return True
+        if self.setgroups is None:
+            own = context.privileged and not _setgroups_denied()
+            return own or (self.map is not None and self.map.helpers)
+        return self.setgroups
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """The flag, the maps (written from outside), the identity."""
+        if self.joined:
+            yield self._join(context, Phase.JOIN_USER_LAST if context.privileged else Phase.JOIN_USER)
+            return
+        yield from super().steps(context)
+        ids = self.ids(context)
+        if self.setgroups and not context.privileged and not (self.map and self.map.helpers):
+            raise ConflictError(
+                "UserNamespace: an unprivileged caller's map needs setgroups denied (user_namespaces(7))"
+            )
+        yield from self._maps(context, ids)
+        yield from self._identity(context, ids)
+        if not self.nested:
+            yield _forbid_nested()
+
+    def _maps(self, context: Context, ids: IdMap) -> Iterator[Step]:
+        hints = {
+            EPERM: "the kernel refuses this id map: without CAP_SETUID and CAP_SETGID only the caller's own uid and gid"
+            " can be mapped",
+            EINVAL: "the map is not one that the kernel takes: more than the caller's own id, or ids that the"
+            " caller does not have",
+        }
+        pid = Buffer(b"/proc/" + bytes(21), "proc")
+        directory = Register("proc")
+        opening: list[Op] = [
+            Store(pid, 6, CHILD, 0),
+            call("openat", AT_FDCWD, pid, O_PATH | O_CLOEXEC, 0, out=directory),
+        ]
+        if ids.helpers:
+            number = Buffer(21, "pid")
+            lists = [(b"newuidmap", ids.uids), (b"newgidmap", ids.gids)]
+            for program, ranges in lists:
+                arguments = [word.encode() for r in ranges for word in str(r).split()]
+                text = f"map ids with {program.decode()}: {', '.join(map(str, ranges))}"
+                yield Step(
+                    Phase.ID_MAPS,
+                    text,
+                    (Store(number, 0, CHILD, 0), RunHost(b"/usr/bin/" + program, (program, number, *arguments))),
+                    path=b"/usr/bin/" + program,
+                    hints={
+                        ENOENT: f"{program.decode()} is not installed (package: uidmap)",
+                        10: f"{program.decode()} refused: the ranges are not in /etc/sub{program[3:4].decode()}id for"
+                        " this user",
+                    },
+                )
+            return
+        if not self.allows_setgroups(context):
+            # Before gid_map: the kernel wants it so from whoever has no CAP_SETGID (since 3.19, CVE-2014-8989).
+            yield Step(
+                Phase.ID_MAPS,
+                "deny setgroups inside",
+                (*opening, *write_file(directory, b"setgroups", b"deny")),
+                hints=hints,
+            )
+            opening = []
+        for name, ranges in ((b"gid_map", ids.gids), (b"uid_map", ids.uids)):
+            data = "".join(f"{r}\n" for r in ranges).encode()
+            yield Step(
+                Phase.ID_MAPS,
+                f"{name.decode()}: "
+                + ", ".join(
+                    f"{r.inside} is {r.outside}" + (f" (+{r.count - 1})" if r.count > 1 else "") for r in ranges
+                ),
+                (*opening, *write_file(directory, name, data)),
+                hints=hints,
+            )
+            opening = []
+        yield Step(Phase.ID_MAPS, "let go of the child's /proc", (call("close", directory),))
+
+    def _identity(self, context: Context, ids: IdMap) -> Iterator[Step]:
+        uid = 0 if mapped(ids.uids, 0) else self.uid
+        gid = 0 if mapped(ids.gids, 0) else self.gid
+        ops: list[Op] = []
+        if self.allows_setgroups(context):
+            # The caller's groups are the host's; nobody inside should act by them.
+            ops.append(call("setgroups", 0, 0))
+        ops += [call("setresgid", gid, gid, gid), call("setresuid", uid, uid, uid)]
+        yield Step(Phase.IDENTITY, f"be uid {uid}, gid {gid} inside", tuple(ops))
+
+
+def _setgroups_denied() -> bool:
+    """Whether the caller's own user namespace has setgroups denied, which those inside of it inherit."""
+    try:
+        with open("/proc/self/setgroups", encoding="ascii") as file:
+            return file.read().strip() == "deny"
+    except OSError:
+        return False
+
+
+def _forbid_nested() -> Step:
+    fd = Register("sysctl")
+    return Step(
+        Phase.SYSTEM,
+        "no user namespaces inside this one (user.max_user_namespaces = 0)",
+        (
+            call("openat", AT_FDCWD, b"/proc/sys/user/max_user_namespaces", O_WRONLY | O_CLOEXEC, 0, out=fd),
+            call("write", fd, b"0", 1, expect=1),
+            call("close", fd),
+        ),
+        path=b"/proc/sys/user/max_user_namespaces",
+        hints={
+            EROFS: "/proc/sys is read-only here (a container): say UserNamespace(nested=True) and filter by Seccomp",
+            ENOENT: "/proc is not mounted here: say UserNamespace(nested=True) and filter by Seccomp",
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MountNamespace(_Namespace, Reversible):
+    """A mount table of its own (mount_namespaces(7)); the host's never changes.
+
+    ``propagation`` ``"private"``: nothing passes either way; ``"slave"``: what the host mounts later shows inside too.
+    """
+
+    propagation: str = "private"
+
+    kind: ClassVar[str] = "mount"
+    flag: ClassVar[Constant] = CLONE_NEWNS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.propagation not in ("private", "slave"):
+            raise ValueError(f"propagation must be 'private' or 'slave', not {self.propagation!r}")
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """The flag, and propagation off before the first mount."""
+        user = context.find(UserNamespace)
+        if self.joined and user is not None and not user.joined:
+            raise ConflictError(
+                "a mount namespace that is joined belongs to its own user namespace: join that too, or none"
+            )
+        if self.joined:
+            # Not in the supervisor: it goes by the host's /proc, and what is in there is somebody else's to arrange.
+            yield self._join(context, Phase.PROPAGATION)
+        else:
+            yield from super().steps(context)
+            how = MS_PRIVATE if self.propagation == "private" else MS_SLAVE
+            yield Step(
+                Phase.PROPAGATION,
+                f"mounts made inside never show on the host ({self.propagation} propagation)",
+                (call("mount", 0, b"/", 0, MS_REC | how, 0),),
+                path=b"/",
+                hints={
+                    EINVAL: "this program's root is no mount point (it runs in a plain chroot): before entering the"
+                    " chroot, mount its directory over itself (mount --rbind DIRECTORY DIRECTORY)"
+                },
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PidNamespace(_Namespace, Reversible):
+    """Process ids of its own (pid_namespaces(7)): nothing outside can be seen or signalled, all inside die together.
+
+    PID 1 is an init of isolate's that forwards signals and reaps; with ``init=False`` it is the program itself, which
+    then must reap what it inherits.
+    """
+
+    init: bool = True
+
+    kind: ClassVar[str] = "pid"
+    flag: ClassVar[Constant] = CLONE_NEWPID
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.joined and not self.init:
+            # What the program leaves behind would become the child of that namespace's PID 1, out of our reach.
+            raise ConflictError("PidNamespace: one that is joined has its PID 1 already, so init=False cannot be")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetNamespace(_Namespace, Reversible):
+    """A network of its own (network_namespaces(7)): only loopback, which is up unless ``loopback=False``."""
+
+    loopback: bool = True
+
+    kind: ClassVar[str] = "network"
+    flag: ClassVar[Constant] = CLONE_NEWNET
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """A new one beside the set-up of the rest, or the flag of clone; loopback up by SIOCSIFFLAGS."""
+        if self.joined or not _apart(context):
+            yield from super().steps(context)
+            if not self.joined and self.loopback:
+                yield Step(Phase.SYSTEM, "loopback up", tuple(_socket(loopback=True)))
+            return
+        namespace = Register("namespace")
+        up = ", loopback up" if self.loopback else ""
+        ops = (call("unshare", self.flag), *_socket(loopback=self.loopback, namespace=namespace))
+        yield Step(Phase.ASIDE, f"new {self.kind} namespace{up}", ops)
+        entering = (call("setns", namespace, self.flag), call("close", namespace))
+        yield Step(Phase.NETWORK, f"enter the {self.kind} namespace that was made meanwhile", entering)
+
+
+def _apart(context: Context) -> bool:
+    """Whether a network namespace can be made while the rest is set up: by a second process, where there is an init to
+    wait for it, and with nobody who wants to see the network earlier."""
+    pid = context.find(PidNamespace)
+    if not context.executes or (pid is not None and not pid.init):
+        return False
+    things = [*context.parts, *(entry for part in context.parts for entry in getattr(part, "entries", ()))]
+    return not any(getattr(thing, "needs_network", False) for thing in things)
+
+
+def _socket(*, loopback: bool, namespace: Register | None = None) -> list[Op]:
+    """By a socket in it: bring its loopback up, and get a descriptor of it without any /proc."""
+    fd = Register("socket")
+    ops: list[Op] = [call("socket", Constant(2, "AF_INET"), Constant(0x80002, "SOCK_DGRAM|SOCK_CLOEXEC"), 0, out=fd)]
+    if loopback:
+        flags = (0x41).to_bytes(2, "little")  # IFF_UP|IFF_RUNNING
+        request = Buffer(b"lo".ljust(16, b"\0") + flags + bytes(22), "ifreq")
+        ops.append(call("ioctl", fd, Constant(0x8914, "SIOCSIFFLAGS"), request))
+    if namespace is not None:
+        ops.append(call("ioctl", fd, Constant(0x894C, "SIOCGSKNS"), out=namespace))  # Linux 4.10
+    return [*ops, call("close", fd)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IpcNamespace(_Namespace, Reversible):
+    """System V IPC and POSIX message queues of its own (ipc_namespaces(7))."""
+
+    kind: ClassVar[str] = "ipc"
+    flag: ClassVar[Constant] = CLONE_NEWIPC
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtsNamespace(_Namespace, Reversible):
+    """A host name and domain name of its own (uts_namespaces(7)); those not given are the host's."""
+
+    hostname: str | None = None
+    domainname: str | None = None
+
+    kind: ClassVar[str] = "uts"
+    flag: ClassVar[Constant] = CLONE_NEWUTS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("hostname", "domainname"):
+            value = getattr(self, name)
+            if value is not None and (
+                not isinstance(value, str) or "\0" in value or not 1 <= len(os.fsencode(value)) <= 64
+            ):
+                raise ValueError(f"{name} must be a str of 1 to 64 bytes without NUL, not {value!r}")
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """The flag, then the names."""
+        yield from super().steps(context)
+        for name in ("hostname", "domainname"):
+            value = getattr(self, name)
+            if value is not None:
+                data = os.fsencode(value)
+                yield Step(Phase.SYSTEM, f"{name} {value}", (call(f"set{name}", data, len(data)),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CgroupNamespace(_Namespace, Reversible):
+    """A view of the cgroup tree whose root is the sandbox's own group (cgroup_namespaces(7))."""
+
+    kind: ClassVar[str] = "cgroup"
+    flag: ClassVar[Constant] = CLONE_NEWCGROUP
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """unshare in init: the root of the view is the group that the process is in at that moment, and on v1 the child
+        gets into its own only after clone."""
+        if self.joined:
+            yield from super().steps(context)
+        else:
+            text = "new cgroup namespace: its root is the group that this process is in"
+            yield Step(Phase.NAMESPACES, text, (call("unshare", self.flag),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeNamespace(_Namespace, Reversible):
+    """Monotonic and boot-time clocks with an offset in seconds (time_namespaces(7), Linux 5.6)."""
+
+    monotonic: float = 0
+    boottime: float = 0
+    _limit: ClassVar[float] = 2.0**31
+
+    kind: ClassVar[str] = "time"
+    flag: ClassVar[Constant] = CLONE_NEWTIME
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("monotonic", "boottime"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -self._limit < value < self._limit:
+                raise ValueError(f"{name} must be seconds between -2**31 and 2**31, not {value!r}")
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """unshare in init, so that its child, the payload, is born inside, after the offsets have been set."""
+        if self.joined:
+            yield self._join(context)
+            return
+        offsets = b""
+        for clock, value in ((b"monotonic", self.monotonic), (b"boottime", self.boottime)):
+            seconds = int(value // 1)
+            offsets += b"%s %d %d\n" % (clock, seconds, int((value - seconds) * 1_000_000_000))
+        yield Step(
+            Phase.TIME,
+            f"new time namespace, clocks shifted by {self.monotonic} s and {self.boottime} s",
+            (call("unshare", self.flag), *write_file(AT_FDCWD, b"/proc/self/timens_offsets", offsets)),
+            path=b"/proc/self/timens_offsets",
+        )

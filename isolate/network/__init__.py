@@ -1,0 +1,1 @@
+"""Networks: links between network namespaces, made by rtnetlink."""

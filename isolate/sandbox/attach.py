@@ -1,0 +1,273 @@
+"""Joining what runs: the namespaces of a process (:func:`attach`), and a further program in a sandbox.
+
+Namespaces are pinned by descriptors, and the process by its pidfd: should its number be used again, nothing of the
+new process is taken for the old one's.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from isolate.attributes.credentials import Credentials
+from isolate.engine.descriptors import OwnedDescriptor
+from isolate.errors import SetupError
+from isolate.namespaces.part import (
+    CgroupNamespace,
+    IpcNamespace,
+    MountNamespace,
+    NetNamespace,
+    PidNamespace,
+    TimeNamespace,
+    UserNamespace,
+    UtsNamespace,
+)
+from isolate.sandbox.box import Sandbox
+from isolate.sandbox.process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from isolate.engine.plan import Part
+    from isolate.sandbox.result import Result
+
+__all__ = ["Attached", "attach"]
+
+N = TypeVar("N")
+
+_KINDS: dict[str, type[Any]] = {
+    "user": UserNamespace,
+    "mnt": MountNamespace,
+    "pid": PidNamespace,
+    "net": NetNamespace,
+    "ipc": IpcNamespace,
+    "uts": UtsNamespace,
+    "cgroup": CgroupNamespace,
+    "time": TimeNamespace,
+}
+ESRCH, EACCES, ENOENT = 3, 13, 2
+
+
+class Attached:
+    """The namespaces of a process that runs; made by :func:`attach`, a context manager that lets go of them.
+
+    Each of ``user``, ``mount``, ``pid``, ``net``, ``ipc``, ``uts``, ``cgroup`` and ``time`` is a part that joins it:
+    ``with attach(pid).net:`` has the calling thread in that network, ``Sandbox(attach(pid).net)`` a child. They stay
+    valid after the process has ended, and as long as one of these parts is there.
+    """
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        #: The process, as this program numbers it.
+        self.pid = pid
+        self._pidfd = OwnedDescriptor(os.dup(pidfd))
+        self._ids = (0, 0)
+        self._parts: dict[str, Any] = {}
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        root = f"/proc/{self.pid}"
+        try:
+            for kind, part in _KINDS.items():
+                try:
+                    fd = os.open(f"{root}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    if not os.path.exists(root):
+                        raise
+                    continue  # the kernel was built without this kind
+                self._parts[kind] = part(fd=OwnedDescriptor(fd))
+            self._ids = _ids_inside(root)
+        except OSError as error:
+            # A process that has gone, or another one under its number by now: the pidfd tells below.
+            if self.alive:
+                raise _denied(self.pid, error) from None
+        if not self.alive:
+            raise _gone(self.pid)
+
+    def __repr__(self) -> str:
+        return f"<Attached to process {self.pid}{'' if self.alive else ' (ended)'}>"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended yet."""
+        if self._pidfd.closed:
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    # ---- one by one ----------------------------------------------------------------------------------------------
+
+    def _part(self, kind: str) -> Any:
+        if kind not in self._parts:
+            raise SetupError(ENOENT, f"join the {kind} namespace of process {self.pid}", part="attach")
+        return self._parts[kind]
+
+    @property
+    def user(self) -> UserNamespace:
+        """Its user namespace."""
+        return self._part("user")  # type: ignore[no-any-return]
+
+    @property
+    def mount(self) -> MountNamespace:
+        """Its mount namespace."""
+        return self._part("mnt")  # type: ignore[no-any-return]
+
+    @property
+    def pid_namespace(self) -> PidNamespace:
+        """The pid namespace that it is in."""
+        return self._part("pid")  # type: ignore[no-any-return]
+
+    @property
+    def net(self) -> NetNamespace:
+        """Its network namespace."""
+        return self._part("net")  # type: ignore[no-any-return]
+
+    @property
+    def ipc(self) -> IpcNamespace:
+        """Its IPC namespace."""
+        return self._part("ipc")  # type: ignore[no-any-return]
+
+    @property
+    def uts(self) -> UtsNamespace:
+        """Its UTS namespace."""
+        return self._part("uts")  # type: ignore[no-any-return]
+
+    @property
+    def cgroup(self) -> CgroupNamespace:
+        """Its cgroup namespace."""
+        return self._part("cgroup")  # type: ignore[no-any-return]
+
+    @property
+    def time(self) -> TimeNamespace:
+        """Its time namespace."""
+        return self._part("time")  # type: ignore[no-any-return]
+
+    # ---- all together --------------------------------------------------------------------------------------------
+
+    def sandbox(self, *parts: Part, only: Iterable[str] | None = None) -> Sandbox:
+        """A sandbox in every namespace of the process that is not the caller's own already, with more parts.
+
+        ``only`` names the kinds: ``"user"``, ``"mount"``, ``"pid"``, ``"net"``, ``"ipc"``, ``"uts"``, ``"cgroup"`` and
+        ``"time"``.
+
+        Safe defaults hold as in every sandbox: no capability, no new privileges. Unless :class:`~isolate.Credentials`
+        are given, programs run with the process's ids. For a further program with all of the process's own
+        restrictions, see :meth:`isolate.Process.exec`.
+        """
+        kinds = set(_KINDS) if only is None else {_kind(word) for word in only}
+        joined = [
+            part
+            for kind, part in self._parts.items()
+            if kind in kinds and not _own(kind, part.fd) and not _given(type(part), parts)
+        ]
+        same_ids = "user" in kinds or _own("user", self.user.fd or 0)
+        if same_ids and not _given(Credentials, parts):
+            joined.append(Credentials(uid=self._ids[0], gid=self._ids[1]))
+        return Sandbox(*joined, *parts)
+
+    def run(self, args: Any, **options: Any) -> Result[Any]:
+        """Run a program inside to its end: :meth:`Sandbox.run` of :meth:`sandbox`."""
+        return self.sandbox().run(args, **options)
+
+    def spawn(self, args: Any, **options: Any) -> Process:
+        """Start a program inside: :meth:`Sandbox.spawn` of :meth:`sandbox`."""
+        return self.sandbox().spawn(args, **options)
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of the descriptors. Parts that were taken out hold their own until they go."""
+        self._parts.clear()
+        self._pidfd.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def attach(process: int | Process) -> Attached:
+    """The namespaces of a running process: its pid, or a :class:`~isolate.Process`.
+
+    Needs the right to look into it (ptrace(2), PTRACE_MODE_READ): root, or the same user, and it is dumpable.
+
+    :raises SetupError: ESRCH: there is no such process (any more); EACCES: the caller may not look into it.
+    """
+    if isinstance(process, Process):
+        if process.pidfd < 0:
+            raise ValueError(f"{process!r} is closed")
+        return Attached(process.pid, process.pidfd)
+    if isinstance(process, bool) or not isinstance(process, int):
+        raise TypeError(f"attach takes a pid or a Process, not {process!r}")
+    if process < 1:
+        raise ValueError(f"not a pid: {process}")
+    try:
+        pidfd = OwnedDescriptor(os.pidfd_open(process))
+    except OSError as error:
+        if error.errno == ESRCH:
+            raise _gone(process) from None
+        raise SetupError(
+            error.errno or ESRCH, f"attach to process {process}", part="attach", syscall="pidfd_open",
+            cause="it is a thread, not a process" if error.errno in (22, ENOENT) else None,
+        ) from None  # fmt: skip
+    try:
+        return Attached(process, pidfd)
+    finally:
+        pidfd.close()
+
+
+def _kind(word: str) -> str:
+    name = "mnt" if word == "mount" else word
+    if name not in _KINDS or word == "mnt":
+        import difflib
+
+        words = [kind.replace("mnt", "mount") for kind in _KINDS]
+        near = difflib.get_close_matches(word, words, n=1)
+        raise ValueError(f"no kind of namespace is named {word!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return name
+
+
+def _given(kind: type[object], parts: tuple[Part, ...]) -> bool:
+    return any(isinstance(part, kind) for part in parts)
+
+
+def _own(kind: str, fd: int) -> bool:
+    ours, theirs = os.stat(f"/proc/thread-self/ns/{kind}"), os.fstat(fd)
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+
+def _ids_inside(root: str) -> tuple[int, int]:
+    """Effective uid and gid of a process as its own user namespace has them."""
+    found = []
+    with open(f"{root}/status", encoding="utf-8", errors="replace") as file:
+        rows = {line.partition(":")[0]: line.partition(":")[2].split() for line in file}
+    for row, name in (("Uid", "uid_map"), ("Gid", "gid_map")):
+        seen = int(rows[row][1])
+        with open(f"{root}/{name}", encoding="ascii") as file:
+            ranges = [tuple(map(int, line.split())) for line in file]
+        found.append(next((i + seen - o for i, o, n in ranges if o <= seen < o + n), seen))
+    return found[0], found[1]
+
+
+def _gone(pid: int) -> SetupError:
+    cause = "there is no such process, or it has ended"
+    return SetupError(ESRCH, f"attach to process {pid}", part="attach", cause=cause)
+
+
+def _denied(pid: int, error: OSError) -> SetupError:
+    return SetupError(
+        error.errno or EACCES, f"open the namespaces of process {pid}", part="attach", path=error.filename,
+        cause="the caller may not look into it: it is another user's, has other capabilities, or is not dumpable",
+        remedy="be root, or whoever started it",
+    )  # fmt: skip

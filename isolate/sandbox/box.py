@@ -1,0 +1,155 @@
+"""The verbs: a :class:`Sandbox` is parts put together; it runs programs, starts them, or explains itself."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from isolate.engine.plan import Part, Phase, Plan
+from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWTIME
+from isolate.namespaces.part import PidNamespace
+from isolate.sandbox.defaults import defaults
+from isolate.sandbox.verbs import Verbs
+from isolate.thread.entering import Change, Reversible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from isolate.engine.session import Session
+    from isolate.engine.tape import Tape
+
+
+__all__ = ["Sandbox"]
+
+
+def _stands(plan: Plan) -> bool:
+    """Whether what the plan stands on is there."""
+    return plan.context.ground is None or plan.context.ground.ready()
+
+
+class Sandbox(Verbs, Reversible):
+    """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
+
+    Immutable. The order of the parts does not matter; :class:`isolate.Root` alone has an order inside. ``+`` adds
+    parts. What is not said is at its safe default: see :mod:`isolate.sandbox.defaults`.
+
+    :raises ConflictError: for the same part twice, or parts that contradict one another.
+    """
+
+    __slots__ = ("_lock", "_plans", "_tapes", "parts")
+
+    def __init__(self, *parts: Part) -> None:
+        self.parts: tuple[Part, ...] = parts
+        self._plans: dict[tuple[int, int], Plan] = {}
+        self._tapes: dict[tuple[int, int], Tape] = {}
+        self._lock = threading.Lock()
+        self._plan()  # refuses what can be refused without running anything
+
+    def __add__(self, other: Part | Sandbox | Iterable[Part]) -> Sandbox:
+        if isinstance(other, Sandbox):
+            return Sandbox(*self.parts, *other.parts)
+        if isinstance(other, Part):
+            return Sandbox(*self.parts, other)
+        return Sandbox(*self.parts, *other)
+
+    def __repr__(self) -> str:
+        return f"Sandbox({', '.join(map(repr, self.parts))})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sandbox) and set(self.parts) == set(other.parts)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.parts))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Sandbox, self.parts
+
+    def _plan(self) -> Plan:
+        """The plan for the caller's ids; it depends on nothing else that may change."""
+        key = (os.geteuid(), os.getegid())
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = Plan(defaults(self.parts), euid=key[0], egid=key[1])
+        return plan
+
+    def _grounded(self) -> Plan:
+        """The plan, with what it stands on made first where it has to be."""
+        plan = self._plan()
+        if not _stands(plan):
+            ground = plan.context.ground
+            assert ground is not None
+            ground.make()
+            self._plans.clear()
+            plan = self._plan()
+        return plan
+
+    def compile(self) -> Tape:
+        """The tape, made once for the caller's ids and then reused from any thread.
+
+        Where groups can be made in a scope of systemd's alone, systemd is asked for it here, unless it is there.
+        """
+        key = (os.geteuid(), os.getegid())
+        tape = self._tapes.get(key)
+        if tape is None or not _stands(tape.plan):
+            from isolate.engine.tape import compile_plan
+
+            with self._lock:
+                tape = self._tapes.get(key)
+                if tape is None or not _stands(tape.plan):
+                    plan = self._grounded()
+                    pid = plan.context.find(PidNamespace)
+                    flags = int(plan.clone_flags)
+                    time = any(step.phase is Phase.TIME for step in plan.steps)
+                    tape = compile_plan(
+                        plan,
+                        init=pid is None or pid.init,
+                        pid_namespace=bool(flags & CLONE_NEWPID),
+                        # A process in another time namespace may not share memory with its parent (clone(2), EINVAL).
+                        share=not time and not flags & CLONE_NEWTIME,
+                    )
+                    self._tapes[key] = tape
+        return tape
+
+    def launch(
+        self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
+    ) -> Session:
+        """A launcher of its own for each start."""
+        from isolate.engine.session import Session
+
+        return Session(tape, run, stdio, slots, nonblocking=nonblocking)
+
+    def explain(self) -> str:
+        """The ordered steps with the kernel calls behind them. Needs no privileges and runs nothing."""
+        return self._plan().explain()
+
+    def check(self) -> None:
+        """Start a program that ends at once (one that isolate brings along): whether this host can do all of it.
+
+        Limits for which a start would first ask systemd for a scope are left out: nothing is asked here.
+
+        :raises SetupError: what cannot be done, with cause and remedy.
+        """
+        from isolate.tools.doctor import check
+
+        check(self)
+
+    # ---- on this thread ----------------------------------------------------------------------------------------
+
+    def here(self) -> Change:
+        """What ``with`` does: the parts (not the defaults) on the calling thread, in the kernel's order, and back.
+
+        :raises IrreversibleError: a part has no way back. Nothing has been changed then.
+        """
+        from isolate.thread.together import together
+
+        return together(self.parts)
+
+    def enter(self) -> None:
+        """Put the parts (not the defaults) in force on the calling thread for good, in the kernel's order.
+
+        :raises SetupError: a step failed; what came before it stays in force.
+        """
+        from isolate.thread.program import enter
+
+        enter(self.parts)

@@ -1,0 +1,130 @@
+"""What holds in a sandbox unless its user says otherwise.
+
+Each is a part that a user may name to change it; ``explain()`` shows them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+from isolate.attributes.credentials import Credentials
+from isolate.attributes.privileges import NoNewPrivs, SessionKeyring
+from isolate.attributes.rlimits import Rlimits
+from isolate.capabilities.part import Capabilities
+from isolate.engine.plan import CWD, Buffer, Context, Engine, Load, Part, Phase, Step, Test, call
+from isolate.kernel.constants import (
+    PR_GET_SECCOMP,
+    PR_SET_DUMPABLE,
+    PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG,
+    SECCOMP_MODE_FILTER,
+)
+from isolate.namespaces.part import PidNamespace, UserNamespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from isolate.seccomp import Seccomp
+
+__all__ = ["DEFAULT_PATH", "Launch", "defaults", "no_nested_user_namespaces"]
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_CAPABILITY_VERSION_3 = 0x20080522
+_CAP_KILL = 5
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The steps that every start has: waiting for the id maps, the session, the program, the descriptors."""
+
+    required: ClassVar[bool] = True
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """Steps of init and of the payload."""
+        # Only in a plan that has something to do there.
+        yield Step(Phase.BEGIN_ASIDE, "begin with what a second process does meanwhile (below)", (Engine("aside"),))
+        yield Step(Phase.MEET_ASIDE, "wait until the second process has ended", (Engine("meet"),))
+        yield Step(Phase.SYNC, "wait until the supervisor has written the id maps", (Engine("sync"),))
+        yield Step(Phase.HARDEN, "not dumpable: nobody inside can trace init", (call("prctl", PR_SET_DUMPABLE, 0),))
+        yield Step(Phase.SESSION, "new session, without a terminal unless one is given", (Engine("session"),))
+        yield Step(
+            Phase.DIRECTORY,
+            "enter the working directory",
+            (call("chdir", CWD),),
+            hints={
+                2: "the working directory does not exist inside",
+                13: "the payload may not enter the working directory",
+            },
+        )
+        yield Step(Phase.PROGRAM, "find the program", (Engine("find"),))
+        path = Buffer(4096, "path")
+        yield Step(
+            Phase.VERIFY,
+            "the working directory is inside the root",
+            # The kernel says "(unreachable)/…" of a directory outside: the class of CVE-2024-21626.
+            (call("getcwd", path, 4096), Test(Load(path, 0, 4), ord("/"), mask=0xFF, error=18)),
+        )
+        pid = context.find(PidNamespace)
+        if pid is None or pid.joined or not pid.init:
+            # Where init is PID 1 the kernel ends everything with it; else the program itself ends with its parent.
+            # The change of credentials has undone it if it was set before (PR_SET_PDEATHSIG(2const)).
+            yield Step(Phase.DESCRIPTORS, "die with the parent process", (call("prctl", PR_SET_PDEATHSIG, 9),))
+        yield Step(Phase.DESCRIPTORS, "close every descriptor but 0, 1, 2 and those passed", (Engine("fds"),))
+        yield from self._filtered(context)
+        yield Step(Phase.EXEC, "execute the program", (Engine("exec"),))
+        header = Buffer(_CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4), "header")
+        kept = (1 << _CAP_KILL).to_bytes(4, "little")
+        sets = Buffer(kept + kept + bytes(16), "sets")
+        yield Step(
+            Phase.AFTER,
+            "init keeps no capability but CAP_KILL (to forward signals)",
+            (
+                call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+                # An ordinary user without a user namespace has none to give up, and may not raise one.
+                call("capset", header, sets, errors=(1,)),
+            ),
+        )
+
+    @staticmethod
+    def _filtered(context: Context) -> Iterator[Step]:
+        """Ask the kernel whether a filter is there, where the filters themselves let that question pass."""
+        from isolate.seccomp import Seccomp
+
+        filters = [part for part in context.parts if isinstance(part, Seccomp)]
+        if filters and all(part.simulate("prctl", PR_GET_SECCOMP).makes_call for part in filters):
+            yield Step(
+                Phase.FILTERED,
+                "verify that the filter is in force",
+                (call("prctl", PR_GET_SECCOMP, 0, 0, 0, 0, expect=SECCOMP_MODE_FILTER),),
+                hints={5: "the kernel does not say that a filter is in force"},
+            )
+
+
+@lru_cache(maxsize=1)
+def no_nested_user_namespaces() -> Seccomp:
+    """A small filter: clone and unshare with CLONE_NEWUSER answer EPERM, clone3 ENOSYS, all else is allowed.
+
+    In force where no :class:`~isolate.Seccomp` part says what may be called, unless ``UserNamespace(nested=True)``.
+    With a user namespace of the sandbox's own, user.max_user_namespaces = 0 says the same a second time.
+    """
+    from isolate.seccomp import Seccomp, deny_user_namespaces
+
+    return Seccomp.from_bpf(deny_user_namespaces())
+
+
+def defaults(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The parts with what is in force by default: whatever is not named gets its safest value."""
+    from isolate.seccomp import Seccomp
+
+    given = tuple(parts)
+    extra: list[Part] = [Launch()]
+    for kind in (Capabilities, Credentials, NoNewPrivs, Rlimits, SessionKeyring):
+        if not any(isinstance(part, kind) for part in given):
+            extra.append(kind())
+    nested = any(isinstance(part, UserNamespace) and part.nested for part in given)
+    if not nested and not any(isinstance(part, Seccomp) for part in given):
+        extra.append(no_nested_user_namespaces())
+    return (*given, *extra)

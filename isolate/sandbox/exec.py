@@ -1,0 +1,153 @@
+"""A further program in a sandbox that runs: what :meth:`isolate.Process.exec` does.
+
+The launcher's supervisor stays outside; of the running program's namespaces it takes the one for pids, which is for its
+children alone. Its child, born in there, joins the others by the program's pidfd, becomes who the first program became,
+by the very same steps, and executes. What of this is inside at any instant is a process that nobody inside can trace or
+look into (it is not dumpable, and its memory belongs to the caller's user namespace), executed from a sealed memfd,
+whose descriptors are all close-on-exec but those passed.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from isolate.cgroups.hierarchy import build, discover
+from isolate.cgroups.hierarchy import read as read_text
+from isolate.cgroups.part import guided_step
+from isolate.engine.plan import Context, Phase, Plan, Register, Section, Step, call
+from isolate.engine.session import Session
+from isolate.engine.tape import compile_plan
+from isolate.errors import SetupError
+from isolate.kernel.constants import (
+    AT_FDCWD,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    NOTHING,
+    O_CLOEXEC,
+    O_WRONLY,
+    PR_SET_PDEATHSIG,
+    Constant,
+)
+from isolate.mounts.dev_null import from_outside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from isolate.engine.plan import Part
+    from isolate.engine.tape import Tape
+    from isolate.sandbox.process import Process
+
+__all__ = ["FurtherBox"]
+
+ESRCH, EPERM, EINVAL = 3, 1, 22
+_HINTS = {
+    ESRCH: "the program has ended",
+    EPERM: "joining a sandbox needs the rights that made it, and a program that the caller may look into (ptrace(2))",
+    EINVAL: "the program has gone into a namespace that cannot be joined",
+}
+
+
+@runtime_checkable
+class Namespace(Protocol):
+    """A part that is a namespace."""
+
+    kind: str
+    flag: Constant
+
+
+class FurtherPlan(Plan):
+    """The steps of the first program's start that a further one needs, with "make" become "join"."""
+
+    def __init__(self, process: Process, original: Plan) -> None:
+        self.parts = original.parts
+        self.context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
+        for fd in original.context.slots:  # steps name them by their numbers
+            self.context.descriptor(fd if fd >= 0 else _lent(process)[-1 - fd])
+        rows = sorted(self._rows(process, original), key=lambda row: row[0].phase.section)
+        self.steps = tuple(step for step, _ in rows)
+        self.owners = tuple(owner for _, owner in rows)
+        self.clone_flags = NOTHING
+        self.cgroup = None
+
+    def _rows(self, process: Process, original: Plan) -> Iterator[tuple[Step, Part]]:
+        launch = original.owners[[step.phase for step in original.steps].index(Phase.EXEC)]
+        if original.context.guide is not None:  # into the group from where only systemd moves anybody
+            self.context.guide = original.context.guide
+            yield guided_step(), launch
+        for directory in _groups(process):  # first, while the host's files can still be seen
+            # A thread that moves itself is moved at once, a process not: see isolate.cgroups.part.
+            file = "tasks" if os.path.exists(os.path.join(directory, "tasks")) else "cgroup.procs"
+            path, fd = os.path.join(directory, file).encode(), Register(file)
+            opening = call("openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=fd)
+            ops = (opening, call("write", fd, b"0", 1, expect=1), call("close", fd))
+            yield Step(Phase.PROPAGATION, f"be in the group {directory}", ops, path=path), launch
+        if self.context.privileged:  # who is not does not own the device either
+            yield from_outside(), launch
+        flags = [part.flag for part in self.parts if isinstance(part, Namespace)]
+        pidfd = self.context.descriptor(process.pidfd)
+        # Without privileges it is the user namespace that gives the right to join the one for pids.
+        outside = {CLONE_NEWPID} if self.context.privileged else {CLONE_NEWPID, CLONE_NEWUSER}
+        first, others = NOTHING, NOTHING
+        for flag in sorted(set(flags)):
+            first, others = (first | flag, others) if flag in outside else (first, others | flag)
+        if first:
+            joining = call("setns", pidfd, first)
+            yield Step(Phase.JOIN, "children in the running program's pid namespace", (joining,), hints=_HINTS), launch
+        if others:
+            joining = call("setns", pidfd, others)
+            yield Step(Phase.PROPAGATION, "join its other namespaces", (joining,), hints=_HINTS), launch
+        kept = (Phase.SYNC, Phase.IDENTITY, Phase.HARDEN)
+        for step, owner in zip(original.steps, original.owners, strict=True):
+            if step.phase is Phase.EXEC:
+                # Whoever dies with our init, which is not PID 1 in there.
+                yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
+            if step.phase in kept or step.phase.section in (Section.PAYLOAD, Section.AFTER):
+                yield step, owner
+
+
+class FurtherBox:
+    """What a spawn asks of a sandbox, for a further program in one that runs."""
+
+    def __init__(self, process: Process, plan: Plan) -> None:
+        self._process = process
+        self._plan = plan
+
+    def compile(self) -> Tape:
+        """The tape of this one start."""
+        plan = FurtherPlan(self._process, self._plan)
+        return compile_plan(plan, init=True, pid_namespace=False, share=True)
+
+    def launch(
+        self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
+    ) -> Session:
+        """A launcher of its own."""
+        return Session(tape, run, stdio, slots, nonblocking=nonblocking)
+
+
+def _lent(process: Process) -> list[int]:
+    """The descriptors that were lent to the first program's start."""
+    lent = process._session.lent
+    if lent is None:
+        raise SetupError(ESRCH, "execute a further program", part="Process.exec", cause="the program has ended")
+    return lent.fds
+
+
+def _groups(process: Process) -> list[str]:
+    """Directories of the cgroups that the running program is in and the caller is not."""
+    membership = read_text(f"/proc/{process.pid}/cgroup")
+    # Read by number, so asked after the reading: while the pidfd says that the program lives, the number is its own.
+    # (Not poll(), which waits for everything inside: the program may be gone and its number another's before that.)
+    if _ended(process.pidfd) or not membership:
+        raise SetupError(ESRCH, "execute a further program", part="Process.exec", cause="the program has ended")
+    own = {hierarchy.key: hierarchy.own for hierarchy in discover().hierarchies}
+    theirs = build(read_text("/proc/self/mountinfo"), membership)
+    return [h.own for h in theirs.hierarchies if h.own and h.own != own.get(h.key)]
+
+
+def _ended(pidfd: int) -> bool:
+    """Whether the program itself has ended: its pidfd is readable from then on, also after it was reaped."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(0))

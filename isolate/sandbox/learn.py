@@ -1,0 +1,150 @@
+"""A policy from watching: run a program, note which calls it makes, and write down what would let it do just that.
+
+Watching sees what happened in that run: the paths not taken, the error handling, the other C library, the next version
+are not in it. It sees numbers and registers, not what pointers point to, and calls that the vDSO answers without the
+kernel (clock_gettime, time, getcpu) not at all; those are added. Read the result before use, and add a set of the same
+purpose (``@file-system``) rather than single calls where the program's work may vary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from isolate.kernel import syscalls
+from isolate.seccomp.conditions import arg32
+from isolate.seccomp.policy import Seccomp
+from isolate.seccomp.rules import Rule, allow, rule
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from isolate.engine.plan import Part
+    from isolate.sandbox.result import Result
+    from isolate.seccomp.actions import Action
+    from isolate.seccomp.notify import Call, Reply
+
+__all__ = ["Learned", "learn"]
+
+#: Which arguments of a call say what it does, and are worth a rule: flags, commands, families.
+TELLING: Mapping[str, tuple[int, ...]] = {
+    "arch_prctl": (0,),
+    "bpf": (0,),
+    "clone": (0,),
+    "fcntl": (1,),
+    "fcntl64": (1,),
+    "ioctl": (1,),
+    "keyctl": (0,),
+    "madvise": (2,),
+    "personality": (0,),
+    "prctl": (0,),
+    "ptrace": (0,),
+    "setsockopt": (1, 2),
+    "socket": (0, 1, 2),
+    "socketpair": (0, 1, 2),
+    "unshare": (0,),
+}
+#: More values than this of one argument are no pattern.
+_MANY = 24
+
+# The vDSO answers these where it can; on another clock source, or in a time namespace, the kernel is asked.
+_VDSO = ("clock_getres", "clock_gettime", "getcpu", "gettimeofday", "time")
+# What the C library does at its end or in trouble, and a run that went well may not show.
+_ALWAYS = ("exit", "exit_group", "restart_syscall", "rt_sigreturn")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run used."""
+
+    #: The policy that allows it.
+    policy: Seccomp
+    #: Each call, and how often it was made.
+    counts: Mapping[str, int]
+    #: The run itself.
+    result: Result[Any]
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.values: dict[str, set[tuple[int, ...]]] = {}
+        self.unknown: set[int] = set()
+
+    def __call__(self, call: Call) -> Reply:
+        from isolate.seccomp.notify import Reply
+
+        name = call.name
+        if name is None:
+            self.unknown.add(call.number)
+        else:
+            self.counts[name] = self.counts.get(name, 0) + 1
+            telling = TELLING.get(name)
+            if telling:
+                # Parameters of these are ints: the kernel looks at the lower half.
+                self.values.setdefault(name, set()).add(tuple(call.args[i] & 0xFFFFFFFF for i in telling))
+        return Reply.proceed()
+
+    def policy(self, otherwise: Action | str) -> Seccomp:
+        used = {*self.counts, *_ALWAYS, *(name for name in _VDSO if name in syscalls.table())}
+        rules: list[Rule] = [allow(name for name in used if name not in self.values or name in self._plain())]
+        for name in sorted(self.values):
+            if name not in self._plain():
+                rules += [allow(name, when=when) for when in _conditions(name, self.values[name])]
+        return Seccomp(rules, otherwise=otherwise)
+
+    def _plain(self) -> set[str]:
+        return {name for name, values in self.values.items() if len(values) > _MANY}
+
+
+def _conditions(name: str, values: Iterable[tuple[int, ...]]) -> list[Any]:
+    positions = TELLING[name]
+    ordered = sorted(values)
+    if len(positions) == 1:
+        return [arg32(positions[0]).among(*(value[0] for value in ordered))]
+    found = []
+    for value in ordered:
+        condition = arg32(positions[0]) == value[0]
+        for position, part in zip(positions[1:], value[1:], strict=True):
+            condition = condition & (arg32(position) == part)
+        found.append(condition)
+    return found
+
+
+def learn(
+    args: Sequence[str | bytes | os.PathLike[str]] | str | os.PathLike[str],
+    *,
+    parts: Iterable[Part] = (),
+    otherwise: Action | str = "EPERM",
+    timeout: float | None = 60.0,
+    **options: Any,
+) -> Learned:
+    """Run a program, asking about every call it makes, and return what it used.
+
+    ``parts`` are those of the sandbox it shall run in (no other policy with handlers among them); ``options`` go to
+    ``Sandbox.run``: input, env, cwd, text and so on. Every call takes some tens of microseconds more, so ``timeout``
+    may need room. ``otherwise`` is what the resulting policy answers to the rest.
+
+    The run itself is not restricted: what it does, it does. Run what you trust, in a sandbox.
+    """
+    from isolate.sandbox.box import Sandbox
+    from isolate.seccomp.install import SENDMSG_FLAGS
+    from isolate.seccomp.notify import Supervisor
+
+    recorder = _Recorder()
+    asking = Seccomp(
+        rule("allow", "sendmsg", when=arg32(2) == SENDMSG_FLAGS),
+        otherwise="notify",
+        unknown="notify",
+    )
+    parts = tuple(parts)
+    object.__setattr__(asking, "notify", (("", recorder),))
+    object.__setattr__(asking, "_supervisor", Supervisor({"": recorder}, 3600.0, direct=True))
+    result: Result[Any] = Sandbox(asking, *parts).run(args, timeout=timeout, **options)
+    # The library's own, after the first filter was there: one call of seccomp for each policy.
+    own = 1 + sum(isinstance(part, Seccomp) for part in parts)
+    left = recorder.counts.pop("seccomp", 0) - own
+    if left > 0:
+        recorder.counts["seccomp"] = left
+    return Learned(recorder.policy(otherwise), dict(sorted(recorder.counts.items())), result)

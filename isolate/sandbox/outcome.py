@@ -1,0 +1,193 @@
+"""From the launcher's last record to a verdict, a result or an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from isolate.engine.native import lib
+from isolate.sandbox.result import Result, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolate.cgroups.part import Outcome, RunGroup
+    from isolate.engine.session import Record, Session
+    from isolate.engine.tape import Tape
+
+_CPUS = os.cpu_count() or 1
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def ended(session: Session, args: Sequence[bytes]) -> Record:
+    """The final record.
+
+    :raises SetupError: the program never started.
+    """
+    record = session.end
+    if record is None:
+        from isolate.diagnosis import launcher_lost
+
+        remove_group(session)
+        raise launcher_lost(session)
+    if record.kind == lib.ISO_RECORD_FAILED:
+        from isolate.diagnosis import setup_error
+
+        raise setup_error(session.tape, record, args, session.run)
+    if record.error:
+        _warn(session.tape, record)
+    return record
+
+
+def remove_group(session: Session) -> None:
+    """What a launcher that was killed could not remove. One that ended by itself has left nothing."""
+    group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    if group is not None:
+        group.remove(session.pid)
+
+
+def _warn(tape: Tape, record: Record) -> None:
+    """The program ran as it should, and the clean-up after it failed for good."""
+    import warnings
+
+    found = tape.step(record.op)
+    words = f"{type(found[1]).__name__}: {found[0].text}" if found else f"op {record.op} of the tape"
+    hint = found[0].hints.get(record.error) if found else None
+    reason = os.strerror(record.error) + (f": {hint}" if hint else "")
+    warnings.warn(f"cleaning up after a sandbox failed: {words}: {reason}", RuntimeWarning, stacklevel=4)
+
+
+def judge(record: Record, killed: Verdict | None, tape: Tape) -> tuple[int, Verdict]:
+    """Return code and verdict. A program that ended by itself just before it was killed is told as it ended."""
+    group = group_outcome(record, tape)
+    complete = record.complete & lib.ISO_COMPLETE_STATUS
+    if not complete:
+        # PID 1 was killed and took all along: by us, by the OOM killer, or by whoever may signal it from outside.
+        counted = group.verdict(failed=True) if group is not None and killed is None else None
+        return -signal.SIGKILL, killed or (Verdict(counted) if counted else Verdict.SIGNALED)
+    returncode = os.waitstatus_to_exitcode(record.status)
+    if killed is not None and returncode == -signal.SIGKILL:
+        return returncode, killed
+    counted = group.verdict(failed=returncode != 0) if group is not None else None
+    if counted is not None:
+        return returncode, Verdict(counted)
+    if returncode == -signal.SIGSYS:
+        return returncode, Verdict.SECCOMP
+    if returncode == -signal.SIGXCPU:
+        return returncode, Verdict.CPU_TIME
+    if returncode < 0:
+        return returncode, Verdict.SIGNALED
+    return returncode, Verdict.EXITED if returncode else Verdict.OK
+
+
+def group_outcome(record: Record, tape: Tape) -> Outcome | None:
+    """What the sandbox's cgroup counted, if it had one of its own."""
+    group: RunGroup | None = tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    return None if group is None else group.outcome(record.report, tape.reports)
+
+
+def applied(record: Record, tape: Tape) -> dict[str, bool]:
+    """For each part whether all of its steps held."""
+    if not record.skipped.strip(b"\0"):
+        return dict.fromkeys(tape.names, True)
+    held: dict[str, bool] = {}
+    for index, part in enumerate(tape.plan.owners):
+        skipped = index < len(record.skipped) and bool(record.skipped[index])
+        name = type(part).__name__
+        held[name] = held.get(name, True) and not skipped
+    return held
+
+
+def make_result(
+    record: Record,
+    tape: Tape,
+    args: Sequence[bytes],
+    returncode: int,
+    verdict: Verdict,
+    captured: Sequence[Any],
+    truncated: frozenset[str],
+    usage: tuple[float, int] = (0.0, 0),
+    pid: int = 0,
+) -> Result[Any]:
+    """A result from its pieces; ``usage`` is what was seen just before a kill. A cgroup counts better than both.
+    ``pid`` is the program's, where it is known."""
+    group = group_outcome(record, tape)
+    cpu_time, peak_memory = max((record.user_ns + record.system_ns) / 1e9, usage[0]), max(record.max_rss, usage[1])
+    if group is not None:
+        cpu_time = cpu_time if group.cpu_time is None else group.cpu_time
+        peak_memory = peak_memory if group.peak_memory is None else group.peak_memory
+    return Result(
+        args=tuple(args),
+        returncode=returncode,
+        verdict=verdict,
+        stdout=captured[0],
+        stderr=captured[1],
+        wall_time=record.wall_ns / 1e9,
+        cpu_time=cpu_time,
+        peak_memory=peak_memory,
+        truncated=truncated,
+        applied=applied(record, tape),
+        stats=None if group is None else group.stats,
+        syscall=denied_call(record, pid) if verdict is Verdict.SECCOMP else None,
+    )
+
+
+def denied_call(record: Record, pid: int) -> str | None:
+    """The call for which a filter killed the program; None where the kernel does not tell."""
+    if pid <= 0:
+        return None
+    from isolate.seccomp.audit import call_that_killed
+
+    return call_that_killed(pid, time.time() - record.wall_ns / 1e9)
+
+
+def next_sample(left: float) -> float:
+    """When to look again at a tree that may still use ``left`` seconds: it cannot use more than all CPUs give."""
+    return min(max(left / _CPUS, 0.01), 1.0)
+
+
+def usage(session: Session) -> tuple[float, int]:
+    """CPU seconds and the largest resident set so far: by the sandbox's cgroup, which misses nothing, or by a walk."""
+    group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    counted = None if group is None else group.usage(session.pid, session.lent)
+    return tree_usage(session.pid) if counted is None else (counted, 0)
+
+
+def tree_usage(root: int) -> tuple[float, int]:
+    """CPU seconds and the largest resident set of a process's descendants, living and reaped (proc(5): stat, status).
+
+    What moves from a process to its parent while this walks is missed, never counted twice: a limit is found a sample
+    later. Needed while they live: the kernel does not account for what it reaps itself when PID 1 is killed.
+    """
+    total, peak = 0.0, 0
+    pending = _children(root)
+    while pending:
+        pid = pending.pop()
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+            with open(f"/proc/{pid}/status", "rb") as file:
+                _, found, rest = file.read().partition(b"VmHWM:")
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15])) * _TICK
+        peak = max(peak, int(rest.split(None, 1)[0]) * 1024 if found else 0)
+        pending += _children(pid)
+    return total, peak
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+        except OSError:
+            continue
+    return found

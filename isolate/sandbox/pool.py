@@ -1,0 +1,201 @@
+"""``Pool``: sandboxes that are set up already and wait for their program."""
+
+from __future__ import annotations
+
+import os
+import select
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING
+
+from isolate.engine.session import MOST_PASSED, Session
+from isolate.errors import ConflictError
+from isolate.namespaces.part import PidNamespace
+from isolate.sandbox.box import Sandbox
+from isolate.sandbox.outcome import remove_group
+from isolate.sandbox.verbs import Verbs
+from isolate.thread.blocks import standing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from isolate.engine.tape import Tape
+
+__all__ = ["Pool"]
+
+_MOST = 1024
+
+
+class Pool(Verbs):
+    """``size`` sandboxes of one kind, each set up but for its program, so that a start takes a fraction of the time.
+
+    .. code-block:: python
+
+        with isolate.Pool(box, size=2) as pool:
+            for job in jobs:
+                result = pool.run(["python3", "-c", job], timeout=2)
+
+    :meth:`run`, :meth:`arun` and :meth:`spawn` are those of :class:`~isolate.Sandbox`. Each takes one that waits, and
+    has another set up in its place while the program runs; each sandbox is used once. A start that finds none waiting
+    sets one up for itself.
+
+    What waits is what :meth:`Sandbox.spawn <isolate.Sandbox.spawn>` makes, up to the last steps: credentials,
+    capabilities, Landlock, filters, the look-up of the program and what is verified come with the program. So it is as
+    the caller, its thread and the host's files were when it was set up: what is mounted on the host later is not seen
+    inside, nor a resource limit that the caller changes later. A thread on which other parts are in force than where
+    the pool was made (inside of a ``with`` block, after ``enter``, in :func:`~isolate.in_thread`) gets none that waits:
+    what it starts is set up for itself, under those parts. ``Result.wall_time`` and ``timeout`` count from the start
+    of the program.
+
+    Each takes two processes, its namespaces, mounts and cgroup, and three descriptors of this program. All of it goes
+    with :meth:`close`, with this program, however that ends, and when the pool is collected (with a ResourceWarning). A
+    process forked from this one does not inherit it, it has a pool of its own.
+
+    :raises ConflictError: a sandbox without an init of isolate's (``PidNamespace(init=False)``): its program would have
+        to be the process that waits.
+    :raises ValueError: ``size`` is not from 1 to 1024.
+    """
+
+    def __init__(self, box: Sandbox, size: int = 1) -> None:
+        if not isinstance(box, Sandbox):
+            raise TypeError(f"a pool is of a Sandbox, not of {box!r}")
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MOST:
+            raise ValueError(f"size must be from 1 to {_MOST}, not {size!r}")
+        pid = next((part for part in box.parts if isinstance(part, PidNamespace)), None)
+        if pid is not None and not pid.init:
+            raise ConflictError("Pool: PidNamespace(init=False) leaves nobody who could wait for the program")
+        self.box: Sandbox = box
+        self.size: int = size
+        self._waiting: deque[Session] = deque()
+        self._standing = standing()
+        self._owner = os.getpid()
+        self._open = True
+
+    def __repr__(self) -> str:
+        return f"Pool({self.box!r}, size={self.size})"
+
+    def __len__(self) -> int:
+        """How many wait, or are being set up."""
+        return len(self._mine())
+
+    def compile(self) -> Tape:
+        """The tape of the sandbox."""
+        return self.box.compile()
+
+    def launch(
+        self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
+    ) -> Session:
+        """One that waits is told its program, and another begins in its place."""
+        if not self._open:
+            raise ValueError("the pool is closed")
+        if standing() != self._standing:
+            # Other parts are in force on this thread: what waits is not under them, and others are not to be.
+            return self.box.launch(tape, run, stdio, slots, nonblocking=nonblocking)
+        passed = len(slots) - len(tape.plan.context.slots)
+        session = self._hand_over(tape, run, stdio, slots, nonblocking=nonblocking) if passed <= MOST_PASSED else None
+        if session is None:
+            session = self.box.launch(tape, run, stdio, slots, nonblocking=nonblocking)
+        try:
+            self._begin(tape)
+        except Exception:  # of a part's lender or guide, too
+            pass  # this program runs; the next one finds none waiting, and is told why
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _hand_over(
+        self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool
+    ) -> Session | None:
+        waiting = self._mine()
+        while True:
+            try:
+                session = waiting.popleft()
+            except IndexError:
+                return None
+            try:
+                # One that has something to say has failed, and one whose launcher is gone is ending. Other ids of the
+                # caller's make another tape.
+                usable = session.tape is tape and not _readable(session.fileno(), session.pidfd)
+                if usable and session.hand_over(run, stdio, slots, nonblocking=nonblocking):
+                    return session
+            except BaseException:
+                session.close()
+                raise
+            _end(session)
+
+    def _mine(self) -> deque[Session]:
+        """Those that wait; what a parent process has is not ours."""
+        if self._owner != os.getpid():
+            self._owner = os.getpid()
+            self._waiting = deque()
+        return self._waiting
+
+    def _begin(self, tape: Tape) -> None:
+        waiting = self._mine()
+        while self._open and len(waiting) < self.size:
+            session = Session.waiting(tape)
+            waiting.append(session)
+        if not self._open:
+            self.close()  # another thread did that meanwhile, and has not seen what we have begun
+
+    def close(self) -> None:
+        """End those that wait, and return when nothing of them is left. What runs goes on."""
+        self._open = False
+        ending: list[Session] = []
+        waiting = self._mine()
+        try:
+            while waiting:
+                session = waiting.popleft()
+                ending.append(session)
+                session.kill()
+            for session in ending:
+                _end(session)
+        finally:
+            for session in (*ending, *waiting):  # an interrupt: nothing is waited for any more
+                session.close()
+            waiting.clear()
+
+    def __enter__(self) -> Self:
+        if not self._open:
+            raise ValueError("the pool is closed")
+        self._standing = standing()
+        try:
+            self._begin(self.compile())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        waiting = getattr(self, "_waiting", None)
+        if not waiting or self._owner != os.getpid():
+            return
+        warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+        while waiting:
+            waiting.popleft().close()
+
+
+def _readable(*fds: int) -> bool:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _end(session: Session) -> None:
+    """Let go of one that waits, and of what it has."""
+    try:
+        session.kill()
+        if session.wait_gone(10.0):
+            remove_group(session)
+    finally:
+        session.close()

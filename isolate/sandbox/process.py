@@ -1,0 +1,324 @@
+"""``spawn``: a program that runs beside us, as an object."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal as signals
+import threading
+import time
+import warnings
+from typing import IO, TYPE_CHECKING, Any
+
+from isolate.errors import SetupError
+from isolate.sandbox import outcome, streams
+from isolate.sandbox.streams import Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from isolate.cgroups.part import RunGroup
+    from isolate.cgroups.stats import Stats
+    from isolate.engine.session import Session
+    from isolate.sandbox.result import Result
+    from isolate.sandbox.verbs import Args, Box, StrOrBytesPath
+    from isolate.sandbox.verbs import Stream as Stdio
+
+__all__ = ["Process", "TimeoutExpired"]
+
+
+class TimeoutExpired(TimeoutError):
+    """``wait(timeout)`` ran out; the program still runs."""
+
+
+class Process:
+    """A program in a sandbox. Made by :meth:`isolate.Sandbox.spawn`; a context manager that takes it down on leaving.
+
+    Waiting is on descriptors: ``pidfd`` (readable when the program has ended) and :meth:`fileno` (readable when
+    everything inside has), so threads, select and event loops all work. Methods may be called from any thread.
+    """
+
+    def __init__(self, session: Session, args: tuple[bytes, ...], pty: IO[bytes] | None) -> None:
+        self._session = session
+        self._lock = threading.RLock()  # a signal handler may call while its own thread is inside
+        self._args = args
+        self._pid: int | None = None
+        self.args: tuple[bytes, ...] = args
+        #: Our ends of the pipes, as unbuffered binary files; None where there is no pipe.
+        self.stdin: Stream | None
+        self.stdout: Stream | None
+        self.stderr: Stream | None
+        self.stdin, self.stdout, self.stderr = (
+            Stream(session, n) if session.stdio[n] >= 0 else None for n in range(3)
+        )  # fmt: skip
+        #: Our end of the terminal; None without.
+        self.pty: IO[bytes] | None = pty
+
+    def __repr__(self) -> str:
+        state = "runs" if self._session.end is None else f"ended with {self.returncode}"
+        return f"<Process {self._args[0]!r} {state}>"
+
+    # ---- identity ----------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The program's process id in the caller's pid namespace. It may be reused after the end; ``pidfd`` is not."""
+        if self._pid is None:
+            with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as file:
+                for line in file:
+                    if line.startswith("Pid:"):
+                        self._pid = int(line.split()[1])
+        return self._pid if self._pid is not None else -1
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the program, open until :meth:`close`."""
+        return self._session.payload_fd
+
+    def fileno(self) -> int:
+        """A descriptor that is readable once everything inside has ended."""
+        return self._session.fileno()
+
+    @property
+    def returncode(self) -> int | None:
+        """As in :mod:`subprocess`; None while it runs (see :meth:`poll`)."""
+        end = self._session.end
+        return None if end is None else outcome.judge(end, None, self._session.tape)[0]
+
+    # ---- ends --------------------------------------------------------------------------------------------------
+
+    def poll(self) -> int | None:
+        """The return code if everything inside has ended, else None."""
+        self._take(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until everything inside has ended; the return code.
+
+        :raises TimeoutExpired: the program still runs.
+        """
+        if not self._take(timeout):
+            raise TimeoutExpired(f"{os.fsdecode(self._args[0])} still runs after {timeout} s")
+        returncode = self.returncode
+        assert returncode is not None
+        return returncode
+
+    def result(self, timeout: float | None = None) -> Result[bytes]:
+        """Wait, and tell the whole of it. Streams were the caller's to read: ``stdout`` and ``stderr`` are None."""
+        self.wait(timeout)
+        record = outcome.ended(self._session, self._args)
+        returncode, verdict = outcome.judge(record, None, self._session.tape)
+        return outcome.make_result(
+            record, self._session.tape, self._args, returncode, verdict, (None, None), frozenset(),
+            pid=self._session.program_pid,
+        )  # fmt: skip
+
+    def _take(self, timeout: float | None) -> bool:
+        """Wait for the final record; whether it is there."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._session.end is None:
+            fd = self._session.fileno()
+            if fd < 0:
+                raise ValueError("the process is closed")
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            # A second at most: another thread may close, and the number be another file's, just before this waits.
+            ready = poll.poll(1000 if left is None else min(1000, int(left * 1000) + (left > 0)))
+            with self._lock:
+                if self._session.end is None and ready:
+                    try:
+                        self._session.receive()
+                    except EOFError:
+                        outcome.ended(self._session, self._args)  # raises: the launcher was lost
+            if not ready and left is not None and left <= 0:
+                return self._session.end is not None
+        with self._lock:
+            self._session.wait_gone(1.0)
+        return True
+
+    # ---- the cgroup --------------------------------------------------------------------------------------------
+
+    def _group(self) -> dict[str, str]:
+        group: RunGroup | None = self._session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+        if group is None:
+            raise ValueError("the sandbox has no cgroup of its own: add Limits() to it")
+        return group.directories(self._session.pid, self._session.lent)
+
+    def stats(self) -> Stats:
+        """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
+        from isolate.cgroups.group import read_stats
+
+        return read_stats(self._group())
+
+    def freeze(self, timeout: float = 10.0) -> None:
+        """Stop everything inside, and return when all has stopped. A timeout of :meth:`wait` goes on counting.
+
+        :raises TimeoutError: not everything has stopped within ``timeout`` seconds.
+        """
+        from isolate.cgroups.group import freeze_groups
+
+        freeze_groups(self._group(), True, timeout)
+
+    def thaw(self, timeout: float = 10.0) -> None:
+        """Let it go on."""
+        from isolate.cgroups.group import freeze_groups
+
+        freeze_groups(self._group(), False, timeout)
+
+    # ---- signals -----------------------------------------------------------------------------------------------
+
+    def send_signal(self, signal: int) -> None:
+        """Send a signal to the program, by its pidfd. No error if it has ended."""
+        if self.pidfd < 0:
+            return
+        try:
+            signals.pidfd_send_signal(self.pidfd, signal)
+        except ProcessLookupError:
+            pass
+
+    def terminate(self) -> None:
+        """SIGTERM to the program. It may ignore that; :meth:`kill` cannot be ignored."""
+        self.send_signal(signals.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill everything inside, whatever it does; returns at once (then :meth:`wait`)."""
+        self._session.kill()
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the size of the program's terminal; it gets SIGWINCH."""
+        if self.pty is None:
+            raise ValueError("the process has no pty")
+        streams.set_window(self.pty.fileno(), rows, columns)
+
+    def exec(
+        self,
+        args: Args,
+        *,
+        stdin: Stdio = None,
+        stdout: Stdio = None,
+        stderr: Stdio = None,
+        pty: bool | tuple[int, int] = False,
+        pass_fds: Iterable[int] | Mapping[int, int] = (),
+        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+        cwd: StrOrBytesPath | None = None,
+    ) -> Process:
+        """Start a further program inside: the same namespaces, root, cgroup, ids, capabilities, rlimits and filters.
+
+        Arguments are as for :meth:`Sandbox.spawn`. It and everything that it started end when it ends, when the
+        returned Process is closed, and with the sandbox if that has a pid namespace.
+
+        :raises SetupError: ESRCH: the first program has ended; or the new one cannot be executed.
+        """
+        from isolate.sandbox.exec import FurtherBox
+
+        box = FurtherBox(self, self._session.tape.plan)
+        return spawn(
+            box, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd
+        )  # fmt: skip
+
+    # ---- life --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Kill what still runs, wait for the end, release every descriptor."""
+        session = self._session
+        try:
+            if session.fileno() >= 0 and os.getpid() == session.owner:
+                session.kill()
+                self._take(None)
+        except SetupError:
+            pass  # the launcher is gone, and init with it
+        finally:
+            for file in (self.stdin, self.stdout, self.stderr, self.pty):
+                if file is not None:
+                    file.close()
+            with self._lock:
+                session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        session = getattr(self, "_session", None)
+        if session is None or session.fileno() < 0 or os.getpid() != session.owner:
+            return
+        if session.end is None:
+            warnings.warn(f"{self!r} was never closed: killed", ResourceWarning, stacklevel=2, source=self)
+        # No wait here: the launcher needs nobody to finish. A stream that somebody still holds stays readable.
+        session.kill()
+
+
+def spawn(
+    box: Box,
+    args: Any,
+    *,
+    stdin: Any,
+    stdout: Any,
+    stderr: Any,
+    pty: bool | tuple[int, int],
+    pass_fds: Iterable[int] | Mapping[int, int],
+    env: Mapping[Any, Any] | None,
+    cwd: Any,
+) -> Process:
+    """See :meth:`isolate.Sandbox.spawn`."""
+    tape = box.compile()
+    run, slots, argv = streams.block(
+        tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=True, tty=bool(pty)
+    )  # fmt: skip
+    if not pty:
+        stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
+        return _start(box.launch(tape, run, stdio, slots), argv, None)
+    if any(wanted is not None for wanted in (stdin, stdout, stderr)):
+        raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
+    terminal = streams.Terminal()
+    try:
+        if not isinstance(pty, bool):
+            streams.set_window(terminal.fileno(), *pty)
+        session = box.launch(tape, run, [terminal.theirs] * 3, slots)
+        terminal.hand_over()
+        return _start(session, argv, terminal)
+    except BaseException:
+        terminal.close()
+        raise
+
+
+def _start(session: Session, argv: tuple[bytes, ...], pty: IO[bytes] | None) -> Process:
+    try:
+        await_start(session, argv)
+        return Process(session, argv, pty)
+    except BaseException:
+        session.close()
+        raise
+
+
+def await_start(session: Session, args: tuple[bytes, ...]) -> None:
+    """Wait until the program has been executed.
+
+    :raises SetupError: it has not, and nothing is left of it.
+    """
+    poll = select.poll()
+    poll.register(session.fileno(), select.POLLIN)
+    while not session.started and session.end is None:
+        poll.poll()
+        try:
+            session.receive()
+        except EOFError:
+            break
+        except OSError as error:
+            raise SetupError(
+                error.errno or errno.EIO, "take the program's pidfd", part="Sandbox", syscall="recvmsg",
+                cause="this process has no descriptor left for it" if error.errno == errno.EMFILE else None,
+            ) from None  # fmt: skip
+    if not session.started:
+        session.wait_gone(1.0)
+        outcome.ended(session, args)  # raises, unless init was killed from outside before it could tell
+        raise SetupError(errno.ESRCH, "start the program", part="Sandbox", cause="it was killed before it was executed")

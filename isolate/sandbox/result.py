@@ -1,0 +1,95 @@
+"""What a run gives back: a :class:`Result` with one :class:`Verdict`."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, AnyStr, Generic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Result", "Verdict"]
+
+
+class Verdict(str, enum.Enum):
+    """One word for why a program ended."""
+
+    OK = "OK"  #: it exited with 0
+    EXITED = "EXITED"  #: it exited with another status
+    SIGNALED = "SIGNALED"  #: a signal ended it (also its own abort())
+    TIMEOUT = "TIMEOUT"  #: it was killed at the wall-clock limit
+    CPU_TIME = "CPU_TIME"  #: it was killed at the limit of CPU time
+    OOM = "OOM"  #: the kernel killed it, or one of its children, for memory
+    PIDS = "PIDS"  #: it ran into its limit of processes and failed
+    OUTPUT = "OUTPUT"  #: it was killed for writing more than max_output
+    SECCOMP = "SECCOMP"  #: its filter killed it
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Result(Generic[AnyStr]):
+    """How a program ended and what it wrote.
+
+    ``returncode`` is the exit status, or minus the signal that ended it (-9 if isolate killed it). Times are seconds,
+    ``peak_memory`` bytes: of the whole tree where a cgroup counted it, else the largest single process (ru_maxrss).
+    """
+
+    args: tuple[str | bytes, ...]
+    returncode: int
+    verdict: Verdict
+    #: What was captured; None where it went elsewhere.
+    stdout: AnyStr | None
+    stderr: AnyStr | None
+    #: From the birth of the sandbox to the death of its last process.
+    wall_time: float
+    #: User and system time of the whole tree.
+    cpu_time: float
+    peak_memory: int
+    #: The streams ("stdout", "stderr") of which not everything was kept.
+    truncated: frozenset[str] = frozenset()
+    #: For each part whether it held: False only for parts with ``required=False``.
+    applied: Mapping[str, bool] = field(default_factory=dict)
+    #: Counters of the sandbox's cgroup, where it had one.
+    stats: Any = None
+    #: With the verdict SECCOMP the call that was denied, "mkdir"; one through another ABI is "i386:mkdir", one without
+    #: a name its number. None where the kernel does not tell: see :ref:`seccomp-denied`.
+    syscall: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the verdict is OK."""
+        return self.verdict is Verdict.OK
+
+    def check(self) -> Result[AnyStr]:
+        """The result itself, or :class:`ProgramError` if the verdict is not OK."""
+        if self.verdict is not Verdict.OK:
+            from isolate.errors import ProgramError
+
+            raise ProgramError(self)  # pyright: ignore[reportArgumentType]  # AnyStr is one of the two
+        return self
+
+    def json(self) -> str:
+        """As a line of JSON; output that is not text is escaped (backslashreplace)."""
+        import json
+
+        def text(value: str | bytes | None) -> str | None:
+            return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+        return json.dumps(
+            {
+                "args": [text(a) for a in self.args],
+                "returncode": self.returncode,
+                "verdict": str(self.verdict),
+                "syscall": self.syscall,
+                "stdout": text(self.stdout),
+                "stderr": text(self.stderr),
+                "wall_time": self.wall_time,
+                "cpu_time": self.cpu_time,
+                "peak_memory": self.peak_memory,
+                "truncated": sorted(self.truncated),
+                "applied": dict(self.applied),
+            }
+        )

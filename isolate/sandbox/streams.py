@@ -1,0 +1,226 @@
+"""What the standard streams of a program are connected to, and the arguments of a start made bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from isolate.engine.native import ffi, lib
+from isolate.engine.tape import run_block
+from isolate.errors import SetupError
+from isolate.sandbox.defaults import DEFAULT_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from isolate.engine.session import Session
+    from isolate.engine.tape import Tape
+
+PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
+MAX_FD = 2**31 - 1  # an int of C
+_PATH = DEFAULT_PATH.encode()
+
+
+def argument(value: object, what: str) -> bytes:
+    """A program's argument, a variable or a path as bytes; any bytes but NUL."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise TypeError(f"{what} must be str, bytes or a path, not {type(value).__name__}")
+    data = os.fsencode(value)
+    if b"\0" in data:
+        raise ValueError(f"{what} holds a NUL byte: {value!r}")
+    return data
+
+
+def arguments(args: object) -> list[bytes]:
+    """The argument vector; a single string is a program's name, never a shell's command line."""
+    if isinstance(args, (str, bytes, os.PathLike)):
+        args = [args]
+    try:
+        vector = [argument(a, "an argument") for a in args]  # type: ignore[attr-defined]
+    except TypeError as error:
+        if "must be" in str(error):
+            raise
+        raise TypeError(f"args must be a sequence of str, bytes or paths, not {args!r}") from None
+    if not vector or not vector[0]:
+        raise ValueError("args needs at least the name of a program")
+    return vector
+
+
+def environment(env: Mapping[Any, Any] | None) -> tuple[list[bytes], bytes]:
+    """The environment as ``name=value``, and the PATH to look the program up in."""
+    if env is None:
+        return [b"PATH=" + _PATH], _PATH
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of names to values, not {env!r}")
+    block: list[bytes] = []
+    path = _PATH
+    for key, value in env.items():
+        name, data = argument(key, "a variable's name"), argument(value, "a variable's value")
+        if not name or b"=" in name:
+            raise ValueError(f"not a variable's name: {key!r}")
+        if name == b"PATH":
+            path = data
+        block.append(name + b"=" + data)
+    return block, path
+
+
+def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, int]]:
+    """(number inside, descriptor), ascending by number."""
+    pairs = dict(pass_fds.items()) if isinstance(pass_fds, Mapping) else {fd: fd for fd in pass_fds}
+    for inside, fd in pairs.items():
+        for number in (inside, fd):
+            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_FD:
+                raise ValueError(f"pass_fds: not a descriptor: {number!r}")
+        if inside < 3:
+            raise ValueError(f"pass_fds: {inside} is a standard stream; use stdin, stdout or stderr")
+        if inside >= 65536:
+            raise ValueError(f"pass_fds: {inside} is absurdly high")
+        try:
+            os.fstat(fd)  # as for a stream: later the number would be a descriptor of ours
+        except OSError as error:
+            from isolate.diagnosis import start_error
+
+            raise start_error(lib.ISO_SPAWN_FILES, error.errno or 0) from None
+    return sorted(pairs.items())
+
+
+Block: TypeAlias = "tuple[bytes, list[int], tuple[bytes, ...]]"
+_KEPT = 64  # blocks of a tape, none of them long
+_LONG = 4096
+
+
+def block(
+    tape: Tape,
+    args: object,
+    *,
+    env: Mapping[Any, Any] | None,
+    cwd: object,
+    pass_fds: Iterable[int] | Mapping[int, int],
+    started: bool,
+    tty: bool,
+) -> Block:
+    """The run block, the descriptors to hand over after 0, 1 and 2, and the argument vector.
+
+    The same program is often started again and again: what was made of plain arguments is kept.
+    """
+    if env is not None or cwd is not None or pass_fds or not isinstance(args, (list, tuple)):
+        return _block(tape, args, env, cwd, pass_fds, started, tty)
+    # Other types may be equal to a string and stand for something else; and bytes have the same hash as a string of the
+    # same letters, but python -bb refuses to compare the two.
+    kind = type(args[0]) if args else None
+    if kind not in (str, bytes) or not all(type(argument) is kind for argument in args):
+        return _block(tape, args, env, cwd, pass_fds, started, tty)
+    key = (started, tty, kind, *args)
+    found: Block | None = tape.blocks.get(key)  # type: ignore[assignment]
+    if found is None:
+        found = _block(tape, args, env, cwd, pass_fds, started, tty)
+        if len(found[0]) < _LONG:
+            if len(tape.blocks) >= _KEPT:
+                tape.blocks.clear()
+            tape.blocks[key] = found
+    return found
+
+
+def _block(
+    tape: Tape,
+    args: object,
+    env: Mapping[Any, Any] | None,
+    cwd: object,
+    pass_fds: Iterable[int] | Mapping[int, int],
+    started: bool,
+    tty: bool,
+) -> Block:
+    argv = arguments(args)
+    variables, path = environment(env)
+    directory = argument("." if cwd is None else cwd, "cwd")
+    if not directory:
+        raise ValueError("cwd is empty")
+    passed = descriptors(pass_fds)
+    slots = list(tape.plan.context.slots)
+    first = 6 + len(slots)
+    fds = [(0, 0), (1, 1), (2, 2), *((first + i, inside) for i, (inside, _) in enumerate(passed))]
+    slots += [fd for _, fd in passed]
+    run = run_block(
+        argv, variables, program=argv[0], path=path, cwd=directory, fds=fds, slots=6 + len(slots),
+        started=started, tty=tty,
+    )  # fmt: skip
+    return run, slots, tuple(argv)
+
+
+def stream(number: int, wanted: Any) -> int:
+    """What a stream is connected to: a descriptor, or PIPE, STDOUT, DEVNULL."""
+    if wanted is None:
+        os.fstat(number)  # EBADF here says which; later the number would be a descriptor of ours
+        return number
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        if wanted == STDOUT and number != 2:
+            raise ValueError("STDOUT can only be said of stderr")
+        if not DEVNULL <= wanted <= MAX_FD:
+            raise ValueError(f"not a descriptor: {wanted}")
+        if wanted >= 0:
+            os.fstat(wanted)
+        return int(wanted)
+    fileno = getattr(wanted, "fileno", None)
+    if fileno is None:
+        raise TypeError(f"a stream must be None, PIPE, DEVNULL, STDOUT, a descriptor or a file, not {wanted!r}")
+    found = fileno()
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MAX_FD:
+        # A socket that was closed says -1, which is not to be taken for PIPE.
+        raise ValueError(f"a stream has no descriptor: {wanted!r} says {found!r}")
+    os.fstat(found)
+    return found
+
+
+class Stream(io.FileIO):
+    """Our end of a pipe. The session owns the descriptor; this keeps the session alive."""
+
+    def __init__(self, session: Session, number: int) -> None:
+        super().__init__(session.stdio[number], "rb" if number else "wb", closefd=False)
+        self._session, self._number = session, number
+
+    def close(self) -> None:
+        """Close the pipe."""
+        if not self.closed:
+            super().close()
+            self._session.close_stream(self._number)
+
+
+class Terminal(io.FileIO):
+    """Our end of a terminal; it holds the program's end too until :meth:`hand_over`."""
+
+    def __init__(self) -> None:
+        # C opens both and C closes them with this memory: an interrupt between two lines of Python loses neither.
+        self._ends = ffi.gc(ffi.new("int32_t[2]", [-1, -1]), lib.iso_close_pty)
+        error = -lib.iso_open_pty(self._ends)
+        if error:
+            raise SetupError(error, "open a terminal", part="Sandbox", syscall="openat", path="/dev/ptmx")
+        super().__init__(self._ends[0], "r+b", closefd=False)
+
+    @property
+    def theirs(self) -> int:
+        """The program's end."""
+        return int(self._ends[1])
+
+    def hand_over(self) -> None:
+        """Close the program's end here: with the last one closed, reading from ours ends."""
+        lib.iso_close(self._ends + 1)
+
+    def close(self) -> None:
+        """Hang up."""
+        if not self.closed:
+            super().close()
+            lib.iso_close_pty(self._ends)
+
+
+def set_window(fd: int, rows: int, columns: int) -> None:
+    """Set a terminal's size (TIOCSWINSZ)."""
+    import fcntl
+    import struct
+    import termios
+
+    for value in (rows, columns):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
+            raise ValueError(f"rows and columns must be from 1 to 65535, not {value!r}")
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

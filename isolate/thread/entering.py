@@ -1,0 +1,143 @@
+"""What gives a part its verbs on the calling thread: base classes that a user's own part may have as well."""
+
+from __future__ import annotations
+
+from isolate.errors import IrreversibleError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import ClassVar
+
+    from typing_extensions import Self
+
+__all__ = ["Change", "Enterable", "Irreversible", "Reversible", "ReversibleMount"]
+
+
+class Change:
+    """What a reversible part does to this thread: made anew for every ``with``, used once.
+
+    A subclass says ``text`` (in words, for errors) and overrides :meth:`apply` and :meth:`undo`. ``undo`` is called
+    also after an ``apply`` that failed or was interrupted half-way, and again if it was interrupted itself: it takes
+    back what was done so far and nothing else, and may run twice. It raises OSError if the kernel gives no way back.
+    """
+
+    text: str = "a change of this thread"
+    #: Where it stands in the kernel's order among the parts of a ``Sandbox``; lower goes first.
+    order: int = 50
+
+    def check(self) -> None:
+        """Refuse beforehand what could not be undone. Nothing has been changed yet."""
+
+    def apply(self) -> None:
+        """Put it in force on the calling thread."""
+        raise NotImplementedError
+
+    def undo(self) -> None:
+        """Take it back, on the same thread."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let go of descriptors, on any thread, without undoing."""
+
+    def now(self) -> str:
+        """What of this subject holds on this thread now, in words; for :class:`~isolate.errors.RestoreError`."""
+        return self.text
+
+
+class Enterable:
+    """A part that can be put in force on the calling thread for good."""
+
+    __slots__ = ()
+
+    def enter(self) -> None:
+        """Put it in force on the calling thread from now on; there is no way back.
+
+        Threads and processes that this thread starts later inherit it; threads that run already are not touched.
+
+        :raises SetupError: a step failed. What came before it stays in force: end the thread, or the program.
+        :raises ThreadedError: the kernel does this only for a process with one thread.
+        """
+        from isolate.thread.program import enter
+
+        enter((self,))
+
+
+class Reversible(Enterable):
+    """A part that the kernel gives a way back from: ``with part:`` holds on this thread inside the block, then no more.
+
+    Blocks nest, also of the same part (twice entered is entered twice). They end on the thread that entered them, in
+    reverse order. Anything else is a RestoreError that says what this thread is now: leaving on another thread or in a
+    forked child, leaving out of order, or an ``await`` inside at which other tasks could run.
+    """
+
+    __slots__ = ()
+
+    def here(self) -> Change:
+        """The change that it is to this thread; not yet made."""
+        raise NotImplementedError(f"{type(self).__name__}.here")
+
+    def __enter__(self) -> Self:
+        begun: list[object] = []
+        try:
+            from isolate.thread import blocks
+
+            return blocks.enter(self, self.here, begun)
+        except KeyboardInterrupt:
+            from isolate.thread import blocks
+
+            blocks.abandon(begun)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        done: list[object] = []
+        # Control-C may come at any point: what was begun is ended first. (Not if it comes before the first line: then
+        # Python itself has not called this yet, which no context manager written in Python can help.)
+        try:
+            from isolate.thread import blocks
+
+            blocks.leave(self, done)
+        except KeyboardInterrupt:
+            from isolate.thread import blocks
+
+            blocks.finish_leaving(self, done)
+            raise
+
+
+class ReversibleMount(Reversible):
+    """A single mount: what stands inside of a root, and by itself is a block on a path of the calling thread's."""
+
+    __slots__ = ()
+
+    def here(self) -> Change:
+        """The mount on its target, which must exist; gone after, also when it is in use (MNT_DETACH)."""
+        from isolate.mounts.change import MountChange
+
+        return MountChange(self)  # type: ignore[arg-type]
+
+    def enter(self) -> None:
+        """Mount it on its target, in the calling thread's mount namespace, to stay."""
+        change = self.here()
+        change.apply()
+        change.release()
+
+
+class Irreversible(Enterable):
+    """A part that the kernel gives no way back from: ``with`` is refused, by type checkers too."""
+
+    __slots__ = ()
+    #: What to do instead of ``with``, for the error.
+    remedy: ClassVar[str] = (
+        "put it in force for good by .enter(), on a thread that ends with it by isolate.in_thread(function, part),"
+        " or in a child by Sandbox(part).run(...)"
+    )
+
+    if not TYPE_CHECKING:
+        # Not for the checkers: to them the class has no way of being a context manager, as to the kernel.
+        def __enter__(self):
+            raise IrreversibleError(f"with {type(self).__name__}: the kernel gives no way back; {self.remedy}")
+
+        def __exit__(self, *exception):
+            raise IrreversibleError(f"with {type(self).__name__}: the kernel gives no way back; {self.remedy}")

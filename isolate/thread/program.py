@@ -1,0 +1,280 @@
+"""Steps that run on the calling thread: compiled to a tape like a sandbox's, run by the same interpreter."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from isolate import errors
+from isolate.engine.native import ffi, lib
+from isolate.engine.plan import Call, Context, Phase, Plan, Register, Section, Step, Target, call, complete
+from isolate.engine.tape import HEADER, OP, compile_plan
+from isolate.errors import SetupError, ThreadedError
+from isolate.kernel.constants import CLONE_NEWTIME, CLONE_NEWUSER, NOTHING, PR_SET_KEEPCAPS
+from isolate.thread.blocks import entered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from isolate.engine.plan import Op, Part
+    from isolate.engine.tape import Tape
+
+__all__ = ["Program", "Running", "enter", "gather", "refuse_threads", "threads"]
+
+_APPLY, _UNDO, _CLOSE = Phase.SYSTEM, Phase.AFTER, Phase.CLEANUP
+_OUT = 9  # of an op's fields: the register of its result
+_OPENING = {
+    "fcntl", "fsmount", "fsopen", "landlock_create_ruleset", "memfd_create", "open_tree", "openat", "openat2",
+    "pidfd_open", "socket",
+}  # fmt: skip
+_CHECKSUM = 1  # of the header's 64-bit words
+_REGISTERS = 8  # of the header's fields, magic and checksum included
+_NOT_BY_US = (Phase.SYNC, Phase.SESSION, Phase.DESCRIPTORS, Phase.EXEC, Phase.PROGRAM)
+
+
+class HereContext(Context):
+    """What a part may ask while its steps are for the calling thread: no launcher stands between."""
+
+    executes = False
+
+    @property
+    def privileged(self) -> bool:
+        """False with a user namespace: from inside nobody has rights over the parent's ids (user_namespaces(7))."""
+        return self.euid == 0 and not any(getattr(part, "kind", None) == "user" for part in self.parts)
+
+    def descriptor(self, fd: int) -> Any:
+        """The descriptor is this process's own."""
+        super().descriptor(fd)
+        return _Own(fd)
+
+
+class _Own(int):
+    """A descriptor of this process, where a launcher would have a slot."""
+
+    @property
+    def number(self) -> int:
+        """Itself."""
+        return int(self)
+
+
+Row: TypeAlias = "tuple[Step, Part]"
+
+
+class HerePlan(Plan):
+    """Steps by what runs them: apply, undo, close."""
+
+    def __init__(self, apply: Iterable[Row], undo: Iterable[Row], close: Iterable[Row]) -> None:
+        sections = ((_APPLY, apply), (_UNDO, undo), (_CLOSE, close))
+        rows = [(_moved(step, phase), part) for phase, some in sections for step, part in some]
+        self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
+        self.parts: tuple[Part, ...] = tuple(part for _, part in rows)
+        self.owners: tuple[Part, ...] = self.parts
+        self.context: Context = Context((), euid=0, egid=0)
+        self.clone_flags = NOTHING
+        self.cgroup: Register | None = None
+
+
+def _moved(step: Step, phase: Phase) -> Step:
+    return Step(phase, step.text, step.ops, path=step.path, needs=step.needs, hints=step.hints)
+
+
+def gather(parts: Iterable[Any]) -> list[Row]:
+    """The steps of parts for the calling thread, in the kernel's order; new namespaces by one unshare."""
+    all_parts = complete(parts)
+    context = HereContext(all_parts, euid=os.geteuid(), egid=os.getegid())
+    found: list[tuple[int, int, Step, Part]] = []
+    for index, part in enumerate(sorted(all_parts, key=lambda p: (type(p).__name__, repr(p)))):
+        found += [(s.phase, index, s, part) for s in part.steps(context) if s.phase not in _NOT_BY_US]
+    found.sort(key=lambda row: row[:2])
+    rows = [(step, part) for *_, step, part in found]
+    new = [(step, part) for step, part in rows if step.phase is Phase.CLONE]
+    if not new:
+        return rows
+    flags = NOTHING
+    for step, _ in new:
+        flags = flags | step.clone_flags
+    hints = {
+        errno.EINVAL: (
+            "the kernel was built without this kind of namespace, or the process has several threads, or its children"
+            " go into another pid namespace already"
+        ),
+        errno.ENOSPC: "the limit of namespaces is reached: /proc/sys/user/max_*_namespaces",
+    }
+    step = Step(Phase.CLONE, ", ".join(s.text for s, _ in new), (call("unshare", flags),), hints=hints)
+    at = rows.index(new[0])
+    return [*rows[:at], (step, new[0][1]), *(row for row in rows[at:] if row[0].phase is not Phase.CLONE)]
+
+
+class Program:
+    """Compiled steps: what puts in force, what takes back, what closes. Made once, run by any thread."""
+
+    __slots__ = ("kept", "registers", "skipped", "tape")
+
+    def __init__(
+        self, owner: Part, apply: Iterable[Row], undo: Iterable[Step] = (), close: Iterable[Step] = ()
+    ) -> None:
+        # A register tells, in memory that no interruption can lose, that the section has run to its end.
+        undone, closed = Register("undone"), Register("closed")
+        first = tuple(call("close", -1, out=r, errors=(errno.EBADF,)) for r in (undone, closed))
+        plan = HerePlan(
+            ((Step(_APPLY, "begin", first), owner), *apply),
+            [(s, owner) for s in (*undo, Step(_UNDO, "end", (call("getpid", out=undone),)))],
+            [(s, owner) for s in (*close, Step(_CLOSE, "end", (call("getpid", out=closed),)))],
+        )
+        self.tape: Tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
+        self.registers: int = HEADER.unpack_from(self.tape.data)[_REGISTERS]
+        self.skipped: int = len(plan.steps)
+        #: What stays open until the block ends.
+        closing = [op for step in close for op in step.ops if isinstance(op, Call)]
+        self.kept: set[Register] = {arg for op in closing for arg in op.args if isinstance(arg, Register)}
+
+
+_UNDONE, _CLOSED = 3, 4  # the first registers behind the engine's own
+
+
+class Running:
+    """A program on its way: a private copy of the tape, which keeps what was read, and the registers."""
+
+    __slots__ = ("_copy", "_failed", "_program", "_registers", "_size", "_skipped")
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        data = program.tape.data
+        self._size = len(data)
+        self._copy = ffi.new("uint64_t[]", (self._size + 7) // 8)
+        ffi.memmove(self._copy, data, self._size)
+        self._registers = ffi.new("int64_t[]", [-1] * program.registers)
+        self._registers[0] = self._registers[2] = os.getpid()
+        self._failed = ffi.new("uint32_t *")
+        self._skipped = ffi.new("uint8_t[]", program.skipped)
+
+    def apply(self) -> None:
+        """Put in force.
+
+        :raises SetupError: the step that failed.
+        """
+        self._run(Section.INIT)
+
+    def undo(self) -> None:
+        """Take back what was put in force; nothing if that is done."""
+        if self._registers[_UNDONE] < 0 and self._registers[_CLOSED] == -errno.EBADF:
+            self._run(Section.AFTER)
+
+    def close(self) -> None:
+        """Close what is open; nothing if that is done."""
+        if self._registers[_CLOSED] == -errno.EBADF:
+            self._run(Section.CLEANUP)
+
+    def _run(self, section: Section) -> None:
+        base = ffi.cast("uint8_t *", self._copy)
+        if section is not Section.INIT:  # what ran before has stored into it
+            self._copy[_CHECKSUM] = lib.iso_tape_checksum(base, self._size)
+        result = lib.iso_run_here(base, self._size, section, self._registers, self._failed, self._skipped)
+        if result < 0:
+            if section is Section.INIT:
+                self._close_opened(int(self._failed[0]))
+            raise _error(self._program.tape, int(self._failed[0]), int(-result))
+
+    def _close_opened(self, failed: int) -> None:
+        """A launcher that fails ends, and its descriptors with it; this process does not."""
+        opened: dict[Register, int] = {}  # to its number
+        for index, op in enumerate(self._program.tape.ops[:failed]):
+            if isinstance(op, Target) or (isinstance(op, Call) and op.name in _OPENING):
+                row = OP.unpack_from(self._program.tape.data, HEADER.size + index * OP.size)
+                if op.out is not None:
+                    opened[op.out] = row[_OUT]
+            elif isinstance(op, Call) and op.name == "close" and isinstance(op.args[0], Register):
+                opened.pop(op.args[0], None)
+        for register, number in opened.items():
+            if register not in self._program.kept and self._registers[number] >= 0:
+                os.close(self._registers[number])
+
+
+def _error(tape: Tape, index: int, error: int) -> SetupError:
+    found = tape.step(index)
+    if found is None:
+        return SetupError(error, "run the steps on this thread")
+    step, part = found
+    op = tape.ops[index]
+    cause = step.hints.get(error)
+    remedy = None
+    if error == errno.EPERM and (cause is None or "CAP_SYS_ADMIN" in cause):
+        cause = cause or "it needs CAP_SYS_ADMIN in the user namespace that this thread is in"
+        name = type(part).__name__ if type(part).__name__.endswith("Namespace") else "MountNamespace"
+        remedy = f"run as root, or first enter both for good: UserNamespace().enter(), then {name}().enter()"
+        if name == "PidNamespace":
+            # Who is not in the namespace that its children get cannot make one more for them (unshare(2), EINVAL).
+            remedy += ", and use the block in a program that is then executed as a child"
+    if error == errno.EACCES and cause is None and type(part).__name__ == "UserNamespace":
+        cause = "this process is not dumpable, so its files in /proc are root's: it changed its ids since exec"
+        remedy = "enter it before, or in a program that is executed with these ids"
+    kind = errors.UnsupportedError if error == errno.ENOSYS else SetupError
+    return kind(
+        error, step.text, part=type(part).__name__, syscall=_syscall(op), cause=cause, remedy=remedy,
+        path=os.fsdecode(step.path) if step.path else None,
+    )  # fmt: skip
+
+
+def _syscall(op: Op) -> str | None:
+    return op.name if isinstance(op, Call) else "openat2" if isinstance(op, Target) else None
+
+
+# ---- threads -----------------------------------------------------------------------------------------------------
+
+
+def threads() -> int:
+    """How many threads this process has, those that Python does not know included."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def refuse_threads(part: str, why: str) -> None:
+    """For what the kernel does only for a process with one thread.
+
+    :raises ThreadedError: there are more.
+    """
+    count = threads()
+    for _ in range(100):
+        if count == 1 or threading.active_count() > 1:
+            break
+        # Before Python 3.13 join() returns a little before the kernel's thread has gone.
+        time.sleep(0.001)
+        count = threads()
+    if count > 1:
+        raise ThreadedError(
+            f"{part}: {why}, and this one has {count} threads (importing numpy or the like starts some): do it at the"
+            " program's start, or in a child by Sandbox(...)"
+        )
+
+
+# ---- for good ------------------------------------------------------------------------------------------------------
+
+
+def enter(parts: Iterable[object]) -> None:
+    """Put parts in force on this thread for good, in the kernel's order.
+
+    :raises SetupError: a step failed; what came before it stays.
+    """
+    rows = gather(parts)
+    if not rows:
+        return
+    for part, flag in (("UserNamespace", CLONE_NEWUSER), ("TimeNamespace", CLONE_NEWTIME)):
+        for step, _ in rows:
+            for op in step.ops:
+                joins = isinstance(op, Call) and op.name == "setns" and op.args[1] == flag
+                if joins or (step.phase is Phase.CLONE and flag is CLONE_NEWUSER and _flags(op) & flag):
+                    refuse_threads(part, "the kernel does this only for a process with one thread")
+    if any(step.phase is Phase.BOUNDING for step, _ in rows):
+        # Only the change of ids above was to keep capabilities. EPERM: securebits are locked, with it off.
+        keep = call("prctl", PR_SET_KEEPCAPS, 0, 0, 0, 0, errors=(errno.EPERM,))
+        rows.append((Step(Phase.VERIFY, "capabilities go with the next change of ids", (keep,)), rows[-1][1]))
+    running = Running(Program(rows[0][1], rows))
+    entered()
+    running.apply()
+
+
+def _flags(op: Op) -> int:
+    value = op.args[0] if isinstance(op, Call) else 0
+    return value if isinstance(value, int) else 0

@@ -1,0 +1,195 @@
+"""The command line: run a program in a sandbox, explain one, probe the host.
+
+It is a thin dress of :class:`isolate.Sandbox`: whatever an option does, a part does, and ``explain --code`` prints it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from isolate.tools.cli.assemble import environment, sandbox
+from isolate.tools.cli.options import (
+    EXIT_INTERRUPTED,
+    EXIT_NOT_EXECUTABLE,
+    EXIT_NOT_FOUND,
+    EXIT_SETUP,
+    EXIT_TIME,
+    EXIT_USAGE,
+    parser,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from isolate.errors import SetupError
+    from isolate.sandbox.box import Sandbox
+    from isolate.sandbox.result import Result
+
+__all__ = ["main"]
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.program:
+        raise ValueError("which program? (isolate run [options] -- PROGRAM [ARGUMENT ...])")
+    return _execute(sandbox(options), options)
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from isolate.sandbox.attach import attach
+
+    if not getattr(options, "program", None):
+        raise ValueError("which program? (isolate attach [options] PID -- PROGRAM [ARGUMENT ...])")
+    with attach(options.pid) as there:
+        return _execute(there.sandbox(only=options.only.split(",") if options.only else None), options)
+
+
+def _execute(box: Sandbox, options: argparse.Namespace) -> int:
+    from isolate.errors import SetupError
+
+    streams: dict[str, Any] = {} if options.json else {"stdout": None, "stderr": None}
+    try:
+        result = box.run(
+            options.program, stdin=0, timeout=options.timeout, cpu_time=options.cpu_time, max_output=options.max_output,
+            env=environment(options.env), cwd=options.cwd, **streams,
+        )  # fmt: skip
+    except SetupError as error:
+        if options.json:
+            _print_error(error)
+        else:
+            print(f"isolate: {error}", file=sys.stderr)
+        return _setup_status(error)
+    if options.json:
+        print(result.json())
+    elif not options.quiet and str(result.verdict) not in ("OK", "EXITED"):
+        print(f"isolate: {_why(result)}", file=sys.stderr)
+    return _status(result)
+
+
+def _print_error(error: SetupError) -> None:
+    import json
+
+    told = ("part", "step", "syscall", "path", "errno", "cause", "remedy")
+    print(json.dumps({"verdict": None, "error": {name: getattr(error, name) for name in told}, "message": str(error)}))
+
+
+def _setup_status(error: SetupError) -> int:
+    if error.syscall == "execve" and error.step.startswith("execute "):
+        return EXIT_NOT_FOUND if error.errno == errno.ENOENT else EXIT_NOT_EXECUTABLE
+    return EXIT_SETUP
+
+
+def _why(result: Result[Any]) -> str:
+    import signal
+
+    words = {
+        "TIMEOUT": "killed: it ran into --timeout",
+        "CPU_TIME": "killed: it ran into its limit of CPU time",
+        "OOM": "killed: it ran into its limit of memory",
+        "PIDS": "it ran into its limit of processes",
+        "OUTPUT": "killed: it wrote more than --max-output",
+        "SECCOMP": "killed: it made a system call that its filter forbids",
+    }.get(str(result.verdict))
+    if words is None:
+        number = -result.returncode
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        words = f"ended by {name}"
+    return f"{result.verdict}: {words} (after {result.wall_time:.3f} s, {result.cpu_time:.3f} s of CPU time)"
+
+
+def _status(result: Result[Any]) -> int:
+    if str(result.verdict) in ("TIMEOUT", "CPU_TIME"):
+        return EXIT_TIME
+    if str(result.verdict) == "OUTPUT":
+        return 128 + 9  # also where it ended by itself before it could be killed
+    return 128 - result.returncode if result.returncode < 0 else result.returncode
+
+
+def _explain(options: argparse.Namespace) -> int:
+    box = sandbox(options)
+    if options.code:
+        from isolate.tools.cli.code import code
+
+        print(code(box))
+    else:
+        print(box.explain().rstrip("\n"))
+    return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from isolate.tools.doctor import abilities
+
+    rows = abilities()
+    if options.names:
+        unknown = sorted(set(options.names) - {row.name for row in rows})
+        if unknown:
+            raise ValueError(f"no ability is named {unknown[0]!r}; they are {', '.join(row.name for row in rows)}")
+        rows = tuple(row for row in rows if row.name in options.names)
+    if options.json:
+        import json
+
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        _print_table(rows)
+    return 1 if options.names and not all(row.ok for row in rows) else 0
+
+
+def _print_table(rows: Sequence[Any]) -> None:
+    import textwrap
+
+    system = os.uname()
+    who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
+    print(f"{system.sysname} {system.release} {system.machine}, as {who}")
+    width = max(len(row.name) for row in rows)
+    told: dict[tuple[str, str], str] = {}
+    for row in rows:
+        detail = f" ({row.reason})" if row.ok and row.reason else ""
+        print(f"{row.name:{width}}  {'ok' if row.ok else 'no'}  {row.what}{detail}")
+        if not row.ok:
+            pad = " " * (width + 6)
+            first = told.setdefault((row.reason, row.remedy), row.name)
+            if first != row.name:
+                print(f"{pad}why: as for {first}")
+                continue
+            for word, text in (("why", row.reason), ("remedy", row.remedy)):
+                if text:
+                    print(textwrap.fill(f"{word}: {text}", 118, initial_indent=pad, subsequent_indent=pad + "  "))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; its exit status. Without arguments the help is printed."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    top = parser()
+    if not argv:
+        top.print_help()
+        return 0
+    # Whatever stands behind the first -- is the program's, however it looks.
+    cut = argv.index("--") if "--" in argv else None
+    options = top.parse_args(argv[:cut])
+    if options.command is None:
+        top.print_help()
+        return EXIT_USAGE
+    if cut is not None:
+        if getattr(options, "program", None):
+            top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
+        options.program = argv[cut + 1 :]
+    command = {"run": _run, "attach": _attach, "explain": _explain, "probe": _probe}[options.command]
+    try:
+        return command(options)
+    except (ValueError, TypeError) as error:
+        print(f"isolate: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        print(f"isolate: {error}", file=sys.stderr)
+        return EXIT_SETUP

@@ -1,0 +1,173 @@
+"""From options to parts: nothing here that a user could not write with the public names."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from isolate.engine.plan import Part
+    from isolate.sandbox.box import Sandbox
+
+__all__ = ["environment", "sandbox"]
+
+
+def _entries(options: argparse.Namespace) -> list[Any]:
+    from isolate import mounts
+
+    made: list[Any] = []
+    for kind, values in getattr(options, "entries", None) or []:
+        if kind in ("ro_bind", "bind", "overlay"):
+            values = [os.path.abspath(values[0]), values[1]]  # the caller's files: from where the caller stands
+        if kind == "ro_bind":
+            made.append(mounts.Bind(*values))
+        elif kind == "bind":
+            made.append(mounts.Bind(*values, read_only=False))
+        elif kind == "tmpfs":
+            made.append(mounts.Tmpfs(values[0], size=options.tmpfs_size))
+        elif kind == "overlay":
+            made.append(mounts.Overlay(values[1], lower=(values[0],)))
+        elif kind == "symlink":
+            made.append(mounts.Symlink(*values))
+        else:
+            made.append(getattr(mounts, kind.capitalize())(values[0]))
+    return made
+
+
+def _limits(options: argparse.Namespace) -> Part | None:
+    given = {name: getattr(options, name) for name in ("memory", "pids", "cpu") if getattr(options, name) is not None}
+    if not given:
+        return None
+    from isolate.cgroups import Limits
+
+    return Limits(**given)
+
+
+def sandbox(options: argparse.Namespace) -> Sandbox:
+    """The sandbox that the options describe."""
+    from isolate.sandbox.box import Sandbox
+
+    limits: Any = _limits(options)
+    if options.root is not None:
+        from isolate import presets
+
+        extra = [] if limits is None else [limits]
+        box = presets.container(os.path.abspath(options.root), *_entries(options), extra=extra)
+    elif options.preset == "untrusted":
+        from isolate import presets
+
+        box = presets.untrusted(*_entries(options), limits=limits)
+    else:
+        box = Sandbox(*_bare(options), *([] if limits is None else [limits]))
+    parts = {type(part): part for part in box.parts}
+    if options.new and options.preset != "bare":
+        raise ValueError("--new goes with --preset bare: the others have all namespaces")
+    _change(parts, options)
+    return Sandbox(*parts.values())
+
+
+def _bare(options: argparse.Namespace) -> list[Part]:
+    from isolate import namespaces
+    from isolate.mounts import Root
+
+    made: list[Part] = []
+    known = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time")
+    for kind in filter(None, options.new.split(",")):
+        if kind not in known:
+            import difflib
+
+            near = difflib.get_close_matches(kind, known, n=1)
+            raise ValueError(f"--new: no namespace is named {kind!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        made.append(getattr(namespaces, f"{kind.capitalize()}Namespace")())
+    entries = _entries(options)
+    if entries:
+        made.append(Root(*entries))
+    return made
+
+
+def _change(parts: dict[type[Any], Part], options: argparse.Namespace) -> None:
+    """Put what single options say in the place of what is there."""
+    from isolate.attributes.credentials import Credentials
+    from isolate.attributes.rlimits import Rlimits
+    from isolate.capabilities.part import Capabilities
+    from isolate.namespaces.ids import IdMap
+    from isolate.namespaces.part import NetNamespace, UserNamespace, UtsNamespace
+    from isolate.seccomp import Seccomp
+
+    if options.net:
+        parts.pop(NetNamespace, None)
+    if options.hostname is not None:
+        parts[UtsNamespace] = UtsNamespace(hostname=options.hostname)
+    if options.uid is not None or options.gid is not None:
+        uid = options.uid if options.uid is not None else options.gid
+        gid = options.gid if options.gid is not None else uid
+        user = parts.get(UserNamespace)
+        if isinstance(user, UserNamespace):
+            # The id on the host stays what it was: the options name the one inside.
+            host_uid = user.map.uids[0].outside if user.map else os.geteuid()
+            host_gid = user.map.gids[0].outside if user.map else os.getegid()
+            ids = IdMap.single(uid, gid, host_uid=host_uid, host_gid=host_gid)
+            parts[UserNamespace] = UserNamespace(uid=uid, gid=gid, map=ids)
+        else:
+            parts[Credentials] = Credentials(uid=uid, gid=gid)
+    if options.cap:
+        # Ambient, so that any program has them, not only one with file capabilities.
+        parts[Capabilities] = Capabilities(
+            effective=options.cap,
+            permitted=options.cap,
+            inheritable=options.cap,
+            ambient=options.cap,
+            bounding=options.cap,
+        )
+    if options.rlimit:
+        from dataclasses import replace
+
+        own = parts.get(Rlimits)
+        parts[Rlimits] = replace(own if isinstance(own, Rlimits) else Rlimits(), **_rlimits(options.rlimit))
+    if options.seccomp is not None:
+        parts.pop(Seccomp, None)
+        if options.seccomp != "none":
+            parts[Seccomp] = Seccomp.default() if options.seccomp == "default" else Seccomp.strict()
+
+
+def _rlimits(words: Sequence[str]) -> dict[str, Any]:
+    from dataclasses import fields
+
+    from isolate.attributes.rlimits import Rlimits
+
+    known = {field.name for field in fields(Rlimits)}
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equal, value = word.partition("=")
+        name = "as_" if name.lower() == "as" else name.lower()
+        if not equal:
+            raise ValueError(f"--rlimit wants NAME=N, not {word!r}")
+        if name not in known:
+            import difflib
+
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            raise ValueError(f"--rlimit: no limit is named {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        pair = [int(v) if v.isdecimal() else v for v in value.split(":")]
+        if len(pair) > 2:
+            raise ValueError(f"--rlimit wants NAME=SOFT or NAME=SOFT:HARD, not {word!r}")
+        found[name] = tuple(pair) if len(pair) == 2 else pair[0]
+    return found
+
+
+def environment(words: Sequence[str]) -> dict[str, str]:
+    """The program's environment: PATH and what ``--env`` names."""
+    from isolate.sandbox.defaults import DEFAULT_PATH
+
+    env = {"PATH": DEFAULT_PATH}
+    for word in words:
+        name, equal, value = word.partition("=")
+        if equal:
+            env[name] = value
+        elif name in os.environ:
+            env[name] = os.environ[name]
+        else:
+            raise ValueError(f"--env {name}: there is no such variable here; NAME=VALUE gives it one")
+    return env

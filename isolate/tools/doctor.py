@@ -1,0 +1,236 @@
+"""What this host can do, found by trying: in sandboxes that are thrown away, never by guessing from versions.
+
+:func:`abilities` is what ``python -m isolate probe`` prints; :func:`check` is :meth:`isolate.Sandbox.check`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isolate.cgroups.limits import Limits
+from isolate.engine.plan import Context, Engine, Part, Phase, Plan, Step
+from isolate.errors import SetupError
+from isolate.sandbox.box import Sandbox
+from isolate.sandbox.defaults import Launch, defaults
+from isolate.sandbox.result import Verdict
+from isolate.sandbox.streams import DEVNULL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["Ability", "abilities", "check"]
+
+
+_EXECUTE = "be allowed to execute a program"
+
+# ---- check -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _EndAtOnce(Launch):
+    """:class:`~isolate.sandbox.defaults.Launch` without a program: it is not looked up, and none is executed.
+
+    Executing needs a file inside, and an empty root has none. Everything before stands as it would, the filter too; so
+    what is asked of execve is whether it may be called: without a path, it answers EFAULT to whoever may.
+    """
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """Those of a start, with other ends."""
+        for step in super().steps(context):
+            if step.phase is Phase.EXEC:
+                yield Step(Phase.EXEC, _EXECUTE, (Engine("exec"),))
+            elif step.phase is not Phase.PROGRAM:
+                yield step
+
+
+_EndAtOnce.__name__ = Launch.__name__  # what an error names
+
+
+class _Checked(Sandbox):
+    """A sandbox whose programs end before they begin."""
+
+    __slots__ = ()
+
+    def _plan(self) -> Plan:
+        parts = [_EndAtOnce() if type(part) is Launch else part for part in defaults(self.parts)]
+        plan = Plan(parts, euid=os.geteuid(), egid=os.getegid())
+        if plan.context.ground is None or plan.context.ground.ready():
+            return plan
+        # That would be made by a start. To look is to leave the host as it is: all but the limits is tried.
+        return Plan([p for p in parts if not isinstance(p, Limits)], euid=os.geteuid(), egid=os.getegid())
+
+
+def check(box: Sandbox) -> None:
+    """Set a sandbox up, with all of its parts in force, execute nothing, and take it down.
+
+    Limits for which systemd would first have to be asked for a scope are not tried: asking leaves the host changed.
+
+    :raises SetupError: what cannot be done, with cause and remedy.
+    """
+    try:
+        result = _Checked(*box.parts).run(["check"], stdout=DEVNULL, stderr=DEVNULL)
+    except SetupError as error:
+        if error.syscall != "execve" or error.errno != errno.EFAULT:
+            raise
+    else:
+        raise SetupError(
+            errno.EPERM, _EXECUTE,
+            part="Seccomp" if result.verdict is Verdict.SECCOMP else "Sandbox",
+            syscall="execve",
+            cause="the sandbox's own filter kills execve: no program can run in it"
+            if result.verdict is Verdict.SECCOMP
+            else f"the process that would have become the program ended with {result.verdict} ({result.returncode})",
+            remedy="allow execve in the policy" if result.verdict is Verdict.SECCOMP else None,
+        )  # fmt: skip
+
+
+# ---- abilities ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ability:
+    """One thing that a host can do for this caller, or why it cannot."""
+
+    name: str
+    #: What it is good for, in words.
+    what: str
+    ok: bool
+    #: Why not; or a detail, such as a version.
+    reason: str = ""
+    remedy: str = ""
+
+
+def abilities() -> tuple[Ability, ...]:
+    """Try everything and tell. Takes some tens of milliseconds; leaves nothing behind; raises nothing."""
+    return tuple(_abilities())
+
+
+def _abilities() -> Iterator[Ability]:
+    yield _try("start", "start a program under the launcher", lambda: check(Sandbox()))
+    yield _try("memfd", "the launcher runs from a sealed memfd", _memfd)
+    user = _try("user", "user namespace: ids and capabilities of its own", lambda: check(Sandbox(_user())))
+    yield user
+    for kind, what in _NAMESPACES.items():
+        yield _try(kind, what, lambda kind=kind: check(Sandbox(*_base(), _namespace(kind))))  # type: ignore[misc]
+    yield _try("id-ranges", "many ids inside, by newuidmap and /etc/subuid", _ranges)
+    for name, what, *entry in _ROOTS:
+        yield _try(name, what, lambda entry=entry: _root(*entry))  # type: ignore[misc]
+    yield _try("seccomp", "filters of system calls", _seccomp)
+    yield _try("landlock", "rights to paths, ports and signals without namespaces", _landlock)
+    for name, what, limits in _LIMITS:
+        yield _try(name, what, lambda limits=limits: _limits(limits))  # type: ignore[misc]
+
+
+_NAMESPACES = {
+    "mount": "mount namespace: a mount table of its own",
+    "pid": "pid namespace: only its own processes",
+    "net": "network namespace: loopback alone",
+    "ipc": "IPC namespace: System V and POSIX queues of its own",
+    "uts": "UTS namespace: a host name of its own",
+    "cgroup": "cgroup namespace: no view of the host's groups",
+    "time": "time namespace: clocks of its own",
+}
+
+# Row, words, and the entry of a root: its class and arguments.
+_ROOTS: tuple[tuple[str, str, str, tuple[str, ...], dict[str, object]], ...] = (
+    ("root", "a root of its own, on tmpfs", "Dir", ("/empty",), {}),
+    ("bind", "bind mounts of the host's files, read-only", "Bind", ("/usr",), {}),
+    ("tmpfs", "a bounded tmpfs", "Tmpfs", ("/tmp",), {"size": "1M"}),
+    ("proc", "its own /proc", "Proc", (), {}),
+    ("sys", "its own /sys", "Sys", (), {}),
+    ("dev", "its own /dev", "Dev", (), {}),
+    ("mqueue", "its own POSIX message queues", "Mqueue", (), {}),
+    ("overlay", "overlayfs: layers with a writable one on top", "Overlay", ("/layers",), {"lower": ["/usr"]}),
+)
+
+_LIMITS: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("cgroup-pids", "limit of processes", {"pids": 64}),
+    ("cgroup-memory", "limit of memory, swap included", {"memory": "256M"}),
+    ("cgroup-cpu", "limit of CPU time per second", {"cpu": 0.5}),
+    ("cgroup-cpuset", "choice of processors", {"cpus": "0"}),
+)
+
+
+def _try(name: str, what: str, attempt: Callable[[], str | None]) -> Ability:
+    try:
+        detail = attempt()
+    except SetupError as error:
+        reason = error.cause or str(error).partition("\n")[0]
+        return Ability(name, what, False, reason, error.remedy or "")
+    except (ImportError, AttributeError) as error:
+        return Ability(name, what, False, f"this build of isolate lacks it ({error})")
+    except (OSError, ValueError, RuntimeError) as error:
+        return Ability(name, what, False, str(error).replace("\n", " "))
+    return Ability(name, what, True, detail or "")
+
+
+def _user() -> Part:
+    from isolate.namespaces.part import UserNamespace
+
+    return UserNamespace()
+
+
+def _base() -> list[Part]:
+    """What a caller without privileges needs for all the rest."""
+    from isolate.diagnosis import Host
+
+    return [] if Host().capable() else [_user()]
+
+
+def _namespace(kind: str) -> Part:
+    from isolate import namespaces
+
+    part = getattr(namespaces, f"{kind.capitalize()}Namespace")()
+    assert isinstance(part, Part)
+    return part
+
+
+def _memfd() -> str | None:
+    from isolate.engine import native
+
+    if native.launcher_fd() < 0:
+        raise OSError("vm.memfd_noexec forbids it; the installed file is run instead, which works as well")
+    return None
+
+
+def _ranges() -> str | None:
+    from isolate.namespaces.ids import IdMap
+    from isolate.namespaces.part import UserNamespace
+
+    ids = IdMap.subordinate()
+    check(Sandbox(UserNamespace(map=ids)))
+    return f"{sum(r.count for r in ids.uids)} uids, {sum(r.count for r in ids.gids)} gids"
+
+
+def _root(entry: str, args: tuple[str, ...], keywords: dict[str, object]) -> str | None:
+    from isolate import mounts
+    from isolate.namespaces.part import IpcNamespace, NetNamespace, PidNamespace
+
+    # /proc, /sys and message queues show namespaces, and are to be had only with those.
+    root = mounts.Root(getattr(mounts, entry)(*args, **keywords))
+    check(Sandbox(*_base(), PidNamespace(), NetNamespace(), IpcNamespace(), root))
+    return None
+
+
+def _seccomp() -> str | None:
+    from isolate.seccomp import Seccomp
+
+    check(Sandbox(Seccomp.default()))
+    return None
+
+
+def _landlock() -> str | None:
+    from isolate.landlock.part import FsAccess, Landlock, landlock_abi
+
+    check(Sandbox(Landlock(rules=[("/", FsAccess.EXECUTE)], handled=FsAccess.EXECUTE)))
+    return f"ABI {landlock_abi()}"
+
+
+def _limits(arguments: dict[str, object]) -> str | None:
+    box = Sandbox(Limits(**arguments))  # type: ignore[arg-type]
+    check(box)
+    ground = box._plan().context.ground
+    return None if ground is None or ground.ready() else "in a scope that systemd is asked for (not tried)"
