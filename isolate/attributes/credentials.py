@@ -49,7 +49,8 @@ class Credentials(Reversible):
     In a user namespace whose ``setgroups`` file says ``deny`` (every one-id map written without privileges) the kernel
     lets nobody change supplementary groups. Only there, ``groups=()`` is taken for "cannot be dropped": the host's
     groups stay, invisible and still good for access. Use a range map (``newgidmap``) to be rid of them. An ordinary
-    user without a user namespace gets an error if there are groups to drop: ``groups=None`` accepts them.
+    user without a user namespace gets an error if there are groups to drop: ``groups=None`` accepts them. A list that
+    holds the program's own gid alone (every login has it there) gives no access that the gid does not, and is none.
 
     Errors: EINVAL for an id that the user namespace does not map; EPERM without the capability.
     Source: setresuid(2), setgroups(2), credentials(7), user_namespaces(7).
@@ -98,17 +99,17 @@ class Credentials(Reversible):
             deniable = not user.allows_setgroups(context)
         kept = Buffer(4, "kept")  # 1 once the kernel has refused to let the groups go
         if self.groups is not None:
-            yield self._set_groups(kept, deniable)
+            yield self._set_groups(kept, deniable, gid_wanted)
         gid = yield from self._set("gid", gid_wanted)
         uid = yield from self._set("uid", uid_wanted)
         yield Step(Phase.CREDENTIALS, f"umask {self.umask:03o}", (call("umask", self.umask),))
         yield from self._verify(uid, gid, kept)
 
-    def _set_groups(self, kept: Buffer, deniable: bool) -> Step:
+    def _set_groups(self, kept: Buffer, deniable: bool, gid: int | None) -> Step:
         groups = sorted(set(self.groups or ()))
         table: Argument = Buffer(struct.pack(f"<{len(groups)}I", *groups), "groups") if groups else 0
         text = "drop the supplementary groups" if not groups else f"supplementary groups {', '.join(map(str, groups))}"
-        denied, done = Label(), Label()
+        denied, done, bare = Label(), Label(), Label()
         header = Buffer(struct.pack("<II", LINUX_CAPABILITY_VERSION_3, 0), "header")
         held = Buffer(24, "held")
         ops: list[Op] = [
@@ -116,34 +117,56 @@ class Credentials(Reversible):
             Test(1, 0, label=done),
             denied,
         ]
-        if groups:
-            # Nobody can be given a group where setgroups is denied.
-            ops.append(Test(0, 1, error=errno.EPERM))
-        else:
-            if deniable:
-                # With CAP_SETGID in hand, EPERM means that this user namespace denies setgroups to everybody: nothing
-                # can drop the groups.
-                bare = Label()
-                ops += [
-                    call("capget", header, held),
-                    Test(Load(held, 0, 4), 1 << _CAP_SETGID, mask=1 << _CAP_SETGID, label=bare),
-                    Store(kept, 0, 1, 4),
-                    Test(1, 0, label=done),
-                    bare,
-                ]
-            # Without the right to drop any it is only fine if there are none.
-            ops.append(call("getgroups", 0, 0, expect=0))
+        if not groups and deniable:
+            # With CAP_SETGID in hand, EPERM means that this user namespace denies setgroups to everybody: nothing
+            # can drop the groups.
+            ops += [
+                call("capget", header, held),
+                Test(Load(held, 0, 4), 1 << _CAP_SETGID, mask=1 << _CAP_SETGID, label=bare),
+                Store(kept, 0, 1, 4),
+                Test(1, 0, label=done),
+            ]
+        ops += [bare, *self._already(groups, gid, kept, done)]
         return Step(
             Phase.CREDENTIALS,
             text,
             (*ops, done),
             hints={
-                errno.EPERM: "groups cannot be set here: the user namespace denies setgroups, or CAP_SETGID is missing",
-                errno.EIO: "the caller has supplementary groups and no right to drop them; add UserNamespace(), or"
-                " accept them with Credentials(groups=None)",
+                errno.EPERM: "groups cannot be set here: the user namespace denies setgroups, or CAP_SETGID is missing"
+                if groups
+                else "the caller has supplementary groups and no right to drop them; add UserNamespace(), or accept"
+                " them with Credentials(groups=None)",
                 errno.EINVAL: "a group is not mapped in the user namespace",
             },
         )
+
+    @staticmethod
+    def _already(groups: list[int], gid: int | None, kept: Buffer, done: Label) -> list[Op]:
+        """Go on at ``done`` if the groups that cannot be changed are as wanted; else EPERM.
+
+        A list that holds the program's own gid alone, as ``initgroups`` makes it for every login user, gives nothing
+        that the gid does not: it counts as none.
+        """
+        room = max(1, len(groups)) + 1
+        table, count, refused = Buffer(4 * room, "groups"), Register("count"), Label()
+        ops: list[Op] = [
+            # EINVAL: there are more than fit.
+            call("getgroups", room, table, out=count, errors=(errno.EINVAL,), policy="jump", label=refused),
+        ]
+        if groups:
+            ops.append(Test(count, len(groups), label=refused))
+            # The kernel keeps them sorted.
+            ops += [Test(Load(table, 4 * i, 4), group, label=refused) for i, group in enumerate(groups)]
+        else:
+            own = Register("egid")
+            ops += [
+                Test(count, 0, label=done, negate=True),
+                Test(count, 1, label=refused),
+                call("getegid", out=own),
+                Test(Load(table, 0, 4), own if gid is None else gid, label=refused),
+                Store(kept, 0, 1, 4),
+            ]
+        return [*ops, Test(1, 0, label=done), refused, Test(0, 1, error=errno.EPERM)]
 
     def _set(self, kind: str, value: int | None) -> Generator[Step, None, Argument]:
         wanted: Argument

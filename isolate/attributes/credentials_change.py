@@ -79,11 +79,16 @@ class CredentialsChange(Change):
         result = _setgroups(groups)
         if result == -errno.EPERM and not groups and self._before.caps.mask(0) >> _CAP_SETGID & 1:
             return  # as in a sandbox: where the user namespace denies setgroups to everybody, groups cannot be dropped
+        if result == -errno.EPERM and not groups and self._before.groups == [self._own_gid()]:
+            return  # as in a sandbox: the own gid among the groups, where every login has it, gives nothing
         if result < 0:
             raise _refused(
                 -result, "supplementary groups", "setgroups",
                 "it needs CAP_SETGID, and a user namespace that allows setgroups; keep them with groups=None",
             )  # fmt: skip
+
+    def _own_gid(self) -> int:
+        return os.getegid() if self._gid is None else self._gid
 
     def undo(self) -> None:
         """The uid first: with it come the capabilities that the rest needs."""
