@@ -96,3 +96,69 @@ def test_many_keyrings_of_an_ordinary_user() -> None:
         f"print(sum(box.run(['true']).returncode == 0 for _ in range({limit + 50})))\n"
     )
     assert as_ordinary_user(code).strip() == str(limit + 50)
+
+
+REFUSED = """
+import sys
+from isolate import Sandbox, Seccomp, SessionKeyring
+from isolate.seccomp import rule
+inner = '''
+from isolate import Sandbox, SessionKeyring
+for parts in ((), (SessionKeyring(),), (SessionKeyring(or_refused=True),)):
+    try:
+        result = Sandbox(*parts).run(["true"])
+        print(result.verdict, result.applied["SessionKeyring"])
+    except OSError as error:
+        print(error.errno, error.cause)
+'''
+calls = sys.argv[1].split(",")
+outer = Sandbox(Seccomp(rule(sys.argv[2], calls), otherwise="allow"))
+result = outer.run([sys.executable, "-c", inner], text=True)
+print(result.stdout + result.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("calls", "answer", "wanted"),
+    [
+        # As in a default Docker container, and in a sandbox of isolate's own with its default filter.
+        ("keyctl,add_key,request_key", "EPERM", ["OK False", "1 a seccomp filter forbids", "OK False"]),
+        # The control: what remains would reach the caller's keys, so nothing starts.
+        ("keyctl", "EPERM", ["1 a seccomp filter forbids", "1 a seccomp filter forbids", "1 a seccomp filter forbids"]),
+        # And without a filter about keys a new keyring is had.
+        ("mkdir", "EPERM", ["OK True", "OK True", "OK True"]),
+    ],
+)
+def test_26_a_keyring_that_the_host_refuses(calls: str, answer: str, wanted: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", REFUSED, calls, answer], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.startswith(want) for line, want in zip(lines, wanted, strict=False)] == [True] * 3, done.stdout
+
+
+def test_26_explain_tells_of_what_may_be_left_out() -> None:
+    assert "or none, where a filter on the caller refuses all calls about keys" in Sandbox().explain()
+    assert "or none" not in Sandbox(SessionKeyring()).explain()
+
+
+READ_ONLY = """
+from isolate import Sandbox, Seccomp, UserNamespace
+from isolate.seccomp import deny
+for part in ((), (Seccomp.default(),), (Seccomp(deny("mkdir"), otherwise="allow"),)):
+    try:
+        result = Sandbox(UserNamespace(), *part).run(["unshare", "-U", "true"])
+        print(result.verdict, result.applied["UserNamespace"], result.left_out[0][:20])
+    except OSError as error:
+        print(error.errno, error.cause)
+"""
+
+
+@pytest.mark.root
+def test_26_nested_user_namespaces_where_proc_sys_is_read_only() -> None:
+    """As in rootless podman. The filter forbids them as well; without one (the control) the error stays."""
+    script = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", READ_ONLY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["EXITED False UserNamespace: no us"] * 2
+    assert lines[2].startswith("30 /proc/sys is read-only here")

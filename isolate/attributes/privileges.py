@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Label, Phase, Register, Step, Test, call
-from isolate.kernel.constants import KEYCTL_JOIN_SESSION_KEYRING, PR_GET_NO_NEW_PRIVS, PR_SET_NO_NEW_PRIVS
+from isolate.kernel.constants import (
+    KEY_SPEC_SESSION_KEYRING,
+    KEYCTL_GET_KEYRING_ID,
+    KEYCTL_JOIN_SESSION_KEYRING,
+    PR_GET_NO_NEW_PRIVS,
+    PR_SET_NO_NEW_PRIVS,
+)
 from isolate.thread.entering import Irreversible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.engine.plan import Context
+    from isolate.engine.plan import Context, Op
 
 __all__ = ["NoNewPrivs", "SessionKeyring"]
 
@@ -65,36 +71,74 @@ class SessionKeyring(Irreversible):
     user, so an exceeded quota is tried again for up to two seconds. A kernel without keyrings is no error: there is
     nothing to hide. The keyring of the *user* can still be named; deny ``keyctl`` by seccomp to close that too.
 
+    ``or_refused=True``, which is what every sandbox has by default, is for a caller that is itself under a seccomp
+    filter such as Docker's. Where it refuses ``keyctl``, ``add_key`` and ``request_key`` altogether, nothing inside can
+    name a key either: the program starts, and ``Result.applied`` says that it has no keyring of its own. A filter that
+    refuses the new keyring alone stays an error, since the caller's keys would be in reach.
+
     Source: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
     """
 
     enabled: bool = True
+    or_refused: bool = False
 
     def __post_init__(self) -> None:
         _switch(self, self.enabled)
+        if not isinstance(self.or_refused, bool):
+            raise TypeError(f"SessionKeyring: or_refused must be True or False, not {self.or_refused!r}")
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Join a new one before the ids change: it must not belong to whom the program becomes."""
         if not self.enabled:
             return
         serial = Register("keyring")
-        again, done = Label(), Label()
+        failed, other, done = Label(), Label(), Label()
+        refused = (errno.EPERM,) if self.or_refused else ()
         yield Step(
             Phase.KEYRING,
-            "a new, empty session keyring",
+            "a new, empty session keyring"
+            + (" (or none, where a filter on the caller refuses all calls about keys)" if refused else ""),
             (
                 call(
                     "keyctl", KEYCTL_JOIN_SESSION_KEYRING, 0, out=serial,
-                    errors=(errno.ENOSYS, errno.EDQUOT), policy="jump", label=again,
+                    errors=(errno.ENOSYS, errno.EDQUOT, *refused), policy="jump", label=failed,
                 ),
-                again,
-                Test(serial, -errno.EDQUOT, label=done),
+                Test(1, 0, label=done),
+                failed,
+                Test(serial, -errno.EDQUOT, label=other),
                 call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, 0, errors=(errno.EDQUOT,), policy="retry"),
+                Test(1, 0, label=done),
+                other,
+                *(_all_of_keyctl_refused(serial, done) if refused else ()),
                 done,
             ),
             hints={
                 errno.EDQUOT: "the caller's quota of keys is used up; raise kernel.keys.maxkeys or run fewer at once",
-                errno.EPERM: "a seccomp filter forbids keyctl; SessionKeyring(enabled=False) keeps the caller's",
+                errno.EPERM: "a seccomp filter forbids a new keyring"
+                + (", and not the use of the caller's" if refused else "")
+                + "; SessionKeyring(enabled=False) keeps the caller's",
                 errno.EACCES: "a security module forbids it; SessionKeyring(enabled=False) keeps the caller's",
             },
         )  # fmt: skip
+
+
+def _all_of_keyctl_refused(serial: Register, done: Label) -> Iterator[Op]:
+    """Whether the caller's keyring is out of reach as well: the program is under the same filter as these questions."""
+    for name, *args in (
+        ("keyctl", KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0),
+        ("add_key", 0, 0, 0, 0, KEY_SPEC_SESSION_KEYRING),
+        ("request_key", 0, 0, 0, 0),
+    ):
+        asked = Register("asked")
+        look, missing, refused = Label(), Label(), Label()
+        # Where it may be called it finds no keyring, or says that address 0 is none.
+        answers = (errno.EPERM, errno.ENOSYS, errno.ENOKEY, errno.EFAULT)
+        yield call(name, *args, out=asked, errors=answers, policy="jump", label=look)
+        yield look
+        yield Test(asked, -errno.EPERM, label=missing)
+        yield Test(1, 0, label=refused)
+        yield missing
+        yield Test(asked, -errno.ENOSYS, error=errno.EPERM)
+        yield refused
+    # A kernel without keyrings is as good as a new one.
+    yield Test(serial, -errno.ENOSYS, label=done, skip=True)

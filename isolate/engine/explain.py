@@ -114,8 +114,9 @@ def op(o: Op) -> str | None:
         relation = "==" if o.negate else "!="
         mask = f" & {o.mask & (2**64 - 1):#x}" if o.mask != -1 else ""
         outcome = "go on further below" if o.label else "stop with an error"
+        outcome = "not in force here" if o.skip else outcome
         if isinstance(o.value, int):  # compares nothing: a jump
-            return "not in force here" if o.skip else outcome
+            return outcome
         return f"if {argument(o.value)}{mask} {relation} {argument(o.wanted)}: {outcome}"
     if isinstance(o, Line):
         return f"if {argument(o.buffer)} has no line {show(o.line)}: stop with an error"

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from isolate.engine.plan import CHILD, Buffer, Context, Op, Phase, Register, RunHost, Step, Store, call
+from isolate.engine.plan import CHILD, Buffer, Context, Label, Op, Phase, Register, RunHost, Step, Store, call
 from isolate.errors import ConflictError
 from isolate.kernel.constants import (
     AT_FDCWD,
@@ -184,7 +184,7 @@ class UserNamespace(_Namespace, Irreversible):
         yield from self._maps(context, ids)
         yield from self._identity(context, ids)
         if not self.nested:
-            yield _forbid_nested()
+            yield _forbid_nested(_filtered(context))
 
     def _maps(self, context: Context, ids: IdMap) -> Iterator[Step]:
         hints = {
@@ -260,22 +260,37 @@ def _setgroups_denied() -> bool:
         return False
 
 
-def _forbid_nested() -> Step:
-    fd = Register("sysctl")
+def _filtered(context: Context) -> bool:
+    """Whether a filter of the sandbox's refuses user namespaces, and so says what the limit would say once more."""
+    asked = (getattr(part, "refuses_user_namespaces", None) for part in context.parts)
+    return context.executes and any(refuses is not None and refuses() for refuses in asked)
+
+
+def _forbid_nested(filtered: bool) -> Step:
+    fd, done = Register("sysctl"), Label()
+    # Where the caller is in a container /proc/sys is read-only or not there.
+    unwritable = (EROFS, ENOENT, EACCES) if filtered else ()
     return Step(
         Phase.SYSTEM,
-        "no user namespaces inside this one (user.max_user_namespaces = 0)",
+        "no user namespaces inside this one (user.max_user_namespaces = 0)"
+        + (" (where it can be written: the filter refuses them as well)" if filtered else ""),
         (
-            call("openat", AT_FDCWD, b"/proc/sys/user/max_user_namespaces", O_WRONLY | O_CLOEXEC, 0, out=fd),
+            call(
+                "openat", AT_FDCWD, b"/proc/sys/user/max_user_namespaces", O_WRONLY | O_CLOEXEC, 0, out=fd,
+                errors=unwritable, policy="skip", label=done if filtered else None,
+            ),
             call("write", fd, b"0", 1, expect=1),
             call("close", fd),
+            done,
         ),
         path=b"/proc/sys/user/max_user_namespaces",
         hints={
-            EROFS: "/proc/sys is read-only here (a container): say UserNamespace(nested=True) and filter by Seccomp",
-            ENOENT: "/proc is not mounted here: say UserNamespace(nested=True) and filter by Seccomp",
+            EROFS: "/proc/sys is read-only here (a container): say UserNamespace(nested=True), or add a filter that"
+            " refuses user namespaces, as Seccomp.default() does",
+            ENOENT: "/proc is not mounted here: say UserNamespace(nested=True), or add a filter that refuses user"
+            " namespaces, as Seccomp.default() does",
         },
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,7 +123,7 @@ def defaults(parts: Iterable[Part]) -> tuple[Part, ...]:
     extra: list[Part] = [Launch()]
     for kind in (Capabilities, Credentials, NoNewPrivs, Rlimits, SessionKeyring):
         if not any(isinstance(part, kind) for part in given):
-            extra.append(kind())
+            extra.append(SessionKeyring(or_refused=True) if kind is SessionKeyring else kind())
     nested = any(isinstance(part, UserNamespace) and part.nested for part in given)
     if not nested and not any(isinstance(part, Seccomp) for part in given):
         extra.append(no_nested_user_namespaces())

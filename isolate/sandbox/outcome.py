@@ -100,6 +100,15 @@ def applied(record: Record, tape: Tape) -> dict[str, bool]:
     return held
 
 
+def left_out(record: Record, tape: Tape) -> tuple[str, ...]:
+    """The steps that did not hold, in words."""
+    return tuple(
+        f"{type(part).__name__}: {step.text}"
+        for skipped, step, part in zip(record.skipped, tape.plan.steps, tape.plan.owners, strict=False)
+        if skipped
+    )
+
+
 def make_result(
     record: Record,
     tape: Tape,
@@ -129,6 +138,7 @@ def make_result(
         peak_memory=peak_memory,
         truncated=truncated,
         applied=applied(record, tape),
+        left_out=left_out(record, tape),
         stats=None if group is None else group.stats,
         syscall=denied_call(record, pid) if verdict is Verdict.SECCOMP else None,
     )

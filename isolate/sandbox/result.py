@@ -50,8 +50,11 @@ class Result(Generic[AnyStr]):
     peak_memory: int
     #: The streams ("stdout", "stderr") of which not everything was kept.
     truncated: frozenset[str] = frozenset()
-    #: For each part whether it held: False only for parts with ``required=False``.
+    #: For each part whether all of it held. False for parts with ``required=False``, and where this host cannot give a
+    #: default that protects nothing here (``explain()`` says of which steps that may be so).
     applied: Mapping[str, bool] = field(default_factory=dict)
+    #: The steps that did not hold, in words: "SessionKeyring: a new, empty session keyring …".
+    left_out: tuple[str, ...] = ()
     #: Counters of the sandbox's cgroup, where it had one.
     stats: Any = None
     #: With the verdict SECCOMP the call that was denied, "mkdir"; one through another ABI is "i386:mkdir", one without
@@ -91,5 +94,6 @@ class Result(Generic[AnyStr]):
                 "peak_memory": self.peak_memory,
                 "truncated": sorted(self.truncated),
                 "applied": dict(self.applied),
+                "left_out": list(self.left_out),
             }
         )

@@ -213,6 +213,24 @@ class Seccomp(Irreversible):
         native = {"i386": "x86_64", "x32": "x86_64", "arm": "aarch64"}.get(arch, arch)
         return simulate(self.program(native, kernel), arch, number, args)
 
+    def refuses_user_namespaces(self) -> bool:
+        """Whether nothing under this filter can make a user namespace, through whatever ABI of this machine."""
+        found: bool | None = self.__dict__.get("_refuses_user_namespaces")
+        if found is None:
+            from . import decide
+
+            new_user = 0x10000000
+            arch = syscalls.native_arch()
+            answers = [
+                self.simulate(name, *args, arch=abi)
+                for abi in (arch, *decide.FAMILIES[arch])
+                for name, *args in (("unshare", new_user), ("clone", new_user), ("clone3",))
+                if name in syscalls.table(abi)
+            ]
+            found = not any(answer.makes_call or answer.kind in ("notify", "trace") for answer in answers)
+            self.__dict__["_refuses_user_namespaces"] = found
+        return found
+
     def program(self, arch: str | None = None, kernel: tuple[int, int] | None = None) -> bytes:
         """The compiled filter: ``struct sock_filter`` after ``struct sock_filter``. The same policy gives the same
         bytes.
