@@ -10,6 +10,7 @@ Names are imported when they are first used, so ``import isolate`` costs almost 
 TYPE_CHECKING = False  # as in typing, whose import would cost more than all of this
 if TYPE_CHECKING:
     from isolate import errors as errors
+    from isolate import images as images
     from isolate import presets as presets
     from isolate.attributes.credentials import Credentials as Credentials
     from isolate.attributes.privileges import NoNewPrivs as NoNewPrivs
@@ -103,10 +104,10 @@ _HOMES = {
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 # Modules and packages that a program reaches as attributes.
-_PACKAGES = "attributes capabilities cgroups errors landlock mounts namespaces network plan presets sandbox"
+_PACKAGES = "attributes capabilities cgroups errors images landlock mounts namespaces network plan presets sandbox"
 _MODULES = frozenset([*_PACKAGES.split(), "seccomp", "syscalls", "thread", "tools"])
 
-__all__ = ["DEVNULL", "PIPE", "STDOUT", "__version__", *sorted(_MODULE_OF), "presets"]
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "__version__", *sorted(_MODULE_OF), "images", "presets"]
 
 
 def __getattr__(name: str) -> object:

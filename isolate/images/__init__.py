@@ -1,0 +1,45 @@
+"""Layers and images as values, a store of them on disk, and registries: no daemon, no database.
+
+:class:`Layer`, :class:`Image`, :class:`Config` and :class:`Reference` are frozen values that never touch a disk or the
+network; :class:`Store` and :class:`Registry` have the state. Names are imported when they are first used.
+"""
+
+TYPE_CHECKING = False  # as in typing
+if TYPE_CHECKING:
+    from isolate.images.config import Config as Config
+    from isolate.images.config import Health as Health
+    from isolate.images.errors import DigestError as DigestError
+    from isolate.images.errors import ImageError as ImageError
+    from isolate.images.errors import LayerError as LayerError
+    from isolate.images.errors import RegistryError as RegistryError
+    from isolate.images.errors import StoreError as StoreError
+    from isolate.images.platform import Platform as Platform
+    from isolate.images.progress import Progress as Progress
+    from isolate.images.reference import Reference as Reference
+
+# Where each name lives: one line a module.
+_HOMES = {
+    "config": "Config Health",
+    "errors": "DigestError ImageError LayerError RegistryError StoreError",
+    "platform": "Platform",
+    "progress": "Progress",
+    "reference": "Reference",
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'isolate.images' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"isolate.images.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
