@@ -9,7 +9,7 @@ author = "The isolate authors"
 project_copyright = "The isolate authors, MIT licence"
 version = release = VERSION
 extensions = ["sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "changes"]
 html_theme = "alabaster"
 html_theme_options = {
     "description": "The kernel's isolation primitives, as parts that compose",
