@@ -1,1 +1,1 @@
-"""Networks: links between network namespaces, made by rtnetlink."""
+"""Networks: a switch with members, addresses, names, published ports; and the netlink that makes them."""

@@ -1,0 +1,128 @@
+"""Addresses, routes and neighbours as netlink requests (rtnetlink(7))."""
+
+from __future__ import annotations
+
+import ipaddress
+import struct
+from typing import NamedTuple, TypeAlias
+
+from isolate.network.netlink import (
+    CREATE,
+    DUMP,
+    EXCLUSIVE,
+    REPLACE,
+    Message,
+    Socket,
+    attribute,
+    attributes,
+)
+
+__all__ = ["Address", "Interface", "Net", "Route", "add", "addresses", "neighbour", "route", "routes"]
+
+Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
+Net: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
+Interface: TypeAlias = "ipaddress.IPv4Interface | ipaddress.IPv6Interface"
+
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
+_NEWNEIGH = 28
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_NODAD, _NOPREFIXROUTE = 0x02, 0x200
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
+_NDA_DST, _NDA_LLADDR = 1, 2
+_MAIN, _BOOT, _STATIC, _UNICAST, _BLACKHOLE = 254, 3, 4, 1, 6
+_LINK_SCOPE, _UNIVERSE = 253, 0
+_PERMANENT = 0x80
+_IFADDR = struct.Struct("=BBBBi")  # struct ifaddrmsg
+_RTMSG = struct.Struct("=BBBBBBBBI")  # struct rtmsg
+_NDMSG = struct.Struct("=BxxxiHBB")  # struct ndmsg
+
+
+def _family(value: Address | Net | Interface) -> int:
+    return 2 if value.version == 4 else 10
+
+
+def add(index: int, interface: Interface, *, prefix_route: bool = True) -> Message:
+    """Give a device an address. An IPv6 address is used at once: whoever gives it out knows that it is the only one."""
+    packed = interface.ip.packed
+    flags = (_NODAD if interface.version == 6 else 0) | (0 if prefix_route else _NOPREFIXROUTE)
+    body = _IFADDR.pack(_family(interface), interface.network.prefixlen, 0, 0, index)
+    body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+    if flags:
+        body += attribute(_IFA_FLAGS, flags)
+    return Message(_NEWADDR, CREATE | EXCLUSIVE, body, f"give the device {index} the address {interface}")
+
+
+def route(to: Net | None, *, index: int, via: Address | None = None, version: int = 4) -> Message:
+    """A route to a network (None: everywhere) by a device, or by a neighbour behind it."""
+    version = to.version if to is not None else via.version if via is not None else version
+    length = to.prefixlen if to is not None else 0
+    scope = _UNIVERSE if via is not None or version == 6 else _LINK_SCOPE
+    body = _RTMSG.pack(2 if version == 4 else 10, length, 0, 0, _MAIN, _STATIC, scope, _UNICAST, 0)
+    if to is not None:
+        body += attribute(_RTA_DST, to.network_address.packed)
+    if via is not None:
+        body += attribute(_RTA_GATEWAY, via.packed)
+    body += attribute(_RTA_OIF, index)
+    return Message(
+        _NEWROUTE, CREATE | EXCLUSIVE, body, f"route {to or 'everything'} by {via or f'the device {index}'}"
+    )  # fmt: skip
+
+
+def neighbour(index: int, address: Address, mac: bytes) -> Message:
+    """A neighbour whose hardware address is known, for good."""
+    body = _NDMSG.pack(_family(address), index, _PERMANENT, 0, 0)
+    body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, mac)
+    return Message(_NEWNEIGH, CREATE | REPLACE, body, f"note that {address} is at {mac.hex(':')}")
+
+
+class Given(NamedTuple):
+    """An address that a device has."""
+
+    index: int
+    interface: Interface
+
+
+class Route(NamedTuple):
+    """A route of the main table: None as ``to`` is everywhere."""
+
+    to: Net | None
+    via: Address | None
+    index: int
+
+
+def addresses(sock: Socket) -> list[Given]:
+    """All addresses in the socket's network."""
+    found = []
+    for answer in sock.ask(Message(_GETADDR, DUMP, _IFADDR.pack(0, 0, 0, 0, 0), "look at the addresses")):
+        if answer.kind != _NEWADDR or len(answer.body) < 8:
+            continue
+        _, length, _, _, index = _IFADDR.unpack_from(answer.body)
+        parts = attributes(answer.body[8:])
+        packed = parts.get(_IFA_LOCAL) or parts.get(_IFA_ADDRESS)
+        if packed and len(packed) in (4, 16):
+            found.append(Given(index, ipaddress.ip_interface((packed, length))))
+    return found
+
+
+def routes(sock: Socket) -> list[Route]:
+    """The routes of the main tables."""
+    found: list[Route] = []
+    for answer in sock.ask(Message(_GETROUTE, DUMP, _RTMSG.pack(*[0] * 9), "look at the routes")):
+        if answer.kind != _NEWROUTE or len(answer.body) < 12:
+            continue
+        family, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(answer.body)
+        parts = attributes(answer.body[12:])
+        if table != _MAIN or kind != _UNICAST or family not in (2, 10):
+            continue
+        size = 4 if family == 2 else 16
+        to = parts.get(_RTA_DST, bytes(size))
+        via = parts.get(_RTA_GATEWAY)
+        found.append(
+            Route(
+                ipaddress.ip_network((to, length)) if length else None,
+                ipaddress.ip_address(via) if via else None,
+                int.from_bytes(parts.get(_RTA_OIF, b""), "little"),
+            )
+        )
+    return found

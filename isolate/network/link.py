@@ -1,0 +1,222 @@
+"""Network devices as netlink requests: veth pairs, bridges, up and down, counters (rtnetlink(7), RTM_NEWLINK)."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from isolate.network.netlink import (
+    CREATE,
+    DUMP,
+    EXCLUSIVE,
+    Message,
+    Socket,
+    attribute,
+    attributes,
+    nested,
+    text,
+)
+
+__all__ = ["Counters", "Link", "bridge", "change", "counters", "forwarding", "links", "named", "remove", "veth"]
+
+_NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
+_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _AF_SPEC, _NET_NS_FD, _STATS64 = 1, 3, 4, 10, 18, 26, 28, 23
+_INFO_KIND, _INFO_DATA = 1, 2
+_VETH_PEER = 1
+_BR_FORWARD_DELAY, _BR_STP, _BR_MCAST_SNOOPING = 1, 5, 23
+_INFO_SLAVE_DATA, _INFO_SLAVE_KIND = 5, 4
+_BRPORT_ISOLATED = 33
+_INET = 2
+_INET_CONF = 1
+FORWARDING, ROUTE_LOCALNET = 1, 26  # IPV4_DEVCONF_…
+_UP = 1
+_IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
+
+#: Names of devices have at most so many bytes (IFNAMSIZ less its NUL).
+LONGEST_NAME = 15
+
+
+class Link(NamedTuple):
+    """A device as the kernel tells of it."""
+
+    index: int
+    name: str
+    up: bool
+    mtu: int
+    mac: str
+    master: int
+    kind: str
+
+
+class Counters(NamedTuple):
+    """What a device has moved: as its owner sees it, so ``received`` is what came in there."""
+
+    received_bytes: int
+    sent_bytes: int
+    received_packets: int
+    sent_packets: int
+    received_dropped: int
+    sent_dropped: int
+    received_errors: int
+    sent_errors: int
+
+
+def _info(index: int = 0, flags: int = 0, mask: int = 0) -> bytes:
+    return _IFINFO.pack(0, 0, index, flags, mask)
+
+
+def mac_bytes(mac: str) -> bytes:
+    """Six bytes of ``"02:00:00:00:00:01"``."""
+    return bytes(int(pair, 16) for pair in mac.split(":"))
+
+
+def _device(name: str, mac: str | None, mtu: int | None) -> bytes:
+    parts = text(_IFNAME, name)
+    if mac is not None:
+        parts += attribute(_ADDRESS, mac_bytes(mac))
+    if mtu is not None:
+        parts += attribute(_MTU, mtu)
+    return parts
+
+
+def _ipv4(settings: dict[int, int]) -> bytes:
+    """Settings of a device that sysctls have names for (net.ipv4.conf.DEVICE.…), by netlink and for it alone."""
+    inner = b"".join(attribute(key, value) for key, value in settings.items())
+    return nested(_INET, nested(_INET_CONF, inner))
+
+
+def veth(
+    name: str,
+    peer: str,
+    namespace: int | None = None,
+    *,
+    index: int = 0,
+    peer_index: int = 0,
+    master: int = 0,
+    mac: str | None = None,
+    peer_mac: str | None = None,
+    mtu: int | None = None,
+    up: bool = True,
+) -> Message:
+    """A veth pair in one request: this end here, set up and attached to a bridge, the other in ``namespace``."""
+    # The index of the other end is 0 (the kernel chooses) or one that is free there.
+    other = _info(peer_index) + _device(peer, peer_mac, mtu)
+    if namespace is not None:
+        other += attribute(_NET_NS_FD, namespace)
+    info = nested(_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(_VETH_PEER, other)))
+    body = _info(index, _UP if up else 0, _UP if up else 0) + _device(name, mac, mtu) + info
+    if master:
+        body += attribute(_MASTER, master)
+    return Message(_NEWLINK, CREATE | EXCLUSIVE, body, f"make the veth pair {name}, {peer}")
+
+
+def bridge(name: str, *, index: int = 0, mac: str | None = None, mtu: int | None = None) -> Message:
+    """A bridge that learns and forwards at once (no spanning tree, no snooping of multicast groups), set up."""
+    data = nested(
+        _INFO_DATA,
+        attribute(_BR_FORWARD_DELAY, 0),
+        attribute(_BR_STP, 0),
+        attribute(_BR_MCAST_SNOOPING, 0, 1),
+    )
+    info = nested(_LINKINFO, text(_INFO_KIND, "bridge"), data)
+    body = _info(index, _UP, _UP) + _device(name, mac, mtu) + info
+    return Message(_NEWLINK, CREATE | EXCLUSIVE, body, f"make the bridge {name}")
+
+
+def ifb(name: str, *, index: int = 0) -> Message:
+    """An intermediate device, for shaping what comes in, set up."""
+    body = _info(index, _UP, _UP) + _device(name, None, None) + nested(_LINKINFO, text(_INFO_KIND, "ifb"))
+    return Message(_NEWLINK, CREATE | EXCLUSIVE, body, f"make the ifb device {name}")
+
+
+def change(
+    link: int | str,
+    *,
+    up: bool | None = None,
+    master: int | None = None,
+    name: str | None = None,
+    ipv4: dict[int, int] | None = None,
+    namespace: int | None = None,
+    step: str | None = None,
+) -> Message:
+    """Change a device, by its index or its name."""
+    flags = _UP if up else 0
+    body = _info(link if isinstance(link, int) else 0, flags, 0 if up is None else _UP)
+    if isinstance(link, str):
+        body += text(_IFNAME, link)
+    if name is not None:
+        body += text(_IFNAME, name)
+    if master is not None:
+        body += attribute(_MASTER, master)
+    if ipv4:
+        body += nested(_AF_SPEC, _ipv4(ipv4))
+    if namespace is not None:
+        body += attribute(_NET_NS_FD, namespace)
+    return Message(_SETLINK if master is None else _NEWLINK, 0, body, step or f"change the device {link}")
+
+
+def forwarding(link: int | str, on: bool = True) -> Message:
+    """Forward IPv4 packets that come in by this device: what net.ipv4.conf.DEVICE.forwarding is, for it alone."""
+    return change(
+        link, ipv4={FORWARDING: int(on)}, step=f"{'forward' if on else 'no longer forward'} IPv4 from {link}"
+    )  # fmt: skip
+
+
+def remove(link: int | str) -> Message:
+    """Remove a device; of a veth pair both ends."""
+    body = _info(link if isinstance(link, int) else 0)
+    if isinstance(link, str):
+        body += text(_IFNAME, link)
+    return Message(_DELLINK, 0, body, f"remove the device {link}")
+
+
+def _get(link: int | str | None, flags: int = 0) -> Message:
+    body = _info(link if isinstance(link, int) else 0)
+    if isinstance(link, str):
+        body += text(_IFNAME, link)
+    return Message(_GETLINK, flags, body, "look at the network devices" if link is None else f"look at {link}")
+
+
+def _link(body: bytes) -> tuple[Link, dict[int, bytes]]:
+    _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    found = attributes(body[16:])
+    info = attributes(found.get(_LINKINFO, b""))
+    return Link(
+        index,
+        found.get(_IFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape"),
+        bool(flags & _UP),
+        int.from_bytes(found.get(_MTU, b""), "little"),
+        found.get(_ADDRESS, b"").hex(":"),
+        int.from_bytes(found.get(_MASTER, b""), "little"),
+        info.get(_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace"),
+    ), found
+
+
+def links(sock: Socket) -> list[Link]:
+    """All devices of the socket's network."""
+    return [_link(answer.body)[0] for answer in sock.ask(_get(None, DUMP)) if answer.kind == _NEWLINK]
+
+
+def named(sock: Socket, link: int | str) -> Link:
+    """One device.
+
+    :raises SetupError: ENODEV.
+    """
+    (answer,) = (a for a in sock.ask(_get(link)) if a.kind == _NEWLINK)
+    return _link(answer.body)[0]
+
+
+def counters(sock: Socket, link: int | str) -> Counters:
+    """What it has moved (struct rtnl_link_stats64)."""
+    (answer,) = (a for a in sock.ask(_get(link)) if a.kind == _NEWLINK)
+    found = _link(answer.body)[1].get(_STATS64, bytes(64))
+    rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped = struct.unpack_from(
+        "=8Q", found
+    )
+    return Counters(rx_bytes, tx_bytes, rx_packets, tx_packets, rx_dropped, tx_dropped, rx_errors, tx_errors)
+
+
+def isolated(port: int, on: bool = True) -> Message:
+    """A port of a bridge that reaches only those which are not isolated."""
+    data = nested(_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), nested(_INFO_SLAVE_DATA, attribute(_BRPORT_ISOLATED, int(on), 1)))
+    return Message(_NEWLINK, 0, _info(port) + data, f"keep the port {port} apart from the others")

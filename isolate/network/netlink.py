@@ -1,0 +1,295 @@
+"""Netlink: one batch of requests, and the kernel's answers to them (netlink(7), rtnetlink(7)).
+
+A :class:`Socket` acts in the network namespace that it was made in, whatever namespace its user is in. The kernel asks
+for CAP_NET_ADMIN in the user namespace that owns that network: of whoever sends, since every request here names the
+kernel as its destination.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from isolate.errors import SetupError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = ["NETFILTER", "ROUTE", "Answer", "Message", "Socket", "attribute", "attributes", "nested", "text"]
+
+ROUTE, NETFILTER = 0, 12
+REQUEST, ACK, DUMP, CREATE, EXCLUSIVE, REPLACE = 0x1, 0x4, 0x300, 0x400, 0x200, 0x100
+_NOOP, _ERROR, _DONE = 1, 2, 3
+_MULTI, _CAPPED, _TLVS = 0x2, 0x100, 0x200
+_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
+_ERR_MESSAGE = 1  # NLMSGERR_ATTR_MSG
+_NESTED = 0x8000
+_HEADER = struct.Struct("=IHHII")
+_PAIR = struct.Struct("=HH")
+_WAIT = 10.0  # seconds: the kernel answers within the call that asks
+
+#: errno -> likely cause and remedy, and whether this host cannot do it at all.
+FINDINGS: dict[int, tuple[str, str | None]] = {
+    errno.EPERM: (
+        "it needs CAP_NET_ADMIN in the user namespace that owns the network",
+        "be root, or let the network have a user namespace of its own",
+    ),
+    errno.EOPNOTSUPP: ("this kernel was built without it, or its module is not loaded", "python -m isolate doctor"),
+    errno.EEXIST: ("it is there already", None),
+    errno.ENODEV: ("the device has gone", None),
+    errno.ENOBUFS: ("the kernel is short of memory for the answers", None),
+}
+
+
+# ---- attributes ------------------------------------------------------------------------------------------------------
+
+
+def attribute(kind: int, data: bytes | int = b"", width: int = 4) -> bytes:
+    """A struct nlattr: ``data`` are its bytes, or a number of ``width`` bytes in the machine's order."""
+    if isinstance(data, int):
+        data = data.to_bytes(width, "little")
+    size = len(data)
+    return _PAIR.pack(4 + size, kind) + data + bytes(-size % 4)
+
+
+def nested(kind: int, *inner: bytes) -> bytes:
+    """An attribute that holds attributes."""
+    return attribute(kind | _NESTED, b"".join(inner))
+
+
+def text(kind: int, value: str | bytes) -> bytes:
+    """An attribute that holds a string with its NUL."""
+    return attribute(kind, (os.fsencode(value) if isinstance(value, str) else value) + b"\0")
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Attributes by their kind; of a kind that is there twice the last one. What is cut off at the end is left out."""
+    return dict(_pairs(data))
+
+
+def _pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(data):
+        size, kind = _PAIR.unpack_from(data, at)
+        if size < 4 or at + size > len(data):
+            return
+        yield kind & 0x3FFF, data[at + 4 : at + size]
+        at += size + (-size % 4)
+
+
+# ---- messages --------------------------------------------------------------------------------------------------------
+
+
+class Message(NamedTuple):
+    """A request: its kind (RTM_…), its flags besides NLM_F_REQUEST, what stands behind the header, and in words."""
+
+    kind: int
+    flags: int
+    body: bytes
+    step: str = ""
+
+
+class Answer(NamedTuple):
+    """One message of the kernel's."""
+
+    kind: int
+    body: bytes
+
+
+class Failure(NamedTuple):
+    """An error that the kernel answered to one of a batch: errno, its own words, the attribute it points to."""
+
+    index: int
+    errno: int
+    words: str | None
+
+
+class Socket:
+    """A netlink socket, in the network namespace of the thread that makes it; or one that was made elsewhere.
+
+    Not for two threads at once.
+    """
+
+    __slots__ = ("_sequence", "_socket", "part", "protocol")
+
+    def __init__(self, protocol: int = ROUTE, *, made: socket.socket | None = None, part: str = "Network") -> None:
+        self.protocol = protocol
+        self.part = part
+        if made is None:
+            made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._socket = made
+        made.settimeout(_WAIT)
+        # The kernel's own words, and not our request once more.
+        made.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
+        made.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        if protocol == ROUTE:
+            made.setsockopt(_SOL_NETLINK, _STRICT, 1)
+        self._sequence = 0
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._socket.fileno()
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._socket.fileno() < 0
+
+    def close(self) -> None:
+        """Close it. Tables of nftables that it owns go with it."""
+        self._socket.close()
+
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ---- asking --------------------------------------------------------------------------------------------------
+
+    def batch(self, messages: Sequence[Message], *, tolerate: Mapping[int, tuple[int, ...]] | None = None) -> None:
+        """Send requests in one call, and take the answer to each.
+
+        ``tolerate`` are errnos that count as success, by the request's index.
+
+        :raises SetupError: the first that failed, with the kernel's words as the cause. Those behind it were tried too.
+        """
+        for failure in self.tried(messages):
+            if tolerate and failure.errno in tolerate.get(failure.index, ()):
+                continue
+            raise self.error(failure, messages[failure.index].step)
+
+    def tried(self, messages: Sequence[Message]) -> list[Failure]:
+        """The same, with the failures as a list."""
+        failures: list[Failure] = []
+        for first in range(0, len(messages), 64):  # the answers must find room in the socket's buffer
+            part = messages[first : first + 64]
+            begin = self._sequence + 1
+            data = b"".join(self._packed(message, ACK) for message in part)
+            self._send(data)
+            for answer in self._acknowledged(begin, len(part)):
+                failures.append(answer._replace(index=answer.index + first))
+        return failures
+
+    def transaction(self, subsystem: int, messages: Sequence[Message]) -> None:
+        """Send requests that hold all or none: nftables (nfnetlink's batch).
+
+        :raises SetupError: the first that failed; nothing has changed then.
+        """
+        frame = struct.pack(">BBH", 0, 0, subsystem)  # struct nfgenmsg: AF_UNSPEC, version, res_id
+        begin = self._sequence + 1
+        data = [self._packed(Message(16, 0, frame), 0)]  # NFNL_MSG_BATCH_BEGIN
+        last = len(messages) - 1
+        data += [self._packed(message, ACK if i == last else 0) for i, message in enumerate(messages)]
+        data.append(self._packed(Message(17, 0, frame), 0))
+        self._send(b"".join(data))
+        failures = self._acknowledged(begin, len(messages) + 2, only=begin + 1 + last)
+        if failures:
+            failure = failures[0]
+            index = failure.index - 1
+            step = messages[index].step if 0 <= index < len(messages) else "commit the batch"
+            raise self.error(failure, step)
+
+    def ask(self, message: Message) -> list[Answer]:
+        """A request for something: the messages that come back, of a dump (NLM_F_DUMP) all of them.
+
+        :raises SetupError: the kernel refuses it, or has nothing of that name (ENODEV).
+        """
+        begin = self._sequence + 1
+        dump = message.flags & DUMP == DUMP
+        self._send(self._packed(message, 0 if dump else ACK))
+        found: list[Answer] = []
+        while True:
+            for kind, flags, number, body in self._receive():
+                if number != begin:
+                    continue
+                if kind == _ERROR:
+                    failure = _failure(0, flags, body)
+                    if failure is not None:
+                        raise self.error(failure, message.step)
+                    return found
+                if kind == _DONE:
+                    return found
+                found.append(Answer(kind, body))
+
+    def error(self, failure: Failure, step: str) -> SetupError:
+        """What a person reads of it."""
+        cause, remedy = FINDINGS.get(failure.errno, (None, None))
+        words = f"the kernel says: {failure.words}" if failure.words else None
+        # Of the two, the kernel's words say more, unless it is want of a capability.
+        if failure.errno != errno.EPERM or cause is None:
+            cause = words or cause
+        kind = UnsupportedError if failure.errno == errno.EOPNOTSUPP else SetupError
+        return kind(failure.errno, step, part=self.part, syscall="sendto", cause=cause, remedy=remedy)
+
+    # ---- inside --------------------------------------------------------------------------------------------------
+
+    def _packed(self, message: Message, flags: int) -> bytes:
+        self._sequence += 1
+        header = _HEADER.pack(
+            16 + len(message.body), message.kind, message.flags | REQUEST | flags, self._sequence, 0
+        )
+        return header + message.body + bytes(-len(message.body) % 4)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.sendto(data, (0, 0))
+        except OSError as error:
+            step = "send a batch to the kernel"
+            raise SetupError(error.errno or errno.EIO, step, part=self.part, syscall="sendto") from None
+
+    def _acknowledged(self, first: int, count: int, only: int | None = None) -> list[Failure]:
+        """Failures among the answers to the requests from number ``first``; until all are there, or that to ``only``."""
+        failures: list[Failure] = []
+        left = count if only is None else 1
+        while left:
+            for kind, flags, number, body in self._receive():
+                if kind != _ERROR or not 0 <= number - first < count:
+                    continue  # an answer to what was given up before, or a notice
+                failure = _failure(number - first, flags, body)
+                if failure is not None:
+                    failures.append(failure)
+                if only is None or number == only or (failure is not None and number in (first, first + count - 1)):
+                    left -= 1
+                    if not left:
+                        break
+        return failures
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        try:
+            data, (sender, _) = self._socket.recvfrom(1 << 18)
+        except socket.timeout:
+            raise SetupError(
+                errno.ETIMEDOUT, "take the kernel's answer", part=self.part, syscall="recvfrom"
+            ) from None  # fmt: skip
+        except OSError as error:
+            raise SetupError(
+                error.errno or errno.EIO, "take the kernel's answer", part=self.part, syscall="recvfrom",
+                cause=FINDINGS.get(error.errno or 0, (None, None))[0],
+            ) from None  # fmt: skip
+        at = 0
+        while not sender and at + 16 <= len(data):  # other processes can write to a socket too: the kernel's port is 0
+            size, kind, flags, number, _ = _HEADER.unpack_from(data, at)
+            if size < 16 or at + size > len(data):
+                return
+            yield kind, flags, number, data[at + 16 : at + size]
+            at += size + (-size % 4)
+
+
+def _failure(index: int, flags: int, body: bytes) -> Failure | None:
+    """Of an acknowledgement; None if it says success."""
+    if len(body) < 20:
+        return Failure(index, errno.EBADMSG, None)
+    error, size = struct.unpack_from("=iI", body)
+    if error == 0:
+        return None
+    words = None
+    if flags & _TLVS:
+        at = 20 if flags & _CAPPED else 4 + size + (-size % 4)
+        said = attributes(body[at:]).get(_ERR_MESSAGE)
+        if said is not None:
+            words = said.rstrip(b"\0").decode("utf-8", "backslashreplace")
+    return Failure(index, -error, words)
