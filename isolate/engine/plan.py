@@ -42,6 +42,8 @@ from isolate.kernel.constants import NOTHING, Constant
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from isolate.engine.session import Session
+
 
 class Section(enum.IntEnum):
     """Which process runs a step, and when (the launcher's sections, in ``_native/tape.h``)."""
@@ -201,6 +203,31 @@ class Lender(Protocol):
         ...
 
 
+class Held(Protocol):
+    """What a resource gives to one start: descriptors for its slots. Closed with the start's end."""
+
+    fds: list[int]
+
+    def started(self, session: Session) -> None:
+        """The launcher runs, and has its own copies of the descriptors.
+
+        :raises SetupError: the sandbox cannot be had; it is taken down.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+class Resource(Protocol):
+    """Something that each start gets of its own, such as a place in a network. Any number of them a sandbox."""
+
+    def take(self) -> Held:
+        """For one start."""
+        ...
+
+
 class Ground(Protocol):
     """What a plan stands on and that is made when something starts, never while planning."""
 
@@ -236,6 +263,8 @@ class Context:
         self.shared: dict[object, object] = {}
         #: Who gives each start the descriptors behind the slots that :meth:`lend` made.
         self.lender: Lender | None = None
+        #: The lender and the resources, in the order of their slots.
+        self.givers: list[Lender | Resource] = []
         #: What has to be there before the plan is compiled, if anything.
         self.ground: Ground | None = None
         #: Who moves each launcher, if anybody: a step of the phase CGROUP waits until it has.
@@ -266,9 +295,22 @@ class Context:
         if self.lender is not None:
             raise ConflictError("two parts want to lend each start descriptors of its own")
         self.lender = lender
-        first = len(self._slots)
-        self._slots += [-1 - i for i in range(count)]
-        return tuple(Slot(FREE_SLOT + first + i, -1 - i) for i in range(count))
+        return self._give(lender, count)
+
+    def resource(self, resource: Resource, count: int) -> tuple[Slot, ...]:
+        """Slots for what ``resource.take()`` gives to each start."""
+        return self._give(resource, count)
+
+    def _give(self, giver: Lender | Resource, count: int) -> tuple[Slot, ...]:
+        self.givers.append(giver)
+        first, lent = len(self._slots), sum(fd < 0 for fd in self._slots)
+        numbers = [-1 - lent - i for i in range(count)]
+        self._slots += numbers
+        return tuple(Slot(FREE_SLOT + first + i, number) for i, number in enumerate(numbers))
+
+    def hand_over(self, slots: Sequence[int]) -> None:
+        """Descriptors for slots whose numbers are given: those of another plan."""
+        self._slots = list(slots)
 
     @property
     def slots(self) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from isolate.thread.blocks import children_get_another_pid_namespace
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.engine.plan import Guide, Lent
+    from isolate.engine.plan import Guide, Held, Lent
     from isolate.engine.tape import Tape
 
 _MSG_NOSIGNAL = 0x4000  # no SIGPIPE for a host program that has the default action for it
@@ -104,6 +104,8 @@ class Session:
         self.end: Record | None = None
         #: What the plan's lender gave to this start alone.
         self.lent: Lent | None = None
+        #: What its resources gave to this start alone.
+        self.held: list[Held] = []
         #: The launcher has ended and, where it was ours to, been reaped: nobody is left to be told anything.
         self.gone: bool = False
         # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
@@ -114,10 +116,9 @@ class Session:
         lib.iso_begin(start)
         self._start = ffi.gc(start, lib.iso_release)
         self.stdio: Any = start.ours
-        lender = tape.plan.context.lender
-        if lender is not None:
-            self.lent = lender.take()
-            slots = [fd if fd >= 0 else self.lent.fds[-1 - fd] for fd in slots]
+        if tape.plan.context.givers:
+            given = self._take(tape)
+            slots = [fd if fd >= 0 else given[-1 - fd] for fd in slots]
         _reaping.collect()
         # One call with all in it: bytes and list are lent to it for as long as it takes.
         result = lib.iso_start(
@@ -131,6 +132,28 @@ class Session:
         guide = tape.plan.context.guide
         if guide is not None:
             self._guided(guide)
+        for held in self.held:
+            try:
+                held.started(self)
+            except BaseException:
+                self.close()
+                raise
+
+    def _take(self, tape: Tape) -> list[int]:
+        """What the lender and the resources give to this start: descriptors, in the order of their slots."""
+        given: list[int] = []
+        try:
+            for giver in tape.plan.context.givers:
+                lent = giver.take()
+                if giver is tape.plan.context.lender:
+                    self.lent = lent  # type: ignore[assignment]
+                else:
+                    self.held.append(lent)  # type: ignore[arg-type]
+                given += lent.fds
+        except BaseException:
+            self.close()
+            raise
+        return given
 
     def _guided(self, guide: Guide) -> None:
         """Have the launcher moved to where its steps can be done, and tell it: it waits for a byte on its socket."""
@@ -274,8 +297,11 @@ class Session:
             _reaping.leave(self)
         lib.iso_release(self._start)
         lent, self.lent = self.lent, None
-        if lent is not None and os.getpid() == self.owner:
-            lent.close()
+        held, self.held = self.held, []
+        if os.getpid() == self.owner:
+            for each in (lent, *held):
+                if each is not None:
+                    each.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_start"):

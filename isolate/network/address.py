@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from typing import NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from isolate.network.netlink import (
     CREATE,
@@ -76,14 +77,16 @@ def neighbour(index: int, address: Address, mac: bytes) -> Message:
     return Message(_NEWNEIGH, CREATE | REPLACE, body, f"note that {address} is at {mac.hex(':')}")
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True)
+class Given:
     """An address that a device has."""
 
     index: int
     interface: Interface
 
 
-class Route(NamedTuple):
+@dataclass(frozen=True)
+class Route:
     """A route of the main table: None as ``to`` is everywhere."""
 
     to: Net | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from isolate.network.netlink import (
@@ -36,7 +37,8 @@ _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
 LONGEST_NAME = 15
 
 
-class Link(NamedTuple):
+@dataclass(frozen=True)
+class Link:
     """A device as the kernel tells of it."""
 
     index: int
@@ -218,5 +220,7 @@ def counters(sock: Socket, link: int | str) -> Counters:
 
 def isolated(port: int, on: bool = True) -> Message:
     """A port of a bridge that reaches only those which are not isolated."""
-    data = nested(_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), nested(_INFO_SLAVE_DATA, attribute(_BRPORT_ISOLATED, int(on), 1)))
+    data = nested(
+        _LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), nested(_INFO_SLAVE_DATA, attribute(_BRPORT_ISOLATED, int(on), 1))
+    )
     return Message(_NEWLINK, 0, _info(port) + data, f"keep the port {port} apart from the others")

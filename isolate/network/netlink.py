@@ -11,12 +11,15 @@ import errno
 import os
 import socket
 import struct
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from isolate.errors import SetupError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from typing_extensions import Self
 
 __all__ = ["NETFILTER", "ROUTE", "Answer", "Message", "Socket", "attribute", "attributes", "nested", "text"]
 
@@ -99,7 +102,8 @@ class Answer(NamedTuple):
     body: bytes
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """An error that the kernel answered to one of a batch: errno, its own words, the attribute it points to."""
 
     index: int
@@ -142,7 +146,7 @@ class Socket:
         """Close it. Tables of nftables that it owns go with it."""
         self._socket.close()
 
-    def __enter__(self) -> Socket:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -171,7 +175,7 @@ class Socket:
             data = b"".join(self._packed(message, ACK) for message in part)
             self._send(data)
             for answer in self._acknowledged(begin, len(part)):
-                failures.append(answer._replace(index=answer.index + first))
+                failures.append(replace(answer, index=answer.index + first))
         return failures
 
     def transaction(self, subsystem: int, messages: Sequence[Message]) -> None:
@@ -229,9 +233,7 @@ class Socket:
 
     def _packed(self, message: Message, flags: int) -> bytes:
         self._sequence += 1
-        header = _HEADER.pack(
-            16 + len(message.body), message.kind, message.flags | REQUEST | flags, self._sequence, 0
-        )
+        header = _HEADER.pack(16 + len(message.body), message.kind, message.flags | REQUEST | flags, self._sequence, 0)
         return header + message.body + bytes(-len(message.body) % 4)
 
     def _send(self, data: bytes) -> None:
@@ -242,7 +244,7 @@ class Socket:
             raise SetupError(error.errno or errno.EIO, step, part=self.part, syscall="sendto") from None
 
     def _acknowledged(self, first: int, count: int, only: int | None = None) -> list[Failure]:
-        """Failures among the answers to the requests from number ``first``; until all are there, or that to ``only``."""
+        """Failures among the answers to requests from number ``first`` on; until all are there, or that to ``only``."""
         failures: list[Failure] = []
         left = count if only is None else 1
         while left:
@@ -261,7 +263,7 @@ class Socket:
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         try:
             data, (sender, _) = self._socket.recvfrom(1 << 18)
-        except socket.timeout:
+        except TimeoutError:
             raise SetupError(
                 errno.ETIMEDOUT, "take the kernel's answer", part=self.part, syscall="recvfrom"
             ) from None  # fmt: skip

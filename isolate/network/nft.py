@@ -1,8 +1,8 @@
 """nftables by netlink: tables, chains, sets and maps, their elements, and rules (linux/netfilter/nf_tables.h).
 
 A table is made with the flag "owner" (Linux 5.12): it belongs to the socket that made it, only that socket changes it,
-and the kernel removes it when the socket goes, however that happens. What varies from member to member stands in sets and
-maps, so the number of rules never grows.
+and the kernel removes it when the socket goes, however that happens. What varies from member to member stands in sets
+and maps, so the number of rules never grows.
 """
 
 from __future__ import annotations

@@ -63,8 +63,11 @@ class FurtherPlan(Plan):
     def __init__(self, process: Process, original: Plan) -> None:
         self.parts = original.parts
         self.context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
-        for fd in original.context.slots:  # steps name them by their numbers
-            self.context.descriptor(fd if fd >= 0 else _lent(process)[-1 - fd])
+        # Steps name them by their numbers. What resources gave was for the start alone: no step here asks for it.
+        lent = _lent(process) if original.context.lender is not None else []
+        self.context.hand_over(
+            [fd if fd >= 0 else dict(enumerate(lent)).get(-1 - fd, process.pidfd) for fd in original.context.slots]
+        )
         rows = sorted(self._rows(process, original), key=lambda row: row[0].phase.section)
         self.steps = tuple(step for step, _ in rows)
         self.owners = tuple(owner for _, owner in rows)
