@@ -6,6 +6,7 @@ network; :class:`Store` and :class:`Registry` have the state. Names are imported
 
 TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
+    from isolate.images.bounds import Bounds as Bounds
     from isolate.images.config import Config as Config
     from isolate.images.config import Health as Health
     from isolate.images.errors import DigestError as DigestError
@@ -13,14 +14,21 @@ if TYPE_CHECKING:
     from isolate.images.errors import LayerError as LayerError
     from isolate.images.errors import RegistryError as RegistryError
     from isolate.images.errors import StoreError as StoreError
+    from isolate.images.extract.start import Extracted as Extracted
+    from isolate.images.extract.start import extract as extract
+    from isolate.images.facts import Fact as Fact
+    from isolate.images.facts import Facts as Facts
     from isolate.images.platform import Platform as Platform
     from isolate.images.progress import Progress as Progress
     from isolate.images.reference import Reference as Reference
 
 # Where each name lives: one line a module.
 _HOMES = {
+    "bounds": "Bounds",
     "config": "Config Health",
     "errors": "DigestError ImageError LayerError RegistryError StoreError",
+    "extract.start": "Extracted extract",
+    "facts": "Fact Facts",
     "platform": "Platform",
     "progress": "Progress",
     "reference": "Reference",

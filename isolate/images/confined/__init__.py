@@ -1,0 +1,1 @@
+"""Work on hostile bytes and on files of other owners, done in a child that can reach nothing else."""

@@ -1,0 +1,80 @@
+"""The child's side: one task, one answer. It imports as little as it can: it is started for every layer."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from isolate.images.errors import LayerError
+
+__all__ = ["FACTS", "LOWER", "TARGET", "data", "main", "text"]
+
+#: Descriptors by number: the directory to work on, and where facts go. The archive is standard input.
+TARGET, FACTS, LOWER = 3, 4, 10
+
+
+def text(data: bytes) -> str:
+    """Bytes of any kind as text for JSON, whatever the locale."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def data(text: str) -> bytes:
+    """The way back."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def main(arguments: list[str]) -> None:
+    """Do the task, and answer on standard output."""
+    os.umask(0)
+    try:
+        task, options = arguments[0], json.loads(arguments[1])
+        answer: dict[str, Any] = {"done": _TASKS[task](options)}
+    except LayerError as error:
+        cause = error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        answer = {"layer": [text(error.entry), error.rule, number]}
+    except OSError as error:
+        answer = {"os": [error.errno, str(error)]}
+    except MemoryError:
+        answer = {"layer": ["", "it takes more memory than the child may have", None]}
+    except RecursionError:
+        answer = {"layer": ["", "it is nested too deeply", None]}
+    rest = json.dumps(answer).encode()
+    while rest:
+        rest = rest[os.write(1, rest) :]
+    os._exit(0)  # nothing is left to do, and taking the interpreter down takes as long as starting it
+
+
+def _extract(options: dict[str, Any]) -> dict[str, Any]:
+    from isolate.images.extract.owners import Owners
+    from isolate.images.extract.place import Placer
+    from isolate.images.extract.read import Pass, reader, unpack
+    from isolate.images.facts import Facts
+
+    placer = Placer(
+        TARGET,
+        owners=Owners(options["uids"], options["gids"]),
+        limits=tuple(options["limits"]),
+        devices=options["devices"],
+        lower=range(LOWER, LOWER + options["lower"]),
+        follow=options["follow"],
+    )
+    archive = Pass(reader(0), options["compression"], tuple(options["limits"]))
+    unpack(archive, placer, ended=options["ended"])
+    with open(FACTS, "wb", closefd=False) as file:
+        file.write(Facts(placer.facts).to_bytes())
+    return {
+        "digest": archive.digest,
+        "diffid": archive.diffid,
+        "packed": archive.packed,
+        "size": archive.size,
+        "compression": archive.compression,
+        "entries": len(placer.known) - 1,
+        "bytes": placer.size,
+        "replaced": [[text(a), text(b)] for a, b in placer.replaced],
+        "lower": [text(name) for name in placer.from_lower],
+    }
+
+
+_TASKS = {"extract": _extract}

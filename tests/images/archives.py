@@ -1,0 +1,102 @@
+"""Archives made by hand, byte by byte: also those that no tool writes."""
+
+from __future__ import annotations
+
+
+def octal(value: int, width: int) -> bytes:
+    """A number as headers have it."""
+    return b"%0*o\0" % (width - 1, value)
+
+
+def header(
+    name: bytes,
+    kind: bytes = b"0",
+    size: int = 0,
+    *,
+    mode: int = 0o644,
+    uid: int = 0,
+    gid: int = 0,
+    mtime: int = 0,
+    link: bytes = b"",
+    magic: bytes = b"ustar\x0000",
+    major: int = 0,
+    minor: int = 0,
+    prefix: bytes = b"",
+    raw: dict[int, bytes] | None = None,
+    checksum: bytes | None = None,
+) -> bytes:
+    """512 bytes. ``raw`` overwrites bytes from an offset on, before the checksum is made."""
+    block = bytearray(512)
+    fields = (
+        (0, name[:100]), (100, octal(mode, 8)), (108, octal(uid, 8)), (116, octal(gid, 8)), (124, octal(size, 12)),
+        (136, octal(mtime, 12)), (156, kind), (157, link[:100]), (257, magic), (329, octal(major, 8)),
+        (337, octal(minor, 8)), (345, prefix),
+    )  # fmt: skip
+    for at, data in fields:
+        block[at : at + len(data)] = data
+    for at, data in (raw or {}).items():
+        block[at : at + len(data)] = data
+    block[148:156] = b" " * 8
+    block[148:156] = checksum if checksum is not None else b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padded(data: bytes) -> bytes:
+    """Data up to a whole number of blocks."""
+    return data + bytes(-len(data) % 512)
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    """A record of an extended header."""
+    rest = b" " + key + b"=" + value + b"\n"
+    length = len(rest) + 1
+    while len(str(length)) + len(rest) != length:
+        length = len(str(length)) + len(rest)
+    return b"%d" % length + rest
+
+
+def pax(records: dict[bytes, bytes], kind: bytes = b"x") -> bytes:
+    """An extended header."""
+    data = b"".join(record(key, value) for key, value in records.items())
+    return header(b"pax", kind, len(data)) + padded(data)
+
+
+class Maker:
+    """An archive, entry by entry."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def add(self, data: bytes) -> Maker:
+        """Any bytes."""
+        self.data += data
+        return self
+
+    def file(self, name: str | bytes, data: bytes = b"", **fields: int) -> Maker:
+        """A regular file."""
+        return self.add(header(encoded(name), b"0", len(data), **fields) + padded(data))  # type: ignore[arg-type]
+
+    def directory(self, name: str | bytes, **fields: int) -> Maker:
+        """A directory, 0755 unless said."""
+        return self.add(header(encoded(name), b"5", **{"mode": 0o755, **fields}))  # type: ignore[arg-type]
+
+    def symlink(self, name: str | bytes, target: str | bytes) -> Maker:
+        """A symbolic link."""
+        return self.add(header(encoded(name), b"2", link=encoded(target), mode=0o777))
+
+    def link(self, name: str | bytes, target: str | bytes) -> Maker:
+        """A hard link."""
+        return self.add(header(encoded(name), b"1", link=encoded(target)))
+
+    def device(self, name: str | bytes, major: int, minor: int, kind: bytes = b"3") -> Maker:
+        """A device node."""
+        return self.add(header(encoded(name), kind, major=major, minor=minor))
+
+    def done(self) -> bytes:
+        """With its end."""
+        return self.data + bytes(1024)
+
+
+def encoded(text: str | bytes) -> bytes:
+    """As bytes."""
+    return text if isinstance(text, bytes) else text.encode()
