@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from isolate.sandbox.result import Result
 
 __all__ = [
@@ -21,7 +23,10 @@ __all__ = [
 
 
 class IsolateError(Exception):
-    """The base of all errors of this library."""
+    """The base of all errors of this library. Its text never holds what cannot be printed."""
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
 
 class ConflictError(IsolateError, ValueError):
@@ -32,8 +37,18 @@ class SetupError(IsolateError, OSError):
     """A part could not be put in force; the program never started.
 
     ``part`` (class name), ``step`` (in words), ``syscall``, ``path``, ``errno``, ``cause`` and ``remedy`` tell what and
-    why; those that do not apply are None.
+    why; those that do not apply are None. In the texts, and in the whole message, what cannot be printed is escaped:
+    a sandbox's program may have chosen the names in them. ``path`` stays as it is.
+
+    As any ``OSError`` it is also the subclass of its errno: ``except FileNotFoundError`` catches one with ENOENT.
     """
+
+    def __new__(cls, errno: int, step: str, *, path: str | None = None, **rest: object) -> Self:
+        """An instance that is also what ``OSError`` itself would be for this errno."""
+        also = type(OSError(errno, ""))
+        kind = cls if issubclass(cls, also) else _both(cls, also)
+        # A class with a __new__ of its own has OSError take its arguments here.
+        return super().__new__(kind, errno, os.strerror(errno), *(() if path is None else (path,)))
 
     def __init__(
         self,
@@ -46,18 +61,18 @@ class SetupError(IsolateError, OSError):
         cause: str | None = None,
         remedy: str | None = None,
     ) -> None:
-        super().__init__(errno, os.strerror(errno), *(() if path is None else (path,)))
-        self.step = step
-        self.part = part
-        self.syscall = syscall
-        self.path = path
-        self.cause = cause
-        self.remedy = remedy
+        self.step: str = printable(step)
+        self.part: str | None = part
+        self.syscall: str | None = syscall
+        self.path: str | None = path
+        self.cause: str | None = None if cause is None else printable(cause)
+        self.remedy: str | None = None if remedy is None else printable(remedy)
 
     def __str__(self) -> str:
         where = f"{self.part}: " if self.part else ""
         what = f" ({self.syscall})" if self.syscall else ""
-        on = f" [{self.path}]" if self.path and self.path not in self.step else ""
+        shown = printable(self.path) if self.path else None
+        on = f" [{shown}]" if shown and shown not in self.step else ""
         text = f"{where}{self.step}{what}{on}: {self.strerror} (errno {self.errno})"
         if self.cause:
             text += f"\n  cause: {self.cause}"
@@ -66,7 +81,20 @@ class SetupError(IsolateError, OSError):
         return text
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.errno, self.step, self.path, self.__dict__)
+        kind = next(cls for cls in type(self).__mro__ if cls not in _kinds.values())
+        return _rebuild, (kind, self.errno, self.step, self.path, self.__dict__)
+
+
+_kinds: dict[tuple[type[SetupError], type[OSError]], type[SetupError]] = {}
+_Kind = TypeVar("_Kind", bound=SetupError)
+
+
+def _both(cls: type[_Kind], also: type[OSError]) -> type[_Kind]:
+    found = _kinds.get((cls, also))
+    if found is None:
+        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+        found = _kinds[cls, also] = type(cls.__name__, (cls, also), names)
+    return found  # type: ignore[return-value]  # it was kept for this class
 
 
 def _rebuild(kind: type[SetupError], errno: int, step: str, path: str | None, state: dict[str, object]) -> SetupError:
@@ -100,5 +128,40 @@ class ProgramError(IsolateError):
 
     def __str__(self) -> str:
         r = self.result
-        program = os.fsdecode(r.args[0]) if r.args else "?"
-        return f"{program} ended with {r.verdict} (returncode {r.returncode}) after {r.wall_time:.3f} s"
+        program = printable(os.fsdecode(r.args[0])) if r.args else "?"
+        text = f"{program} ended with {r.verdict} (returncode {r.returncode}) after {r.wall_time:.3f} s"
+        said = last_lines(r.stderr)
+        return f"{text}; the end of what it wrote to stderr:\n{said}" if said else text
+
+
+def printable(text: str) -> str:
+    """Text with all that cannot be printed escaped: control characters, line ends, direction marks, stray bytes.
+
+    Names that a sandbox's program has chosen (files, ``#!`` lines, processes) end up in messages, and messages on
+    terminals. This is the one place that makes them harmless.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as os.fsdecode has it
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def printable_lines(text: str) -> str:
+    """:func:`printable` for a text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def last_lines(output: str | bytes | None, lines: int = 5, characters: int = 500) -> str:
+    """The end of what a program wrote, for a message: some lines, indented, each printable."""
+    if not output:
+        return ""
+    end = output[-characters:]
+    text = end.decode("utf-8", "replace") if isinstance(end, bytes) else end
+    shown = text.expandtabs().rstrip().replace("\r\n", "\n").split("\n")[-lines:]
+    return "\n".join(f"  {printable(line)}" for line in shown if line)

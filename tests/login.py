@@ -69,7 +69,7 @@ def make_login_user(*groups: str) -> Iterator[Login]:
 
         entry = pwd.getpwnam(name)
         user = Login(name, entry.pw_uid, entry.pw_gid)
-        reachable = user.run(sys.executable, "-c", "import isolate.native", check=False)
+        reachable = user.run(sys.executable, "-c", "import isolate._native", check=False)
         if reachable.returncode:
             pytest.skip(f"another user cannot read {sys.executable} or the package: {reachable.stderr[-200:]}")
         yield user

@@ -5,19 +5,27 @@ from __future__ import annotations
 import copy
 import errno
 import multiprocessing
+import os
 import pickle
+import struct
+import subprocess
+import sys
 import traceback
+from typing import TYPE_CHECKING
 
 import pytest
 
 import isolate
 from isolate import (
+    Bind,
     ConflictError,
     IrreversibleError,
     IsolateError,
+    MountNamespace,
     PidNamespace,
     ProgramError,
     RestoreError,
+    Root,
     Sandbox,
     SetupError,
     ThreadedError,
@@ -25,6 +33,10 @@ from isolate import (
     Verdict,
 )
 from isolate.errors import __all__ as family
+from isolate.errors import printable, printable_lines
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WHOLE = {
     "part": "Root",
@@ -66,9 +78,7 @@ def test_a_setup_error_says_everything() -> None:
         "  remedy: make it"
     )
     assert (error.errno, error.strerror, error.filename) == (errno.ENOENT, "No such file or directory", "/srv/a b")
-    # An OSError picks subclasses by errno; this one stays what it is.
-    assert type(error) is SetupError
-    assert not isinstance(error, FileNotFoundError)
+    assert isinstance(error, SetupError)
     bare = SetupError(errno.EPERM, "do it")
     assert str(bare) == "do it: Operation not permitted (errno 1)"
 
@@ -83,7 +93,8 @@ def test_a_path_that_the_step_names_is_not_said_twice() -> None:
 def test_pickled_it_is_whole(kind: type[SetupError], protocol: int) -> None:
     error = whole(kind)
     same = pickle.loads(pickle.dumps(error, protocol))
-    assert type(same) is kind
+    assert type(same) is type(error)
+    assert isinstance(same, kind)
     assert (str(same), same.errno, same.filename, same.args) == (str(error), error.errno, error.filename, error.args)
     assert {name: getattr(same, name) for name in WHOLE} == WHOLE
 
@@ -96,7 +107,7 @@ def test_notes_go_along() -> None:
 
 def test_copied_it_is_whole() -> None:
     for same in (copy.copy(whole()), copy.deepcopy(whole())):
-        assert (type(same), str(same)) == (SetupError, str(whole()))
+        assert (type(same), str(same)) == (type(whole()), str(whole()))
 
 
 def test_a_real_one_travels() -> None:
@@ -164,3 +175,128 @@ def test_a_failed_start_leaves_nothing() -> None:
         with pytest.raises(SetupError):
             box.spawn(["no-such-program"])
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+# ---- what cannot be printed ----------------------------------------------------------------------------------------
+
+EVIL = "x\x1b]0;title\x07\u202e\u2028\r\nisolate: all is well \udcff"
+SHOWN = "x\\x1b]0;title\\x07\\u202e\\u2028\\r\\nisolate: all is well \\xff"
+
+
+def harmless(text: str) -> bool:
+    return all(line.isprintable() for line in text.split("\n"))
+
+
+def test_8_one_place_escapes() -> None:
+    assert printable(EVIL) == SHOWN
+    assert printable("plain Ümlaut 名前 [1;31m") == "plain Ümlaut 名前 [1;31m"  # the control: what prints stays
+    assert printable_lines("a\tb\nc") == "a\\tb\nc"
+
+
+def test_8_errors() -> None:
+    error = SetupError(errno.ENOENT, f"open {EVIL}", part="Root", path=EVIL, cause=EVIL, remedy=EVIL)
+    assert harmless(str(error))
+    assert str(error).count("\n") == 2
+    assert error.path == EVIL
+    assert (error.cause, error.remedy, error.step) == (SHOWN, SHOWN, f"open {SHOWN}")
+    for kind in (ConflictError, IrreversibleError, ThreadedError, RestoreError, IsolateError):
+        assert harmless(str(kind(EVIL)))
+
+
+def elf(interpreter: bytes) -> bytes:
+    """An ELF program whose loader has that name."""
+    header = (
+        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    )
+    at = 64 + 56
+    size = len(interpreter) + 1
+    return header + struct.pack("<IIQQQQQQ", 3, 4, at, at, at, size, size, 1) + interpreter + b"\0"
+
+
+@pytest.mark.parametrize("kind", ["name", "script", "loader", "directory"])
+def test_8_names_that_a_program_chose(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    if kind == "script":
+        path.write_bytes(b"#!/no/" + os.fsencode(EVIL.replace("\n", "")) + b"\n")
+    elif kind == "loader":
+        if os.uname().machine != "x86_64":
+            pytest.skip("the program is one for x86-64")
+        path.write_bytes(elf(b"/no/" + os.fsencode(EVIL)))
+    elif kind == "directory":
+        path = tmp_path / EVIL
+        path.mkdir()
+    if kind != "name":
+        path.chmod(0o755)
+    args = [EVIL] if kind == "name" else [path]
+    with pytest.raises(SetupError) as caught:
+        Sandbox().run(args)
+    assert harmless(str(caught.value))
+    assert "\\x1b]0;title\\x07\\u202e" in str(caught.value)
+    formatted = "".join(traceback.format_exception_only(type(caught.value), caught.value))
+    assert harmless(formatted)
+
+
+def test_8_explain() -> None:
+    text = Sandbox(MountNamespace(), Root(Bind(f"/{EVIL}", f"/{EVIL}".replace("\n", "")))).explain()
+    assert harmless(text)
+    assert "\\x1b]0;title" in text
+
+
+def test_8_what_ran_out_and_what_failed() -> None:
+    with Sandbox().spawn(["/bin/sh", "-c", "sleep 60"]) as process:
+        process._args = (os.fsencode(EVIL),)
+        with pytest.raises(subprocess.TimeoutExpired) as ran_out:
+            process.wait(0.01)
+    assert harmless(str(ran_out.value))
+    script = "printf 'one\\n\\033[2Jtwo\\377\\n' >&2; exit 3"
+    with pytest.raises(ProgramError) as failed:
+        Sandbox().run(["/bin/sh", "-c", script], check=True)
+    assert harmless(str(failed.value))
+    assert str(failed.value).endswith("stderr:\n  one\n  \\x1b[2Jtwo\ufffd")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "--preset", "bare", "--", EVIL], ["explain", "--bind", f"/{EVIL}", "/x"]]
+)
+def test_8_the_command_line(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "isolate", *arguments]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONUTF8": "1"})
+    text = (done.stdout + done.stderr).decode()
+    assert harmless(text)
+    assert "\\x1b]0;title" in text
+
+
+# ---- as the standard library's -------------------------------------------------------------------------------------
+
+
+def test_33_an_error_is_also_that_of_its_errno() -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        Sandbox().run(["/no/such/program"])
+    assert isinstance(missing.value, SetupError)
+    with pytest.raises(PermissionError):
+        Sandbox().run(["/etc/passwd"])
+    with pytest.raises(FileNotFoundError):
+        Sandbox(MountNamespace(), Root(Bind("/no/such/source"))).run(["true"])
+    for kind in (SetupError, UnsupportedError):
+        for number, also in (
+            (errno.EPERM, PermissionError),
+            (errno.EAGAIN, BlockingIOError),
+            (errno.ESRCH, ProcessLookupError),
+        ):
+            error = kind(number, "do it", path="/x")
+            assert isinstance(error, kind)
+            assert isinstance(error, also)
+            assert type(error).__name__ == kind.__name__
+            for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+                assert type(copied) is type(error)
+                assert (str(copied), copied.filename) == (str(error), "/x")
+    plain = SetupError(errno.EINVAL, "do it")  # the control: an errno without a class of its own
+    assert type(plain) is SetupError
+
+
+def test_33_a_timeout_is_also_that_of_subprocess() -> None:
+    with Sandbox().spawn(["sleep", "60"]) as process, pytest.raises(subprocess.TimeoutExpired) as caught:
+        process.wait(0.01)
+    assert isinstance(caught.value, TimeoutError)
+    assert (caught.value.cmd, caught.value.timeout) == ((b"sleep", b"60"), 0.01)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value) == "sleep still runs after 0.01 s"

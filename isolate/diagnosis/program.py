@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from isolate.diagnosis.host import MACHINES, Finding
 from isolate.engine.tape import RUN
+from isolate.errors import printable
 
 _ELF = b"\x7fELF"
 _ST_RDONLY, _ST_NOEXEC = 1, 8
@@ -39,8 +40,8 @@ class Start(NamedTuple):
 
 
 def show(data: bytes) -> str:
-    """A path as text."""
-    return os.fsdecode(data).encode("utf-8", "backslashreplace").decode()
+    """A path as text for a message: whoever made the file may have chosen anything."""
+    return printable(os.fsdecode(data))
 
 
 def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: bytes) -> tuple[str, Finding]:
@@ -55,7 +56,7 @@ def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: b
         )
     if error in (errno.ENOENT, errno.ENOTDIR):
         if b"/" not in name:
-            searched = start.path.decode("utf-8", "backslashreplace") if start else None
+            searched = show(start.path) if start else None
             where = f"; searched inside: {', '.join(_directories(searched))}" if searched is not None else ""
             return path, Finding(
                 f"there is no program {path} inside the sandbox{where}",
@@ -111,9 +112,8 @@ def not_executed(error: int, start: Start | None, args: tuple[bytes, ...], head:
         return path, _format(path, head)
     if error in (errno.ENOENT, errno.ENOTDIR):
         if interpreter and head.startswith(b"#!"):
-            text = show(interpreter)
-            extra = "; the line ends in a carriage return (DOS line ends)" if text.endswith("\r") else ""
-            shown = text.replace("\r", "\\r")
+            shown = show(interpreter)
+            extra = "; the line ends in a carriage return (DOS line ends)" if interpreter.endswith(b"\r") else ""
             return path, Finding(
                 f"{path} is a script whose interpreter {shown} does not exist inside{extra}",
                 f"bring {shown} in, or run another interpreter with it",

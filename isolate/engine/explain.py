@@ -27,6 +27,7 @@ from isolate.engine.plan import (
     Target,
     Test,
 )
+from isolate.errors import printable
 from isolate.kernel.constants import Constant
 
 if TYPE_CHECKING:
@@ -156,4 +157,4 @@ def _clone(plan: Plan) -> Iterator[str]:
 
 def explain(plan: Plan) -> str:
     """The steps of a plan, in the order in which they run, with the kernel calls behind them."""
-    return "\n".join(_lines(plan)) + "\n"
+    return "\n".join(map(printable, _lines(plan))) + "\n"

@@ -39,7 +39,7 @@ def inside(path: object, what: str = "target") -> bytes:
 
 
 def text(path: bytes) -> str:
-    """For messages."""
+    """For messages. What cannot be printed is escaped where a message is made (:func:`isolate.errors.printable`)."""
     return os.fsdecode(path)
 
 

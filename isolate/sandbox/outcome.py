@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from isolate.engine.native import lib
+from isolate.errors import printable
 from isolate.sandbox.result import Result, Verdict
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _warn(tape: Tape, record: Record) -> None:
     words = f"{type(found[1]).__name__}: {found[0].text}" if found else f"op {record.op} of the tape"
     hint = found[0].hints.get(record.error) if found else None
     reason = os.strerror(record.error) + (f": {hint}" if hint else "")
-    warnings.warn(f"cleaning up after a sandbox failed: {words}: {reason}", RuntimeWarning, stacklevel=4)
+    warnings.warn(printable(f"cleaning up after a sandbox failed: {words}: {reason}"), RuntimeWarning, stacklevel=4)
 
 
 def judge(record: Record, killed: Verdict | None, tape: Tape) -> tuple[int, Verdict]:

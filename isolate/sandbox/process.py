@@ -6,12 +6,13 @@ import errno
 import os
 import select
 import signal as signals
+import subprocess
 import threading
 import time
 import warnings
 from typing import IO, TYPE_CHECKING, Any
 
-from isolate.errors import SetupError
+from isolate.errors import SetupError, printable
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.streams import Stream
 
@@ -31,8 +32,23 @@ if TYPE_CHECKING:
 __all__ = ["Process", "TimeoutExpired"]
 
 
-class TimeoutExpired(TimeoutError):
-    """``wait(timeout)`` ran out; the program still runs."""
+class TimeoutExpired(TimeoutError, subprocess.TimeoutExpired):
+    """``wait(timeout)`` ran out; the program still runs. It is also a :class:`subprocess.TimeoutExpired`, with ``cmd``
+    and ``timeout``."""
+
+    def __init__(self, cmd: tuple[bytes, ...], timeout: float) -> None:
+        program = printable(os.fsdecode(cmd[0])) if cmd else "the program"
+        OSError.__init__(self, f"{program} still runs after {timeout} s")
+        self.cmd: tuple[bytes, ...] = cmd
+        self.timeout: float = timeout
+        self.output: bytes | None = None
+        self.stderr: bytes | None = None
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.cmd, self.timeout)
 
 
 class Process:
@@ -102,7 +118,7 @@ class Process:
         :raises TimeoutExpired: the program still runs.
         """
         if not self._take(timeout):
-            raise TimeoutExpired(f"{os.fsdecode(self._args[0])} still runs after {timeout} s")
+            raise TimeoutExpired(self._args, timeout or 0.0)
         returncode = self.returncode
         assert returncode is not None
         return returncode

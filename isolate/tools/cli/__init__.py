@@ -32,6 +32,21 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
+def _complain(what: object) -> None:
+    """A message on stderr. What a sandbox's program may have put into it is shown, never sent to the terminal."""
+    from isolate.errors import printable_lines
+
+    print(f"isolate: {printable_lines(str(what))}", file=sys.stderr)
+
+
+def _any_terminal() -> None:
+    """Let stdout and stderr escape what their encoding has no way to say: a terminal may be an ASCII one."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
 def _run(options: argparse.Namespace) -> int:
     if not options.program:
         raise ValueError("which program? (isolate run [options] -- PROGRAM [ARGUMENT ...])")
@@ -60,12 +75,12 @@ def _execute(box: Sandbox, options: argparse.Namespace) -> int:
         if options.json:
             _print_error(error)
         else:
-            print(f"isolate: {error}", file=sys.stderr)
+            _complain(error)
         return _setup_status(error)
     if options.json:
         print(result.json())
     elif not options.quiet and str(result.verdict) not in ("OK", "EXITED"):
-        print(f"isolate: {_why(result)}", file=sys.stderr)
+        _complain(_why(result))
     return _status(result)
 
 
@@ -164,6 +179,7 @@ def _print_table(rows: Sequence[Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit status. Without arguments the help is printed."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    _any_terminal()
     top = parser()
     if not argv:
         top.print_help()
@@ -182,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except (ValueError, TypeError) as error:
-        print(f"isolate: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -191,5 +207,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_INTERRUPTED
     except OSError as error:
-        print(f"isolate: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_SETUP
