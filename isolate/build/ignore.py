@@ -1,7 +1,8 @@
 """Patterns of ``.dockerignore``: which files of a context are left out.
 
-The rules are those of Docker (moby/patternmatcher), which differ from gitignore's: patterns are relative to the root of the
-context, ``**`` matches any number of directories, ``!`` takes a file back in, and the last pattern that matches decides.
+The rules are those of Docker (moby/patternmatcher), which differ from gitignore's: patterns are relative to the root
+of the context, ``**`` matches any number of directories, ``!`` takes a file back in, and the last pattern that matches
+decides.
 """
 
 from __future__ import annotations

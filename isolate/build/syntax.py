@@ -1,7 +1,7 @@
 """The syntax of a Dockerfile: its text becomes instructions with flags, arguments and here-documents.
 
-Nothing is expanded here, and no instruction is judged by its meaning: see :mod:`isolate.build.dockerfile`. The grammar is
-BuildKit's (frontend/dockerfile/parser), which its published parser data is compared with in the tests.
+Nothing is expanded here, and no instruction is judged by its meaning. The grammar is BuildKit's
+(frontend/dockerfile/parser); the tests compare with its published parser data.
 """
 
 from __future__ import annotations
@@ -96,10 +96,11 @@ def parse_syntax(text: str | bytes) -> Syntax:
     :raises DockerfileError: it has no instruction, is too large, is not UTF-8, or breaks a rule of the grammar.
     """
     if isinstance(text, bytes):
+        raw = text
         try:
-            text = text.decode()
+            text = raw.decode()
         except UnicodeDecodeError as error:
-            raise DockerfileError(f"byte {error.start} is not UTF-8", text[: error.start].count(b"\n") + 1) from None
+            raise DockerfileError(f"byte {error.start} is not UTF-8", raw[: error.start].count(b"\n") + 1) from None
     if len(text) > LARGEST:
         raise DockerfileError(f"{len(text)} characters; at most {LARGEST} are read")
     reader = _Reader(text.removeprefix("\ufeff"))
@@ -114,7 +115,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         # At newlines only: other characters that split lines in Unicode may stand in a string.
-        self._lines = re.findall(r"[^\n]*\n|[^\n]+", text)
+        self._lines: list[str] = re.findall(r"[^\n]*\n|[^\n]+", text)
         self._at = 0
         self._directives_done = False
         self.directives: dict[str, str] = {}

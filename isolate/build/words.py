@@ -44,7 +44,7 @@ def process_word(
     :param escape: the escape character, ``\\`` or a backquote.
     :param quotes: whether quotes are taken off; False leaves them alone, as in the content of a here-document.
     :param keep_unset: a variable that is not set stays as it is written; otherwise it becomes nothing.
-    :raises WordError: a quote or a brace that is not closed, a bad substitution, ``${name:?}`` of a variable without value.
+    :raises WordError: a quote or a brace that is not closed, a bad substitution, or ``${name:?}`` without a value.
     """
     return _Scanner(text, env, escape, quotes=quotes, keep_unset=keep_unset).run()
 
