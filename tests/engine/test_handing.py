@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Context
 
-CLIENT = "import socket; s = socket.create_connection(('127.0.0.1', 3128), 5); s.sendall(b'hello'); print(s.recv(9).decode())"
+CLIENT = (
+    "import socket; s = socket.create_connection(('127.0.0.1', 3128), 5); "
+    "s.sendall(b'hello'); print(s.recv(9).decode())"
+)
 
 
 @dataclass(frozen=True)
