@@ -190,7 +190,63 @@ def test_it_is_light(tmp_path: Path) -> None:
 import sys
 def test_nothing_is_imported():
     ours = [name for name in sys.modules if name.startswith("isolate.")]
-    assert ours == ["isolate.tools", "isolate.tools.pytest_plugin"]
+    assert ours == ["isolate.tools", "isolate.tools.pytest_hooks", "isolate.tools.pytest_plugin"]
 """
     found, text = outcome(code, tmp_path)
     assert found == {"passed": 1}, text
+
+
+# ---- other versions of pytest --------------------------------------------------------------------------------------
+
+OLD = """
+import pytest, sys
+real = pytest.hookimpl
+def hookimpl(*args, **options):
+    # pytest's own plugins are of its version; ours meets an older one.
+    ours = sys._getframe(1).f_globals["__name__"].startswith("isolate")
+    if ours and (sys.argv[1] != "pluggy 1.0" or "wrapper" in options):
+        raise TypeError("unexpected keyword")
+    return real(*args, **options)
+pytest.hookimpl = hookimpl
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("version", ["pluggy 1.0", "one that lacks more"])
+def test_39_an_older_pytest_is_not_broken(version: str, tmp_path: Path) -> None:
+    """The plugin works where it can; where it cannot, it says so in the header and the run goes on."""
+    (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    plugin = [] if registered() else ["-p", "isolate.tools.pytest_plugin"]
+    options = ["-p", "no:cacheprovider", *plugin]
+    done = subprocess.run(
+        [sys.executable, "-c", OLD, version, *options, "test_it.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert ("isolate: its plugin is off" in done.stdout) == (version != "pluggy 1.0")
+
+
+def debians() -> str | None:
+    """Debian 12's own pytest (7.2.1, pluggy 1.0.0), where it is installed."""
+    path = "/usr/lib/python3/dist-packages"
+    return path if os.path.isdir(f"{path}/_pytest") and os.path.isdir(f"{path}/pluggy") else None
+
+
+@root
+@pytest.mark.skipif(debians() is None, reason="python3-pytest of the distribution is not installed")
+def test_39_the_distributions_pytest(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(NETWORK)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-p", "no:cacheprovider", "-p", "isolate.tools.pytest_plugin", "test_it.py"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={
+            "PATH": os.environ["PATH"], "PYTHONPATH": str(debians()), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
