@@ -8,10 +8,11 @@ purpose (``@file-system``) rather than single calls where the program's work may
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from isolate.kernel import syscalls
+from isolate.seccomp import decide
 from isolate.seccomp.conditions import arg32
 from isolate.seccomp.policy import Seccomp
 from isolate.seccomp.rules import Rule, allow, rule
@@ -47,6 +48,12 @@ TELLING: Mapping[str, tuple[int, ...]] = {
 }
 #: More values than this of one argument are no pattern.
 _MANY = 24
+#: Of these the argument is a word of flags: among many values only the bits that were seen are allowed.
+_FLAGS = ("clone", "unshare")
+#: Calls that do the same as one with telling arguments, where no filter sees them (``clone3``, ``io_uring``). A policy
+#: that allowed them would allow whatever they carry. So they answer ENOSYS already while learning, as under the policy,
+#: and the program takes the other way, which is learned.
+BLIND = frozenset(name for name, others in decide.BLIND.items() if any(other in TELLING for other in others))
 
 # The vDSO answers these where it can; on another clock source, or in a time namespace, the kernel is asked.
 _VDSO = ("clock_getres", "clock_gettime", "getcpu", "gettimeofday", "time")
@@ -64,6 +71,8 @@ class Learned:
     counts: Mapping[str, int]
     #: The run itself.
     result: Result[Any]
+    #: Calls that were answered with ENOSYS, since no filter sees their arguments (``clone3``), and how often.
+    refused: Mapping[str, int] = field(default_factory=dict)
 
 
 class _Recorder:
@@ -71,6 +80,7 @@ class _Recorder:
         self.counts: dict[str, int] = {}
         self.values: dict[str, set[tuple[int, ...]]] = {}
         self.unknown: set[int] = set()
+        self.refused: dict[str, int] = {}
 
     def __call__(self, call: Call) -> Reply:
         from isolate.seccomp.notify import Reply
@@ -78,6 +88,9 @@ class _Recorder:
         name = call.name
         if name is None:
             self.unknown.add(call.number)
+        elif name in BLIND:
+            self.refused[name] = self.refused.get(name, 0) + 1
+            return Reply.errno("ENOSYS")
         else:
             self.counts[name] = self.counts.get(name, 0) + 1
             telling = TELLING.get(name)
@@ -95,12 +108,17 @@ class _Recorder:
         return Seccomp(rules, otherwise=otherwise)
 
     def _plain(self) -> set[str]:
-        return {name for name, values in self.values.items() if len(values) > _MANY}
+        return {name for name, values in self.values.items() if len(values) > _MANY and name not in _FLAGS}
 
 
 def _conditions(name: str, values: Iterable[tuple[int, ...]]) -> list[Any]:
     positions = TELLING[name]
     ordered = sorted(values)
+    if name in _FLAGS and len(ordered) > _MANY:
+        seen = 0
+        for (flags,) in ordered:
+            seen |= flags
+        return [arg32(positions[0]) & (0xFFFFFFFF & ~seen) == 0]
     if len(positions) == 1:
         return [arg32(positions[0]).among(*(value[0] for value in ordered))]
     found = []
@@ -126,7 +144,8 @@ def learn(
     ``Sandbox.run``: input, env, cwd, text and so on. Every call takes some tens of microseconds more, so ``timeout``
     may need room. ``otherwise`` is what the resulting policy answers to the rest.
 
-    The run itself is not restricted: what it does, it does. Run what you trust, in a sandbox.
+    Calls that do what others do with arguments that no filter sees (``clone3``, ``io_uring``) answer ENOSYS, as they do
+    under the policy; else the run is not restricted: what it does, it does. Run what you trust, in a sandbox.
     """
     from isolate.sandbox.box import Sandbox
     from isolate.seccomp.install import SENDMSG_FLAGS
@@ -147,4 +166,4 @@ def learn(
     left = recorder.counts.pop("seccomp", 0) - own
     if left > 0:
         recorder.counts["seccomp"] = left
-    return Learned(recorder.policy(otherwise), dict(sorted(recorder.counts.items())), result)
+    return Learned(recorder.policy(otherwise), dict(sorted(recorder.counts.items())), result, recorder.refused)

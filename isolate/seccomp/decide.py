@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .policy import Seccomp
     from .rules import Rule
 
-__all__ = ["Answer", "answer", "blind_calls", "covered", "decisions", "otherwise", "running_kernel", "speaks"]
+__all__ = ["BLIND", "Answer", "answer", "blind_calls", "covered", "decisions", "otherwise", "running_kernel", "speaks"]
 
 #: ABIs that one kernel offers besides its own.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -40,7 +40,7 @@ _SYSV = "msgctl msgget msgrcv msgsnd semctl semget semop semtimedop shmat shmctl
 
 # Calls that do what others do, with the arguments where no filter sees them (behind a pointer or in a ring). Where the
 # others' arguments are filtered, these answer ENOSYS, which sends the C library to the others.
-_BLIND = {
+BLIND = {
     "clone3": ("clone",),
     "openat2": ("open", "openat"),
     "socketcall": tuple(_SOCKETS.split()),
@@ -194,13 +194,13 @@ def speaks(rule: Rule, name: str, arch: str) -> bool:
 
 def blind_calls(policy: Seccomp) -> frozenset[str]:
     """The calls that answer ENOSYS because they carry arguments past the filter that others are filtered by."""
-    return frozenset(name for name in _BLIND if _blind(policy, name))
+    return frozenset(name for name in BLIND if _blind(policy, name))
 
 
 def _blind(policy: Seccomp, name: str) -> str | None:
     """The call whose filtered arguments ``name`` would carry past the filter; None if ``name`` is ruled by its own
     name."""
-    others = _BLIND.get(name)
+    others = BLIND.get(name)
     if others is None or any(name in rule.names for rule in policy.rules):
         return None
     for rule in policy.rules:
