@@ -8,8 +8,9 @@ struct iso_start {
 	int32_t pid;
 	int32_t pidfd;
 	int32_t stage;
-	int32_t owner;
+	uint64_t owner;
 };
+uint64_t iso_owner(void);
 int64_t iso_launcher_fd(void);
 int64_t iso_make_launcher(const uint8_t *image, uint64_t size);
 void iso_let_go(struct iso_start *start);

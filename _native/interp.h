@@ -17,6 +17,8 @@ struct iso_shared {
 	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init and its second process */
 	uint32_t reaped;    /* init has reaped all of its children and ends */
 	uint64_t began_ns;  /* when a run that came later came; 0: with the clone of init */
+	uint64_t ended_ns;  /* when init reaped the program, by init's clock; 0: it did not */
+	uint64_t program_ns; /* CPU time of the program's own process */
 	uint8_t head[ISO_HEAD];
 	uint8_t skipped[]; /* a byte for each step, not a bit: the section ASIDE runs at the same time as init's */
 };

@@ -40,6 +40,7 @@ __attribute__((used)) static const char build_mark[] = "isolate-launcher " ISOLA
 #define SIGCHLD_ 17
 #define SIGKILL_ 9
 #define SIGSTOP_ 19
+#define SIGCONT_ 18
 #define SIGNALS 64
 #define PROT_RW (PROT_READ | PROT_WRITE)
 #define STACK_SIZE 65536
@@ -75,6 +76,13 @@ struct supervisor {
 	uint32_t clean_op;
 	struct rusage usage;
 	uint32_t shared_size;
+	int32_t proc;        /* /proc of our own pid namespace, as it was before anything was joined; or -errno */
+	uint64_t deadline;   /* CLOCK_MONOTONIC; 0: no limit */
+	uint64_t cpu_ns;     /* the limit of CPU time; 0: none */
+	uint64_t sample;     /* when to look at the CPU time again */
+	uint64_t cpus;       /* as many seconds of it can be used in one */
+	int32_t exceeded;    /* ISO_COMPLETE_TIMEOUT, ISO_COMPLETE_CPU_TIME: why we killed it */
+	uint64_t ended_ns;
 };
 
 static void exit_now(int64_t status) __attribute__((noreturn));
@@ -497,10 +505,16 @@ int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int6
 
 /* ---- payload and init ----------------------------------------------------------------------------------- */
 
+static void send_pid(void);
+
 static void run_payload(void *p)
 {
 	struct iso_machine *m = p;
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
+	/* Who waits for "started" is told the program's pid, as the kernel translates it: from the program itself, which is
+	 * the one process that needs no right for it. Nobody has to look into a /proc that may be another's, or be late. */
+	if (m->run->flags & ISO_RUN_STARTED)
+		send_pid();
 	/* Only SIGKILL could have ended us so far; what the program gets is an empty mask and default actions. */
 	int64_t r = set_mask(0);
 	if (r < 0) {
@@ -543,6 +557,22 @@ static void send_started(int32_t pidfd)
 	send_record(&record, sizeof record, pidfd);
 }
 
+static void send_pid(void)
+{
+	const uint32_t kind = ISO_RECORD_PROGRAM;
+	send_record(&kind, sizeof kind, -1);
+}
+
+/* CPU time of a process alone, without its children; also of one that has ended and was not reaped. */
+static uint64_t cpu_clock(int64_t pid)
+{
+	struct __kernel_timespec t = {0, 0};
+	/* MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) */
+	if (SYS2(clock_gettime, (int64_t)(int32_t)((~(uint32_t)pid << 3) | 2), PTR(&t)) < 0)
+		return 0;
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 static void init_loop(struct iso_machine *m, int64_t payload) __attribute__((noreturn));
 static void init_loop(struct iso_machine *m, int64_t payload)
 {
@@ -550,8 +580,11 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 	uint8_t info[128];
 	for (;;) {
 		int32_t status = 0;
+		const uint64_t used = cpu_clock(payload); /* once it is reaped nobody can say */
 		int64_t pid = SYS4(wait4, -1, PTR(&status), 1 /* WNOHANG */, 0);
 		if (pid == payload) {
+			m->shared->ended_ns = now();
+			m->shared->program_ns = used;
 			m->shared->status = status;
 			m->shared->complete |= ISO_COMPLETE_STATUS;
 			/* PID 1 would take its namespace along, but what the kernel reaps then nobody accounts for: so kill and
@@ -808,11 +841,12 @@ static int64_t clone_init(struct supervisor *s)
 }
 
 /* Without a pid namespace: kill children until none is left; orphans come to us, a subreaper. */
-static void kill_children(void)
+static void kill_children(struct supervisor *s)
 {
 	char buffer[4096];
 	for (;;) {
-		int64_t fd = SYS4(openat, AT_FDCWD, PTR("/proc/thread-self/children"), O_RDONLY | O_CLOEXEC, 0);
+		iso_machine_clean(&s->machine, ISO_THAW);
+		int64_t fd = SYS4(openat, s->proc, PTR("thread-self/children"), O_RDONLY | O_CLOEXEC, 0);
 		if (fd >= 0) {
 			int64_t n, pid = 0;
 			while ((n = SYS3(read, fd, PTR(buffer), sizeof buffer)) > 0) {
@@ -853,9 +887,9 @@ static char *put(char *to, const char *text)
 	return to;
 }
 
-static int64_t read_file(const char *path, char *buffer, size_t size)
+static int64_t read_file(int64_t directory, const char *path, char *buffer, size_t size)
 {
-	int64_t fd = SYS4(openat, AT_FDCWD, PTR(path), O_RDONLY | O_CLOEXEC, 0);
+	int64_t fd = SYS4(openat, directory, PTR(path), O_RDONLY | O_CLOEXEC, 0);
 	if (fd < 0)
 		return fd;
 	int64_t n = SYS3(read, fd, PTR(buffer), size - 1);
@@ -864,32 +898,150 @@ static int64_t read_file(const char *path, char *buffer, size_t size)
 	return n;
 }
 
-/* Its parent, from /proc/pid/stat: "pid (name) state parent"; the name may hold anything, so from the last parenthesis. */
-static int64_t parent_of(int64_t pid)
+static const char *find(const char *text, const char *wanted)
 {
-	char path[64], text[512];
-	put(put_decimal(put(path, "/proc/"), pid), "/stat");
-	if (read_file(path, text, sizeof text) <= 0)
-		return -1;
+	for (; *text; text++) {
+		size_t n = 0;
+		while (wanted[n] && text[n] == wanted[n])
+			n++;
+		if (!wanted[n])
+			return text + n;
+	}
+	return 0;
+}
+
+/* Whether the process that a /proc shows as ours has one number there: one for each pid namespace from that of the
+ * mount on down to our own. (A name that a process gives itself has no newline in this file.) */
+static int is_ours(int64_t proc)
+{
+	static char text[4096];
+	if (read_file(proc, "self/status", text, sizeof text) <= 0)
+		return 0;
+	const char *p = find(text, "\nNSpid:\t");
+	while (p && *p >= '0' && *p <= '9')
+		p++;
+	return p && *p == '\n';
+}
+
+/* /proc of our own pid namespace: the one that is mounted, or else an instance that is attached nowhere, where we may make
+ * one. What another pid namespace's /proc says of a number is about somebody else. */
+static int64_t open_proc(void)
+{
+	int64_t fd = SYS4(openat, AT_FDCWD, PTR("/proc"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+	if (fd >= 0 && is_ours(fd))
+		return fd;
+	close_fd(fd);
+	const int64_t context = SYS2(fsopen, PTR("proc"), 1 /* FSOPEN_CLOEXEC */);
+	if (context < 0)
+		return context;
+	fd = SYS5(fsconfig, context, 6 /* FSCONFIG_CMD_CREATE */, 0, 0, 0);
+	if (fd >= 0)
+		fd = SYS3(fsmount, context, 1 /* FSMOUNT_CLOEXEC */, 0xe /* MOUNT_ATTR_NOSUID, NODEV, NOEXEC */);
+	close_fd(context);
+	if (fd >= 0 && !is_ours(fd)) {
+		close_fd(fd);
+		fd = -ENOENT;
+	}
+	return fd;
+}
+
+/* The fields of /proc/pid/stat behind the name, which may hold anything: so from the last parenthesis. The first is the
+ * state. NULL if there is no such process. */
+static const char *stat_fields(const struct supervisor *s, int64_t pid, char *text, size_t size)
+{
+	char path[64];
+	put(put_decimal(path, pid), "/stat");
+	if (read_file(s->proc, path, text, size) <= 0)
+		return 0;
 	const char *p = text, *last = 0;
 	for (; *p; p++)
 		if (*p == ')')
 			last = p;
-	if (!last || last + 4 >= p)
+	return last && last + 4 < p ? last + 2 : 0;
+}
+
+static int64_t parent_of(const struct supervisor *s, int64_t pid)
+{
+	char text[512];
+	const char *p = stat_fields(s, pid, text, sizeof text);
+	if (!p)
 		return -1;
 	int64_t parent = 0;
-	for (p = last + 4; *p >= '0' && *p <= '9'; p++)
+	for (p += 2; *p >= '0' && *p <= '9'; p++)
 		parent = parent * 10 + (*p - '0');
 	return parent;
 }
 
-/* Kill the children of init; how many there were. Init reaps meanwhile, so a number may be another's by now: what the
+/* What a walk over the tree finds: bounded, and what does not fit is not seen this time. */
+static int32_t pending[16384];
+
+/* Put the children of all threads of a process into `pending` behind the first `count`; how many there are then. */
+static uint32_t add_children(const struct supervisor *s, int64_t pid, uint32_t count)
+{
+	static char names[8192], text[16384];
+	char path[64];
+	put(put_decimal(path, pid), "/task");
+	const int64_t tasks = SYS4(openat, s->proc, PTR(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+	if (tasks < 0)
+		return count;
+	int64_t n;
+	while ((n = SYS3(getdents64, tasks, PTR(names), sizeof names)) > 0) {
+		for (int64_t at = 0; at < n;) {
+			uint16_t length;
+			memcpy(&length, names + at + 16, sizeof length);
+			const char *name = names + at + 19;
+			at += length;
+			if (*name == '.')
+				continue;
+			put(put(path, name), "/children");
+			const int64_t size = read_file(tasks, path, text, sizeof text);
+			int64_t child = 0;
+			for (int64_t i = 0; i < size; i++) {
+				if (text[i] >= '0' && text[i] <= '9') {
+					child = child * 10 + (text[i] - '0');
+					continue;
+				}
+				if (child && count < sizeof pending / sizeof *pending)
+					pending[count++] = (int32_t)child;
+				child = 0;
+			}
+		}
+	}
+	close_fd(tasks);
+	return count;
+}
+
+/* CPU time of everything below us: of who lives, and of those they have reaped. (proc(5): fields 14 to 17, in ticks of
+ * USER_HZ, which is 100 on every architecture that we know.) */
+static uint64_t tree_cpu(const struct supervisor *s)
+{
+	char text[512];
+	uint64_t ticks = 0;
+	pending[0] = (int32_t)s->child;
+	for (uint32_t count = 1; count;) {
+		const int64_t pid = pending[--count];
+		const char *p = stat_fields(s, pid, text, sizeof text);
+		for (int field = 0; p && field < 15; field++) {
+			uint64_t value = 0;
+			for (; *p && *p != ' '; p++)
+				value = value * 10 + (uint64_t)(*p - '0');
+			p += *p == ' ';
+			if (field >= 11)
+				ticks += value;
+		}
+		count = add_children(s, pid, count);
+	}
+	const uint64_t used = ticks * 10000000u, own = s->machine.shared->own_ns[0] + s->machine.shared->own_ns[1];
+	return used > own ? used - own : 0;
+}
+
+/* Signal the children of init; how many there were. Init reaps meanwhile, so a number may be another's by now: what the
  * pidfd stands for was a child of init after it had been opened, or is dead. */
-static int kill_children_of(int64_t init)
+static int signal_children(const struct supervisor *s, int signal)
 {
 	char path[64], text[4096];
-	put(put_decimal(put(put_decimal(put(path, "/proc/"), init), "/task/"), init), "/children");
-	int64_t n = read_file(path, text, sizeof text), pid = 0;
+	put(put_decimal(put(put_decimal(path, s->child), "/task/"), s->child), "/children");
+	int64_t n = read_file(s->proc, path, text, sizeof text), pid = 0;
 	int seen = 0;
 	/* The file is longer than this only with hundreds of children: a number cut off has no blank behind it. */
 	for (int64_t i = 0; i < n; i++) {
@@ -898,8 +1050,8 @@ static int kill_children_of(int64_t init)
 			continue;
 		}
 		int64_t fd = SYS2(pidfd_open, pid, 0);
-		if (fd >= 0 && parent_of(pid) == init)
-			SYS4(pidfd_send_signal, fd, SIGKILL_, 0, 0);
+		if (fd >= 0 && parent_of(s, pid) == s->child)
+			SYS4(pidfd_send_signal, fd, signal, 0, 0);
 		close_fd(fd);
 		seen++;
 		pid = 0;
@@ -915,7 +1067,7 @@ static void drain(struct supervisor *s)
 	/* A stopped init reaps nothing, and one that still sets up has no children: neither is waited for. */
 	const uint64_t end = now() + 300000000;
 	for (int quiet = 0; quiet < 20 && now() < end;) {
-		int seen = kill_children_of(s->child);
+		int seen = signal_children(s, SIGKILL_);
 		struct __kernel_timespec wait = {0, 1000000};
 		quiet = seen ? 0 : quiet + 1;
 		if (SYS5(ppoll, PTR(&fd), 1, PTR(&wait), 0, 0) > 0)
@@ -926,6 +1078,8 @@ static void drain(struct supervisor *s)
 static void kill_tree(struct supervisor *s)
 {
 	s->let_go = 1;
+	/* Frozen by a v1 freezer nothing dies, whatever signal it has. */
+	iso_machine_clean(&s->machine, ISO_THAW);
 	if ((s->machine.header->flags & (ISO_TAPE_PIDNS | ISO_TAPE_INIT)) == ISO_TAPE_INIT)
 		drain(s);
 	/* Not reaped yet, so its pid is still its own. */
@@ -950,9 +1104,95 @@ static void report(struct supervisor *s)
 	clean(s, ISO_REPORT);
 }
 
+static void limit(struct supervisor *s, uint64_t began, uint64_t timeout_ns, uint64_t cpu_ns)
+{
+	s->deadline = timeout_ns ? began + timeout_ns : 0;
+	s->cpu_ns = cpu_ns;
+	/* Without /proc of our own there is nothing to sample by: the caller has refused such a limit, or counts by a cgroup. */
+	s->sample = cpu_ns && s->proc >= 0 ? began + 1 : 0;
+	if (s->sample) {
+		uint64_t mask[128];
+		const int64_t size = SYS3(sched_getaffinity, 0, sizeof mask, PTR(mask));
+		s->cpus = 0;
+		for (int64_t i = 0; i < size / 8; i++)
+			for (uint64_t bits = mask[i]; bits; bits &= bits - 1)
+				s->cpus++;
+		s->cpus = s->cpus ? s->cpus : 1;
+	}
+}
+
+/* What came on the control socket: limits of a run that came later, or that we are to let go: end of file. Whatever else
+ * there is has no meaning. */
+static int wants_end(struct supervisor *s)
+{
+	for (;;) {
+		struct iso_limits limits;
+		const int64_t r = SYS6(recvfrom, ISO_SLOT_CONTROL, PTR(&limits), sizeof limits, 0x40 /* MSG_DONTWAIT */, 0, 0);
+		if (r == -EAGAIN)
+			return 0;
+		if (r == sizeof limits)
+			limit(s, now(), limits.timeout_ns, limits.cpu_ns);
+		else if (r <= 0 && r != -EINTR)
+			return 1;
+	}
+}
+
+#define SAMPLE_SHORTEST 10000000u  /* the resolution of what /proc tells */
+#define SAMPLE_LONGEST 1000000000u
+#define AGAIN 100000000u           /* a kill is repeated: somebody may have frozen or stopped it again */
+#define STOPPED 20000000u          /* how long set-up may take before we look whether somebody has stopped it */
+
+static void exceed(struct supervisor *s, int32_t limit)
+{
+	if (!s->let_go)
+		s->exceeded = limit;
+	kill_tree(s);
+}
+
+/* Hold the limits of time; when to be called again, 0 for never. */
+static uint64_t tick(struct supervisor *s)
+{
+	const uint64_t t = now();
+	if (s->let_go) {
+		kill_tree(s);
+		return now() + AGAIN;
+	}
+	if (s->deadline && t >= s->deadline) {
+		exceed(s, ISO_COMPLETE_TIMEOUT);
+		return now() + AGAIN;
+	}
+	if (s->sample && t >= s->sample) {
+		const uint64_t used = tree_cpu(s);
+		if (used >= s->cpu_ns) {
+			exceed(s, ISO_COMPLETE_CPU_TIME);
+			return now() + AGAIN;
+		}
+		uint64_t wait = (s->cpu_ns - used) / s->cpus;
+		wait = wait < SAMPLE_SHORTEST ? SAMPLE_SHORTEST : wait > SAMPLE_LONGEST ? SAMPLE_LONGEST : wait;
+		s->sample = t + wait;
+	}
+	uint64_t next = s->deadline;
+	if (s->sample && (!next || s->sample < next))
+		next = s->sample;
+	/* Who shares our pid namespace, or the one that was joined, can have stopped what still sets up. */
+	if (!(s->machine.header->flags & ISO_TAPE_PIDNS) && !(s->machine.shared->complete & ISO_COMPLETE_STARTED)) {
+		SYS4(pidfd_send_signal, s->child_fd, SIGCONT_, 0, 0);
+		signal_children(s, SIGCONT_);
+		if (!next || t + STOPPED < next)
+			next = t + STOPPED;
+	}
+	return next;
+}
+
 static void supervise(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
+	/* Nothing can be late yet: the first look at the clock comes when there is a reason to. */
+	uint64_t next = s->let_go ? now() + AGAIN : s->deadline;
+	if (s->sample || (!s->let_go && !(m->header->flags & ISO_TAPE_PIDNS))) {
+		const uint64_t soon = now() + STOPPED;
+		next = !next || soon < next ? soon : next;
+	}
 	struct pollfd fds[4] = {
 		{.fd = s->child_fd, .events = POLLIN},
 		{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
@@ -960,7 +1200,13 @@ static void supervise(struct supervisor *s)
 		{.fd = s->exec_fd, .events = POLLIN},
 	};
 	for (;;) {
-		int64_t r = SYS5(ppoll, PTR(fds), 4, 0, 0, 0);
+		struct __kernel_timespec wait = {0, 0};
+		if (next) {
+			const uint64_t t = now(), left = next > t ? next - t : 0;
+			wait.tv_sec = (int64_t)(left / 1000000000u);
+			wait.tv_nsec = (int64_t)(left % 1000000000u);
+		}
+		int64_t r = SYS5(ppoll, PTR(fds), 4, next ? PTR(&wait) : 0, 0, 0);
 		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM)
 			continue;
 		if (r < 0) {
@@ -984,10 +1230,13 @@ static void supervise(struct supervisor *s)
 		}
 		if (fds[0].revents)
 			return;
-		/* The Python program ended (its pidfd), or let go of the sandbox (end of file, whatever else it sent). */
-		if (fds[1].revents || fds[2].revents) {
+		/* The Python program ended (its pidfd), or let go of the sandbox. */
+		if (fds[2].revents || (fds[1].revents && wants_end(s))) {
 			kill_tree(s);
 			fds[1].fd = fds[2].fd = -1;
+			next = now() + AGAIN;
+		} else if (fds[1].revents || (next && now() >= next)) {
+			next = tick(s);
 		}
 	}
 }
@@ -1013,13 +1262,17 @@ static void tell_end(const struct supervisor *s)
 	record->stage = shared->stage;
 	record->status = shared->status;
 	record->init_status = (int32_t)s->init_status;
-	record->complete = shared->complete;
+	record->complete = shared->complete | s->exceeded;
 	record->user_ns = nanoseconds(&tree.ru_utime);
 	record->system_ns = nanoseconds(&tree.ru_stime);
 	record->user_ns -= shared->own_ns[0] < record->user_ns ? shared->own_ns[0] : record->user_ns;
 	record->system_ns -= shared->own_ns[1] < record->system_ns ? shared->own_ns[1] : record->system_ns;
 	record->max_rss = (uint64_t)tree.ru_maxrss * 1024;
-	record->wall_ns = now() - (shared->began_ns ? shared->began_ns : s->started_ns);
+	const uint64_t began = shared->began_ns ? shared->began_ns : s->started_ns;
+	/* Init's clock is another one where it has joined a time namespace: a time that cannot be is not used. */
+	const uint64_t ended = shared->ended_ns > began && shared->ended_ns < s->ended_ns ? shared->ended_ns : s->ended_ns;
+	record->wall_ns = ended > began ? ended - began : 0;
+	record->program_ns = shared->program_ns;
 	record->skipped_size = skipped;
 	record->report_size = report;
 	if (shared->failed) {
@@ -1102,6 +1355,15 @@ static void run_supervisor(struct supervisor *s)
 	struct iso_machine *m = &s->machine;
 	int64_t r;
 	const uint32_t flags = m->header->flags;
+	/* Before anything is joined: later /proc may be another's. Where init is PID 1 the kernel ends all with it, and it is
+	 * needed for a limit of CPU time alone. */
+	if (!(flags & ISO_TAPE_PIDNS) || m->run->cpu_ns || m->run->later) {
+		s->proc = (int32_t)open_proc();
+		if (s->proc < 0 && !(flags & ISO_TAPE_PIDNS)) {
+			fail(m->shared, ISO_STAGE_PROC, ISO_OP_NONE, s->proc);
+			return;
+		}
+	}
 	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
 	r = iso_machine_run(m, ISO_OUTER);
 	if (r < 0) {
@@ -1155,19 +1417,24 @@ static void run_supervisor(struct supervisor *s)
 		}
 	}
 	close_slots(m);
+	if (!m->run->later)
+		limit(s, s->started_ns, m->run->timeout_ns, m->run->cpu_ns);
 	supervise(s);
 	int32_t status = 0;
+	if (!(flags & ISO_TAPE_INIT))
+		m->shared->program_ns = cpu_clock(s->child);
 	do
 		r = SYS4(wait4, s->child, PTR(&status), 0x40000000 /* __WALL */, PTR(&s->usage));
 	while (r == -EINTR);
 	s->init_status = status;
+	s->ended_ns = now();
 	/* Init tells of a program that was killed on its way; if it was us who did that, nothing has failed. */
 	if (s->let_go && m->shared->failed && m->shared->stage == ISO_STAGE_DEATH)
 		m->shared->failed = 0;
 	if (!s->let_go && !(m->shared->complete & ISO_COMPLETE_STARTED))
 		fail(m->shared, ISO_STAGE_DEATH, ISO_OP_NONE, -ESRCH);
 	if (!(flags & ISO_TAPE_PIDNS))
-		kill_children();
+		kill_children(s);
 	if (!(flags & ISO_TAPE_INIT) && !m->shared->failed) {
 		m->shared->status = status;
 		m->shared->complete |= ISO_COMPLETE_STATUS;
@@ -1190,6 +1457,7 @@ void iso_main(void)
 	s.child_fd = -1;
 	s.exec_fd = -1;
 	s.sync_fd = -1;
+	s.proc = -ENOENT;
 	/* A process that is not dumpable owns no file in its own /proc: with a new user namespace the id maps come first. */
 	if (!(m->header->clone_flags & CLONE_NEWUSER))
 		r = SYS2(prctl, PR_SET_DUMPABLE, 0);
@@ -1203,6 +1471,8 @@ void iso_main(void)
 	SYS1(umask, 0);
 	run_supervisor(&s);
 	/* The clean-up runs whatever failed before it; its ops tolerate what was never made. */
+	if (!s.ended_ns)
+		s.ended_ns = now();
 	if (!s.reported)
 		report(&s);
 	clean(&s, ISO_CLEANUP);

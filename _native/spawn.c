@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #ifndef CLONE_PIDFD
 #define CLONE_PIDFD 0x1000
@@ -187,9 +188,50 @@ int64_t iso_reap(int32_t pidfd)
 	return SYS5(waitid, 3 /* P_PIDFD */, pidfd, 0, WEXITED | WNOHANG, 0);
 }
 
+static uint64_t *wiped; /* a page that the kernel empties in a forked child */
+
+uint64_t iso_owner(void)
+{
+	uint64_t *page = __atomic_load_n(&wiped, __ATOMIC_ACQUIRE);
+	if (!page) {
+		const int64_t made = SYS6(mmap, 0, 4096, 3 /* PROT_READ | PROT_WRITE */, 0x22 /* MAP_PRIVATE | MAP_ANONYMOUS */, -1, 0);
+		if (made < 0 && made > -4096)
+			return 0;
+		if (SYS3(madvise, made, 4096, 18 /* MADV_WIPEONFORK, Linux 4.14 */) < 0) {
+			SYS2(munmap, made, 4096);
+			return 0;
+		}
+		if (__atomic_compare_exchange_n(&wiped, &page, (uint64_t *)(uintptr_t)made, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+			page = (uint64_t *)(uintptr_t)made;
+		else
+			SYS2(munmap, made, 4096); /* another thread was quicker */
+	}
+	uint64_t token = __atomic_load_n(page, __ATOMIC_ACQUIRE);
+	while (!token) {
+		uint64_t fresh = 0;
+		if (SYS3(getrandom, PTR(&fresh), sizeof fresh, 1 /* GRND_NONBLOCK */) != sizeof fresh) {
+			struct timespec t = {0, 0};
+			SYS2(clock_gettime, 1 /* CLOCK_MONOTONIC */, PTR(&t));
+			fresh = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+		}
+		if (fresh && __atomic_compare_exchange_n(page, &token, fresh, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+			token = fresh;
+	}
+	return token;
+}
+
+int64_t iso_lift(int64_t fd)
+{
+	if (fd < 0 || fd > 2)
+		return fd;
+	const int64_t r = SYS3(fcntl, fd, F_DUPFD_CLOEXEC, 3);
+	SYS1(close, fd);
+	return r;
+}
+
 void iso_let_go(struct iso_start *s)
 {
-	if (s->control >= 0 && s->owner == (int32_t)SYS0(getpid))
+	if (s->control >= 0 && s->owner && s->owner == iso_owner())
 		SYS2(shutdown, s->control, SHUT_WR);
 }
 
@@ -215,6 +257,9 @@ int64_t iso_open_pty(int32_t *ends)
 	const int32_t locked = 0;
 	int64_t r = SYS4(openat, AT_FDCWD, PTR("/dev/ptmx"), O_RDWR | O_NOCTTY | O_CLOEXEC, 0);
 	ends[0] = ends[1] = -1;
+	if (r < 0)
+		return r;
+	r = iso_lift(r);
 	if (r < 0)
 		return r;
 	ends[0] = (int32_t)r;
@@ -245,7 +290,10 @@ static int64_t connect_stream(struct iso_start *s, struct streams *q, int i, int
 		if (r < 0)
 			return r;
 		*opened = table[i] = ends[i ? 1 : 0];
-		s->ours[i] = ends[i ? 0 : 1];
+		r = iso_lift(ends[i ? 0 : 1]);
+		if (r < 0)
+			return r;
+		s->ours[i] = (int32_t)r;
 		/* Only our end: file status flags belong to the open file, and theirs is another. */
 		return q->nonblocking ? SYS3(fcntl, s->ours[i], F_SETFL, O_NONBLOCK | (i ? O_RDONLY : O_WRONLY)) : 0;
 	case ISO_DEVNULL:
@@ -314,6 +362,9 @@ static int64_t make_launcher(const uint8_t *image, uint64_t size, struct launche
 		fd = SYS2(memfd_create, PTR("isolate-launcher"), 1 | 2);
 	if (fd < 0)
 		return fd == -EPERM ? -EACCES : fd; /* vm.memfd_noexec=2, or a filter */
+	fd = iso_lift(fd);
+	if (fd < 0)
+		return fd;
 	int64_t r = write_all((int32_t)fd, image, size);
 	if (r == 0) {
 		r = SYS3(fcntl, fd, 1033 /* F_ADD_SEALS */, 0x2f /* seal, shrink, grow, write, exec */);
@@ -361,7 +412,7 @@ void iso_begin(struct iso_start *s)
 		s->ours[i] = -1;
 	s->control = s->later = s->payload = s->pid = s->pidfd = -1;
 	s->sender = 0;
-	s->owner = (int32_t)SYS0(getpid);
+	s->owner = iso_owner();
 }
 
 int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
@@ -385,17 +436,21 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
 	}
 	if (r >= 0) {
+		r = iso_lift(pair[0]);
+		table[ISO_SLOT_CONTROL] = opened[ISO_SLOT_CONTROL] = pair[1];
+	}
+	if (r >= 0) {
 		const int32_t on = 1;
-		s->control = pair[0];
+		s->control = (int32_t)r;
 		/* Who sends is told by the kernel, as a pid of ours: a payload in a pid namespace of its own does not know it. */
 		r = SYS5(setsockopt, s->control, SOL_SOCKET, SO_PASSCRED, PTR(&on), sizeof on);
-		table[ISO_SLOT_CONTROL] = opened[ISO_SLOT_CONTROL] = pair[1];
 	}
 	if (r >= 0 && later) {
 		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
 		if (r >= 0) {
-			s->later = pair[0];
 			table[ISO_SLOT_FREE + slot_count] = opened[ISO_SLOT_FREE] = pair[1];
+			r = iso_lift(pair[0]);
+			s->later = r < 0 ? -1 : (int32_t)r;
 		}
 	}
 	if (r >= 0) {
@@ -411,7 +466,7 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 	if (r >= 0) {
 		s->stage = ISO_START_OWNER;
 		/* Whatever ends this process, the launcher sees it here. */
-		r = SYS2(pidfd_open, s->owner, 0);
+		r = SYS2(pidfd_open, SYS0(getpid), 0);
 	}
 	if (r >= 0) {
 		table[ISO_SLOT_OWNER] = opened[ISO_SLOT_OWNER] = (int32_t)r;
@@ -427,7 +482,15 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 		r = iso_spawn(&request);
 		s->stage = request.stage;
 		s->pid = request.pid;
+		/* Should no number be left above the streams', it stays where it is. */
 		s->pidfd = request.pidfd;
+		if (request.pidfd >= 0 && request.pidfd < 3) {
+			const int64_t higher = SYS3(fcntl, request.pidfd, F_DUPFD_CLOEXEC, 3);
+			if (higher >= 0) {
+				SYS1(close, request.pidfd);
+				s->pidfd = (int32_t)higher;
+			}
+		}
 	}
 	for (int i = 0; i <= ISO_SLOT_FREE; i++)
 		iso_close(&opened[i]);
@@ -474,6 +537,11 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 		memcpy(CMSG_DATA(&control.header), sent, size);
 		message.msg_controllen = CMSG_SPACE(size);
 		s->stage = ISO_START_CONTROL;
+		const struct iso_run *block = (const void *)run;
+		const struct iso_limits limits = {block->timeout_ns, block->cpu_ns};
+		/* First, so that they are in force when it runs. Where nobody is left to hold them, the next message says so. */
+		if (limits.timeout_ns || limits.cpu_ns)
+			SYS6(sendto, s->control, PTR(&limits), sizeof limits, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0);
 		do
 			r = SYS3(sendmsg, s->later, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
 		while (r == -EINTR);
@@ -515,7 +583,7 @@ int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)
 			int32_t fd;
 			memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
 			if (s->payload < 0)
-				s->payload = fd;
+				s->payload = (int32_t)iso_lift(fd);
 			else
 				SYS1(close, fd);
 		}

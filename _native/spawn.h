@@ -44,7 +44,7 @@ struct iso_start {
 	int32_t pid;          /* of the launcher */
 	int32_t pidfd;        /* of the launcher */
 	int32_t stage;
-	int32_t owner;        /* the process that started it; a forked child may not take it down */
+	uint64_t owner;       /* iso_owner() of the process that started it; a forked child may not take it down */
 };
 
 /* The launcher in a sealed memfd, made once: its descriptor, or -ENOENT when it has to be made (again: a program may have
@@ -53,6 +53,12 @@ int64_t iso_launcher_fd(void);
 /* Make it from its bytes: its descriptor, or -EACCES where the kernel forbids executable memfds. */
 int64_t iso_make_launcher(const uint8_t *image, uint64_t size);
 
+/* A number that this process alone has: a forked child gets another, also one with the same process id. 0 where the kernel
+ * cannot say (no memory): then everybody is somebody else. */
+uint64_t iso_owner(void);
+/* Move a descriptor of ours off the numbers of the standard streams, which a program may have closed: what stands there is
+ * handed on as a stream. The new number, or -errno; the old one is closed in either case. An error is passed through. */
+int64_t iso_lift(int64_t fd);
 /* Nothing is open yet. */
 void iso_begin(struct iso_start *start);
 /* 0 or -errno; on an error everything opened is closed again. `slots` are the descriptors behind the fixed ones; `in`,

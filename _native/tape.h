@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define ISO_TAPE_MAGIC 0x31455041544f5349ull /* "ISOTAPE1" */
-#define ISO_TAPE_ABI 3
+#define ISO_TAPE_ABI 4
 #define ISO_MAX_OPS 65535
 #define ISO_MAX_REGISTERS 4096
 #define ISO_MAX_SLOTS 1024
@@ -26,6 +26,7 @@ enum {
 	ISO_REPORT,     /* supervisor, once everything inside is dead but an init that has reaped it all */
 	ISO_CLEANUP,    /* supervisor, once everything inside is dead */
 	ISO_ASIDE,      /* a second process of init's, while init goes on: from OP_ASIDE to OP_MEET */
+	ISO_THAW,       /* supervisor, before every kill: a process frozen by a v1 freezer does not die (any number of times) */
 	ISO_SECTIONS
 };
 
@@ -158,6 +159,14 @@ struct iso_run {
 	uint32_t fds; /* offset of fdc struct iso_fd, targets ascending */
 	uint32_t slots; /* descriptors handed to the launcher: 0 .. slots-1 */
 	uint32_t later; /* slot of a socket by which init gets the run block that holds, with its descriptors; 0: this is it */
+	uint64_t timeout_ns; /* the supervisor kills everything so long after the start; 0: no limit */
+	uint64_t cpu_ns;     /* and when the whole tree has used so much CPU time; 0: no limit */
+};
+
+/* The limits of a run that comes later, sent to the supervisor on the control socket: they count from its arrival. */
+struct iso_limits {
+	uint64_t timeout_ns;
+	uint64_t cpu_ns;
 };
 
 /* That message: the run block, and the descriptors of the slots 0, 1, 2 and of the last ones, those behind the tape's own.
@@ -195,7 +204,8 @@ struct iso_record {
 	uint64_t user_ns;    /* CPU time of the whole tree */
 	uint64_t system_ns;
 	uint64_t max_rss;    /* bytes */
-	uint64_t wall_ns;    /* from clone to the end of the tree */
+	uint64_t wall_ns;    /* from clone to the end of the program, or of the tree where it was killed */
+	uint64_t program_ns; /* CPU time of the program's own process, which is what RLIMIT_CPU counts */
 	uint32_t skipped_size;
 	uint32_t report_size;
 	uint8_t head[ISO_HEAD];
@@ -206,6 +216,8 @@ struct iso_record {
 
 #define ISO_COMPLETE_STARTED 1 /* the program was executed */
 #define ISO_COMPLETE_STATUS 2  /* it was reaped: `status` holds; else everything was killed first */
+#define ISO_COMPLETE_TIMEOUT 4  /* the supervisor killed everything at the limit of the wall clock */
+#define ISO_COMPLETE_CPU_TIME 8 /* or at that of CPU time */
 
 /* Stages of the engine itself, for failures outside any op. */
 enum {
@@ -220,6 +232,7 @@ enum {
 	ISO_STAGE_POLL,
 	ISO_STAGE_SIGNALS, /* signal actions or mask */
 	ISO_STAGE_LATER,   /* the run that came later could not be taken */
+	ISO_STAGE_PROC,    /* no /proc of the supervisor's own pid namespace, and no pid namespace to do without it */
 	ISO_STAGES
 };
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConflictError",
+    "ForkedError",
     "IrreversibleError",
     "IsolateError",
     "ProgramError",
@@ -113,6 +114,10 @@ class IrreversibleError(IsolateError, TypeError):
 
 class ThreadedError(IsolateError, RuntimeError):
     """The kernel does this only for a process with one thread, and there are more."""
+
+
+class ForkedError(IsolateError, RuntimeError):
+    """A forked process asks something of what its parent started: that is the parent's to wait for and to end."""
 
 
 class RestoreError(IsolateError, RuntimeError):

@@ -65,6 +65,11 @@ class RunGroup:
         #: Each start is lent a group, by a pool that also removes it.
         self.lent: bool = False
 
+    @property
+    def counts(self) -> bool:
+        """Whether one of the groups counts CPU time."""
+        return any(h.version == 2 or "cpuacct" in key.split(",") for key, (h, _) in self.paths.items())
+
     def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
         """The group's directory in each hierarchy, for a run that goes on."""
         if lent is not None:
@@ -127,6 +132,7 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
         buffer = Buffer(os.fsencode(path) + bytes(_DIGITS), f"{path}<launcher>")
         yield _make(spot, buffer, len(os.fsencode(path)), registers[key])
         yield from report_steps(spot, registers[key], group)
+        yield from thaw_steps(spot.hierarchy, registers[key])
         yield _remove(spot, buffer)
     for setting in wanted.files:
         home = home_of(host, setting.controller)
@@ -187,6 +193,9 @@ def joined_steps(directories: Mapping[str, str], context: Context) -> Iterator[S
         )  # fmt: skip
         path = os.fsencode(directory)
         yield Step(Phase.CGROUP, f"open the group {directory}", (opening,), path=path)
+        yield from _not_frozen(key, register, directory)
+        if "freezer" in key.split(","):
+            yield _thaw(register, directory)
         if key == "v2":
             yield Step(Phase.CLONE, "born in the group", cgroup=register)
         else:
@@ -337,6 +346,45 @@ def report_steps(spot: Place, directory: Register, group: RunGroup) -> Iterator[
         ]
     if group.buffers:
         yield Step(Phase.REPORT, f"read the counters of {spot.hierarchy.key}", (*ops, done))
+
+
+def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:
+    """What is born in a frozen group stands still before it has become the program, for as long as somebody likes."""
+    if key != "v2" and "freezer" not in key.split(","):
+        return
+    name, line = (b"cgroup.events", b"frozen 0") if key == "v2" else (b"freezer.state", b"THAWED")
+    fd, end, text = Register(name.decode()), Label(), Buffer(_PAGE, name.decode())
+    ops = (
+        call(
+            "openat", group, name, O_RDONLY | O_CLOEXEC, 0, out=fd, errors=(errno.ENOENT,), policy="jump", label=end
+        ),
+        call("pread64", fd, text, _PAGE - 1, 0),
+        call("close", fd),
+        Line(text, line, errno.EBUSY),
+        end,
+    )  # fmt: skip
+    hints = {errno.EBUSY: "the group is frozen: thaw() it first"}
+    yield Step(Phase.CGROUP, f"{directory} is not frozen", ops, path=os.fsencode(directory), hints=hints)
+
+
+def thaw_steps(hierarchy: Hierarchy, group: Register) -> Iterator[Step]:
+    """See :func:`_thaw`; nothing where the hierarchy has no v1 freezer."""
+    if hierarchy.version == 1 and "freezer" in hierarchy.controllers:
+        yield _thaw(group, f"the group of {hierarchy.key}")
+
+
+def _thaw(group: Register, what: str) -> Step:
+    """Before a kill: what a v1 freezer holds does not die until it is thawed. (What v2 froze dies as it is.)"""
+    fd, end = Register("freezer.state"), Label()
+    jump = {"errors": (errno.ENOENT, errno.ENODEV), "policy": "jump", "label": end}
+    ops = (
+        Test(group, 0, negate=True, label=end),  # it was never made
+        call("openat", group, b"freezer.state", O_WRONLY | O_CLOEXEC, 0, out=fd, **jump),
+        call("write", fd, b"THAWED", 6, errors=(errno.ENODEV,)),
+        call("close", fd),
+        end,
+    )
+    return Step(Phase.THAW, f"thaw {what}", ops)
 
 
 def _remove(spot: Place, path: Buffer) -> Step:

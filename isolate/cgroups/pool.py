@@ -13,7 +13,7 @@ from isolate.cgroups import files
 from isolate.cgroups.group import Cgroup, destroy
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
-from isolate.cgroups.part import SHARED, RunGroup, guided_steps, report_steps
+from isolate.cgroups.part import SHARED, RunGroup, guided_steps, report_steps, thaw_steps
 from isolate.cgroups.placement import ACCOUNTING, place
 from isolate.cgroups.settings import home_of, settings
 from isolate.engine.plan import Phase, Register, Step, call
@@ -269,4 +269,5 @@ class CgroupPool:
             else:
                 entering = call("write", next(slots), b"0", 1, expect=1)
                 yield Step(Phase.ENTER, f"go into the group of {key}", (entering,))
+            yield from thaw_steps(spot.hierarchy, register)
             yield from report_steps(spot, register, group)

@@ -42,6 +42,7 @@ _SECTIONS = {
     Section.REPORT: "supervisor (once all inside are dead but init)",
     Section.CLEANUP: "supervisor (once everything inside is dead)",
     Section.ASIDE: "a second process of init's (meanwhile)",
+    Section.THAW: "supervisor (before every kill)",
 }
 
 _ENGINE = {

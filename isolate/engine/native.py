@@ -20,6 +20,7 @@ class _Library(Protocol):
     def iso_start(self, start: Any, *arguments: Any) -> int: ...
     def iso_run_later(self, start: Any, *arguments: Any) -> int: ...
     def iso_receive(self, start: Any, buffer: Any, size: int) -> int: ...
+    def iso_owner(self) -> int: ...
     def iso_launcher_fd(self) -> int: ...
     def iso_make_launcher(self, image: Any, size: int) -> int: ...
     def iso_let_go(self, start: Any) -> None: ...
@@ -57,6 +58,17 @@ def _read_launcher() -> bytes:
 
 
 _read_launcher()  # at import: a mixed installation must say so at once, not at the first sandbox
+
+
+def owner() -> int:
+    """A number that this process alone has. The process id is not one: PID 1 can fork a PID 1 of another namespace. 0,
+    which is nobody's, where the kernel cannot tell a forked child from its parent."""
+    return lib.iso_owner()
+
+
+def owns(token: int) -> bool:
+    """Whether what was made under this :func:`owner` is this process's own, and not its parent's."""
+    return token != 0 and token == lib.iso_owner()
 
 
 def call(number: int, *args: int | bytes | Any) -> int:

@@ -56,6 +56,7 @@ class Section(enum.IntEnum):
     REPORT = 5
     CLEANUP = 6
     ASIDE = 7
+    THAW = 8
 
 
 class Phase(enum.IntEnum):
@@ -116,6 +117,8 @@ class Phase(enum.IntEnum):
     CLEANUP = 610
     # A second process of init's, from BEGIN_ASIDE to MEET_ASIDE: what takes long and needs nothing of what init does.
     ASIDE = 710
+    # The supervisor, before every kill, any number of times: a process in a frozen v1 group does not die.
+    THAW = 810
 
     @property
     def section(self) -> Section:

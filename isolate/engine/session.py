@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import signal
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from isolate.engine import native
+from isolate.engine import native, proc, waiting
 from isolate.engine.native import ffi, lib
 from isolate.engine.tape import run_block
+from isolate.errors import ForkedError
 from isolate.kernel.syscalls import number
 from isolate.thread.blocks import children_get_another_pid_namespace
 
@@ -34,7 +34,7 @@ _DEVNULL = -3
 _FREE: int = lib.ISO_SLOT_FREE
 #: So many descriptors can be handed over to a sandbox that waits.
 MOST_PASSED: int = lib.ISO_MAX_PASSED
-RECORD = struct.Struct(f"<IiIIiiiI4QII{lib.ISO_HEAD}s")
+RECORD = struct.Struct(f"<IiIIiiiI5QII{lib.ISO_HEAD}s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class Record:
     system_ns: int
     max_rss: int
     wall_ns: int
+    program_ns: int
     head: bytes
     skipped: bytes
     report: bytes
@@ -65,13 +66,13 @@ def decode(message: bytes) -> Record:
     if len(message) < RECORD.size:
         raise ValueError(f"a record of {len(message)} bytes")
     values = RECORD.unpack_from(message)
-    (*plain, head_size, user, system, rss, wall, skipped_size, report_size, head) = values
+    (*plain, head_size, user, system, rss, wall, program, skipped_size, report_size, head) = values
     end = RECORD.size + skipped_size
     if len(message) != end + report_size or head_size > len(head):
         raise ValueError("a record whose sizes do not add up")
     kind, error, op, stage, status, init_status, complete = plain
     return Record(
-        kind, error, op, stage, status, init_status, complete, user, system, rss, wall,
+        kind, error, op, stage, status, init_status, complete, user, system, rss, wall, program,
         head[:head_size], message[RECORD.size : end], message[end:],
     )  # fmt: skip
 
@@ -99,7 +100,9 @@ class Session:
         """
         self.tape: Tape = tape
         self.run: bytes = run  # for the diagnosis of an error
-        self.owner: int = os.getpid()
+        self.owner: int = native.owner()
+        #: A kill has been asked for.
+        self.let_go: bool = False
         self.started: bool = False
         self.end: Record | None = None
         #: What the plan's lender gave to this start alone.
@@ -224,7 +227,10 @@ class Session:
 
     @property
     def program_pid(self) -> int:
-        """The program's process id as seen from here, if a step tells it (``isolate.seccomp.install``); else 0."""
+        """The program's process id as the kernel translates it for us, also after its end.
+
+        0 as long as it has not told: it tells for a start that is waited for, and where its filter can kill.
+        """
         return int(self._start.sender)
 
     def fileno(self) -> int:
@@ -235,15 +241,64 @@ class Session:
         """Close our end of a pipe."""
         lib.iso_close(self._start.ours + number)
 
+    @property
+    def ours(self) -> bool:
+        """Whether this process started it: a forked child has copies of the descriptors, and no say in anything."""
+        return native.owns(self.owner)
+
+    def check_owner(self) -> None:
+        """Refuse what only the process that started it may do.
+
+        :raises ForkedError: this one was forked from it.
+        """
+        if not self.ours:
+            raise ForkedError(
+                "this sandbox was started by the process that this one was forked from: only that one can wait for it, "
+                "signal it or end it"
+            )
+
+    def readable(self, timeout: float | None) -> bool:
+        """Wait for a record for so long; whether there is one, or the launcher has gone.
+
+        The launcher's end is seen by its pidfd, too: a forked child may hold a copy of the socket for ever.
+        """
+        return bool(waiting.wait([(self.fileno(), waiting.READABLE), (self.pidfd, waiting.READABLE)], timeout))
+
+    def await_record(self, timeout: float | None) -> Record | None:
+        """Wait for a record for so long, and take it; None if none has come. It may return earlier.
+
+        :raises EOFError: the launcher is gone without having told an end.
+        """
+        if self.readable(timeout):
+            return self.take()
+        if self.let_go:
+            self.kill()  # somebody may have stopped it again
+        return None
+
+    def take(self) -> Record | None:
+        """Take one record without waiting; None if there is none yet.
+
+        :raises EOFError: the launcher is gone without having told an end.
+        """
+        record = self.receive()
+        # Whatever a launcher that has gone has sent is in the socket by now.
+        if record is None and self.end is None and self.wait_gone(0) and not waiting.ready(self.fileno()):
+            raise EOFError
+        return record
+
     def receive(self) -> Record | None:
         """Take one record without waiting; None if there is none yet. After the last one ``end`` is set.
 
         :raises EOFError: the launcher is gone without having told an end.
         :raises OSError: it could not be received: EMFILE, no descriptor is left for the program's pidfd.
+        :raises ForkedError: it is the parent's to receive.
         """
+        self.check_owner()
         size = RECORD.size + len(self.tape.plan.steps) + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
         buffer = ffi.new("uint8_t[]", size)
-        received = lib.iso_receive(self._start, buffer, size)
+        received = _KIND.size
+        while received == _KIND.size:  # ISO_RECORD_PROGRAM: the pid beside it has been kept
+            received = lib.iso_receive(self._start, buffer, size)
         if received == -errno.ECONNRESET:
             # Told once, where it ended without reading what a guide's step waits for. What it sent is behind that.
             received = lib.iso_receive(self._start, buffer, size)
@@ -253,8 +308,6 @@ class Session:
             raise EOFError
         if received < 0:
             raise OSError(-received, os.strerror(-received), "record of the launcher")
-        if received == _KIND.size:
-            return None  # ISO_RECORD_PROGRAM: the pid beside it has been kept
         record = decode(bytes(ffi.buffer(buffer, received)))
         if record.kind == lib.ISO_RECORD_STARTED:
             self.started = True
@@ -263,10 +316,18 @@ class Session:
         return record
 
     def kill(self) -> None:
-        """Let go: the launcher kills everything inside and tells the end. Also while a forked child holds copies."""
+        """Let go: the launcher kills everything inside and tells the end. Also while a forked child holds copies.
+
+        Nothing in a forked child.
+        """
+        if not self.ours:
+            return
+        again, self.let_go = self.let_go, True
         lib.iso_let_go(self._start)
-        if self.pidfd >= 0 and os.getpid() == self.owner:
-            # Without a pid namespace a program with our uid can have stopped the launcher.
+        if self.pidfd >= 0 and not self.gone:
+            # Without a pid namespace a program with our uid can have stopped the launcher, and go on doing so.
+            if again and self.end is None:
+                _silence(self.pid)
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
 
@@ -274,9 +335,7 @@ class Session:
         """Wait until the launcher itself has gone, and reap it where it is ours."""
         if self.pidfd < 0:
             return True
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        if not poll.poll(None if timeout is None else max(0, int(timeout * 1000))):
+        if not waiting.wait([(self.pidfd, waiting.READABLE)], timeout):
             return False
         self.reap()
         self.gone = True
@@ -284,7 +343,7 @@ class Session:
 
     def reap(self) -> None:
         """Reap the launcher if it is our child: directly, or since this process adopts orphans (PID 1, a subreaper)."""
-        if self.pidfd < 0 or os.getpid() != self.owner:
+        if self.pidfd < 0 or not self.ours:
             return
         # In C: an exception at the end of each run, which is what an orphan is, costs more than the call.
         if lib.iso_reap(self.pidfd) == -errno.ECHILD:
@@ -292,20 +351,62 @@ class Session:
 
     def close(self) -> None:
         """Let go and release the descriptors."""
-        if self.pidfd >= 0 and not self.gone and os.getpid() == self.owner:
+        if self.pidfd >= 0 and not self.gone and self.ours:
             self.kill()
             _reaping.leave(self)
         lib.iso_release(self._start)
         lent, self.lent = self.lent, None
         held, self.held = self.held, []
-        if os.getpid() == self.owner:
+        if self.ours:
             for each in (lent, *held):
                 if each is not None:
                     each.close()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a sandbox that runs cannot be copied: the copy's end would be the sandbox's")
+
     def __del__(self) -> None:
         if hasattr(self, "_start"):
             self.close()
+
+
+def _silence(launcher: int) -> None:
+    """Kill what runs below a launcher that has been told to end and has not.
+
+    Without a pid namespace a program with our uid can stop it as often as we let it go on. Only where /proc is of our
+    pid namespace: processes are found by their numbers there.
+    """
+    if not proc.is_ours():
+        return
+    pending = proc.children(launcher)
+    for init in list(pending):  # init is the launcher's to kill, who counts on its pid
+        pending.remove(init)
+        pending += proc.children(init)
+    while pending:
+        pid = pending.pop()
+        pending += proc.children(pid)
+        with contextlib.suppress(OSError):
+            fd = os.pidfd_open(pid)
+            try:
+                # What the pidfd stands for was below the launcher after it had been opened, or is dead.
+                if _below(pid, launcher):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+            finally:
+                os.close(fd)
+
+
+def _below(pid: int, ancestor: int) -> bool:
+    for _ in range(1000):
+        if pid == ancestor:
+            return True
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            return False
+        if pid <= 1:
+            return False
+    return False
 
 
 _PATIENCE = 5.0  # seconds: some PID 1 reaps by polling, every two seconds or so

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 OP = struct.Struct("<BB6BHH4HHHI4xq6q")
-HEADER = struct.Struct("<QQ10IQ4I16I")
-RUN = struct.Struct("<14I")
+HEADER = struct.Struct("<QQ10IQ4I18I")
+RUN = struct.Struct("<14I2Q")
 MAGIC = 0x31455041544F5349
 
 _NONE: int = lib.ISO_NONE
@@ -337,6 +337,11 @@ def _gather(writer: _Writer, reported: list[Buffer]) -> tuple[int, list[tuple[Bu
     return start, moved
 
 
+def _nanoseconds(limit: float | None) -> int:
+    """A limit for the launcher, which takes 0 for none."""
+    return 0 if limit is None else max(1, round(limit * 1e9))
+
+
 def run_block(
     argv: Sequence[bytes],
     env: Sequence[bytes],
@@ -349,9 +354,12 @@ def run_block(
     started: bool,
     tty: bool,
     later: int = 0,
+    timeout: float | None = None,
+    cpu_time: float | None = None,
 ) -> bytes:
     """The block behind a tape: one program's arguments. ``fds`` are (slot, number inside), numbers ascending.
-    ``later`` is the slot of a socket by which the block that holds will come."""
+    ``later`` is the slot of a socket by which the block that holds will come. ``timeout`` and ``cpu_time`` are seconds
+    after which the launcher kills everything."""
     strings = bytearray()
     at = RUN.size
     argv_at = at + (-at % 8)
@@ -372,7 +380,7 @@ def run_block(
     size = base + len(strings)
     head = RUN.pack(
         lib.ISO_RUN_MAGIC, size, flags, len(argv), argv_at, len(env), env_at, program_at, path_at, cwd_at,
-        len(fds), fds_at, slots, later,
+        len(fds), fds_at, slots, later, _nanoseconds(timeout), _nanoseconds(cpu_time),
     )  # fmt: skip
     tables = struct.pack(f"<{len(argv) + len(env) + 2}Q", *argv_offsets, 0, *env_offsets, 0)
     pairs = struct.pack(f"<{2 * len(fds)}I", *(n for pair in fds for n in pair))

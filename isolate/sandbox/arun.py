@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import select
 from typing import TYPE_CHECKING, Any
 
+from isolate.engine import waiting
 from isolate.sandbox.run import Run
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def _drive(run: Run) -> None:
 
     def update() -> None:
         nonlocal timer
-        wanted = {fd: bool(mask & select.POLLOUT) for fd, mask in run.waits()}
+        wanted = {fd: mask == waiting.WRITABLE for fd, mask in run.waits()}
         for fd in [fd for fd in watched if fd not in wanted]:
             forget(fd)
         for fd, writing in wanted.items():

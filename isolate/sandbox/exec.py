@@ -10,7 +10,6 @@ whose descriptors are all close-on-exec but those passed.
 from __future__ import annotations
 
 import os
-import select
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from isolate.cgroups.hierarchy import build, discover
@@ -19,6 +18,7 @@ from isolate.cgroups.part import guided_step
 from isolate.engine.plan import Context, Phase, Plan, Register, Section, Step, call
 from isolate.engine.session import Session
 from isolate.engine.tape import compile_plan
+from isolate.engine.waiting import ready
 from isolate.errors import SetupError
 from isolate.kernel.constants import (
     AT_FDCWD,
@@ -151,6 +151,4 @@ def _groups(process: Process) -> list[str]:
 
 def _ended(pidfd: int) -> bool:
     """Whether the program itself has ended: its pidfd is readable from then on, also after it was reaped."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(0))
+    return ready(pidfd)

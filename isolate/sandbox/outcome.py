@@ -7,7 +7,9 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from isolate.engine import proc
 from isolate.engine.native import lib
+from isolate.engine.proc import children
 from isolate.errors import printable
 from isolate.sandbox.result import Result, Verdict
 
@@ -60,27 +62,102 @@ def _warn(tape: Tape, record: Record) -> None:
     warnings.warn(printable(f"cleaning up after a sandbox failed: {words}: {reason}"), RuntimeWarning, stacklevel=4)
 
 
-def judge(record: Record, killed: Verdict | None, tape: Tape) -> tuple[int, Verdict]:
-    """Return code and verdict. A program that ended by itself just before it was killed is told as it ended."""
+def judge(
+    record: Record,
+    killed: Verdict | None,
+    tape: Tape,
+    timeout: float | None = None,
+    cpu_time: float | None = None,
+) -> tuple[int, Verdict]:
+    """Return code and verdict: what the kernel's counters, launcher or caller saw, never a signal's number alone.
+
+    ``killed`` is why the caller killed it, if it did; ``timeout`` and ``cpu_time`` are limits of the run, which the
+    launcher holds as well. A program that ended by itself within them just before it was killed is told as it ended.
+    """
     group = group_outcome(record, tape)
+    if killed is None:
+        killed = _exceeded(record, group, timeout, cpu_time)
     complete = record.complete & lib.ISO_COMPLETE_STATUS
     if not complete:
         # PID 1 was killed and took all along: by us, by the OOM killer, or by whoever may signal it from outside.
         counted = group.verdict(failed=True) if group is not None and killed is None else None
         return -signal.SIGKILL, killed or (Verdict(counted) if counted else Verdict.SIGNALED)
     returncode = os.waitstatus_to_exitcode(record.status)
-    if killed is not None and returncode == -signal.SIGKILL:
+    if killed is not None and (returncode == -signal.SIGKILL or _late(record, group, timeout, cpu_time)):
         return returncode, killed
     counted = group.verdict(failed=returncode != 0) if group is not None else None
     if counted is not None:
         return returncode, Verdict(counted)
-    if returncode == -signal.SIGSYS:
+    if returncode == -signal.SIGSYS and _filter_kills(tape):
         return returncode, Verdict.SECCOMP
-    if returncode == -signal.SIGXCPU:
+    if returncode in (-signal.SIGXCPU, -signal.SIGKILL) and _used_up(-returncode, record, tape):
         return returncode, Verdict.CPU_TIME
     if returncode < 0:
         return returncode, Verdict.SIGNALED
     return returncode, Verdict.EXITED if returncode else Verdict.OK
+
+
+def _late(record: Record, group: Outcome | None, timeout: float | None, cpu_time: float | None) -> Verdict | None:
+    """Which limit the final figures are above, if any."""
+    if timeout is not None and record.wall_ns > timeout * 1e9:
+        return Verdict.TIMEOUT
+    if cpu_time is not None:
+        used = (record.user_ns + record.system_ns) / 1e9
+        if group is not None and group.cpu_time is not None:
+            used = group.cpu_time
+        if used > cpu_time:
+            return Verdict.CPU_TIME
+    return None
+
+
+def _exceeded(record: Record, group: Outcome | None, timeout: float | None, cpu_time: float | None) -> Verdict | None:
+    """Why the launcher killed it, or which limit it has passed unseen."""
+    if record.complete & lib.ISO_COMPLETE_TIMEOUT:
+        return Verdict.TIMEOUT
+    if record.complete & lib.ISO_COMPLETE_CPU_TIME:
+        return Verdict.CPU_TIME
+    return _late(record, group, timeout, cpu_time)
+
+
+def _filter_kills(tape: Tape) -> bool:
+    """Whether a filter of the sandbox has an answer that ends a process."""
+    from isolate.seccomp import Seccomp
+    from isolate.seccomp.audit import can_kill
+
+    return any(can_kill(part.program()) for part in tape.plan.parts if isinstance(part, Seccomp))
+
+
+def _used_up(number: int, record: Record, tape: Tape) -> bool:
+    """Whether the program had used what RLIMIT_CPU allows: the kernel sends SIGXCPU each second from the soft limit on,
+    and SIGKILL at the hard one (getrlimit(2)). It counts the program's own process, which init has asked for."""
+    import resource
+
+    from isolate.attributes.rlimits import Rlimits
+
+    part = tape.plan.context.find(Rlimits)
+    limit = part.cpu if part is not None and part.cpu is not None else resource.getrlimit(resource.RLIMIT_CPU)
+    soft, hard = limit if isinstance(limit, tuple) else (limit, limit)
+    allowed = soft if number == signal.SIGXCPU else hard
+    return isinstance(allowed, int) and allowed >= 0 and record.program_ns >= allowed * 1_000_000_000
+
+
+def check_countable(tape: Tape) -> None:
+    """Refuse a limit of CPU time that nobody could hold.
+
+    :raises UnsupportedError: neither a cgroup counts it nor does /proc show the sandbox's processes.
+    """
+    group: RunGroup | None = tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    if (group is not None and group.counts) or proc.shows_sandboxes():
+        return
+    import errno
+
+    from isolate.errors import UnsupportedError
+
+    raise UnsupportedError(
+        errno.EOPNOTSUPP, "hold cpu_time", part="Sandbox", path="/proc",
+        cause="/proc is absent, of another pid namespace, or hides what runs in a sandbox (hidepid=)",
+        remedy="mount a /proc of this pid namespace, or add Limits(), whose group counts it",
+    )  # fmt: skip
 
 
 def group_outcome(record: Record, tape: Tape) -> Outcome | None:
@@ -173,7 +250,7 @@ def tree_usage(root: int) -> tuple[float, int]:
     later. Needed while they live: the kernel does not account for what it reaps itself when PID 1 is killed.
     """
     total, peak = 0.0, 0
-    pending = _children(root)
+    pending = children(root)
     while pending:
         pid = pending.pop()
         try:
@@ -185,20 +262,5 @@ def tree_usage(root: int) -> tuple[float, int]:
             continue
         total += sum(map(int, fields[11:15])) * _TICK
         peak = max(peak, int(rest.split(None, 1)[0]) * 1024 if found else 0)
-        pending += _children(pid)
+        pending += children(pid)
     return total, peak
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return found
-    for thread in threads:
-        try:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                found += map(int, file.read().split())
-        except OSError:
-            continue
-    return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import select
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING
 
+from isolate.engine import native
 from isolate.engine.session import MOST_PASSED, Session
+from isolate.engine.waiting import ready
 from isolate.errors import ConflictError
 from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.box import Sandbox
@@ -71,7 +71,7 @@ class Pool(Verbs):
         self.size: int = size
         self._waiting: deque[Session] = deque()
         self._standing = standing()
-        self._owner = os.getpid()
+        self._owner = native.owner()
         self._open = True
 
     def __repr__(self) -> str:
@@ -119,7 +119,7 @@ class Pool(Verbs):
             try:
                 # One that has something to say has failed, and one whose launcher is gone is ending. Other ids of the
                 # caller's make another tape.
-                usable = session.tape is tape and not _readable(session.fileno(), session.pidfd)
+                usable = session.tape is tape and not ready(session.fileno(), session.pidfd)
                 if usable and session.hand_over(run, stdio, slots, nonblocking=nonblocking):
                     return session
             except BaseException:
@@ -129,8 +129,8 @@ class Pool(Verbs):
 
     def _mine(self) -> deque[Session]:
         """Those that wait; what a parent process has is not ours."""
-        if self._owner != os.getpid():
-            self._owner = os.getpid()
+        if not native.owns(self._owner):
+            self._owner = native.owner()
             self._waiting = deque()
         return self._waiting
 
@@ -177,18 +177,11 @@ class Pool(Verbs):
 
     def __del__(self) -> None:
         waiting = getattr(self, "_waiting", None)
-        if not waiting or self._owner != os.getpid():
+        if not waiting or not native.owns(self._owner):
             return
         warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
         while waiting:
             waiting.popleft().close()
-
-
-def _readable(*fds: int) -> bool:
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _end(session: Session) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal as signals
 import subprocess
 import threading
@@ -62,7 +61,7 @@ class Process:
         self._session = session
         self._lock = threading.RLock()  # a signal handler may call while its own thread is inside
         self._args = args
-        self._pid: int | None = None
+        self._pid = session.program_pid
         self.args: tuple[bytes, ...] = args
         #: Our ends of the pipes, as unbuffered binary files; None where there is no pipe.
         self.stdin: Stream | None
@@ -82,13 +81,11 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The program's process id in the caller's pid namespace. It may be reused after the end; ``pidfd`` is not."""
-        if self._pid is None:
-            with open(f"/proc/self/fdinfo/{self.pidfd}", encoding="ascii") as file:
-                for line in file:
-                    if line.startswith("Pid:"):
-                        self._pid = int(line.split()[1])
-        return self._pid if self._pid is not None else -1
+        """The program's process id in the caller's pid namespace, from the start and after the end.
+
+        Once the program has ended the number may be another's; ``pidfd`` is not.
+        """
+        return self._pid
 
     @property
     def pidfd(self) -> int:
@@ -108,7 +105,10 @@ class Process:
     # ---- ends --------------------------------------------------------------------------------------------------
 
     def poll(self) -> int | None:
-        """The return code if everything inside has ended, else None."""
+        """The return code if everything inside has ended, else None.
+
+        :raises ForkedError: in a process forked from the one that started it.
+        """
         self._take(0)
         return self.returncode
 
@@ -137,20 +137,22 @@ class Process:
         """Wait for the final record; whether it is there."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._session.end is None:
-            fd = self._session.fileno()
-            if fd < 0:
+            self._session.check_owner()
+            if self._session.fileno() < 0:
                 raise ValueError("the process is closed")
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             # A second at most: another thread may close, and the number be another file's, just before this waits.
-            ready = poll.poll(1000 if left is None else min(1000, int(left * 1000) + (left > 0)))
+            # Less, once it has been killed: whoever may stop the launcher may have done so.
+            tick = 0.1 if self._session.let_go else 1.0
+            ready = self._session.readable(tick if left is None else min(tick, left))
             with self._lock:
                 if self._session.end is None and ready:
                     try:
-                        self._session.receive()
+                        self._session.take()
                     except EOFError:
                         outcome.ended(self._session, self._args)  # raises: the launcher was lost
+                elif self._session.let_go:
+                    self._session.kill()
             if not ready and left is not None and left <= 0:
                 return self._session.end is not None
         with self._lock:
@@ -189,7 +191,11 @@ class Process:
     # ---- signals -----------------------------------------------------------------------------------------------
 
     def send_signal(self, signal: int) -> None:
-        """Send a signal to the program, by its pidfd. No error if it has ended."""
+        """Send a signal to the program, by its pidfd. No error if it has ended.
+
+        :raises ForkedError: in a process forked from the one that started it.
+        """
+        self._session.check_owner()
         if self.pidfd < 0:
             return
         try:
@@ -202,7 +208,11 @@ class Process:
         self.send_signal(signals.SIGTERM)
 
     def kill(self) -> None:
-        """Kill everything inside, whatever it does; returns at once (then :meth:`wait`)."""
+        """Kill everything inside, whatever it does, frozen or not; returns at once (then :meth:`wait`).
+
+        :raises ForkedError: in a process forked from the one that started it.
+        """
+        self._session.check_owner()
         self._session.kill()
 
     def resize(self, rows: int, columns: int) -> None:
@@ -243,7 +253,7 @@ class Process:
         """Kill what still runs, wait for the end, release every descriptor."""
         session = self._session
         try:
-            if session.fileno() >= 0 and os.getpid() == session.owner:
+            if session.fileno() >= 0 and session.ours:
                 session.kill()
                 self._take(None)
         except SetupError:
@@ -255,6 +265,9 @@ class Process:
             with self._lock:
                 session.close()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a Process cannot be copied or pickled: the end of the copy would be the end of the program")
+
     def __enter__(self) -> Self:
         return self
 
@@ -265,7 +278,7 @@ class Process:
 
     def __del__(self) -> None:
         session = getattr(self, "_session", None)
-        if session is None or session.fileno() < 0 or os.getpid() != session.owner:
+        if session is None or session.fileno() < 0 or not session.ours:
             return
         if session.end is None:
             warnings.warn(f"{self!r} was never closed: killed", ResourceWarning, stacklevel=2, source=self)
@@ -321,12 +334,9 @@ def await_start(session: Session, args: tuple[bytes, ...]) -> None:
 
     :raises SetupError: it has not, and nothing is left of it.
     """
-    poll = select.poll()
-    poll.register(session.fileno(), select.POLLIN)
     while not session.started and session.end is None:
-        poll.poll()
         try:
-            session.receive()
+            session.await_record(1.0)
         except EOFError:
             break
         except OSError as error:

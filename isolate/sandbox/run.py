@@ -7,11 +7,11 @@ an event loop in :mod:`isolate.sandbox.arun`.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+from isolate.engine import waiting
 from isolate.kernel.sizes import size
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.result import Result, Verdict
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from isolate.sandbox.verbs import Box
 
 _CHUNK = 65536
-_POLL_IN = select.POLLIN | select.POLLHUP | select.POLLERR
-_POLL_OUT = select.POLLOUT | select.POLLERR
 
 
 def seconds(value: float | None, what: str) -> float | None:
@@ -92,7 +90,8 @@ class Run:
         tape = box.compile()
         self.args: tuple[bytes, ...]
         run, slots, self.args = streams.block(
-            tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=False, tty=False
+            tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=False, tty=False, timeout=self.timeout,
+            cpu_time=self.cpu_time,
         )  # fmt: skip
         self.truncated: set[str] = set()
         self.killed: Verdict | None = None
@@ -100,6 +99,8 @@ class Run:
         self.usage: tuple[float, int] = (0.0, 0)
         stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
         self.chunks: dict[int, bytearray] = {n: bytearray() for n in (1, 2) if stdio[n] == PIPE}
+        if self.cpu_time is not None:
+            outcome.check_countable(tape)
         self.start: float = time.monotonic()
         self.session: Session = box.launch(tape, run, stdio, slots, nonblocking=True)
         #: Our ends of the pipes, -1 where there is none (any more).
@@ -113,10 +114,13 @@ class Run:
 
     def waits(self) -> list[tuple[int, int]]:
         """(descriptor, poll mask) to wait for."""
-        wanted = [] if self.reaped else [(self.session.fileno(), _POLL_IN)]
+        # Both: a forked child may hold a copy of the socket after the launcher is lost.
+        wanted = (
+            [] if self.reaped else [(self.session.fileno(), waiting.READABLE), (self.session.pidfd, waiting.READABLE)]
+        )
         for number, fd in enumerate(self.ours):
             if fd >= 0:
-                wanted.append((fd, _POLL_IN if number else _POLL_OUT))
+                wanted.append((fd, waiting.READABLE if number else waiting.WRITABLE))
         return wanted
 
     def until(self) -> float | None:
@@ -145,7 +149,7 @@ class Run:
 
     def ready(self, fd: int) -> None:
         """A descriptor is ready."""
-        if fd == self.session.fileno():
+        if fd in (self.session.fileno(), self.session.pidfd):
             self._record()
         elif fd == self.ours[0]:
             self._feed()
@@ -170,12 +174,14 @@ class Run:
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _record(self) -> None:
+        if self.reaped:
+            return  # both descriptors were ready
         try:
-            record = self.session.receive()
+            self.session.take()
         except EOFError:
             self._end()
             return
-        if record is not None and self.session.end is not None:
+        if self.session.end is not None:
             self._end()
 
     def _end(self) -> None:
@@ -228,7 +234,7 @@ class Run:
         :raises SetupError: the program never started.
         """
         record: Record = outcome.ended(self.session, self.args)
-        returncode, verdict = outcome.judge(record, self.killed, self.session.tape)
+        returncode, verdict = outcome.judge(record, self.killed, self.session.tape, self.timeout, self.cpu_time)
         if "stdout" in self.truncated or "stderr" in self.truncated:
             verdict = Verdict.OUTPUT
         captured: list[Any] = [None, None]
@@ -241,15 +247,9 @@ class Run:
 
 
 def drive(run: Run) -> None:
-    """Wait with poll(2) until the run is done."""
+    """Wait until the run is done."""
     while not run.done:
-        poll = select.poll()
-        for fd, mask in run.waits():
-            poll.register(fd, mask)
-        left = run.until()
-        # Rounded up: a deadline is never found a fraction of a millisecond early, again and again.
-        events = poll.poll(None if left is None else int(left * 1000) + 1)
-        for fd, _ in events:
+        for fd in waiting.wait(run.waits(), run.until()):
             run.ready(fd)
         run.tick()
 

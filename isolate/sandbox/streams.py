@@ -100,22 +100,25 @@ def block(
     pass_fds: Iterable[int] | Mapping[int, int],
     started: bool,
     tty: bool,
+    timeout: float | None = None,
+    cpu_time: float | None = None,
 ) -> Block:
     """The run block, the descriptors to hand over after 0, 1 and 2, and the argument vector.
 
     The same program is often started again and again: what was made of plain arguments is kept.
     """
+    limits = (timeout, cpu_time)
     if env is not None or cwd is not None or pass_fds or not isinstance(args, (list, tuple)):
-        return _block(tape, args, env, cwd, pass_fds, started, tty)
+        return _block(tape, args, env, cwd, pass_fds, started, tty, limits)
     # Other types may be equal to a string and stand for something else; and bytes have the same hash as a string of the
     # same letters, but python -bb refuses to compare the two.
     kind = type(args[0]) if args else None
     if kind not in (str, bytes) or not all(type(argument) is kind for argument in args):
-        return _block(tape, args, env, cwd, pass_fds, started, tty)
-    key = (started, tty, kind, *args)
+        return _block(tape, args, env, cwd, pass_fds, started, tty, limits)
+    key = (started, tty, kind, limits, *args)
     found: Block | None = tape.blocks.get(key)  # type: ignore[assignment]
     if found is None:
-        found = _block(tape, args, env, cwd, pass_fds, started, tty)
+        found = _block(tape, args, env, cwd, pass_fds, started, tty, limits)
         if len(found[0]) < _LONG:
             if len(tape.blocks) >= _KEPT:
                 tape.blocks.clear()
@@ -131,6 +134,7 @@ def _block(
     pass_fds: Iterable[int] | Mapping[int, int],
     started: bool,
     tty: bool,
+    limits: tuple[float | None, float | None],
 ) -> Block:
     argv = arguments(args)
     variables, path = environment(env)
@@ -144,7 +148,7 @@ def _block(
     slots += [fd for _, fd in passed]
     run = run_block(
         argv, variables, program=argv[0], path=path, cwd=directory, fds=fds, slots=6 + len(slots),
-        started=started, tty=tty,
+        started=started, tty=tty, timeout=limits[0], cpu_time=limits[1],
     )  # fmt: skip
     return run, slots, tuple(argv)
 
@@ -152,7 +156,12 @@ def _block(
 def stream(number: int, wanted: Any) -> int:
     """What a stream is connected to: a descriptor, or PIPE, STDOUT, DEVNULL."""
     if wanted is None:
-        os.fstat(number)  # EBADF here says which; later the number would be a descriptor of ours
+        try:
+            os.fstat(number)
+        except OSError:
+            # It was closed before this program began (``<&-``). Nothing is inherited then, and nothing is what the null
+            # device is: the number would be the next file's that is opened.
+            return DEVNULL
         return number
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         if wanted == STDOUT and number != 2:

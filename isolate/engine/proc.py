@@ -1,0 +1,78 @@
+"""Whether /proc tells of the processes that this program knows by their numbers."""
+
+from __future__ import annotations
+
+import os
+
+from isolate.engine import native
+
+__all__ = ["children", "is_ours", "shows_sandboxes"]
+
+_known: dict[tuple[int, int], bool] = {}  # (owner token, device of /proc): each mount of procfs has its own
+
+
+def is_ours() -> bool:
+    """Whether /proc is a proc file system of this process's own pid namespace.
+
+    In another one's the same number is another process. It lists one number for a process for each pid namespace from
+    its own on down to the process's (NSpid, proc_pid_status(5)), so ours has one there. Asked once for each mount.
+    """
+    try:
+        key = native.owner(), os.stat("/proc").st_dev
+    except OSError:
+        return False
+    found = _known.get(key)
+    if found is None:
+        found = _known[key] = _look()
+    return found
+
+
+def _look() -> bool:
+    try:
+        with open("/proc/self/status", "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return False
+    return any(line.startswith(b"NSpid:") and len(line.split()) == 2 for line in lines)
+
+
+def shows_sandboxes() -> bool:
+    """Whether a walk over /proc finds what runs in a sandbox: it is ours, and hides nothing (``hidepid=``).
+
+    Init cannot be traced, and what cannot be traced is what ``hidepid`` hides from anybody but root.
+    """
+    if not is_ours():
+        return False
+    return os.geteuid() == 0 or not _hides()
+
+
+def _hides() -> bool:
+    try:
+        device = os.stat("/proc").st_dev
+        with open("/proc/self/mountinfo", "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return True
+    number = b"%d:%d" % (os.major(device), os.minor(device))
+    for line in lines:
+        fields = line.split(b" ")
+        if len(fields) > 5 and fields[2] == number and b"hidepid=" in fields[-1]:
+            value = fields[-1].partition(b"hidepid=")[2].split(b",")[0]
+            return value not in (b"0", b"off")
+    return False
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the children of all threads of a process; none where that cannot be seen."""
+    found: list[int] = []
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+                found += map(int, file.read().split())
+        except OSError:
+            continue
+    return found
