@@ -567,8 +567,9 @@ static void send_pid(void)
 static uint64_t cpu_clock(int64_t pid)
 {
 	struct __kernel_timespec t = {0, 0};
-	/* MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) */
-	if (SYS2(clock_gettime, (int64_t)(int32_t)((~(uint32_t)pid << 3) | 2), PTR(&t)) < 0)
+	/* MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_PROF): the one that RLIMIT_CPU is compared with. It counts in ticks, and can be
+	 * ahead of the scheduler's. */
+	if (SYS2(clock_gettime, (int64_t)(int32_t)(~(uint32_t)pid << 3), PTR(&t)) < 0)
 		return 0;
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }

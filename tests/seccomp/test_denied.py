@@ -31,7 +31,7 @@ needs_log = pytest.mark.skipif(
 )
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-CALL = "import sys; from isolate import native; native.call(int(sys.argv[1]))"
+CALL = "import sys; from isolate.engine import native; native.call(int(sys.argv[1]))"
 
 
 def told(run: Callable[[], Result[Any]]) -> Result[Any]:
@@ -94,7 +94,7 @@ def test_of_many_at_once_each_has_its_own() -> None:
     """The pid tells them apart: the programs, their names and their times are the same."""
     names = ["getppid", "getpgrp", "getuid"]
     boxes = {name: Sandbox(Seccomp(rule("kill", name), otherwise="allow"), PidNamespace()) for name in names}
-    script = "import sys; from isolate import native; sys.stdin.read(); native.call(int(sys.argv[1]))"
+    script = "import sys; from isolate.engine import native; sys.stdin.read(); native.call(int(sys.argv[1]))"
     found: dict[str, str] = {}
     until = time.monotonic() + 90
     while len(found) < len(names) and time.monotonic() < until:
