@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from isolate.images.extract.start import extract as extract
     from isolate.images.facts import Fact as Fact
     from isolate.images.facts import Facts as Facts
+    from isolate.images.layer import Layer as Layer
+    from isolate.images.pack.change import Change as Change
+    from isolate.images.pack.change import Changes as Changes
     from isolate.images.platform import Platform as Platform
     from isolate.images.progress import Progress as Progress
     from isolate.images.reference import Reference as Reference
@@ -29,6 +32,8 @@ _HOMES = {
     "errors": "DigestError ImageError LayerError RegistryError StoreError",
     "extract.start": "Extracted extract",
     "facts": "Fact Facts",
+    "layer": "Layer",
+    "pack.change": "Change Changes",
     "platform": "Platform",
     "progress": "Progress",
     "reference": "Reference",

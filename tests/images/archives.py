@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 
 def octal(value: int, width: int) -> bytes:
     """A number as headers have it."""
@@ -100,3 +103,40 @@ class Maker:
 def encoded(text: str | bytes) -> bytes:
     """As bytes."""
     return text if isinstance(text, bytes) else text.encode()
+
+
+def tree_of(top: str | bytes, *, times: bool = True) -> dict[bytes, tuple[object, ...]]:
+    """Everything that lstat, readlink, listxattr and the contents tell of a tree, by path: for comparing."""
+    found: dict[bytes, tuple[object, ...]] = {}
+    inodes: dict[tuple[int, int], bytes] = {}
+    top = os.fsencode(top)
+    todo = [b""]
+    while todo:
+        path = todo.pop()
+        full = os.path.join(top, path)
+        row = os.lstat(full)
+        what: object = None
+        if stat.S_ISDIR(row.st_mode):
+            todo += [os.path.join(path, name) for name in os.listdir(full)]
+        elif stat.S_ISLNK(row.st_mode):
+            what = os.readlink(full)
+        elif stat.S_ISREG(row.st_mode):
+            with open(full, "rb") as file:
+                what = file.read()
+        if row.st_nlink > 1 and not stat.S_ISDIR(row.st_mode):
+            inodes[row.st_dev, row.st_ino] = min(path, inodes.get((row.st_dev, row.st_ino), path))
+        xattrs: dict[str, bytes] = {}
+        if not stat.S_ISLNK(row.st_mode):
+            try:
+                xattrs = {name: os.getxattr(full, name) for name in os.listxattr(full)}
+            except OSError:
+                pass
+        mtime = row.st_mtime_ns if times and path else None
+        found[path] = (
+            row.st_mode if path else 0, row.st_uid, row.st_gid, row.st_rdev, mtime, what, xattrs,
+            (row.st_dev, row.st_ino) if row.st_nlink > 1 and not stat.S_ISDIR(row.st_mode) else None,
+        )  # fmt: skip
+    return {
+        path: (*rest, inodes[inode] if inode else None)  # type: ignore[index]
+        for path, (*rest, inode) in found.items()
+    }

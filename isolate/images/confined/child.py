@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isolate.images.errors import LayerError
 
-__all__ = ["FACTS", "LOWER", "TARGET", "data", "main", "text"]
+if TYPE_CHECKING:
+    from isolate.images.pack.start import Written
+
+__all__ = ["FACTS", "LOWER", "OUT", "TARGET", "data", "main", "text"]
 
 #: Descriptors by number: the directory to work on, and where facts go. The archive is standard input.
-TARGET, FACTS, LOWER = 3, 4, 10
+TARGET, FACTS, OUT, LOWER = 3, 4, 5, 10
 
 
 def text(data: bytes) -> str:
@@ -77,4 +80,34 @@ def _extract(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_TASKS = {"extract": _extract}
+def _pack(options: dict[str, Any]) -> dict[str, Any]:
+    from isolate.images.facts import Facts
+    from isolate.images.pack.start import write_layer
+
+    with open(FACTS, "rb", closefd=False) as file:
+        facts = Facts(file.read())
+    return _said(write_layer(TARGET, OUT, epoch=options["epoch"], facts=facts))
+
+
+def _diff(options: dict[str, Any]) -> dict[str, Any]:
+    from isolate.images.pack.start import compare
+
+    lower = range(LOWER, LOWER + options["lower"])
+    out = OUT if options["out"] else None
+    done, written = compare(TARGET, lower, upper=options["upper"], out=out, epoch=options["epoch"])
+    changes = [[text(change.path), change.kind, change.bytes] for change in done.changes]
+    return {"changes": changes, "left": [], **(_said(written) if written else {})}
+
+
+def _said(written: Written) -> dict[str, Any]:
+    return {"diffid": written.diffid, "size": written.size, "left": [text(path) for path in written.left_out]}
+
+
+def _remove(options: dict[str, Any]) -> dict[str, Any]:
+    from isolate.images.confined.remove import remove_here
+
+    remove_here(TARGET, data(options["name"]))
+    return {}
+
+
+_TASKS = {"extract": _extract, "pack": _pack, "diff": _diff, "remove": _remove}

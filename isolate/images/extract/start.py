@@ -168,11 +168,11 @@ class _Input:
             return archive
         if type(archive).__name__ in ("BufferedReader", "FileIO"):
             # A file of ours: the child goes on where its reader stands.
-            fd = archive.fileno()
             try:
+                fd = archive.fileno()
                 os.lseek(fd, archive.tell(), os.SEEK_SET)
             except OSError:
-                pass  # a pipe or socket, of which something may be in the buffer already
+                pass  # no file, or a pipe or socket of which something may be in the buffer already
             else:
                 return fd
         self._pipe, write = os.pipe2(os.O_CLOEXEC)

@@ -1,0 +1,91 @@
+"""What lies below: trees one on the other, looked up as overlayfs does (Documentation/filesystems/overlayfs.rst)."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from isolate.images.pack.scan import Tree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Stack", "is_opaque", "is_whiteout"]
+
+_OPAQUE = "user.overlay.opaque"
+
+
+def is_whiteout(found: os.stat_result) -> bool:
+    """Whether overlayfs takes it for the removal of what lies below."""
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+
+
+def is_opaque(fd: int) -> bool:
+    """Whether a directory hides what lies below. The value ``x`` only says that whiteouts of another kind are in it."""
+    try:
+        return os.getxattr(fd, _OPAQUE) == b"y"
+    except OSError:
+        return False
+
+
+class Stack:
+    """Trees, the uppermost first. Each may hide what is below it by whiteouts and opaque directories."""
+
+    def __init__(self, tops: Sequence[int]) -> None:
+        self.trees = [Tree(top) for top in tops]
+        self._views: dict[bytes, tuple[Tree, ...]] = {b"": tuple(self.trees)}
+
+    def close(self) -> None:
+        """Let go of the directories that are held open."""
+        for tree in self.trees:
+            tree.close()
+
+    def view(self, path: bytes) -> tuple[Tree, ...]:
+        """The trees whose directories of that name show, the uppermost first; none where there is no directory."""
+        found = self._views.get(path)
+        if found is not None:
+            return found
+        parent, _, base = path.rpartition(b"/")
+        trees: list[Tree] = []
+        for tree in self.view(parent):
+            try:
+                row = os.stat(base, dir_fd=tree.directory(parent), follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISDIR(row.st_mode):
+                break
+            trees.append(tree)
+            if is_opaque(tree.directory(path)):
+                break
+        self._views[path] = result = tuple(trees)
+        return result
+
+    def lookup(self, path: bytes) -> tuple[Tree, os.stat_result] | None:
+        """What shows at a path: the tree that has it, and its lstat."""
+        if not path:
+            return (self.trees[0], os.stat(self.trees[0].top)) if self.trees else None
+        parent, _, base = path.rpartition(b"/")
+        for tree in self.view(parent):
+            try:
+                found = os.stat(base, dir_fd=tree.directory(parent), follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            return None if is_whiteout(found) else (tree, found)
+        return None
+
+    def names(self, path: bytes) -> set[bytes]:
+        """The names that show in a directory."""
+        shown: set[bytes] = set()
+        hidden: set[bytes] = set()
+        for tree in self.view(path):
+            with os.scandir(tree.directory(path)) as rows:
+                for row in rows:
+                    name = os.fsencode(row.name)
+                    if name in shown or name in hidden:
+                        continue
+                    if is_whiteout(row.stat(follow_symlinks=False)):
+                        hidden.add(name)
+                    else:
+                        shown.add(name)
+        return shown
