@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isolate.attributes.credentials import Credentials as Credentials
     from isolate.attributes.privileges import NoNewPrivs as NoNewPrivs
     from isolate.attributes.privileges import SessionKeyring as SessionKeyring
+    from isolate.attributes.privileges import SetIdFiles as SetIdFiles
     from isolate.attributes.rlimits import Rlimits as Rlimits
     from isolate.attributes.scheduling import Scheduling as Scheduling
     from isolate.capabilities.part import Cap as Cap
@@ -94,7 +95,7 @@ _HOMES = {
     " UserNamespace UtsNamespace",
     "engine.plan": "Context Part Phase Step",
     "sandbox.pool": "Pool",
-    "attributes.privileges": "NoNewPrivs SessionKeyring",
+    "attributes.privileges": "NoNewPrivs SessionKeyring SetIdFiles",
     "sandbox.process": "Process TimeoutExpired",
     "sandbox.result": "Result Verdict",
     "attributes.rlimits": "Rlimits",

@@ -172,6 +172,9 @@ class Part(Protocol):
         True: several of the same class do not conflict.
     ``brings()``
         Parts that are added if no part of their class is there.
+    ``leaves_files()``
+        Whether the program can change files of the host that are there afterwards; then it may make none that give
+        rights to others (:class:`~isolate.SetIdFiles`).
     ``needs_network``
         True: its steps before the phase NETWORK are to find the new network namespace; it is then made by clone, which
         takes longer. So may an entry of :class:`~isolate.Root` say.

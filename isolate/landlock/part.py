@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from isolate.attributes.privileges import NoNewPrivs
+from isolate.engine.beneath import check_beneath
 from isolate.errors import ConflictError, UnsupportedError
 from isolate.thread.entering import Irreversible
 
@@ -76,6 +77,8 @@ FILE = (
     FsAccess.EXECUTE | FsAccess.WRITE_FILE | FsAccess.READ_FILE | FsAccess.TRUNCATE | FsAccess.IOCTL_DEV
     | FsAccess.RESOLVE_UNIX
 )  # fmt: skip
+#: The rights by which a program can put something else in a path's place.
+CHANGE = WRITE & ~(FsAccess.WRITE_FILE | FsAccess.TRUNCATE | READ)
 _DEFAULT_HANDLED = FsAccess.abi(5)
 
 Access: TypeAlias = "FsAccess | str | Iterable[str]"
@@ -139,13 +142,18 @@ class PathRule:
     ``path`` is absolute and as seen inside the sandbox's root. It is opened once, with the program's ids; what it leads
     to then has the rights, whatever the name leads to later. ``optional``: no error where nothing is there. Rights for
     directories are left out where the path is a file's.
+
+    ``beneath`` is a directory that the path lies below and that a program may have written to: the path is then opened
+    from there, never outside of it and never through a symbolic link. So is what lies below a directory that the rules
+    themselves, or a writable entry of :class:`~isolate.Root`, let the program change.
     """
 
     path: Path
     access: FsAccess
     optional: bool = False
+    beneath: Path | None = None
 
-    def __init__(self, path: Path, access: Access, optional: bool = False) -> None:
+    def __init__(self, path: Path, access: Access, optional: bool = False, *, beneath: Path | None = None) -> None:
         data = os.fsencode(path)
         if not data.startswith(b"/") or b"\0" in data:
             raise ValueError(f"Landlock: a path must be absolute and without NUL, not {path!r}")
@@ -155,9 +163,13 @@ class PathRule:
         object.__setattr__(self, "path", data)
         object.__setattr__(self, "access", rights)
         object.__setattr__(self, "optional", bool(optional))
+        below = None if beneath is None else check_beneath(data, beneath, "Landlock")
+        object.__setattr__(self, "beneath", below)
 
     def __repr__(self) -> str:
         optional = ", optional=True" if self.optional else ""
+        if self.beneath is not None:
+            optional += f", beneath={os.fsdecode(self.beneath)!r}"
         return f"PathRule({os.fsdecode(self.path)!r}, {_shown(self.access)}{optional})"
 
 
@@ -305,6 +317,10 @@ class Landlock(Irreversible):
             given.append("required=False")
         return f"Landlock({', '.join(given)})"
 
+    def leaves_files(self) -> bool:
+        """Whether a rule lets the program change files, which are there afterwards."""
+        return any(rule.access & WRITE & ~READ for rule in self.rules)
+
     def brings(self) -> Iterator[NoNewPrivs]:
         """The kernel asks for it (or for CAP_SYS_ADMIN, which is not worth having for this)."""
         yield NoNewPrivs()
@@ -333,7 +349,7 @@ class Landlock(Irreversible):
             raise _unsupported(answer, missing)
         from isolate.landlock.steps import steps
 
-        return steps(self, abi, missing)
+        return steps(self, abi, missing, context)
 
 
 def _scope_names(scopes: LandlockScope) -> tuple[str, ...]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from isolate.engine.beneath import Names, Writable, led_astray, open_beneath, place_of, writable_targets
 from isolate.engine.plan import Buffer, Label, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, Constant
-from isolate.landlock.part import FILE, FsAccess, LandlockScope, rights_in_words
+from isolate.landlock.part import CHANGE, FILE, FsAccess, Landlock, LandlockScope, rights_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.landlock.part import Landlock, PathRule
+    from isolate.engine.plan import Context
+    from isolate.landlock.part import PathRule
 
 _PATH_BENEATH = Constant(1, "LANDLOCK_RULE_PATH_BENEATH")
 _NET_PORT = Constant(2, "LANDLOCK_RULE_NET_PORT")
@@ -26,7 +28,7 @@ _LOG = {
 }
 
 
-def steps(part: Landlock, abi: int, missing: tuple[str, ...]) -> Iterator[Step]:
+def steps(part: Landlock, abi: int, missing: tuple[str, ...], context: Context) -> Iterator[Step]:
     """Only what the ABI has; what is missing is told as a step that is not in force."""
     if missing:
         end = Label()
@@ -51,10 +53,11 @@ def steps(part: Landlock, abi: int, missing: tuple[str, ...]) -> Iterator[Step]:
         (call("landlock_create_ruleset", attr, len(attr.data), 0, out=ruleset),),
         hints={errno.EOPNOTSUPP: "Landlock is switched off", errno.ENOSYS: "the kernel has no Landlock"},
     )
+    changeable = _changeable(context) if part.rules else Names(())
     for rule in part.rules:
         rights = rule.access & handled
         if rights:
-            yield _path(rule, rights, ruleset)
+            yield _path(rule, rights, ruleset, changeable)
     for name, ports in net.items():
         for port in ports:
             data = Buffer(struct.pack("<QQ", _NET[name], port), "net_port")
@@ -76,18 +79,30 @@ def steps(part: Landlock, abi: int, missing: tuple[str, ...]) -> Iterator[Step]:
     )
 
 
-def _path(rule: PathRule, rights: FsAccess, ruleset: Register) -> Step:
+def _changeable(context: Context) -> Writable:
+    """The directories in which the program, or one that ran before it under the same parts, may put something else in
+    the place of what is there."""
+    rules = [rule for part in context.parts if isinstance(part, Landlock) for rule in part.rules]
+    paths = [os.fsencode(rule.path) for rule in rules if rule.access & CHANGE]
+    if any(hasattr(part, "entries") for part in context.parts):
+        # Inside a root of its own, which is not there yet.
+        return Names([*paths, *writable_targets(context)])
+    return Writable(paths)
+
+
+def _path(rule: PathRule, rights: FsAccess, ruleset: Register, changeable: Writable) -> Step:
     path = os.fsencode(rule.path)
     fd = Register("path")
     beneath = Buffer(struct.pack("<Qi", rights, -1) + bytes(4), "path_beneath")
     absent = (errno.ENOENT, errno.ENOTDIR) if rule.optional else ()
     no_directory, done = Label(), Label()
-    ops: tuple[Op, ...] = (
-        call("openat", AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, out=fd, errors=absent, policy="jump", label=done)
-        if absent
-        else call("openat", AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, out=fd),
-        Store(beneath, 8, fd, 4),
-    )
+    policy: dict[str, Any] = {"errors": absent, "policy": "jump", "label": done} if absent else {}
+    below = place_of(path, changeable, None if rule.beneath is None else os.fsencode(rule.beneath))
+    if below is None:
+        opening: list[Op] = [call("openat", AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, out=fd, **policy)]
+    else:
+        opening = open_beneath(*below, fd, **policy)
+    ops: tuple[Op, ...] = (*opening, Store(beneath, 8, fd, 4))
     if rights & ~FILE and rights & FILE:
         # The kernel refuses rights for directories on a file (EINVAL): then with those for files alone.
         again = call(
@@ -116,5 +131,6 @@ def _path(rule: PathRule, rights: FsAccess, ruleset: Register) -> Step:
             errno.EACCES: "the program may not reach the path",
             errno.EINVAL: "none of the rights means anything on this kind of file",
             errno.EBADFD: "the path lies in a file system of the kernel's own (pipes, sockets)",
+            **({} if below is None else led_astray(below[0])),
         },
     )

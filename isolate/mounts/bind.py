@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import (
     AT_FDCWD,
@@ -91,7 +92,9 @@ class Bind(Shown, ReversibleMount):
     ``"noatime"``, ``"relatime"``, ``"strictatime"`` or None, for as the host has it. ``optional``: a source that does
     not exist is left out, and ``Result.applied`` says False of the root. ``idmap`` is the descriptor of a user
     namespace: files show the owners that its map gives them (Linux 5.12, on file systems that can; for root on the
-    host only).
+    host only). ``beneath`` is a directory that the source lies below and that a program may have written to: the source
+    is then opened from there, never outside of it and never through a symbolic link. What lies below another writable
+    source of the same sandbox is opened so in any case.
 
     A restriction that the host's mount has stays. Mounts come private: what the host mounts later does not show.
     In a user namespace the kernel refuses ``recursive=False`` where the source has mounts below (EINVAL): it could
@@ -110,6 +113,7 @@ class Bind(Shown, ReversibleMount):
     atime: str | None = None
     optional: bool = False
     idmap: int | None = None
+    beneath: StrOrBytesPath | None = None
 
     def __post_init__(self) -> None:
         fd = descriptor_of(self.source)
@@ -126,6 +130,18 @@ class Bind(Shown, ReversibleMount):
             object.__setattr__(self, "idmap", descriptor_of(self.idmap))
             if self.idmap is None:
                 raise TypeError("Bind: idmap must be the descriptor of a user namespace")
+        if self.beneath is not None:
+            object.__setattr__(self, "beneath", check_beneath(self.source, self.beneath, "Bind"))
+
+    def writes_to(self) -> Iterator[bytes | int]:
+        """What of the host a program may change through it."""
+        if not self.read_only:
+            yield self.source if isinstance(self.source, int) else absolute(self.source)
+
+    def writes_at(self) -> Iterator[bytes]:
+        """Where inside that is."""
+        if not self.read_only:
+            yield self.place
 
     @property
     def place(self) -> bytes:
@@ -158,6 +174,7 @@ class Bind(Shown, ReversibleMount):
         # By descriptor, and with an id map: only root on the host can, and only outside of the new namespaces.
         outside = context.privileged and (isinstance(self.source, int) or self.idmap is not None)
         ops: list[Op] = []
+        hints = self._hints()
         if isinstance(self.source, int):
             fd = context.descriptor(self.source)
             source, path = f"descriptor {self.source}", None
@@ -171,7 +188,14 @@ class Bind(Shown, ReversibleMount):
             policy: dict[str, Any] = (
                 {"errors": (ENOENT, ENOTDIR), "policy": "skip", "label": end} if self.optional else {}
             )
-            ops.append(clone(AT_FDCWD, path, tree, recursive=self.recursive, **policy))
+            below = place_of(path, writable_sources(context), self._beneath())
+            if below is None:
+                ops.append(clone(AT_FDCWD, path, tree, recursive=self.recursive, **policy))
+            else:
+                found = Register("source")
+                ops += open_beneath(*below, found, result=tree, **policy)
+                ops += [clone(found, b"", tree, recursive=self.recursive), call("close", found)]
+                hints = {**hints, **led_astray(below[0])}
         flags, clear = self.flags()
         buffer = Buffer(32, "attributes")
         change = attributes(tree, flags, clear=clear, recursive=self.recursive, private=True, buffer=buffer)
@@ -181,10 +205,13 @@ class Bind(Shown, ReversibleMount):
         how = "read-only" if self.read_only else "writable"
         words = f"open {source}{' with the mounts below' if self.recursive else ''}, {how}"
         phase = Phase.TREES if outside else Phase.SOURCES
-        steps = [Step(phase, words, tuple(ops), path=path, hints=self._hints())]
+        steps = [Step(phase, words, tuple(ops), path=path, hints=hints)]
         if outside:
             steps.append(Step(Phase.ADOPT, f"let go of {source} outside", (call("close", tree),), needs=tree))
         return tree, steps, kind
+
+    def _beneath(self) -> bytes | None:
+        return None if self.beneath is None else absolute(self.beneath)
 
     def _hints(self) -> dict[int, str]:
         hints = {

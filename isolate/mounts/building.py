@@ -74,7 +74,9 @@ TARGET_HINTS = {
 class Entry(Protocol):
     """What stands inside :class:`~isolate.Root`: anything that yields steps for a root that is being built.
 
-    Optional: ``brings()``, the parts that it needs, as for :class:`~isolate.Part`. An entry should be a frozen,
+    Optional: ``brings()``, the parts that it needs, as for :class:`~isolate.Part`; ``writes_to()`` and ``writes_at()``,
+    the directories of the host that a program can change through it (paths or descriptors), and where they are inside.
+    An entry should be a frozen,
     hashable dataclass and refuse bad arguments when it is made.
     """
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
+from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
 from isolate.kernel.constants import (
@@ -14,6 +15,7 @@ from isolate.kernel.constants import (
     FSCONFIG_CMD_CREATE,
     FSCONFIG_SET_FD,
     FSCONFIG_SET_FLAG,
+    FSCONFIG_SET_STRING,
     FSMOUNT_CLOEXEC,
     FSOPEN_CLOEXEC,
     MNT_DETACH,
@@ -64,6 +66,9 @@ if TYPE_CHECKING:
 __all__ = ["Overlay"]
 
 MAX_LAYERS = 500  # OVL_MAX_STACK
+#: What overlayfs takes from the layers' extended attributes: "nofollow" neither makes nor follows, "off" follows.
+NO_REDIRECTS = ((b"redirect_dir", b"nofollow"), (b"metacopy", b"off"))
+REDIRECTS = ((b"redirect_dir", b"on"),)
 F_DUPFD_CLOEXEC = Constant(1030, "F_DUPFD_CLOEXEC")
 
 HINTS = {
@@ -91,9 +96,17 @@ class Overlay(Shown, ReversibleMount):
     descriptor of a directory. Layers are not changed, and come without the mounts below them. nosuid and nodev
     always.
 
+    ``beneath`` is a directory that all its paths lie below and that a program may have written to: see :class:`Bind`.
+
+    What a layer says of itself in extended attributes (trusted.overlay.redirect, metacopy: "my contents are those of
+    another file of the layers below") is not followed: whoever made a lower layer could show what another layer hides.
+    ``redirects=True`` follows and makes such redirects, for layers that are all of your own making; not in a user
+    namespace, where the kernel never does.
+
     Needs CAP_SYS_ADMIN, or a user namespace and Linux 5.11. Errors: EINVAL, with what the kernel may mean by it.
 
-    :raises ConflictError: work without upper or the reverse, upper with read_only.
+    :raises ConflictError: work without upper or the reverse, upper with read_only, redirects in a user namespace, one
+        directory that is two layers.
     """
 
     target: StrOrBytesPath
@@ -105,6 +118,8 @@ class Overlay(Shown, ReversibleMount):
     exec: bool = True
     size: int | str = "256M"
     inodes: int | None = None
+    redirects: bool = False
+    beneath: StrOrBytesPath | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", inside(self.target, "Overlay: target"))
@@ -122,6 +137,16 @@ class Overlay(Shown, ReversibleMount):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, _layer(value, f"Overlay: {name}"))
+        layers = [*lower, *(layer for layer in (self.upper, self.work) if layer is not None)]
+        same = next((layer for n, layer in enumerate(layers) if layer in layers[:n]), None)
+        if same is not None:
+            name = f"descriptor {same}" if isinstance(same, int) else text(absolute(same))
+            raise ConflictError(f"Overlay: {name} is named twice: a directory can be one layer only")
+        if self.beneath is not None:
+            for layer in layers:
+                object.__setattr__(self, "beneath", check_beneath(layer, self.beneath, "Overlay"))
+        if not isinstance(self.redirects, bool):
+            raise TypeError(f"Overlay: redirects must be True or False, not {self.redirects!r}")
         parse_size(self.size, "Overlay: size", smallest=PAGE)
         if self.inodes is not None:
             check_inodes(self.inodes)
@@ -131,6 +156,17 @@ class Overlay(Shown, ReversibleMount):
         """Its target."""
         return inside(self.target)
 
+    def writes_to(self) -> Iterator[bytes | int]:
+        """What of the host a program may change through it."""
+        for layer in (self.upper, self.work):
+            if layer is not None:
+                yield layer if isinstance(layer, int) else absolute(layer)
+
+    def writes_at(self) -> Iterator[bytes]:
+        """Where inside that is."""
+        if self.upper is not None:
+            yield self.place
+
     def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
         """An overlay, attached nowhere yet."""
         return (out := Register("overlay")), self._steps(building, out)
@@ -139,14 +175,14 @@ class Overlay(Shown, ReversibleMount):
         layers: list[tuple[bytes, Register]] = []
         for source in self.lower:
             layers.append((b"lowerdir+", Register("lower")))
-            yield _open(building, source, layers[-1][1], "lower")
+            yield _open(building, source, layers[-1][1], "lower", self.beneath)
         memory = Register("memory")
         own = self.upper is None
         if not own:
             for name, directory in (("upper", self.upper), ("work", self.work)):
                 assert directory is not None
                 layers.append((name.encode() + b"dir", Register(name)))
-                yield _open(building, directory, layers[-1][1], name)
+                yield _open(building, directory, layers[-1][1], name, self.beneath)
         else:
             names = [b"empty"] if self.read_only else [b"upper", b"work"]
             registers = [Register(name.decode()) for name in names]
@@ -192,11 +228,15 @@ class Overlay(Shown, ReversibleMount):
         if self.read_only:
             flags, old = flags | MOUNT_ATTR_RDONLY, old | MS_RDONLY
         user = building.context.find(UserNamespace) is not None
+        if user and self.redirects:
+            raise ConflictError("Overlay: in a user namespace the kernel follows no redirects: leave redirects out")
         fallback, end, fs = Label(), Label(), Register("overlay")
         # Layers by descriptor: Linux 6.13, and by O_PATH descriptor 6.15. Else by name, of the descriptor.
         older: dict[str, Any] = {"errors": (EINVAL, EBADF), "policy": "jump", "label": fallback}
         ops: list[Op] = [call("fsopen", b"overlay", FSOPEN_CLOEXEC, out=fs)]
         ops += [call("fsconfig", fs, FSCONFIG_SET_FD, key, 0, fd, **older) for key, fd in layers]
+        following = REDIRECTS if self.redirects else NO_REDIRECTS
+        ops += [call("fsconfig", fs, FSCONFIG_SET_STRING, key, value, 0) for key, value in following]
         if user:
             ops.append(call("fsconfig", fs, FSCONFIG_SET_FLAG, b"userxattr", 0, 0))
         ops += [
@@ -206,7 +246,7 @@ class Overlay(Shown, ReversibleMount):
             Test(0, 1, label=end),  # always jumps
             fallback,
             call("close", fs),
-            *_mount_by_name(layers, old, user, out),
+            *_mount_by_name(layers, old, user, following, out),
             end,
         ]
         words = f"overlay for {text(self.place)} of {len(self.lower)} layers"
@@ -230,8 +270,9 @@ def _layer(value: object, what: str) -> bytes | int:
     return absolute(value, what) if fd is None else fd
 
 
-def _open(building: Building, source: Source, fd: Register, name: str) -> Step:
+def _open(building: Building, source: Source, fd: Register, name: str, beneath: StrOrBytesPath | None) -> Step:
     path: bytes | None = None
+    below: tuple[bytes, bytes] | None = None
     if isinstance(source, int):
         # A mount of another namespace is refused as a layer, so it is looked up here by its name, and compared.
         slot = building.context.descriptor(source)
@@ -239,19 +280,33 @@ def _open(building: Building, source: Source, fd: Register, name: str) -> Step:
         words = f"descriptor {source}"
     else:
         path = absolute(source)
-        ops, words = [call("openat", AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, out=fd)], text(path)
+        below = place_of(path, writable_sources(building.context), None if beneath is None else absolute(beneath))
+        if below is None:
+            ops = [call("openat", AT_FDCWD, path, O_PATH | O_CLOEXEC, 0, out=fd)]
+        else:
+            ops = open_beneath(*below, fd)
+        words = text(path)
     hints = {
         ENOENT: "the layer does not exist",
         EACCES: "the caller may not reach the layer (root in a new user namespace has no power over others' files)",
         116: "what the descriptor stands for has been moved, removed, or covered by a mount since it was opened",
     }
+    if below is not None:
+        hints |= led_astray(below[0])
     return Step(Phase.SOURCES, f"open the {name} layer {words}", tuple(ops), path=path, hints=hints)
 
 
-def _mount_by_name(layers: list[tuple[bytes, Register]], flags: Constant, user: bool, out: Register) -> list[Op]:
+def _mount_by_name(
+    layers: list[tuple[bytes, Register]],
+    flags: Constant,
+    user: bool,
+    following: tuple[tuple[bytes, bytes], ...],
+    out: Register,
+) -> list[Op]:
     """mount(2) with the layers as /proc/self/fd/100 and on: names in which no character needs an escape."""
     ops: list[Op] = []
     data = b"userxattr" if user else b"index=off"
+    data += b"".join(b",%s=%s" % option for option in following)
     digits: list[tuple[int, Register]] = []
     for key, words in ((b"lowerdir+", b",lowerdir="), (b"upperdir", b",upperdir="), (b"workdir", b",workdir=")):
         for index, fd in enumerate(fd for k, fd in layers if k == key):

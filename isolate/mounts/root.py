@@ -90,6 +90,11 @@ class Root(Irreversible):
         names = [name for name in ("size", "inodes", "mode", "read_only") if getattr(self, name) != getattr(own, name)]
         return f"Root({', '.join([*map(repr, self.entries), *(f'{n}={getattr(self, n)!r}' for n in names)])})"
 
+    def leaves_files(self) -> bool:
+        """Whether an entry lets the program change files of the host, which are there afterwards."""
+        tell = [entry.writes_to for entry in self.entries if hasattr(entry, "writes_to")]
+        return any(True for each in tell for _ in each())
+
     def brings(self) -> Iterator[Part]:
         """A mount namespace, and what the entries need."""
         yield MountNamespace()

@@ -310,6 +310,10 @@ class MountNamespace(_Namespace, Reversible):
         if self.propagation not in ("private", "slave"):
             raise ValueError(f"propagation must be 'private' or 'slave', not {self.propagation!r}")
 
+    def leaves_files(self) -> bool:
+        """Whether there may be files in it that are there afterwards: of one that is joined nothing is known."""
+        return self.joined
+
     def steps(self, context: Context) -> Iterator[Step]:
         """The flag, and propagation off before the first mount."""
         user = context.find(UserNamespace)

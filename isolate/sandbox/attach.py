@@ -25,6 +25,7 @@ from isolate.namespaces.part import (
 )
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.process import Process
+from isolate.seccomp import Seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -158,7 +159,9 @@ class Attached:
         ``only`` names the kinds: ``"user"``, ``"mount"``, ``"pid"``, ``"net"``, ``"ipc"``, ``"uts"``, ``"cgroup"`` and
         ``"time"``.
 
-        Safe defaults hold as in every sandbox: no capability, no new privileges. Unless :class:`~isolate.Credentials`
+        Safe defaults hold as in every sandbox: no capability, no new privileges; and :meth:`Seccomp.default` filters
+        the system calls, unless a policy is given: what is in the process's namespaces is not trusted. Unless
+        :class:`~isolate.Credentials`
         are given, programs run with the process's ids. For a further program with all of the process's own
         restrictions, see :meth:`isolate.Process.exec`.
         """
@@ -171,6 +174,8 @@ class Attached:
         same_ids = "user" in kinds or _own("user", self.user.fd or 0)
         if same_ids and not _given(Credentials, parts):
             joined.append(Credentials(uid=self._ids[0], gid=self._ids[1]))
+        if joined and not _given(Seccomp, parts):
+            joined.append(Seccomp.default())
         return Sandbox(*joined, *parts)
 
     def run(self, args: Any, **options: Any) -> Result[Any]:

@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.attributes.credentials import Credentials
-from isolate.attributes.privileges import NoNewPrivs, SessionKeyring
+from isolate.attributes.privileges import NoNewPrivs, SessionKeyring, SetIdFiles
 from isolate.attributes.rlimits import Rlimits
-from isolate.capabilities.part import Capabilities
+from isolate.capabilities.part import Cap, Capabilities
 from isolate.engine.plan import CWD, Buffer, Context, Engine, Load, Part, Phase, Step, Test, call
 from isolate.kernel.constants import (
     PR_GET_SECCOMP,
@@ -127,4 +127,21 @@ def defaults(parts: Iterable[Part]) -> tuple[Part, ...]:
     nested = any(isinstance(part, UserNamespace) and part.nested for part in given)
     if not nested and not any(isinstance(part, Seccomp) for part in given):
         extra.append(no_nested_user_namespaces())
+    if _writes_host_files(given) and not any(isinstance(part, SetIdFiles) for part in given):
+        from isolate.seccomp.host_files import no_set_id_files
+
+        given_capabilities = next((part for part in given if isinstance(part, Capabilities)), Capabilities())
+        extra.append(no_set_id_files(attributes=_sets_file_capabilities(given_capabilities)))
     return (*given, *extra)
+
+
+def _writes_host_files(parts: tuple[Part, ...]) -> bool:
+    """Whether the program is confined and can write to files that are there afterwards.
+
+    Not so without a root of its own and without Landlock: such a program is the caller, with all of the caller's files.
+    """
+    return any(part.leaves_files() for part in parts if hasattr(part, "leaves_files"))
+
+
+def _sets_file_capabilities(part: Capabilities) -> bool:
+    return any(Cap.SETFCAP in getattr(part, name) for name in ("effective", "permitted", "inheritable", "ambient"))

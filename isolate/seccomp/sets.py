@@ -119,11 +119,12 @@ _SETS: dict[str, tuple[str, str]] = {
     "@arch": (
         "What one architecture needs of its own",
         "arch_prctl breakpoint cacheflush get_thread_area get_tls riscv_flush_icache riscv_hwprobe "
-        "set_thread_area set_tls uprobe uretprobe",
+        "set_thread_area set_tls",
     ),
     "@debug": (
         "Look into other processes, and measure",
-        "kcmp lookup_dcookie perf_event_open pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
+        "kcmp lookup_dcookie perf_event_open pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace "
+        "uprobe uretprobe",
     ),
     "@mount": (
         "Mount, and change the root",

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from isolate import Bind, ConflictError, Dir, Overlay, Proc, Root, Sandbox, SetupError
+from isolate import Bind, ConflictError, Dir, Mask, Overlay, Proc, Root, Sandbox, SetupError, UserNamespace
 from isolate.kernel.constants import FSCONFIG_SET_FLAG
 from isolate.mounts import overlay as module
 
-from .conftest import Shell, mounts
+from .conftest import SYSTEM, Shell, mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,3 +195,50 @@ def test_refused(keywords: dict[str, Any], error: type[Exception]) -> None:
 def test_is_a_value() -> None:
     assert Overlay("/o", lower=["/a"]) == Overlay("/o", lower=(Path("/a"),)) != Overlay("/o", lower=["/b"])
     assert hash(Overlay("/o", lower=["/a"])) == hash(Overlay("/o", lower=[b"/a"]))
+
+
+# ---- what layers say of themselves -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def door(place: Path) -> list[Path]:
+    """Layers of which the upper one says: my directory "door" is the directory "hidden" of the layer below."""
+    if os.geteuid() != 0:
+        pytest.skip("trusted extended attributes are root's")
+    for name in ("upper/door", "lower/hidden"):
+        (place / name).mkdir(parents=True)
+    (place / "lower" / "hidden" / "secret").write_text("what is covered\n")
+    for space in ("trusted", "user"):
+        os.setxattr(place / "upper" / "door", f"{space}.overlay.redirect", b"/hidden")
+    return [place / "upper", place / "lower"]
+
+
+def test_redirects_in_a_layer_of_somebody_elses_are_not_followed(shell: Shell, door: list[Path], way: str) -> None:
+    see = "ls /o/hidden; cat /o/door/secret"
+    for read_only in (False, True):
+        done = shell(see, Overlay("/o", lower=door, read_only=read_only), Mask("/o/hidden"))
+        assert done.stdout == ""
+        assert "No such file" in (done.stderr or "")
+    assert shell("cat /o/hidden/secret", Overlay("/o", lower=door)).stdout == "what is covered\n"
+
+
+def test_redirects_are_followed_where_the_layers_are_ones_own(door: list[Path], way: str) -> None:
+    """The control of the test above, and what redirects=True is for."""
+    box = Sandbox(Root(*SYSTEM, Overlay("/o", lower=door, redirects=True), Mask("/o/hidden")))
+    assert box.run(["/bin/cat", "/o/door/secret"], text=True).stdout == "what is covered\n"
+    with pytest.raises(ConflictError, match="user namespace"):
+        Sandbox(Root(Overlay("/o", lower=door, redirects=True)), UserNamespace()).explain()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lower": ["/a", "/a"]},
+        {"lower": ["/a"], "upper": "/a", "work": "/w"},
+        {"lower": ["/a"], "upper": "/u", "work": "/u"},
+        {"lower": [3, 3]},
+    ],
+)
+def test_one_directory_is_one_layer(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConflictError, match="named twice"):
+        Overlay("/o", **arguments)

@@ -14,7 +14,7 @@ import pytest
 
 from isolate import Sandbox, Seccomp, Verdict
 from isolate.kernel import syscalls
-from isolate.seccomp import deny, rule
+from isolate.seccomp import allow, deny, rule
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +68,12 @@ REFUSED: list[tuple[str, tuple[int, ...]]] = [
     ("kcmp", (0, 0, 0, 0, 0)),
     ("pidfd_getfd", (BAD, 0, 0)),
     ("process_madvise", (BAD, 0, 0, 0, 0)),
+    ("ptrace", (9999, 0, 0, 0)),
+    ("process_vm_readv", (BAD, 0, 0, 0, 0, 1)),
+    ("process_vm_writev", (BAD, 0, 0, 0, 0, 1)),
+    ("name_to_handle_at", (BAD, 0, 0, 0, 0)),
+    ("file_getattr", (BAD, 0, 0, 0, 0)),
+    ("file_setattr", (BAD, 0, 0, 0, 0)),
     ("get_mempolicy", (0, 0, 0, 0, 0)),
     ("set_mempolicy", (0, 0, 0)),
     ("mbind", (1, 0, 0, 0, 0, 0)),
@@ -123,13 +129,26 @@ def test_every_refused_call_beside_the_same_without_the_filter() -> None:
     calls = [(name, args) for name, args in REFUSED if name in syscalls.table()]
     control, filtered = results(calls), results(calls, Seccomp.default())
     for (name, _), here in zip(calls, filtered, strict=True):
-        assert here == (ENOSYS if name.startswith("io_uring") else EPERM), name
+        assert here == (ENOSYS if name.startswith(("io_uring", "file_")) else EPERM), name
     unproven = {name for (name, _), free in zip(calls, control, strict=True) if free == EPERM}
     assert unproven <= set(MAY_BE_REFUSED_ANYWAY), unproven
 
 
 #: Where even root gets EPERM on some hosts: lockdown, sysctls, a missing capability.
 MAY_BE_REFUSED_ANYWAY = ("perf_event_open", "io_uring_setup", "iopl", "ioperm", "quotactl", "setns")
+
+
+def test_flags_that_stay_with_files_cannot_be_set_by_ioctl_either() -> None:
+    calls = [("ioctl", (BAD, request, 0)) for request in (0x401C5820, 0x801C581F)]  # FS_IOC_FSSETXATTR, …GETXATTR
+    assert results(calls) == [-9, -9]
+    assert results(calls, Seccomp.default()) == [EPERM, -9]
+
+
+def test_debuggers_have_it_back_by_one_rule() -> None:
+    calls = [("ptrace", (9999, 0, 0, 0)), ("process_vm_readv", (BAD, 0, 0, 0, 0, 1)), ("kcmp", (0, 0, 0, 0, 0))]
+    given_back = results(calls, Seccomp.default() + allow("@debug"))
+    assert given_back == results(calls)
+    assert EPERM not in given_back
 
 
 def test_families_of_sockets() -> None:
