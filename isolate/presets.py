@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from isolate.attributes.rlimits import Rlimits
+from isolate.landlock.part import Landlock
 from isolate.mounts import Bind, Dev, Overlay, Proc, Root, Symlink, Tmpfs
 from isolate.namespaces.ids import IdMap
 from isolate.namespaces.part import (
@@ -47,7 +48,12 @@ def untrusted(
     keeps the caller's); it has no capability, gains none, and :meth:`Seccomp.default` filters its system calls. Run by
     root it is an unprivileged id on the host, never root; inside, its ids are 65534 either way.
 
-    ``entries`` are put into the root after these (such as ``Bind("/srv/task", "/task")``). ``limits`` bound memory,
+    With ``network=True`` the host's abstract sockets, which belong to its network, are kept out of reach by a scope of
+    Landlock, where the kernel has it (Linux 6.12): ``Result.applied["Landlock"]`` tells.
+
+    ``entries`` are put into the root after these (such as ``Bind("/srv/task", "/task")``). ``extra`` are more parts; one of
+    a class that is here already takes the place of it, and so does a policy that extends the one here:
+    ``Seccomp.default() + allow("@debug")`` gives debuggers back. ``limits`` bound memory,
     processes and CPU of the whole (a cgroup): without, a program can use as much as an ordinary process.
     """
     host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
@@ -69,13 +75,32 @@ def untrusted(
         Root(*system, Proc(), Dev(), Tmpfs("/tmp", size="64M"), *entries),
         Rlimits(nofile=1024, core=0),
         Seccomp.default(),
-        *extra,
     ]
-    if not network:
+    if network:
+        # The host's abstract sockets belong to its network namespace, and have no modes that keep anybody out.
+        parts.append(Landlock(scopes=["abstract_unix_socket"], required=False))
+    else:
         parts.append(NetNamespace())
     if limits is not None:
         parts.append(limits)
-    return Sandbox(*parts)
+    return Sandbox(*_with(parts, extra))
+
+
+def _with(parts: Iterable[Part], extra: Iterable[Part]) -> list[Part]:
+    """The parts of a preset with those of a caller, which take the place of the preset's own of the same class."""
+    given = list(extra)
+    kept = [part for part in parts if not any(_replaces(other, part) for other in given)]
+    return [*kept, *given]
+
+
+def _replaces(other: Part, part: Part) -> bool:
+    """Whether a part stands for a preset's: of the same class, and of a policy only one that extends it.
+
+    Any other policy stands beside it: the kernel takes the stricter answer of both.
+    """
+    if isinstance(part, Seccomp) and isinstance(other, Seccomp):
+        return other.extends(part)
+    return type(other) is type(part) and not getattr(part, "repeatable", False)
 
 
 def container(
@@ -95,7 +120,7 @@ def container(
     if writes not in ("discard", "deny", "keep"):
         raise ValueError(f"writes must be 'discard', 'deny' or 'keep', not {writes!r}")
     top = Overlay("/", lower=[root]) if writes == "discard" else Bind(root, "/", read_only=writes == "deny")
-    return Sandbox(
+    parts: list[Part] = [
         UserNamespace(),
         MountNamespace(),
         PidNamespace(),
@@ -105,5 +130,5 @@ def container(
         NetNamespace(),
         Root(top, Proc(), Dev(), Tmpfs("/tmp"), Tmpfs("/run"), *entries),
         Seccomp.default(),
-        *extra,
-    )
+    ]
+    return Sandbox(*_with(parts, extra))

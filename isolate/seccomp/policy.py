@@ -321,6 +321,12 @@ class Seccomp(Irreversible):
             spec_allow=self.spec_allow,
         )
 
+    def extends(self, other: Seccomp) -> bool:
+        """Whether it is another policy with more rules added: ``policy + rule`` extends ``policy``."""
+        fields = ("otherwise", "unknown", "foreign", "log", "spec_allow", "ready")
+        same = all(getattr(self, name) == getattr(other, name) for name in fields)
+        return same and set(self.compat) >= set(other.compat) and self.rules[: len(other.rules)] == other.rules
+
     def __hash__(self) -> int:
         found = self.__dict__.get("_hash")
         if found is None:

@@ -218,7 +218,7 @@ def test_redirects_in_a_layer_of_somebody_elses_are_not_followed(shell: Shell, d
     for read_only in (False, True):
         done = shell(see, Overlay("/o", lower=door, read_only=read_only), Mask("/o/hidden"))
         assert done.stdout == ""
-        assert "No such file" in (done.stderr or "")
+        assert not done.ok
     assert shell("cat /o/hidden/secret", Overlay("/o", lower=door)).stdout == "what is covered\n"
 
 
