@@ -51,8 +51,8 @@ def untrusted(
     With ``network=True`` the host's abstract sockets, which belong to its network, are kept out of reach by a scope of
     Landlock, where the kernel has it (Linux 6.12): ``Result.applied["Landlock"]`` tells.
 
-    ``entries`` are put into the root after these (such as ``Bind("/srv/task", "/task")``). ``extra`` are more parts; one of
-    a class that is here already takes the place of it, and so does a policy that extends the one here:
+    ``entries`` are put into the root after these (such as ``Bind("/srv/task", "/task")``). ``extra`` are more parts;
+    one of a class that is here already takes the place of it, and so does a policy that extends the one here:
     ``Seccomp.default() + allow("@debug")`` gives debuggers back. ``limits`` bound memory,
     processes and CPU of the whole (a cgroup): without, a program can use as much as an ordinary process.
     """
