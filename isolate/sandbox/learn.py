@@ -149,7 +149,7 @@ def learn(
     """
     from isolate.sandbox.box import Sandbox
     from isolate.seccomp.install import SENDMSG_FLAGS
-    from isolate.seccomp.notify import Supervisor
+    from isolate.seccomp.supervisor import Supervisor
 
     recorder = _Recorder()
     asking = Seccomp(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Argument, Context, Op
 
-    from .notify import Supervisor
     from .policy import Seccomp
+    from .supervisor import Supervisor
 
 __all__ = ["in_order", "steps_of", "tell_pid"]
 
@@ -122,7 +122,7 @@ def tell_pid(policies: Iterable[Seccomp]) -> Iterator[Step]:
 
 def supervisor_of(policy: Seccomp) -> Supervisor:
     """The policy's supervisor, made at its first use."""
-    from .notify import Supervisor
+    from .supervisor import Supervisor
 
     found = policy.__dict__.get("_supervisor")
     if found is None:

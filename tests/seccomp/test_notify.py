@@ -32,7 +32,7 @@ def run(handlers: dict[str, Any], code: str, *more: Seccomp, **options: Any) -> 
 
 GETPPID = "import ctypes; c = ctypes.CDLL(None, use_errno=True); print(c.syscall(110), ctypes.get_errno())"
 PPID = (
-    "from isolate import native, syscalls\n"
+    "from isolate import syscalls\nfrom isolate.engine import native\n"
     "print(native.call(syscalls.number('getppid')), native.call(syscalls.number('getpgid'), 7) != 99)"
 )
 
@@ -205,7 +205,8 @@ def test_several_at_once() -> None:
         return Reply.value(8)
 
     code = (
-        "import os\nfrom isolate import native, syscalls\nfor _ in range(3):\n    if os.fork() == 0: break\n"
+        "import os\nfrom isolate import syscalls\nfrom isolate.engine import native\n"
+        "for _ in range(3):\n    if os.fork() == 0: break\n"
         "os.write(1, b'%d\\n' % native.call(syscalls.number('getppid')))\n"
         "try:\n    while True: os.wait()\nexcept OSError: pass\n"
     )
@@ -241,7 +242,7 @@ def test_a_dead_supervisor_does_not_hang_the_program() -> None:
     first = threading.Event()
     policy = Seccomp(otherwise="allow", notify={"getppid": lambda _: (first.set(), Reply.value(5))[1]})
     code = (
-        "import sys\nfrom isolate import native, syscalls\n"
+        "import sys\nfrom isolate import syscalls\nfrom isolate.engine import native\n"
         "print(native.call(syscalls.number('getppid')), flush=True)\nsys.stdin.readline()\n"
         "print(native.call(syscalls.number('getppid')), flush=True)\n"
     )
@@ -320,3 +321,186 @@ def test_the_caller_killed_while_a_call_waits(tmp_path: Path) -> None:
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
         threading.Event().wait(0.02)
     assert not os.path.exists(f"/proc/{pid}")
+
+
+# ---- a program that nobody vouches for, and mistakes of handlers ---------------------------------------------------
+
+BROKEN = """
+import sys, time
+from isolate import Sandbox, Seccomp
+def raises(call): raise RuntimeError("broken")
+async def also(call): return None
+handlers = {"raises": raises, "none": lambda call: None, "async none": also, "exits": lambda call: sys.exit(3)}
+handler = handlers[sys.argv[1]]
+start = time.monotonic()
+result = Sandbox(Seccomp(otherwise="allow", notify={"getppid": handler}, notify_timeout=20)).run(
+    [sys.executable, "-c", sys.argv[2]], text=True, timeout=60, env={"PYTHONPATH": sys.argv[3]})
+print(result.stdout.split()[0], time.monotonic() - start < 15)
+"""
+
+
+@pytest.mark.parametrize(("kind", "told"), [
+    ("raises", "RuntimeError: broken"), ("none", "not None"), ("async none", "not None"), ("exits", "SystemExit: 3"),
+])  # fmt: skip
+def test_23_a_broken_handler_answers_first(kind: str, told: str) -> None:
+    """With the interpreter's own hook, which takes no report but its own: the answer came only after the timeout."""
+    command = [sys.executable, "-c", BROKEN, kind, PPID, ENV["PYTHONPATH"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=ENV)
+    assert done.stdout.split() == ["-5", "True"], done.stderr
+    assert told in done.stderr
+    assert "getppid" in done.stderr
+
+
+def test_23_a_report_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hook(report: Any) -> None:
+        raise ValueError("the hook is broken, too")
+
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    assert run({"getppid": lambda _: 1 / 0}, PPID, notify_timeout=20).stdout.split()[0] == "-5"
+
+
+FLOOD = """
+import threading, sys
+from isolate import syscalls
+from isolate.engine import native
+found = []
+def ask(): found.append(native.call(syscalls.number("getppid")))
+threads = [threading.Thread(target=ask) for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 300)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(found), sorted(set(found)))
+"""
+
+
+def test_23_a_flood_takes_a_bounded_number_of_threads() -> None:
+    """300 calls at once whose handlers wait; meanwhile, and later, another program of the same policy is answered."""
+    release, most = threading.Event(), [0]
+
+    def handlers() -> int:
+        return sum(thread.name == "isolate-seccomp-handler" for thread in threading.enumerate())
+
+    def handler(call: Call) -> Reply:
+        most[0] = max(most[0], handlers())
+        if call.name == "getpgid":
+            return Reply.value(7)
+        release.wait(60)
+        return Reply.value(5)
+
+    policy = Seccomp(otherwise="allow", notify={"getppid": handler, "getpgid": handler}, notify_timeout=50)
+    box = Sandbox(policy)
+    quick = "import os; print(os.getpgid(0))"
+    with box.spawn([sys.executable, "-c", FLOOD], env=ENV, stdout=-1) as process:
+        deadline = time.monotonic() + 30
+        while handlers() < 16 and time.monotonic() < deadline:
+            threading.Event().wait(0.02)
+        beside = box.run([sys.executable, "-c", quick], env=ENV, text=True, timeout=30)
+        assert beside.stdout == "7\n", beside
+        assert most[0] <= 64
+        release.set()
+        assert process.stdout is not None
+        assert process.stdout.read() == b"300 [5]\n"
+    assert box.run([sys.executable, "-c", quick], env=ENV, text=True, timeout=30).stdout == "7\n"
+
+
+def test_23_handlers_that_never_return_do_not_stop_the_others() -> None:
+    release = threading.Event()
+
+    def handler(call: Call) -> Reply:
+        if call.name == "getppid":
+            release.wait(60)
+        return Reply.value(7)
+
+    policy = Seccomp(otherwise="allow", notify={"getppid": handler, "getpgid": handler}, notify_timeout=0.3)
+    box = Sandbox(policy)
+    try:
+        flood = box.run([sys.executable, "-c", FLOOD, "100"], env=ENV, text=True, timeout=50)
+        assert flood.stdout == "100 [-110]\n", flood
+        code = "import os; print(os.getpgid(0))"
+        assert box.run([sys.executable, "-c", code], env=ENV, text=True, timeout=30).stdout == "7\n"
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("address", [0, 8, 2**47, 2**63 - 1, 2**63, 2**64 - 8, 2**64, 2**70, -1])
+def test_23_addresses_that_are_none(address: int) -> None:
+    found: list[Any] = []
+
+    def handler(call: Call) -> Reply:
+        for do in (
+            lambda: call.read(address, 16), lambda: call.read_string(address), lambda: call.write(address, b"x" * 16),
+        ):  # fmt: skip
+            try:
+                found.append(do())
+            except OSError as error:
+                found.append(error.errno)
+        return Reply.value(1)
+
+    assert run({"getppid": handler}, PPID).stdout.split()[0] == "1"
+    assert found == [14, 14, 14]  # EFAULT
+
+
+def test_23_memory_of_a_program_that_has_ended(tmp_path: Path) -> None:
+    """It ends between the look whether it still waits and the transfer: a write got nowhere, for ever."""
+    found: list[Any] = []
+    done = threading.Event()
+
+    def handler(call: Call) -> Reply:
+        valid = call.valid
+
+        def and_then_dead() -> bool:
+            held = valid()
+            if not held:
+                return False
+            os.kill(call.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                try:
+                    with open(f"/proc/{call.pid}/stat", "rb") as file:
+                        if file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X"):
+                            break
+                except OSError:
+                    break
+            return held
+
+        call.valid = and_then_dead  # type: ignore[method-assign]
+        try:
+            call.write(call.args[0], b"x" * 4)
+        except OSError as error:
+            found.append(type(error))
+        done.set()
+        return Reply.value(0)
+
+    result = run({"uname": handler}, "import os; os.uname()")
+    assert result.verdict is Verdict.SIGNALED
+    assert done.wait(10)
+    assert found == [StaleCall]
+
+
+def test_23_an_error_in_the_supervisor_ends_one_program_and_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from isolate.seccomp import supervisor
+
+    reported: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    real, broken = supervisor._receive, [True]
+
+    def receive(*arguments: Any) -> None:
+        if broken.pop() if broken else False:
+            raise OSError(5, "unexpected")
+        real(*arguments)
+
+    monkeypatch.setattr(supervisor, "_receive", receive)
+    policy = Seccomp(otherwise="allow", notify={"getppid": lambda _: Reply.value(5)})
+    box = Sandbox(policy)
+    first = box.run([sys.executable, "-c", PPID], text=True, timeout=60, env=ENV)
+    assert first.stdout.split()[0] == "-38"
+    assert box.run([sys.executable, "-c", PPID], text=True, timeout=60, env=ENV).stdout.split()[0] == "5"
+    assert [type(report.exc_value) for report in reported] == [OSError]
+
+
+def test_23_a_reply_that_cannot_be_given_is_an_error_for_the_program() -> None:
+    reply = Reply("descriptor", fd=-1)
+    assert run({"getppid": lambda _: reply}, PPID, notify_timeout=30).stdout.split()[0].startswith("-")
+    with pytest.raises(ValueError, match="new_fd"):
+        Reply.descriptor(0, new_fd=-1)
+    with pytest.raises(ValueError, match="no reply is of the kind"):
+        Reply("descripter")
