@@ -28,9 +28,7 @@ UPWARD = {
     ("isolate.cgroups.group", "isolate.sandbox.box"): "Cgroup.run and .spawn are a verb on a noun",
     ("isolate.engine.session", "isolate.diagnosis"): "the session raises the error that a person reads",
     ("isolate.engine.session", "isolate.thread.blocks"): "the session asks whether a block is open",
-    ("isolate.sandbox.box", "isolate.tools.doctor"): "Sandbox.check starts what the doctor starts",
     ("isolate.seccomp.policy", "isolate.sandbox.learn"): "Seccomp.learn is a verb on a noun",
-    ("isolate.thread.entering", "isolate.mounts.change"): "a single mount is a block on a path",
 }
 
 

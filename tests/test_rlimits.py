@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from isolate import Rlimits, Sandbox, SetupError, UserNamespace, Verdict
 from isolate.attributes.rlimits import UNLIMITED, core_goes_to_a_pipe
+from isolate.engine.explain import explain
 from isolate.engine.plan import Plan
 
 NAMES = [
@@ -90,9 +91,9 @@ def test_core_patterns(tmp_path: Path) -> None:
 
 
 def test_core_is_1_where_it_goes_to_a_pipe() -> None:
-    text = Plan([Rlimits()], euid=0, egid=0).explain()
+    text = explain(Plan([Rlimits()], euid=0, egid=0))
     assert f"RLIMIT_CORE {int(core_goes_to_a_pipe())} (bytes)" in text
-    assert "RLIMIT_CORE" not in Plan([Rlimits(core=None)], euid=0, egid=0).explain()
+    assert "RLIMIT_CORE" not in explain(Plan([Rlimits(core=None)], euid=0, egid=0))
 
 
 # ---- in the kernel ---------------------------------------------------------------------------------------------------

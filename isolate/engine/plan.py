@@ -351,12 +351,6 @@ class Plan:
             self.clone_flags = self.clone_flags | step.clone_flags
             self.cgroup = step.cgroup or self.cgroup
 
-    def explain(self) -> str:
-        """The steps in order, with the kernel calls behind them."""
-        from isolate.engine.explain import explain
-
-        return explain(self)
-
 
 def _rank(part: Part) -> tuple[str, str]:
     return type(part).__name__, repr(part)

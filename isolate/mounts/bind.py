@@ -37,8 +37,8 @@ from isolate.mounts.building import (
     clone,
     stat,
 )
+from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
-from isolate.thread.entering import ReversibleMount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -53,10 +53,10 @@ from isolate.mounts.building import (
     on_top,
     stat,
 )
+from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import PAGE, check_inodes, default_inodes, pages
 from isolate.namespaces.part import UserNamespace
-from isolate.thread.entering import ReversibleMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,8 +10,8 @@ from isolate.kernel.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import EINVAL, ENODEV, EPERM, TARGET_HINTS, new_file_system
+from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
-from isolate.thread.entering import ReversibleMount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from isolate.engine.plan import Part, Phase, Plan
 from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWTIME
 from isolate.namespaces.part import PidNamespace
-from isolate.sandbox.defaults import defaults
+from isolate.sandbox.defaults import Launch, defaults
 from isolate.sandbox.verbs import Verbs
 from isolate.thread.entering import Change, Reversible
 
@@ -121,7 +121,9 @@ class Sandbox(Verbs, Reversible):
 
     def explain(self) -> str:
         """The ordered steps with the kernel calls behind them. Needs no privileges and runs nothing."""
-        return self._plan().explain()
+        from isolate.engine.explain import explain  # loaded late: most programs explain nothing
+
+        return explain(self._plan())
 
     def check(self) -> None:
         """Start a program that ends at once (one that isolate brings along): whether this host can do all of it.
@@ -130,9 +132,9 @@ class Sandbox(Verbs, Reversible):
 
         :raises SetupError: what cannot be done, with cause and remedy.
         """
-        from isolate.tools.doctor import check
+        from isolate.sandbox.check import check
 
-        check(self)
+        check(_Checked(*self.parts))
 
     # ---- on this thread ----------------------------------------------------------------------------------------
 
@@ -153,3 +155,20 @@ class Sandbox(Verbs, Reversible):
         from isolate.thread.program import enter
 
         enter(self.parts)
+
+
+class _Checked(Sandbox):
+    """A sandbox whose programs end before they begin."""
+
+    __slots__ = ()
+
+    def _plan(self) -> Plan:
+        from isolate.cgroups.limits import Limits
+        from isolate.sandbox.check import EndAtOnce
+
+        parts = [EndAtOnce() if type(part) is Launch else part for part in defaults(self.parts)]
+        plan = Plan(parts, euid=os.geteuid(), egid=os.getegid())
+        if _stands(plan):
+            return plan
+        # That would be made by a start. To look is to leave the host as it is: all but the limits is tried.
+        return Plan([part for part in parts if not isinstance(part, Limits)], euid=os.geteuid(), egid=os.getegid())

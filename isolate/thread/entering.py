@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Change", "Enterable", "Irreversible", "Reversible", "ReversibleMount"]
+__all__ = ["Change", "Enterable", "Irreversible", "Reversible"]
 
 
 class Change:
@@ -104,24 +104,6 @@ class Reversible(Enterable):
 
             blocks.finish_leaving(self, done)
             raise
-
-
-class ReversibleMount(Reversible):
-    """A single mount: what stands inside of a root, and by itself is a block on a path of the calling thread's."""
-
-    __slots__ = ()
-
-    def here(self) -> Change:
-        """The mount on its target, which must exist; gone after, also when it is in use (MNT_DETACH)."""
-        from isolate.mounts.change import MountChange
-
-        return MountChange(self)  # type: ignore[arg-type]
-
-    def enter(self) -> None:
-        """Mount it on its target, in the calling thread's mount namespace, to stay."""
-        change = self.here()
-        change.apply()
-        change.release()
 
 
 class Irreversible(Enterable):

@@ -1,90 +1,22 @@
 """What this host can do, found by trying: in sandboxes that are thrown away, never by guessing from versions.
 
-:func:`abilities` is what ``python -m isolate probe`` prints; :func:`check` is :meth:`isolate.Sandbox.check`.
+:func:`abilities` is what ``python -m isolate probe`` prints.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.cgroups.limits import Limits
-from isolate.engine.plan import Context, Engine, Part, Phase, Plan, Step
+from isolate.engine.plan import Part
 from isolate.errors import SetupError
 from isolate.sandbox.box import Sandbox
-from isolate.sandbox.defaults import Launch, defaults
-from isolate.sandbox.result import Verdict
-from isolate.sandbox.streams import DEVNULL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Ability", "abilities", "check"]
-
-
-_EXECUTE = "be allowed to execute a program"
-
-# ---- check -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _EndAtOnce(Launch):
-    """:class:`~isolate.sandbox.defaults.Launch` without a program: it is not looked up, and none is executed.
-
-    Executing needs a file inside, and an empty root has none. Everything before stands as it would, the filter too; so
-    what is asked of execve is whether it may be called: without a path, it answers EFAULT to whoever may.
-    """
-
-    def steps(self, context: Context) -> Iterator[Step]:
-        """Those of a start, with other ends."""
-        for step in super().steps(context):
-            if step.phase is Phase.EXEC:
-                yield Step(Phase.EXEC, _EXECUTE, (Engine("exec"),))
-            elif step.phase is not Phase.PROGRAM:
-                yield step
-
-
-_EndAtOnce.__name__ = Launch.__name__  # what an error names
-
-
-class _Checked(Sandbox):
-    """A sandbox whose programs end before they begin."""
-
-    __slots__ = ()
-
-    def _plan(self) -> Plan:
-        parts = [_EndAtOnce() if type(part) is Launch else part for part in defaults(self.parts)]
-        plan = Plan(parts, euid=os.geteuid(), egid=os.getegid())
-        if plan.context.ground is None or plan.context.ground.ready():
-            return plan
-        # That would be made by a start. To look is to leave the host as it is: all but the limits is tried.
-        return Plan([p for p in parts if not isinstance(p, Limits)], euid=os.geteuid(), egid=os.getegid())
-
-
-def check(box: Sandbox) -> None:
-    """Set a sandbox up, with all of its parts in force, execute nothing, and take it down.
-
-    Limits for which systemd would first have to be asked for a scope are not tried: asking leaves the host changed.
-
-    :raises SetupError: what cannot be done, with cause and remedy.
-    """
-    try:
-        result = _Checked(*box.parts).run(["check"], stdout=DEVNULL, stderr=DEVNULL)
-    except SetupError as error:
-        if error.syscall != "execve" or error.errno != errno.EFAULT:
-            raise
-    else:
-        raise SetupError(
-            errno.EPERM, _EXECUTE,
-            part="Seccomp" if result.verdict is Verdict.SECCOMP else "Sandbox",
-            syscall="execve",
-            cause="the sandbox's own filter kills execve: no program can run in it"
-            if result.verdict is Verdict.SECCOMP
-            else f"the process that would have become the program ended with {result.verdict} ({result.returncode})",
-            remedy="allow execve in the policy" if result.verdict is Verdict.SECCOMP else None,
-        )  # fmt: skip
+__all__ = ["Ability", "abilities"]
 
 
 # ---- abilities ---------------------------------------------------------------------------------------------------
@@ -109,12 +41,12 @@ def abilities() -> tuple[Ability, ...]:
 
 
 def _abilities() -> Iterator[Ability]:
-    yield _try("start", "start a program under the launcher", lambda: check(Sandbox()))
+    yield _try("start", "start a program under the launcher", lambda: Sandbox().check())
     yield _try("memfd", "the launcher runs from a sealed memfd", _memfd)
-    user = _try("user", "user namespace: ids and capabilities of its own", lambda: check(Sandbox(_user())))
+    user = _try("user", "user namespace: ids and capabilities of its own", lambda: Sandbox(_user()).check())
     yield user
     for kind, what in _NAMESPACES.items():
-        yield _try(kind, what, lambda kind=kind: check(Sandbox(*_base(), _namespace(kind))))  # type: ignore[misc]
+        yield _try(kind, what, lambda kind=kind: Sandbox(*_base(), _namespace(kind)).check())  # type: ignore[misc]
     yield _try("id-ranges", "many ids inside, by newuidmap and /etc/subuid", _ranges)
     for name, what, *entry in _ROOTS:
         yield _try(name, what, lambda entry=entry: _root(*entry))  # type: ignore[misc]
@@ -201,7 +133,7 @@ def _ranges() -> str | None:
     from isolate.namespaces.part import UserNamespace
 
     ids = IdMap.subordinate()
-    check(Sandbox(UserNamespace(map=ids)))
+    Sandbox(UserNamespace(map=ids)).check()
     return f"{sum(r.count for r in ids.uids)} uids, {sum(r.count for r in ids.gids)} gids"
 
 
@@ -211,26 +143,26 @@ def _root(entry: str, args: tuple[str, ...], keywords: dict[str, object]) -> str
 
     # /proc, /sys and message queues show namespaces, and are to be had only with those.
     root = mounts.Root(getattr(mounts, entry)(*args, **keywords))
-    check(Sandbox(*_base(), PidNamespace(), NetNamespace(), IpcNamespace(), root))
+    Sandbox(*_base(), PidNamespace(), NetNamespace(), IpcNamespace(), root).check()
     return None
 
 
 def _seccomp() -> str | None:
     from isolate.seccomp import Seccomp
 
-    check(Sandbox(Seccomp.default()))
+    Sandbox(Seccomp.default()).check()
     return None
 
 
 def _landlock() -> str | None:
     from isolate.landlock.part import FsAccess, Landlock, landlock_abi
 
-    check(Sandbox(Landlock(rules=[("/", FsAccess.EXECUTE)], handled=FsAccess.EXECUTE)))
+    Sandbox(Landlock(rules=[("/", FsAccess.EXECUTE)], handled=FsAccess.EXECUTE)).check()
     return f"ABI {landlock_abi()}"
 
 
 def _limits(arguments: dict[str, object]) -> str | None:
     box = Sandbox(Limits(**arguments))  # type: ignore[arg-type]
-    check(box)
+    box.check()
     ground = box._plan().context.ground
     return None if ground is None or ground.ready() else "in a scope that systemd is asked for (not tried)"
