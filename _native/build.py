@@ -16,7 +16,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LAUNCHER_SOURCES = ["launcher.c", "interp.c"]
+LAUNCHER_SOURCES = ["launcher.c", "interp.c", "groups.c", "cover.c"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # No libc: nothing that expects one (stack protector, unwinder, builtins that become calls).
 LAUNCHER_FLAGS = [
@@ -66,8 +66,11 @@ ffi.set_source(
     "int64_t iso_check(const uint8_t *tape, uint64_t size);\n"
     "int64_t iso_run_here(uint8_t *tape, uint64_t size, int section, int64_t *registers, uint32_t *failed_op,"
     " uint8_t *skipped);\n"
-    "const char *iso_version(void);\n",
-    sources=["_native/extension.c", "_native/interp.c", "_native/spawn.c"],
+    "const char *iso_version(void);\n"
+    "int64_t iso_group_remove(const char *path, int32_t milliseconds);\n"
+    "int64_t iso_group_kill(const char *path);\n"
+    "int64_t iso_group_thaw(const char *path);\n",
+    sources=["_native/extension.c", "_native/interp.c", "_native/groups.c", "_native/spawn.c"],
     include_dirs=["_native"],
     define_macros=[("ISOLATE_VERSION", f'"{version()}"')],
     extra_compile_args=["-std=gnu11", "-O2", *WARNINGS, "-Wno-unused-parameter", "-Wno-missing-field-initializers"],

@@ -32,3 +32,6 @@ int64_t iso_check(const uint8_t *tape, uint64_t size);
 uint64_t iso_tape_checksum(const uint8_t *tape, uint32_t size);
 int64_t iso_run_here(uint8_t *tape, uint64_t size, int section, int64_t *registers, uint32_t *failed_op, uint8_t *skipped);
 const char *iso_version(void);
+int64_t iso_group_remove(const char *path, int32_t milliseconds);
+int64_t iso_group_kill(const char *path);
+int64_t iso_group_thaw(const char *path);

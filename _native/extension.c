@@ -1,9 +1,11 @@
 /* The extension: what Python calls. */
+#include "groups.h"
 #include "interp.h"
 #include "spawn.h"
 #include "sys.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 
 int64_t iso_call(int64_t number, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f)
@@ -50,4 +52,21 @@ int64_t iso_run_here(uint8_t *tape, uint64_t size, int section, int64_t *registe
 	memcpy(skipped, shared->skipped, steps);
 	free(shared);
 	return r;
+}
+
+int64_t iso_group_remove(const char *path, int32_t milliseconds)
+{
+	struct iso_patience patience;
+	iso_be_patient(&patience, milliseconds);
+	return iso_remove_groups(AT_FDCWD, path, &patience);
+}
+
+int64_t iso_group_kill(const char *path)
+{
+	return iso_kill_groups(AT_FDCWD, path);
+}
+
+int64_t iso_group_thaw(const char *path)
+{
+	return iso_thaw_groups(AT_FDCWD, path);
 }

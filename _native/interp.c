@@ -105,6 +105,7 @@ static int op_fits(const struct iso_header *h, const struct iso_op *op, uint32_t
 	}
 	case ISO_OP_TARGET:
 	case ISO_OP_RMTREE:
+	case ISO_OP_THAW:
 		return op->kind[1] == ISO_DATA;
 	case ISO_OP_LINE:
 		return op->kind[0] == ISO_DATA && op->kind[1] == ISO_DATA;
@@ -198,6 +199,7 @@ void iso_machine_init(struct iso_machine *m, uint8_t *base, int64_t *registers, 
 	m->shared = shared;
 	m->program = NULL;
 	m->sync_fd = -1;
+	m->patience.until = 0;
 	m->exec_fd = -1;
 	m->failed_op = ISO_OP_NONE;
 	m->aside_op = ISO_OP_NONE;
@@ -374,52 +376,12 @@ static void pause_ms(void)
 	SYS2(nanosleep, PTR(&t), 0);
 }
 
-struct iso_dirent {
-	uint64_t ino;
-	int64_t off;
-	uint16_t reclen;
-	uint8_t type;
-	char name[];
-};
-
-/* Remove a tree of directories (a cgroup and what the payload made below it), the deepest first. The
- * kernel bounds a path by PATH_MAX, and this by depth: nobody's nesting becomes our recursion. */
-static int64_t remove_tree(int64_t dir, const char *name, int depth)
+static int64_t rmtree(struct iso_machine *m, const int64_t *arg)
 {
-	int64_t r = SYS3(unlinkat, dir, PTR(name), 0x200 /* AT_REMOVEDIR */);
-	if (r == 0 || r == -ENOENT)
-		return 0;
-	if ((r != -EBUSY && r != -ENOTEMPTY) || depth > 64)
-		return r;
-	int64_t fd = SYS4(openat, dir, PTR(name), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-	if (fd < 0)
-		return fd == -ENOENT ? 0 : fd;
-	char buffer[1024] __attribute__((aligned(8)));
-	int64_t n;
-	while ((n = SYS3(getdents64, fd, PTR(buffer), sizeof buffer)) > 0) {
-		for (int64_t at = 0; at < n;) {
-			const struct iso_dirent *d = (const void *)(buffer + at);
-			at += d->reclen;
-			if (d->type != 4 /* DT_DIR */ || (d->name[0] == '.' && (!d->name[1] || (d->name[1] == '.' && !d->name[2]))))
-				continue;
-			remove_tree(fd, d->name, depth + 1);
-		}
-	}
-	SYS1(close, fd);
-	return SYS3(unlinkat, dir, PTR(name), 0x200);
-}
-
-static int64_t rmtree(const int64_t *arg)
-{
-	int64_t r = 0;
-	/* Tasks leave a cgroup a little after they have been reaped: EBUSY until then. */
-	for (int i = 0; i < RETRIES_BUSY; i++) {
-		r = remove_tree(arg[0], (const char *)(uintptr_t)arg[1], 0);
-		if (r != -EBUSY && r != -ENOTEMPTY)
-			break;
-		pause_ms();
-	}
-	return r;
+	/* One deadline for all that this process removes: what is left of it after the first is for the next. */
+	if (!m->patience.until)
+		iso_be_patient(&m->patience, RETRIES_BUSY);
+	return iso_remove_groups(arg[0], (const char *)(uintptr_t)arg[1], &m->patience);
 }
 
 /* A file with a line for each device or interface: ours must be among them. Both texts end with a NUL. */
@@ -453,7 +415,9 @@ static int64_t execute(struct iso_machine *m, const struct iso_op *op, uint32_t 
 	case ISO_OP_TARGET:
 		return target(arg);
 	case ISO_OP_RMTREE:
-		return rmtree(arg);
+		return rmtree(m, arg);
+	case ISO_OP_THAW:
+		return iso_thaw_groups(arg[0], (const char *)(uintptr_t)arg[1]);
 	case ISO_OP_LINE:
 		return has_line((const char *)(uintptr_t)arg[0], (const char *)(uintptr_t)arg[1]) ? 0 : -(arg[2] ? arg[2] : EPROTO);
 	case ISO_OP_TEST:

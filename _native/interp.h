@@ -2,6 +2,7 @@
 #ifndef ISOLATE_INTERP_H
 #define ISOLATE_INTERP_H
 
+#include "groups.h"
 #include "tape.h"
 
 /* Memory that supervisor, init and payload share (a MAP_SHARED mapping, gone at exec): how set-up went. */
@@ -16,6 +17,7 @@ struct iso_shared {
 	uint32_t executing; /* the payload has come as far as execve */
 	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init and its second process */
 	uint32_t reaped;    /* init has reaped all of its children and ends */
+	uint32_t born;      /* the child of clone runs; futex of who waits for that */
 	uint64_t began_ns;  /* when a run that came later came; 0: with the clone of init */
 	uint64_t ended_ns;  /* when init reaped the program, by init's clock; 0: it did not */
 	uint64_t program_ns; /* CPU time of the program's own process */
@@ -34,6 +36,7 @@ struct iso_machine {
 	int32_t sync_fd;
 	int32_t exec_fd; /* without init: closed by a successful exec; else by init, when the program has ended */
 	uint32_t failed_op;
+	struct iso_patience patience; /* for what this process removes */
 	uint32_t aside_op; /* the op that failed in the section ASIDE */
 };
 

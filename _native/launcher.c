@@ -8,6 +8,7 @@
  *
  * No libc, no malloc, no signal handler. All signals stay blocked in supervisor and init; every descriptor of
  * ours is close-on-exec. */
+#include "cover.h"
 #include "interp.h"
 #include "sys.h"
 
@@ -15,6 +16,7 @@
 #include <linux/elf.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/futex.h>
 #include <linux/mman.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
@@ -498,6 +500,8 @@ int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int6
 		return begin_aside(m);
 	case ISO_OP_MEET:
 		return meet_aside(m);
+	case ISO_OP_COVER:
+		return iso_cover(arg[0], arg[1]);
 	default:
 		return -ENOSYS;
 	}
@@ -739,11 +743,26 @@ static int64_t take_run(struct iso_machine *m)
 	return 0;
 }
 
-static void run_init(struct iso_machine *m) __attribute__((noreturn));
-static void run_init(struct iso_machine *m)
+/* Tell that we run. The kernel kills who is born into a group by CLONE_INTO_CGROUP if that group and the parent's were
+ * not killed (cgroup.kill) as often as one another: Linux 6.16 and later compare the counts. `group` is then -1 or, the
+ * second time, the file by which we go there ourselves. */
+static void run_init(struct iso_machine *m, int32_t group) __attribute__((noreturn));
+static void run_init(struct iso_machine *m, int32_t group)
 {
 	struct iso_shared *shared = m->shared;
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
+	if (m->header->cgroup_register != ISO_NONE) {
+		__atomic_store_n(&shared->born, 1, __ATOMIC_RELEASE);
+		SYS6(futex, PTR(&shared->born), FUTEX_WAKE, 1, 0, 0, 0);
+	}
+	if (group >= 0) {
+		const int64_t moved = SYS3(write, group, PTR("0"), 1);
+		if (moved < 0) {
+			fail(shared, ISO_STAGE_CLONE_INIT, ISO_OP_NONE, moved);
+			exit_now(1);
+		}
+		close_fd(group);
+	}
 	/* Before the wait for the supervisor (OP_SYNC): if it dies earlier than this line, the wait ends with EPIPE;
 	 * if later, the kernel kills us. A change of credentials clears this, hence once more below. */
 	int64_t r = SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
@@ -823,7 +842,7 @@ static void run_init(struct iso_machine *m)
 
 /* ---- supervisor ----------------------------------------------------------------------------------------- */
 
-static int64_t clone_init(struct supervisor *s)
+static int64_t clone_init(struct supervisor *s, int into_group)
 {
 	struct iso_machine *m = &s->machine;
 	struct clone_args args;
@@ -831,12 +850,12 @@ static int64_t clone_init(struct supervisor *s)
 	args.flags = m->header->clone_flags | CLONE_PIDFD;
 	args.pidfd = (uint64_t)(uintptr_t)&s->child_fd;
 	args.exit_signal = SIGCHLD_;
-	if (m->header->cgroup_register != ISO_NONE) {
+	if (into_group) {
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint64_t)m->reg[m->header->cgroup_register];
 	}
 	int64_t pid = SYS2(clone3, PTR(&args), sizeof args);
-	if (pid == -ENOSYS && m->header->cgroup_register == ISO_NONE)
+	if (pid == -ENOSYS && !into_group)
 		pid = SYS5(clone, args.flags | SIGCHLD_, 0, PTR(&s->child_fd), 0, 0);
 	return pid;
 }
@@ -1351,6 +1370,94 @@ static void close_slots(const struct iso_machine *m)
 		SYS3(close_range, ISO_SLOT_FREE, m->run->slots - 1, 0);
 }
 
+/* Make the child and do for it what only the outside can; a failure is recorded. */
+static int64_t begin_child(struct supervisor *s, int32_t group)
+{
+	struct iso_machine *m = &s->machine;
+	const uint32_t flags = m->header->flags;
+	int32_t sync[2], exec[2] = {-1, -1};
+	s->child = -1;
+	int64_t r = SYS2(pipe2, PTR(sync), O_CLOEXEC);
+	/* Closed by exec, where the child itself becomes the program; else by init when it has ended, where that is wanted. */
+	if (r == 0 && ((flags & (ISO_TAPE_INIT | ISO_TAPE_PIDNS)) != (ISO_TAPE_INIT | ISO_TAPE_PIDNS) ||
+		       m->header->section[ISO_REPORT].count))
+		r = SYS2(pipe2, PTR(exec), O_CLOEXEC);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
+		return r;
+	}
+	s->started_ns = now();
+	s->child = clone_init(s, m->header->cgroup_register != ISO_NONE && group < 0);
+	if (s->child == 0) {
+		close_fd(sync[1]);
+		close_fd(exec[0]);
+		m->sync_fd = sync[0];
+		m->exec_fd = exec[1];
+		run_init(m, group);
+	}
+	if (s->child < 0) {
+		fail(m->shared, ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
+		return s->child;
+	}
+	close_fd(sync[0]);
+	close_fd(exec[1]);
+	s->exec_fd = exec[0];
+	s->sync_fd = sync[1];
+	m->reg[ISO_REG_CHILD] = s->child;
+	r = iso_machine_run(m, ISO_SUPERVISOR);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
+		return r;
+	}
+	const uint8_t byte = 1;
+	/* SIGPIPE is blocked; if the child is gone its pidfd says so. */
+	do
+		r = SYS3(write, s->sync_fd, PTR(&byte), 1);
+	while (r == -EINTR);
+	/* It stays open: a child that finds the other end gone ends itself. */
+	if (r >= 0)
+		r = SYS2(prctl, PR_SET_DUMPABLE, 0);
+	if (r < 0 && r != -EPIPE) {
+		fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
+		return r;
+	}
+	return 0;
+}
+
+/* Whether the child ended without having run at all. It has its own copy of everything and goes on while this waits. */
+static int died_at_birth(struct supervisor *s)
+{
+	uint32_t *born = &s->machine.shared->born;
+	const uint64_t until = now() + 1000000000; /* frozen, or stopped by somebody, it is at least alive */
+	struct pollfd fd = {.fd = s->child_fd, .events = POLLIN};
+	struct __kernel_timespec moment = {0, 2000000}, none = {0, 0};
+	for (;;) {
+		if (__atomic_load_n(born, __ATOMIC_ACQUIRE) || now() > until)
+			return 0;
+		SYS6(futex, PTR(born), FUTEX_WAIT, 0, PTR(&moment), 0, 0);
+		none.tv_sec = none.tv_nsec = 0;
+		if (SYS5(ppoll, PTR(&fd), 1, PTR(&none), 0, 0) > 0)
+			return !__atomic_load_n(born, __ATOMIC_ACQUIRE);
+		/* Somebody may have stopped it: whoever wants an end of this says so there. */
+		struct pollfd ends[2] = {{.fd = ISO_SLOT_CONTROL, .events = POLLHUP}, {.fd = ISO_SLOT_OWNER, .events = POLLIN}};
+		none.tv_sec = none.tv_nsec = 0;
+		if (SYS5(ppoll, PTR(ends), 2, PTR(&none), 0, 0) > 0)
+			return 0;
+	}
+}
+
+static void bury(struct supervisor *s)
+{
+	int64_t r;
+	do
+		r = SYS4(wait4, s->child, 0, 0x40000000 /* __WALL */, 0);
+	while (r == -EINTR);
+	close_fd(s->child_fd);
+	close_fd(s->exec_fd);
+	close_fd(s->sync_fd);
+	s->child_fd = s->exec_fd = s->sync_fd = -1;
+}
+
 static void run_supervisor(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
@@ -1371,52 +1478,25 @@ static void run_supervisor(struct supervisor *s)
 		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
 		return;
 	}
-	int32_t sync[2], exec[2] = {-1, -1};
-	r = SYS2(pipe2, PTR(sync), O_CLOEXEC);
-	/* Closed by exec, where the child itself becomes the program; else by init when it has ended, where that is wanted. */
-	if (r == 0 && ((flags & (ISO_TAPE_INIT | ISO_TAPE_PIDNS)) != (ISO_TAPE_INIT | ISO_TAPE_PIDNS) ||
-		       m->header->section[ISO_REPORT].count))
-		r = SYS2(pipe2, PTR(exec), O_CLOEXEC);
-	if (r < 0) {
-		fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
-		return;
-	}
-	s->started_ns = now();
-	s->child = clone_init(s);
-	if (s->child == 0) {
-		close_fd(sync[1]);
-		close_fd(exec[0]);
-		m->sync_fd = sync[0];
-		m->exec_fd = exec[1];
-		run_init(m);
-	}
-	if (s->child < 0) {
-		fail(m->shared, ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
-		return;
-	}
-	close_fd(sync[0]);
-	close_fd(exec[1]);
-	s->exec_fd = exec[0];
-	s->sync_fd = sync[1];
-	m->reg[ISO_REG_CHILD] = s->child;
-	r = iso_machine_run(m, ISO_SUPERVISOR);
-	if (r < 0) {
-		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
-		kill_tree(s);
-	} else {
-		const uint8_t byte = 1;
-		/* SIGPIPE is blocked; if the child is gone its pidfd says so. */
-		do
-			r = SYS3(write, s->sync_fd, PTR(&byte), 1);
-		while (r == -EINTR);
-		/* It stays open: a child that finds the other end gone ends itself. */
-		if (r >= 0)
-			r = SYS2(prctl, PR_SET_DUMPABLE, 0);
-		if (r < 0 && r != -EPIPE) {
-			fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
-			kill_tree(s);
+	int32_t group = -1;
+	r = begin_child(s, group);
+	/* Only where a child was made and is dead before its first instruction: once more, and it goes there by itself. */
+	if (s->child > 0 && m->header->cgroup_register != ISO_NONE && died_at_birth(s)) {
+		group = (int32_t)SYS4(openat, m->reg[m->header->cgroup_register], PTR("cgroup.procs"), O_WRONLY | O_CLOEXEC, 0);
+		bury(s);
+		if (group < 0) {
+			s->child = -1;
+			fail(m->shared, ISO_STAGE_CLONE_INIT, ISO_OP_NONE, group);
+			return;
 		}
+		m->shared->failed = 0;
+		r = begin_child(s, group);
+		close_fd(group);
 	}
+	if (s->child < 0)
+		return;
+	if (r < 0)
+		kill_tree(s);
 	close_slots(m);
 	if (!m->run->later)
 		limit(s, s->started_ns, m->run->timeout_ns, m->run->cpu_ns);

@@ -41,11 +41,13 @@ enum {
 	ISO_OP_FIND,     /* payload: look the program up inside, keep its head for diagnosis */
 	ISO_OP_FDS,      /* payload: put descriptors where they are wanted, everything else close-on-exec */
 	ISO_OP_EXEC,     /* payload: execve; returns only on failure */
-	ISO_OP_RMTREE,   /* supervisor: remove a directory tree of empty directories (cgroups), retrying while busy */
+	ISO_OP_RMTREE,   /* supervisor: remove a directory tree; what is in cgroups is thawed and killed, retrying while busy */
 	ISO_OP_RUN,      /* supervisor: run a host program (newuidmap) and wait; a status other than 0 is ECHILD */
 	ISO_OP_LINE,     /* look for a line in a text; error when it is not among them */
 	ISO_OP_ASIDE,    /* init: begin the section ASIDE in a second process */
 	ISO_OP_MEET,     /* init: wait until that has ended; its error is that of the op there */
+	ISO_OP_THAW,     /* supervisor: let a cgroup of v1, and those below it, go on */
+	ISO_OP_COVER,    /* init: make every cgroup file system that is seen read-only */
 	ISO_OP_MAX
 };
 
@@ -82,7 +84,8 @@ enum {
 
 /* ISO_OP_STORE: arg0 data offset (kind DATA), arg1 value, arg2 width in bytes 1, 2, 4, 8, or 0: decimal digits and NUL (21 bytes). */
 /* ISO_OP_TEST: arg0 value, arg1 mask, arg2 wanted, arg3 errno of a mismatch. */
-/* ISO_OP_RMTREE: arg0 directory descriptor, arg1 name. */
+/* ISO_OP_RMTREE, ISO_OP_THAW: arg0 directory descriptor, arg1 name. */
+/* ISO_OP_COVER: arg0 descriptor of the caller's /proc, arg1: 1: the mount namespace is another's, leave it first if need be. */
 /* ISO_OP_LINE: arg0 the text, arg1 the line without its end, arg2 errno when it is not there. */
 /* ISO_OP_RUN: arg0 path, arg1 table of argc + 1 pointers (filled in from offsets by STORE), arg2 its length. */
 

@@ -12,6 +12,7 @@ from isolate.engine.ops import Address as Address
 from isolate.engine.ops import Argument as Argument
 from isolate.engine.ops import Buffer as Buffer
 from isolate.engine.ops import Call as Call
+from isolate.engine.ops import Cover as Cover
 from isolate.engine.ops import Engine as Engine
 from isolate.engine.ops import Label as Label
 from isolate.engine.ops import Line as Line
@@ -24,6 +25,7 @@ from isolate.engine.ops import Slot as Slot
 from isolate.engine.ops import Store as Store
 from isolate.engine.ops import Target as Target
 from isolate.engine.ops import Test as Test
+from isolate.engine.ops import Thaw as Thaw
 from isolate.engine.ops import call as call
 from isolate.engine.plan import Context as Context
 from isolate.engine.plan import Ground as Ground

@@ -95,7 +95,7 @@ def test_launcher_for_aarch64(arm_launcher: Path) -> None:
     assert f"isolate-launcher {native.VERSION}\0".encode() in arm_launcher.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["extension.c", "interp.c", "spawn.c"])
+@pytest.mark.parametrize("name", ["extension.c", "interp.c", "groups.c", "spawn.c"])
 def test_extension_compiles_for_aarch64(name: str, tmp_path: Path) -> None:
     compiler = tool(CROSS, "gcc-aarch64-linux-gnu")
     command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", '-DISOLATE_VERSION="0"']
@@ -158,12 +158,14 @@ def test_a_damaged_tape_is_refused_on_aarch64(arm_launcher: Path) -> None:
     assert refusal([emulator, str(arm_launcher)], damaged()) == REFUSED
 
 
-@pytest.mark.parametrize("name", ["launcher.c", "interp.c", "spawn.c", "extension.c"])
+@pytest.mark.parametrize("name", ["launcher.c", "interp.c", "groups.c", "cover.c", "spawn.c", "extension.c"])
 def test_analyzer_finds_nothing(name: str) -> None:
     compiler = tool("gcc", "gcc")
     flags = ["-std=gnu11", "-O2", "-fanalyzer", "-Wall", "-Wextra", "-Werror", '-DISOLATE_VERSION="0"']
-    variants = {"launcher.c": [True], "interp.c": [True, False]}.get(name, [False])
-    for freestanding in variants:
+    variants = {"launcher.c": [True], "cover.c": [True], "interp.c": [True, False], "groups.c": [True, False]}.get(
+        name, [False]
+    )
+    for freestanding in variants.get(name, [False]):
         extra = ["-DISO_FREESTANDING", "-ffreestanding", "-fno-builtin"] if freestanding else []
         command = [compiler, *flags, *extra, "-c", str(NATIVE / name), "-o", os.devnull]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import select
-import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from isolate.cgroups import devices
+from isolate.engine.native import lib
 from isolate.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolate.cgroups.settings import Setting
+
+_GROUP: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write(directory: str, file: str, data: bytes, *, step: str = "", part: str = "Cgroup") -> None:
@@ -94,45 +95,78 @@ def attach_program(directory: str, program: bytes) -> None:
         )
 
 
-def groups_below(directory: str) -> Iterator[str]:
-    """The groups beneath a directory, the deepest first, itself last."""
+def walk(directory: str) -> Iterator[int]:
+    """A descriptor of a group and then of each below it, open until the next one is asked for.
+
+    By descriptor, up by "..": neither the depth nor the length of a path limits it.
+    """
     try:
-        names = [entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
+        fd = os.open(directory, _GROUP)
     except OSError:
-        names = []
-    for name in names:
-        yield from groups_below(os.path.join(directory, name))
-    yield directory
+        return
+    try:
+        pending = [_below(fd)]
+        yield fd
+        while pending:
+            name = pending[-1].pop() if pending[-1] else ".."
+            try:
+                if name == "..":
+                    pending.pop()
+                    if not pending:
+                        return
+                following = os.open(name, _GROUP, dir_fd=fd)
+            except OSError:
+                if name == "..":
+                    return
+                continue  # removed meanwhile
+            os.close(fd)
+            fd = following
+            if name != "..":
+                pending.append(_below(fd))
+                yield fd
+    finally:
+        os.close(fd)
+
+
+def _below(fd: int) -> list[str]:
+    with os.scandir(fd) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def processes(directory: str) -> list[int]:
     """Pids in a group and all below it; 0 stands for a process of another pid namespace."""
     found: list[int] = []
-    for group in groups_below(directory):
-        found += map(int, (read(group, "cgroup.procs") or b"").split())
+    for group in walk(directory):
+        try:
+            fd = os.open("cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=group)
+        except OSError:
+            continue
+        with open(fd, "rb", buffering=0) as file:
+            try:
+                found += map(int, file.read().split())
+            except OSError:
+                continue  # EOPNOTSUPP: a threaded group, whose processes are those of the group above; ENODEV: removed
     return found
 
 
 def remove(directory: str, timeout: float = 2.0) -> None:
-    """Remove a group with the groups below it, waiting while processes that were killed are still on their way out.
+    """Remove a group with the groups below it. What is inside is thawed and killed, and waited for.
 
     :raises SetupError: EBUSY: processes are left.
     """
-    deadline = time.monotonic() + timeout
-    while True:
-        busy: OSError | None = None
-        for group in groups_below(directory):
-            try:
-                os.rmdir(group)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                busy = error
-        if busy is None:
-            return
-        if busy.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() >= deadline:
-            raise SetupError(
-                busy.errno or errno.EIO, "remove the group", part="Cgroup", syscall="rmdir", path=directory
-            )
-        # v1 tells nobody when a group becomes empty; on v2 the last task leaves a moment after "populated 0".
-        select.select([], [], [], 0.001)
+    result = lib.iso_group_remove(os.fsencode(directory), int(timeout * 1000))
+    if result < 0:
+        raise SetupError(-result, "remove the group", part="Cgroup", syscall="rmdir", path=directory)
+
+
+def kill(directory: str) -> int:
+    """SIGKILL to each process in a group and below it that this pid namespace sees; how many got it.
+
+    By their pidfds, not by cgroup.kill: who is born into a group that was killed so, dies (``_native/launcher.c``).
+    """
+    return max(0, int(lib.iso_group_kill(os.fsencode(directory))))
+
+
+def thaw(directory: str) -> None:
+    """Let a group of v1's freezer go on, and those below it that were frozen by themselves."""
+    lib.iso_group_thaw(os.fsencode(directory))

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import select
 import time
 import warnings
 import weakref
@@ -15,7 +16,7 @@ from isolate.cgroups import files, naming, stats
 from isolate.cgroups.guardian import watch
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
-from isolate.cgroups.placement import place
+from isolate.cgroups.placement import place, removal_order
 from isolate.cgroups.scope import FUTURE, guide_to, mine
 from isolate.cgroups.settings import Setting, home_of, settings
 from isolate.errors import SetupError, UnsupportedError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from isolate.cgroups.change import Inside
     from isolate.cgroups.events import Events
     from isolate.cgroups.settings import Settings
-    from isolate.engine.plan import Context, Step
+    from isolate.engine.plan import Context, Part, Step
     from isolate.engine.session import Session
     from isolate.sandbox.box import Sandbox
     from isolate.sandbox.process import Process
@@ -68,6 +69,8 @@ class Cgroup:
     def __init__(self, limits: Limits | None = None, *, name: str | None = None, parent: Cgroup | None = None) -> None:
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"limits: Limits is wanted, not {limits!r}")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name: a str is wanted, not {name!r}")
         if name is not None and not (name and all(c.isalnum() or c in "_." for c in name) and name.isascii()):
             raise ValueError(f"name: letters, digits, '_' and '.' are allowed, not {name!r}")
         if name is not None and (name.isdigit() or len(name) > 128):
@@ -110,7 +113,7 @@ class Cgroup:
             placement = place(self.limits, host, wanted=self.wanted)
         name = naming.prefix() + self._tag
         # Before anything is there to be left behind.
-        self._guardian = watch([os.path.join(spot.parent, name) for spot in placement.places])
+        self._guardian = watch([os.path.join(spot.parent, name) for spot in removal_order(placement.places)])
         try:
             for spot in placement.places:
                 if spot.enable:
@@ -262,6 +265,12 @@ class Cgroup:
 
         return joined_steps(self._made(), context)
 
+    def brings(self) -> Iterator[Part]:
+        """What keeps the program from the files of its group: see :mod:`isolate.cgroups.cover`."""
+        from isolate.cgroups.cover import brings
+
+        return brings()
+
     def _box(self, sandbox: Sandbox | None) -> Sandbox:
         from isolate.sandbox.box import Sandbox
 
@@ -308,9 +317,12 @@ class Cgroup:
         freeze_groups(self._made(), False, timeout)
 
     def kill(self) -> None:
-        """SIGKILL to every process inside, and to what they fork meanwhile. cgroup.kill (Linux 5.14), or on v1 freeze,
-        kill all, thaw."""
-        _kill(self._made())
+        """SIGKILL to every process inside, and to what they fork meanwhile: freeze, kill all, thaw.
+
+        The group can be used again. Nobody is killed by cgroup.kill, since Linux 6.16 lets no process be born into a
+        group that was killed so. Processes of other pid namespaces, which have no number here, are not reached.
+        """
+        kill_all(self._made())
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no process is inside; False if ``timeout`` seconds pass before."""
@@ -453,29 +465,38 @@ def freeze_groups(directories: Mapping[str, str], stop: bool, timeout: float) ->
         files.write(freezer, "freezer.state", wanted)  # what forked meanwhile has to be frozen again
 
 
-def _kill(directories: Mapping[str, str]) -> None:
-    import signal
+def kill_all(directories: Mapping[str, str], timeout: float = 2.0) -> None:
+    """SIGKILL to everybody in a group that may live on, and to what they fork meanwhile.
 
-    v2 = directories.get("v2")
-    if v2 is not None and os.path.exists(os.path.join(v2, "cgroup.kill")):
-        files.write(v2, "cgroup.kill", b"1")
-        if len(directories) == 1:
-            return
-    # v1: whoever is in one of the groups. Frozen first, so that none forks while we go through the list.
-    freezer = _freezer(directories)
-    if freezer is not None:
-        files.write(freezer, "freezer.state", b"FROZEN")
+    Frozen first, so that none forks while we go through the list; a task that is frozen on v1 dies when it is thawed.
+    """
+    v2, freezer = directories.get("v2"), _freezer(directories)
+    frozen = None if v2 is None else files.read(v2, "cgroup.freeze")
     try:
-        for directory in directories.values():
-            for pid in files.processes(directory):
-                if pid > 0 and pid != os.getpid():
-                    try:
-                        os.kill(pid, signal.SIGKILL)
-                    except ProcessLookupError:
-                        continue
+        if v2 is not None and frozen is not None:
+            files.write(v2, "cgroup.freeze", b"1")
+        elif freezer is not None:
+            files.write(freezer, "freezer.state", b"FROZEN")
+        deadline = time.monotonic() + timeout
+        left = True
+        while left and time.monotonic() < deadline:
+            for directory in directories.values():
+                files.kill(directory)
+            if freezer is not None:
+                files.thaw(freezer)
+            left = any(pid > 0 and _runs(pid) for d in directories.values() for pid in files.processes(d))
+            if left:
+                select.select([], [], [], 0.001)
     finally:
         if freezer is not None:
-            files.write(freezer, "freezer.state", b"THAWED")
+            files.thaw(freezer)
+        if v2 is not None and frozen is not None:
+            files.write(v2, "cgroup.freeze", frozen.strip() or b"0")
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is one that a signal still changes anything for."""
+    return pid != os.getpid() and naming.start_time(pid) is not None
 
 
 def destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) -> None:
@@ -483,12 +504,7 @@ def destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) 
     if os.getpid() != owner:
         return
     first: BaseException | None = None
-    try:
-        if any(os.path.isdir(d) and files.processes(d) for d in directories.values()):
-            _kill({k: d for k, d in directories.items() if os.path.isdir(d)})
-    except SetupError as error:
-        first = error
-    for directory in directories.values():
+    for directory in sorted(directories.values(), key=lambda d: d != _freezer(directories)):  # as removal_order()
         try:
             files.remove(directory)
         except SetupError as error:

@@ -13,13 +13,13 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Buffer, Label, Phase, Plan, Register, RemoveTree, Step, Test, call
-from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_WRONLY
+from isolate.engine.plan import Buffer, Phase, Plan, Register, RemoveTree, Step, Test, call
+from isolate.kernel.constants import AT_FDCWD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.engine.plan import Context, Op
+    from isolate.engine.plan import Context
     from isolate.engine.session import Session
 
 #: The launcher's descriptors for the socket to its owner and for the owner's pidfd (tape.h).
@@ -41,21 +41,8 @@ class Guardian:
         yield Step(Phase.CGROUP, "wait for the owner's end", wait)
         gone = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
         for directory in self.directories:
-            path = os.fsencode(directory)
-            kill, end = Register("cgroup.kill"), Label()
-            ops: list[Op] = [
-                call(
-                    "openat", AT_FDCWD, path + b"/cgroup.kill", O_WRONLY | O_CLOEXEC, 0,
-                    out=kill, errors=gone, policy="jump", label=end,
-                ),
-                call("write", kill, b"1", 1, errors=gone),
-                call("close", kill),
-                end,
-            ]  # fmt: skip
-            yield Step(Phase.CLEANUP, f"kill what is in {directory}", tuple(ops))
-        for directory in self.directories:
             remove = RemoveTree(AT_FDCWD, os.fsencode(directory), errors=gone)
-            yield Step(Phase.CLEANUP, f"remove {directory}", (remove,))
+            yield Step(Phase.CLEANUP, f"kill what is in {directory}, and remove it", (remove,))
 
 
 def watch(directories: list[str]) -> Session:

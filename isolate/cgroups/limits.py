@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from isolate.cgroups.group import Cgroup
-    from isolate.engine.plan import Context, Step
+    from isolate.engine.plan import Context, Part, Step
 
 _IO_KEYS: Final = ("rbps", "wbps", "riops", "wiops")
 _RDMA_KEYS: Final = ("hca_handle", "hca_object")
@@ -185,6 +185,12 @@ class Limits:
         from isolate.cgroups.part import limits_steps
 
         return iter(limits_steps(self, context))
+
+    def brings(self) -> Iterator[Part]:
+        """What keeps the program from the files of its group: see :mod:`isolate.cgroups.cover`."""
+        from isolate.cgroups.cover import brings
+
+        return brings()
 
     def __repr__(self) -> str:
         shown = [f"{f.name}={v!r}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]

@@ -13,14 +13,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolate.cgroups import devices, naming, stats
+from isolate.cgroups.cover import cover_steps
 from isolate.cgroups.guardian import CONTROL_FD, OWNER_FD
 from isolate.cgroups.hierarchy import discover
-from isolate.cgroups.placement import offered, place
+from isolate.cgroups.placement import offered, place, removal_order
 from isolate.cgroups.scope import FUTURE, Standing, guide_to
 from isolate.cgroups.settings import home_of, settings
-from isolate.engine.plan import CONTROL, LAUNCHER, Buffer, Label, Line, Load, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import (
+    CONTROL,
+    LAUNCHER,
+    Buffer,
+    Label,
+    Line,
+    Load,
+    Phase,
+    Register,
+    Step,
+    Store,
+    Test,
+    Thaw,
+    call,
+)
 from isolate.engine.plan import RemoveTree as RemoveTreeOp
-from isolate.kernel.constants import AT_FDCWD, AT_REMOVEDIR, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
+from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +44,7 @@ if TYPE_CHECKING:
     from isolate.cgroups.limits import Limits
     from isolate.cgroups.placement import Place, Placement
     from isolate.cgroups.settings import Setting
-    from isolate.engine.plan import Context, Lent, Op
+    from isolate.engine.plan import Argument, Context, Lent, Op
 
 O_DIRECTORY: Final = Constant(os.O_DIRECTORY, "O_DIRECTORY")
 MSG_DONTWAIT = Constant(0x40, "MSG_DONTWAIT")
@@ -39,6 +54,9 @@ BPF_PROG_ATTACH = Constant(devices.BPF_PROG_ATTACH, "BPF_PROG_ATTACH")
 SHARED: Final = "cgroup"
 _DIGITS: Final = 21
 _PAGE: Final = 4096
+_NOT_THERE: Final = (errno.ENOENT, errno.ENODEV, errno.ENOTDIR)
+#: How deep and how many groups may be made below that of a run (cgroup-v2.rst, "Core Interface Files").
+BOUNDS: Final = (("cgroup.max.depth", b"32"), ("cgroup.max.descendants", b"1000"))
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EBADF)
 
 
@@ -122,6 +140,7 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
     group = RunGroup()
     context.shared[SHARED] = group
     registers: dict[str, Register] = {}
+    made: dict[Place, Buffer] = {}
     prefix = naming.prefix()
     yield from scope_steps(placement, context)
     for spot in placement.places:
@@ -132,8 +151,10 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
         buffer = Buffer(os.fsencode(path) + bytes(_DIGITS), f"{path}<launcher>")
         yield _make(spot, buffer, len(os.fsencode(path)), registers[key])
         yield from report_steps(spot, registers[key], group)
-        yield from thaw_steps(spot.hierarchy, registers[key])
-        yield _remove(spot, buffer)
+        yield from thaw_steps(key, AT_FDCWD, buffer)
+        made[spot] = buffer
+    for spot in removal_order(made):
+        yield _remove(spot, made[spot])
     for setting in wanted.files:
         home = home_of(host, setting.controller)
         if home is not None:
@@ -145,6 +166,17 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
             yield from enter_steps(register, f"the group of {key}")
     if "v2" in registers:
         yield Step(Phase.CLONE, "born in the group", cgroup=registers["v2"])
+    if limits.parent is not None and not isinstance(limits.parent, str):
+        for key, directory in getattr(limits.parent, "directories", {}).items():
+            yield from thaw_steps(key, AT_FDCWD, os.fsencode(directory))
+    yield from cover_steps(context)
+
+
+def thaw_steps(key: str, directory: Argument, name: bytes | Buffer) -> Iterator[Step]:
+    """Before anything in a group of v1's freezer can be killed: a frozen task takes its signals when it is thawed."""
+    if "freezer" in key.split(","):
+        thawing = Thaw(directory, name, errors=_NOT_THERE)
+        yield Step(Phase.THAW, f"thaw the group of {key}, and those below it", (thawing,))
 
 
 def scope_steps(placement: Placement, context: Context) -> Iterator[Step]:
@@ -194,12 +226,12 @@ def joined_steps(directories: Mapping[str, str], context: Context) -> Iterator[S
         path = os.fsencode(directory)
         yield Step(Phase.CGROUP, f"open the group {directory}", (opening,), path=path)
         yield from _not_frozen(key, register, directory)
-        if "freezer" in key.split(","):
-            yield _thaw(register, directory)
+        yield from thaw_steps(key, AT_FDCWD, path)
         if key == "v2":
             yield Step(Phase.CLONE, "born in the group", cgroup=register)
         else:
             yield from enter_steps(register, directory)
+    yield from cover_steps(context)
 
 
 def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
@@ -218,6 +250,8 @@ def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
         call("mkdirat", AT_FDCWD, path, 0o755),
         call("openat", AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=register),
     ]
+    if spot.hierarchy.version == 2:
+        ops += _bounded(register)
     hints = {
         errno.EBUSY: f"{spot.parent} has processes in it, so it can pass no controller on: "
         "isolate.Cgroup.take_over() moves them into a leaf",
@@ -229,6 +263,15 @@ def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
     enabling = f", {' '.join(spot.enable)} enabled" if spot.enable else ""
     text = f"make a group in {spot.parent}{enabling}"
     return Step(Phase.CGROUP, text, tuple(ops), path=os.fsencode(spot.parent), hints=hints)
+
+
+def _bounded(register: Register) -> Iterator[Op]:
+    """Whoever may make groups below this one makes so many, and so deep: they have to be removed."""
+    for file, most in BOUNDS:
+        fd = Register(file)
+        yield call("openat", register, file.encode(), O_WRONLY | O_CLOEXEC, 0, out=fd)
+        yield call("write", fd, most, len(most), expect=len(most))
+        yield call("close", fd)
 
 
 def _write(setting: Setting, register: Register, parent: str) -> Step:
@@ -367,43 +410,8 @@ def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:
     yield Step(Phase.CGROUP, f"{directory} is not frozen", ops, path=os.fsencode(directory), hints=hints)
 
 
-def thaw_steps(hierarchy: Hierarchy, group: Register) -> Iterator[Step]:
-    """See :func:`_thaw`; nothing where the hierarchy has no v1 freezer."""
-    if hierarchy.version == 1 and "freezer" in hierarchy.controllers:
-        yield _thaw(group, f"the group of {hierarchy.key}")
-
-
-def _thaw(group: Register, what: str) -> Step:
-    """Before a kill: what a v1 freezer holds does not die until it is thawed. (What v2 froze dies as it is.)"""
-    fd, end = Register("freezer.state"), Label()
-    jump = {"errors": (errno.ENOENT, errno.ENODEV), "policy": "jump", "label": end}
-    ops = (
-        Test(group, 0, negate=True, label=end),  # it was never made
-        call("openat", group, b"freezer.state", O_WRONLY | O_CLOEXEC, 0, out=fd, **jump),
-        call("write", fd, b"THAWED", 6, errors=(errno.ENODEV,)),
-        call("close", fd),
-        end,
-    )
-    return Step(Phase.THAW, f"thaw {what}", ops)
-
-
 def _remove(spot: Place, path: Buffer) -> Step:
-    ops: list[Op] = []
-    end = Label()
-    if spot.hierarchy.version == 2:
-        busy, gone, fd = Label(), Label(), Register("cgroup.kill")
-        unready = (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT)
-        jump = {"errors": _GONE, "policy": "jump", "label": gone}
-        ops += [
-            call("unlinkat", AT_FDCWD, path, AT_REMOVEDIR, errors=unready, policy="jump", label=busy),
-            Test(0, 1, label=end),  # never equal: always jumps
-            busy,
-            # Whatever was moved in from outside the sandbox goes, too. Linux 5.14.
-            call("openat", AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=fd, **jump),
-            call("openat", fd, b"cgroup.kill", O_WRONLY | O_CLOEXEC, 0, out=fd, **jump),
-            call("write", fd, b"1", 1, errors=_GONE),
-            gone,
-        ]
-    ops += [RemoveTreeOp(AT_FDCWD, path, errors=(errno.ENOENT,)), end]
+    # Whatever was moved in from outside the sandbox goes, too.
+    removal = RemoveTreeOp(AT_FDCWD, path, errors=(errno.ENOENT,))
     hints = {errno.EBUSY: "processes are left in the group"}
-    return Step(Phase.CLEANUP, f"remove the group of {spot.hierarchy.key}", tuple(ops), hints=hints)
+    return Step(Phase.CLEANUP, f"remove the group of {spot.hierarchy.key}", (removal,), hints=hints)

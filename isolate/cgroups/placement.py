@@ -49,6 +49,11 @@ class Placement:
         return next((p for p in self.places if p.hierarchy == hierarchy), None)
 
 
+def removal_order(places: Iterable[Place]) -> list[Place]:
+    """v1's freezer first: removal thaws and kills, and what is frozen there does not die in any other hierarchy."""
+    return sorted(places, key=lambda spot: "freezer" not in spot.hierarchy.controllers)
+
+
 def writable(directory: str) -> bool:
     """Whether groups can be made in it, by the effective ids."""
     return os.access(directory, os.W_OK | os.X_OK, effective_ids=True)

@@ -10,10 +10,11 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from isolate.cgroups import files
+from isolate.cgroups.cover import cover_steps
 from isolate.cgroups.group import Cgroup, destroy
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
-from isolate.cgroups.part import SHARED, RunGroup, guided_steps, report_steps, thaw_steps
+from isolate.cgroups.part import BOUNDS, SHARED, RunGroup, guided_steps, report_steps, thaw_steps
 from isolate.cgroups.placement import ACCOUNTING, place
 from isolate.cgroups.settings import home_of, settings
 from isolate.engine.plan import Phase, Register, Step, call
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from isolate.cgroups.placement import Placement
     from isolate.cgroups.settings import Settings
-    from isolate.engine.plan import Context
+    from isolate.engine.plan import Context, Part
 
 __all__ = ["CgroupPool"]
 
@@ -194,6 +195,9 @@ class CgroupPool:
                         path=directory,
                     ) from None  # fmt: skip
                 ready.directories[spot.hierarchy.key] = directory
+            if "v2" in ready.directories:
+                for file, most in BOUNDS:
+                    files.write(ready.directories["v2"], file, most, part="CgroupPool")
             for setting in self._settings.files:
                 files.apply(ready.directories[self._homes[setting.controller].key], setting)
             if self._settings.program is not None:
@@ -246,6 +250,12 @@ class CgroupPool:
 
     # ---- as a part ---------------------------------------------------------------------------------------------
 
+    def brings(self) -> Iterator[Part]:
+        """What keeps the program from the files of its group: see :mod:`isolate.cgroups.cover`."""
+        from isolate.cgroups.cover import brings
+
+        return brings()
+
     def steps(self, context: Context) -> Iterator[Step]:
         """As a part of a sandbox: each start is in a group of its own."""
         if self._placement is None or not self._open:
@@ -269,5 +279,6 @@ class CgroupPool:
             else:
                 entering = call("write", next(slots), b"0", 1, expect=1)
                 yield Step(Phase.ENTER, f"go into the group of {key}", (entering,))
-            yield from thaw_steps(spot.hierarchy, register)
+            yield from thaw_steps(key, register, b".")
             yield from report_steps(spot, register, group)
+        yield from cover_steps(context)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from isolate.diagnosis import clone
 from isolate.diagnosis.host import Finding, Host
-from isolate.engine.plan import Call, Engine, Phase, RemoveTree, RunHost, Target
+from isolate.engine.plan import Call, Cover, Engine, Phase, RemoveTree, RunHost, Target
 from isolate.kernel import syscalls
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def call_name(op: Op) -> str | None:
         return "execve"
     if isinstance(op, RemoveTree):
         return "unlinkat"
+    if isinstance(op, Cover):
+        return "mount_setattr"
     if isinstance(op, Engine):
         return {"session": "setsid", "fds": "close_range", "exec": "execve", "find": "faccessat", "sync": "read"}.get(
             op.name

@@ -11,6 +11,7 @@ from isolate.engine.plan import (
     Argument,
     Buffer,
     Call,
+    Cover,
     Engine,
     Label,
     Line,
@@ -26,6 +27,7 @@ from isolate.engine.plan import (
     Store,
     Target,
     Test,
+    Thaw,
 )
 from isolate.errors import printable
 from isolate.kernel.constants import Constant
@@ -103,7 +105,12 @@ def op(o: Op) -> str | None:
         how = f"RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS{links}{make}"
         return f"openat2({argument(o.root)}, {show(o.path)}, {how}) = <{o.out.name}>"
     if isinstance(o, RemoveTree):
-        return f"unlinkat({argument(o.directory)}, {argument(o.name)}, AT_REMOVEDIR), deepest first"
+        return f"unlinkat({argument(o.directory)}, {argument(o.name)}, AT_REMOVEDIR), deepest first; killed if busy"
+    if isinstance(o, Thaw):
+        return f'write("THAWED") to freezer.state of {argument(o.directory)} {argument(o.name)} and below'
+    if isinstance(o, Cover):
+        first = ", in a copy of the namespace that was joined" if o.apart else ""
+        return f"mount_setattr(<each cgroup file system in mountinfo>, MOUNT_ATTR_RDONLY){first}"
     if isinstance(o, RunHost):
         return (
             "execve("

@@ -255,7 +255,10 @@ class Target:
 
 
 class RemoveTree:
-    """Supervisor: remove a tree of empty directories, a cgroup with what was made below, retrying while it is busy."""
+    """Supervisor: remove a tree of empty directories, retrying while it is busy.
+
+    Where these are cgroups, what is inside is thawed and killed first. All that one launcher removes has one deadline.
+    """
 
     __slots__ = ("directory", "errors", "name", "policy")
 
@@ -270,6 +273,38 @@ class RemoveTree:
         self.name: Argument = name
         self.errors: tuple[int, ...] = errors
         self.policy: str = policy
+
+
+class Thaw:
+    """Supervisor: let a cgroup of v1 and those below it go on; a frozen task of v1 does not die of a signal."""
+
+    __slots__ = ("directory", "errors", "name", "policy")
+
+    def __init__(
+        self,
+        directory: Argument,
+        name: Argument,
+        errors: tuple[int, ...] = (),
+        policy: str = "ignore",
+    ) -> None:
+        self.directory: Argument = directory
+        self.name: Argument = name
+        self.errors: tuple[int, ...] = errors
+        self.policy: str = policy
+
+
+class Cover:
+    """Init: make every cgroup file system read-only that its mount namespace shows.
+
+    ``proc`` is a descriptor of the caller's /proc. With ``apart`` the mount namespace is somebody else's: where
+    anything in it has to be changed, init leaves it for a copy.
+    """
+
+    __slots__ = ("apart", "proc")
+
+    def __init__(self, proc: Argument, apart: bool = False) -> None:
+        self.proc: Argument = proc
+        self.apart: bool = apart
 
 
 class RunHost:
@@ -298,4 +333,4 @@ class Engine:
         self.name: str = name
 
 
-Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | RunHost | Engine | Label"
+Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | Thaw | Cover | RunHost | Engine | Label"

@@ -22,6 +22,7 @@ from isolate.engine.ops import Address as Address
 from isolate.engine.ops import Argument as Argument
 from isolate.engine.ops import Buffer as Buffer
 from isolate.engine.ops import Call as Call
+from isolate.engine.ops import Cover as Cover
 from isolate.engine.ops import Engine as Engine
 from isolate.engine.ops import Label as Label
 from isolate.engine.ops import Line as Line
@@ -34,6 +35,7 @@ from isolate.engine.ops import Slot as Slot
 from isolate.engine.ops import Store as Store
 from isolate.engine.ops import Target as Target
 from isolate.engine.ops import Test as Test
+from isolate.engine.ops import Thaw as Thaw
 from isolate.engine.ops import call as call
 from isolate.errors import ConflictError
 from isolate.kernel import syscalls
@@ -89,6 +91,7 @@ class Phase(enum.IntEnum):
     NETWORK = 286  # enter the network namespace that was made there
     SYSTEM = 288  # host name, loopback, sysctls: in all namespaces, with the caller's /proc still there
     PIVOT = 290  # enter it, let go of the old one
+    COVER = 292  # once every mount is where the program will see it
 
     # The payload, from a process that does not exist any more after exec.
     SESSION = 310

@@ -21,6 +21,7 @@ from isolate.engine.plan import (
     Argument,
     Buffer,
     Call,
+    Cover,
     Engine,
     Label,
     Line,
@@ -38,6 +39,7 @@ from isolate.engine.plan import (
     Store,
     Target,
     Test,
+    Thaw,
     number,
 )
 
@@ -215,9 +217,13 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
             flags=_POLICIES[op.policy] if op.errors else 0, out=op.out, errors=op.errors,
         )  # fmt: skip
         return op.label
-    if isinstance(op, RemoveTree):
+    if isinstance(op, Cover):
+        writer.op(lib.ISO_OP_COVER, step, (op.proc, int(op.apart)))
+        return None
+    if isinstance(op, (RemoveTree, Thaw)):
         flags = _POLICIES[op.policy] if op.errors else 0
-        writer.op(lib.ISO_OP_RMTREE, step, (op.directory, op.name), flags=flags, errors=op.errors)
+        code = lib.ISO_OP_RMTREE if isinstance(op, RemoveTree) else lib.ISO_OP_THAW
+        writer.op(code, step, (op.directory, op.name), flags=flags, errors=op.errors)
         return None
     if isinstance(op, RunHost):
         table = Buffer(8 * (len(op.args) + 1))

@@ -40,7 +40,10 @@ SANITIZED_LANES = {
     "undefined": [["-q", "tests/engine", "tests/attach", "tests/mounts", "tests/cgroups", "tests/here"]],
     "address": [["-q", "tests/engine/test_interpreter.py", "tests/engine/test_tape.py"]],
 }
-SOURCES = {"launcher": ("launcher.c", "interp.c"), "extension": ("extension.c", "interp.c", "spawn.c")}
+SOURCES = {
+    "launcher": ("launcher.c", "interp.c", "groups.c", "cover.c"),
+    "extension": ("extension.c", "interp.c", "groups.c", "spawn.c"),
+}
 
 #: What takes the branches. The sweeps of faults take those of the errors; the rest is the everyday lane's.
 LANES: list[list[str]] = [
