@@ -1,4 +1,4 @@
-"""What a program tries with the group that it is in: each attempt, and beside it the same by who is not kept from it."""
+"""What a program tries with the group that it is in: each attempt, and beside it the same by one who is not kept."""
 
 from __future__ import annotations
 
