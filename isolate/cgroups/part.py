@@ -68,6 +68,10 @@ class Outcome:
     cpu_time: float | None
     peak_memory: int | None
 
+    def peak_in_use(self, largest: int) -> int | None:
+        """See :func:`isolate.cgroups.stats.peak_in_use`."""
+        return stats.peak_in_use(self.stats, largest)
+
     def verdict(self, *, failed: bool) -> str | None:
         """``"OOM"``, ``"PIDS"`` or None; ``failed``: the program did not exit with 0."""
         return stats.verdict(None, self.stats, failed=failed)

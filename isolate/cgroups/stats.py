@@ -47,9 +47,10 @@ class Stats:
     cpu_throttled: int | None = None
     cpu_throttled_time: float | None = None
     memory: int | None = None
-    peak_memory: int | None = None  #: since the group was made; v2: Linux 5.19
+    peak_memory: int | None = None  #: all that was charged at once, page cache included; v2: Linux 5.19
     memory_anon: int | None = None
-    memory_file: int | None = None
+    memory_file: int | None = None  #: page cache, with what is in tmpfs and shared memory
+    memory_shmem: int | None = None  #: tmpfs and shared memory alone
     memory_kernel: int | None = None
     swap: int | None = None
     peak_swap: int | None = None  #: v2: Linux 6.5
@@ -80,7 +81,7 @@ V1_FILES: Final = (
 )  # fmt: skip
 #: When the last process is dead, what is charged now says nothing any more, and costs the most to read.
 NOT_AT_END: Final = frozenset(
-    {"memory.stat", "memory.current", "memory.swap.current", "pids.current", "memory.usage_in_bytes"}
+    {"memory.current", "memory.swap.current", "pids.current", "memory.usage_in_bytes"}
 )  # fmt: skip
 #: Which controller a file belongs to; "" for those that every v2 group has.
 CORE_FILES: Final = frozenset({"cpu.stat", "cpu.pressure", "memory.pressure", "io.pressure"})
@@ -201,7 +202,12 @@ def _memory(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, obje
         values["oom_kill"] = pairs(one["memory.oom_control"]).get("oom_kill", 0)
         values["memory_max"] = single(one.get("memory.failcnt"))
         stat = pairs(one.get("memory.stat", b""))
-        for name, key in (("memory_anon", "total_rss"), ("memory_file", "total_cache"), ("swap", "total_swap")):
+        for name, key in (
+            ("memory_anon", "total_rss"),
+            ("memory_file", "total_cache"),
+            ("memory_shmem", "total_shmem"),
+            ("swap", "total_swap"),
+        ):
             values[name] = stat.get(key)
         return
     values["memory"] = single(two.get("memory.current"))
@@ -209,12 +215,32 @@ def _memory(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, obje
     values["swap"] = single(two.get("memory.swap.current"))
     values["peak_swap"] = single(two.get("memory.swap.peak"))
     stat = pairs(two.get("memory.stat", b""))
-    for name, key in (("memory_anon", "anon"), ("memory_file", "file"), ("memory_kernel", "kernel")):
+    for name, key in (
+        ("memory_anon", "anon"),
+        ("memory_file", "file"),
+        ("memory_shmem", "shmem"),
+        ("memory_kernel", "kernel"),
+    ):
         values[name] = stat.get(key)
     if "memory.events" in two:
         events = pairs(two["memory.events"])
         for name, key in (("oom", "oom"), ("oom_kill", "oom_kill"), ("memory_high", "high"), ("memory_max", "max")):
             values[name] = events.get(key, 0)
+
+
+def peak_in_use(found: Stats, largest: int) -> int | None:
+    """The most memory that could not have been had back by reading a file again: anonymous and shared memory.
+
+    The kernel keeps the peak of all that is charged, and page cache is charged to whoever reads a file first. So the
+    page cache that is left when everything inside has ended is taken off. Memory that was in use before that cache came
+    is missing then, and shows in ``largest``, the resident set of the largest process. A group that came to its limit
+    had no more than that.
+    """
+    if found.peak_memory is None:
+        return None
+    cache = max(0, (found.memory_file or 0) - (found.memory_shmem or 0))
+    peak = max(found.peak_memory - cache, largest)
+    return min(peak, found.peak_memory) if found.oom_kill or found.memory_max else peak
 
 
 def verdict(before: Stats | None, after: Stats, *, failed: bool = True) -> str | None:

@@ -204,7 +204,8 @@ def make_result(
     cpu_time, peak_memory = max((record.user_ns + record.system_ns) / 1e9, usage[0]), max(record.max_rss, usage[1])
     if group is not None:
         cpu_time = cpu_time if group.cpu_time is None else group.cpu_time
-        peak_memory = peak_memory if group.peak_memory is None else group.peak_memory
+        counted = group.peak_in_use(peak_memory)
+        peak_memory = peak_memory if counted is None else counted
     return Result(
         args=tuple(args),
         returncode=returncode,
@@ -214,6 +215,7 @@ def make_result(
         wall_time=record.wall_ns / 1e9,
         cpu_time=cpu_time,
         peak_memory=peak_memory,
+        peak_charged=None if group is None else group.peak_memory,
         truncated=truncated,
         applied=applied(record, tape),
         left_out=left_out(record, tape),

@@ -34,7 +34,10 @@ class Result(Generic[AnyStr]):
     """How a program ended and what it wrote.
 
     ``returncode`` is the exit status, or minus the signal that ended it (-9 if isolate killed it). Times are seconds,
-    ``peak_memory`` bytes: of the whole tree where a cgroup counted it, else the largest single process (ru_maxrss).
+    ``peak_memory`` bytes: anonymous and shared memory of the whole tree where a cgroup counted it, at least the
+    resident set of the largest process (ru_maxrss), which is all that is known without a cgroup. It does not depend on
+    whether the files that the program read were in the page cache. ``peak_charged`` does: it is what the cgroup was
+    charged at its peak, the page cache that the program filled included, and what the limit is held against.
     """
 
     args: tuple[str | bytes, ...]
@@ -48,6 +51,8 @@ class Result(Generic[AnyStr]):
     #: User and system time of the whole tree.
     cpu_time: float
     peak_memory: int
+    #: None without a cgroup that counts memory.
+    peak_charged: int | None = None
     #: The streams ("stdout", "stderr") of which not everything was kept.
     truncated: frozenset[str] = frozenset()
     #: For each part whether all of it held. False for parts with ``required=False``, and where this host cannot give a
@@ -92,6 +97,7 @@ class Result(Generic[AnyStr]):
                 "wall_time": self.wall_time,
                 "cpu_time": self.cpu_time,
                 "peak_memory": self.peak_memory,
+                "peak_charged": self.peak_charged,
                 "truncated": sorted(self.truncated),
                 "applied": dict(self.applied),
                 "left_out": list(self.left_out),

@@ -13,6 +13,7 @@ import pytest
 from isolate.cgroups import Cgroup, Limits
 from isolate.engine.plan import Buffer, Context, Line, Phase, Step
 from isolate.errors import SetupError
+from isolate.mounts import Bind, Root, Tmpfs
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.result import Verdict
 
@@ -69,6 +70,20 @@ def test_memory(bomb: str) -> None:
     assert free.verdict is Verdict.OK
     assert free.stats.oom_kill == 0
     assert free.peak_memory > 100 * MIB
+
+
+KEPT = """
+block = bytes(1 << 20)
+with open("/tmp/kept", "wb") as file:
+    for _ in range(120): file.write(block)
+"""
+
+
+def test_15_what_is_left_in_a_tmpfs_was_in_use() -> None:
+    """Also with another file's page cache beside it, and after the memory was given back."""
+    tmpfs = Root(Bind("/", "/"), Tmpfs("/tmp", size="256M"))
+    assert python(KEPT, Limits(), tmpfs).peak_memory > 110 * MIB
+    assert python("", Limits(), tmpfs).peak_memory < 40 * MIB
 
 
 def test_memory_when_the_victim_is_a_child() -> None:
@@ -184,9 +199,30 @@ with open({loop!r}, "rb") as f:
 """
     held = python(code, Limits(memory="32M"))
     assert held.verdict is Verdict.OK
-    assert held.peak_memory <= 32 * MIB
+    assert held.peak_charged <= 32 * MIB
     subprocess.run(["blockdev", "--flushbufs", loop], check=True)
-    assert python(code, Limits()).peak_memory > 60 * MIB
+    assert python(code, Limits()).peak_charged > 60 * MIB
+
+
+def test_15_the_same_figure_with_a_cold_and_with_a_warm_cache(tmp_path: Path) -> None:
+    file = tmp_path / "large"
+    file.write_bytes(bytes(80 * MIB))
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+    code = f"""
+with open({str(file)!r}, "rb") as f:
+    while f.read(1 << 20): pass
+"""
+    cold, warm = python(code, Limits()), python(code, Limits())
+    if cold.peak_charged < 60 * MIB:
+        pytest.skip(f"{tmp_path} lies on a file system that is all cache")
+    assert warm.peak_charged < 30 * MIB, "control: what was charged differs"
+    assert abs(cold.peak_memory - warm.peak_memory) < 4 * MIB
+    assert cold.peak_memory < 30 * MIB
 
 
 def test_io_bytes_per_second(loop: str) -> None:
