@@ -58,7 +58,7 @@ int64_t iso_group_remove(const char *path, int32_t milliseconds)
 {
 	struct iso_patience patience;
 	iso_be_patient(&patience, milliseconds);
-	return iso_remove_groups(AT_FDCWD, path, &patience);
+	return iso_remove_groups(AT_FDCWD, path, 1, &patience);
 }
 
 int64_t iso_group_kill(const char *path)

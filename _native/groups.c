@@ -236,18 +236,18 @@ int64_t iso_kill_groups(int64_t dir, const char *name)
 }
 
 /* For a group that will be removed: nobody is born in it any more, so that it may be killed by its own file (Linux 5.14). */
-static void empty(int64_t dir, const char *name)
+static void empty(int64_t dir, const char *name, int everybody)
 {
 	int64_t fd = open_directory(dir, name);
 	if (fd < 0)
 		return;
 	iso_thaw_groups(dir, name);
-	if (write_to(fd, "cgroup.kill", "1", 1) < 0)
+	if (write_to(fd, "cgroup.kill", "1", 1) < 0 && everybody)
 		iso_kill_groups(dir, name);
 	SYS1(close, fd);
 }
 
-int64_t iso_remove_groups(int64_t dir, const char *top, struct iso_patience *p)
+int64_t iso_remove_groups(int64_t dir, const char *top, int everybody, struct iso_patience *p)
 {
 	char name[LONGEST_NAME];
 	uint64_t ino = 0, depth = 0;
@@ -261,7 +261,7 @@ int64_t iso_remove_groups(int64_t dir, const char *top, struct iso_patience *p)
 		return fd == -ENOENT ? 0 : fd;
 	const int groups = is_group(fd);
 	if (groups)
-		empty(dir, top);
+		empty(dir, top, everybody);
 	/* Down to a group that has none below it, remove it, and up. What is busy is tried again and again: it is killed
 	 * already, and its tasks leave a moment after they have been reaped. */
 	for (;;) {
@@ -283,7 +283,7 @@ int64_t iso_remove_groups(int64_t dir, const char *top, struct iso_patience *p)
 				SYS1(close, next);
 				busy = 1;
 				if (groups)
-					empty(fd, name);
+					empty(fd, name, everybody);
 			} else {
 				SYS1(close, fd);
 				fd = next;
@@ -302,7 +302,7 @@ int64_t iso_remove_groups(int64_t dir, const char *top, struct iso_patience *p)
 				break;
 			busy = 1;
 			if (groups)
-				empty(dir, top);
+				empty(dir, top, everybody);
 		}
 		if (busy) {
 			if (p->pauses <= 0)

@@ -16,7 +16,8 @@ void iso_be_patient(struct iso_patience *p, int32_t milliseconds);
 int64_t iso_thaw_groups(int64_t dir, const char *name);
 /* SIGKILL to every process in the group and below it that this pid namespace sees; how many were signalled. */
 int64_t iso_kill_groups(int64_t dir, const char *name);
-/* Remove a directory with the directories below it. Where they are cgroups, what is inside is thawed and killed first. */
-int64_t iso_remove_groups(int64_t dir, const char *name, struct iso_patience *p);
+/* Remove a directory with the directories below it. Where they are cgroups, what is inside is thawed and killed first; with
+ * v1's, which have no cgroup.kill, only if `everybody` is set: else who was moved in by others keeps the group. */
+int64_t iso_remove_groups(int64_t dir, const char *name, int everybody, struct iso_patience *p);
 
 #endif

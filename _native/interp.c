@@ -381,7 +381,7 @@ static int64_t rmtree(struct iso_machine *m, const int64_t *arg)
 	/* One deadline for all that this process removes: what is left of it after the first is for the next. */
 	if (!m->patience.until)
 		iso_be_patient(&m->patience, RETRIES_BUSY);
-	return iso_remove_groups(arg[0], (const char *)(uintptr_t)arg[1], &m->patience);
+	return iso_remove_groups(arg[0], (const char *)(uintptr_t)arg[1], arg[2] != 0, &m->patience);
 }
 
 /* A file with a line for each device or interface: ours must be among them. Both texts end with a NUL. */

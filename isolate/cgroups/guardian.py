@@ -41,7 +41,7 @@ class Guardian:
         yield Step(Phase.CGROUP, "wait for the owner's end", wait)
         gone = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
         for directory in self.directories:
-            remove = RemoveTree(AT_FDCWD, os.fsencode(directory), errors=gone)
+            remove = RemoveTree(AT_FDCWD, os.fsencode(directory), errors=gone, everybody=True)
             yield Step(Phase.CLEANUP, f"kill what is in {directory}, and remove it", (remove,))
 
 

@@ -415,7 +415,7 @@ def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:
 
 
 def _remove(spot: Place, path: Buffer) -> Step:
-    # Whatever was moved in from outside the sandbox goes, too.
+    # Whatever was moved in from outside the sandbox goes, too, where the group itself can say so (cgroup.kill).
     removal = RemoveTreeOp(AT_FDCWD, path, errors=(errno.ENOENT,))
     hints = {errno.EBUSY: "processes are left in the group"}
     return Step(Phase.CLEANUP, f"remove the group of {spot.hierarchy.key}", (removal,), hints=hints)

@@ -258,9 +258,10 @@ class RemoveTree:
     """Supervisor: remove a tree of empty directories, retrying while it is busy.
 
     Where these are cgroups, what is inside is thawed and killed first. All that one launcher removes has one deadline.
+    Groups of v1 have no cgroup.kill: whoever is in there is killed only with ``everybody``.
     """
 
-    __slots__ = ("directory", "errors", "name", "policy")
+    __slots__ = ("directory", "errors", "everybody", "name", "policy")
 
     def __init__(
         self,
@@ -268,11 +269,13 @@ class RemoveTree:
         name: Argument,
         errors: tuple[int, ...] = (),
         policy: str = "ignore",
+        everybody: bool = False,
     ) -> None:
         self.directory: Argument = directory
         self.name: Argument = name
         self.errors: tuple[int, ...] = errors
         self.policy: str = policy
+        self.everybody: bool = everybody
 
 
 class Thaw:

@@ -223,7 +223,8 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
     if isinstance(op, (RemoveTree, Thaw)):
         flags = _POLICIES[op.policy] if op.errors else 0
         code = lib.ISO_OP_RMTREE if isinstance(op, RemoveTree) else lib.ISO_OP_THAW
-        writer.op(code, step, (op.directory, op.name), flags=flags, errors=op.errors)
+        everybody = isinstance(op, RemoveTree) and op.everybody
+        writer.op(code, step, (op.directory, op.name, int(everybody)), flags=flags, errors=op.errors)
         return None
     if isinstance(op, RunHost):
         table = Buffer(8 * (len(op.args) + 1))
