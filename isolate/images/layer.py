@@ -12,6 +12,7 @@ from isolate.engine.descriptors import OwnedDescriptor
 from isolate.images.archive import entry as kinds
 from isolate.images.archive.entry import Entry
 from isolate.images.archive.names import path_of
+from isolate.images.archive.write import order
 from isolate.images.pack.pack import pack_entries
 from isolate.images.pack.start import difference, write_layer
 
@@ -102,7 +103,7 @@ class Layer:
             if parent and rows[parent][0].kind != kinds.DIRECTORY:
                 raise ValueError(f"Layer.files: {parent!r} is a file, and has {path!r} beneath it")
         parts: list[bytes] = []
-        diffid, size = pack_entries((rows[path] for path in sorted(rows)), parts.append)
+        diffid, size = pack_entries((rows[path] for path in sorted(rows, key=order)), parts.append)
         return cls(diffid, diffid, size, source=_Bytes(b"".join(parts)))
 
     @classmethod

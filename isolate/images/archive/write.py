@@ -15,12 +15,20 @@ from isolate.images.errors import LayerError
 if TYPE_CHECKING:
     from isolate.images.archive.entry import Entry
 
-__all__ = ["END", "header", "padding"]
+__all__ = ["END", "header", "order", "padding"]
 
 #: What stands behind the last entry.
 END = bytes(1024)
 _MAX_OCTAL = {7: 0o7777777, 11: 0o77777777777}
 _ZEROS = bytes(512)
+
+
+def order(path: bytes) -> bytes:
+    """The key by which paths are sorted: by their bytes, and a directory's contents right behind it.
+
+    GNU tar sets the times of a directory as soon as something that is not beneath it comes.
+    """
+    return path.replace(b"/", b"\0")
 
 
 def padding(size: int) -> bytes:

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from isolate.images.archive import entry as kinds
-from isolate.images.archive.write import END, header, padding
+from isolate.images.archive.write import END, header, order, padding
 from isolate.images.errors import LayerError
 from isolate.images.pack.scan import attributes
 
@@ -80,7 +80,7 @@ def pack_tree(
     out = Writer(write)
     left_out: list[bytes] = []
     first: dict[tuple[int, int], bytes] = {}
-    for path, found in sorted(rows, key=lambda row: row[0]):
+    for path, found in sorted(rows, key=lambda row: order(row[0])):
         if found is None:
             out.put(header(_whiteout(path)))
             continue
