@@ -12,9 +12,26 @@ from isolate.images.errors import ImageError
 from isolate.images.platform import Platform
 
 __all__ = [
-    "DOCKER_CONFIG", "DOCKER_LAYER", "DOCKER_LIST", "DOCKER_MANIFEST", "INDEX_TYPES", "MANIFEST_TYPES", "OCI_CONFIG",
-    "OCI_EMPTY", "OCI_INDEX", "OCI_LAYER", "OCI_MANIFEST", "Descriptor", "Index", "Manifest", "compression_of", "dump",
-    "layer_type", "parse", "read_index", "read_manifest",
+    "DOCKER_CONFIG",
+    "DOCKER_LAYER",
+    "DOCKER_LIST",
+    "DOCKER_MANIFEST",
+    "INDEX_TYPES",
+    "MANIFEST_TYPES",
+    "OCI_CONFIG",
+    "OCI_EMPTY",
+    "OCI_INDEX",
+    "OCI_LAYER",
+    "OCI_MANIFEST",
+    "Descriptor",
+    "Index",
+    "Manifest",
+    "dump",
+    "layer_type",
+    "packing_of",
+    "parse",
+    "read_index",
+    "read_manifest",
 ]  # fmt: skip
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -35,7 +52,7 @@ MOST_LAYERS = 1000
 MOST_MANIFESTS = 10_000
 _LARGEST_BLOB = 1 << 50
 
-_COMPRESSIONS = {"": "", ".gzip": "gzip", "+gzip": "gzip", "+zstd": "zstd", ".zstd": "zstd"}
+_COMPRESSIONS = {"": "none", ".gzip": "gzip", "+gzip": "gzip", "+zstd": "zstd", ".zstd": "zstd"}
 _LAYER = re.compile(
     r"application/vnd\.(?:oci\.image\.layer\.(?:nondistributable\.)?v1\.tar|docker\.image\.rootfs\.(?:foreign\.)?diff\.tar)"
     r"(?P<how>[.+](?:gzip|zstd))?"
@@ -121,15 +138,15 @@ def parse(data: bytes, what: str) -> dict[str, Any]:
     return found
 
 
-def compression_of(media_type: str) -> str | None:
-    """``""``, ``"gzip"`` or ``"zstd"`` for a layer of a known kind; None for what is no layer of ours."""
+def packing_of(media_type: str) -> str | None:
+    """``"none"``, ``"gzip"`` or ``"zstd"`` for a layer of a known kind; None for what is no layer of ours."""
     match = _LAYER.fullmatch(media_type)
     return None if match is None else _COMPRESSIONS[match["how"] or ""]
 
 
 def layer_type(compression: str) -> str:
     """The media type of an OCI layer."""
-    return f"{OCI_LAYER}+{compression}" if compression else OCI_LAYER
+    return OCI_LAYER if compression == "none" else f"{OCI_LAYER}+{compression}"
 
 
 def _annotations(document: dict[str, Any], what: str) -> tuple[tuple[str, str], ...]:

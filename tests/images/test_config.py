@@ -14,8 +14,8 @@ from isolate.images.documents import (
     OCI_INDEX,
     OCI_LAYER,
     OCI_MANIFEST,
-    compression_of,
     dump,
+    packing_of,
     parse,
     read_index,
     read_manifest,
@@ -97,7 +97,7 @@ def test_a_manifest_is_read() -> None:
     assert found.layers[0].size == 3
     assert found.config.media_type == OCI_CONFIG
     assert read_manifest(manifest(mediaType=...), OCI_MANIFEST) == found
-    assert [compression_of(OCI_LAYER + end) for end in ("", "+gzip", "+zstd", "+xz")] == ["", "gzip", "zstd", None]
+    assert [packing_of(OCI_LAYER + end) for end in ("", "+gzip", "+zstd", "+xz")] == ["none", "gzip", "zstd", None]
 
 
 @pytest.mark.parametrize(
