@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from isolate.images.extract.start import extract as extract
     from isolate.images.facts import Fact as Fact
     from isolate.images.facts import Facts as Facts
+    from isolate.images.image import History as History
+    from isolate.images.image import Image as Image
     from isolate.images.layer import Layer as Layer
     from isolate.images.pack.change import Change as Change
     from isolate.images.pack.change import Changes as Changes
     from isolate.images.platform import Platform as Platform
     from isolate.images.progress import Progress as Progress
+    from isolate.images.push import Sent as Sent
     from isolate.images.reference import Reference as Reference
+    from isolate.images.registry import Registry as Registry
+    from isolate.images.store import Store as Store
 
 # Where each name lives: one line a module.
 _HOMES = {
@@ -32,11 +37,15 @@ _HOMES = {
     "errors": "DigestError ImageError LayerError RegistryError StoreError",
     "extract.start": "Extracted extract",
     "facts": "Fact Facts",
+    "image": "History Image",
     "layer": "Layer",
     "pack.change": "Change Changes",
     "platform": "Platform",
     "progress": "Progress",
+    "push": "Sent",
     "reference": "Reference",
+    "registry": "Registry",
+    "store": "Store",
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

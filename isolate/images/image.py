@@ -33,11 +33,26 @@ _EPOCH = "1970-01-01T00:00:00Z"
 
 @runtime_checkable
 class LayerLike(Protocol):
-    """What an image needs to know of a layer: the digest of the plain archive."""
+    """What an image needs to know of a layer."""
 
     @property
     def diffid(self) -> str:
-        """The digest of the archive, not compressed."""
+        """The digest of the plain archive."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """The digest of the form in which it is."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of that form."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """Which form that is."""
         ...
 
 
@@ -206,10 +221,7 @@ class Image:
 
     @cached_property
     def manifest(self) -> bytes:
-        """The manifest: as received, or for the layers in the form in which they are (new ones: not compressed).
-
-        :raises ImageError: a layer's form is not known: :meth:`Store.add` finds it out.
-        """
+        """The manifest: as received, or for the layers in the form in which they are (new ones: not compressed)."""
         if self.received is not None:
             return self.received
         return make_manifest(self.document, [_descriptor(layer) for layer in self.layers])
@@ -292,12 +304,7 @@ _CONFIG_KEYS = {
 
 
 def _descriptor(layer: LayerLike) -> Descriptor:
-    if isinstance(layer, Packed):
-        return layer.descriptor
-    size = getattr(layer, "size", None)
-    if not isinstance(size, int):
-        raise ImageError("layer", f"the size of {layer.diffid} is not known before it is in a store")
-    return Descriptor(layer_type("none"), layer.diffid, size)
+    return Descriptor(layer.media_type, layer.digest, layer.size, getattr(layer, "annotations", ()))
 
 
 def make_manifest(config: bytes, layers: Iterable[Descriptor], annotations: Mapping[str, str] | None = None) -> bytes:

@@ -131,6 +131,7 @@ class Answer:
         """Done with it. What was not read is not waited for."""
         # Back to the pool if all was read, else the connection is closed.
         if getattr(self._raw, "length_remaining", None) == 0:
+            self._raw.drain_conn()  # nothing comes; but only what was read to its end can be followed by another
             self._raw.release_conn()
         else:
             self._raw.close()
@@ -176,13 +177,13 @@ def _translated(url: str) -> Iterator[None]:
 def _error(error: Any, url: str) -> RegistryError:
     kinds = _urllib3().exceptions
     shown = without_secrets(url)
-    if isinstance(error, kinds.TimeoutError):
-        return RegistryError(None, "TIMEOUT", "nothing came in time", url=shown, remedy="try again, or raise timeout=")
     if isinstance(error, kinds.SSLError):
         remedy = "ca= names the certificate of whoever signed it; plain_http=True for a registry without TLS"
         return RegistryError(None, "TLS", f"no secure connection: {error}", url=shown, remedy=remedy)
     if isinstance(error, (kinds.NewConnectionError, kinds.NameResolutionError, kinds.ProxyError)):
         return RegistryError(None, "UNREACHABLE", f"no connection: {error}", url=shown)
+    if isinstance(error, kinds.TimeoutError):  # urllib3 counts "no connection" among these, too
+        return RegistryError(None, "TIMEOUT", "nothing came in time", url=shown, remedy="try again, or raise timeout=")
     return RegistryError(None, "BROKEN", f"the connection broke: {error}", url=shown)
 
 
@@ -334,10 +335,10 @@ def _make_pool(proxy: str | None, timeout: float, ca: str | None) -> Any:
         pass
 
     class PlainPool(HTTPConnectionPool):
-        ConnectionCls = PlainConnection
+        ConnectionCls = PlainConnection  # pyright: ignore[reportAssignmentType]
 
     class SecurePool(HTTPSConnectionPool):
-        ConnectionCls = SecureConnection
+        ConnectionCls = SecureConnection  # pyright: ignore[reportAssignmentType]
 
     options: dict[str, Any] = {
         "timeout": urllib3.Timeout(connect=timeout, read=timeout), "retries": False, "cert_reqs": "CERT_REQUIRED",

@@ -1,0 +1,194 @@
+"""The extracted layers of a store: ``layers/<diffid>/tree``, with ``facts`` and ``info`` beside it.
+
+A layer whose archive has hard links to files of lower layers is only good above those: its directory's name then also
+has the digest of what is below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from isolate.images.digests import digest_of, split
+from isolate.images.disk import doing, is_named, open_directory, read_small, rename_new, replace, syncfs, try_lock
+from isolate.images.errors import StoreError
+from isolate.images.extract.start import extract
+from isolate.images.facts import Facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from isolate.images.blobs import Lease
+    from isolate.images.bounds import Bounds
+    from isolate.images.image import Packed
+    from isolate.images.opening import Opened
+    from isolate.namespaces.ids import IdMap
+
+__all__ = ["Staged", "Trees", "above"]
+
+_LARGEST_INFO = 1 << 20
+_LARGEST_FACTS = 1 << 30
+
+
+def above(diffids: Sequence[str]) -> str:
+    """The digest of a stack of layers (image-spec's ChainID); ``""`` for none."""
+    chain = ""
+    for diffid in diffids:
+        chain = digest_of(f"{chain} {diffid}".encode()) if chain else diffid
+    return chain
+
+
+@dataclass
+class Staged:
+    """A layer that has been extracted and has no name yet. ``fd`` holds its directory, locked."""
+
+    fd: int
+    name: str  # where it is
+    wanted: str  # what it is to be called
+    size: int
+
+
+class Trees:
+    """``layers/`` of a store."""
+
+    def __init__(self, opened: Opened, map: IdMap | None = None) -> None:
+        self._opened = opened
+        self._map = map
+
+    @property
+    def _at(self) -> int:
+        return self._opened.layers_fd
+
+    def names(self, diffid: str, below: Sequence[str]) -> tuple[str, str]:
+        """The names that a layer's directory can have: anywhere, and above these alone."""
+        digits = split(diffid)[1]
+        return digits, f"{digits}-{split(above(below))[1][:32] if below else '0' * 32}"
+
+    def hold(self, diffid: str, below: Sequence[str]) -> int | None:
+        """A descriptor of a layer's directory, with a shared lock; None where it is not there."""
+        for name in self.names(diffid, below):
+            fd = self.hold_name(name)
+            if fd is not None:
+                return fd
+        return None
+
+    def hold_name(self, name: str) -> int | None:
+        """The same by the directory's name."""
+        while True:
+            try:
+                fd = open_directory(name, self._at)
+            except FileNotFoundError:
+                return None
+            if try_lock(fd, exclusive=False) and is_named(fd, name, self._at):
+                return fd
+            os.close(fd)
+            time.sleep(0.005)  # a collector holds it, for the moment in which it moves it away
+
+    def lease(self, diffids: Sequence[str], lease: Lease) -> list[int]:
+        """Descriptors of the trees of a stack, the lowest first, kept from collection by the lease.
+
+        :raises StoreError: one is not there.
+        """
+        found = []
+        for index, diffid in enumerate(diffids):
+            fd = self.hold(diffid, diffids[:index])
+            if fd is None:
+                raise StoreError(
+                    f"layer {diffid} is not unpacked in this store", path=self._opened.path,
+                    remedy="pull, load or add the image with unpack=True",
+                )  # fmt: skip
+            lease.add(fd)
+            found.append(lease.add(open_directory("tree", fd)))
+        return found
+
+    def stage(
+        self,
+        archive: int,
+        layer: Packed,
+        below: Sequence[str],
+        trees: Sequence[int],
+        bounds: Bounds | None,
+    ) -> Staged:
+        """Extract a layer's archive into a directory that has no name yet. ``trees`` are those below, lowest first.
+
+        :raises LayerError, DigestError: as :func:`extract`; nothing is left.
+        """
+        name = f".new-{secrets.token_hex(8)}"
+        os.mkdir(name, 0o700, dir_fd=self._at)
+        fd = open_directory(name, self._at)
+        try:
+            try_lock(fd, exclusive=True)
+            os.mkdir("tree", 0o755, dir_fd=fd)
+            tree = open_directory("tree", fd)
+            try:
+                done = extract(
+                    archive, tree, bounds=bounds, compression=layer.compression, map=self._map,
+                    lower=tuple(reversed(trees)), digest=layer.digest, diffid=layer.diffid,
+                )  # fmt: skip
+            finally:
+                os.close(tree)
+            info = {
+                "diffid": done.diffid, "size": done.unpacked, "data": done.data, "entries": done.entries,
+                "above": above(below) if done.from_lower else None,
+            }  # fmt: skip
+            replace(fd, "info", json.dumps(info).encode())
+            if done.facts:
+                replace(fd, "facts", done.facts.to_bytes())
+        except BaseException:
+            self.throw_away(name, fd)
+            raise
+        return Staged(fd, name, self.names(layer.diffid, below)[1 if done.from_lower else 0], done.unpacked)
+
+    def publish(self, staged: Iterable[Staged], lease: Lease) -> None:
+        """Force the layers to disk, all at once, and name them; who was first, has the name."""
+        waiting = list(staged)
+        if not waiting:
+            return
+        try:
+            syncfs(waiting[0].fd)
+            while waiting:
+                one = waiting[0]
+                try_lock(one.fd, exclusive=False)
+                if rename_new(self._at, one.name, self._at, one.wanted):
+                    lease.add(one.fd)
+                else:
+                    held = self.hold_name(one.wanted)
+                    if held is None:
+                        continue  # it has been collected meanwhile: the name is free again
+                    lease.add(held)
+                    self.throw_away(one.name, one.fd)
+                waiting.pop(0)
+            os.fsync(self._at)
+        finally:
+            for one in waiting:
+                self.throw_away(one.name, one.fd)
+
+    def throw_away(self, name: str, fd: int) -> None:
+        """Move a directory out of the way and remove it."""
+        from isolate.images.trash import discard  # loaded late: a pull that goes well throws nothing away
+
+        try:
+            discard(self._opened, self._at, name)
+        finally:
+            os.close(fd)
+
+    def info(self, fd: int) -> dict[str, Any]:
+        """What is known of a layer: ``size`` and ``data`` in bytes, ``entries``."""
+        with doing("reading what is known of a layer"):
+            found = json.loads(read_small(fd, "info", _LARGEST_INFO))
+        if not isinstance(found, dict):
+            raise StoreError("a layer's info is damaged", remedy="check(), then pull the image again")
+        return found
+
+    def facts(self, fd: int) -> Facts:
+        """What a layer's tree cannot hold."""
+        try:
+            return Facts.from_bytes(read_small(fd, "facts", _LARGEST_FACTS))
+        except FileNotFoundError:
+            return Facts()
+        except ValueError as error:
+            raise StoreError(f"a layer's facts are damaged: {error}", remedy="check(), then pull it again") from None

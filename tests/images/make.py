@@ -1,0 +1,54 @@
+"""Small layers and images for tests, made by Python's tarfile: another hand than the library's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
+
+from isolate.images import Config, Image
+from isolate.images.documents import layer_type
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class MadeLayer:
+    diffid: str
+    digest: str
+    size: int
+    media_type: str
+    source: bytes = field(repr=False, compare=False)
+
+    def open(self) -> IO[bytes]:
+        return io.BytesIO(self.source)
+
+
+def layer(files: Mapping[str, bytes]) -> MadeLayer:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    data = out.getvalue()
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return MadeLayer(digest, digest, len(data), layer_type("none"), data)
+
+
+def noise(size: int, seed: str = "") -> bytes:
+    """Bytes that do not compress, the same each time."""
+    found = hashlib.shake_256(seed.encode() or b"noise").digest(size)
+    assert len(found) == size
+    return found
+
+
+def image(*layers: Mapping[str, bytes], **config: object) -> Image:
+    made = Image.empty("linux/amd64" if os.uname().machine == "x86_64" else None)
+    for files in layers:
+        made += layer(files)
+    return made.with_(Config(**config)) if config else made  # type: ignore[arg-type]
