@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from isolate.images.config import Config
 from isolate.images.digests import check_digest, digest_of
@@ -21,64 +21,17 @@ from isolate.images.documents import (
     read_manifest,
 )
 from isolate.images.errors import ImageError
+from isolate.images.layer import Layer
 from isolate.images.platform import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["History", "Image", "LayerLike", "Packed"]
+    from isolate.images.layer import LayerBytes
+
+__all__ = ["History", "Image", "descriptor", "make_manifest"]
 
 _EPOCH = "1970-01-01T00:00:00Z"
-
-
-@runtime_checkable
-class LayerLike(Protocol):
-    """What an image needs to know of a layer."""
-
-    @property
-    def diffid(self) -> str:
-        """The digest of the plain archive."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """The digest of the form in which it is."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Bytes of that form."""
-        ...
-
-    @property
-    def media_type(self) -> str:
-        """Which form that is."""
-        ...
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A layer whose bytes are in a store or a registry, in the form that an image's manifest names.
-
-    ``diffid`` is the digest of the plain archive, ``digest`` and ``size`` are of the form, which ``media_type`` tells
-    (with ``+gzip``, ``+zstd`` or plain).
-    """
-
-    diffid: str
-    digest: str
-    size: int
-    media_type: str
-    annotations: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def compression(self) -> str:
-        """``"none"``, ``"gzip"`` or ``"zstd"``."""
-        return packing_of(self.media_type) or "none"
-
-    @property
-    def descriptor(self) -> Descriptor:
-        """As it stands in a manifest."""
-        return Descriptor(self.media_type, self.digest, self.size, self.annotations)
 
 
 @dataclass(frozen=True)
@@ -115,7 +68,7 @@ class Image:
     :raises ImageError: the configuration is none, or does not have as many layers as there are.
     """
 
-    layers: tuple[LayerLike, ...] = field(repr=False)
+    layers: tuple[Layer, ...] = field(repr=False)
     #: The configuration, to the byte.
     document: bytes = field(repr=False)
     #: The manifest, to the byte, where the image came with one.
@@ -129,8 +82,8 @@ class Image:
         if not isinstance(ids, list):
             raise ImageError("config", "has no rootfs.diff_ids: it is not the configuration of an image")
         for index, layer in enumerate(self.layers):
-            if not isinstance(layer, LayerLike):
-                raise TypeError(f"Image: a layer has a diffid, and {layer!r} has none")
+            if not isinstance(layer, Layer):
+                raise TypeError(f"Image: layers must be Layer, not {layer!r}")
             if index >= len(ids) or layer.diffid != ids[index]:
                 raise ImageError("config", f"rootfs.diff_ids[{index}] is not {layer.diffid}, that of the layer")
         if len(ids) != len(self.layers):
@@ -148,8 +101,16 @@ class Image:
         return Image((), dump(document))
 
     @staticmethod
-    def read(manifest: bytes, config: bytes, *, media_type: str | None = None) -> Image:
+    def read(
+        manifest: bytes,
+        config: bytes,
+        *,
+        media_type: str | None = None,
+        source: Callable[[str], LayerBytes] | None = None,
+    ) -> Image:
         """From a manifest and the configuration that it names, both verified by the caller.
+
+        ``source`` gives what reads the bytes of a layer's digest.
 
         :raises ImageError: they break a rule, or it is an artefact that is no image.
         """
@@ -169,7 +130,8 @@ class Image:
                 raise ImageError("config", str(error)) from None
             if packing_of(layer.media_type) is None:
                 raise ImageError("manifest", f"layer {index} is {layer.media_type!r}: no layer of a known kind")
-            layers.append(Packed(diffid, layer.digest, layer.size, layer.media_type, layer.annotations))
+            own = None if source is None else source(layer.digest)
+            layers.append(Layer(diffid, layer.digest, layer.size, layer.media_type, own))
         return Image(tuple(layers), config, manifest)
 
     # ---- what it says -------------------------------------------------------------------------------------------
@@ -224,7 +186,7 @@ class Image:
         """The manifest: as received, or for the layers in the form in which they are (new ones: not compressed)."""
         if self.received is not None:
             return self.received
-        return make_manifest(self.document, [_descriptor(layer) for layer in self.layers])
+        return make_manifest(self.document, [descriptor(layer) for layer in self.layers])
 
     @cached_property
     def digest(self) -> str:
@@ -248,12 +210,12 @@ class Image:
 
     # ---- others made of it --------------------------------------------------------------------------------------
 
-    def __add__(self, layer: LayerLike) -> Image:
-        if not isinstance(layer, LayerLike):
+    def __add__(self, layer: Layer) -> Image:
+        if not isinstance(layer, Layer):
             return NotImplemented
         return self.add(layer)
 
-    def add(self, layer: LayerLike, history: History | None = None) -> Image:
+    def add(self, layer: Layer, history: History | None = None) -> Image:
         """The same with one layer more on top (what ``+`` does), and what its history says."""
         document = self._copy()
         document["rootfs"] = {"type": "layers", "diff_ids": [*self.diffids, layer.diffid]}
@@ -278,7 +240,7 @@ class Image:
             document.pop(key, None)
         return Image(self.layers, dump({**document, **Platform.parse(platform).document()}))
 
-    def packed(self, layers: Iterable[Packed]) -> Image:
+    def packed(self, layers: Iterable[Layer]) -> Image:
         """The same image with its layers in these forms; they are the same layers."""
         found = tuple(layers)
         if tuple(layer.diffid for layer in found) != self.diffids:
@@ -303,8 +265,9 @@ _CONFIG_KEYS = {
 }  # fmt: skip
 
 
-def _descriptor(layer: LayerLike) -> Descriptor:
-    return Descriptor(layer.media_type, layer.digest, layer.size, getattr(layer, "annotations", ()))
+def descriptor(layer: Layer) -> Descriptor:
+    """A layer as it stands in a manifest."""
+    return Descriptor(layer.media_type, layer.digest, layer.size)
 
 
 def make_manifest(config: bytes, layers: Iterable[Descriptor], annotations: Mapping[str, str] | None = None) -> bytes:

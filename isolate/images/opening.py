@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
 
 from isolate.images.blobs import Blobs
-from isolate.images.disk import Unnamed, doing, open_directory, read_small, subdirectory
+from isolate.images.digests import split
+from isolate.images.disk import Unnamed, doing, read_small, subdirectory
 from isolate.images.errors import StoreError
 from isolate.images.refs import Refs
 
 if TYPE_CHECKING:
     from isolate.kernel.paths import StrOrBytesPath
 
-__all__ = ["FORMAT", "Opened"]
+__all__ = ["FORMAT", "BlobBytes", "Opened"]
 
 FORMAT = 1
 _WORDS = "isolate-store"
@@ -143,9 +145,18 @@ class Opened:
                 os.close(fd)
             setattr(self, name, -1)
 
-    def layer(self, diffid: str) -> int:
-        """A descriptor of a layer's directory.
+    def source(self, digest: str) -> BlobBytes:
+        """What reads a blob, also when this store has been closed."""
+        algorithm, digits = split(digest)
+        return BlobBytes(os.path.join(self.path, "blobs", algorithm, digits))
 
-        :raises FileNotFoundError: it is not there.
-        """
-        return open_directory(diffid.partition(":")[2], self.layers_fd)
+
+@dataclass(frozen=True)
+class BlobBytes:
+    """The bytes of a blob of a store, by its place."""
+
+    path: str
+
+    def open(self) -> IO[bytes]:
+        """A reader of their own, at their beginning."""
+        return open(self.path, "rb")

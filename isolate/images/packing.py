@@ -10,13 +10,12 @@ from isolate.images.archive.compression import decompressed
 from isolate.images.blobs import chunks
 from isolate.images.documents import layer_type, packing_of
 from isolate.images.errors import DigestError, ImageError, StoreError
-from isolate.images.image import Packed
+from isolate.images.layer import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from isolate.images.blobs import Lease
-    from isolate.images.image import LayerLike
     from isolate.images.opening import Opened
     from isolate.images.progress import Reporter
 
@@ -62,7 +61,7 @@ def _packer(compression: str) -> Any:
     return zstd.ZstdCompressor(level=_LEVELS["zstd"])
 
 
-def pack(opened: Opened, layer: LayerLike, compression: str, report: Reporter, lease: Lease) -> Packed:
+def pack(opened: Opened, layer: Layer, compression: str, report: Reporter, lease: Lease) -> Layer:
     """A layer in a form whose blob is in the store, held by the lease.
 
     :raises StoreError: it is not, and there is nothing to make it from.
@@ -72,9 +71,8 @@ def pack(opened: Opened, layer: LayerLike, compression: str, report: Reporter, l
     own = packing_of(layer.media_type)
     if own is None:
         raise ImageError("layer", f"is {layer.media_type!r}: no layer of a known kind")
-    form = Packed(layer.diffid, layer.digest, layer.size, layer.media_type, getattr(layer, "annotations", ()))
     held = opened.blobs.hold(layer.digest)
-    if held is None and getattr(layer, "source", None) is None:
+    if held is None and layer.source is None:
         raise StoreError(
             f"the layer {layer.digest} is not in this store", path=opened.path, remedy="pull or load its image here"
         )
@@ -82,19 +80,19 @@ def pack(opened: Opened, layer: LayerLike, compression: str, report: Reporter, l
         lease.add(held)
     if compression == "none" or own != "none":
         # A form that came compressed stays: others know it.
-        return form if held is not None else _make(opened, form, _pieces(layer), "none", report, lease)
-    return _make(opened, form, chunks(held) if held is not None else _pieces(layer), compression, report, lease)
+        return layer if held is not None else _make(opened, layer, _pieces(layer), "none", report, lease)
+    return _make(opened, layer, chunks(held) if held is not None else _pieces(layer), compression, report, lease)
 
 
-def _pieces(layer: Any) -> Iterator[bytes]:
+def _pieces(layer: Layer) -> Iterator[bytes]:
     with layer.open() as file:
         while piece := file.read(1 << 18):
             yield piece
 
 
 def _make(
-    opened: Opened, layer: Packed, pieces: Iterable[bytes], compression: str, report: Reporter, lease: Lease
-) -> Packed:
+    opened: Opened, layer: Layer, pieces: Iterable[bytes], compression: str, report: Reporter, lease: Lease
+) -> Layer:
     """Keep the bytes of a layer's form, compressed further."""
     inner, outer = hashlib.sha256(), hashlib.sha256()
 
@@ -119,4 +117,4 @@ def _make(
         lease.add(opened.blobs.keep(file, digest))
     if compression == "none":
         return layer
-    return Packed(layer.diffid, digest, size, layer_type(compression))
+    return Layer(layer.diffid, digest, size, layer_type(compression))

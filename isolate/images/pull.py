@@ -11,7 +11,7 @@ from isolate.images.digests import is_digest
 from isolate.images.disk import doing
 from isolate.images.documents import INDEX_TYPES, LARGEST, MANIFEST_TYPES, Descriptor, Index, read_index, read_manifest
 from isolate.images.errors import ImageError
-from isolate.images.image import Image, Packed
+from isolate.images.image import Image, descriptor
 from isolate.images.platform import Platform
 from isolate.images.registry.client import Pulled
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from isolate.images.bounds import Bounds
+    from isolate.images.layer import Layer
     from isolate.images.opening import Opened
     from isolate.images.progress import Reporter
     from isolate.images.reference import Reference
@@ -87,7 +88,7 @@ class Pull:
         self.lease.add(blobs.add(config, manifest.config.digest))
         if len(config) != manifest.config.size:
             raise ImageError("manifest", f"says that the config has {manifest.config.size} bytes; it has {len(config)}")
-        return Image.read(pulled.data, config, media_type=pulled.media_type or None)
+        return Image.read(pulled.data, config, media_type=pulled.media_type or None, source=self._opened.source)
 
     def find(self, reference: Reference, platform: Platform | None) -> Image:
         """The image that a reference stands for."""
@@ -102,9 +103,8 @@ class Pull:
 
     def layers(self, image: Image, bounds: Bounds | None, *, trees: bool) -> None:
         """Download what is missing, side by side; extract in order as it comes."""
-        unique: dict[str, Packed] = {}
+        unique: dict[str, Layer] = {}
         for layer in image.layers:
-            assert isinstance(layer, Packed)
             unique.setdefault(layer.digest, layer)
         pool = ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-pull")
         try:
@@ -116,7 +116,7 @@ class Pull:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _layer(self, layer: Packed) -> int:
+    def _layer(self, layer: Layer) -> int:
         blobs = self._opened.blobs
         waiting = blobs.partial(layer.digest, seconds=_WAIT, check=self._report.check)
         with doing("keeping a layer", self._opened.path), waiting as partial:
@@ -129,7 +129,7 @@ class Pull:
 
             tell(0)
             partial.rehash(layer.size, tell)
-            self._registry.download(self._repository, layer.descriptor, partial, tell)
+            self._registry.download(self._repository, descriptor(layer), partial, tell)
             return self.lease.add(partial.finish(f"layer of {self._registry.host}/{self._repository}"))
 
 
@@ -147,7 +147,6 @@ def unpack(
     stack: list[int] = []
     try:
         for index, layer in enumerate(image.layers):
-            assert isinstance(layer, Packed)
             below = image.diffids[:index]
             held = trees.hold(layer.diffid, below)
             if held is None:

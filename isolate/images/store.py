@@ -11,7 +11,7 @@ from isolate.images.digests import is_digest
 from isolate.images.disk import doing
 from isolate.images.documents import INDEX_TYPES, LARGEST, parse, read_index, read_manifest
 from isolate.images.errors import ImageError, StoreError
-from isolate.images.image import Image, make_manifest
+from isolate.images.image import Image, descriptor, make_manifest
 from isolate.images.opening import Opened
 from isolate.images.platform import Platform
 from isolate.images.progress import Reporter
@@ -172,7 +172,7 @@ class Store:
             raise StoreError(
                 f"the configuration {manifest.config.digest} is missing", path=self.path, remedy="pull again"
             )
-        return Image.read(data, config, media_type=kind)
+        return Image.read(data, config, media_type=kind, source=self._opened.source)
 
     def _hold(self, digest: str, lease: Lease) -> None:
         """Keep a manifest or index and all that it names from being collected."""
@@ -357,7 +357,7 @@ class Store:
             image = image.packed(packed)
             lease.add(blobs.add(image.document, image.id))
             if image.received is None:
-                data = make_manifest(image.document, [layer.descriptor for layer in packed])
+                data = make_manifest(image.document, map(descriptor, packed))
                 image = Image(image.layers, image.document, data)
             lease.add(blobs.add(image.manifest, image.digest))
             if trees:

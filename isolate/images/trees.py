@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.images.digests import digest_of, split
 from isolate.images.disk import doing, is_named, open_directory, read_small, rename_new, replace, syncfs, try_lock
+from isolate.images.documents import packing_of
 from isolate.images.errors import StoreError
 from isolate.images.extract.start import extract
 from isolate.images.facts import Facts
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from isolate.images.blobs import Lease
     from isolate.images.bounds import Bounds
-    from isolate.images.image import Packed
+    from isolate.images.layer import Layer
     from isolate.images.opening import Opened
     from isolate.namespaces.ids import IdMap
 
@@ -108,7 +109,7 @@ class Trees:
     def stage(
         self,
         archive: int,
-        layer: Packed,
+        layer: Layer,
         below: Sequence[str],
         trees: Sequence[int],
         bounds: Bounds | None,
@@ -126,7 +127,7 @@ class Trees:
             tree = open_directory("tree", fd)
             try:
                 done = extract(
-                    archive, tree, bounds=bounds, compression=layer.compression, map=self._map,
+                    archive, tree, bounds=bounds, compression=packing_of(layer.media_type), map=self._map,
                     lower=tuple(reversed(trees)), digest=layer.digest, diffid=layer.diffid,
                 )  # fmt: skip
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -127,10 +128,8 @@ def tree_of(top: str | bytes, *, times: bool = True) -> dict[bytes, tuple[object
             inodes[row.st_dev, row.st_ino] = min(path, inodes.get((row.st_dev, row.st_ino), path))
         xattrs: dict[str, bytes] = {}
         if not stat.S_ISLNK(row.st_mode):
-            try:
+            with contextlib.suppress(OSError):
                 xattrs = {name: os.getxattr(full, name) for name in os.listxattr(full)}
-            except OSError:
-                pass
         mtime = row.st_mtime_ns if times and path else None
         found[path] = (
             row.st_mode if path else 0, row.st_uid, row.st_gid, row.st_rdev, mtime, what, xattrs,

@@ -6,10 +6,10 @@ import hashlib
 import io
 import os
 import tarfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from isolate.images import Config, Image
+from isolate.images import Config, Image, Layer
 from isolate.images.documents import layer_type
 
 if TYPE_CHECKING:
@@ -17,18 +17,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MadeLayer:
-    diffid: str
-    digest: str
-    size: int
-    media_type: str
-    source: bytes = field(repr=False, compare=False)
+class Bytes:
+    data: bytes
 
     def open(self) -> IO[bytes]:
-        return io.BytesIO(self.source)
+        return io.BytesIO(self.data)
 
 
-def layer(files: Mapping[str, bytes]) -> MadeLayer:
+def layer(files: Mapping[str, bytes]) -> Layer:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in files.items():
@@ -37,7 +33,7 @@ def layer(files: Mapping[str, bytes]) -> MadeLayer:
             archive.addfile(info, io.BytesIO(data))
     data = out.getvalue()
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    return MadeLayer(digest, digest, len(data), layer_type("none"), data)
+    return Layer(digest, digest, len(data), layer_type("none"), Bytes(data))
 
 
 def noise(size: int, seed: str = "") -> bytes:
