@@ -32,9 +32,10 @@ def cgroups() -> set[str]:
     found = set()
     for root, names, _ in os.walk("/sys/fs/cgroup"):
         for name in list(names):
-            if name.startswith("isolate") and f"-{os.getpid()}-" in name:
-                found.add(os.path.join(root, name))
-                names.remove(name)
+            if name.startswith("isolate-"):
+                if f"-{os.getpid()}-" in name:
+                    found.add(os.path.join(root, name))
+                names.remove(name)  # not into those of another program: they come and go, and may be deep
     return found
 
 

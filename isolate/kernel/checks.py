@@ -1,0 +1,197 @@
+"""One reader of the values that users give: integers, numbers, sizes, words, paths, keywords.
+
+Each function takes what the value is called, for the error, and returns the value as the library uses it. All errors
+have one form: ``<name>: <what> is wanted, not <what was given>``. ``bool`` is refused where a number is wanted, since
+``pids=True`` is a mistake. Sizes have one grammar everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, TypeVar
+
+TYPE_CHECKING = False  # as in typing: every start imports this module
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "absolute",
+    "choice",
+    "flag",
+    "inside",
+    "integer",
+    "keywords",
+    "nearest",
+    "number",
+    "of_type",
+    "size",
+    "text",
+]
+
+T = TypeVar("T")
+
+_UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+#: What the kernel takes in a signed 64-bit number.
+LARGEST: Final = (1 << 63) - 1
+#: The words for "no limit", each of which is understood everywhere: cgroup v2 writes "max", setrlimit(2) "unlimited".
+UNLIMITED: Final = ("max", "unlimited")
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """``"; did you mean 'overlay'?"``, or nothing where no known word is near."""
+    import difflib  # loaded late: only an error needs it
+
+    words = list(known)
+    folded = {each.lower(): each for each in words}
+    near = difflib.get_close_matches(str(word).lower(), list(folded), n=1)
+    return f"; did you mean {folded[near[0]]!r}?" if near else ""
+
+
+def of_type(name: str, value: object, kind: type[T], wanted: str) -> T:
+    """The value, which must be of that type; ``wanted`` says it in words: ``"a str"``."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool and kind is not object):
+        hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) and issubclass(value, kind) else ""
+        raise TypeError(f"{name}: {wanted} is wanted, not {value!r}{hint}")
+    return value
+
+
+def flag(name: str, value: object) -> bool:
+    """True or False."""
+    return of_type(name, value, bool, "True or False")
+
+
+def integer(name: str, value: object, low: int, high: int = LARGEST) -> int:
+    """An int within a range, both ends included."""
+    found = of_type(name, value, int, "an int")
+    if not low <= found <= high:
+        raise ValueError(f"{name}: {_range(low, high)} is wanted, not {found}")
+    return found
+
+
+def number(name: str, value: object, low: float, high: float) -> float:
+    """An int or a float within a range, both ends included; never NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: a number is wanted, not {value!r}")
+    if not low <= value <= high:  # false for NaN, too
+        raise ValueError(f"{name}: a number from {low:g} to {high:g} is wanted, not {value!r}")
+    return float(value)
+
+
+def _range(low: int, high: int) -> str:
+    return f"an int of at least {low}" if high == LARGEST else f"an int from {low} to {high}"
+
+
+def size(name: str, value: object, low: int = 0, high: int = LARGEST) -> int:
+    """Bytes: an int, or a str such as ``"64K"``, ``"256M"``, ``"1.5GiB"`` (powers of 1024; ``B`` or ``iB`` may follow).
+
+    A fraction that is no whole number of bytes is rounded down.
+    """
+    if isinstance(value, str):
+        found = _bytes(name, value)
+    elif isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: an int of bytes, or a str such as '256M', is wanted, not {value!r}")
+    else:
+        found = value
+    if not low <= found <= high:
+        most = "" if high == LARGEST else f" and at most {high}"
+        raise ValueError(f"{name}: at least {low}{most} bytes are wanted, not {value!r}")
+    return found
+
+
+def limit(name: str, value: object, low: int = 0, high: int = LARGEST) -> int | None:
+    """A size; None for ``"max"`` or ``"unlimited"``."""
+    if isinstance(value, str) and value.strip().lower() in UNLIMITED:
+        return None
+    return size(name, value, low, high)
+
+
+def _bytes(name: str, text: str) -> int:
+    word = text.strip().upper()
+    for ending in ("IB", "B"):
+        if word.endswith(ending) and (ending == "B" or word[-3:-2] in _UNITS):
+            word = word[: -len(ending)]
+            break
+    unit = word[-1:] if word[-1:] in _UNITS else ""
+    digits = word[: len(word) - len(unit)].strip()
+    whole, point, part = digits.partition(".")
+    sound = whole.isascii() and whole.isdecimal() and len(digits) <= 40
+    if not sound or (point and not (part.isascii() and part.isdecimal())):
+        raise ValueError(f"{name}: a size such as '256M' (K, M, G, T, P: powers of 1024) is wanted, not {text!r}")
+    return (int(whole + part) << _UNITS[unit]) // int(10 ** len(part))
+
+
+def choice(name: str, value: object, known: Iterable[str]) -> str:
+    """One of some words."""
+    words = list(known)
+    if isinstance(value, str) and value in words:
+        return value
+    wanted = f"one of {', '.join(map(repr, words))}" if len(words) <= 12 else "a known word"
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise kind(f"{name}: {wanted} is wanted, not {value!r}{nearest(value, words)}")
+
+
+def text(name: str, value: object, *, longest: int = 4096) -> str:
+    """A str that the kernel can be given: no NUL, no line break, not longer than that many bytes."""
+    found = of_type(name, value, str, "a str")
+    if "\0" in found or "\n" in found:
+        raise ValueError(f"{name}: a str without NUL and line break is wanted, not {found!r}")
+    if len(os.fsencode(found)) > longest:
+        raise ValueError(f"{name}: at most {longest} bytes are wanted, not {len(os.fsencode(found))}")
+    return found
+
+
+def _path(name: str, value: object) -> bytes:
+    try:
+        path = os.fsencode(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name}: a path (str, bytes or os.PathLike) is wanted, not {value!r}") from None
+    if b"\0" in path:
+        raise ValueError(f"{name}: a path without NUL is wanted, not {value!r}")
+    if not path:
+        raise ValueError(f"{name}: a path is wanted, not an empty one")
+    return path
+
+
+def absolute(name: str, value: object) -> bytes:
+    """An absolute path of the host's."""
+    path = _path(name, value)
+    if not path.startswith(b"/"):
+        raise ValueError(f"{name}: an absolute path is wanted, not {value!r}")
+    return path
+
+
+def inside(name: str, value: object) -> bytes:
+    """An absolute path inside a root, without ``..``."""
+    path = absolute(name, value)
+    if b".." in path.split(b"/"):
+        raise ValueError(f"{name}: a path without '..' is wanted, not {value!r}")
+    return path
+
+
+_C = TypeVar("_C", bound=type)
+
+
+def keywords(cls: _C) -> _C:
+    """A class decorator: an unknown keyword of the constructor is refused with the nearest known one.
+
+    The signature that type checkers and ``help()`` see stays the constructor's own.
+    """
+    import functools
+
+    made: Callable[..., None] = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(made)
+    def __init__(self: object, *args: Any, **given: Any) -> None:
+        try:
+            made(self, *args, **given)
+        except TypeError as error:
+            known = made.__code__.co_varnames[1 : made.__code__.co_argcount + made.__code__.co_kwonlyargcount]
+            unknown = next((key for key in given if key not in known), None)
+            # Only the constructor's own complaint about its keywords: one from inside of it has words of its own.
+            if unknown is None or made.__code__.co_flags & 0x08 or "unexpected keyword" not in str(error):
+                raise
+            hint = nearest(unknown, known) or f"; it takes {', '.join(known)}"
+            raise TypeError(f"{cls.__name__}: there is no keyword {unknown!r}{hint}") from None
+
+    setattr(cls, "__init__", __init__)  # noqa: B010 - mypy takes the plain assignment for a mistake
+    return cls
