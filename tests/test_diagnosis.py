@@ -768,6 +768,7 @@ def test_a_diagnosis_that_fails_hides_nothing() -> None:
         0,
         0,
         0,
+        0,
         b"",
         b"",
         b"",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.errors import IrreversibleError
+from isolate.kernel.proc import status
 from isolate.thread.entering import Change, Reversible
 
 if TYPE_CHECKING:
@@ -253,15 +254,10 @@ class Capabilities(Reversible):
 
         :raises OSError: if there is no such process.
         """
-        rows: dict[str, int] = {}
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("Cap"):
-                    name, _, value = line.partition(":")
-                    rows[name] = int(value, 16)
+        rows = status(pid)
         self = object.__new__(cls)  # a live process may have what a plan should not ask for
         for name, row in zip(_FIELDS, ("CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"), strict=False):
-            object.__setattr__(self, name, unmask(rows[row]))
+            object.__setattr__(self, name, unmask(int(rows[row], 16)))
         object.__setattr__(self, "securebits", None)
         return self
 

@@ -54,7 +54,7 @@ def apply(directory: str, setting: Setting) -> str:
         return ""
     write(directory, setting.file, setting.data, step=step, part="Limits")
     held = read(directory, setting.readback or setting.file)
-    lines = [line.rstrip() for line in (held or b"").splitlines()]
+    lines = [line.rstrip() for line in (held or b"").split(b"\n")]
     if setting.expect is not None and (setting.expect not in lines if setting.among else held != setting.expect):
         found = "nothing" if held is None else held.decode("ascii", "replace").strip()
         raise SetupError(

@@ -12,6 +12,8 @@ import os
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from isolate.kernel.proc import lines, mount_rows
+
 Mode = Literal["unified", "hybrid", "legacy", "none"]
 
 #: Controllers of v1 that the v2 hierarchy replaces by something that needs no controller.
@@ -82,24 +84,6 @@ class Host:
         return None
 
 
-def _unescape(field: str) -> str:
-    """Mountinfo writes space, tab, newline and backslash as three octal digits."""
-    if "\\" not in field:
-        return field
-    out = bytearray()
-    raw = os.fsencode(field)
-    at = 0
-    while at < len(raw):
-        digits = raw[at + 1 : at + 4]
-        if raw[at] == 0x5C and len(digits) == 3 and all(0x30 <= d <= 0x37 for d in digits):
-            out.append(int(digits, 8) & 0xFF)
-            at += 4
-        else:
-            out.append(raw[at])
-            at += 1
-    return os.fsdecode(bytes(out))
-
-
 #: Super options of a v1 mount that are no controllers.
 _OPTIONS: Final = frozenset(
     {"rw", "ro", "noprefix", "clone_children", "cpuset_v2_mode", "xattr", "all", "none", "favordynmods"}
@@ -109,21 +93,19 @@ _OPTIONS: Final = frozenset(
 def parse_mountinfo(text: str) -> list[Mount]:
     """The cgroup mounts of a ``/proc/PID/mountinfo``, in its order (proc_pid_mountinfo(5))."""
     mounts = []
-    for line in text.splitlines():
-        head, dash, tail = line.partition(" - ")
-        fields, rest = head.split(" "), tail.split(" ")
-        if not dash or len(fields) < 6 or len(rest) < 3 or rest[0] not in ("cgroup", "cgroup2"):
+    for row in mount_rows(os.fsencode(text)):
+        if row.kind not in ("cgroup", "cgroup2"):
             continue
-        options = rest[2].split(",")
+        options = row.super_options
         name = next((o[5:] for o in options if o.startswith("name=")), "")
         mounts.append(
             Mount(
-                version=2 if rest[0] == "cgroup2" else 1,
-                root=_unescape(fields[3]),
-                target=_unescape(fields[4]),
-                read_only="ro" in fields[5].split(",") or "ro" in options,
+                version=2 if row.kind == "cgroup2" else 1,
+                root=row.root,
+                target=row.target,
+                read_only="ro" in row.options or "ro" in options,
                 controllers=frozenset()
-                if rest[0] == "cgroup2"
+                if row.kind == "cgroup2"
                 else frozenset(o for o in options if o not in _OPTIONS and "=" not in o),
                 name=name,
             )
@@ -134,7 +116,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
 def parse_membership(text: str) -> list[Membership]:
     """The lines of a ``/proc/PID/cgroup``: ``hierarchy:controllers:path``."""
     found = []
-    for line in text.splitlines():
+    for line in lines(os.fsencode(text)):
         number, colon, rest = line.partition(":")
         names, colon2, path = rest.partition(":")
         if not (colon and colon2 and number.isdigit() and path.startswith("/")):

@@ -292,7 +292,7 @@ def _memory1(limits: Limits, parent: str) -> Iterator[Setting]:
 def _memsw(limits: Limits, parent: str) -> Iterator[Setting]:
     """v1 limits the sum of memory and swap; it must never be below memory, so it is written second."""
     if not os.path.exists(os.path.join(parent, "memory.memsw.limit_in_bytes")):
-        swaps = read("/proc/swaps").splitlines()[1:]
+        swaps = read("/proc/swaps").rstrip("\n").split("\n")[1:]
         if limits.swap is None and not swaps:
             return  # no swap is in use, so the default of none holds
         raise unsupported(

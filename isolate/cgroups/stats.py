@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from isolate.kernel.proc import lines
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -97,7 +99,7 @@ def controller_of(version: int, file: str) -> str:
 def pairs(data: bytes) -> dict[str, int]:
     """A flat keyed file: ``name number`` a line."""
     found: dict[str, int] = {}
-    for line in data.decode("ascii", "replace").splitlines():
+    for line in lines(data):
         name, space, value = line.partition(" ")
         if space and value.strip().isdigit():
             found[name] = int(value)
@@ -112,7 +114,7 @@ def single(data: bytes | None) -> int | None:
 
 def _io2(data: bytes) -> dict[str, IoStats]:
     found = {}
-    for line in data.decode("ascii", "replace").splitlines():
+    for line in lines(data):
         device, _, rest = line.partition(" ")
         values = {k: int(v) for k, eq, v in (item.partition("=") for item in rest.split()) if eq and v.isdigit()}
         if ":" in device and values:
@@ -123,7 +125,7 @@ def _io2(data: bytes) -> dict[str, IoStats]:
 def _io1(count: bytes, operations: bytes) -> dict[str, IoStats]:
     rows: dict[str, dict[str, int]] = {}
     for data, suffix in ((count, "bytes"), (operations, "ios")):
-        for line in data.decode("ascii", "replace").splitlines():
+        for line in lines(data):
             fields = line.split()
             if len(fields) == 3 and fields[1] in ("Read", "Write"):
                 rows.setdefault(fields[0], {})[fields[1][0].lower() + suffix] = int(fields[2])
@@ -136,7 +138,7 @@ def _io1(count: bytes, operations: bytes) -> dict[str, IoStats]:
 
 def _pressure(data: bytes) -> dict[str, Pressure]:
     found = {}
-    for line in data.decode("ascii", "replace").splitlines():
+    for line in lines(data):
         kind, _, rest = line.partition(" ")
         values = {name: value for name, _, value in (item.partition("=") for item in rest.split())}
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from isolate.kernel import proc
+
 CAP_SYS_ADMIN = 21
 _START = 3  # processes of a start: the launcher, init, the program
 
@@ -35,13 +37,6 @@ class Finding(NamedTuple):
     unsupported: bool = False
 
 
-def _unescape(text: str) -> str:
-    """A path of mountinfo: blanks, newlines and backslashes stand there as octal digits."""
-    for octal, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(octal, plain)
-    return text
-
-
 class Host:
     """What files of this host say. ``root`` is another directory only where recorded facts are looked at."""
 
@@ -52,10 +47,14 @@ class Host:
     def read(self, path: str) -> str | None:
         """The text of a file, None where it cannot be read."""
         try:
-            with open(os.path.join(self.root, path.lstrip("/")), encoding="utf-8", errors="replace") as file:
-                return file.read()
+            with open(os.path.join(self.root, path.lstrip("/")), "rb") as file:
+                return os.fsdecode(file.read())
         except OSError:
             return None
+
+    def lines(self, path: str) -> list[str]:
+        """The lines of a file, none where it cannot be read."""
+        return proc.lines(os.fsencode(self.read(path) or ""))
 
     def number(self, path: str) -> int | None:
         """The number that a file holds."""
@@ -71,11 +70,7 @@ class Host:
 
     def status(self, field: str) -> str | None:
         """A field of /proc/self/status."""
-        for line in (self.read("/proc/self/status") or "").splitlines():
-            name, _, value = line.partition(":")
-            if name == field:
-                return value.strip()
-        return None
+        return proc.fields(os.fsencode(self.read("/proc/self/status") or "")).get(field)
 
     def capable(self, capability: int = CAP_SYS_ADMIN) -> bool:
         """Whether the capability is effective in this program."""
@@ -106,13 +101,8 @@ class Host:
 
     def mounts(self) -> list[tuple[str, str, str]]:
         """(mount point, file system, options) of each mount, from /proc/self/mountinfo (proc(5))."""
-        found: list[tuple[str, str, str]] = []
-        for line in (self.read("/proc/self/mountinfo") or "").splitlines():
-            before, dash, after = line.partition(" - ")
-            fields = before.split()
-            if dash and len(fields) >= 6:
-                found.append((_unescape(fields[4]), after.split()[0], fields[5]))
-        return found
+        rows = proc.mount_rows(os.fsencode(self.read("/proc/self/mountinfo") or ""))
+        return [(row.target, row.kind, ",".join(row.options)) for row in rows]
 
     def over_proc(self) -> list[str]:
         """What is mounted over parts of /proc: a container's masks. The kernel's own (binfmt_misc) hide nothing."""
@@ -137,8 +127,7 @@ class Host:
 
     def unmapped(self) -> bool:
         """Whether the caller's own uid has no place in its user namespace."""
-        text = self.read("/proc/self/uid_map")
-        for line in ("0 0 4294967295" if text is None else text).splitlines():
+        for line in self.lines("/proc/self/uid_map") if self.exists("/proc/self/uid_map") else ["0 0 4294967295"]:
             first, _, count = map(int, line.split())
             if first <= self.euid < first + count:
                 return False
@@ -157,7 +146,7 @@ class Host:
                     f"a start takes {_START}",
                     f"raise {directory}/pids.max (Docker: --pids-limit; systemd: TasksMax=), or run fewer at once",
                 )
-        for line in (self.read("/proc/self/limits") or "").splitlines():
+        for line in self.lines("/proc/self/limits"):
             soft = line[26:].split()[0] if line.startswith("Max processes") else "unlimited"
             if soft.isdigit() and not self.capable(24) and self._tasks() + _START >= int(soft):  # CAP_SYS_RESOURCE
                 return Finding(
@@ -170,12 +159,12 @@ class Host:
     def _tasks(self) -> int:
         """Processes and threads of this user, as far as /proc shows them."""
         found = 0
-        proc = os.path.join(self.root, "proc")
+        top = os.path.join(self.root, "proc")
         try:
-            for entry in os.scandir(proc):
+            for entry in os.scandir(top):
                 try:
                     if entry.name.isdigit() and entry.stat().st_uid == self.euid:
-                        found += os.stat(f"{proc}/{entry.name}/task").st_nlink - 2
+                        found += os.stat(f"{top}/{entry.name}/task").st_nlink - 2
                 except OSError:
                     continue  # it has ended
         except OSError:
@@ -186,7 +175,7 @@ class Host:
         """(name, directory) of the own group and its parents, in the hierarchy that counts processes."""
         mount = ""
         own = ""
-        for line in (self.read("/proc/self/cgroup") or "").splitlines():
+        for line in self.lines("/proc/self/cgroup"):
             _, controllers, path = [*line.split(":", 2), "", ""][:3]
             if "pids" in controllers.split(",") or (not controllers and not own):
                 own = path

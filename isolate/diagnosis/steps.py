@@ -288,7 +288,7 @@ def _subordinate(host: Host, program: str, args: list[bytes]) -> Finding:
         user = str(host.euid)
     granted = [(own, 1)]
     entries = 0
-    for line in (host.read(file) or "").splitlines():
+    for line in host.lines(file):
         fields = line.strip().split(":")
         if len(fields) == 3 and fields[0] in (user, str(host.euid)) and fields[1].isdigit() and fields[2].isdigit():
             entries += 1

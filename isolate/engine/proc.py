@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from isolate.engine import native
+from isolate.kernel.proc import mount_rows, status
 
 __all__ = ["children", "is_ours", "shows_sandboxes"]
 
@@ -29,11 +30,9 @@ def is_ours() -> bool:
 
 def _look() -> bool:
     try:
-        with open("/proc/self/status", "rb") as file:
-            lines = file.read().split(b"\n")
+        return len(status().get("NSpid", "").split()) == 1
     except OSError:
         return False
-    return any(line.startswith(b"NSpid:") and len(line.split()) == 2 for line in lines)
 
 
 def shows_sandboxes() -> bool:
@@ -50,15 +49,14 @@ def _hides() -> bool:
     try:
         device = os.stat("/proc").st_dev
         with open("/proc/self/mountinfo", "rb") as file:
-            lines = file.read().split(b"\n")
+            rows = list(mount_rows(file.read()))
     except OSError:
         return True
-    number = b"%d:%d" % (os.major(device), os.minor(device))
-    for line in lines:
-        fields = line.split(b" ")
-        if len(fields) > 5 and fields[2] == number and b"hidepid=" in fields[-1]:
-            value = fields[-1].partition(b"hidepid=")[2].split(b",")[0]
-            return value not in (b"0", b"off")
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for row in rows:
+        hidden = [option[8:] for option in row.super_options if option.startswith("hidepid=")]
+        if row.device == number and hidden:
+            return hidden[0] not in ("0", "off")
     return False
 
 

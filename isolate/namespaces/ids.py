@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
+from isolate.kernel.proc import lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -146,15 +147,15 @@ def read_subordinate(path: str, *, user: str | None = None) -> list[tuple[int, i
     option = "--add-subuids" if path.endswith("subuid") else "--add-subgids"
     remedy = f"as root: usermod {option} 100000-165535 {user}"
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read().splitlines()
+        with open(path, "rb") as file:
+            rows = lines(file.read())
     except OSError as error:
         raise SetupError(
             error.errno or 2, f"read {path}", part="UserNamespace", syscall="open", path=path,
             cause="the file with the subordinate ids cannot be read (package: uidmap)", remedy=remedy,
         ) from error  # fmt: skip
     found: list[tuple[int, int]] = []
-    for line in lines:
+    for line in rows:
         fields = line.strip().split(":")
         if len(fields) == 3 and fields[0] in names and fields[1].isdigit() and fields[2].isdigit() and int(fields[2]):
             found.append((int(fields[1]), int(fields[2])))

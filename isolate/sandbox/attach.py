@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from isolate.attributes.credentials import Credentials
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
+from isolate.kernel.proc import fields
 from isolate.namespaces.part import (
     CgroupNamespace,
     IpcNamespace,
@@ -255,8 +256,8 @@ def _own(kind: str, fd: int) -> bool:
 def _ids_inside(root: str) -> tuple[int, int]:
     """Effective uid and gid of a process as its own user namespace has them."""
     found = []
-    with open(f"{root}/status", encoding="utf-8", errors="replace") as file:
-        rows = {line.partition(":")[0]: line.partition(":")[2].split() for line in file}
+    with open(f"{root}/status", "rb") as status:
+        rows = {name: value.split() for name, value in fields(status.read()).items()}
     for row, name in (("Uid", "uid_map"), ("Gid", "gid_map")):
         seen = int(rows[row][1])
         with open(f"{root}/{name}", encoding="ascii") as file:

@@ -11,6 +11,7 @@ from isolate.engine import proc
 from isolate.engine.native import lib
 from isolate.engine.proc import children
 from isolate.errors import printable
+from isolate.kernel.proc import status
 from isolate.sandbox.result import Result, Verdict
 
 if TYPE_CHECKING:
@@ -258,11 +259,10 @@ def tree_usage(root: int) -> tuple[float, int]:
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
-            with open(f"/proc/{pid}/status", "rb") as file:
-                _, found, rest = file.read().partition(b"VmHWM:")
+            mark = status(pid).get("VmHWM", "").split(" ")[0]
         except OSError:
             continue
         total += sum(map(int, fields[11:15])) * _TICK
-        peak = max(peak, int(rest.split(None, 1)[0]) * 1024 if found else 0)
+        peak = max(peak, int(mark) * 1024 if mark.isdigit() else 0)
         pending += children(pid)
     return total, peak
