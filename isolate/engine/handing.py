@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Context
     from isolate.engine.session import Session
 
-__all__ = ["Closing", "Handing", "bind_and_listen", "give"]
+__all__ = ["Closing", "Handing", "Taker", "bind_and_listen", "give"]
 
 SOL_SOCKET, SCM_RIGHTS = 1, 1
 MSG_NOSIGNAL = Constant(0x4000, "MSG_NOSIGNAL")
@@ -42,24 +42,36 @@ class Closing(Protocol):
         ...
 
 
+class Taker(Closing, Protocol):
+    """What is prepared for one start, and takes what init hands over."""
+
+    def receive(self, fds: list[int], session: Session) -> Closing | None:
+        """As ``receive`` of :class:`Handing`."""
+        ...
+
+
 class Handing:
     """A resource of each start: descriptors made inside come to ``receive``, called by whoever starts the sandbox.
 
     ``receive(fds, session)`` owns the descriptors. What it raises takes the sandbox down; what it returns, if anything,
     is closed when the start's session is. ``count`` is how many there are.
+
+    ``prepare()`` may stand in its place: it is called before the launcher starts, to refuse what cannot be, and what it
+    returns receives the descriptors, and is closed with the session.
     """
 
     def __init__(
         self,
-        receive: Callable[[list[int], Session], Closing | None],
+        receive: Callable[[list[int], Session], Closing | None] | None = None,
         count: int = 1,
         *,
-        prepare: Callable[[], Closing | None] | None = None,
+        prepare: Callable[[], Taker] | None = None,
         part: str | None = None,
     ) -> None:
+        if (receive is None) == (prepare is None):
+            raise TypeError("Handing: one of receive and prepare is wanted")
         self.receive = receive
         self.count = count
-        #: Called before the launcher starts: to refuse what cannot be. What it returns is closed as well.
         self.prepare = prepare
         self.part = part
 
@@ -89,13 +101,15 @@ class _Handed:
     def __init__(self, handing: Handing) -> None:
         self._handing = handing
         self._kept: list[Closing] = []
-        self._closed = False
         self._ours: socket.socket | None = None
         self._theirs: socket.socket | None = None
+        receive = handing.receive
         if handing.prepare is not None:
-            kept = handing.prepare()
-            if kept is not None:
-                self._kept.append(kept)
+            taker = handing.prepare()
+            self._kept.append(taker)
+            receive = taker.receive
+        assert receive is not None
+        self._receive = receive
         try:
             self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except BaseException:
@@ -112,7 +126,7 @@ class _Handed:
         fds = self._received(ours, session)
         if fds is None:
             return  # the start has failed before: its record says how
-        kept = self._handing.receive(fds, session)
+        kept = self._receive(fds, session)
         if kept is not None:
             self._kept.append(kept)
         with contextlib.suppress(OSError):  # where it has ended meanwhile its record says why

@@ -1,1 +1,9 @@
 """Networks: a switch with members, addresses, names, published ports; and the netlink that makes them."""
+
+from isolate.network.handle import Network as Network
+from isolate.network.interface import Interface as Interface
+from isolate.network.link import Counters as Counters
+from isolate.network.words import Egress as Egress
+from isolate.network.words import Publish as Publish
+
+__all__ = ["Counters", "Egress", "Interface", "Network", "Publish"]

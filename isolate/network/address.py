@@ -16,6 +16,8 @@ from isolate.network.netlink import (
     Socket,
     attribute,
     attributes,
+    nested,
+    text,
 )
 
 __all__ = ["Address", "Interface", "Net", "Route", "add", "addresses", "neighbour", "route", "routes"]
@@ -26,7 +28,9 @@ Interface: TypeAlias = "ipaddress.IPv4Interface | ipaddress.IPv6Interface"
 
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_NEWNEIGH = 28
+_NEWNEIGH, _DELNEIGH, _SETNEIGHTBL = 28, 29, 67
+_NDTA_NAME, _NDTA_PARMS, _NDTPA_IFINDEX, _NDTPA_PROXY_DELAY = 1, 6, 1, 13
+_PROXY = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
@@ -75,6 +79,21 @@ def neighbour(index: int, address: Address, mac: bytes) -> Message:
     body = _NDMSG.pack(_family(address), index, _PERMANENT, 0, 0)
     body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, mac)
     return Message(_NEWNEIGH, CREATE | REPLACE, body, f"note that {address} is at {mac.hex(':')}")
+
+
+def proxy(index: int, address: Address, *, remove: bool = False) -> Message:
+    """Answer for a neighbour that is behind another device (ARP's proxy), or no longer."""
+    body = _NDMSG.pack(_family(address), index, 0, _PROXY, 0) + attribute(_NDA_DST, address.packed)
+    verb = "no longer answer" if remove else "answer"
+    step = f"{verb} for {address} on the device {index}"
+    return Message(_DELNEIGH if remove else _NEWNEIGH, 0 if remove else CREATE | REPLACE, body, step)
+
+
+def proxy_at_once(index: int) -> Message:
+    """Answers for others are given at once: the kernel's default is a random delay of up to 0.8 s."""
+    inner = attribute(_NDTPA_IFINDEX, index) + attribute(_NDTPA_PROXY_DELAY, 0, 8)
+    body = struct.pack("=Bxxx", 2) + text(_NDTA_NAME, "arp_cache") + nested(_NDTA_PARMS, inner)
+    return Message(_SETNEIGHTBL, 0, body, f"answer for others at once on the device {index}")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 INET, BRIDGE, NETDEV = 1, 7, 5
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 ACCEPT, DROP = 1, 0
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _NEWSET, _NEWELEMENTS, _DELELEMENTS = 0, 2, 3, 6, 9, 12, 14
+_NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _NEWSET, _NEWELEMENTS, DELETE_ELEMENTS = 0, 2, 3, 6, 9, 12, 14
 _DELRULE = 8
 _OWNER = 2
 _INTERVAL, _MAP, _CONCATENATED = 0x4, 0x8, 0x80
@@ -152,6 +152,9 @@ class Table:
             flags |= _CONCATENATED
             fields = b"".join(nested(1, attribute(1, _be(field.size))) for field in wanted.key)
             parts.append(nested(9, nested(2, fields)))  # NFTA_SET_DESC: NFTA_SET_DESC_CONCAT
+        if wanted.key == (NAME,):
+            # For `nft list`, which cannot know otherwise: the bytes are in the machine's order.
+            parts.append(attribute(13, struct.pack("=BBI", 0, 4, 1)))  # NFTNL_UDATA_SET_KEYBYTEORDER
         parts += [attribute(3, _be(flags)), attribute(10, _be(self._ids))]
         return self._message(_NEWSET, f"make the set {wanted.name}", *parts, create=True)
 
@@ -160,7 +163,7 @@ class Table:
         packed = [part for element in elements for part in element.packed(whole=not remove)]
         verb = "take elements out of" if remove else "put elements into"
         return self._message(
-            _DELELEMENTS if remove else _NEWELEMENTS, f"{verb} the set {where}",
+            DELETE_ELEMENTS if remove else _NEWELEMENTS, f"{verb} the set {where}",
             text(1, self.name), text(2, where), nested(3, *packed), create=not remove,
         )  # fmt: skip
 

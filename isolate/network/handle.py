@@ -1,0 +1,312 @@
+"""A network that this program owns: a switch, its members, their names, what they reach, and what reaches them."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING
+
+from isolate.errors import ConflictError
+from isolate.network import link, nft, ruleset
+from isolate.network.address import routes
+from isolate.network.members import Member, Members, Wish
+from isolate.network.names import Names, nameservers
+from isolate.network.netlink import ROUTE, Socket
+from isolate.network.switch import Plug, Switch
+from isolate.network.words import PROTOCOLS, subnet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from isolate.engine.session import Session
+    from isolate.network.address import Address, Net
+    from isolate.network.netlink import Message
+
+__all__ = ["Network"]
+
+_open: set[Network] = set()
+
+
+class Network:
+    """A network of sandboxes: a bridge in a namespace of its own, gone with this program however that ends.
+
+    ``subnet`` is the IPv4 network that members get their addresses from; without, one that is free. ``ipv6`` is a
+    network too; None is a unique local one, made at random, and False none. ``uplink`` says what members may reach
+    beyond: None, nothing; ``"host"``, whatever this program's network reaches, with its addresses (NAT). ``names``: a
+    resolver at the network's first address knows the members by their names, and with an uplink asks the host's
+    resolvers about others. ``mtu`` is the largest packet, 576 to 65535 bytes.
+
+    Members are :class:`Interface` parts of sandboxes. They reach one another, unless an ``egress=`` says less. Nothing of
+    the host can be reached from inside, and nothing inside from the host or beyond but what is published.
+
+    Needs CAP_NET_ADMIN and CAP_SYS_ADMIN, or a user namespace: as an ordinary user, members reach one another and ports
+    can be published, and there is no ``uplink="host"``. The host's nftables and sysctls are not touched, with these
+    exceptions: a published port or an uplink brings a table of its own, and an uplink has the host's own devices
+    forward, by netlink and until the network is closed. Linux 5.14 with bridge, veth and nf_tables.
+
+    A context manager; ``close()`` ends it.
+
+    :raises ConflictError: the subnet overlaps with a route of the host's (with an uplink), or another network's.
+    :raises SetupError: it cannot be made.
+    """
+
+    def __init__(
+        self,
+        subnet: str | Net | None = None,
+        *,
+        ipv6: str | Net | bool | None = None,
+        uplink: str | None = None,
+        names: bool = True,
+        mtu: int = 1500,
+    ) -> None:
+        if uplink not in (None, "host"):
+            raise ValueError(f"Network: uplink must be None or 'host', not {uplink!r}")
+        if isinstance(mtu, bool) or not isinstance(mtu, int) or not 576 <= mtu <= 65535:
+            raise ValueError(f"Network: mtu must be from 576 to 65535 bytes, not {mtu!r}")
+        self._owner = os.getpid()
+        self._closed = True  # until it is made
+        subnets = [_ipv4(subnet), *_ipv6(ipv6, mtu)]
+        #: The IPv4 network of its members.
+        self.subnet: Net = subnets[0]
+        #: Their IPv6 network, or None.
+        self.subnet6: Net | None = subnets[1] if len(subnets) > 1 else None
+        self.uplink = uplink
+        self.mtu = mtu
+        self._names: Names | None = None
+        self._switch = Switch(subnets, mtu=mtu, out=uplink is not None, names=names)
+        self._members = Members(self._switch.subnets, self._switch.left)
+        self._closed = False
+        try:
+            if names:
+                servers = nameservers() if uplink is not None else []
+                self._names = Names(self._switch.listening, self._find, self._known, self._may_ask, servers)
+        except BaseException:
+            self.close()
+            raise
+        _open.add(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._members.by_number)} members"
+        return f"<Network {self.subnet} ({state})>"
+
+    # ---- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def gateway(self) -> Address:
+        """Its own first address: members' way out, and where names are asked for."""
+        return self._switch.gateways[4]
+
+    @property
+    def namespace(self) -> int:
+        """A descriptor of the switch's network namespace, open until the network is closed."""
+        self._check()
+        return self._switch.namespace
+
+    @property
+    def members(self) -> dict[str, list[Address]]:
+        """The addresses of each member, by its name, or its number as ``"#3"``."""
+        with self._switch.lock:
+            return {m.name or f"#{m.number}": list(m.addresses) for m in self._members.by_number.values()}
+
+    def stats(self, name: str) -> link.Counters:
+        """What a member has received and sent so far."""
+        self._check()
+        with self._switch.lock:
+            member = self._members.named(name)
+            if member.plug is None:
+                raise ValueError(f"the member {name!r} is not attached yet")
+            return self._switch.counters(member.plug)
+
+    # ---- members -------------------------------------------------------------------------------------------------
+
+    def reserve(self, wish: Wish) -> Place:
+        """A place for a new member: names, addresses and ports are its own from now on, until it is closed.
+
+        :raises ConflictError: something of it is taken.
+        """
+        self._check()
+        with self._switch.lock:
+            place = Place(self, self._members.add(wish))
+        try:
+            place.publish()
+        except BaseException:
+            place.close()
+            raise
+        return place
+
+    def _attach(self, member: Member, inside: Socket) -> None:
+        wish = member.wish
+        plug = Plug(
+            member.number, member.addresses, wish.mac or _mac(member.address), wish.device, wish.mtu or self.mtu,
+            limited=wish.egress is not None,
+            everywhere=self.uplink is not None or bool(wish.publish),
+            routes=wish.routes,
+        )  # fmt: skip
+        with self._switch.lock:
+            self._check()
+            member.plug = plug
+            self._switch.plug_in(plug, inside, self._reach(member))
+            self._meet(member)
+
+    def _reach(self, member: Member) -> list[Message]:
+        """What a member may open connections to, as the others are now."""
+        found = []
+        for rule in member.wish.egress.rules if member.wish.egress is not None else ():
+            number = PROTOCOLS[rule.protocol] if rule.protocol else None
+            for net in self._members.targets(rule):
+                found.append(ruleset.reach(member.address, net, rule.ports, number))
+        member.rules = found
+        return found
+
+    def _meet(self, new: Member) -> None:
+        """Those that may reach a member by its name may now that it is there."""
+        for other in list(self._members.by_number.values()):
+            egress = other.wish.egress
+            if other is new or egress is None or other.plug is None or not other.plug.attached:
+                continue
+            if any(isinstance(rule.to, str) and rule.to in new.names for rule in egress.rules):
+                before = set(other.rules)
+                self._switch.rules([message for message in self._reach(other) if message not in before])
+
+    def _part(self, new: Member) -> None:
+        """Nobody may reach the addresses of a member that left, which will be another's."""
+        for other in list(self._members.by_number.values()):
+            if other is not new and other.wish.egress is not None and other.plug is not None and other.plug.attached:
+                before = other.rules
+                kept = self._reach(other)
+                self._switch.rules([ruleset.undone(message) for message in before if message not in kept])
+
+    def _leave(self, member: Member, *, wait: bool) -> None:
+        if os.getpid() != self._owner or self._closed:
+            return
+        with self._switch.lock:
+            self._members.remove(member)
+            if member.plug is not None:
+                self._switch.unplug(member.plug, [ruleset.undone(m) for m in member.rules], wait=wait)
+            self._part(member)
+
+    # ---- names ---------------------------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> list[Address] | None:
+        with self._switch.lock:
+            return self._members.find(name)
+
+    def _known(self, address: Address) -> str | None:
+        with self._switch.lock:
+            member = self._members.at(address)
+            return member.name if member is not None else None
+
+    def _may_ask(self, address: Address) -> bool:
+        with self._switch.lock:
+            member = self._members.at(address)
+            return member is not None and member.wish.egress is None
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ValueError(f"{self!r}: a network that is open is wanted")
+        if os.getpid() != self._owner:
+            raise ValueError("a network belongs to the process that made it")
+
+    def close(self) -> None:
+        """Take it down: every wire, name and rule. Sandboxes in it go on without a network."""
+        _open.discard(self)
+        if self._closed or os.getpid() != self._owner:
+            return
+        self._closed = True
+        if self._names is not None:
+            self._names.close()
+        self._switch.close()
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            import warnings
+
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+
+class Place:
+    """A member's place in a network, for one start. What init hands over is a netlink socket of its network."""
+
+    def __init__(self, network: Network, member: Member) -> None:
+        self.network = network
+        self.member = member
+
+    def publish(self) -> None:
+        """Have its ports lead to it."""
+
+    def receive(self, fds: list[int], session: Session) -> None:
+        """Attach the network that the netlink socket is of."""
+        (fd,) = fds
+        made = socket.socket(fileno=fd)
+        try:
+            if made.family != socket.AF_NETLINK or made.proto != ROUTE:
+                raise OSError("what init handed over is no socket of rtnetlink")
+            self.network._attach(self.member, Socket(ROUTE, made=made, part="Interface"))
+        finally:
+            made.close()
+
+    def close(self, *, wait: bool = False) -> None:
+        """Leave."""
+        self.network._leave(self.member, wait=wait)
+
+
+def _mac(address: Address) -> str:
+    """A locally administered hardware address that nobody else in the network has: from the IPv4 address."""
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *address.packed))
+
+
+def _taken() -> Iterator[Net]:
+    """Networks that this host reaches, and those of this program."""
+    with Socket(ROUTE) as sock:
+        for each in routes(sock):
+            if each.to is not None:
+                yield each.to
+    for other in list(_open):
+        yield other.subnet
+
+
+def _ipv4(value: str | Net | None) -> Net:
+    if value is not None:
+        wanted = subnet(value, "Network: subnet", 4)
+        for other in _taken():
+            if other.version == 4 and other.overlaps(wanted):
+                raise ConflictError(
+                    f"Network: {wanted} overlaps with {other}, which this host reaches or another network has:"
+                    " choose another, or leave subnet out to have one chosen"
+                )
+        return wanted
+    taken = [net for net in _taken() if net.version == 4]
+    for second in range(88, 188):
+        for third in range(256):
+            wanted = ipaddress.ip_network(f"10.{second}.{third}.0/24")
+            if not any(net.overlaps(wanted) for net in taken):
+                return wanted
+    raise ConflictError("Network: no subnet is free among 10.88.0.0 to 10.187.255.0: name one")
+
+
+def _ipv6(value: str | Net | bool | None, mtu: int) -> list[Net]:
+    if value is False or (value in (None, True) and mtu < 1280):
+        return []
+    if value is None or value is True:
+        return [ipaddress.IPv6Network((b"\xfd" + secrets.token_bytes(5) + bytes(10), 64))]
+    if mtu < 1280:
+        raise ValueError(f"Network: IPv6 needs an mtu of 1280 bytes at least, not {mtu}")
+    return [subnet(value, "Network: ipv6", 6)]

@@ -1,0 +1,225 @@
+"""``Interface``: a sandbox's place in a network."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from isolate.engine.handing import Handing
+from isolate.engine.ops import Label, Register, call
+from isolate.engine.plan import Phase, Step
+from isolate.errors import ConflictError
+from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_WRONLY, Constant
+from isolate.kernel.sizes import size
+from isolate.namespaces import NetNamespace
+from isolate.network import link
+from isolate.network.handle import Network
+from isolate.network.members import Wish
+from isolate.network.words import Egress, Publish, PublishLike, host_name, publications, rate, subnet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from isolate.engine.plan import Context
+    from isolate.network.address import Address, Net
+
+__all__ = ["Interface"]
+
+_HINTS = {
+    5: "it was not attached: the network refused it, or this program ended meanwhile",
+}
+
+
+@dataclass(frozen=True, init=False)
+class Interface:
+    """A place in a :class:`Network`: a device inside, with addresses of it. Any number of them, of one or more networks.
+
+    ``name`` and ``aliases`` are what other members find it by. ``address`` and ``address6`` are given out by the network
+    unless they are named. ``publish`` has ports of the host's lead to it: ``{8080: 80}``, ``{"127.0.0.1:5353/udp": 53}``,
+    ``{"8000-8010": "9000-9010"}``; at the host's loopback, unless an address is named. ``egress`` limits what it may
+    open connections to (:class:`Egress`; such an interface has IPv4 alone); None is everything that the network reaches.
+    ``rate`` is its limit in bits per second, each way (``"20M"``), ``burst`` how many bytes may go at once (``"64K"``).
+    ``mac`` and ``mtu`` are the device's, ``device`` its name inside (``eth0``, ``eth1``, … by default). ``routes`` are
+    further ways: ``{"192.0.2.0/24": "10.88.0.7"}``, from a network to the member that leads there.
+
+    A sandbox with it starts once it is attached; names, addresses and ports are taken back when the sandbox has ended.
+    The same part can be started several times only without a name, an address and ports.
+
+    Brings a new network namespace. Needs no privileges inside.
+    """
+
+    network: Network
+    name: str | None = None
+    aliases: tuple[str, ...] = ()
+    address: Address | None = None
+    address6: Address | None = None
+    publish: tuple[Publish, ...] = ()
+    egress: Egress | None = None
+    rate: int | None = None
+    burst: int | None = None
+    mac: str | None = None
+    mtu: int | None = None
+    device: str | None = None
+    routes: tuple[tuple[Net, Address | None], ...] = field(default=())
+
+    repeatable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        name: str | None = None,
+        aliases: tuple[str, ...] | list[str] = (),
+        address: str | Address | None = None,
+        address6: str | Address | None = None,
+        publish: PublishLike = (),
+        egress: Egress | None = None,
+        rate: int | str | None = None,
+        burst: int | str | None = None,
+        mac: str | None = None,
+        mtu: int | None = None,
+        device: str | None = None,
+        routes: Mapping[str, str | None] | None = None,
+    ) -> None:
+        if not isinstance(network, Network):
+            raise TypeError(f"Interface: a Network is wanted, not {network!r}")
+        if egress is not None and not isinstance(egress, Egress):
+            raise TypeError(f"Interface: egress must be an Egress such as Egress(['db:5432']), not {egress!r}")
+        if isinstance(aliases, str):
+            raise TypeError(f"Interface: aliases must be a list of names, not {aliases!r}")
+        values = {
+            "network": network,
+            "name": None if name is None else host_name(name, "Interface: name"),
+            "aliases": tuple(host_name(alias, "Interface: alias") for alias in aliases),
+            "address": _address(address, network.subnet, "address"),
+            "address6": _address(address6, network.subnet6, "address6"),
+            "publish": publications(publish),
+            "egress": egress,
+            "rate": _rate(rate),
+            "burst": None if burst is None else size(burst, "Interface: burst", smallest=1600),
+            "mac": _mac(mac),
+            "mtu": _mtu(mtu, network),
+            "device": _device(device),
+            "routes": tuple(_route(to, via, network) for to, via in (routes or {}).items()),
+        }
+        if burst is not None and rate is None:
+            raise ValueError("Interface: burst is a limit's, and there is no rate")
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    def __repr__(self) -> str:
+        shown = [f"{key}={getattr(self, key)!r}" for key in ("name", "publish", "egress", "rate") if getattr(self, key)]
+        return f"Interface({', '.join([repr(self.network), *shown])})"
+
+    def brings(self) -> Iterator[NetNamespace]:
+        """A network namespace."""
+        yield NetNamespace()
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """A socket by which the network can be asked from outside; then wait until that is done."""
+        namespace = context.find(NetNamespace)
+        if namespace is not None and namespace.joined:
+            raise ConflictError(
+                "Interface: the network namespace is joined, so it is not this sandbox's own: attach it by"
+                " network.connect(...) instead"
+            )
+        interfaces = [part for part in context.parts if isinstance(part, Interface)]
+        wish = self.wish(interfaces.index(self))
+        handing = Handing(prepare=lambda: self.network.reserve(wish), part="Interface")
+        slot, fd = handing.slot(context), Register("netlink socket")
+        making = call(
+            "socket", Constant(16, "AF_NETLINK"), Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
+            Constant(0, "NETLINK_ROUTE"), out=fd,
+        )  # fmt: skip
+        text = f"hand out a netlink socket of this network; the caller attaches {wish.device} to {self.network.subnet}"
+        yield Step(Phase.SYSTEM, text, (making, *handing.hand(slot, [fd])))
+        yield Step(Phase.SYSTEM, "wait until it is attached", tuple(handing.wait(slot)), hints=_HINTS)
+        if interfaces[0] is self:
+            yield _all_ports()
+
+    def wish(self, number: int = 0) -> Wish:
+        """What it asks of its network, as the interface of that number in a sandbox."""
+        return Wish(
+            self.name, self.aliases, self.address, self.address6, self.publish, self.egress, self.rate, self.burst,
+            self.mac, self.mtu, self.routes, self.device or f"eth{number}",
+        )  # fmt: skip
+
+
+def _all_ports() -> Step:
+    """In a network of its own a program may serve at any port: those below 1024 say nothing about it there."""
+    fd, end = Register("file"), Label()
+    path = b"/proc/sys/net/ipv4/ip_unprivileged_port_start"
+    # Where /proc is read-only or missing (in a container) they stay with CAP_NET_BIND_SERVICE.
+    gone = (errno.ENOENT, errno.EROFS, errno.EACCES)
+    ops = (
+        call("openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=fd, errors=gone, policy="jump", label=end),
+        call("write", fd, b"0", 1, expect=1),
+        call("close", fd),
+        end,
+    )
+    return Step(Phase.SYSTEM, "ports below 1024 need no capability in this network", ops, path=path)
+
+
+def _address(value: str | Address | None, net: Net | None, what: str) -> Address | None:
+    if value is None:
+        return None
+    try:
+        found = ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError(f"Interface: {what} must be an address of {net}, not {value!r}") from None
+    if net is None:
+        raise ConflictError(f"Interface: the network has no IPv6, so there is no {what}")
+    if found.version != net.version or found not in net:
+        raise ConflictError(f"Interface: the address {found} is not in the network's subnet {net}")
+    if found in (net.network_address, net.broadcast_address, net.network_address + 1):
+        raise ConflictError(f"Interface: {found} is the network's own address, its gateway or its broadcast address")
+    return found
+
+
+def _rate(value: int | str | None) -> int | None:
+    return rate(value, "Interface: rate")
+
+
+def _mac(value: str | None) -> str | None:
+    if value is None:
+        return None
+    pairs = value.lower().split(":") if isinstance(value, str) else []
+    try:
+        octets = [int(pair, 16) for pair in pairs]
+    except ValueError:
+        octets = []
+    if len(octets) != 6 or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"Interface: mac must be like '02:00:00:00:00:01', not {value!r}")
+    if octets[0] & 1 or not any(octets):
+        raise ValueError(f"Interface: mac must be one device's address, and {value} is a group's")
+    return ":".join(pairs)
+
+
+def _mtu(value: int | None, network: Network) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 576 <= value <= network.mtu:
+        raise ValueError(f"Interface: mtu must be from 576 to the network's {network.mtu} bytes, not {value!r}")
+    return value
+
+
+def _device(value: str | None) -> str | None:
+    if value is None:
+        return None
+    good = isinstance(value, str) and value.isascii() and 0 < len(value) <= link.LONGEST_NAME
+    if not good or value in (".", "..", "lo", "all", "default") or any(c in "/:% \t\n" or c < "!" for c in value):
+        raise ValueError(f"Interface: device must be a name of 1 to {link.LONGEST_NAME} characters, not {value!r}")
+    return value
+
+
+def _route(to: str, via: str | None, network: Network) -> tuple[Net, Address | None]:
+    try:
+        net = ipaddress.ip_network(to)
+    except ValueError as error:
+        raise ValueError(f"Interface: routes: {error}") from None
+    if via is None:
+        return net, None
+    found = _address(via, network.subnet if net.version == 4 else network.subnet6, f"routes: the way to {to}")
+    return net, found

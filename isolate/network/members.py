@@ -1,0 +1,196 @@
+"""Who is in a network: numbers, names and addresses that are given out, and taken back when nothing is left of them."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from isolate.errors import ConflictError, SetupError
+from isolate.network.words import Egress, Publish, Reach, host_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from isolate.network.address import Address, Net
+    from isolate.network.netlink import Message
+    from isolate.network.switch import Plug
+
+__all__ = ["Member", "Members", "Wish"]
+
+#: So many ports the kernel gives a bridge (BR_MAX_PORTS less what the switch has itself).
+MOST = 1000
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What an interface asks of its network."""
+
+    name: str | None = None
+    aliases: tuple[str, ...] = ()
+    address: Address | None = None
+    address6: Address | None = None
+    publish: tuple[Publish, ...] = ()
+    egress: Egress | None = None
+    rate: int | None = None
+    burst: int | None = None
+    mac: str | None = None
+    mtu: int | None = None
+    routes: tuple[tuple[Net, Address | None], ...] = ()
+    device: str = "eth0"
+
+
+@dataclass
+class Member:
+    """A member: what it asked for, and what it was given."""
+
+    number: int
+    wish: Wish
+    addresses: tuple[Address, ...]
+    plug: Plug | None = None
+    #: What its egress put into the switch's sets.
+    rules: list[Message] = field(default_factory=list)
+
+    @property
+    def name(self) -> str | None:
+        """Its first name."""
+        return self.wish.name
+
+    @property
+    def address(self) -> Address:
+        """Its IPv4 address."""
+        return self.addresses[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of its names."""
+        return (*((self.wish.name,) if self.wish.name else ()), *self.wish.aliases)
+
+
+class Members:
+    """The members of a network. Not for two threads at once: the network's lock is held."""
+
+    def __init__(self, subnets: Mapping[int, Net], left: Callable[[Plug], bool]) -> None:
+        self._subnets = subnets
+        self._left = left
+        self.by_number: dict[int, Member] = {}
+        self._by_name: dict[str, list[Member]] = {}
+        self._by_address: dict[Address, Member] = {}
+        #: Gone, but perhaps not yet for the kernel: the wire of a dead sandbox is taken away a little later.
+        self._leaving: dict[int, Plug] = {}
+        self._next = 0
+
+    def __iter__(self) -> Iterable[Member]:  # type: ignore[override]
+        return iter(list(self.by_number.values()))
+
+    def find(self, name: str) -> list[Address] | None:
+        """The addresses of a name; of one that several have, all of them."""
+        members = self._by_name.get(name.removesuffix("."))
+        return [a for member in members for a in member.addresses] if members else None
+
+    def at(self, address: Address) -> Member | None:
+        """Who has an address."""
+        return self._by_address.get(address)
+
+    def named(self, name: str) -> Member:
+        """The member of that name.
+
+        :raises ValueError: there is none; the nearest is named.
+        """
+        found = self._by_name.get(host_name(name))
+        if not found:
+            import difflib
+
+            near = difflib.get_close_matches(name, self._by_name, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no member of the network is named {name!r}{hint}")
+        return found[0]
+
+    def add(self, wish: Wish) -> Member:
+        """Give a number and addresses to a new member.
+
+        :raises ConflictError: a name or an address is taken, or lies not in the subnet.
+        :raises SetupError: no address is left (EADDRNOTAVAIL).
+        """
+        for name in (wish.name, *wish.aliases):
+            if name is not None and name in self._by_name:
+                raise ConflictError(
+                    f"the network has a member named {name!r} already: an alias may be shared, a name not"
+                )
+        number = self._number(wish)
+        addresses = [self._subnets[4].network_address + 2 + number if wish.address is None else wish.address]
+        if 6 in self._subnets and wish.egress is None:
+            addresses.append(
+                self._subnets[6].network_address + 2 + number if wish.address6 is None else wish.address6
+            )
+        member = Member(number, wish, tuple(addresses))
+        self.by_number[number] = member
+        for name in member.names:
+            self._by_name.setdefault(name, []).append(member)
+        for address in addresses:
+            self._by_address[address] = member
+        return member
+
+    def _number(self, wish: Wish) -> int:
+        """A number that is free, going round, so that addresses are used again as late as can be."""
+        net = self._subnets[4]
+        most = min(MOST, net.num_addresses - 3)  # the network's own address, the gateway, the broadcast address
+        if wish.address is not None:
+            self._check(wish.address, net)
+        if wish.address6 is not None:
+            self._check(wish.address6, self._subnets[6])
+        for step in range(most):
+            number = (self._next + step) % most
+            if number in self.by_number or self._still(number):
+                continue
+            own = net.network_address + 2 + number
+            if wish.address is None and own in self._by_address:
+                continue
+            self._next = number + 1
+            return number
+        raise SetupError(
+            errno.EADDRNOTAVAIL, f"give out an address of {net}", part="Network",
+            cause=f"all {most} are taken", remedy="make the network with a larger subnet, or close what is not needed",
+        )  # fmt: skip
+
+    def _still(self, number: int) -> bool:
+        plug = self._leaving.get(number)
+        if plug is None:
+            return False
+        if self._left(plug):
+            return True
+        del self._leaving[number]
+        return False
+
+    def _check(self, address: Address, net: Net) -> None:
+        if address not in net:
+            raise ConflictError(f"Interface: the address {address} is not in the network's subnet {net}")
+        if address in (net.network_address, net.broadcast_address, net.network_address + 1):
+            what = "the network's gateway" if address == net.network_address + 1 else "no host's address"
+            raise ConflictError(f"Interface: {address} is {what}")
+        taken = self._by_address.get(address)
+        if taken is not None:
+            raise ConflictError(f"Interface: the address {address} is taken by the member {taken.name or taken.number}")
+        # The counted addresses are given to others by their number: this one is then left out.
+
+    def remove(self, member: Member) -> None:
+        """Take back what it was given."""
+        if self.by_number.pop(member.number, None) is None:
+            return
+        if member.plug is not None:
+            self._leaving[member.number] = member.plug
+        for name in member.names:
+            others = self._by_name.get(name, [])
+            if member in others:
+                others.remove(member)
+            if not others:
+                self._by_name.pop(name, None)
+        for address in member.addresses:
+            self._by_address.pop(address, None)
+
+    def targets(self, reach: Reach) -> Sequence[Net]:
+        """The IPv4 networks that a rule of :class:`~isolate.network.Egress` is about, as members are now."""
+        if not isinstance(reach.to, str):
+            return [reach.to] if reach.to.version == 4 else []
+        return [ipaddress.ip_network(a) for a in self.find(reach.to) or () if a.version == 4]

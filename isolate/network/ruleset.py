@@ -1,0 +1,174 @@
+"""What the switch lets through: its tables of nftables, made once; what varies from member to member are elements.
+
+Members on the bridge reach one another without a look at their packets, but for this: what a port sends must bear the
+addresses that were given to it. A member whose egress is limited is not on the bridge but on a port of its own, so all
+that it sends is routed, and connections are tracked.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from isolate.network import nft
+from isolate.network.nft import REGISTER, Chain, Element, Field, Set, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from isolate.network.address import Address, Net
+    from isolate.network.netlink import Message
+
+__all__ = ["BRIDGE", "BRIDGE_NAME", "SWITCH", "UPLINK", "admitted", "base", "published", "reach"]
+
+#: Names of the switch's own devices.
+BRIDGE_NAME, UPLINK = "br0", "up0"
+SWITCH, BRIDGE = Table("isolate"), Table("isolate", nft.BRIDGE)
+ICMP, TCP, UDP, ICMPV6 = b"\x01", b"\x06", b"\x11", b"\x3a"
+_ETHER = {"ip": b"\x08\x00", "arp": b"\x08\x06", "ip6": b"\x86\xdd"}
+_RAW = -300
+_SOURCE = {4: (12, 4), 6: (8, 16)}
+_DESTINATION = {4: (16, 4), 6: (24, 16)}
+ADDRESS: dict[int, Field] = {4: nft.IPV4, 6: nft.IPV6}
+_R = REGISTER
+
+
+def _ethernet(kind: str) -> list[bytes]:
+    return [nft.meta("protocol"), nft.compare(_ETHER[kind])]
+
+
+def _l4(protocol: bytes) -> list[bytes]:
+    return [nft.meta("l4proto"), nft.compare(protocol)]
+
+
+def source(version: int, register: int = _R) -> bytes:
+    """The source address of a packet."""
+    return nft.payload("network", *_SOURCE[version], register)
+
+
+def destination(version: int, register: int = _R) -> bytes:
+    """The destination address of a packet."""
+    return nft.payload("network", *_DESTINATION[version], register)
+
+
+def port(register: int = _R) -> bytes:
+    """The destination port of a packet."""
+    return nft.payload("transport", 2, 2, register)
+
+
+def _bridge() -> list[Message]:
+    """What may come in at a port of the bridge: nothing but ARP, IPv4 and IPv6, with the port's own addresses."""
+    table = BRIDGE
+    accept = nft.verdict(nft.ACCEPT)
+    name = nft.meta("iifname")
+    sender = nft.payload("network", 14, 4, _R + 4)  # ARP: the sender's address
+    link_local = [source(6), nft.masked(b"\xff\xc0" + bytes(14)), nft.compare(b"\xfe\x80" + bytes(14))]
+    return [
+        table.create(),
+        *(table.set(Set(f"members{v}", (nft.NAME, ADDRESS[v]))) for v in (4, 6)),
+        table.chain(Chain("prerouting", nft.PREROUTING, policy=nft.DROP)),
+        table.rule("prerouting", *_ethernet("ip"), name, source(4, _R + 4), nft.lookup("members4"), accept),
+        table.rule("prerouting", *_ethernet("ip6"), name, source(6, _R + 4), nft.lookup("members6"), accept),
+        table.rule("prerouting", *_ethernet("arp"), name, sender, nft.lookup("members4"), accept),
+        # Neighbour discovery: by link-local addresses, and by none at all while an address is looked for.
+        table.rule("prerouting", *_ethernet("ip6"), *link_local, accept),
+        table.rule("prerouting", *_ethernet("ip6"), source(6), nft.compare(bytes(16)), accept),
+    ]
+
+
+def base(*, out: bool) -> list[Message]:
+    """The tables of a new switch. ``out``: members whose egress is not limited may use the uplink."""
+    table = SWITCH
+    accept, drop = nft.verdict(nft.ACCEPT), nft.verdict(nft.DROP)
+    limited = [nft.meta("iifname"), nft.lookup("limited")]
+    key = (nft.IPV4, nft.IPV4)
+    messages = [
+        *_bridge(),
+        table.create(),
+        table.set(Set("limited", (nft.NAME,))),
+        table.set(Set("members4", (nft.NAME, nft.IPV4))),
+        table.set(Set("reach", key, interval=True)),
+        table.set(Set("reach_ports", (*key, nft.PROTOCOL, nft.PORT), interval=True)),
+        table.set(Set("published", (nft.PROTOCOL, nft.PORT), (nft.IPV4, nft.PORT))),
+        table.chain(Chain("spoofed", nft.PREROUTING, priority=_RAW)),
+        table.chain(Chain("input", nft.INPUT, policy=nft.DROP)),
+        table.chain(Chain("forward", nft.FORWARD, policy=nft.DROP)),
+        table.chain(Chain("publish", nft.PREROUTING, "nat", -100)),
+        table.chain(Chain("masquerade", nft.POSTROUTING, "nat", 100)),
+        # A port of its own: only with its own address, and IPv4 alone.
+        table.rule("spoofed", *limited, *nft.family(6), drop),
+        table.rule(
+            "spoofed", *limited, *nft.family(4), nft.meta("iifname"), source(4, _R + 4),
+            nft.lookup("members4", inverted=True), drop,
+        ),
+        table.rule("input", *nft.established(), accept),
+        table.rule("input", *_l4(ICMP), accept),
+        table.rule("input", *_l4(ICMPV6), accept),
+        table.rule("forward", *nft.established(), accept),
+        table.rule("forward", *nft.device("iifname", UPLINK), *nft.translated(), accept),
+        table.rule("forward", *nft.device("iifname", UPLINK), drop),
+        table.rule(
+            "forward", *nft.family(4), source(4), destination(4, _R + 1), nft.meta("l4proto", _R + 2), port(_R + 3),
+            nft.lookup("reach_ports"), accept,
+        ),
+        table.rule("forward", *nft.family(4), source(4), destination(4, _R + 1), nft.lookup("reach"), accept),
+        table.rule("forward", *limited, nft.reject()),
+    ]  # fmt: skip
+    for protocol in (UDP, TCP):  # names
+        rule = [nft.meta("iifname"), nft.compare(nft.ifname(UPLINK), unequal=True), *_l4(protocol), port()]
+        messages.append(table.rule("input", *rule, nft.compare(struct.pack(">H", 53)), accept))
+    if out:
+        messages.append(table.rule("forward", *nft.device("oifname", UPLINK), accept))
+    else:
+        messages.append(table.rule("forward", *nft.device("oifname", UPLINK), nft.reject()))
+    messages += [
+        # To a member whose egress is limited, from the bridge or from another of them.
+        table.rule("forward", accept),
+        table.rule(
+            "publish", *nft.device("iifname", UPLINK), *nft.family(4), nft.meta("l4proto"), port(_R + 1),
+            nft.lookup("published", into=_R), nft.destination_nat(4),
+        ),
+        table.rule("masquerade", *nft.device("oifname", UPLINK), nft.masquerade()),
+    ]  # fmt: skip
+    return messages
+
+
+def admitted(device: str, addresses: Iterable[Address], *, limited: bool, remove: bool = False) -> list[Message]:
+    """A port of the switch may send with these addresses, or no longer."""
+    name = nft.ifname(device)
+    messages = []
+    for version in (4, 6):
+        own = [Element((name, a.packed)) for a in addresses if a.version == version]
+        if own and not limited:
+            messages.append(BRIDGE.elements(f"members{version}", own, remove=remove))
+        elif own and version == 4:
+            messages.append(SWITCH.elements("members4", own, remove=remove))
+    if limited:
+        messages.append(SWITCH.elements("limited", [Element((name,))], remove=remove))
+    return messages
+
+
+def reach(
+    member: Address, to: Net, ports: tuple[int, int] | None, protocol: int | None, *, remove: bool = False
+) -> Message:
+    """A member whose egress is limited may open connections there, or no longer."""
+    first, last = to[0].packed, to[-1].packed
+    if ports is None or protocol is None:
+        element = Element((member.packed, first), (member.packed, last))
+        return SWITCH.elements("reach", [element], remove=remove)
+    low, high = (struct.pack(">H", p) for p in ports)
+    kind = bytes([protocol])
+    element = Element((member.packed, first, kind, low), (member.packed, last, kind, high))
+    return SWITCH.elements("reach_ports", [element], remove=remove)
+
+
+def published(port_here: int, protocol: int, to: Address, port_there: int, *, remove: bool = False) -> Message:
+    """A port of the switch's end of the uplink leads to a member's."""
+    key = (bytes([protocol]), struct.pack(">H", port_here))
+    element = Element(key, None, (to.packed, struct.pack(">H", port_there)))
+    return SWITCH.elements("published", [element], remove=remove)
+
+
+def undone(message: Message) -> Message:
+    """The message that takes an element of :func:`reach` out again."""
+    return message._replace(kind=nft.SUBSYSTEM << 8 | nft.DELETE_ELEMENTS, flags=0, step="take a rule out again")

@@ -1,0 +1,228 @@
+"""The switch: a network namespace of its own with a bridge, to which members are attached. Asked by netlink alone."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from isolate.engine.descriptors import OwnedDescriptor
+from isolate.network import address, link, nft, ruleset
+from isolate.network.keeper import Bound, Kept, keep
+from isolate.network.link import FORWARDING, Counters
+from isolate.network.netlink import NETFILTER, ROUTE, Socket
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolate.network.address import Address, Net
+    from isolate.network.netlink import Message
+
+__all__ = ["Plug", "Switch"]
+
+_SIOCGSKNS = 0x894C
+_BRIDGE, _UPLINK, _FIRST = 2, 3, 10  # indexes of devices in the switch
+_EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+
+
+@dataclass
+class Plug:
+    """One end of a wire in the switch, the other in a member's network."""
+
+    number: int
+    addresses: tuple[Address, ...]
+    mac: str
+    device: str = "eth0"
+    mtu: int = 1500
+    #: Its egress is limited: not on the bridge, but on a port of its own.
+    limited: bool = False
+    #: Whether it has a route to everywhere by the switch.
+    everywhere: bool = False
+    #: Further routes: a network and the member (or the switch, None) that is the way there.
+    routes: tuple[tuple[Net, Address | None], ...] = ()
+    attached: bool = field(default=False, init=False)
+
+    @property
+    def port(self) -> str:
+        """The name of its end in the switch."""
+        return f"{'r' if self.limited else 'p'}{self.number}"
+
+    @property
+    def index(self) -> int:
+        """The index of its end in the switch."""
+        return _FIRST + self.number
+
+
+class Switch:
+    """A bridge in a namespace of its own, with the first address of each subnet. Methods may be called by any thread."""
+
+    def __init__(self, subnets: Sequence[Net], *, mtu: int = 1500, out: bool = False, names: bool = True) -> None:
+        self.subnets: dict[int, Net] = {net.version: net for net in subnets}
+        self.gateways: dict[int, Address] = {v: net.network_address + 1 for v, net in self.subnets.items()}
+        self.mtu = mtu
+        self.lock = threading.RLock()
+        bound = []
+        if names:
+            bound = [Bound(kind, str(gateway), 53) for gateway in self.gateways.values() for kind in ("udp", "tcp")]
+        cut = [link.remove(name) for name in (ruleset.UPLINK, ruleset.BRIDGE_NAME)]
+        self._kept: Kept = keep(bound, cut)
+        try:
+            route, filters, *listening = (socket.socket(fileno=fd) for fd in self._taken())
+            self.route: Socket = Socket(ROUTE, made=route)
+            self.filters: Socket = Socket(NETFILTER, made=filters)
+            #: Sockets for names, at the gateways: of each UDP, then TCP.
+            self.listening: list[socket.socket] = listening
+            self.namespace = OwnedDescriptor(fcntl.ioctl(route, _SIOCGSKNS))
+            self._build(out)
+        except BaseException:
+            self.close()
+            raise
+
+    def _taken(self) -> list[int]:
+        fds, self._kept.fds = self._kept.fds, []
+        return fds
+
+    def _build(self, out: bool) -> None:
+        messages = [
+            link.change(1, up=True, step="set loopback up"),
+            link.bridge(ruleset.BRIDGE_NAME, index=_BRIDGE, mac=_mac(0xFFFF), mtu=self.mtu),
+            link.change(_BRIDGE, ipv4={FORWARDING: 1}, step="forward IPv4 from the bridge"),
+            address.proxy_at_once(_BRIDGE),
+        ]
+        for version, net in self.subnets.items():
+            gateway = self.gateways[version]
+            messages.append(address.add(_BRIDGE, ipaddress.ip_interface((gateway, net.prefixlen))))
+        self.route.batch(messages)
+        self.filters.transaction(nft.SUBSYSTEM, ruleset.base(out=out))
+
+    def rules(self, messages: Sequence[Message]) -> None:
+        """Change the switch's tables; all or nothing."""
+        if messages:
+            with self.lock:
+                self.filters.transaction(nft.SUBSYSTEM, messages)
+
+    # ---- members -------------------------------------------------------------------------------------------------
+
+    def plug_in(self, plug: Plug, inside: Socket, rules: Sequence[Message] = ()) -> None:
+        """Make the wire to the network that the socket ``inside`` is of, with addresses and routes, all up.
+
+        :raises SetupError: it cannot be made; nothing is left of it.
+        """
+        namespace = fcntl.ioctl(inside.fileno(), _SIOCGSKNS)
+        try:
+            with self.lock:
+                plug.attached = True
+                wire = link.veth(
+                    plug.port, plug.device, namespace, index=plug.index, mtu=plug.mtu, peer_mac=plug.mac,
+                    master=0 if plug.limited else _BRIDGE,
+                )  # fmt: skip
+                self.route.batch([wire, *self._own_port(plug)])
+                admitted = ruleset.admitted(plug.port, plug.addresses, limited=plug.limited)
+                self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
+            index = link.named(inside, plug.device).index
+            inside.batch(self._inside(plug, index))
+        except BaseException:
+            self.unplug(plug)
+            raise
+        finally:
+            os.close(namespace)
+
+    def _own_port(self, plug: Plug) -> list[Message]:
+        """A limited member's port: routed, so that the bridge answers for the member."""
+        if not plug.limited:
+            return []
+        messages = [link.change(plug.index, ipv4={FORWARDING: 1}, step=f"forward IPv4 from {plug.port}")]
+        for own in plug.addresses:
+            if own.version == 4:
+                messages += [
+                    address.route(ipaddress.ip_network(own), index=plug.index),
+                    address.neighbour(plug.index, own, link.mac_bytes(plug.mac)),
+                    address.proxy(_BRIDGE, own),
+                ]
+        return messages
+
+    def _inside(self, plug: Plug, index: int) -> list[Message]:
+        messages = []
+        for own in plug.addresses:
+            length = self.subnets[own.version].prefixlen
+            if plug.limited:
+                length = own.max_prefixlen
+            messages.append(address.add(index, ipaddress.ip_interface((own, length))))
+        messages.append(link.change(index, up=True, step=f"set {plug.device} up"))
+        for own in plug.addresses:
+            gateway = self.gateways[own.version]
+            if plug.limited:
+                messages.append(address.route(ipaddress.ip_network(gateway), index=index))
+                to = None if plug.everywhere else self.subnets[own.version]
+                messages.append(address.route(to, index=index, via=gateway))
+            elif plug.everywhere:
+                messages.append(address.route(None, index=index, via=gateway))
+        for net, via in plug.routes:
+            messages.append(address.route(net, index=index, via=via or self.gateways[net.version]))
+        return messages
+
+    def unplug(self, plug: Plug, rules: Sequence[Message] = (), *, wait: bool = True) -> None:
+        """Remove the wire. No error if it is gone already.
+
+        With ``wait`` both ends are gone when this returns, which takes the kernel some 20 ms. Without, the member's
+        network is about to go, which takes the wire along.
+        """
+        with self.lock:
+            if not plug.attached or self.route.closed:
+                return
+            plug.attached = False
+            messages = [link.remove(plug.index)] if wait else [link.change(plug.index, up=False)]
+            if plug.limited:
+                messages += [address.proxy(_BRIDGE, own, remove=True) for own in plug.addresses if own.version == 4]
+            self.route.tried(messages)
+            admitted = ruleset.admitted(plug.port, plug.addresses, limited=plug.limited, remove=True)
+            for message in [*admitted, *rules]:  # each by itself: some may never have been put in
+                try:
+                    self.filters.transaction(nft.SUBSYSTEM, [message])
+                except OSError:
+                    pass
+
+    def left(self, plug: Plug) -> bool:
+        """Whether an earlier wire's end is still there, so that its number and its addresses cannot be used again."""
+        with self.lock:
+            try:
+                link.named(self.route, plug.index)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return False
+                raise
+            return True
+
+    def counters(self, plug: Plug) -> Counters:
+        """What the member has sent and received, as it sees it."""
+        with self.lock:
+            here = link.counters(self.route, plug.index)
+        return Counters(
+            here.sent_bytes, here.received_bytes, here.sent_packets, here.received_packets,
+            here.sent_dropped, here.received_dropped, here.sent_errors, here.received_errors,
+        )  # fmt: skip
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take it down. Wires to it are cut at once; the kernel takes the namespace away a little later."""
+        with self.lock:
+            route: Socket | None = getattr(self, "route", None)
+            if route is not None and not route.closed:
+                route.tried([link.change(name, up=False) for name in (ruleset.UPLINK, ruleset.BRIDGE_NAME)])
+            for each in (route, getattr(self, "filters", None), *getattr(self, "listening", ())):
+                if each is not None:
+                    each.close()
+            namespace: OwnedDescriptor | None = getattr(self, "namespace", None)
+            if namespace is not None:
+                namespace.close()
+            self._kept.close()
+
+
+def _mac(number: int) -> str:
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x69, 0x73, 0x6F, number >> 8, number & 0xFF))

@@ -1,0 +1,242 @@
+"""What networks are described by: subnets, host names, published ports, rates and rules for what may be reached.
+
+Everything is checked here, before anything is made. A value that could be meant in two ways is refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from isolate.errors import ConflictError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from isolate.network.address import Address, Net
+
+__all__ = ["Egress", "Publish", "Reach", "host_name", "ports", "publications", "rate", "subnet"]
+
+_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
+_RATE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]?)(?:bit(?:/s|ps)?)?\Z")
+_FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
+#: So many ports can be published by one range: each is an element of the kernel's map, and a reservation here.
+MOST_PORTS = 4096
+PROTOCOLS = {"tcp": 6, "udp": 17}
+#: The address that stands for every one.
+EVERY = "0.0.0.0"
+
+PublishLike: TypeAlias = "Mapping[int | str, int | str] | Iterable[Publish]"
+
+
+def host_name(value: object, what: str = "name") -> str:
+    """A host name in lower case: labels of letters, digits and hyphens, with dots between (RFC 1123).
+
+    :raises ValueError: it is none, or it would be read as an address.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {value!r}")
+    name = value.lower().removesuffix(".")
+    labels = name.split(".")
+    if not name or len(name) > 253 or not all(_LABEL.match(label) for label in labels) or labels[-1].isdigit():
+        hint = "; an underscore is not allowed: write a hyphen" if "_" in value else ""
+        raise ValueError(
+            f"{what} must be a host name (letters, digits and hyphens, at most 63 in a label), not {value!r}{hint}"
+        )
+    return name
+
+
+def subnet(value: object, what: str, version: int | None = None) -> Net:
+    """A network with room for a gateway and a member: ``"10.88.0.0/24"``.
+
+    :raises ValueError: it is none, it has bits beside its prefix, or it is too small, too large, or not to be used.
+    """
+    if not isinstance(value, (str, ipaddress.IPv4Network, ipaddress.IPv6Network)):
+        raise TypeError(f"{what} must be a network such as '10.88.0.0/24', not {value!r}")
+    try:
+        net = ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{what} must be a network such as '10.88.0.0/24': {error}") from None
+    if version is not None and net.version != version:
+        raise ValueError(f"{what} must be an IPv{version} network, not {value!r}")
+    least, most = (8, 30) if net.version == 4 else (48, 126)
+    if not least <= net.prefixlen <= most:
+        raise ValueError(f"{what} must have a prefix from {least} to {most}, not {value!r}")
+    if net.is_multicast or net.is_loopback or net.is_unspecified or (net.is_reserved and net.version == 4):
+        raise ValueError(f"{what} cannot be a network of loopback, multicast or reserved addresses: {value!r}")
+    return net
+
+
+def rate(value: int | str | None, what: str = "rate") -> int | None:
+    """Bits per second: an int, or ``"20M"``, ``"20Mbit"``, ``"1.5Gbit"`` in powers of ten; None for no limit."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(f"{what} must be bits per second, as an int or like '20M', not {value!r}")
+    if isinstance(value, str):
+        found = _RATE.match(value.strip())
+        if found is None:
+            raise ValueError(f"{what} must be bits per second such as '20M' or '1.5Gbit', not {value!r}")
+        value = int(float(found[1]) * _FACTORS[found[2]])
+    if not 8_000 <= value <= 10**12:
+        raise ValueError(f"{what} must be from 8000 bits per second to 1T, not {value}")
+    return value
+
+
+def ports(value: int | str, what: str) -> tuple[int, int]:
+    """The first and the last port of ``80`` or ``"8000-8010"``."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(f"{what} must be a port or a range of ports, not {value!r}")
+    found = _PORTS.match(str(value))
+    if found is None:
+        raise ValueError(f"{what} must be a port or a range such as '8000-8010', not {value!r}")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(f"{what} must be from 1 to 65535, the lower first, not {value!r}")
+    return first, last
+
+
+def _protocol(text: str, what: str) -> tuple[str, str]:
+    """What stands before ``/tcp`` or ``/udp``, and which of both; tcp without."""
+    rest, slash, word = text.rpartition("/")
+    if not slash:
+        return text, "tcp"
+    if word not in PROTOCOLS:
+        raise ValueError(f"{what}: {word!r} is no protocol; there are tcp and udp")
+    return rest, word
+
+
+@dataclass(frozen=True)
+class Publish:
+    """A port of the host's that leads to a port of a member.
+
+    ``host`` and ``port`` are ports, or ranges of the same length (``"8000-8010"``). ``address`` is the host's address
+    that it is reached at: its loopback, unless another is named; ``"0.0.0.0"`` is every one.
+    """
+
+    host: int | str
+    port: int | str
+    protocol: str = "tcp"
+    address: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"Publish: protocol must be 'tcp' or 'udp', not {self.protocol!r}")
+        outside, inside = ports(self.host, "Publish: host"), ports(self.port, "Publish: port")
+        if outside[1] - outside[0] != inside[1] - inside[0]:
+            raise ValueError(f"Publish: {self.host} and {self.port} must be as many ports")
+        if outside[1] - outside[0] >= MOST_PORTS:
+            raise ValueError(f"Publish: at most {MOST_PORTS} ports in one range")
+        try:
+            ipaddress.IPv4Address(self.address)
+        except ValueError:
+            hint = "; IPv6 addresses cannot be published at" if ":" in str(self.address) else ""
+            raise ValueError(
+                f"Publish: address must be an IPv4 address of the host, not {self.address!r}{hint}"
+            ) from None  # fmt: skip
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Each port of the host's, and the member's that it leads to."""
+        first, last = ports(self.host, "host")
+        inside, _ = ports(self.port, "port")
+        return [(first + i, inside + i) for i in range(last - first + 1)]
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.host}/{self.protocol}"
+
+
+def publications(value: PublishLike) -> tuple[Publish, ...]:
+    """``{8080: 80, "127.0.0.1:5353/udp": 53, "8000-8010": "9000-9010"}``, or :class:`Publish` objects."""
+    found: list[Publish] = []
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            text, protocol = _protocol(str(key), "publish")
+            address, _, outside = text.rpartition(":")
+            if isinstance(key, bool) or not isinstance(key, (int, str)):
+                raise TypeError(f"publish: a port of the host's is wanted, not {key!r}")
+            host = key if isinstance(key, int) else outside
+            found.append(Publish(host, inside, protocol, address or "127.0.0.1"))
+    elif isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"publish must be a mapping such as {{8080: 80}}, not {value!r}")
+    else:
+        for each in value:
+            if not isinstance(each, Publish):
+                raise TypeError(f"publish must be a mapping such as {{8080: 80}}, or Publish objects, not {each!r}")
+            found.append(each)
+    for i, each in enumerate(found):
+        for other in found[:i]:
+            same = each.address == other.address or EVERY in (each.address, other.address)
+            both = {host for host, _ in each.pairs} & {host for host, _ in other.pairs}
+            if same and both and each.protocol == other.protocol:
+                raise ConflictError(f"publish: the host's port {min(both)}/{each.protocol} is published twice")
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Something that may be reached: a member by its name or addresses, ports of a protocol; None is every one."""
+
+    to: str | Net
+    ports: tuple[int, int] | None = None
+    protocol: str | None = None
+
+
+def _reach(text: object) -> Reach:
+    what = "Egress: to"
+    if not isinstance(text, str):
+        raise TypeError(f"{what} takes str such as 'db:5432' or '203.0.113.0/24:443', not {text!r}")
+    head, protocol = text, "tcp"
+    if re.search(r"/[a-z]+\Z", text):
+        head, protocol = _protocol(text, what)
+    place, port = head, ""
+    if head.startswith("["):
+        place, bracket, rest = head[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{what}: {text!r} is not an address in brackets and a port")
+        port = rest[1:]
+    elif head.count(":") == 1:
+        place, _, port = head.partition(":")
+    found = ports(port, f"{what}: the port in {text!r}") if port else None
+    if found is None and head != text:
+        raise ValueError(f"{what}: {text!r} names a protocol, but no port")
+    try:
+        net = ipaddress.ip_network(place)
+    except ValueError:
+        if re.fullmatch(r"[0-9./:a-fA-F]*[/:][0-9a-fA-F:./]*|[0-9.]+", place):
+            raise ValueError(f"{what}: {place!r} is not an address or network with its last bits 0") from None
+        return Reach(host_name(place, what), found, protocol if found else None)
+    return Reach(net, found, protocol if found else None)
+
+
+@dataclass(frozen=True)
+class Egress:
+    """What an interface may open connections to; everything else is refused. Answers to others' connections pass.
+
+    ``to`` are members by name and addresses or networks, with a port, a range of ports, or none for every port and
+    protocol: ``"db:5432"``, ``"203.0.113.0/24:443"``, ``"db:53/udp"``, ``"198.51.100.7:8000-8010"``. Without any it may
+    open none at all. Addresses outside of the network also need a network with an uplink.
+    """
+
+    to: tuple[str, ...] = ()
+
+    def __init__(self, to: Iterable[str] = ()) -> None:
+        if isinstance(to, (str, bytes)):
+            raise TypeError(f"Egress: to must be a list of str, not {to!r}: write [{to!r}]")
+        listed = tuple(to)
+        for each in listed:
+            _reach(each)
+        object.__setattr__(self, "to", listed)
+
+    @property
+    def rules(self) -> tuple[Reach, ...]:
+        """Each as a value."""
+        return tuple(_reach(each) for each in self.to)
+
+
+def unusable(net: Net) -> set[Address]:
+    """Addresses of a network that are no host's: the network's own, and the broadcast address."""
+    return {net.network_address, net.broadcast_address}
