@@ -178,6 +178,8 @@ class Part(Protocol):
     ``leaves_files()``
         Whether the program can change files of the host that are there afterwards; then it may make none that give
         rights to others (:class:`~isolate.SetIdFiles`).
+    ``root_entries(context)``
+        Entries at the end of the :class:`~isolate.Root`, if the sandbox has one.
     ``needs_network``
         True: its steps before the phase NETWORK are to find the new network namespace; it is then made by clone, which
         takes longer. So may an entry of :class:`~isolate.Root` say.

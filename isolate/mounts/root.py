@@ -107,6 +107,9 @@ class Root(Irreversible):
         """Sources, the new root and what is in it, the way in."""
         building = Building(context)
         entries = list(self.entries)
+        for part in context.parts:  # what other parts have in every root: where names are asked for, say
+            more = getattr(part, "root_entries", None)
+            entries += more(context) if more is not None else ()
         first: list[Step] = []
         if entries and getattr(entries[0], "place", None) == b"/":
             top, made = entries.pop(0), False

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import os
 import secrets
 import socket
 from typing import TYPE_CHECKING
 
+from isolate.engine import native
 from isolate.errors import ConflictError
-from isolate.network import link, nft, ruleset
+from isolate.network import link, ruleset
 from isolate.network.address import routes
 from isolate.network.members import Member, Members, Wish
 from isolate.network.names import Names, nameservers
@@ -42,8 +41,8 @@ class Network:
     resolver at the network's first address knows the members by their names, and with an uplink asks the host's
     resolvers about others. ``mtu`` is the largest packet, 576 to 65535 bytes.
 
-    Members are :class:`Interface` parts of sandboxes. They reach one another, unless an ``egress=`` says less. Nothing of
-    the host can be reached from inside, and nothing inside from the host or beyond but what is published.
+    Members are :class:`Interface` parts of sandboxes. They reach one another, unless an ``egress=`` says less. Nothing
+    of the host can be reached from inside, and nothing inside from the host or beyond but what is published.
 
     Needs CAP_NET_ADMIN and CAP_SYS_ADMIN, or a user namespace: as an ordinary user, members reach one another and ports
     can be published, and there is no ``uplink="host"``. The host's nftables and sysctls are not touched, with these
@@ -69,7 +68,7 @@ class Network:
             raise ValueError(f"Network: uplink must be None or 'host', not {uplink!r}")
         if isinstance(mtu, bool) or not isinstance(mtu, int) or not 576 <= mtu <= 65535:
             raise ValueError(f"Network: mtu must be from 576 to 65535 bytes, not {mtu!r}")
-        self._owner = os.getpid()
+        self._owner = native.owner()
         self._closed = True  # until it is made
         subnets = [_ipv4(subnet), *_ipv6(ipv6, mtu)]
         #: The IPv4 network of its members.
@@ -80,7 +79,7 @@ class Network:
         self.mtu = mtu
         self._names: Names | None = None
         self._switch = Switch(subnets, mtu=mtu, out=uplink is not None, names=names)
-        self._members = Members(self._switch.subnets, self._switch.left)
+        self._members = Members(self._switch)
         self._closed = False
         try:
             if names:
@@ -101,6 +100,11 @@ class Network:
     def gateway(self) -> Address:
         """Its own first address: members' way out, and where names are asked for."""
         return self._switch.gateways[4]
+
+    @property
+    def nameservers(self) -> list[Address]:
+        """Where its members ask for names: its gateways, or nowhere."""
+        return list(self._switch.gateways.values()) if self._names is not None else []
 
     @property
     def namespace(self) -> int:
@@ -183,7 +187,7 @@ class Network:
                 self._switch.rules([ruleset.undone(message) for message in before if message not in kept])
 
     def _leave(self, member: Member, *, wait: bool) -> None:
-        if os.getpid() != self._owner or self._closed:
+        if native.owner() != self._owner or self._closed:
             return
         with self._switch.lock:
             self._members.remove(member)
@@ -212,13 +216,13 @@ class Network:
     def _check(self) -> None:
         if self._closed:
             raise ValueError(f"{self!r}: a network that is open is wanted")
-        if os.getpid() != self._owner:
+        if native.owner() != self._owner:
             raise ValueError("a network belongs to the process that made it")
 
     def close(self) -> None:
         """Take it down: every wire, name and rule. Sandboxes in it go on without a network."""
         _open.discard(self)
-        if self._closed or os.getpid() != self._owner:
+        if self._closed or native.owner() != self._owner:
             return
         self._closed = True
         if self._names is not None:

@@ -13,11 +13,12 @@ from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_WRONLY, Constant
 from isolate.kernel.sizes import size
-from isolate.namespaces import NetNamespace
-from isolate.network import link
+from isolate.mounts import File, Root
+from isolate.namespaces import MountNamespace, NetNamespace
+from isolate.network import link, resolv
 from isolate.network.handle import Network
 from isolate.network.members import Wish
-from isolate.network.words import Egress, Publish, PublishLike, host_name, publications, rate, subnet
+from isolate.network.words import Egress, Publish, PublishLike, host_name, publications, rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,15 +35,17 @@ _HINTS = {
 
 @dataclass(frozen=True, init=False)
 class Interface:
-    """A place in a :class:`Network`: a device inside, with addresses of it. Any number of them, of one or more networks.
+    """A place in a :class:`Network`: a device inside, with addresses of it. Any number of them, of one or more
+    networks.
 
-    ``name`` and ``aliases`` are what other members find it by. ``address`` and ``address6`` are given out by the network
-    unless they are named. ``publish`` has ports of the host's lead to it: ``{8080: 80}``, ``{"127.0.0.1:5353/udp": 53}``,
-    ``{"8000-8010": "9000-9010"}``; at the host's loopback, unless an address is named. ``egress`` limits what it may
-    open connections to (:class:`Egress`; such an interface has IPv4 alone); None is everything that the network reaches.
-    ``rate`` is its limit in bits per second, each way (``"20M"``), ``burst`` how many bytes may go at once (``"64K"``).
-    ``mac`` and ``mtu`` are the device's, ``device`` its name inside (``eth0``, ``eth1``, … by default). ``routes`` are
-    further ways: ``{"192.0.2.0/24": "10.88.0.7"}``, from a network to the member that leads there.
+    ``name`` and ``aliases`` are what other members find it by. ``address`` and ``address6`` are given out by the
+    network unless they are named. ``publish`` has ports of the host's lead to it: ``{8080: 80}``,
+    ``{"127.0.0.1:5353/udp": 53}``, ``{"8000-8010": "9000-9010"}``; at the host's loopback, unless an address is named.
+    ``egress`` limits what it may open connections to (:class:`Egress`; such an interface has IPv4 alone); None is
+    everything that the network reaches. ``rate`` is its limit in bits per second, each way (``"20M"``), ``burst`` how
+    many bytes may go at once (``"64K"``). ``mac`` and ``mtu`` are the device's, ``device`` its name inside (``eth0``,
+    ``eth1``, … by default). ``routes`` are further ways: ``{"192.0.2.0/24": "10.88.0.7"}``, from a network to the
+    member that leads there.
 
     A sandbox with it starts once it is attached; names, addresses and ports are taken back when the sandbox has ended.
     The same part can be started several times only without a name, an address and ports.
@@ -117,6 +120,11 @@ class Interface:
         """A network namespace."""
         yield NetNamespace()
 
+    def root_entries(self, context: Context) -> Iterator[File]:
+        """Where names are asked for, in a root of the sandbox's own: of several networks, the first one's resolver."""
+        if self._first(context):
+            yield File(resolv.PATH, resolv.content(self.network.nameservers))
+
     def steps(self, context: Context) -> Iterator[Step]:
         """A socket by which the network can be asked from outside; then wait until that is done."""
         namespace = context.find(NetNamespace)
@@ -126,7 +134,7 @@ class Interface:
                 " network.connect(...) instead"
             )
         interfaces = [part for part in context.parts if isinstance(part, Interface)]
-        wish = self.wish(interfaces.index(self))
+        wish = self.wish(next(i for i, part in enumerate(interfaces) if part is self))
         handing = Handing(prepare=lambda: self.network.reserve(wish), part="Interface")
         slot, fd = handing.slot(context), Register("netlink socket")
         making = call(
@@ -138,6 +146,14 @@ class Interface:
         yield Step(Phase.SYSTEM, "wait until it is attached", tuple(handing.wait(slot)), hints=_HINTS)
         if interfaces[0] is self:
             yield _all_ports()
+        mounts = context.find(MountNamespace)
+        if self._first(context) and context.find(Root) is None and mounts is not None and not mounts.joined:
+            yield resolv.over_the_host(resolv.content(self.network.nameservers))
+
+    def _first(self, context: Context) -> bool:
+        """Whether it is the first of a network with names."""
+        named = [p for p in context.parts if isinstance(p, Interface) and p.network.nameservers]
+        return bool(named) and named[0] is self
 
     def wish(self, number: int = 0) -> Wish:
         """What it asks of its network, as the interface of that number in a sandbox."""
@@ -162,7 +178,7 @@ def _all_ports() -> Step:
     return Step(Phase.SYSTEM, "ports below 1024 need no capability in this network", ops, path=path)
 
 
-def _address(value: str | Address | None, net: Net | None, what: str) -> Address | None:
+def _address(value: str | Address | None, net: Net | None, what: str, *, gateway: bool = False) -> Address | None:
     if value is None:
         return None
     try:
@@ -173,7 +189,7 @@ def _address(value: str | Address | None, net: Net | None, what: str) -> Address
         raise ConflictError(f"Interface: the network has no IPv6, so there is no {what}")
     if found.version != net.version or found not in net:
         raise ConflictError(f"Interface: the address {found} is not in the network's subnet {net}")
-    if found in (net.network_address, net.broadcast_address, net.network_address + 1):
+    if found in (net.network_address, net.broadcast_address) or (found == net.network_address + 1 and not gateway):
         raise ConflictError(f"Interface: {found} is the network's own address, its gateway or its broadcast address")
     return found
 
@@ -221,5 +237,7 @@ def _route(to: str, via: str | None, network: Network) -> tuple[Net, Address | N
         raise ValueError(f"Interface: routes: {error}") from None
     if via is None:
         return net, None
-    found = _address(via, network.subnet if net.version == 4 else network.subnet6, f"routes: the way to {to}")
+    found = _address(
+        via, network.subnet if net.version == 4 else network.subnet6, f"routes: the way to {to}", gateway=True
+    )
     return net, found

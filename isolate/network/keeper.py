@@ -20,7 +20,15 @@ from isolate.engine.ops import Buffer, Op, Register, Test, call
 from isolate.engine.plan import Phase, Plan, Step
 from isolate.engine.session import Session
 from isolate.engine.tape import compile_plan, run_block
-from isolate.kernel.constants import AT_FDCWD, CLONE_NEWNET, CLONE_NEWUSER, O_CLOEXEC, O_WRONLY, PR_SET_DUMPABLE, Constant
+from isolate.kernel.constants import (
+    AT_FDCWD,
+    CLONE_NEWNET,
+    CLONE_NEWUSER,
+    O_CLOEXEC,
+    O_WRONLY,
+    PR_SET_DUMPABLE,
+    Constant,
+)
 from isolate.network import netlink
 
 if TYPE_CHECKING:
@@ -90,7 +98,9 @@ class _Namespace:
         slot = self.handing.slot(context)
         host = Register("netlink socket of the caller's network")
         if self.outside:
-            yield Step(Phase.CGROUP, "a netlink socket here", (call("socket", _NETLINK, _RAW, netlink.ROUTE, out=host),))
+            yield Step(
+                Phase.CGROUP, "a netlink socket here", (call("socket", _NETLINK, _RAW, netlink.ROUTE, out=host),)
+            )
         if not capable():
             yield from _user_namespace(context)
         making = call("unshare", CLONE_NEWNET)

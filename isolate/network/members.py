@@ -11,11 +11,11 @@ from isolate.errors import ConflictError, SetupError
 from isolate.network.words import Egress, Publish, Reach, host_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from isolate.network.address import Address, Net
     from isolate.network.netlink import Message
-    from isolate.network.switch import Plug
+    from isolate.network.switch import Plug, Switch
 
 __all__ = ["Member", "Members", "Wish"]
 
@@ -71,18 +71,15 @@ class Member:
 class Members:
     """The members of a network. Not for two threads at once: the network's lock is held."""
 
-    def __init__(self, subnets: Mapping[int, Net], left: Callable[[Plug], bool]) -> None:
-        self._subnets = subnets
-        self._left = left
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self._subnets = switch.subnets
         self.by_number: dict[int, Member] = {}
         self._by_name: dict[str, list[Member]] = {}
         self._by_address: dict[Address, Member] = {}
         #: Gone, but perhaps not yet for the kernel: the wire of a dead sandbox is taken away a little later.
         self._leaving: dict[int, Plug] = {}
         self._next = 0
-
-    def __iter__(self) -> Iterable[Member]:  # type: ignore[override]
-        return iter(list(self.by_number.values()))
 
     def find(self, name: str) -> list[Address] | None:
         """The addresses of a name; of one that several have, all of them."""
@@ -121,9 +118,7 @@ class Members:
         number = self._number(wish)
         addresses = [self._subnets[4].network_address + 2 + number if wish.address is None else wish.address]
         if 6 in self._subnets and wish.egress is None:
-            addresses.append(
-                self._subnets[6].network_address + 2 + number if wish.address6 is None else wish.address6
-            )
+            addresses.append(self._subnets[6].network_address + 2 + number if wish.address6 is None else wish.address6)
         member = Member(number, wish, tuple(addresses))
         self.by_number[number] = member
         for name in member.names:
@@ -133,22 +128,27 @@ class Members:
         return member
 
     def _number(self, wish: Wish) -> int:
-        """A number that is free, going round, so that addresses are used again as late as can be."""
+        """A number that is free: that of the address, or going round, so that addresses come back as late as can be."""
         net = self._subnets[4]
-        most = min(MOST, net.num_addresses - 3)  # the network's own address, the gateway, the broadcast address
-        if wish.address is not None:
-            self._check(wish.address, net)
         if wish.address6 is not None:
             self._check(wish.address6, self._subnets[6])
+        if wish.address is not None:
+            self._check(wish.address, net)
+            number = int(wish.address) - int(net.network_address) - 2
+            self._free(number)
+            return number
+        most = min(MOST, net.num_addresses - 3)  # the network's own address, the gateway, the broadcast address
         for step in range(most):
             number = (self._next + step) % most
-            if number in self.by_number or self._still(number):
-                continue
-            own = net.network_address + 2 + number
-            if wish.address is None and own in self._by_address:
-                continue
-            self._next = number + 1
-            return number
+            own = [each.network_address + 2 + number for each in self._subnets.values()]
+            free = number not in self.by_number and not any(address in self._by_address for address in own)
+            if free and not self._still(number):
+                self._next = number + 1
+                return number
+        for number in list(self._leaving):
+            if number < most and number not in self.by_number:
+                self._free(number)
+                return number
         raise SetupError(
             errno.EADDRNOTAVAIL, f"give out an address of {net}", part="Network",
             cause=f"all {most} are taken", remedy="make the network with a larger subnet, or close what is not needed",
@@ -158,10 +158,16 @@ class Members:
         plug = self._leaving.get(number)
         if plug is None:
             return False
-        if self._left(plug):
+        if self._switch.left(plug):
             return True
         del self._leaving[number]
         return False
+
+    def _free(self, number: int) -> None:
+        """Have the wire removed now, if it is still there: somebody may hold the network of who had it."""
+        plug = self._leaving.pop(number, None)
+        if plug is not None:
+            self._switch.cut(plug)
 
     def _check(self, address: Address, net: Net) -> None:
         if address not in net:
@@ -172,7 +178,6 @@ class Members:
         taken = self._by_address.get(address)
         if taken is not None:
             raise ConflictError(f"Interface: the address {address} is taken by the member {taken.name or taken.number}")
-        # The counted addresses are given to others by their number: this one is then left out.
 
     def remove(self, member: Member) -> None:
         """Take back what it was given."""

@@ -1,8 +1,8 @@
 """Names among the members: a resolver that answers at the switch's own addresses (RFC 1035).
 
-It knows the members, and asks the host's resolvers about everything else where the network has a way out. What comes from
-members is not trusted: every length is bounded, every question stands by itself, and a member whose egress is limited
-gets no answer from outside, since questions could carry its words out.
+It knows the members, and asks the host's resolvers about everything else where the network has a way out. What comes
+from members is not trusted: every length is bounded, every question stands by itself, and a member whose egress is
+limited gets no answer from outside, since questions could carry its words out.
 """
 
 from __future__ import annotations
@@ -214,10 +214,10 @@ class Names:
             except BlockingIOError:
                 return
 
-            def reply(data: bytes, sock: socket.socket = sock, peer: object = peer) -> None:
+            def reply(data: bytes, sock: socket.socket = sock, peer: tuple[str, int] = peer) -> None:
                 if len(data) > 1232:
                     data = data[:2] + struct.pack(">H", struct.unpack_from(">H", data, 2)[0] | 0x200) + data[4:12]
-                sock.sendto(data, peer)  # type: ignore[arg-type]
+                sock.sendto(data, peer)
 
             with contextlib.suppress(OSError):
                 self._question(message, ipaddress.ip_address(peer[0].partition("%")[0]), reply)

@@ -59,7 +59,7 @@ class Plug:
 
 
 class Switch:
-    """A bridge in a namespace of its own, with the first address of each subnet. Methods may be called by any thread."""
+    """A bridge in a namespace of its own, with the first address of each subnet. Any thread may call its methods."""
 
     def __init__(self, subnets: Sequence[Net], *, mtu: int = 1500, out: bool = False, names: bool = True) -> None:
         self.subnets: dict[int, Net] = {net.version: net for net in subnets}
@@ -186,6 +186,11 @@ class Switch:
                     self.filters.transaction(nft.SUBSYSTEM, [message])
                 except OSError:
                     pass
+
+    def cut(self, plug: Plug) -> None:
+        """Remove what is left of an earlier wire."""
+        with self.lock:
+            self.route.tried([link.remove(plug.index)])
 
     def left(self, plug: Plug) -> bool:
         """Whether an earlier wire's end is still there, so that its number and its addresses cannot be used again."""

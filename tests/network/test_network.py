@@ -1,0 +1,246 @@
+"""A network and its members: what they have, whom they reach, and what is gone when it ends."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from isolate import MountNamespace, NetNamespace, PidNamespace, Sandbox, UserNamespace, network
+from isolate.errors import ConflictError, SetupError
+from tests.network.hosts import connects, host, told, until
+from tests.ordinary import as_ordinary_user
+
+pytestmark = pytest.mark.root
+
+
+def test_members_reach_one_another_and_nobody_else() -> None:
+    with network.Network() as lan, network.Network() as other:
+        assert not lan.subnet.overlaps(other.subnet)
+        with host(lan, "db") as db, host(lan, "web") as web, host(other, "web") as stranger:
+            with db.listen(5432), db.listen(5432, db.address6), stranger.listen(5432):
+                assert web.connects(db.address, 5432)
+                assert web.connects(db.address6, 5432)
+                # Not from another network, not from this program's; nor the other way round.
+                assert not stranger.connects(db.address, 5432, 0.3)
+                assert not connects(db.address, 5432, 0.3)
+                assert not web.connects(stranger.address, 5432, 0.3)
+            with socket.create_server(("127.0.0.1", 0)) as ours:
+                assert connects(*ours.getsockname())
+                assert not web.connects(*ours.getsockname())
+
+
+def test_a_member_is_what_ip_tells() -> None:
+    with network.Network("10.99.7.0/24", ipv6="fd00:99::/64", mtu=1400) as lan:
+        wanted = {"address": "10.99.7.77", "address6": "fd00:99::77", "mac": "02:00:00:00:00:07", "mtu": 1300}
+        routes = {"192.0.2.0/24": "10.99.7.1", "198.51.100.0/24": None}
+        with host(lan, "db", device="net7", routes=routes, **wanted) as db:
+            (device,) = (row for row in db.tell("ip", "-j", "addr") if row["ifname"] == "net7")
+            assert device["address"] == wanted["mac"]
+            assert device["mtu"] == 1300
+            assert {"UP", "LOWER_UP"} <= set(device["flags"])
+            own = {(a["local"], a["prefixlen"]) for a in device["addr_info"] if a["scope"] == "global"}
+            assert own == {("10.99.7.77", 24), ("fd00:99::77", 64)}
+            assert {(r["dst"], r.get("gateway")) for r in db.tell("ip", "-j", "route")} == {
+                ("10.99.7.0/24", None), ("192.0.2.0/24", "10.99.7.1"), ("198.51.100.0/24", "10.99.7.1"),
+            }  # fmt: skip
+            ports = told(NetNamespace(fd=lan.namespace), "ip", "-j", "-d", "link", "show", "master", "br0")
+            assert len(ports) == 1
+            assert lan.members == {"db": [ipaddress.ip_address("10.99.7.77"), ipaddress.ip_address("fd00:99::77")]}
+        assert lan.members == {}
+
+
+def test_rules_are_what_nft_tells_and_nobody_elses() -> None:
+    with network.Network() as lan, host(lan, "db"), host(lan, "web", egress=network.Egress(["db:5432"])) as web:
+        switch = NetNamespace(fd=lan.namespace)
+        rows = [row for row in told(switch, "nft", "-j", "list", "ruleset")["nftables"] if "metainfo" not in row]
+        sets = {(row["set"]["family"], row["set"]["name"]): row["set"] for row in rows if "set" in row}
+        assert [e["concat"][1] for e in sets["bridge", "members4"]["elem"]] == [str(lan.members["db"][0])]
+        assert [e["concat"][1] for e in sets["inet", "members4"]["elem"]] == [web.address]
+        (element,) = sets["inet", "reach_ports"]["elem"]
+        assert element["concat"] == [web.address, str(lan.members["db"][0]), "tcp", 5432]
+        with pytest.raises(Exception, match="returned non-zero"):
+            told(switch, "nft", "-j", "add", "rule", "inet", "isolate", "forward", "accept")
+
+
+NAMES = """
+import socket
+for name in ("db", "DB.", "store", "web"):
+    print(sorted({a[4][0] for a in socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)}))
+print(socket.gethostbyaddr(socket.gethostbyname("db"))[0])
+try:
+    socket.getaddrinfo("nobody", 80)
+except socket.gaierror as error:
+    print(error)
+"""
+
+
+def test_names() -> None:
+    with network.Network() as lan, host(lan, "db", aliases=["store"]) as db:
+        box = Sandbox(PidNamespace(), MountNamespace(), network.Interface(lan, name="web"))
+        result = box.run(["python3", "-c", NAMES], text=True)
+        lines = result.stdout.splitlines()
+        assert lines[0] == lines[1] == lines[2] == str(sorted([db.address, db.address6])), result.stderr
+        assert lines[4] == "db"
+        assert "not known" in lines[5]
+        # Control: without it the host's file is there.
+        bare = Sandbox(MountNamespace()).run(["cat", "/etc/resolv.conf"])
+        assert bare.stdout == Path("/etc/resolv.conf").read_bytes()
+
+
+def test_egress_is_what_is_listed() -> None:
+    with network.Network() as lan, host(lan, "db") as db, host(lan, "cache") as cache:
+        rules = network.Egress(["db:5432", "later", f"{cache.address}:7000-7002"])
+        with host(lan, "web", egress=rules) as web, host(lan, "free") as free:
+            with db.listen(5432), db.listen(5433), cache.listen(7001), cache.listen(7003), web.listen(80):
+                assert web.connects(db.address, 5432)
+                assert web.connects(cache.address, 7001)
+                assert not web.connects(db.address, 5433)
+                assert not web.connects(cache.address, 7003)
+                # Control: one without limits reaches both; and it is reached by the others, and answers.
+                assert free.connects(db.address, 5433)
+                assert free.connects(cache.address, 7003)
+                assert free.connects(web.address, 80)
+            with host(lan, "later") as later, later.listen(9):
+                assert web.connects(later.address, 9)
+                gone = later.address
+            with pytest.raises(ValueError, match="no member"):
+                lan.stats("later")
+            # The address is nobody's that it may reach, also when another has it.
+            with host(lan, "new", address=gone) as new, new.listen(9):
+                assert free.connects(gone, 9)
+                assert not web.connects(gone, 9)
+
+
+def test_what_a_port_sends_bears_its_own_addresses() -> None:
+    with network.Network() as lan, host(lan, "db") as db, host(lan, "liar") as liar, db.listen(9, kind=2) as there:
+        alias = str(lan.subnet[200])
+        with liar.net:
+            for address in (liar.address, alias):
+                if address == alias:
+                    liar.tell("ip", "-j", "addr", "add", f"{alias}/24", "dev", "eth0")
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.bind((address, 0))
+                    sock.sendto(address.encode(), (db.address, 9))
+        there.settimeout(0.3)
+        assert there.recv(99) == liar.address.encode()
+        with pytest.raises(TimeoutError):
+            there.recv(99)
+
+
+def test_several_interfaces() -> None:
+    with network.Network() as one, network.Network() as two, host(one, "a") as a, host(two, "b") as b:
+        box = Sandbox(PidNamespace(), network.Interface(one, name="router"), network.Interface(two, name="router"))
+        code = "import socket\nfor place in %r: print(socket.create_connection((place, 9), 3).getsockname()[0])"
+        with a.listen(9), b.listen(9):
+            result = box.run(["python3", "-c", code % [a.address, b.address]], text=True)
+        used = [ipaddress.ip_address(word) for word in result.stdout.split()]
+        assert len(used) == 2, result.stderr
+        assert used[0] in one.subnet
+        assert used[1] in two.subnet
+
+
+def test_a_member_that_left_leaves_nothing() -> None:
+    with network.Network() as lan:
+        switch = NetNamespace(fd=lan.namespace)
+        before = told(switch, "nft", "-j", "list", "ruleset")
+        for _ in range(3):
+            with host(lan, "db"), host(lan, "web", egress=network.Egress(["db"])):
+                assert len(lan.members) == 2
+        assert told(switch, "nft", "-j", "list", "ruleset") == before
+        assert until(lambda: len(told(switch, "ip", "-j", "link")) == 2)
+
+
+def test_bad_input_is_refused() -> None:
+    for subnet in ("10.0.0.1/24", "10.0.0.0/31", "10.0.0.0/4", "127.0.0.0/24", "224.0.0.0/24", "fd00::/64", "x", 7):
+        with pytest.raises((ValueError, TypeError), match="subnet"):
+            network.Network(subnet)  # type: ignore[arg-type]
+    for bad in ({"mtu": 9}, {"ipv6": "10.0.0.0/24"}, {"uplink": "nat"}, {"mtu": 600, "ipv6": "fd00::/64"}):
+        with pytest.raises(ValueError):
+            network.Network("10.99.0.0/24", **bad)  # type: ignore[arg-type]
+    with network.Network("10.99.0.0/29", ipv6=False) as lan:
+        with pytest.raises(ConflictError, match="overlaps"):
+            network.Network("10.99.0.0/16")
+        for options, words in (
+            ({"name": "a_b"}, "hyphen"),
+            ({"name": "10.0.0.1"}, "host name"),
+            ({"name": "-a"}, "host name"),
+            ({"address": "10.98.0.1"}, "not in the network"),
+            ({"address": "10.99.0.1"}, "gateway"),
+            ({"address6": "fd00::1"}, "no IPv6"),
+            ({"publish": {0: 80}}, "1 to 65535"),
+            ({"publish": {"8000-8010": 80}}, "as many"),
+            ({"publish": {"80/sctp": 80}}, "no protocol"),
+            ({"publish": {"[::1]:80": 80}}, "IPv4"),
+            ({"publish": {"8000-8010": "9000-9010", 8005: 1}}, "twice"),
+            ({"publish": {"0.0.0.0:80": 80, 80: 81}}, "twice"),
+            ({"rate": "20"}, "8000"),
+            ({"rate": "fast"}, "bits per second"),
+            ({"burst": "64K"}, "no rate"),
+            ({"mac": "01:00:00:00:00:00"}, "group"),
+            ({"mac": "02"}, "mac"),
+            ({"mtu": 1501}, "mtu"),
+            ({"device": "lo"}, "device"),
+            ({"device": "a" * 16}, "device"),
+            ({"routes": {"10.0.0.1/8": None}}, "routes"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                network.Interface(lan, **options)  # type: ignore[arg-type]
+        for to in ("db:0", "db:http", "10.0.0.1/8:80", "10.0.0:80", "db:80/icmp", "db/tcp", "*:80", ":80"):
+            with pytest.raises(ValueError):
+                network.Egress([to])
+        with pytest.raises(TypeError, match="list"):
+            network.Egress("db:80")
+        with pytest.raises(TypeError, match="Network"):
+            network.Interface("10.0.0.0/24")  # type: ignore[arg-type]
+        with pytest.raises(ConflictError, match="joined"), open("/proc/self/ns/net") as file:
+            Sandbox(NetNamespace(fd=file.fileno()), network.Interface(lan)).run(["true"])
+
+
+def test_what_is_taken_is_refused_before_anything_starts() -> None:
+    with network.Network("10.99.0.0/29", ipv6=False) as lan, host(lan, "a", address="10.99.0.4"):
+        for options, words in (({"name": "a"}, "named 'a'"), ({"address": "10.99.0.4"}, "taken by the member a")):
+            with pytest.raises(ConflictError, match=words):
+                Sandbox(network.Interface(lan, **options)).run(["true"])  # type: ignore[arg-type]
+        box = Sandbox(network.Interface(lan))
+        members = [box.spawn(["sleep", "9"]) for _ in range(4)]
+        with pytest.raises(SetupError, match="give out an address") as caught:
+            box.run(["true"])
+        assert caught.value.errno == errno.EADDRNOTAVAIL
+        assert "larger" in str(caught.value)
+        for member in members:
+            member.close()
+        assert until(lambda: box.run(["true"]).returncode == 0)
+    with pytest.raises(ValueError, match="open"):
+        box.run(["true"])
+
+
+def members_of_an_ordinary_user() -> None:
+    """Also run as one: the network belongs to a user namespace of theirs."""
+    inside = [UserNamespace()] if os.geteuid() else []
+    code = "import socket; s = socket.create_server(('', 80)); print('up', flush=True); s.accept()[0].sendall(b'hello')"
+    client = "import socket; print(socket.create_connection(('db', 80), 5).recv(9).decode())"
+    with network.Network() as lan:
+        server = Sandbox(PidNamespace(), network.Interface(lan, name="db"), *inside)
+        with server.spawn(["python3", "-c", code], stdout=-1) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(3) == b"up\n"
+            box = Sandbox(PidNamespace(), MountNamespace(), network.Interface(lan), *inside)
+            result = box.run(["python3", "-c", client], text=True)
+            assert result.stdout == "hello\n", result.stderr
+            assert lan.stats("db").received_bytes > 0
+    assert not [t for t in threading.enumerate() if t.name == "isolate-names"]
+
+
+def test_an_ordinary_user() -> None:
+    members_of_an_ordinary_user()
+    root = Path(__file__).parents[2]
+    as_ordinary_user(
+        f"import sys; sys.path.insert(0, {str(root)!r})\n"
+        "from tests.network.test_network import members_of_an_ordinary_user as test; test()"
+    )
