@@ -1321,17 +1321,32 @@ static void refuse(uint32_t stage, int64_t error)
 static void load(struct supervisor *s)
 {
 	struct statx st;
-	int64_t r = SYS5(statx, ISO_SLOT_TAPE, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE, PTR(&st));
+	int64_t r = SYS5(statx, ISO_SLOT_TAPE, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE | STATX_TYPE, PTR(&st));
 	if (r < 0)
 		refuse(ISO_STAGE_TAPE, r);
+	/* A pipe that holds all of it already, where a file may not be so long (RLIMIT_FSIZE). */
+	const int piped = (st.stx_mode & S_IFMT) == S_IFIFO;
+	int32_t available = 0;
+	if (piped && (r = SYS3(ioctl, ISO_SLOT_TAPE, 0x541b /* FIONREAD */, PTR(&available))) < 0)
+		refuse(ISO_STAGE_TAPE, r);
+	if (piped)
+		st.stx_size = (uint64_t)available;
 	if (st.stx_size < sizeof(struct iso_header) || st.stx_size > 2ull * ISO_MAX_TAPE)
 		refuse(ISO_STAGE_TAPE, -EBADMSG);
 	/* POPULATE: all of it will be read at once. Not writable yet: the kernel would copy every page of it at once,
 	 * and few are written. */
-	int64_t base = SYS6(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, ISO_SLOT_TAPE, 0);
+	int64_t base = piped ? SYS6(mmap, 0, st.stx_size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+			     : SYS6(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, ISO_SLOT_TAPE, 0);
 	if (!mapped(base))
 		refuse(ISO_STAGE_MEMORY, base);
 	uint8_t *tape = (uint8_t *)base;
+	for (uint64_t at = 0; piped && at < st.stx_size; at += (uint64_t)r) {
+		r = SYS3(read, ISO_SLOT_TAPE, PTR(tape + at), st.stx_size - at);
+		if (r == -EINTR)
+			r = 0;
+		else if (r <= 0)
+			refuse(ISO_STAGE_TAPE, r ? r : -EBADMSG);
+	}
 	r = iso_tape_check(tape, st.stx_size);
 	if (r < 0)
 		refuse(ISO_STAGE_TAPE, r);
@@ -1467,15 +1482,15 @@ static void run_supervisor(struct supervisor *s)
 	 * needed for a limit of CPU time alone. */
 	if (!(flags & ISO_TAPE_PIDNS) || m->run->cpu_ns || m->run->later) {
 		s->proc = (int32_t)open_proc();
-		if (s->proc < 0 && !(flags & ISO_TAPE_PIDNS)) {
-			fail(m->shared, ISO_STAGE_PROC, ISO_OP_NONE, s->proc);
-			return;
-		}
 	}
 	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
 	r = iso_machine_run(m, ISO_OUTER);
 	if (r < 0) {
 		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
+		return;
+	}
+	if (s->proc < 0 && !(flags & ISO_TAPE_PIDNS)) {
+		fail(m->shared, ISO_STAGE_PROC, ISO_OP_NONE, s->proc);
 		return;
 	}
 	int32_t group = -1;

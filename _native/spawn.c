@@ -328,6 +328,42 @@ static int64_t write_all(int32_t fd, const uint8_t *data, uint64_t size)
 	return 0;
 }
 
+/* Whether a file may not grow so long here (RLIMIT_FSIZE, which holds for a memfd, too, and sends SIGXFSZ). */
+static int too_long(uint64_t size)
+{
+	uint64_t limit[2] = {~0ull, ~0ull};
+	return SYS4(prlimit64, 0, 1 /* RLIMIT_FSIZE */, 0, PTR(limit)) >= 0 && size > limit[0];
+}
+
+/* A descriptor from which the launcher gets the tape with the run block behind it: a memfd, or where that may not be so
+ * long a pipe that holds all of it. Or -errno. */
+static int64_t carry(const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size)
+{
+	int32_t ends[2] = {-1, -1};
+	int64_t r;
+	if (too_long(tape_size + run_size)) {
+		r = SYS2(pipe2, PTR(ends), O_CLOEXEC | O_NONBLOCK);
+		if (r >= 0)
+			/* To the next power of two, and above a mebibyte with CAP_SYS_RESOURCE alone: then it is an error below. */
+			SYS3(fcntl, ends[1], 1031 /* F_SETPIPE_SZ */, tape_size + run_size);
+	} else {
+		r = SYS2(memfd_create, PTR("isolate-tape"), 1 /* MFD_CLOEXEC */);
+		ends[0] = (int32_t)r;
+	}
+	if (r < 0)
+		return r;
+	const int32_t to = ends[1] < 0 ? ends[0] : ends[1];
+	r = write_all(to, tape, tape_size);
+	if (r == 0)
+		r = write_all(to, run, run_size);
+	if (r == -EAGAIN)
+		r = -EFBIG;
+	iso_close(&ends[1]);
+	if (r < 0)
+		iso_close(&ends[0]);
+	return r < 0 ? r : ends[0];
+}
+
 struct launcher {
 	int32_t fd;
 	dev_t device;
@@ -356,6 +392,8 @@ int64_t iso_launcher_fd(void)
 static int64_t make_launcher(const uint8_t *image, uint64_t size, struct launcher *made)
 {
 	struct stat status;
+	if (too_long(size))
+		return -EFBIG;
 	/* MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC; the last came with Linux 6.3. */
 	int64_t fd = SYS2(memfd_create, PTR("isolate-launcher"), 1 | 2 | 0x10);
 	if (fd == -EINVAL)
@@ -455,14 +493,10 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 	}
 	if (r >= 0) {
 		s->stage = ISO_START_TAPE;
-		r = SYS2(memfd_create, PTR("isolate-tape"), 1 /* MFD_CLOEXEC */);
+		r = carry(tape, tape_size, run, run_size);
 	}
-	if (r >= 0) {
+	if (r >= 0)
 		table[ISO_SLOT_TAPE] = opened[ISO_SLOT_TAPE] = (int32_t)r;
-		r = write_all((int32_t)r, tape, tape_size);
-		if (r == 0)
-			r = write_all(opened[ISO_SLOT_TAPE], run, run_size);
-	}
 	if (r >= 0) {
 		s->stage = ISO_START_OWNER;
 		/* Whatever ends this process, the launcher sees it here. */

@@ -105,6 +105,11 @@ class Scheduling(Reversible):
         if self.oom_score_adj is not None:
             _int("oom_score_adj", self.oom_score_adj, -1000, 1000)
 
+    @property
+    def real_time(self) -> bool:
+        """Whether it asks for a real-time policy, which a group may have no time for."""
+        return self.policy in _REAL_TIME
+
     def _ioprio(self) -> int:
         """The kernel's number for it."""
         if isinstance(self.ioprio, tuple) and len(self.ioprio) != 2:

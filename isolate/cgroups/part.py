@@ -57,6 +57,10 @@ _PAGE: Final = 4096
 _NOT_THERE: Final = (errno.ENOENT, errno.ENODEV, errno.ENOTDIR)
 #: How deep and how many groups may be made below that of a run (cgroup-v2.rst, "Core Interface Files").
 BOUNDS: Final = (("cgroup.max.depth", b"32"), ("cgroup.max.descendants", b"1000"))
+#: cpu.rt_period_us of a fresh group; what is given of it where no limit says how much, and the most that can be given.
+_REAL_TIME_PERIOD: Final = 1_000_000
+_REAL_TIME: Final = 50_000
+_REAL_TIME_MOST: Final = 900_000
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EBADF)
 
 
@@ -157,6 +161,8 @@ def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
         yield from report_steps(spot, registers[key], group)
         yield from thaw_steps(key, AT_FDCWD, buffer)
         made[spot] = buffer
+        if any(getattr(part, "real_time", False) for part in context.parts):
+            yield from _real_time(spot, registers[key], limits)
     for spot in removal_order(made):
         yield _remove(spot, made[spot])
     for setting in wanted.files:
@@ -393,6 +399,33 @@ def report_steps(spot: Place, directory: Register, group: RunGroup) -> Iterator[
         ]
     if group.buffers:
         yield Step(Phase.REPORT, f"read the counters of {spot.hierarchy.key}", (*ops, done))
+
+
+def _real_time(spot: Place, group: Register, limits: Limits) -> Iterator[Step]:
+    """A fresh v1 group has no time for real-time programs, and the kernel refuses them in it (sched-rt-group.rst).
+
+    What it gets is taken from the group above, for each processor. A quota (``Limits(cpu=)``) does not hold real-time
+    programs, so it is said here once more.
+    """
+    if spot.hierarchy.version != 1 or "cpu" not in spot.hierarchy.controllers:
+        return
+    fd, end = Register("cpu.rt_runtime_us"), Label()
+    wanted = _REAL_TIME if limits.cpu is None else round(limits.cpu * _REAL_TIME_PERIOD / (os.cpu_count() or 1))
+    data = b"%d" % max(1, min(wanted, _REAL_TIME_MOST))
+    ops = (
+        call(
+            "openat", group, b"cpu.rt_runtime_us", O_WRONLY | O_CLOEXEC, 0, out=fd, errors=(errno.ENOENT,),
+            policy="jump", label=end,
+        ),
+        call("write", fd, data, len(data), expect=len(data)),
+        call("close", fd),
+        end,
+    )  # fmt: skip
+    hints = {
+        errno.EINVAL: f"the group above ({spot.parent}) has not so much real-time left to give (cpu.rt_runtime_us)",
+    }
+    text = f"time for real-time programs: cpu.rt_runtime_us = {data.decode()} of a second, for each processor"
+    yield Step(Phase.CGROUP, text, ops, path=b"cpu.rt_runtime_us", hints=hints)
 
 
 def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:

@@ -106,6 +106,8 @@ def launcher_fd() -> int:
     if fd == -errno.EACCES:
         _forbidden = True  # vm.memfd_noexec, or a filter: the installed file is executed instead
         return _installed()
+    if fd == -errno.EFBIG:
+        return _installed()  # RLIMIT_FSIZE, which may be another one the next time
     if fd < 0:
         raise OSError(-fd, os.strerror(-fd), "memfd of the launcher")
     return fd

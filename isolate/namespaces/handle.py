@@ -6,18 +6,20 @@ number of times, and closes with its last reference.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
-import select
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.plan import Buffer, Phase, Plan, Register, Step, Test, call
 from isolate.errors import SetupError, UnsupportedError
 from isolate.kernel.constants import AT_FDCWD, MNT_DETACH, MS_BIND, O_CLOEXEC, O_CREAT, O_EXCL
+from isolate.kernel.syscalls import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,7 +185,7 @@ def _in_a_child(part: Any) -> OwnedDescriptor:
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
-_names: dict[int, tuple[int, Session]] = {}  # descriptor of the handle: its owner's pid, what keeps the name
+_names: dict[int, tuple[int, Session, str]] = {}  # descriptor of the handle: owner, what keeps the name, its path
 
 
 @dataclass(frozen=True)
@@ -235,13 +237,12 @@ def _add_name(handle: Handle, name: str) -> None:
     session = Session(tape, block, [-3] * 3, slots)
     ready.close()
     if os.read(told, 1) == b"1":
-        _names[int(fd)] = os.getpid(), session
+        _names[int(fd)] = native.owner(), session, path
         return
     error, hints = errno.EIO, plan.steps[0].hints
     try:
         while session.end is None:
-            select.select([session.fileno()], [], [])
-            session.receive()
+            session.await_record(None)
         error = session.end.error
     except EOFError:
         pass
@@ -253,8 +254,23 @@ def _add_name(handle: Handle, name: str) -> None:
 
 def _remove_name(fd: int) -> None:
     """Nothing in a forked child: the name is the parent's."""
-    owner, session = _names.pop(fd, (0, None))
-    if session is not None and owner == os.getpid():
-        session.kill()
-        session.wait_gone(5.0)
-        session.close()
+    owner, session, path = _names.pop(fd, (0, None, ""))
+    if session is None or not native.owns(owner):
+        return
+    session.kill()
+    session.wait_gone(5.0)
+    session.close()
+    _remove_leftover(path, fd)
+
+
+def _remove_leftover(path: str, fd: int) -> None:
+    """Remove a name whose launcher was killed, if the namespace that stands on it is still this one."""
+    try:
+        if not os.path.samestat(os.lstat(path), os.fstat(fd)):
+            return
+    except OSError:
+        return  # as it should be: the launcher has removed it
+    if native.call(number("umount2"), os.fsencode(path) + b"\0", int(MNT_DETACH) | 8) == 0:  # UMOUNT_NOFOLLOW
+        with contextlib.suppress(OSError):
+            if os.lstat(path).st_size == 0:
+                os.unlink(path)

@@ -7,11 +7,11 @@ new process is taken for the old one's.
 from __future__ import annotations
 
 import os
-import select
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from isolate.attributes.credentials import Credentials
 from isolate.engine.descriptors import OwnedDescriptor
+from isolate.engine.waiting import ready
 from isolate.errors import SetupError
 from isolate.kernel.proc import fields
 from isolate.namespaces.part import (
@@ -101,9 +101,7 @@ class Attached:
         """Whether the process has not ended yet."""
         if self._pidfd.closed:
             return False
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return not ready(self._pidfd)
 
     # ---- one by one ----------------------------------------------------------------------------------------------
 

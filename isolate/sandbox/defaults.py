@@ -5,6 +5,7 @@ Each is a part that a user may name to change it; ``explain()`` shows them all.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
@@ -13,7 +14,7 @@ from isolate.attributes.credentials import Credentials
 from isolate.attributes.privileges import NoNewPrivs, SessionKeyring, SetIdFiles
 from isolate.attributes.rlimits import Rlimits
 from isolate.capabilities.part import Cap, Capabilities
-from isolate.engine.plan import CWD, Buffer, Context, Engine, Load, Part, Phase, Step, Test, call
+from isolate.engine.plan import CWD, Buffer, Context, Engine, Label, Load, Part, Phase, Step, Test, call
 from isolate.kernel.constants import (
     PR_GET_SECCOMP,
     PR_SET_DUMPABLE,
@@ -21,7 +22,8 @@ from isolate.kernel.constants import (
     PR_SET_PDEATHSIG,
     SECCOMP_MODE_FILTER,
 )
-from isolate.namespaces.part import PidNamespace, UserNamespace
+from isolate.mounts.root import Root
+from isolate.namespaces.part import MountNamespace, PidNamespace, UserNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -60,12 +62,21 @@ class Launch:
             },
         )
         yield Step(Phase.PROGRAM, "find the program", (Engine("find"),))
-        path = Buffer(4096, "path")
+        path, end = Buffer(4096, "path"), Label()
+        # Where the root is the caller's, so may the working directory be one that has been deleted.
+        callers_root = context.find(Root) is None and not any(
+            isinstance(part, MountNamespace) and part.joined for part in context.parts
+        )
+        asking = (
+            call("getcwd", path, 4096, errors=(errno.ENOENT,), policy="jump", label=end)
+            if callers_root
+            else call("getcwd", path, 4096)
+        )
         yield Step(
             Phase.VERIFY,
             "the working directory is inside the root",
             # The kernel says "(unreachable)/…" of a directory outside: the class of CVE-2024-21626.
-            (call("getcwd", path, 4096), Test(Load(path, 0, 4), ord("/"), mask=0xFF, error=18)),
+            (asking, Test(Load(path, 0, 4), ord("/"), mask=0xFF, error=errno.EXDEV), end),
         )
         pid = context.find(PidNamespace)
         if pid is None or pid.joined or not pid.init:

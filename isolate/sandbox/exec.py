@@ -10,11 +10,14 @@ whose descriptors are all close-on-exec but those passed.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from isolate.cgroups.group import read_stats
 from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
-from isolate.cgroups.part import guided_step
+from isolate.cgroups.part import SHARED, Outcome, RunGroup, guided_step
+from isolate.cgroups.stats import Stats, verdict
 from isolate.engine.plan import Context, Phase, Plan, Register, Section, Step, call
 from isolate.engine.session import Session
 from isolate.engine.tape import compile_plan
@@ -35,13 +38,14 @@ from isolate.mounts.dev_null import from_outside
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from isolate.engine.plan import Part
+    from isolate.engine.plan import Buffer, Lent, Part
     from isolate.engine.tape import Tape
     from isolate.sandbox.process import Process
 
 __all__ = ["FurtherBox"]
 
-ESRCH, EPERM, EINVAL = 3, 1, 22
+ESRCH, EPERM, EINVAL, EBUSY = 3, 1, 22, 16
+_END = 1.0  # seconds: how long a sandbox that is going takes to tell its counters
 _HINTS = {
     ESRCH: "the program has ended",
     EPERM: "joining a sandbox needs the rights that made it, and a program that the caller may look into (ptrace(2))",
@@ -73,13 +77,22 @@ class FurtherPlan(Plan):
         self.owners = tuple(owner for _, owner in rows)
         self.clone_flags = NOTHING
         self.cgroup = None
+        group = original.context.shared.get(SHARED)
+        if isinstance(group, RunGroup):
+            self.context.shared[SHARED] = SharedGroup(process, group)
 
     def _rows(self, process: Process, original: Plan) -> Iterator[tuple[Step, Part]]:
         launch = original.owners[[step.phase for step in original.steps].index(Phase.EXEC)]
         if original.context.guide is not None:  # into the group from where only systemd moves anybody
             self.context.guide = original.context.guide
             yield guided_step(), launch
-        for directory in _groups(process):  # first, while the host's files can still be seen
+        groups = _groups(process)
+        if frozen(groups):
+            raise SetupError(
+                EBUSY, "execute a further program", part="Process.exec", cause="the sandbox is frozen",
+                remedy="thaw() it first",
+            )  # fmt: skip
+        for directory in groups:  # first, while the host's files can still be seen
             # A thread that moves itself is moved at once, a process not: see isolate.cgroups.part.
             file = "tasks" if os.path.exists(os.path.join(directory, "tasks")) else "cgroup.procs"
             path, fd = os.path.join(directory, file).encode(), Register(file)
@@ -108,6 +121,87 @@ class FurtherPlan(Plan):
                 yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
             if step.phase in kept or step.phase.section in (Section.PAYLOAD, Section.AFTER):
                 yield step, owner
+
+
+class SharedGroup(RunGroup):
+    """The first program's group, as a further one sees it: what was counted since that began is its own affair, too."""
+
+    def __init__(self, process: Process, first: RunGroup) -> None:
+        super().__init__()
+        self._process = process
+        self._first = first
+        self.lent = first.lent
+        self.paths = first.paths
+        self._before = self._count()
+
+    def _count(self) -> Stats | None:
+        """The counters now, or those of the sandbox's end."""
+        session = self._process._session
+        if session.end is None:
+            found = read_stats(self._first.directories(session.pid, session.lent))
+            if found != Stats():
+                return found
+            # The group goes with the first program, whose end is told a moment later.
+            try:
+                self._process.wait(_END)
+            except (TimeoutError, SetupError, ValueError):
+                return None
+        if session.end is None:
+            return None
+        return self._first.outcome(session.end.report, session.tape.reports).stats
+
+    def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
+        """Those of the first program's launcher."""
+        session = self._process._session
+        return self._first.directories(session.pid, session.lent)
+
+    def remove(self, launcher: int) -> None:
+        """It is not this launcher's."""
+
+    def usage(self, launcher: int, lent: Lent | None) -> float | None:
+        """Nobody counts what one of the programs in it uses."""
+        return None
+
+    @property
+    def counts(self) -> bool:
+        """See :meth:`usage`."""
+        return False
+
+    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> Outcome:
+        """What the group has counted so far; times and memory are told by the launcher, for this program alone."""
+        now = self._count()
+        return SharedOutcome(now or Stats(), None, None, self._before)
+
+
+@dataclass(frozen=True)
+class SharedOutcome(Outcome):
+    """An outcome with the counters at the start of the further program."""
+
+    before: Stats | None = None
+
+    def verdict(self, *, failed: bool) -> str | None:
+        """As :meth:`Outcome.verdict`, of what was counted meanwhile, and only for a program that failed: it may have
+        been another one that the kernel killed."""
+        return verdict(self.before, self.stats, failed=True) if failed else None
+
+
+def frozen(groups: Sequence[str]) -> bool:
+    """Whether one of the groups is frozen: who is born or moved in there stands still."""
+    for directory in groups:
+        if b"frozen 1" in read_bytes(os.path.join(directory, "cgroup.events")).split(b"\n"):
+            return True
+        if read_bytes(os.path.join(directory, "freezer.state")).strip() not in (b"", b"THAWED"):
+            return True
+    return False
+
+
+def read_bytes(path: str) -> bytes:
+    """A small file; empty where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 class FurtherBox:

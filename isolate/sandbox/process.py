@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Process", "TimeoutExpired"]
 
 
+_PATIENCE = 10.0  # seconds for a further program's start: nothing has to be made for it
+
+
 class TimeoutExpired(TimeoutError, subprocess.TimeoutExpired):
     """``wait(timeout)`` ran out; the program still runs. It is also a :class:`subprocess.TimeoutExpired`, with ``cmd``
     and ``timeout``."""
@@ -244,7 +247,8 @@ class Process:
 
         box = FurtherBox(self, self._session.tape.plan)
         return spawn(
-            box, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd
+            box, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd,
+            patience=_PATIENCE,
         )  # fmt: skip
 
     # ---- life --------------------------------------------------------------------------------------------------
@@ -297,15 +301,16 @@ def spawn(
     pass_fds: Iterable[int] | Mapping[int, int],
     env: Mapping[Any, Any] | None,
     cwd: Any,
+    patience: float | None = None,
 ) -> Process:
-    """See :meth:`isolate.Sandbox.spawn`."""
+    """See :meth:`isolate.Sandbox.spawn`; ``patience`` is as for :func:`await_start`."""
     tape = box.compile()
     run, slots, argv = streams.block(
         tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=True, tty=bool(pty)
     )  # fmt: skip
     if not pty:
         stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
-        return _start(box.launch(tape, run, stdio, slots), argv, None)
+        return _start(box.launch(tape, run, stdio, slots), argv, None, patience)
     if any(wanted is not None for wanted in (stdin, stdout, stderr)):
         raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
     terminal = streams.Terminal()
@@ -314,29 +319,38 @@ def spawn(
             streams.set_window(terminal.fileno(), *pty)
         session = box.launch(tape, run, [terminal.theirs] * 3, slots)
         terminal.hand_over()
-        return _start(session, argv, terminal)
+        return _start(session, argv, terminal, patience)
     except BaseException:
         terminal.close()
         raise
 
 
-def _start(session: Session, argv: tuple[bytes, ...], pty: IO[bytes] | None) -> Process:
+def _start(session: Session, argv: tuple[bytes, ...], pty: IO[bytes] | None, patience: float | None = None) -> Process:
     try:
-        await_start(session, argv)
+        await_start(session, argv, patience)
         return Process(session, argv, pty)
     except BaseException:
         session.close()
         raise
 
 
-def await_start(session: Session, args: tuple[bytes, ...]) -> None:
-    """Wait until the program has been executed.
+def await_start(session: Session, args: tuple[bytes, ...], patience: float | None = None) -> None:
+    """Wait until the program has been executed, for ``patience`` seconds at most: what runs inside already may stop
+    whoever comes, again and again, or be frozen meanwhile.
 
     :raises SetupError: it has not, and nothing is left of it.
     """
+    deadline = None if patience is None else time.monotonic() + patience
     while not session.started and session.end is None:
         try:
             session.await_record(1.0)
+            if deadline is not None and time.monotonic() > deadline and not session.started and session.end is None:
+                raise SetupError(
+                    errno.ETIMEDOUT, "execute a further program", part="Process.exec",
+                    cause="the sandbox is frozen, or a program inside stops whoever comes",
+                )  # fmt: skip
+        except SetupError:
+            raise
         except EOFError:
             break
         except OSError as error:
