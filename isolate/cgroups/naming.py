@@ -2,7 +2,9 @@
 
 ``isolate-NAMESPACE-PID-START-TAG``: the pid namespace (hexadecimal inode) in which the owner's pid means something,
 the owner's pid, its start time in clock ticks (proc_pid_stat(5), field 22), and what it is: the launcher's pid
-for the group of a run, anything else for a :class:`~isolate.Cgroup`.
+for the group of a run, anything else for a :class:`~isolate.Cgroup`. Start times differ from one time namespace to
+another (time_namespaces(7)), so where the owner's is not the first one, its inode stands behind that of the pid
+namespace: ``isolate-PIDS.TIME-PID-START-TAG``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import os
 from dataclasses import dataclass
 
 _PREFIX = "isolate"
+#: Inode of the time namespace that the kernel starts with (PROC_TIME_INIT_INO), and of whoever has none.
+_FIRST_TIME = 0xEFFFFFFA
 
 
 @dataclass(frozen=True)
@@ -21,9 +25,12 @@ class Name:
     pid: int
     start: int
     tag: str
+    #: The time namespace in which ``start`` means something.
+    time: int = _FIRST_TIME
 
     def __str__(self) -> str:
-        return f"{_PREFIX}-{self.namespace:x}-{self.pid}-{self.start}-{self.tag}"
+        time = "" if self.time == _FIRST_TIME else f".{self.time:x}"
+        return f"{_PREFIX}-{self.namespace:x}{time}-{self.pid}-{self.start}-{self.tag}"
 
 
 def start_time(pid: int) -> int | None:
@@ -41,9 +48,17 @@ def pid_namespace() -> int:
     return os.stat("/proc/self/ns/pid").st_ino
 
 
+def time_namespace() -> int:
+    """The inode of this process's time namespace; Linux 5.6."""
+    try:
+        return os.stat("/proc/self/ns/time").st_ino
+    except OSError:
+        return _FIRST_TIME
+
+
 def prefix() -> str:
     """The name of a group of this process's, up to its tag."""
-    return str(Name(pid_namespace(), os.getpid(), start_time(os.getpid()) or 0, ""))
+    return str(Name(pid_namespace(), os.getpid(), start_time(os.getpid()) or 0, "", time_namespace()))
 
 
 def parse(name: str) -> Name | None:
@@ -52,7 +67,10 @@ def parse(name: str) -> Name | None:
     if len(pieces) != 5 or pieces[0] != _PREFIX or not pieces[4]:
         return None
     try:
-        return Name(int(pieces[1], 16), int(pieces[2]), int(pieces[3]), pieces[4])
+        pids, dot, time = pieces[1].partition(".")
+        return Name(
+            int(pids, 16), int(pieces[2]), int(pieces[3]), pieces[4], int(time, 16) if dot else _FIRST_TIME
+        )  # fmt: skip
     except ValueError:
         return None
 
@@ -65,6 +83,7 @@ def abandoned(name: Name) -> bool:
     """
     if name.namespace != pid_namespace():
         return False
-    if start_time(name.pid) == name.start:
-        return False
+    start = start_time(name.pid)
+    if start is not None and (start == name.start or name.time != time_namespace()):
+        return False  # it runs; or somebody does, and whether it is the owner cannot be told from here
     return not (name.tag.isdigit() and start_time(int(name.tag)) is not None)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from isolate import Bind, Capabilities, MountNamespace, PidNamespace, Root, UserNamespace, attach
-from isolate.cgroups import Cgroup, CgroupPool, Limits, files
+from isolate import Bind, Capabilities, MountNamespace, PidNamespace, Root, TimeNamespace, UserNamespace, attach
+from isolate.cgroups import Cgroup, CgroupPool, Limits, files, naming
 from isolate.result import Verdict
 from isolate.sandbox.box import Sandbox
 
@@ -361,6 +361,35 @@ with isolate.Cgroup() as group:
     print(isolate.Sandbox(group).run(["true"], timeout=20).verdict.value)
 """)
     assert (done.returncode, done.stdout.split()) == (0, ["-9", "OK"]), done.stderr
+
+
+# ---- 24: names of groups, from another time namespace ----------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a time namespace with the caller's own ids takes root")
+@pytest.mark.parametrize("made", ["outside", "inside"])
+def test_24_a_sweep_from_another_time_namespace_leaves_what_lives(made: str) -> None:
+    sweep = "print([d for d in isolate.Cgroup.sweep()])"
+    shifted = MountNamespace(), TimeNamespace(boottime=100_000)
+    hold = "g = isolate.Cgroup(name='kept24').create(); print(g.path, flush=True); input(); g.close()"
+    owner, sweeper = ((), shifted) if made == "outside" else (shifted, ())
+    with Sandbox(*owner).spawn([sys.executable, "-c", f"import isolate\n{hold}"], stdin=-1, stdout=-1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        directory = process.stdout.read(4096).decode().strip()
+        assert "kept24" in directory
+        # Without a pid namespace: the numbers mean the same, the start times do not.
+        done = Sandbox(*sweeper).run([sys.executable, "-c", f"import isolate\n{sweep}"], timeout=60)
+        assert done.ok, done.stderr
+        assert directory not in done.stdout.decode()
+        assert os.path.isdir(directory)
+        process.stdin.write(b"\n")
+        assert process.wait(30) == 0
+    name = naming.parse(os.path.basename(directory))
+    assert name is not None
+    assert (name.time != naming.time_namespace()) == (made == "inside")
+    gone = naming.Name(name.namespace, 4_194_000, 1, "tag", name.time)
+    assert naming.abandoned(gone), "control: whose number nobody has is gone, wherever it was"
 
 
 def test_41_a_name_that_is_no_text() -> None:
