@@ -108,6 +108,7 @@ static int op_fits(const struct iso_header *h, const struct iso_op *op, uint32_t
 	case ISO_OP_THAW:
 		return op->kind[1] == ISO_DATA;
 	case ISO_OP_LINE:
+	case ISO_OP_MAP:
 		return op->kind[0] == ISO_DATA && op->kind[1] == ISO_DATA;
 	case ISO_OP_RUN:
 		return op->kind[0] == ISO_DATA && op->kind[1] == ISO_DATA && op->arg[2] >= 1 && op->arg[2] <= 64 &&

@@ -427,6 +427,76 @@ static int64_t run_host_program(struct iso_machine *m, const int64_t *arg)
 	return status == 0 ? 0 : -ECHILD;
 }
 
+static char *put_decimal(char *to, int64_t value)
+{
+	char digits[20];
+	int n = 0;
+	do {
+		digits[n++] = (char)('0' + value % 10);
+		value /= 10;
+	} while (value);
+	while (n)
+		*to++ = digits[--n];
+	return to;
+}
+
+static char *put(char *to, const char *text)
+{
+	while (*text)
+		*to++ = *text++;
+	*to = 0;
+	return to;
+}
+
+static int64_t write_at(int64_t dir, const char *name, const char *text)
+{
+	int64_t n = 0;
+	while (text[n])
+		n++;
+	int64_t fd = SYS4(openat, dir, PTR(name), O_WRONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return fd;
+	int64_t r = SYS3(write, fd, PTR(text), n);
+	SYS1(close, fd);
+	return r == n ? 0 : r < 0 ? r : -EIO;
+}
+
+/* A process that is there for its user namespace alone, until it is killed. It shares nothing with us. */
+static void stand_by(void *p)
+{
+	const int64_t *parent = p;
+	SYS2(prctl, PR_SET_DUMPABLE, 0);
+	SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
+	while (SYS0(getppid) == *parent)
+		SYS5(ppoll, 0, 0, 0, 0, 0);
+	exit_now(0);
+}
+
+/* A user namespace with an id map, for mounts to show the owners of files by: nothing ever runs in it. */
+static int64_t map_of_ids(const int64_t *arg)
+{
+	char path[32];
+	int64_t self = SYS0(getpid);
+	int64_t pid = clone_shared(&child_stack, CLONE_NEWUSER, SIGCHLD_, stand_by, &self, NULL, 0);
+	if (pid < 0)
+		return pid;
+	put(put_decimal(put(path, "/proc/"), pid), "");
+	int64_t dir = SYS4(openat, AT_FDCWD, PTR(path), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+	int64_t r = dir;
+	if (dir >= 0) {
+		r = write_at(dir, "gid_map", (const char *)(uintptr_t)arg[1]);
+		if (r >= 0)
+			r = write_at(dir, "uid_map", (const char *)(uintptr_t)arg[0]);
+		if (r >= 0)
+			r = SYS4(openat, dir, PTR("ns/user"), O_RDONLY | O_CLOEXEC, 0);
+		SYS1(close, dir);
+	}
+	SYS2(kill, pid, SIGKILL_);
+	while (SYS4(wait4, pid, 0, 0, 0) == -EINTR)
+		;
+	return r;
+}
+
 /* What takes long and needs nothing of what init does meanwhile (the kernel's set-up of a network namespace takes as
  * long as all else together) is done by a second process. Memory and descriptors are init's, so what it finds is found
  * there too; namespaces are what it changes, and those are each process's own. */
@@ -496,6 +566,8 @@ int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int6
 		return execute_program(m);
 	case ISO_OP_RUN:
 		return run_host_program(m, arg);
+	case ISO_OP_MAP:
+		return map_of_ids(arg);
 	case ISO_OP_ASIDE:
 		return begin_aside(m);
 	case ISO_OP_MEET:
@@ -884,27 +956,6 @@ static void kill_children(struct supervisor *s)
 		if (SYS4(wait4, -1, 0, 0x40000000 /* __WALL */, 0) < 0)
 			return;
 	}
-}
-
-static char *put_decimal(char *to, int64_t value)
-{
-	char digits[20];
-	int n = 0;
-	do {
-		digits[n++] = (char)('0' + value % 10);
-		value /= 10;
-	} while (value);
-	while (n)
-		*to++ = digits[--n];
-	return to;
-}
-
-static char *put(char *to, const char *text)
-{
-	while (*text)
-		*to++ = *text++;
-	*to = 0;
-	return to;
 }
 
 static int64_t read_file(int64_t directory, const char *path, char *buffer, size_t size)
@@ -1443,6 +1494,7 @@ static int64_t begin_child(struct supervisor *s, int32_t group)
 static int died_at_birth(struct supervisor *s)
 {
 	uint32_t *born = &s->machine.shared->born;
+	const uint64_t until = now() + 1000000000; /* frozen, or stopped by somebody, it is at least alive */
 	const uint64_t until = now() + 1000000000; /* frozen, or stopped by somebody, it is at least alive */
 	struct pollfd fd = {.fd = s->child_fd, .events = POLLIN};
 	struct __kernel_timespec moment = {0, 2000000}, none = {0, 0};

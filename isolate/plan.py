@@ -17,6 +17,7 @@ from isolate.engine.ops import Engine as Engine
 from isolate.engine.ops import Label as Label
 from isolate.engine.ops import Line as Line
 from isolate.engine.ops import Load as Load
+from isolate.engine.ops import MapOfIds as MapOfIds
 from isolate.engine.ops import Op as Op
 from isolate.engine.ops import Register as Register
 from isolate.engine.ops import RemoveTree as RemoveTree

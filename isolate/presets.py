@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
 from isolate.attributes.rlimits import Rlimits
+from isolate.errors import SetupError
 from isolate.landlock.part import Landlock
 from isolate.mounts import Bind, Dev, Overlay, Proc, Root, Symlink, Tmpfs
-from isolate.namespaces.ids import IdMap
+from isolate.namespaces.ids import IdMap, is_host_root
 from isolate.namespaces.part import (
     CgroupNamespace,
     IpcNamespace,
@@ -109,19 +111,40 @@ def container(
     writes: str = "discard",
     hostname: str = "container",
     extra: Iterable[Part] = (),
+    beneath: str | os.PathLike[str] | None = None,
 ) -> Sandbox:
     """A container on a root file system of its own, such as one that debootstrap made.
 
     ``writes`` to it go to memory and are forgotten (``"discard"``: an overlay of at most 256 MiB), are refused
     (``"deny"``: then what is mounted on must exist), or change it (``"keep"``). ``/proc``, ``/dev``, ``/tmp`` and
-    ``/run`` are the container's own. The program is root inside and the caller outside, with no capability; add
-    ``Capabilities.docker()`` for more.
+    ``/run`` are the container's own. The program is root inside, with no capability; add
+    ``Capabilities.docker()`` for more. Outside it is the caller; or, run by root, one of 65,536 ids that nobody has
+    (:meth:`IdMap.unprivileged`), and the root's files are shown by an id map, so that root's own are those of the root
+    inside: the file system must be one that can (ext4, xfs, btrfs and others; Linux 5.19 for ``"discard"``).
+    ``extra=[UserNamespace()]`` makes it the host's root, as it would be without. Parts of ``extra`` take the place of
+    those of their class, and so does a policy that extends the one here.
+
+    With ``"keep"`` it leaves no files on the host that give rights to others; an image that needs set-user-ID programs
+    is made with ``extra=[SetIdFiles()]``, below a directory that other users cannot enter. ``beneath`` is a directory
+    that the root lies below and that a program may have written to (see :class:`Bind`).
     """
     if writes not in ("discard", "deny", "keep"):
         raise ValueError(f"writes must be 'discard', 'deny' or 'keep', not {writes!r}")
-    top = Overlay("/", lower=[root]) if writes == "discard" else Bind(root, "/", read_only=writes == "deny")
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise SetupError(
+            errno.ENOTDIR, "show the root file system", part="container", path=os.fspath(root),
+            cause="it is a file", remedy="name the directory that holds bin, etc, usr and the rest",
+        )  # fmt: skip
+    given = tuple(extra)
+    own = next((part for part in given if isinstance(part, UserNamespace)), None)
+    ids = IdMap.unprivileged() if own is None and is_host_root() else None
+    top: Entry
+    if writes == "discard":
+        top = Overlay("/", lower=[root], idmap=ids, beneath=beneath)
+    else:
+        top = Bind(root, "/", read_only=writes == "deny", idmap=ids, beneath=beneath)
     parts: list[Part] = [
-        UserNamespace(),
+        UserNamespace(map=ids),
         MountNamespace(),
         PidNamespace(),
         IpcNamespace(),
@@ -131,4 +154,4 @@ def container(
         Root(top, Proc(), Dev(), Tmpfs("/tmp"), Tmpfs("/run"), *entries),
         Seccomp.default(),
     ]
-    return Sandbox(*_with(parts, extra))
+    return Sandbox(*_with(parts, given))

@@ -16,6 +16,7 @@ from isolate.engine.plan import (
     Label,
     Line,
     Load,
+    MapOfIds,
     Op,
     Phase,
     Plan,
@@ -117,6 +118,8 @@ def op(o: Op) -> str | None:
             + ", ".join(a.decode("utf-8", "replace") if isinstance(a, bytes) else a.name for a in o.args)
             + ")"
         )
+    if isinstance(o, MapOfIds):
+        return f"clone(CLONE_NEWUSER), uid_map {show(o.uids)}, gid_map {show(o.gids)} = <{o.out.name}>"
     if isinstance(o, Engine):
         return _ENGINE[o.name]
     if isinstance(o, Test):

@@ -324,6 +324,20 @@ class RunHost:
         self.args: tuple[bytes | Buffer, ...] = args
 
 
+class MapOfIds:
+    """Supervisor: a user namespace with these maps, in which nothing runs; the result is its descriptor.
+
+    For mounts that show the owners of files by it (mount_setattr(2), MOUNT_ATTR_IDMAP).
+    """
+
+    __slots__ = ("gids", "out", "uids")
+
+    def __init__(self, uids: bytes, gids: bytes, out: Register) -> None:
+        self.uids: bytes = uids
+        self.gids: bytes = gids
+        self.out: Register = out
+
+
 class Engine:
     """An op that only the launcher knows: ``sync``, ``session``, ``find``, ``fds``, ``exec``, ``aside``, ``meet``."""
 
@@ -336,4 +350,8 @@ class Engine:
         self.name: str = name
 
 
+<<<<<<< HEAD
 Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | Thaw | Cover | RunHost | Engine | Label"
+=======
+Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | RunHost | MapOfIds | Engine | Label"
+>>>>>>> bfc1c08 (By root a container is not the host's root; a writable directory of the caller's is writable under any id map)

@@ -26,6 +26,7 @@ from isolate.engine.plan import (
     Label,
     Line,
     Load,
+    MapOfIds,
     Op,
     Part,
     Phase,
@@ -225,6 +226,9 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
         code = lib.ISO_OP_RMTREE if isinstance(op, RemoveTree) else lib.ISO_OP_THAW
         everybody = isinstance(op, RemoveTree) and op.everybody
         writer.op(code, step, (op.directory, op.name, int(everybody)), flags=flags, errors=op.errors)
+        return None
+    if isinstance(op, MapOfIds):
+        writer.op(lib.ISO_OP_MAP, step, (op.uids, op.gids), out=op.out)
         return None
     if isinstance(op, RunHost):
         table = Buffer(8 * (len(op.args) + 1))

@@ -23,6 +23,7 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
+from isolate.mounts import owners
 from isolate.mounts.building import (
     EACCES,
     EINVAL,
@@ -39,11 +40,16 @@ from isolate.mounts.building import (
 )
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
+<<<<<<< HEAD
+=======
+from isolate.namespaces.ids import IdMap
+from isolate.thread.entering import ReversibleMount
+>>>>>>> bfc1c08 (By root a container is not the host's root; a writable directory of the caller's is writable under any id map)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from isolate.engine.plan import Slot
+    from isolate.engine.plan import Context, Slot
     from isolate.mounts.building import Building
 
 __all__ = ["Bind"]
@@ -90,9 +96,12 @@ class Bind(Shown, ReversibleMount):
     the source come along, with the same attributes. ``suid``, ``dev`` and ``exec`` say whether set-id bits, device
     nodes and programs work; ``symlinks=False``: no symbolic link below is followed (nosymfollow); ``atime`` is
     ``"noatime"``, ``"relatime"``, ``"strictatime"`` or None, for as the host has it. ``optional``: a source that does
-    not exist is left out, and ``Result.applied`` says False of the root. ``idmap`` is the descriptor of a user
-    namespace: files show the owners that its map gives them (Linux 5.12, on file systems that can; for root on the
-    host only). ``beneath`` is a directory that the source lies below and that a program may have written to: the source
+    not exist is left out, and ``Result.applied`` says False of the root. ``idmap`` gives the files other
+    owners (Linux 5.12, on file systems that can; for root on the host only): an :class:`~isolate.IdMap` from the ids on
+    the file system to those of the host that they look like, or the descriptor of a user namespace with such a map.
+    Where root starts a program with an unprivileged id, a writable source that belongs to root and is not for everybody
+    gets one by itself: it looks as if it were the program's, and what is made there is root's; ``idmap=False`` leaves
+    that out. ``beneath`` is a directory that the source lies below and that a program may have written to: the source
     is then opened from there, never outside of it and never through a symbolic link. What lies below another writable
     source of the same sandbox is opened so in any case.
 
@@ -112,7 +121,7 @@ class Bind(Shown, ReversibleMount):
     symlinks: bool = True
     atime: str | None = None
     optional: bool = False
-    idmap: int | None = None
+    idmap: IdMap | int | None = None
     beneath: StrOrBytesPath | None = None
 
     def __post_init__(self) -> None:
@@ -126,10 +135,7 @@ class Bind(Shown, ReversibleMount):
             object.__setattr__(self, "target", inside(self.target, "Bind: target"))
         if self.atime is not None and self.atime not in ATIMES:
             raise ValueError(f"Bind: atime must be one of {', '.join(ATIMES)} or None, not {self.atime!r}")
-        if self.idmap is not None:
-            object.__setattr__(self, "idmap", descriptor_of(self.idmap))
-            if self.idmap is None:
-                raise TypeError("Bind: idmap must be the descriptor of a user namespace")
+        object.__setattr__(self, "idmap", check_idmap(self.idmap, "Bind"))
         if self.beneath is not None:
             object.__setattr__(self, "beneath", check_beneath(self.source, self.beneath, "Bind"))
 
@@ -157,7 +163,7 @@ class Bind(Shown, ReversibleMount):
             (not self.dev, MOUNT_ATTR_NODEV),
             (not self.exec, MOUNT_ATTR_NOEXEC),
             (not self.symlinks, MOUNT_ATTR_NOSYMFOLLOW),
-            (self.idmap is not None, MOUNT_ATTR_IDMAP),
+            (_is_descriptor(self.idmap), MOUNT_ATTR_IDMAP),
         ):
             wanted = wanted | flag if refused else wanted
         if self.atime is None:
@@ -172,9 +178,10 @@ class Bind(Shown, ReversibleMount):
         tree, kind, end = Register("tree"), Buffer(STATX_SIZE, "stat"), Label()
         context = building.context
         # By descriptor, and with an id map: only root on the host can, and only outside of the new namespaces.
-        outside = context.privileged and (isinstance(self.source, int) or self.idmap is not None)
+        ids = self._ids(context)
+        outside = context.privileged and (isinstance(self.source, int) or ids is not None)
         ops: list[Op] = []
-        hints = self._hints()
+        hints = self._hints(ids is not None)
         if isinstance(self.source, int):
             fd = context.descriptor(self.source)
             source, path = f"descriptor {self.source}", None
@@ -199,10 +206,16 @@ class Bind(Shown, ReversibleMount):
         flags, clear = self.flags()
         buffer = Buffer(32, "attributes")
         change = attributes(tree, flags, clear=clear, recursive=self.recursive, private=True, buffer=buffer)
-        if self.idmap is not None:
-            ops.append(Store(buffer, 24, context.descriptor(self.idmap), 8))
+        if isinstance(ids, int):
+            ops.append(Store(buffer, 24, context.descriptor(ids), 8))
+        elif ids is not None:
+            namespace = Register("map")
+            ops += [owners.made(ids, namespace), *owners.given(tree, namespace, recursive=self.recursive)]
+            ops.append(call("close", namespace))
         ops += [change, stat(tree, kind), end]
         how = "read-only" if self.read_only else "writable"
+        if isinstance(ids, IdMap):
+            how += f", with the owners {owners.text_of(ids)}"
         words = f"open {source}{' with the mounts below' if self.recursive else ''}, {how}"
         phase = Phase.TREES if outside else Phase.SOURCES
         steps = [Step(phase, words, tuple(ops), path=path, hints=hints)]
@@ -213,7 +226,13 @@ class Bind(Shown, ReversibleMount):
     def _beneath(self) -> bytes | None:
         return None if self.beneath is None else absolute(self.beneath)
 
-    def _hints(self) -> dict[int, str]:
+    def _ids(self, context: Context) -> IdMap | int | None:
+        if self.idmap is not None:
+            return None if self.idmap is False else self.idmap
+        source = self.source if isinstance(self.source, int) else absolute(self.source)
+        return owners.for_the_program(context, source, writable=not self.read_only)
+
+    def _hints(self, mapped: bool) -> dict[int, str]:
         hints = {
             ENOENT: "the source does not exist (Bind(..., optional=True) would leave it out)",
             EACCES: (
@@ -231,11 +250,10 @@ class Bind(Shown, ReversibleMount):
                 "the source has mounts below that a user namespace may not uncover: say "
                 "recursive=True; or it is unbindable"
             )
-        if self.idmap is not None:
+        if mapped:
+            hints |= owners.HINTS
+        if _is_descriptor(self.idmap):
             hints[EINVAL] = "this file system cannot be mounted with an id map, or the user namespace has no map yet"
-            hints[EPERM] = (
-                "an id map on a mount is for root on the host (CAP_SYS_ADMIN in the file system's user namespace)"
-            )
         if self.atime is not None:
             hints[EPERM] = (
                 "a user namespace may not change the atime that the host's mount is locked to: leave atime=None"
@@ -254,6 +272,20 @@ class Bind(Shown, ReversibleMount):
             needs=tree,
             hints=TARGET_HINTS,
         )
+
+
+def _is_descriptor(idmap: object) -> bool:
+    return isinstance(idmap, int) and not isinstance(idmap, bool)
+
+
+def check_idmap(value: object, what: str) -> Any:
+    """A descriptor, a map, None or False."""
+    if value is None or value is False or isinstance(value, IdMap):
+        return value
+    fd = descriptor_of(value)
+    if fd is None:
+        raise TypeError(f"{what}: idmap must be an IdMap or the descriptor of a user namespace, not {value!r}")
+    return fd
 
 
 def by_name(fd: Slot, opening: Callable[[Buffer], Op], out: Register) -> list[Op]:

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
-from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import Argument, Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
 from isolate.kernel.constants import (
     AT_EMPTY_PATH,
@@ -33,7 +33,8 @@ from isolate.kernel.constants import (
 )
 from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
 from isolate.kernel.sizes import size as parse_size
-from isolate.mounts.bind import Source, by_name, descriptor_of
+from isolate.mounts import owners
+from isolate.mounts.bind import Source, by_name, check_idmap, descriptor_of
 from isolate.mounts.building import (
     EACCES,
     EBADF,
@@ -48,6 +49,7 @@ from isolate.mounts.building import (
     STATX_SIZE,
     STATX_UID,
     TARGET_HINTS,
+    attributes,
     clone,
     new_file_system,
     on_top,
@@ -56,6 +58,7 @@ from isolate.mounts.building import (
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import PAGE, check_inodes, default_inodes, pages
+from isolate.namespaces.ids import IdMap
 from isolate.namespaces.part import UserNamespace
 
 if TYPE_CHECKING:
@@ -98,6 +101,9 @@ class Overlay(Shown, ReversibleMount):
 
     ``beneath`` is a directory that all its paths lie below and that a program may have written to: see :class:`Bind`.
 
+    ``idmap`` gives the files of ``lower`` other owners, as for :class:`Bind` (Linux 5.19); not together with ``upper``,
+    which with ``work`` must be in one mount.
+
     What a layer says of itself in extended attributes (trusted.overlay.redirect, metacopy: "my contents are those of
     another file of the layers below") is not followed: whoever made a lower layer could show what another layer hides.
     ``redirects=True`` follows and makes such redirects, for layers that are all of your own making; not in a user
@@ -120,6 +126,7 @@ class Overlay(Shown, ReversibleMount):
     inodes: int | None = None
     redirects: bool = False
     beneath: StrOrBytesPath | None = None
+    idmap: IdMap | int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", inside(self.target, "Overlay: target"))
@@ -145,6 +152,11 @@ class Overlay(Shown, ReversibleMount):
         if self.beneath is not None:
             for layer in layers:
                 object.__setattr__(self, "beneath", check_beneath(layer, self.beneath, "Overlay"))
+        object.__setattr__(self, "idmap", check_idmap(self.idmap, "Overlay"))
+        if self._mapped and self.upper is not None:
+            raise ConflictError(
+                "Overlay: upper and work must lie in one mount, so they have no id map; chown them to the program's id"
+            )
         if not isinstance(self.redirects, bool):
             raise TypeError(f"Overlay: redirects must be True or False, not {self.redirects!r}")
         parse_size(self.size, "Overlay: size", smallest=PAGE)
@@ -155,6 +167,10 @@ class Overlay(Shown, ReversibleMount):
     def place(self) -> bytes:
         """Its target."""
         return inside(self.target)
+
+    @property
+    def _mapped(self) -> bool:
+        return self.idmap is not None and self.idmap is not False
 
     def writes_to(self) -> Iterator[bytes | int]:
         """What of the host a program may change through it."""
@@ -173,9 +189,20 @@ class Overlay(Shown, ReversibleMount):
 
     def _steps(self, building: Building, out: Register) -> Iterator[Step]:
         layers: list[tuple[bytes, Register]] = []
+        namespace = Register("map")
+        if isinstance(self.idmap, IdMap):
+            words = f"an id map for the layers of {text(self.place)}: {owners.text_of(self.idmap)}"
+            yield Step(Phase.TREES, words, (owners.made(self.idmap, namespace),), hints=owners.HINTS)
+        elif self._mapped:
+            namespace = building.context.descriptor(self.idmap)  # type: ignore[arg-type, assignment]
         for source in self.lower:
             layers.append((b"lowerdir+", Register("lower")))
-            yield _open(building, source, layers[-1][1], "lower", self.beneath)
+            if self._mapped:
+                yield from _open_mapped(building, source, layers[-1][1], namespace, self.beneath)
+            else:
+                yield _open(building, source, layers[-1][1], "lower", self.beneath)
+        if isinstance(self.idmap, IdMap):
+            yield Step(Phase.TREES, "let go of the id map", (call("close", namespace),), needs=namespace)
         memory = Register("memory")
         own = self.upper is None
         if not own:
@@ -189,8 +216,15 @@ class Overlay(Shown, ReversibleMount):
             yield self._memory(building, memory, layers[0][1], list(zip(names, registers, strict=True)))
             keys = [b"lowerdir+"] if self.read_only else [b"upperdir", b"workdir"]
             layers += list(zip(keys, registers, strict=True))
+        attached = [fd for _, fd in layers[: len(self.lower)]] if self._mapped else []
+        if attached:
+            # Before Linux 6.15 a layer must be attached somewhere; they stack, and go from the top.
+            yield Step(Phase.ROOT, "the layers lie on the old root", tuple(map(on_top, attached)))
         yield self._mount(building, layers, out)
-        ends: list[Op] = [call("close", fd) for _, fd in layers]
+        ends: list[Op] = []
+        for fd in reversed(attached):
+            ends += [call("fchdir", fd), call("umount2", b".", MNT_DETACH)]
+        ends += [call("close", fd) for _, fd in layers]
         if own:
             # The overlay holds on to it; its place on the old root was for the making only.
             ends += [call("fchdir", memory), call("umount2", b".", MNT_DETACH), call("close", memory)]
@@ -270,13 +304,22 @@ def _layer(value: object, what: str) -> bytes | int:
     return absolute(value, what) if fd is None else fd
 
 
-def _open(building: Building, source: Source, fd: Register, name: str, beneath: StrOrBytesPath | None) -> Step:
+def _open(
+    building: Building,
+    source: Source,
+    fd: Register,
+    name: str,
+    beneath: StrOrBytesPath | None,
+    *,
+    by_descriptor: bool = False,
+) -> Step:
     path: bytes | None = None
     below: tuple[bytes, bytes] | None = None
     if isinstance(source, int):
         # A mount of another namespace is refused as a layer, so it is looked up here by its name, and compared.
         slot = building.context.descriptor(source)
-        ops = by_name(slot, lambda name: call("openat", AT_FDCWD, name, O_PATH | O_CLOEXEC, 0, out=fd), fd)
+        opening = by_name(slot, lambda name: call("openat", AT_FDCWD, name, O_PATH | O_CLOEXEC, 0, out=fd), fd)
+        ops = [] if by_descriptor else opening
         words = f"descriptor {source}"
     else:
         path = absolute(source)
@@ -294,6 +337,21 @@ def _open(building: Building, source: Source, fd: Register, name: str, beneath: 
     if below is not None:
         hints |= led_astray(below[0])
     return Step(Phase.SOURCES, f"open the {name} layer {words}", tuple(ops), path=path, hints=hints)
+
+
+def _open_mapped(
+    building: Building, source: Source, tree: Register, namespace: Argument, beneath: StrOrBytesPath | None
+) -> Iterator[Step]:
+    """A layer as a mount with an id map: by root, outside of the new namespaces."""
+    opening = _open(building, source, found := Register("layer"), "lower", beneath, by_descriptor=True)
+    ops = [*opening.ops]
+    if isinstance(source, int):
+        ops.append(clone(building.context.descriptor(source), b"", tree, recursive=False))
+    else:
+        ops += [clone(found, b"", tree, recursive=False), call("close", found)]
+    ops += [attributes(tree, 0, private=True), *owners.given(tree, namespace, recursive=False)]
+    yield Step(Phase.TREES, opening.text, tuple(ops), path=opening.path, hints={**opening.hints, **owners.HINTS})
+    yield Step(Phase.ADOPT, "let go of the layer outside", (call("close", tree),), needs=tree)
 
 
 def _mount_by_name(

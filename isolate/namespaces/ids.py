@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,9 +14,11 @@ from isolate.kernel.proc import lines
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["IdMap", "IdRange", "read_subordinate"]
+__all__ = ["IdMap", "IdRange", "is_host_root", "read_subordinate"]
 
 MAX_ID = 2**32 - 2  # (uid_t) -1 means "no change" to the kernel
+#: 65,536 ids within those that systemd leaves to containers (524288 to 1879048191), where useradd gives out none.
+UNUSED = 1878982656
 MAX_RANGES = 340  # user_namespaces(7), since Linux 4.15
 
 
@@ -47,6 +50,17 @@ class IdRange:
 
     def __str__(self) -> str:
         return f"{self.inside} {self.outside} {self.count}"
+
+
+def is_host_root() -> bool:
+    """Whether the caller is root of the initial user namespace (as far as a map of all ids tells)."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return file.read().split() == ["0", "0", "4294967295"]
+    except OSError:
+        return True  # no /proc: what the kernel refuses it will say
 
 
 def _ranges(given: Iterable[IdRange | tuple[int, int, int]], what: str) -> tuple[IdRange, ...]:
@@ -110,6 +124,30 @@ class IdMap:
                 at += count
             maps.append(ranges)
         return cls(maps[0], maps[1], helpers=uid != 0)
+
+    @classmethod
+    def unprivileged(cls, count: int = 65536) -> IdMap:
+        """For root: ``count`` ids from 0 on inside, root among them, are ids of the host that nobody has.
+
+        They are root's subordinate ids (an entry of ``root`` in /etc/subuid and /etc/subgid, with as many ids), or a
+        fixed range near the end of what systemd sets apart for containers, 1878982656 and following; so files that a
+        container leaves belong to the same ids in the next.
+
+        :raises SetupError: for anybody but the host's root, who alone can map what is not listed.
+        """
+        if not is_host_root():
+            raise SetupError(
+                errno.EPERM, "map ids that nobody has", part="UserNamespace",
+                cause="only root of the initial user namespace can", remedy="IdMap.subordinate(), or UserNamespace()",
+            )  # fmt: skip
+        found: list[int] = []
+        for path in ("/etc/subuid", "/etc/subgid"):
+            try:
+                listed = [first for first, size in read_subordinate(path, user="root") if size >= count and first]
+            except SetupError:
+                listed = []
+            found.append(listed[0] if listed else UNUSED)
+        return cls([IdRange(0, found[0], count)], [IdRange(0, found[1], count)])
 
     def inside(self, outside_uid: int, outside_gid: int) -> tuple[int | None, int | None]:
         """What a host's user and group are inside; None where they are not mapped."""
