@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from isolate.mounts import CgroupFs as CgroupFs
     from isolate.mounts import Dev as Dev
     from isolate.mounts import Dir as Dir
+    from isolate.mounts import Etc as Etc
     from isolate.mounts import File as File
     from isolate.mounts import Mask as Mask
     from isolate.mounts import Mqueue as Mqueue
@@ -90,7 +91,7 @@ _HOMES = {
     "thread": "Change Irreversible Reversible in_thread",
     "namespaces.ids": "IdMap IdRange",
     "landlock.part": "Landlock",
-    "mounts": "Bind CgroupFs Dev Dir File Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys Tmpfs",
+    "mounts": "Bind CgroupFs Dev Dir Etc File Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys Tmpfs",
     "namespaces.part": "CgroupNamespace IpcNamespace MountNamespace NetNamespace PidNamespace TimeNamespace"
     " UserNamespace UtsNamespace",
     "engine.plan": "Context Part Phase Step",

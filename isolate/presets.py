@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from isolate.attributes.rlimits import Rlimits
 from isolate.errors import SetupError
 from isolate.landlock.part import Landlock
-from isolate.mounts import Bind, Dev, Overlay, Proc, Root, Symlink, Tmpfs
+from isolate.mounts import Bind, Dev, Etc, Overlay, Proc, Root, Symlink, Tmpfs
 from isolate.namespaces.ids import IdMap, is_host_root
 from isolate.namespaces.part import (
     CgroupNamespace,
@@ -37,7 +39,17 @@ NOBODY = 65534
 
 #: What the programs of a distribution need of the host, where it is there.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_CONFIGURATION = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime")
+#: What of their configuration lies outside of it: the loader, the time zone, names of services; certificates to check
+#: others by; languages, of which some do not start without. Nothing that is made to hold a secret (keys, tokens).
+_CONFIGURATION = (
+    "/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/timezone",
+    "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/magic", "/etc/locale.alias", "/etc/terminfo",
+    "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs", "/etc/pki/tls/openssl.cnf",
+    "/etc/pki/ca-trust/extracted", "/etc/pki/java", "/etc/ca-certificates/extracted", "/etc/crypto-policies",
+    "/etc/java*", "/etc/.java", "/etc/python3*", "/etc/perl", "/etc/php*", "/etc/R", "/etc/mono", "/etc/dotnet",
+    "/etc/guile*", "/etc/lua", "/etc/ghc*", "/etc/erlang", "/etc/octave*", "/etc/fonts", "/etc/texmf",
+    "/etc/ImageMagick-*", "/etc/OpenCL",
+)  # fmt: skip
 
 
 def untrusted(
@@ -46,9 +58,11 @@ def untrusted(
     """A sandbox for a program that nobody vouches for.
 
     All namespaces are new; the host's ``/usr`` (and ``/bin``, ``/lib``, …) is there read-only, ``/tmp`` is a tmpfs of
-    64 MiB, ``/proc`` and ``/dev`` are its own, and nothing else is; loopback is the only network (``network=True``
-    keeps the caller's); it has no capability, gains none, and :meth:`Seccomp.default` filters its system calls. Run by
-    root it is an unprivileged id on the host, never root; inside, its ids are 65534 either way.
+    64 MiB, ``/proc`` and ``/dev`` are its own. Of ``/etc`` there is what programs under ``/usr`` keep there
+    (certificates, the configuration of languages), and :class:`Etc` names the ids inside. Nothing else is there.
+    Loopback is the only network (``network=True`` keeps the caller's). It has no capability, gains none, and
+    :meth:`Seccomp.default` filters its system calls. Run by root it is an unprivileged id on the host, never root;
+    inside, its ids are 65534 either way.
 
     With ``network=True`` the host's abstract sockets, which belong to its network, are kept out of reach by a scope of
     Landlock, where the kernel has it (Linux 6.12): ``Result.applied["Landlock"]`` tells.
@@ -66,7 +80,10 @@ def untrusted(
             system.append(Symlink(os.readlink(path), path))
         elif os.path.isdir(path):
             system.append(Bind(path))
-    system += [Bind(path) for path in _CONFIGURATION if os.path.exists(path)]
+    system += [Bind(path) for path in _configuration()]
+    if network and os.path.isfile("/etc/resolv.conf"):
+        system.append(Bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf"))
+    system.append(Etc(dns=network))
     parts: list[Part] = [
         UserNamespace(uid=NOBODY, gid=NOBODY, map=IdMap.single(NOBODY, NOBODY, host_uid=host_uid, host_gid=host_gid)),
         MountNamespace(),
@@ -86,6 +103,19 @@ def untrusted(
     if limits is not None:
         parts.append(limits)
     return Sandbox(*_with(parts, extra))
+
+
+def _configuration() -> list[str]:
+    """What of the configuration is there; a link is followed, as its target may lie outside."""
+    found: list[str] = []
+    for pattern in _CONFIGURATION:
+        directory, _, name = pattern.rpartition("/")
+        if "*" not in name:
+            found += [pattern] if os.path.exists(pattern) else []
+        else:
+            with contextlib.suppress(OSError):
+                found += sorted(f"{directory}/{entry}" for entry in os.listdir(directory) if fnmatchcase(entry, name))
+    return [path for path in found if os.path.isfile(path) or os.path.isdir(path)]
 
 
 def _with(parts: Iterable[Part], extra: Iterable[Part]) -> list[Part]:

@@ -6,6 +6,7 @@ from isolate.mounts.building import Entry as Entry
 from isolate.mounts.building import TreeEntry as TreeEntry
 from isolate.mounts.cgroupfs import CgroupFs as CgroupFs
 from isolate.mounts.dev import Dev as Dev
+from isolate.mounts.etc import Etc as Etc
 from isolate.mounts.files import Dir as Dir
 from isolate.mounts.files import File as File
 from isolate.mounts.files import Mask as Mask
@@ -25,6 +26,7 @@ __all__ = [
     "Dev",
     "Dir",
     "Entry",
+    "Etc",
     "File",
     "Mask",
     "Mqueue",

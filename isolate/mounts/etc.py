@@ -1,0 +1,78 @@
+"""What programs look up in ``/etc``: who they are, and where ``localhost`` is."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+from isolate.attributes.credentials import Credentials
+from isolate.kernel.paths import StrOrBytesPath, inside, text
+from isolate.mounts.files import File
+from isolate.mounts.showing import Shown
+from isolate.namespaces.part import UserNamespace, UtsNamespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.engine.plan import Context, Step
+    from isolate.mounts.building import Building
+
+__all__ = ["Etc"]
+
+_NOBODY = 65534
+
+
+@dataclass(frozen=True, repr=False)
+class Etc(Shown):
+    """``passwd``, ``group``, ``hosts`` and ``nsswitch.conf`` for the ids and the host name inside, in ``target``.
+
+    The program's user and group have names (passwd(5), group(5)), ``localhost`` and the sandbox's host name are
+    addresses of the loopback (hosts(5)), and nothing else is asked but these files, with ``dns=True`` name servers too
+    (nsswitch.conf(5)). ``home`` is the user's home directory. Each is a read-only file of its own, over what is there.
+    """
+
+    target: StrOrBytesPath = "/etc"
+    _: KW_ONLY
+    home: str = "/tmp"
+    dns: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", inside(self.target, "Etc: target"))
+        if not isinstance(self.home, str) or not self.home.startswith("/") or set(self.home) & set(":\n\0"):
+            raise ValueError(f"Etc: home must be an absolute path without colon and newline, not {self.home!r}")
+        if not isinstance(self.dns, bool):
+            raise TypeError(f"Etc: dns must be True or False, not {self.dns!r}")
+
+    def files(self, context: Context) -> dict[str, str]:
+        """The files by name."""
+        uid, gid = _ids(context)
+        user = {0: "root", _NOBODY: "nobody"}.get(uid, "user")
+        group = {0: "root", _NOBODY: "nogroup"}.get(gid, "user")
+        users = {0: "root:x:0:0:root:/root:/bin/sh", _NOBODY: f"nobody:x:{_NOBODY}:{_NOBODY}:nobody:/:/bin/sh"}
+        users[uid] = f"{user}:x:{uid}:{gid}:{user}:{self.home}:/bin/sh"
+        groups = {0: "root:x:0:", _NOBODY: f"nogroup:x:{_NOBODY}:"}
+        groups[gid] = f"{group}:x:{gid}:"
+        uts = context.find(UtsNamespace)
+        name = "" if uts is None or not uts.hostname else f"127.0.1.1\t{uts.hostname}\n"
+        return {
+            "passwd": "".join(f"{users[n]}\n" for n in sorted(users)),
+            "group": "".join(f"{groups[n]}\n" for n in sorted(groups)),
+            "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{name}",
+            "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nservices: files\nprotocols: files\n"
+            f"hosts: files{' dns' if self.dns else ''}\n",
+        }
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """A file each."""
+        for name, data in self.files(building.context).items():
+            yield from File(f"{text(inside(self.target))}/{name}", data).steps_in(building)
+
+
+def _ids(context: Context) -> tuple[int, int]:
+    """Who the program is, as far as the parts say: as :class:`~isolate.Credentials` puts it in force."""
+    credentials, user = context.find(Credentials), context.find(UserNamespace)
+    uid, gid = (context.euid, context.egid) if user is None else (user.uid, user.gid)
+    if credentials is not None:
+        uid = uid if credentials.uid is None else credentials.uid
+        gid = gid if credentials.gid is None else credentials.gid
+    return uid, gid
