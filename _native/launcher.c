@@ -1495,7 +1495,6 @@ static int died_at_birth(struct supervisor *s)
 {
 	uint32_t *born = &s->machine.shared->born;
 	const uint64_t until = now() + 1000000000; /* frozen, or stopped by somebody, it is at least alive */
-	const uint64_t until = now() + 1000000000; /* frozen, or stopped by somebody, it is at least alive */
 	struct pollfd fd = {.fd = s->child_fd, .events = POLLIN};
 	struct __kernel_timespec moment = {0, 2000000}, none = {0, 0};
 	for (;;) {

@@ -48,6 +48,7 @@ enum {
 	ISO_OP_MEET,     /* init: wait until that has ended; its error is that of the op there */
 	ISO_OP_THAW,     /* supervisor: let a cgroup of v1, and those below it, go on */
 	ISO_OP_COVER,    /* init: make every cgroup file system that is seen read-only */
+	ISO_OP_MAP,      /* supervisor: a user namespace with an id map, in which nothing runs: its descriptor */
 	ISO_OP_MAX
 };
 

@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING
 
 from isolate.diagnosis import clone
 from isolate.diagnosis.host import Finding, Host
-<<<<<<< HEAD
-from isolate.engine.plan import Call, Cover, Engine, Phase, RemoveTree, RunHost, Target
-=======
-from isolate.engine.plan import Call, Engine, MapOfIds, Phase, RemoveTree, RunHost, Target
->>>>>>> bfc1c08 (By root a container is not the host's root; a writable directory of the caller's is writable under any id map)
+from isolate.engine.plan import Call, Cover, Engine, MapOfIds, Phase, RemoveTree, RunHost, Target
 from isolate.kernel import syscalls
 
 if TYPE_CHECKING:

@@ -350,8 +350,4 @@ class Engine:
         self.name: str = name
 
 
-<<<<<<< HEAD
-Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | Thaw | Cover | RunHost | Engine | Label"
-=======
-Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | RunHost | MapOfIds | Engine | Label"
->>>>>>> bfc1c08 (By root a container is not the host's root; a writable directory of the caller's is writable under any id map)
+Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | Thaw | Cover | RunHost | MapOfIds | Engine | Label"

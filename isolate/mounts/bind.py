@@ -40,11 +40,7 @@ from isolate.mounts.building import (
 )
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
-<<<<<<< HEAD
-=======
 from isolate.namespaces.ids import IdMap
-from isolate.thread.entering import ReversibleMount
->>>>>>> bfc1c08 (By root a container is not the host's root; a writable directory of the caller's is writable under any id map)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
