@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import secrets
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from isolate.engine import native
-from isolate.errors import ConflictError
+from isolate.engine.descriptors import OwnedDescriptor
+from isolate.errors import ConflictError, SetupError
+from isolate.namespaces import NetNamespace
 from isolate.network import link, ruleset
 from isolate.network.address import routes
+from isolate.network.hostlink import HostLink, Published
+from isolate.network.keeper import capable
 from isolate.network.members import Member, Members, Wish
 from isolate.network.names import Names, nameservers
 from isolate.network.netlink import ROUTE, Socket
 from isolate.network.switch import Plug, Switch
 from isolate.network.words import PROTOCOLS, subnet
+from isolate.thread.disposable import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -26,9 +33,11 @@ if TYPE_CHECKING:
     from isolate.engine.session import Session
     from isolate.network.address import Address, Net
     from isolate.network.netlink import Message
+    from isolate.network.words import Publish
 
 __all__ = ["Network"]
 
+T = TypeVar("T")
 _open: set[Network] = set()
 
 
@@ -78,6 +87,15 @@ class Network:
         self.uplink = uplink
         self.mtu = mtu
         self._names: Names | None = None
+        self._host: HostLink | None = None
+        # The host's network is that of the thread that makes this, whichever thread starts members later.
+        self._home = NetNamespace(fd=OwnedDescriptor(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)))
+        self._privileged = capable()
+        if uplink == "host" and not self._privileged:
+            raise SetupError(
+                errno.EPERM, "use the host's network as the uplink", part="Network",
+                cause="it needs CAP_NET_ADMIN in the host's network", remedy='be root, or say uplink="user"',
+            )  # fmt: skip
         self._switch = Switch(subnets, mtu=mtu, out=uplink is not None, names=names)
         self._members = Members(self._switch)
         self._closed = False
@@ -85,6 +103,8 @@ class Network:
             if names:
                 servers = nameservers() if uplink is not None else []
                 self._names = Names(self._switch.listening, self._find, self._known, self._may_ask, servers)
+            if uplink == "host":
+                self._host_link()
         except BaseException:
             self.close()
             raise
@@ -144,6 +164,23 @@ class Network:
             raise
         return place
 
+    def _publish(self, wanted: Sequence[Publish]) -> Published:
+        return self._at_home(lambda: Published(self._host_link(), wanted))
+
+    def _host_link(self) -> HostLink:
+        """The wire to the host, made when it is first asked for."""
+        with self._switch.lock:
+            if self._host is None:
+                self._host = self._at_home(lambda: HostLink(self._switch, out=self.uplink == "host"))
+            return self._host
+
+    def _at_home(self, function: Callable[[], T]) -> T:
+        """Call a function in the host's network, which need not be this thread's."""
+        found = os.stat("/proc/thread-self/ns/net")
+        if self._home.identity == (found.st_dev, found.st_ino):
+            return function()
+        return in_thread(function, self._home)
+
     def _attach(self, member: Member, inside: Socket) -> None:
         wish = member.wish
         plug = Plug(
@@ -157,6 +194,8 @@ class Network:
             member.plug = plug
             self._switch.plug_in(plug, inside, self._reach(member))
             self._meet(member)
+            if member.published is not None:
+                member.published.lead(member.address)
 
     def _reach(self, member: Member) -> list[Message]:
         """What a member may open connections to, as the others are now."""
@@ -191,6 +230,8 @@ class Network:
             return
         with self._switch.lock:
             self._members.remove(member)
+            if member.published is not None:
+                member.published.close()
             if member.plug is not None:
                 self._switch.unplug(member.plug, [ruleset.undone(m) for m in member.rules], wait=wait)
             self._part(member)
@@ -227,6 +268,8 @@ class Network:
         self._closed = True
         if self._names is not None:
             self._names.close()
+        if self._host is not None:
+            self._host.close()
         self._switch.close()
 
     def __enter__(self) -> Self:
@@ -254,7 +297,13 @@ class Place:
         self.member = member
 
     def publish(self) -> None:
-        """Have its ports lead to it."""
+        """Reserve its ports on the host.
+
+        :raises SetupError: one is in use.
+        """
+        wanted = self.member.wish.publish
+        if wanted:
+            self.member.published = self.network._publish(wanted)
 
     def receive(self, fds: list[int], session: Session) -> None:
         """Attach the network that the netlink socket is of."""

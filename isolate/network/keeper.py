@@ -45,6 +45,8 @@ _RAW = Constant(3, "SOCK_RAW") | _CLOEXEC
 _IP_FREEBIND, _IPV6_FREEBIND, _IPV6_V6ONLY = 15, 78, 26
 _CONTROL, _OWNER = 3, 5  # the launcher's descriptors: the socket to its owner, the owner's pidfd (tape.h)
 
+SIOCGSKNS = Constant(0x894C, "SIOCGSKNS")  # of a socket: a descriptor of its network namespace (Linux 4.10)
+
 HINTS = {
     errno.EPERM: "making a network needs CAP_SYS_ADMIN, or a user namespace, which this host forbids"
     " (user.max_user_namespaces, an LSM, or a filter of system calls)",

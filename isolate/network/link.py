@@ -21,7 +21,7 @@ from isolate.network.netlink import (
 __all__ = ["Counters", "Link", "bridge", "change", "counters", "forwarding", "links", "named", "remove", "veth"]
 
 _NEWLINK, _DELLINK, _GETLINK, _SETLINK = 16, 17, 18, 19
-_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _AF_SPEC, _NET_NS_FD, _STATS64 = 1, 3, 4, 10, 18, 26, 28, 23
+_ADDRESS, _IFNAME, _MTU, _PEER, _MASTER, _LINKINFO, _STATS64, _AF_SPEC, _NET_NS_FD = 1, 3, 4, 5, 10, 18, 23, 26, 28
 _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER = 1
 _BR_FORWARD_DELAY, _BR_STP, _BR_MCAST_SNOOPING = 1, 5, 23
@@ -206,6 +206,20 @@ def named(sock: Socket, link: int | str) -> Link:
     """
     (answer,) = (a for a in sock.ask(_get(link)) if a.kind == _NEWLINK)
     return _link(answer.body)[0]
+
+
+def peer_of(sock: Socket, link: int) -> int:
+    """The index of the other end of a veth pair, in the network that it is in."""
+    (answer,) = (a for a in sock.ask(_get(link)) if a.kind == _NEWLINK)
+    return int.from_bytes(_link(answer.body)[1].get(_PEER, b""), "little")
+
+
+def forwards(sock: Socket, link: int) -> bool:
+    """Whether IPv4 packets that come in by a device are forwarded."""
+    (answer,) = (a for a in sock.ask(_get(link)) if a.kind == _NEWLINK)
+    families = attributes(_link(answer.body)[1].get(_AF_SPEC, b""))
+    values = attributes(families.get(_INET, b"")).get(_INET_CONF, b"")  # a row of numbers, by their keys less 1
+    return values[4 * (FORWARDING - 1) : 4 * FORWARDING] not in (b"", bytes(4))
 
 
 def counters(sock: Socket, link: int | str) -> Counters:

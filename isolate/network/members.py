@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolate.network.address import Address, Net
+    from isolate.network.hostlink import Published
     from isolate.network.netlink import Message
     from isolate.network.switch import Plug, Switch
 
@@ -51,6 +52,8 @@ class Member:
     plug: Plug | None = None
     #: What its egress put into the switch's sets.
     rules: list[Message] = field(default_factory=list)
+    #: Its ports on the host.
+    published: Published | None = None
 
     @property
     def name(self) -> str | None:

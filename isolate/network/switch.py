@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.network import address, link, nft, ruleset
-from isolate.network.keeper import Bound, Kept, keep
+from isolate.network.keeper import SIOCGSKNS, Bound, Kept, keep
 from isolate.network.link import FORWARDING, Counters
 from isolate.network.netlink import NETFILTER, ROUTE, Socket
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Plug", "Switch"]
 
-_SIOCGSKNS = 0x894C
 _BRIDGE, _UPLINK, _FIRST = 2, 3, 10  # indexes of devices in the switch
 _EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
@@ -77,7 +76,7 @@ class Switch:
             self.filters: Socket = Socket(NETFILTER, made=filters)
             #: Sockets for names, at the gateways: of each UDP, then TCP.
             self.listening: list[socket.socket] = listening
-            self.namespace = OwnedDescriptor(fcntl.ioctl(route, _SIOCGSKNS))
+            self.namespace = OwnedDescriptor(fcntl.ioctl(route, SIOCGSKNS))
             self._build(out)
         except BaseException:
             self.close()
@@ -113,7 +112,7 @@ class Switch:
 
         :raises SetupError: it cannot be made; nothing is left of it.
         """
-        namespace = fcntl.ioctl(inside.fileno(), _SIOCGSKNS)
+        namespace = fcntl.ioctl(inside.fileno(), SIOCGSKNS)
         try:
             with self.lock:
                 plug.attached = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -10,30 +11,31 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from isolate import PidNamespace, Sandbox, attach, network
+from isolate import NetNamespace, PidNamespace, Sandbox, attach, network
+from isolate.network import address, link
+from isolate.network.netlink import Socket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from isolate import NetNamespace
+    from typing_extensions import Self
+
     from isolate.sandbox.process import Process
 
 
-class Host:
-    """A member: its process, its network, its address."""
+class _Netted:
+    """Somebody with a network and an address."""
 
-    def __init__(self, process: Process, lan: network.Network, name: str) -> None:
-        self.process = process
-        self.net: NetNamespace = attach(process).net
-        self.address, self.address6 = (*map(str, lan.members[name]), "")[:2]
+    net: NetNamespace
+    address: str
 
-    def listen(self, port: int, address: str | None = None, *, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def listen(self, port: int, at: str | None = None, *, kind: int = socket.SOCK_STREAM) -> socket.socket:
         """A socket of its network that listens."""
-        address = address or self.address
+        at = at or self.address
         with self.net:
-            sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
+            sock = socket.socket(socket.AF_INET6 if ":" in at else socket.AF_INET, kind)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((address, port))
+            sock.bind((at, port))
         if kind == socket.SOCK_STREAM:
             sock.listen(16)
         sock.settimeout(5)
@@ -49,6 +51,15 @@ class Host:
         return told(self.net, *command)
 
 
+class Host(_Netted):
+    """A member: its process, its network, its address."""
+
+    def __init__(self, process: Process, lan: network.Network, name: str) -> None:
+        self.process = process
+        self.net: NetNamespace = attach(process).net
+        self.address, self.address6 = (*map(str, lan.members[name]), "")[:2]
+
+
 def connects(address: str, port: int, timeout: float = 1.0) -> bool:
     """Whether a connection can be made from this thread's network."""
     with contextlib.suppress(OSError):
@@ -57,7 +68,11 @@ def connects(address: str, port: int, timeout: float = 1.0) -> bool:
     return False
 
 
-def told(net: NetNamespace, *command: str) -> Any:
+#: This thread's own network.
+HERE = contextlib.nullcontext()
+
+
+def told(net: contextlib.AbstractContextManager[Any], *command: str) -> Any:
     """JSON that a program prints in a network."""
     with net:
         out = subprocess.run(command, capture_output=True, check=True, text=True).stdout
@@ -89,3 +104,34 @@ def descriptors() -> set[str]:
 
 def _open(fd: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+class Outside(_Netted):
+    """Another machine: a network that the machine's is wired to, at 192.0.2.9; the machine is 192.0.2.1."""
+
+    address = "192.0.2.9"
+
+    def __init__(self, machine: NetNamespace) -> None:
+        self.net = NetNamespace.create()
+        fd = self.net.fd
+        assert fd is not None
+        with self.net, Socket() as there:
+            with machine, Socket() as here:
+                here.batch([link.veth("eth9", "eth0", fd)])
+                index = _index("eth9", here)
+                # New devices do as the first network's do, where that has a sysctl for it.
+                here.batch([link.forwarding(index, on=False)])
+                here.batch([address.add(index, ipaddress.ip_interface("192.0.2.1/24"))])
+                here.batch([address.route(None, index=index, via=ipaddress.ip_address(self.address))])
+            index = _index("eth0", there)
+            there.batch([address.add(index, ipaddress.ip_interface("192.0.2.9/24")), link.change(index, up=True)])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.net.close()
+
+
+def _index(name: str, sock: Socket) -> int:
+    return link.named(sock, name).index

@@ -127,8 +127,8 @@ def test_what_a_port_sends_bears_its_own_addresses() -> None:
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                     sock.bind((address, 0))
                     sock.sendto(address.encode(), (db.address, 9))
-        there.settimeout(0.3)
         assert there.recv(99) == liar.address.encode()
+        there.settimeout(0.3)
         with pytest.raises(TimeoutError):
             there.recv(99)
 
@@ -223,7 +223,10 @@ def test_what_is_taken_is_refused_before_anything_starts() -> None:
 def members_of_an_ordinary_user() -> None:
     """Also run as one: the network belongs to a user namespace of theirs."""
     inside = [UserNamespace()] if os.geteuid() else []
-    code = "import socket; s = socket.create_server(('', 80)); print('up', flush=True); s.accept()[0].sendall(b'hello')"
+    code = (
+        "import socket; s = socket.create_server(('', 80)); print('up', flush=True);"
+        "s.accept()[0].sendall(b'hello'); s.accept()"
+    )
     client = "import socket; print(socket.create_connection(('db', 80), 5).recv(9).decode())"
     with network.Network() as lan:
         server = Sandbox(PidNamespace(), network.Interface(lan, name="db"), *inside)
