@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 
 from isolate.engine import native
 from isolate.kernel.proc import mount_rows, status
 
-__all__ = ["children", "is_ours", "shows_sandboxes"]
+__all__ = ["children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes"]
 
 _known: dict[tuple[int, int], bool] = {}  # (owner token, device of /proc): each mount of procfs has its own
 
@@ -74,3 +76,37 @@ def children(pid: int) -> list[int]:
         except OSError:
             continue
     return found
+
+
+def kill_session(leader: int, namespace: int) -> int:
+    """Kill the processes of a session whose leader is dead, in a pid namespace (its inode); how many there were.
+
+    As long as one of them is left the number is nobody else's.
+    """
+    if not is_ours() or leader <= 1:
+        return 0
+    seen = 0
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == leader:
+            continue
+        with contextlib.suppress(OSError):
+            pidfd = os.pidfd_open(int(name))
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    session = int(file.read().rpartition(b")")[2].split()[3])
+                # What the pidfd stands for was that process while the file was read, or is dead.
+                if session == leader and os.stat(f"/proc/{name}/ns/pid").st_ino == namespace:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    seen += 1
+            finally:
+                os.close(pidfd)
+    return seen
+
+
+def namespace_of(pid: int) -> int | None:
+    """The inode of a process's pid namespace, if that is another than ours; else None, also where nobody can tell."""
+    try:
+        found, own = (os.stat(f"/proc/{who}/ns/pid").st_ino for who in (pid, "self"))
+    except OSError:
+        return None
+    return found if found != own and is_ours() else None

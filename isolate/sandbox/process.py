@@ -11,6 +11,8 @@ import time
 import warnings
 from typing import IO, TYPE_CHECKING, Any
 
+from isolate.engine.native import lib
+from isolate.engine.proc import kill_session, namespace_of
 from isolate.errors import SetupError, printable
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.streams import Stream
@@ -65,6 +67,8 @@ class Process:
         self._lock = threading.RLock()  # a signal handler may call while its own thread is inside
         self._args = args
         self._pid = session.program_pid
+        #: The pid namespace (its inode) that a further program has joined: its PID 1 inherits what init leaves.
+        self._joined: int | None = None
         self.args: tuple[bytes, ...] = args
         #: Our ends of the pipes, as unbuffered binary files; None where there is no pipe.
         self.stdin: Stream | None
@@ -160,7 +164,21 @@ class Process:
                 return self._session.end is not None
         with self._lock:
             self._session.wait_gone(1.0)
+            self._gather()
         return True
+
+    def _gather(self) -> None:
+        """Kill what a further program's init has left to another PID 1, where it was killed before the program's end.
+
+        What has left the program's session is not found; it ends with the sandbox.
+        """
+        joined, self._joined = self._joined, None
+        end = self._session.end
+        if joined is None or end is None or end.complete & lib.ISO_COMPLETE_STATUS:
+            return
+        deadline = time.monotonic() + 1.0
+        while kill_session(self._pid, joined) and time.monotonic() < deadline:
+            time.sleep(0.002)
 
     # ---- the cgroup --------------------------------------------------------------------------------------------
 
@@ -246,10 +264,13 @@ class Process:
         from isolate.sandbox.exec import FurtherBox
 
         box = FurtherBox(self, self._session.tape.plan)
-        return spawn(
+        joined = namespace_of(self.pid)
+        further = spawn(
             box, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd,
             patience=_PATIENCE,
         )  # fmt: skip
+        further._joined = joined
+        return further
 
     # ---- life --------------------------------------------------------------------------------------------------
 
