@@ -58,6 +58,12 @@ def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: b
         if b"/" not in name:
             searched = show(start.path) if start else None
             where = f"; searched inside: {', '.join(_directories(searched))}" if searched is not None else ""
+            if len(args) == 1 and any(blank in name for blank in b" \t"):
+                return path, Finding(
+                    f"there is no program {path} inside the sandbox: a single string is a program's name, not a command"
+                    " line",
+                    'give a list, ["program", "argument", …] (shlex.split makes it), or ["sh", "-c", …] for a shell',
+                )
             return path, Finding(
                 f"there is no program {path} inside the sandbox{where}",
                 "install it into the sandbox's root, name it by its path inside, or give env a PATH that has it",

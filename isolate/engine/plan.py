@@ -369,6 +369,7 @@ def complete(parts: Iterable[Part]) -> tuple[Part, ...]:
         if not isinstance(part, Part) or isinstance(part, type):
             hint = f"; did you mean {part.__name__}()?" if isinstance(part, type) else ""
             hint = "; it is an entry of Root: Root(…)" if hasattr(part, "steps_in") and not hint else hint
+            hint = "; parts are given one by one: Sandbox(*parts)" if isinstance(part, (list, tuple, set)) else hint
             raise TypeError(f"not a part: {part!r}{hint}")
         for other in listed:
             if type(other) is type(part) and not getattr(part, "repeatable", False):

@@ -7,7 +7,7 @@ import os
 import signal
 
 from isolate.engine import native
-from isolate.kernel.proc import mount_rows, status
+from isolate.kernel.proc import mount_rows, read, status
 
 __all__ = ["children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes"]
 
@@ -50,8 +50,7 @@ def shows_sandboxes() -> bool:
 def _hides() -> bool:
     try:
         device = os.stat("/proc").st_dev
-        with open("/proc/self/mountinfo", "rb") as file:
-            rows = list(mount_rows(file.read()))
+        rows = list(mount_rows(read("/proc/self/mountinfo")))
     except OSError:
         return True
     number = f"{os.major(device)}:{os.minor(device)}"
@@ -71,8 +70,7 @@ def children(pid: int) -> list[int]:
         return found
     for thread in threads:
         try:
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
-                found += map(int, file.read().split())
+            found += map(int, read(f"/proc/{pid}/task/{thread}/children").split())
         except OSError:
             continue
     return found

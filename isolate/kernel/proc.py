@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MountRow", "fields", "lines", "mount_rows", "status", "unescape"]
+__all__ = ["MountRow", "fields", "lines", "mount_rows", "read", "status", "unescape"]
 
 
 def lines(data: bytes) -> list[str]:
@@ -40,8 +40,22 @@ def status(pid: int | str = "self", *, proc: str = "/proc") -> dict[str, str]:
 
     :raises OSError: there is no such process, or it has ended.
     """
-    with open(f"{proc}/{pid}/status", "rb") as file:
-        return fields(file.read())
+    return fields(read(f"{proc}/{pid}/status"))
+
+
+def read(path: str) -> bytes:
+    """A whole file of /proc. By descriptor: the interpreter's last objects ask when ``open`` is gone already.
+
+    :raises OSError: it cannot be opened or read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = bytearray()
+        while piece := os.read(fd, 1 << 16):
+            found += piece
+        return bytes(found)
+    finally:
+        os.close(fd)
 
 
 class MountRow(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Step, Test, call
+from isolate.engine.plan import Buffer, Label, Load, Op, Part, Phase, Step, Test, call
 from isolate.errors import ConflictError
 from isolate.kernel.constants import AT_EMPTY_PATH, AT_FDCWD, MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, Constant
 from isolate.kernel.sizes import size as parse_size
@@ -30,7 +30,7 @@ from isolate.thread.entering import Irreversible
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.engine.plan import Context, Part
+    from isolate.engine.plan import Context
 
 __all__ = ["Root"]
 
@@ -67,6 +67,10 @@ class Root(Irreversible):
         for entry in entries:
             if isinstance(entry, type) or not isinstance(entry, Entry):
                 hint = f"; did you mean {entry.__name__}(...)?" if isinstance(entry, type) else ""
+                if isinstance(entry, Part):
+                    hint = "; it is a part: Sandbox(…, part), and a preset takes it by limits= or extra="
+                elif isinstance(entry, (list, tuple, set)):
+                    hint = "; entries are given one by one: Root(*entries)"
                 raise TypeError(f"Root: not an entry: {entry!r}{hint}")
         parse_size(size, "Root: size", smallest=4096)
         check_inodes(inodes)

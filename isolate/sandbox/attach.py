@@ -216,6 +216,8 @@ def attach(process: int | Process) -> Attached:
         raise TypeError(f"attach takes a pid or a Process, not {process!r}")
     if process < 1:
         raise ValueError(f"not a pid: {process}")
+    if process >= 1 << 31:
+        raise _gone(process)  # the kernel has no such number, and Python's call takes none
     try:
         pidfd = OwnedDescriptor(os.pidfd_open(process))
     except OSError as error:

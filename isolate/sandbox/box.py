@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Part, Phase, Plan
+from isolate.errors import UnsupportedError
 from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWTIME
 from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.defaults import Launch, defaults
@@ -44,7 +46,8 @@ class Sandbox(Verbs, Reversible):
         self._plans: dict[tuple[int, int], Plan] = {}
         self._tapes: dict[tuple[int, int], Tape] = {}
         self._lock = threading.Lock()
-        self._plan()  # refuses what can be refused without running anything
+        with contextlib.suppress(UnsupportedError):  # said by whatever starts it: to explain it, nothing is needed
+            self._plan()  # refuses what can be refused without running anything
 
     def __add__(self, other: Part | Sandbox | Iterable[Part]) -> Sandbox:
         if isinstance(other, Sandbox):
@@ -123,7 +126,16 @@ class Sandbox(Verbs, Reversible):
         """The ordered steps with the kernel calls behind them. Needs no privileges and runs nothing."""
         from isolate.engine.explain import explain  # loaded late: most programs explain nothing
 
-        return explain(self._plan())
+        try:
+            return explain(self._plan())
+        except UnsupportedError as error:
+            # Without what this host cannot give; and that, with its reason.
+            missing = error
+        left = [part for part in self.parts if type(part).__name__ != missing.part]
+        if len(left) == len(self.parts):
+            raise missing
+        named = ", ".join(repr(part) for part in self.parts if type(part).__name__ == missing.part)
+        return f"{Sandbox(*left).explain()}not to be had here, so a start fails: {named}\n  {missing}\n"
 
     def check(self) -> None:
         """Start a program that ends at once (one that isolate brings along): whether this host can do all of it.

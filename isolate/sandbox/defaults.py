@@ -63,12 +63,13 @@ class Launch:
         )
         yield Step(Phase.PROGRAM, "find the program", (Engine("find"),))
         path, end = Buffer(4096, "path"), Label()
-        # Where the root is the caller's, so may the working directory be one that has been deleted.
+        # Where the root is the caller's, so may the working directory be one that has been deleted, or that lies deeper
+        # than the kernel tells.
         callers_root = context.find(Root) is None and not any(
             isinstance(part, MountNamespace) and part.joined for part in context.parts
         )
         asking = (
-            call("getcwd", path, 4096, errors=(errno.ENOENT,), policy="jump", label=end)
+            call("getcwd", path, 4096, errors=(errno.ENOENT, errno.ENAMETOOLONG), policy="jump", label=end)
             if callers_root
             else call("getcwd", path, 4096)
         )
@@ -77,6 +78,10 @@ class Launch:
             "the working directory is inside the root",
             # The kernel says "(unreachable)/…" of a directory outside: the class of CVE-2024-21626.
             (asking, Test(Load(path, 0, 4), ord("/"), mask=0xFF, error=errno.EXDEV), end),
+            hints={
+                errno.ENAMETOOLONG: "the working directory's path is longer than the kernel tells (4095 bytes): name"
+                " another, cwd="
+            },
         )
         pid = context.find(PidNamespace)
         if pid is None or pid.joined or not pid.init:

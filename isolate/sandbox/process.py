@@ -263,6 +263,8 @@ class Process:
         """
         from isolate.sandbox.exec import FurtherBox
 
+        if self.pidfd < 0:
+            raise ValueError("the process is closed: no further program can be started beside it")
         box = FurtherBox(self, self._session.tape.plan)
         joined = namespace_of(self.pid)
         further = spawn(
@@ -311,6 +313,15 @@ class Process:
         session.kill()
 
 
+def _window(pty: object) -> tuple[int, int] | None:
+    """Rows and columns of the terminal that is wanted, None where they are not said."""
+    if isinstance(pty, bool):
+        return None
+    if not isinstance(pty, (tuple, list)) or len(pty) != 2:
+        raise TypeError(f"pty: True, False or (rows, columns) is wanted, not {pty!r}")
+    return pty[0], pty[1]
+
+
 def spawn(
     box: Box,
     args: Any,
@@ -325,6 +336,7 @@ def spawn(
     patience: float | None = None,
 ) -> Process:
     """See :meth:`isolate.Sandbox.spawn`; ``patience`` is as for :func:`await_start`."""
+    window = _window(pty)
     tape = box.compile()
     run, slots, argv = streams.block(
         tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=True, tty=bool(pty)
@@ -336,8 +348,8 @@ def spawn(
         raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
     terminal = streams.Terminal()
     try:
-        if not isinstance(pty, bool):
-            streams.set_window(terminal.fileno(), *pty)
+        if window is not None:
+            streams.set_window(terminal.fileno(), *window)
         session = box.launch(tape, run, [terminal.theirs] * 3, slots)
         terminal.hand_over()
         return _start(session, argv, terminal, patience)

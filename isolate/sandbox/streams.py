@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from isolate.engine.native import ffi, lib
 from isolate.engine.tape import run_block
 from isolate.errors import SetupError
+from isolate.kernel.paths import PATH_MAX
 from isolate.sandbox.defaults import DEFAULT_PATH
 
 if TYPE_CHECKING:
@@ -141,8 +142,13 @@ def _block(
     directory = argument("." if cwd is None else cwd, "cwd")
     if not directory:
         raise ValueError("cwd is empty")
+    if len(directory) >= PATH_MAX:
+        raise ValueError(f"cwd must be shorter than {PATH_MAX} bytes, and has {len(directory)}")
     passed = descriptors(pass_fds)
     slots = list(tape.plan.context.slots)
+    room = lib.ISO_MAX_SLOTS - lib.ISO_SLOT_FREE - len(slots) - 1
+    if len(passed) > room:
+        raise ValueError(f"pass_fds: at most {room} descriptors can be handed over here, not {len(passed)}")
     first = 6 + len(slots)
     fds = [(0, 0), (1, 1), (2, 2), *((first + i, inside) for i, (inside, _) in enumerate(passed))]
     slots += [fd for _, fd in passed]

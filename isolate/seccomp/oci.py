@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno as _errno
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -98,12 +99,9 @@ def from_oci(
 ) -> Seccomp:
     """See ``Seccomp.from_oci``."""
     if isinstance(profile, (str, bytes)):
-        try:
-            profile = json.loads(profile)
-        except ValueError as error:
-            raise ValueError(f"not JSON: {error}") from None
-    if not isinstance(profile, Mapping):
-        raise TypeError(f"a profile is an object, not {profile!r}")
+        profile = _parsed(profile)
+    elif not isinstance(profile, Mapping):
+        raise TypeError(f"a profile is an object or its JSON, not {profile!r}")
     _known(profile, _PROFILE, "the profile")
     arch = syscalls.native_arch() if arch is None else syscalls.canonical_arch(arch)
     kernel = kernel or decide.running_kernel()
@@ -117,7 +115,7 @@ def from_oci(
         if not isinstance(entry, Mapping):
             raise ValueError(f"{where} is not an object: {entry!r}")
         _known(entry, _SYSCALL, where)
-        includes, excludes = entry.get("includes") or {}, entry.get("excludes") or {}
+        includes, excludes = _object(entry, "includes", where), _object(entry, "excludes", where)
         if not _applies(includes, excludes, caps, arch, kernel, where):
             continue
         names = _list(entry, "names", where) or ([entry["name"]] if "name" in entry else [])
@@ -130,13 +128,32 @@ def from_oci(
             action = _action(entry, "action", "errnoRet", where, "errno")
             rules += _entry_rules(action, tuple(found), _list(entry, "args", where), where)
     flags: dict[str, bool] = {}
-    for flag in _list(profile, "flags", "the profile"):
+    for flag in _words(profile, "flags", "the profile"):
         if flag in _FLAGS:
             flags[_FLAGS[flag]] = True
         elif flag not in _NO_FLAGS:
             raise ValueError(f"unknown flag {flag!r}")
     log, spec_allow = flags.get("log", False), flags.get("spec_allow", False)
     return Seccomp(rules, otherwise=otherwise, compat=_compat(profile, arch), log=log, spec_allow=spec_allow)
+
+
+def _parsed(text: str | bytes) -> Mapping[str, Any]:
+    """The object of a JSON text; whoever wrote it may be hostile."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("not a profile: its JSON is nested too deep") from None
+    except ValueError as error:
+        shown = os.fsdecode(text[:80])
+        hint = (
+            f"; {shown!r} looks like a path: give what the file holds, pathlib.Path(…).read_text()"
+            if len(text) < 4096 and "{" not in shown and ("/" in shown or shown.endswith(".json"))
+            else ""
+        )
+        raise ValueError(f"not JSON: {error}{hint}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"not a profile: its JSON is no object but {type(found).__name__}")
+    return found
 
 
 def to_oci(policy: Seccomp) -> dict[str, Any]:
@@ -206,6 +223,8 @@ def _entry_rules(action: Action, names: tuple[str, ...], arguments: list[Any], w
         _known(argument, _ARGUMENT, place)
         op = argument.get("op")
         index, value, second = (_number(argument, key, place) for key in ("index", "value", "valueTwo"))
+        if not isinstance(op, str):
+            raise ValueError(f"{place}: op is no string: {op!r}")
         if op == "SCMP_CMP_MASKED_EQ":
             compares.append(Compare(index, "==", second, value))
         elif op in _OPS:
@@ -270,6 +289,23 @@ def _list(entry: Mapping[str, Any], key: str, where: str) -> list[Any]:
     return value
 
 
+def _words(entry: Mapping[str, Any], key: str, where: str) -> list[str]:
+    value = _list(entry, key, where)
+    for word in value:
+        if not isinstance(word, str):
+            raise ValueError(f"{where}: {key} has something that is no string: {word!r}")
+    return value
+
+
+def _object(entry: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    value = entry.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: {key} is not an object: {value!r}")
+    return value
+
+
 def _number(entry: Mapping[str, Any], key: str, where: str) -> int:
     value = entry.get(key, 0)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MASK64:
@@ -287,7 +323,12 @@ def _action(entry: Mapping[str, Any], key: str, number: str, where: str, word: s
         default = _errno.EPERM
         if entry.get(number) is not None:
             return Action(kind, _number(entry, number, where))
-        return Action.errno(entry[word]) if kind == "errno" and entry.get(word) else Action(kind, default)
+        named = entry.get(word)
+        if kind == "errno" and named:
+            if isinstance(named, bool) or not isinstance(named, (str, int)):
+                raise ValueError(f"{where}: {word} is no errno: {named!r}")
+            return Action.errno(named)
+        return Action(kind, default)
     return Action(kind)
 
 
@@ -303,14 +344,14 @@ def _applies(
     _known(includes, _FILTER, f"{where}.includes")
     _known(excludes, _FILTER, f"{where}.excludes")
     words = {arch, _GO_ARCH.get(arch, arch)}
-    wanted_caps, wanted_arches = _list(includes, "caps", where), _list(includes, "arches", where)
+    wanted_caps, wanted_arches = _words(includes, "caps", where), _words(includes, "arches", where)
     if wanted_arches and not words & set(wanted_arches):
         return False
     if not set(wanted_caps) <= caps:
         return False
     if includes.get("minKernel") and kernel < _version(includes["minKernel"], where):
         return False
-    if words & set(_list(excludes, "arches", where)) or caps & set(_list(excludes, "caps", where)):
+    if words & set(_words(excludes, "arches", where)) or caps & set(_words(excludes, "caps", where)):
         return False
     return not (excludes.get("minKernel") and kernel >= _version(excludes["minKernel"], where))
 
@@ -324,13 +365,17 @@ def _version(text: Any, where: str) -> tuple[int, int]:
 
 
 def _compat(profile: Mapping[str, Any], arch: str) -> tuple[str, ...]:
-    listed = list(_list(profile, "architectures", "the profile"))
+    listed = list(_words(profile, "architectures", "the profile"))
     for entry in _list(profile, "archMap", "the profile"):
         if not isinstance(entry, Mapping):
             raise ValueError(f"archMap has an entry that is not an object: {entry!r}")
         _known(entry, {"architecture", "subArchitectures"}, "archMap")
-        if _ABIS.get(entry.get("architecture", "")) == arch:
-            listed += entry.get("subArchitectures") or []
+        name = entry.get("architecture", "")
+        if not isinstance(name, str):
+            raise ValueError(f"archMap: architecture is no string: {name!r}")
+        subs = _words(entry, "subArchitectures", "archMap")
+        if _ABIS.get(name) == arch:
+            listed += subs
     for name in listed:
         if name not in _ABIS and name not in _OTHER_ABIS:
             raise ValueError(f"unknown architecture {name!r}")

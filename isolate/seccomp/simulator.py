@@ -188,7 +188,29 @@ def _checked(program: bytes) -> tuple[tuple[int, int, int, int], ...]:
             raise InvalidProgram(f"instruction {at} {reason}")
     if instructions[-1][0] not in (bpf.RET, bpf.RET_A):
         raise InvalidProgram("the last instruction is no return")
+    _check_scratch(instructions)
     return instructions
+
+
+def _check_scratch(instructions: tuple[tuple[int, int, int, int], ...]) -> None:
+    """A word of the scratch memory must have been stored on every way to where it is loaded (check_load_and_stores)."""
+    everything = (1 << _MEMWORDS) - 1
+    stored = [everything] * (len(instructions) + 1)
+    now = 0
+    for at, (code, jt, jf, k) in enumerate(instructions):
+        now &= stored[at]
+        if code in (bpf.ST, bpf.STX):
+            now |= 1 << k
+        elif code in (bpf.LD_MEM, bpf.LDX_MEM):
+            if not now >> k & 1:
+                raise InvalidProgram(f"instruction {at} loads scratch word {k}, which may not have been stored before")
+        elif code == bpf.JA:
+            stored[at + 1 + k] &= now
+            now = everything
+        elif code in (bpf.JEQ, bpf.JGE, bpf.JGT, bpf.JSET) or code in _JUMPS_X:
+            stored[at + 1 + jt] &= now
+            stored[at + 1 + jf] &= now
+            now = everything
 
 
 def _word_name(offset: int) -> str:
