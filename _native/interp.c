@@ -127,7 +127,7 @@ int64_t iso_tape_check(const uint8_t *base, uint64_t size)
 	    h->checksum != iso_tape_checksum(base, h->size))
 		return -EBADMSG;
 	if (h->ops_offset % 8 || h->data_offset % 8 || h->op_count > ISO_MAX_OPS || h->registers < ISO_REG_FREE ||
-	    h->registers > ISO_MAX_REGISTERS || h->slots < ISO_SLOT_FREE || h->slots > ISO_MAX_SLOTS || h->steps > ISO_MAX_OPS)
+	    h->registers > ISO_MAX_REGISTERS || h->slots < ISO_SLOT_FREE || h->slots > ISO_MAX_SLOTS || h->steps > ISO_MAX_STEPS)
 		return -EBADMSG;
 	if ((uint64_t)h->ops_offset + (uint64_t)h->op_count * sizeof(struct iso_op) > h->size || h->ops_offset < sizeof *h)
 		return -EBADMSG;
@@ -258,21 +258,24 @@ static int64_t open2(int64_t dir, const char *path, uint64_t flags, uint64_t mod
 	return fd;
 }
 
-/* Make one component below the descriptor `dir` and open it. Nothing that exists already is accepted: the
- * look-up said it is not there, so whatever is there now is a dangling link or somebody's race. */
-static int64_t make(int64_t dir, const char *name, int directory, uint32_t mode)
+/* Make one component below the descriptor `dir` and open it, the last one as it is wanted. Nothing that exists already is
+ * accepted: the look-up said it is not there, so whatever is there now is a dangling link or somebody's race. */
+static int64_t make(int64_t dir, const char *name, int directory, uint32_t mode, uint64_t wanted)
 {
 	int64_t r;
 	if (directory) {
 		r = SYS3(mkdirat, dir, PTR(name), mode);
 	} else {
-		r = SYS4(openat, dir, PTR(name), O_CREAT | O_EXCL | O_NOFOLLOW | O_WRONLY | O_CLOEXEC, mode);
+		r = SYS4(openat, dir, PTR(name), O_CREAT | O_EXCL | O_NOFOLLOW | O_NOCTTY | O_NONBLOCK | O_WRONLY | O_CLOEXEC, mode);
+		/* For writing this is the descriptor itself: the mode of the new file need not allow another one. */
+		if (r >= 0 && (wanted & O_ACCMODE) == O_WRONLY)
+			return r;
 		if (r >= 0)
 			SYS1(close, r);
 	}
 	if (r < 0)
 		return r;
-	return open2(dir, name, (uint64_t)(O_PATH | O_NOFOLLOW | (directory ? O_DIRECTORY : 0)), 0,
+	return open2(dir, name, wanted | (uint64_t)(O_NOFOLLOW | (directory ? O_DIRECTORY : 0)), 0,
 		     RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
 }
 
@@ -340,7 +343,7 @@ static int64_t resolve(int64_t root, const char *path, uint32_t flags, uint32_t 
 		if (name[0] == '.' && (n == 1 || (n == 2 && name[1] == '.')))
 			next = -EINVAL;
 		else
-			next = make(fd, name, !last || (flags & ISO_TARGET_DIR), last ? mode : 0755);
+			next = make(fd, name, !last || (flags & ISO_TARGET_DIR), last ? mode : 0755, last ? wanted : O_PATH);
 		if (fd != root)
 			SYS1(close, fd);
 		fd = next;

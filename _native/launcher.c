@@ -85,6 +85,8 @@ struct supervisor {
 	uint64_t cpus;       /* as many seconds of it can be used in one */
 	int32_t exceeded;    /* ISO_COMPLETE_TIMEOUT, ISO_COMPLETE_CPU_TIME: why we killed it */
 	uint64_t ended_ns;
+	uint64_t capabilities; /* effective ones of the launcher at its start */
+	int32_t root;          /* its effective uid is 0 */
 };
 
 static void exit_now(int64_t status) __attribute__((noreturn));
@@ -840,6 +842,10 @@ static void run_init(struct iso_machine *m, int32_t group)
 	int64_t r = SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
 	if (r == 0 && !(m->header->flags & ISO_TAPE_PIDNS))
 		r = SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
+	/* A session of its own: what is sent to the launcher's process group is not for init. Where there is no init, the
+	 * program itself does so later (OP_SESSION). */
+	if (r == 0 && (m->header->flags & ISO_TAPE_INIT) && (r = SYS0(setsid)) > 0)
+		r = 0;
 	if (r < 0) {
 		fail(shared, ISO_STAGE_OWNER, ISO_OP_NONE, r);
 		exit_now(1);
@@ -914,10 +920,49 @@ static void run_init(struct iso_machine *m, int32_t group)
 
 /* ---- supervisor ----------------------------------------------------------------------------------------- */
 
+static int holds(const struct supervisor *s, int capability)
+{
+	return (s->capabilities >> capability & 1) != 0;
+}
+
+static int64_t get_capabilities(uint32_t *sets)
+{
+	const struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	return SYS2(capget, PTR(&header), PTR(sets));
+}
+
+static int64_t set_capabilities(const uint32_t *sets)
+{
+	const struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	return SYS2(capset, PTR(&header), PTR(sets));
+}
+
+/* A user namespace belongs to the effective uid of whoever makes it, and every process with that uid outside of it has all
+ * capabilities over it, even one that was given none: a program that runs as root in another sandbox could trace what runs
+ * in this one, and by its root directory get at the host's files. So root makes it under a uid that nobody has. Root needs
+ * CAP_SYS_PTRACE then to look into its own sandboxes, hence not without. */
+#define OWNER 0xfffffffdu
+
+static int take_owner(const struct supervisor *s, uint32_t *sets)
+{
+	if (!(s->machine.header->clone_flags & CLONE_NEWUSER) || (s->machine.header->flags & ISO_TAPE_OWNED) || !s->root ||
+	    !holds(s, CAP_SYS_PTRACE) || !holds(s, CAP_SETUID) || !holds(s, CAP_SETFCAP) || get_capabilities(sets) < 0)
+		return 0;
+	/* EINVAL in a user namespace that does not map it: root of that one stays the owner. */
+	if (SYS3(setresuid, -1, OWNER, -1) < 0)
+		return 0;
+	/* Files are opened as root all the same, and the change of uid has put the capabilities aside. */
+	SYS1(setfsuid, 0);
+	set_capabilities(sets);
+	SYS2(prctl, PR_SET_DUMPABLE, 0); /* fs.suid_dumpable may say otherwise of a change of uid */
+	return 1;
+}
+
 static int64_t clone_init(struct supervisor *s, int into_group)
 {
 	struct iso_machine *m = &s->machine;
 	struct clone_args args;
+	uint32_t sets[6];
 	memset(&args, 0, sizeof args);
 	args.flags = m->header->clone_flags | CLONE_PIDFD;
 	args.pidfd = (uint64_t)(uintptr_t)&s->child_fd;
@@ -926,9 +971,20 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint64_t)m->reg[m->header->cgroup_register];
 	}
+	const int other = take_owner(s, sets);
 	int64_t pid = SYS2(clone3, PTR(&args), sizeof args);
 	if (pid == -ENOSYS && !into_group)
 		pid = SYS5(clone, args.flags | SIGCHLD_, 0, PTR(&s->child_fd), 0, 0);
+	if (other && pid != 0) {
+		int64_t r = SYS3(setresuid, -1, 0, -1);
+		if (r >= 0)
+			r = set_capabilities(sets);
+		if (r < 0 && pid > 0) {
+			SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
+			SYS4(wait4, pid, 0, 0x40000000 /* __WALL */, 0);
+			return r;
+		}
+	}
 	return pid;
 }
 
@@ -1398,6 +1454,8 @@ static void load(struct supervisor *s)
 		else if (r <= 0)
 			refuse(ISO_STAGE_TAPE, r ? r : -EBADMSG);
 	}
+	/* Nobody needs it any more, and no process of the sandbox's has a way to it. */
+	SYS1(close, ISO_SLOT_TAPE);
 	r = iso_tape_check(tape, st.stx_size);
 	if (r < 0)
 		refuse(ISO_STAGE_TAPE, r);
@@ -1431,7 +1489,6 @@ static void load(struct supervisor *s)
 static void close_slots(const struct iso_machine *m)
 {
 	SYS3(close_range, 0, 2, 0);
-	SYS1(close, ISO_SLOT_TAPE);
 	if (m->run->slots > ISO_SLOT_FREE)
 		SYS3(close_range, ISO_SLOT_FREE, m->run->slots - 1, 0);
 }
@@ -1443,7 +1500,16 @@ static int64_t begin_child(struct supervisor *s, int32_t group)
 	const uint32_t flags = m->header->flags;
 	int32_t sync[2], exec[2] = {-1, -1};
 	s->child = -1;
-	int64_t r = SYS2(pipe2, PTR(sync), O_CLOEXEC);
+	/* The /proc files of a process that is not dumpable are root's. Root writes a new user namespace's id maps all the same;
+	 * an ordinary user could not, so for those until the maps are written. That shows it to nobody but the processes of that
+	 * user which are in no user namespace below, and those may trace the Python program itself; a pid namespace that was
+	 * joined may hold others, so there it is refused. */
+	int64_t r = 0;
+	if ((m->header->clone_flags & CLONE_NEWUSER) && !s->root && !holds(s, CAP_DAC_OVERRIDE) &&
+	    !(m->header->flags & ISO_TAPE_STRANGERS))
+		r = SYS2(prctl, PR_SET_DUMPABLE, 1);
+	if (r >= 0)
+		r = SYS2(pipe2, PTR(sync), O_CLOEXEC);
 	/* Closed by exec, where the child itself becomes the program; else by init when it has ended, where that is wanted. */
 	if (r == 0 && ((flags & (ISO_TAPE_INIT | ISO_TAPE_PIDNS)) != (ISO_TAPE_INIT | ISO_TAPE_PIDNS) ||
 		       m->header->section[ISO_REPORT].count))
@@ -1592,8 +1658,11 @@ __attribute__((used)) void iso_main(void);
 void iso_main(void)
 {
 	static struct supervisor s;
-	/* The extension has blocked them before vfork; without it no SIGCHLD would ever wake init. */
-	int64_t r = set_mask(~0ull);
+	/* First of all not dumpable, and so are the children from their birth on. The signals: the extension has blocked them
+	 * before vfork; without it no SIGCHLD would ever wake init. */
+	int64_t r = SYS2(prctl, PR_SET_DUMPABLE, 0);
+	if (r >= 0)
+		r = set_mask(~0ull);
 	if (r >= 0)
 		r = default_signals();
 	if (r < 0)
@@ -1601,13 +1670,14 @@ void iso_main(void)
 	SYS2(prctl, PR_SET_NAME, PTR(build_mark));
 	load(&s);
 	struct iso_machine *m = &s.machine;
+	uint32_t sets[6] = {0};
 	s.child_fd = -1;
 	s.exec_fd = -1;
 	s.sync_fd = -1;
 	s.proc = -ENOENT;
-	/* A process that is not dumpable owns no file in its own /proc: with a new user namespace the id maps come first. */
-	if (!(m->header->clone_flags & CLONE_NEWUSER))
-		r = SYS2(prctl, PR_SET_DUMPABLE, 0);
+	r = get_capabilities(sets);
+	s.capabilities = sets[0] | (uint64_t)sets[3] << 32;
+	s.root = SYS0(geteuid) == 0;
 	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. */
 	if (r >= 0)
 		r = SYS0(setsid);

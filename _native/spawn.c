@@ -252,7 +252,7 @@ void iso_close_pty(int32_t *ends)
 	iso_close(&ends[1]);
 }
 
-int64_t iso_open_pty(int32_t *ends)
+int64_t iso_open_pty(int32_t *ends, int64_t uid)
 {
 	const int32_t locked = 0;
 	int64_t r = SYS4(openat, AT_FDCWD, PTR("/dev/ptmx"), O_RDWR | O_NOCTTY | O_CLOEXEC, 0);
@@ -267,11 +267,15 @@ int64_t iso_open_pty(int32_t *ends)
 	if (r >= 0)
 		/* By descriptor (Linux 4.13): no path in a devpts that may be another's. */
 		r = SYS3(ioctl, ends[0], TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (r >= 0) {
+		ends[1] = (int32_t)r;
+		if (uid >= 0)
+			r = SYS3(fchown, ends[1], uid, -1);
+	}
 	if (r < 0) {
 		iso_close_pty(ends);
 		return r;
 	}
-	ends[1] = (int32_t)r;
 	return 0;
 }
 
@@ -294,6 +298,11 @@ static int64_t connect_stream(struct iso_start *s, struct streams *q, int i, int
 		if (r < 0)
 			return r;
 		s->ours[i] = (int32_t)r;
+		/* Whoever the program is inside, /dev/stdin and the like open it again. A pipe has no path but that of a process
+		 * that holds it, so nobody else gets at it. */
+		r = SYS2(fchmod, *opened, 0666);
+		if (r < 0)
+			return r;
 		/* Only our end: file status flags belong to the open file, and theirs is another. */
 		return q->nonblocking ? SYS3(fcntl, s->ours[i], F_SETFL, O_NONBLOCK | (i ? O_RDONLY : O_WRONLY)) : 0;
 	case ISO_DEVNULL:
@@ -328,6 +337,12 @@ static int64_t write_all(int32_t fd, const uint8_t *data, uint64_t size)
 	return 0;
 }
 
+/* Nobody changes it any more: what the launcher has mapped of it would change too. */
+static int64_t seal(int32_t fd)
+{
+	return SYS3(fcntl, fd, 1033 /* F_ADD_SEALS */, 0xf /* seal, shrink, grow, write */);
+}
+
 /* Whether a file may not grow so long here (RLIMIT_FSIZE, which holds for a memfd, too, and sends SIGXFSZ). */
 static int too_long(uint64_t size)
 {
@@ -347,7 +362,7 @@ static int64_t carry(const uint8_t *tape, uint64_t tape_size, const uint8_t *run
 			/* To the next power of two, and above a mebibyte with CAP_SYS_RESOURCE alone: then it is an error below. */
 			SYS3(fcntl, ends[1], 1031 /* F_SETPIPE_SZ */, tape_size + run_size);
 	} else {
-		r = SYS2(memfd_create, PTR("isolate-tape"), 1 /* MFD_CLOEXEC */);
+		r = SYS2(memfd_create, PTR("isolate-tape"), 1 | 2 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
 		ends[0] = (int32_t)r;
 	}
 	if (r < 0)
@@ -356,6 +371,8 @@ static int64_t carry(const uint8_t *tape, uint64_t tape_size, const uint8_t *run
 	r = write_all(to, tape, tape_size);
 	if (r == 0)
 		r = write_all(to, run, run_size);
+	if (r == 0 && ends[1] < 0)
+		r = seal(ends[0]);
 	if (r == -EAGAIN)
 		r = -EFBIG;
 	iso_close(&ends[1]);
@@ -407,7 +424,7 @@ static int64_t make_launcher(const uint8_t *image, uint64_t size, struct launche
 	if (r == 0) {
 		r = SYS3(fcntl, fd, 1033 /* F_ADD_SEALS */, 0x2f /* seal, shrink, grow, write, exec */);
 		if (r == -EINVAL) /* the last came with Linux 6.3 */
-			r = SYS3(fcntl, fd, 1033, 0xf);
+			r = seal((int32_t)fd);
 	}
 	if (r == 0 && fstat((int32_t)fd, &status) < 0)
 		r = -errno;
@@ -555,11 +572,13 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 		r = connect_stream(s, &q, i, sent + large, &opened[i]);
 	if (r >= 0 && large) {
 		s->stage = ISO_START_TAPE;
-		r = SYS2(memfd_create, PTR("isolate-run"), 1 /* MFD_CLOEXEC */);
+		r = SYS2(memfd_create, PTR("isolate-run"), 1 | 2 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
 		if (r >= 0) {
 			sent[0] = opened[3] = (int32_t)r;
 			r = write_all((int32_t)r, run, run_size);
 		}
+		if (r >= 0)
+			r = seal(sent[0]);
 	}
 	if (r >= 0) {
 		const size_t size = sizeof *sent * (size_t)(large + 3 + count);

@@ -77,8 +77,8 @@ int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
 /* Tell the launcher to take everything down. A shutdown, not a close: a forked child may hold the socket too. */
 void iso_let_go(struct iso_start *start);
-/* A terminal of its own: ends[0] ours, ends[1] the program's. 0 or -errno. */
-int64_t iso_open_pty(int32_t *ends);
+/* A terminal of its own: ends[0] ours, ends[1] the program's, which belongs to `uid` of the host unless that is -1. 0 or -errno. */
+int64_t iso_open_pty(int32_t *ends, int64_t uid);
 void iso_close_pty(int32_t *ends);
 /* waitid(P_PIDFD, WNOHANG): 0, or -ECHILD where it is nobody of ours. */
 int64_t iso_reap(int32_t pidfd);

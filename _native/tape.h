@@ -11,8 +11,9 @@
 
 #define ISO_TAPE_MAGIC 0x31455041544f5349ull /* "ISOTAPE1" */
 #define ISO_TAPE_ABI 4
-#define ISO_MAX_OPS 65535
-#define ISO_MAX_REGISTERS 4096
+#define ISO_MAX_OPS (1u << 20)
+#define ISO_MAX_REGISTERS (1u << 16)
+#define ISO_MAX_STEPS 100000 /* the last record has a byte for each, and is one message on a socket */
 #define ISO_MAX_SLOTS 1024
 #define ISO_MAX_TAPE (256u << 20)
 
@@ -80,7 +81,7 @@ enum {
 #define ISO_TARGET_NO_SYMLINKS 4 /* no symbolic link in any component */
 #define ISO_TARGET_MUST_NEW 8    /* the last component must not exist yet */
 #define ISO_TARGET_PARENT 16     /* the result is the parent (made where missing); the last component is left alone */
-#define ISO_TARGET_WRITE 32      /* open a file for writing (truncating), not O_PATH */
+#define ISO_TARGET_WRITE 32      /* open a file for writing, not O_PATH */
 #define ISO_TARGET_READ 64       /* open for reading, not O_PATH */
 
 /* ISO_OP_STORE: arg0 data offset (kind DATA), arg1 value, arg2 width in bytes 1, 2, 4, 8, or 0: decimal digits and NUL (21 bytes). */
@@ -95,12 +96,12 @@ struct iso_op {
 	uint8_t code;
 	uint8_t flags;
 	uint8_t kind[6];
-	uint16_t step;     /* index of the step this op belongs to: for errors */
-	uint16_t out;      /* register for the result, 0xffff none */
+	uint32_t step;     /* index of the step this op belongs to: for errors */
+	uint32_t out;      /* register for the result, ISO_NONE none */
 	uint16_t errnos[4];/* errors that the flags speak of; 0 ends the list */
 	uint16_t count;    /* CALL: repeat with the counter from 0 to count - 1; 0 and 1: once */
-	uint16_t jump;     /* op to continue at, always further on */
-	uint32_t number;   /* CALL: system call number */
+	uint16_t number;   /* CALL: system call number */
+	uint32_t jump;     /* op to continue at, always further on */
 	int64_t expect;    /* with EXACT */
 	int64_t arg[6];
 };
@@ -110,12 +111,14 @@ struct iso_range {
 	uint32_t count;
 };
 
-#define ISO_NONE 0xffff
+#define ISO_NONE 0xffffffffu
 
 /* Flags of a tape. */
 #define ISO_TAPE_INIT 1    /* an init stays between supervisor and payload */
 #define ISO_TAPE_PIDNS 2   /* the child of clone is PID 1 of a new pid namespace */
 #define ISO_TAPE_SHARE 4   /* the payload may share init's memory until exec (vfork); not with a new time namespace */
+#define ISO_TAPE_STRANGERS 8 /* the child is born into a pid namespace that holds processes which are not ours */
+#define ISO_TAPE_OWNED 16  /* a new user namespace belongs to the caller's uid, also where that is root */
 
 struct iso_header {
 	uint64_t magic;

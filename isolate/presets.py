@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ __all__ = ["NOBODY", "container", "untrusted"]
 
 #: The id that a root caller's untrusted programs have on the host: the kernel's overflow id, nobody's.
 NOBODY = 65534
+
+#: A quarter of what a host usually allows a user of message queues (819,200 bytes), and some hundredth of its signals.
+_QUOTAS = {"sigpending": 1024, "msgqueue": 204800}
 
 #: What the programs of a distribution need of the host, where it is there.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -92,7 +96,7 @@ def untrusted(
         UtsNamespace(hostname="sandbox"),
         CgroupNamespace(),
         Root(*system, Proc(), Dev(), Tmpfs("/tmp", size="64M"), *entries),
-        Rlimits(nofile=1024, core=0),
+        _rlimits(nofile=1024),
         Seccomp.default(),
     ]
     if network:
@@ -118,6 +122,18 @@ def _configuration() -> list[str]:
     return [path for path in found if os.path.isfile(path) or os.path.isdir(path)]
 
 
+def _rlimits(**others: int) -> Rlimits:
+    """Limits of what is counted for a user: a program inside must not use up what the caller may have.
+
+    Queued signals, which every POSIX timer needs one of, and the bytes of POSIX message queues; where the caller's own
+    hard limit is lower, it stays.
+    """
+    quotas = {"sigpending": resource.RLIMIT_SIGPENDING, "msgqueue": resource.RLIMIT_MSGQUEUE}
+    held = {name: resource.getrlimit(number)[1] for name, number in quotas.items()}
+    most = {name: _QUOTAS[name] if hard < 0 else min(_QUOTAS[name], hard) for name, hard in held.items()}
+    return Rlimits(core=0, **most, **others)
+
+
 def _with(parts: Iterable[Part], extra: Iterable[Part]) -> list[Part]:
     """The parts of a preset with those of a caller, which take the place of the preset's own of the same class."""
     given = list(extra)
@@ -131,7 +147,7 @@ def _replaces(other: Part, part: Part) -> bool:
     Any other policy stands beside it: the kernel takes the stricter answer of both.
     """
     if isinstance(part, Seccomp) and isinstance(other, Seccomp):
-        return other.extends(part)
+        return other.extends(part) or not other.restricts
     return type(other) is type(part) and not getattr(part, "repeatable", False)
 
 
@@ -182,6 +198,7 @@ def container(
         CgroupNamespace(),
         NetNamespace(),
         Root(top, Proc(), Dev(), Tmpfs("/tmp"), Tmpfs("/run"), *entries),
+        _rlimits(),
         Seccomp.default(),
     ]
     return Sandbox(*_with(parts, given))

@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.attributes import ordinary
 from isolate.engine.plan import CHILD, Buffer, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDWR, Constant
@@ -23,6 +24,7 @@ _POLICIES = {"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5}
 _REAL_TIME = ("fifo", "rr")
 _IO_CLASSES = {"none": 0, "realtime": 1, "best-effort": 2, "idle": 3}
 _MAX_CPUS = 8192  # CONFIG_NR_CPUS of x86-64 at most
+INHERIT = "inherit"  #: the caller's, as it is
 
 
 def _int(name: str, value: object, low: int, high: int) -> None:
@@ -44,22 +46,28 @@ def _word(name: str, value: object, known: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Scheduling(Reversible):
-    """Scheduling of the program and what it starts. None leaves what the caller has.
+    """Scheduling of the program and what it starts.
+
+    What is not said, a sandbox has at its ordinary value, whatever the caller has: no real-time or deadline policy, no
+    nice value below 0, no real-time or raised I/O priority, an ``oom_score_adj`` not below 0. A caller that is *less*
+    than ordinary (nice 10, idle) hands that on. ``"inherit"`` keeps the caller's. On the calling thread (``with``,
+    ``enter``) what is not said stays as it is.
 
     ``nice``
         -20 … 19; lowering it needs CAP_SYS_NICE or RLIMIT_NICE. Between sandboxes, ``Limits(cpu_weight=)`` says more:
         autogroup makes nice count only within a session.
     ``policy``
         ``"other"``, ``"batch"``, ``"idle"``, or, with CAP_SYS_NICE or RLIMIT_RTPRIO, ``"fifo"`` and ``"rr"``. Those two
-        need a ``priority`` of 1 … 99, and are dangerous without ``Rlimits(rttime=)``.
+        need a ``priority`` of 1 … 99, and are dangerous without ``Rlimits(rttime=)``. ``"inherit"`` keeps the caller's
+        policy, and its nice value unless ``nice`` says another.
     ``affinity``
         The CPUs it may run on, by number. It can be changed back by the program: cpusets (``Limits(cpus=)``) cannot.
     ``ioprio``
         ``"idle"``, ``"none"``, or a class with a level 0 (first) … 7: ``("best-effort", 4)``, ``("realtime", 0)``
-        (CAP_SYS_ADMIN or CAP_SYS_NICE). For I/O schedulers that heed it (bfq, mq-deadline).
+        (CAP_SYS_ADMIN or CAP_SYS_NICE), or ``"inherit"``. For I/O schedulers that heed it (bfq, mq-deadline).
     ``oom_score_adj``
-        -1000 … 1000: written from outside before the program is born. Lowering it below the caller's needs
-        CAP_SYS_RESOURCE; an ordinary user's set-up is not dumpable, so its file is root's without a UserNamespace.
+        -1000 … 1000, or ``"inherit"``: written from outside before the program is born. Lowering it below the caller's
+        needs CAP_SYS_RESOURCE; an ordinary user's set-up cannot be traced, so its file is root's without UserNamespace.
 
     Each is read back before the program starts: the kernel drops CPUs that it does not have without a word, and here
     that is an error (ERANGE). All are inherited by children. CAP_SYS_NICE in a user namespace of its own counts not:
@@ -75,7 +83,7 @@ class Scheduling(Reversible):
     priority: int | None = None
     affinity: frozenset[int] | None = None
     ioprio: str | tuple[str, int] | None = None
-    oom_score_adj: int | None = None
+    oom_score_adj: int | str | None = None
 
     required: ClassVar[bool] = True
 
@@ -83,7 +91,7 @@ class Scheduling(Reversible):
         if self.nice is not None:
             _int("nice", self.nice, -20, 19)
         if self.policy is not None:
-            _word("policy", self.policy, _POLICIES)
+            _word("policy", self.policy, (*_POLICIES, INHERIT))
         if self.priority is not None:
             _int("priority", self.priority, 1, 99)
         if (self.policy in _REAL_TIME) != (self.priority is not None):
@@ -98,11 +106,13 @@ class Scheduling(Reversible):
                 _int("a CPU", cpu, 0, _MAX_CPUS - 1)
             if not self.affinity:
                 raise ValueError("Scheduling: affinity needs at least one CPU")
-        if self.ioprio is not None:
+        if self.ioprio is not None and self.ioprio != INHERIT:
             if not isinstance(self.ioprio, str):
                 object.__setattr__(self, "ioprio", tuple(self.ioprio))
             self._ioprio()
-        if self.oom_score_adj is not None:
+        if isinstance(self.oom_score_adj, str):
+            _word("oom_score_adj as a word", self.oom_score_adj, (INHERIT,))
+        elif self.oom_score_adj is not None:
             _int("oom_score_adj", self.oom_score_adj, -1000, 1000)
 
     @property
@@ -115,7 +125,7 @@ class Scheduling(Reversible):
         if isinstance(self.ioprio, tuple) and len(self.ioprio) != 2:
             raise ValueError(f"Scheduling: ioprio is a class or (class, level), not {self.ioprio!r}")
         kind, level = self.ioprio if isinstance(self.ioprio, tuple) else (self.ioprio, None)
-        _word("the class of ioprio", kind, _IO_CLASSES)
+        _word("the class of ioprio", kind, (*_IO_CLASSES, INHERIT))
         if (kind in ("realtime", "best-effort")) != (level is not None):
             raise ConflictError("Scheduling: ioprio realtime and best-effort need a level, and only they have one")
         if level is not None:
@@ -126,21 +136,23 @@ class Scheduling(Reversible):
         """``with``: this thread's; ``oom_score_adj`` is the process's."""
         from isolate.attributes.scheduling_change import SchedulingChange
 
-        policy = self.policy is not None or self.nice is not None
-        oom = self.oom_score_adj is not None
-        affinity, io = self.affinity is not None, self.ioprio is not None
+        policy = self.policy not in (None, INHERIT) or self.nice is not None
+        oom = isinstance(self.oom_score_adj, int)
+        affinity, io = self.affinity is not None, self.ioprio not in (None, INHERIT)
         return SchedulingChange(self, policy=policy, affinity=affinity, io=io, oom=oom)
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Each set in the payload and read back at once; ``oom_score_adj`` from the supervisor."""
-        if self.oom_score_adj is not None:
+        if context.executes:
+            yield from self._ordinary()
+        if isinstance(self.oom_score_adj, int):
             yield _oom_score_adj(self.oom_score_adj)
         privilege = {
             errno.EPERM: "it needs CAP_SYS_NICE on the host (a user namespace's own does not count) or an rlimit",
             errno.EACCES: "a lower nice value needs CAP_SYS_NICE on the host, or RLIMIT_NICE",
             errno.EIO: "the kernel reports another value than was set",
         }
-        if self.policy is not None:
+        if self.policy is not None and self.policy != INHERIT:
             number = Constant(_POLICIES[self.policy], f"SCHED_{self.policy.upper()}")
             parameter = Buffer(struct.pack("<i", self.priority or 0), "param")
             found = Buffer(4, "found")
@@ -168,7 +180,7 @@ class Scheduling(Reversible):
             )
         if self.affinity is not None:
             yield _affinity(self.affinity)
-        if self.ioprio is not None:
+        if self.ioprio is not None and self.ioprio != INHERIT:
             value = self._ioprio()
             shown = self.ioprio if isinstance(self.ioprio, str) else f"{self.ioprio[0]}, level {self.ioprio[1]}"
             answer = Register("ioprio")
@@ -182,6 +194,15 @@ class Scheduling(Reversible):
                 ),
                 hints={**privilege, errno.EPERM: "the class realtime needs CAP_SYS_ADMIN or CAP_SYS_NICE on the host"},
             )
+
+    def _ordinary(self) -> Iterator[Step]:
+        """Nothing of the caller's that puts the program before others, where nothing else is said."""
+        if self.oom_score_adj is None:
+            yield ordinary.killable()
+        if self.policy is None:
+            yield ordinary.no_real_time(nice=self.nice is None)
+        if self.ioprio is None:
+            yield ordinary.no_io_priority()
 
 
 _PRIO_PROCESS = Constant(0, "PRIO_PROCESS")

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, TypeAlias
 
+from isolate.attributes.privileges import NoNewPrivs
 from isolate.errors import IrreversibleError
 from isolate.kernel.proc import status
 from isolate.thread.entering import Change, Reversible
@@ -351,7 +352,16 @@ class Capabilities(Reversible):
         """Bounding set, capset, ambient set, securebits; then all of it read back."""
         from isolate.capabilities.steps import steps
 
-        return steps(self, self._securebits())
+        return steps(self, self._securebits(), installing=_installing(context))
+
+
+def _installing(context: Context) -> frozenset[Cap]:
+    """What the last steps of the set-up need: without no_new_privs a filter asks for CAP_SYS_ADMIN."""
+    switch = context.find(NoNewPrivs)
+    if not context.executes or switch is None or switch.enabled:
+        return frozenset()
+    filtered = any(getattr(part, "restricts", False) for part in context.parts)
+    return frozenset({Cap.SYS_ADMIN}) if filtered else frozenset()
 
 
 def _words(caps: frozenset[Cap]) -> str:

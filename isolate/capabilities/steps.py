@@ -61,8 +61,14 @@ def _all_effective(header: Buffer, data: Buffer) -> list[Op]:
     ]
 
 
-def steps(wanted: Capabilities, securebits: SecureBits | None) -> Iterator[Step]:
-    """The steps of :class:`~isolate.Capabilities`."""
+def steps(
+    wanted: Capabilities, securebits: SecureBits | None, *, installing: frozenset[Cap] = frozenset()
+) -> Iterator[Step]:
+    """The steps of :class:`~isolate.Capabilities`.
+
+    ``installing`` are kept besides in the permitted and effective sets until exec, which takes them: what a program has
+    after exec comes of the inheritable, ambient and bounding sets and of its file (capabilities(7)).
+    """
     header = Buffer(struct.pack("<II", LINUX_CAPABILITY_VERSION_3, 0), "header")
     before = Buffer(24, "before")
     locked, done = Label(), Label()
@@ -84,8 +90,8 @@ def steps(wanted: Capabilities, securebits: SecureBits | None) -> Iterator[Step]
     )
     yield _drop(wanted, before)
     changed = Buffer(4, "changed")
-    yield from _apply(wanted, securebits, header, changed)
-    yield from _verify(wanted, securebits, header, before, changed)
+    yield from _apply(wanted, securebits, header, changed, installing)
+    yield from _verify(wanted, securebits, header, before, changed, installing)
 
 
 def _drop(wanted: Capabilities, before: Buffer) -> Step:
@@ -101,7 +107,9 @@ def _drop(wanted: Capabilities, before: Buffer) -> Step:
     return Step(Phase.BOUNDING, _some("bounding set", wanted.bounding) + " (with CAP_SETPCAP)", (*ops, done))
 
 
-def _apply(wanted: Capabilities, securebits: SecureBits | None, header: Buffer, changed: Buffer) -> Iterator[Step]:
+def _apply(
+    wanted: Capabilities, securebits: SecureBits | None, header: Buffer, changed: Buffer, installing: frozenset[Cap]
+) -> Iterator[Step]:
     missing = _some("not all of what is wanted is the caller's to give", wanted.permitted | wanted.inheritable)
     now = Buffer(24, "now")
     inheritable = mask(wanted.inheritable)
@@ -130,22 +138,48 @@ def _apply(wanted: Capabilities, securebits: SecureBits | None, header: Buffer, 
             hints={errno.EPERM: "securebits need CAP_SETPCAP, or the caller has locked them otherwise"},
         )
     final = Buffer(_data(mask(wanted.effective), mask(wanted.permitted), inheritable), "wanted")
+    setting: tuple[Op, ...] = (call("capset", header, final),)
+    until = ""
+    if installing:
+        kept, held = mask(installing), Buffer(24, "held")
+        besides = Buffer(_data(mask(wanted.effective) | kept, mask(wanted.permitted) | kept, inheritable), "besides")
+        without, done = Label(), Label()
+        setting = (
+            call("capget", header, held),
+            # Who does not hold it gets the error of the step that asks for it.
+            Test(Load(held, 4, 4), kept, mask=kept, label=without),
+            call("capset", header, besides),
+            Test(1, 0, label=done),
+            without,
+            *setting,
+            done,
+        )
+        until = f"; {', '.join(map(str, sorted(installing)))} until exec, where it is held, to install the filter"
     yield Step(
         Phase.CAPABILITIES,
-        f"{_some('permitted', wanted.permitted)}; {_some('effective', wanted.effective)}",
-        (call("capset", header, final),),
+        f"{_some('permitted', wanted.permitted)}; {_some('effective', wanted.effective)}{until}",
+        setting,
         hints={errno.EPERM: missing},
     )
 
 
 def _verify(
-    wanted: Capabilities, securebits: SecureBits | None, header: Buffer, before: Buffer, changed: Buffer
+    wanted: Capabilities,
+    securebits: SecureBits | None,
+    header: Buffer,
+    before: Buffer,
+    changed: Buffer,
+    installing: frozenset[Cap],
 ) -> Iterator[Step]:
     found = Buffer(24, "found")
     expected = _data(mask(wanted.effective), mask(wanted.permitted), mask(wanted.inheritable))
+    # Of the effective and the permitted set, whose low halves stand side by side.
+    seen = -1 if not installing else ~(mask(installing) | mask(installing) << 32)
     ops: list[Op] = [call("capget", header, found)]
     for at in (0, 8, 16):
-        ops.append(Test(Load(found, at, 8), int.from_bytes(expected[at : at + 8], "little"), error=errno.EPERM))
+        looked_at = seen if at == 0 else -1
+        value = int.from_bytes(expected[at : at + 8], "little", signed=True) & looked_at
+        ops.append(Test(Load(found, at, 8), value, mask=looked_at, error=errno.EPERM))
     # The kernel keeps ambient within permitted and inheritable: nothing else can be in it.
     ops += [
         call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, _named(cap), 0, 0, expect=int(cap in wanted.ambient))

@@ -66,6 +66,7 @@ class Phase(enum.IntEnum):
     """When a step runs. The hundreds are the section; the order within is the kernel's, with its reason beside it."""
 
     # The supervisor, outside the sandbox, before the child exists.
+    INHERITED = 3  # first, with the caller's own rights: what the child would inherit and is not to
     JOIN_USER = 5  # without privileges the user namespace comes first: it gives the rights to join the others
     TREES = 8  # clones of the caller's mounts by descriptor: a mount namespace entered later refuses them
     JOIN = 10  # existing namespaces: new ones are made inside of those
@@ -97,6 +98,7 @@ class Phase(enum.IntEnum):
     # The payload, from a process that does not exist any more after exec.
     SESSION = 310
     RLIMITS = 320  # before credentials: raising needs CAP_SYS_RESOURCE
+    ORDINARY = 328  # no priority of the caller's: before a part asks for one
     SCHEDULING = 330  # before credentials: CAP_SYS_NICE
     KEYRING = 340
     BOUNDING = 350  # needs CAP_SETPCAP, so before capabilities go

@@ -7,6 +7,7 @@ A tape is compiled once and run any number of times from any thread: nothing in 
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ from isolate.engine.plan import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-OP = struct.Struct("<BB6BHH4HHHI4xq6q")
+OP = struct.Struct("<BB6BII4HHHIq6q")
 HEADER = struct.Struct("<QQ10IQ4I18I")
 RUN = struct.Struct("<14I2Q")
 MAGIC = 0x31455041544F5349
@@ -169,12 +170,12 @@ class _Writer:
         register = _NONE if out is None else self.register(out)
         tolerated = [*errors, 0, 0, 0, 0][:4]
         self.rows.append(
-            [code, flags, *(k for k, _ in pairs), step, register, *tolerated, repeat, jump, nr, expect]
+            [code, flags, *(k for k, _ in pairs), step, register, *tolerated, repeat, nr, jump, expect]
             + [v for _, v in pairs]
         )
 
 
-_JUMP_FIELD = 15  # of a row
+_JUMP_FIELD = 16  # of a row
 
 
 def _signed(value: int) -> int:
@@ -270,8 +271,13 @@ def _encode_step(writer: _Writer, ops: list[Op], step: Step, index: int, optiona
         writer.rows[row][_JUMP_FIELD] = labels[label]
 
 
-def compile_plan(plan: Plan, *, init: bool, pid_namespace: bool, share: bool) -> Tape:
-    """Compile the steps of a plan. ``init``, ``pid_namespace`` and ``share`` are the flags of ``tape.h``."""
+def compile_plan(
+    plan: Plan, *, init: bool, pid_namespace: bool, share: bool, strangers: bool = False, owned: bool = False
+) -> Tape:
+    """Compile the steps of a plan. The keywords are the flags of ``tape.h``.
+
+    :raises ValueError: the plan has more steps, operations or values than the launcher takes.
+    """
     writer = _Writer()
     ops: list[Op] = []
     sections: dict[Section, list[int]] = {s: [0, 0] for s in Section}
@@ -286,7 +292,28 @@ def compile_plan(plan: Plan, *, init: bool, pid_namespace: bool, share: bool) ->
         if not bounds[1]:
             bounds[0] = first
         bounds[1] += len(writer.rows) - first
-    return _assemble(writer, plan, ops, sections, init=init, pid_namespace=pid_namespace, share=share)
+    _bounded(writer, plan)
+    flags = (lib.ISO_TAPE_INIT if init else 0) | (lib.ISO_TAPE_PIDNS if pid_namespace else 0)
+    flags |= (lib.ISO_TAPE_SHARE if share else 0) | (lib.ISO_TAPE_STRANGERS if strangers else 0)
+    flags |= lib.ISO_TAPE_OWNED if owned else 0
+    return _assemble(writer, plan, ops, sections, flags)
+
+
+def _bounded(writer: _Writer, plan: Plan) -> None:
+    """Refuse by name what the launcher would refuse as damaged."""
+    for what, count, most in (
+        ("steps", len(plan.steps), lib.ISO_MAX_STEPS),
+        ("operations", len(writer.rows), lib.ISO_MAX_OPS),
+        ("descriptors and other values", len(writer.registers), lib.ISO_MAX_REGISTERS),
+        ("bytes of paths and contents", len(writer.data) + OP.size * len(writer.rows), lib.ISO_MAX_TAPE - 4096),
+    ):
+        if count > most:
+            steps = Counter(type(part).__name__ for part in plan.owners)
+            part, number = steps.most_common(1)[0]
+            raise ValueError(
+                f"the sandbox needs {count} {what} to be set up, and at most {most} can be; {part} has {number} of the"
+                f" {len(plan.steps)} steps: give it fewer entries, such as one directory in place of the files in it"
+            )
 
 
 def _assemble(
@@ -294,10 +321,7 @@ def _assemble(
     plan: Plan,
     ops: list[Op],
     sections: Mapping[Section, Sequence[int]],
-    *,
-    init: bool,
-    pid_namespace: bool,
-    share: bool,
+    flags: int,
 ) -> Tape:
     # The buffers that travel back stand together, at the end of the data.
     reported = [b for b in writer.buffers if b.report]
@@ -309,8 +333,6 @@ def _assemble(
     report_size = len(writer.data) - report_offset
     writer.data += b"\0" * (8 - len(writer.data) % 8)  # at least one: every string ends within the data
     rows = b"".join(OP.pack(*row) for row in writer.rows)
-    flags = (lib.ISO_TAPE_INIT if init else 0) | (lib.ISO_TAPE_PIDNS if pid_namespace else 0)
-    flags |= lib.ISO_TAPE_SHARE if share else 0
     cgroup = _NONE if plan.cgroup is None else writer.register(plan.cgroup)
     data_offset = HEADER.size + len(rows)
     size = data_offset + len(writer.data)

@@ -175,10 +175,21 @@ def make(part: Any) -> OwnedDescriptor:
     return on_a_thread(body)
 
 
+@dataclass(frozen=True)
+class _ForTheCaller:
+    """The namespace is not a sandbox's but the caller's to keep: so is a user namespace, also where that is root."""
+
+    for_the_caller: ClassVar[bool] = True
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """None."""
+        return iter(())
+
+
 def _in_a_child(part: Any) -> OwnedDescriptor:
     from isolate.sandbox.box import Sandbox
 
-    with Sandbox(part).spawn(["cat"], stdin=-1, stdout=-3) as process:
+    with Sandbox(part, _ForTheCaller()).spawn(["cat"], stdin=-1, stdout=-3) as process:
         path = f"/proc/{process.pid}/ns/{_FILES[part.kind]}"
         return OwnedDescriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 

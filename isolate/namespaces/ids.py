@@ -161,6 +161,14 @@ def _inside(ranges: Sequence[IdRange], outside: int) -> int | None:
     return None
 
 
+def outside(ranges: Sequence[IdRange], inside: int) -> int:
+    """The host's id behind one inside; -1 where it has none."""
+    for r in ranges:
+        if r.inside <= inside < r.inside + r.count:
+            return r.outside + inside - r.inside
+    return -1
+
+
 def mapped(ranges: Sequence[IdRange], inside: int) -> bool:
     """Whether an id inside has one outside."""
     return any(r.inside <= inside < r.inside + r.count for r in ranges)

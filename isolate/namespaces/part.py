@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.plan import CHILD, Buffer, Context, Label, Op, Phase, Register, RunHost, Step, Store, call
@@ -32,12 +33,14 @@ from isolate.kernel.constants import (
     O_WRONLY,
     Constant,
 )
+from isolate.namespaces import quotas
 from isolate.namespaces.handle import Handle
 from isolate.namespaces.ids import IdMap, IdRange, check_id, mapped
+from isolate.namespaces.quotas import write_file
 from isolate.thread.entering import Change, Irreversible, Reversible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "CgroupNamespace",
@@ -51,16 +54,6 @@ __all__ = [
 ]
 
 EPERM, ENOENT, EACCES, EINVAL, ENOSPC, EROFS = 1, 2, 13, 22, 28, 30
-
-
-def write_file(directory: Register | Constant, name: bytes, data: bytes, **policy: object) -> list[Op]:
-    """Open an existing file, write it in one go, close it. ``policy`` goes to the call that opens."""
-    fd = Register("file")
-    return [
-        call("openat", directory, name, O_WRONLY | O_CLOEXEC, 0, out=fd, **policy),
-        call("write", fd, data, len(data), expect=len(data)),
-        call("close", fd),
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +129,20 @@ class UserNamespace(_Namespace, Irreversible):
     no privileges where the host allows unprivileged user namespaces. ``setgroups`` allows setgroups(2) inside, which an
     unprivileged caller cannot have (the kernel wants it denied). ``nested`` allows further user namespaces inside.
 
+    What is used inside counts against the caller's quotas too, so the kernel's limits of this namespace are set: at
+    most a quarter of what the caller may have of inotify instances and watches and of fanotify groups and marks, and
+    of namespaces where any can be made inside. ``quotas`` says other numbers, by the names in /proc/sys/user without
+    ``max_``: ``{"inotify_instances": 16}``. Where /proc/sys cannot be written (in a container), only what is said by
+    name is an error; the rest is left out, and ``Result.applied`` tells.
+
+    The namespace of a root caller belongs to a host uid that nobody has (4294967293), not to root: whoever has the
+    owner's uid outside has all capabilities over what is inside, even a program of uid 0 that was given none. So where
+    the caller has CAP_SYS_PTRACE, CAP_SETUID and CAP_SETFCAP and its own user namespace maps that uid.
+
+    The id maps of a process that cannot be traced are root's to write, and those of CAP_DAC_OVERRIDE. Where the caller
+    has neither, the set-up can be traced by the caller's own processes until the maps are written; together with a
+    :class:`PidNamespace` that is joined, in which others may live, it is an error instead (EACCES).
+
     No process has a way back from a user namespace.
     """
 
@@ -144,6 +151,7 @@ class UserNamespace(_Namespace, Irreversible):
     map: IdMap | None = None
     setgroups: bool | None = None
     nested: bool = False
+    quotas: Mapping[str, int] | tuple[tuple[str, int], ...] | None = None
 
     kind: ClassVar[str] = "user"
     flag: ClassVar[Constant] = CLONE_NEWUSER
@@ -152,6 +160,9 @@ class UserNamespace(_Namespace, Irreversible):
         super().__post_init__()
         check_id(self.uid, "uid")
         check_id(self.gid, "gid")
+        object.__setattr__(self, "quotas", quotas.checked(self.quotas))
+        if self.joined and self.quotas:
+            raise ConflictError("UserNamespace: one that is joined has its quotas already")
         if self.joined and self.map is not None:
             raise ConflictError("UserNamespace: one that is joined has its map already")
         if self.map is not None and not (mapped(self.map.uids, self.uid) and mapped(self.map.gids, self.gid)):
@@ -185,9 +196,13 @@ class UserNamespace(_Namespace, Irreversible):
         yield from self._identity(context, ids)
         if not self.nested:
             yield _forbid_nested(_filtered(context))
+        yield from quotas.steps(dict(self.quotas or ()), context, nested=self.nested)
 
     def _maps(self, context: Context, ids: IdMap) -> Iterator[Step]:
         hints = {
+            EACCES: "the set-up of a sandbox in a pid namespace that is joined cannot be traced, and its id maps are"
+            " root's to write: run as root (or with CAP_DAC_OVERRIDE), or join the user namespace too"
+            " (attach(pid).sandbox())",
             EPERM: "the kernel refuses this id map: without CAP_SETUID and CAP_SETGID only the caller's own uid and gid"
             " can be mapped",
             EINVAL: "the map is not one that the kernel takes: more than the caller's own id, or ids that the"
@@ -462,11 +477,16 @@ class CgroupNamespace(_Namespace, Reversible):
 
 @dataclass(frozen=True, kw_only=True)
 class TimeNamespace(_Namespace, Reversible):
-    """Monotonic and boot-time clocks with an offset in seconds (time_namespaces(7), Linux 5.6)."""
+    """Monotonic and boot-time clocks with an offset (time_namespaces(7), Linux 5.6).
 
-    monotonic: float = 0
-    boottime: float = 0
-    _limit: ClassVar[float] = 2.0**31
+    ``monotonic`` and ``boottime`` are seconds, rounded to the nearest nanosecond, or exact: (seconds, nanoseconds), of
+    which the second is from 0 to 999,999,999 also where the first is negative. Offsets are between -2**31 and 2**31
+    seconds; one that would make a clock negative is refused by the kernel (ERANGE).
+    """
+
+    monotonic: float | tuple[int, int] = 0
+    boottime: float | tuple[int, int] = 0
+    _limit: ClassVar[int] = 2**31
 
     kind: ClassVar[str] = "time"
     flag: ClassVar[Constant] = CLONE_NEWTIME
@@ -475,21 +495,43 @@ class TimeNamespace(_Namespace, Reversible):
         super().__post_init__()
         for name in ("monotonic", "boottime"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not -self._limit < value < self._limit:
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            self._offset(name)
+
+    def _offset(self, name: str) -> tuple[int, int]:
+        """Whole seconds and nanoseconds."""
+        value = getattr(self, name)
+        if isinstance(value, tuple):
+            if len(value) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in value):
+                raise ValueError(f"{name} as a pair is (seconds, nanoseconds), two ints, not {value!r}")
+            seconds, nanoseconds = value
+            if not 0 <= nanoseconds < 1_000_000_000:
+                raise ValueError(f"{name}: nanoseconds must be from 0 to 999999999, not {nanoseconds}")
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not -self._limit < value < self._limit:  # also false for not-a-number
                 raise ValueError(f"{name} must be seconds between -2**31 and 2**31, not {value!r}")
+            # Exact arithmetic: a float times a billion would round a second time.
+            seconds, nanoseconds = divmod(round(Fraction(value) * 1_000_000_000), 1_000_000_000)
+        if not -self._limit < seconds < self._limit:
+            raise ValueError(f"{name} must be seconds between -2**31 and 2**31, not {value!r}")
+        return seconds, nanoseconds
 
     def steps(self, context: Context) -> Iterator[Step]:
         """unshare in init, so that its child, the payload, is born inside, after the offsets have been set."""
         if self.joined:
             yield self._join(context)
             return
-        offsets = b""
-        for clock, value in ((b"monotonic", self.monotonic), (b"boottime", self.boottime)):
-            seconds = int(value // 1)
-            offsets += b"%s %d %d\n" % (clock, seconds, int((value - seconds) * 1_000_000_000))
+        offsets, shown = b"", []
+        for clock in ("monotonic", "boottime"):
+            seconds, nanoseconds = self._offset(clock)
+            offsets += b"%s %d %d\n" % (clock.encode(), seconds, nanoseconds)
+            value = getattr(self, clock)
+            shown.append(f"{seconds} s {nanoseconds} ns" if isinstance(value, tuple) else f"{value} s")
         yield Step(
             Phase.TIME,
-            f"new time namespace, clocks shifted by {self.monotonic} s and {self.boottime} s",
+            f"new time namespace, clocks shifted by {' and '.join(shown)}",
             (call("unshare", self.flag), *write_file(AT_FDCWD, b"/proc/self/timens_offsets", offsets)),
             path=b"/proc/self/timens_offsets",
         )

@@ -110,6 +110,8 @@ class Sandbox(Verbs, Reversible):
                         pid_namespace=bool(flags & CLONE_NEWPID),
                         # A process in another time namespace may not share memory with its parent (clone(2), EINVAL).
                         share=not time and not flags & CLONE_NEWTIME,
+                        strangers=pid is not None and pid.joined,
+                        owned=any(getattr(part, "for_the_caller", False) for part in plan.parts),
                     )
                     self._tapes[key] = tape
         return tape

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from isolate.attributes.credentials import Credentials
 from isolate.attributes.privileges import NoNewPrivs, SessionKeyring, SetIdFiles
 from isolate.attributes.rlimits import Rlimits
+from isolate.attributes.scheduling import Scheduling
 from isolate.capabilities.part import Cap, Capabilities
 from isolate.engine.plan import CWD, Buffer, Context, Engine, Label, Load, Part, Phase, Step, Test, call
 from isolate.kernel.constants import (
@@ -50,7 +51,9 @@ class Launch:
         yield Step(Phase.BEGIN_ASIDE, "begin with what a second process does meanwhile (below)", (Engine("aside"),))
         yield Step(Phase.MEET_ASIDE, "wait until the second process has ended", (Engine("meet"),))
         yield Step(Phase.SYNC, "wait until the supervisor has written the id maps", (Engine("sync"),))
-        yield Step(Phase.HARDEN, "not dumpable: nobody inside can trace init", (call("prctl", PR_SET_DUMPABLE, 0),))
+        # A change of ids undoes both: the kernel's own value of the first is in fs.suid_dumpable.
+        hardening = (call("prctl", PR_SET_DUMPABLE, 0), call("prctl", PR_SET_PDEATHSIG, 9))
+        yield Step(Phase.HARDEN, "not dumpable: nobody inside can trace init; die with the supervisor", hardening)
         yield Step(Phase.SESSION, "new session, without a terminal unless one is given", (Engine("session"),))
         yield Step(
             Phase.DIRECTORY,
@@ -109,7 +112,7 @@ class Launch:
         """Ask the kernel whether a filter is there, where the filters themselves let that question pass."""
         from isolate.seccomp import Seccomp
 
-        filters = [part for part in context.parts if isinstance(part, Seccomp)]
+        filters = [part for part in context.parts if isinstance(part, Seccomp) and part.restricts]
         if filters and all(part.simulate("prctl", PR_GET_SECCOMP).makes_call for part in filters):
             yield Step(
                 Phase.FILTERED,
@@ -137,13 +140,14 @@ def defaults(parts: Iterable[Part]) -> tuple[Part, ...]:
 
     given = tuple(parts)
     extra: list[Part] = [Launch()]
-    for kind in (Capabilities, Credentials, NoNewPrivs, Rlimits, SessionKeyring):
+    for kind in (Capabilities, Credentials, NoNewPrivs, Rlimits, Scheduling, SessionKeyring):
         if not any(isinstance(part, kind) for part in given):
             extra.append(SessionKeyring(or_refused=True) if kind is SessionKeyring else kind())
     nested = any(isinstance(part, UserNamespace) and part.nested for part in given)
     if not nested and not any(isinstance(part, Seccomp) for part in given):
         extra.append(no_nested_user_namespaces())
-    if _writes_host_files(given) and not any(isinstance(part, SetIdFiles) for part in given):
+    unfiltered = any(isinstance(part, Seccomp) and not part.restricts for part in given)
+    if not unfiltered and _writes_host_files(given) and not any(isinstance(part, SetIdFiles) for part in given):
         from isolate.seccomp.host_files import no_set_id_files
 
         given_capabilities = next((part for part in given if isinstance(part, Capabilities)), Capabilities())

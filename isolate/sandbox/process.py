@@ -11,9 +11,12 @@ import time
 import warnings
 from typing import IO, TYPE_CHECKING, Any
 
+from isolate.attributes.credentials import Credentials
 from isolate.engine.native import lib
 from isolate.engine.proc import kill_session, namespace_of
 from isolate.errors import SetupError, printable
+from isolate.namespaces import UserNamespace
+from isolate.namespaces.ids import outside
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.streams import Stream
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from isolate.cgroups.part import RunGroup
     from isolate.cgroups.stats import Stats
+    from isolate.engine.plan import Context
     from isolate.engine.session import Session
     from isolate.sandbox.result import Result
     from isolate.sandbox.verbs import Args, Box, StrOrBytesPath
@@ -346,7 +350,7 @@ def spawn(
         return _start(box.launch(tape, run, stdio, slots), argv, None, patience)
     if any(wanted is not None for wanted in (stdin, stdout, stderr)):
         raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
-    terminal = streams.Terminal()
+    terminal = streams.Terminal(program_uid(tape.plan.context))
     try:
         if window is not None:
             streams.set_window(terminal.fileno(), *window)
@@ -356,6 +360,19 @@ def spawn(
     except BaseException:
         terminal.close()
         raise
+
+
+def program_uid(context: Context) -> int:
+    """The host's uid of a program that root starts as somebody else; -1 where it is the caller's own or not known."""
+    if not context.privileged:
+        return -1
+    user, credentials = context.find(UserNamespace), context.find(Credentials)
+    inside = None if credentials is None else credentials.uid
+    if user is None:
+        return -1 if inside is None else inside
+    if user.joined:
+        return -1
+    return outside(user.ids(context).uids, user.uid if inside is None else inside)
 
 
 def _start(session: Session, argv: tuple[bytes, ...], pty: IO[bytes] | None, patience: float | None = None) -> Process:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -79,7 +81,7 @@ def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, 
         if inside >= 65536:
             raise ValueError(f"pass_fds: {inside} is absurdly high")
         try:
-            os.fstat(fd)  # as for a stream: later the number would be a descriptor of ours
+            _reopenable(fd)  # as for a stream: later the number would be a descriptor of ours
         except OSError as error:
             from isolate.diagnosis import start_error
 
@@ -163,7 +165,7 @@ def stream(number: int, wanted: Any) -> int:
     """What a stream is connected to: a descriptor, or PIPE, STDOUT, DEVNULL."""
     if wanted is None:
         try:
-            os.fstat(number)
+            _reopenable(number)
         except OSError:
             # It was closed before this program began (``<&-``). Nothing is inherited then, and nothing is what the null
             # device is: the number would be the next file's that is opened.
@@ -175,7 +177,7 @@ def stream(number: int, wanted: Any) -> int:
         if not DEVNULL <= wanted <= MAX_FD:
             raise ValueError(f"not a descriptor: {wanted}")
         if wanted >= 0:
-            os.fstat(wanted)
+            _reopenable(wanted)
         return int(wanted)
     fileno = getattr(wanted, "fileno", None)
     if fileno is None:
@@ -184,8 +186,33 @@ def stream(number: int, wanted: Any) -> int:
     if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MAX_FD:
         # A socket that was closed says -1, which is not to be taken for PIPE.
         raise ValueError(f"a stream has no descriptor: {wanted!r} says {found!r}")
-    os.fstat(found)
+    _reopenable(found)
     return found
+
+
+_PIPES: list[int] = []  # the device of the kernel's pipe file system, once it is known
+
+
+def _reopenable(fd: int) -> None:
+    """Let the program open a pipe by name (``/dev/stdin``, ``/dev/fd/5``), whoever it is inside.
+
+    A pipe without a name in a file system has mode 0600 and belongs to whoever made it. Only a process that holds it
+    offers a path to it, in its /proc, and only to those who may trace that process; so it may be open to all. Files,
+    FIFOs with a name and terminals are left as they are.
+
+    :raises OSError: EBADF: it is not open.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISFIFO(status.st_mode) or status.st_mode & 0o666 == 0o666:
+        return
+    if not _PIPES:
+        ends = os.pipe()
+        _PIPES.append(os.fstat(ends[0]).st_dev)
+        for end in ends:
+            os.close(end)
+    if status.st_dev == _PIPES[0]:
+        with contextlib.suppress(PermissionError):  # another user's: that user's to open to others
+            os.fchmod(fd, 0o666)
 
 
 class Stream(io.FileIO):
@@ -203,12 +230,15 @@ class Stream(io.FileIO):
 
 
 class Terminal(io.FileIO):
-    """Our end of a terminal; it holds the program's end too until :meth:`hand_over`."""
+    """Our end of a terminal; it holds the program's end too until :meth:`hand_over`.
 
-    def __init__(self) -> None:
+    The program's end is given to the host's ``uid``, so that the program can open it by its name, unless that is -1.
+    """
+
+    def __init__(self, uid: int = -1) -> None:
         # C opens both and C closes them with this memory: an interrupt between two lines of Python loses neither.
         self._ends = ffi.gc(ffi.new("int32_t[2]", [-1, -1]), lib.iso_close_pty)
-        error = -lib.iso_open_pty(self._ends)
+        error = -lib.iso_open_pty(self._ends, uid)
         if error:
             raise SetupError(error, "open a terminal", part="Sandbox", syscall="openat", path="/dev/ptmx")
         super().__init__(self._ends[0], "r+b", closefd=False)

@@ -44,7 +44,8 @@ RECORD_PROGRAM = 4
 _OUT_OF_THE_WAY = 100
 
 _HINTS = {
-    errno.EACCES: "a filter needs no_new_privs or CAP_SYS_ADMIN: leave NoNewPrivs on",
+    errno.EACCES: "a filter needs no_new_privs, or CAP_SYS_ADMIN until it is installed: leave NoNewPrivs on, add"
+    " UserNamespace(), or do without a filter (Seccomp.none())",
     errno.EBUSY: "a process has one set of handlers: put them all into one policy (notify=)",
     errno.EINVAL: "the kernel refused the program or its flags (CONFIG_SECCOMP_FILTER, Linux 4.17 for spec_allow)",
     errno.ENOTSOCK: f"a descriptor is passed to the program as number {_OUT_OF_THE_WAY}: choose another for it",

@@ -113,6 +113,23 @@ class Seccomp(Irreversible):
     # ---- ready-made -------------------------------------------------------------------------------------------------
 
     @classmethod
+    def none(cls) -> Seccomp:
+        """No filter at all, not even the small one that every sandbox has by default (it refuses user namespaces).
+
+        What is inside can call everything that its capabilities and namespaces allow. For a program that installs a
+        filter of its own, or that must gain privileges by exec where the caller has no CAP_SYS_ADMIN to install one
+        (``NoNewPrivs(False)``). It stands alone: beside another policy it is a ValueError.
+        """
+        policy = cls()
+        _set(policy, "ready", b"")
+        return policy
+
+    @property
+    def restricts(self) -> bool:
+        """Whether there is a filter to install."""
+        return self.ready != b""
+
+    @classmethod
     def default(cls) -> Seccomp:
         """For programs of every kind, as strict as Docker's default at least, and stricter where kernels were broken
         through: no new user namespaces, no io_uring, no keyrings, sockets of four families; see
@@ -208,6 +225,8 @@ class Seccomp(Irreversible):
         """What the compiled filter answers, run in Python on the arguments."""
         from .simulator import simulate
 
+        if not self.restricts:
+            return Action.ALLOW
         arch = syscalls.native_arch() if arch is None else syscalls.canonical_arch(arch)
         number = syscalls.number(name, arch) if isinstance(name, str) else name
         native = {"i386": "x86_64", "x32": "x86_64", "arm": "aarch64"}.get(arch, arch)
@@ -347,6 +366,8 @@ class Seccomp(Irreversible):
 
     def __repr__(self) -> str:
         words = [repr(rule) for rule in (self.rules[:-1] if self.notify else self.rules)]
+        if not self.restricts:
+            return "Seccomp.none()"
         if self.ready is not None:
             words = [repr(self.ready)]
         elif self.otherwise != Action.EPERM or not words:
@@ -385,6 +406,10 @@ class Seccomp(Irreversible):
         if context.shared.setdefault("seccomp", self) is not self:
             return []
         policies = [part for part in context.parts if isinstance(part, Seccomp)]
+        if not all(policy.restricts for policy in policies):
+            if len(policies) > 1:
+                raise ValueError("Seccomp.none() says that there is no filter, and another policy is one")
+            return []
         policies = in_order(policies, executes=context.executes)
         told = list(tell_pid(policies)) if context.executes else []
         return told + [step for policy in policies for step in steps_of(policy, context)]

@@ -36,7 +36,7 @@ _FIELDS = (
 )
 FIELDS = _FIELDS.split()
 _OP_FIELDS = (
-    "code flags kind0 kind1 kind2 kind3 kind4 kind5 step out e0 e1 e2 e3 count jump number expect a0 a1 a2 a3 a4 a5"
+    "code flags kind0 kind1 kind2 kind3 kind4 kind5 step out e0 e1 e2 e3 count number jump expect a0 a1 a2 a3 a4 a5"
 )
 REFUSED = (-errno.EBADMSG, -errno.ENOEXEC)
 
@@ -133,7 +133,7 @@ def sound(tape: bytes) -> bool:
     for first, count in zip(sections[::2], sections[1::2], strict=True):
         for index in range(first, first + count):
             code, flags, *rest = OP.unpack_from(tape, h["ops_offset"] + index * OP.size)
-            kinds, (step, out), jump, args = rest[:6], rest[6:8], rest[13], rest[16:]
+            kinds, (step, out), jump, args = rest[:6], rest[6:8], rest[14], rest[16:]
             assert 0 < code < lib.ISO_OP_MAX
             assert step < h["steps"]
             assert out == lib.ISO_NONE or out < h["registers"]
@@ -161,21 +161,21 @@ BAD_HEADERS = [
     {"data_offset": 129},
     {"ops_offset": 129},
     {"ops_offset": 1 << 30},
-    {"op_count": 65536},
+    {"op_count": (1 << 20) + 1},
     {"op_count": 60000},
     {"data_offset": 0},
     {"data_offset": 1 << 30},
     {"data_size": 0},
     {"data_size": 0xFFFFFFFF},
     {"registers": 2},
-    {"registers": 5000},
+    {"registers": 70000},
     {"slots": 5},
     {"slots": 2000},
-    {"steps": 65536},
+    {"steps": 100001},
     {"steps": 1},
     {"report_offset": 0xFFFFFFFF},
     {"report_size": 0xFFFFFFFF},
-    {"cgroup_register": 4000},
+    {"cgroup_register": 70000},
 ]
 
 
