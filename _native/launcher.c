@@ -1669,7 +1669,6 @@ void iso_main(void)
 		refuse(ISO_STAGE_SIGNALS, r);
 	SYS2(prctl, PR_SET_NAME, PTR(build_mark));
 	load(&s);
-	struct iso_machine *m = &s.machine;
 	uint32_t sets[6] = {0};
 	s.child_fd = -1;
 	s.exec_fd = -1;
