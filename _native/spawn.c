@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -550,6 +551,21 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 	return r;
 }
 
+/* Whether init has not taken the message: it answers with a byte. It may die with the message read, or while it still sets
+ * up; then another sandbox takes the run. Where set-up is not done, that is waited for; should it take longer than this,
+ * what becomes of it shows as with any other start. */
+static int was_lost(int32_t socket)
+{
+	struct pollfd fd = {.fd = socket, .events = POLLIN};
+	struct timespec most = {1, 0};
+	uint8_t byte;
+	int64_t r;
+	do
+		r = SYS5(ppoll, PTR(&fd), 1, PTR(&most), 0, 0);
+	while (r == -EINTR);
+	return r > 0 && SYS6(recvfrom, socket, PTR(&byte), 1, MSG_DONTWAIT, 0, 0) != 1;
+}
+
 int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,
 		      int32_t in, int32_t out, int32_t err, int32_t nonblocking)
 {
@@ -599,6 +615,8 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 			r = SYS3(sendmsg, s->later, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
 		while (r == -EINTR);
 	}
+	if (r >= 0 && was_lost(s->later))
+		r = -ECONNRESET;
 	for (int i = 0; i < 4; i++)
 		iso_close(&opened[i]);
 	for (int i = 0; i < 3 && r < 0; i++)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import os
 import threading
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["CgroupPool"]
 
 _F_DUPFD_CLOEXEC = 1030
+_PAUSE = 1.0  # seconds, before what has failed is tried again
 
 
 class _Shelf(Cgroup):
@@ -67,6 +69,17 @@ class _Ready:
         self.release()
         if pool is not None:
             pool._give_back(self)
+
+
+def _remove(used: _Ready, owner: int) -> None:
+    """Remove a group that was used.
+
+    :raises SetupError: it is still there.
+    """
+    destroy(used.directories, owner, quiet=True)
+    for directory in used.directories.values():
+        if os.path.isdir(directory):
+            raise SetupError(errno.EBUSY, "remove a used group", part="CgroupPool", syscall="rmdir", path=directory)
 
 
 class CgroupPool:
@@ -202,7 +215,13 @@ class CgroupPool:
                 files.apply(ready.directories[self._homes[setting.controller].key], setting)
             if self._settings.program is not None:
                 files.attach_program(ready.directories["v2"], self._settings.program)
-            ready.open()
+            try:
+                ready.open()
+            except OSError as error:
+                raise SetupError(
+                    error.errno or 0, "open a group of the pool", part="CgroupPool", syscall="open",
+                    path=error.filename,
+                ) from None  # fmt: skip
         except BaseException:
             ready.release()
             destroy(ready.directories, os.getpid(), quiet=True)
@@ -217,7 +236,19 @@ class CgroupPool:
             if self._ready:
                 return self._ready.popleft()
             self._changed.notify()
-        return self._make()
+        while True:
+            try:
+                return self._make()
+            except SetupError as error:
+                # EAGAIN, ENOSPC: so many groups there may be, and some of them are ours that wait to be removed.
+                used = self._next_used() if error.errno in (errno.EAGAIN, errno.ENOSPC) else None
+                if used is None:
+                    raise
+                _remove(used, self._owner)
+
+    def _next_used(self) -> _Ready | None:
+        with self._changed:
+            return self._used.popleft() if self._used else None
 
     def _give_back(self, ready: _Ready) -> None:
         with self._changed:
@@ -235,18 +266,28 @@ class CgroupPool:
                     return
                 used = self._used.popleft() if self._used else None
                 wanted = len(self._ready) < self.size
-            try:
-                if wanted:
+            # Whatever goes wrong, a full table of descriptors or groups above all, passes: nothing ends this thread but
+            # the pool. Removal first, which makes room.
+            failed = False
+            if used is not None:
+                try:
+                    _remove(used, self._owner)
+                except Exception:
+                    failed = True
+                    with self._changed:
+                        self._used.append(used)
+            if wanted:
+                try:
                     made = self._make()
+                except Exception:
+                    failed = True  # whoever takes next makes one on the spot, and gets the error
+                else:
                     with self._changed:
                         self._ready.append(made)
-                if used is not None:
-                    destroy(used.directories, self._owner, quiet=True)
-            except SetupError:
-                # Whoever takes next makes one on the spot, and gets the error. Not again at once.
+            if failed:
                 with self._changed:
                     if self._open:
-                        self._changed.wait(1.0)
+                        self._changed.wait(_PAUSE)
 
     # ---- as a part ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING
@@ -70,6 +71,8 @@ class Pool(Verbs):
         self.box: Sandbox = box
         self.size: int = size
         self._waiting: deque[Session] = deque()
+        self._lock = threading.RLock()  # a signal handler may start something while its own thread is inside
+        self._beginning = 0  # how many are being set up
         self._standing = standing()
         self._owner = native.owner()
         self._open = True
@@ -132,15 +135,27 @@ class Pool(Verbs):
         if not native.owns(self._owner):
             self._owner = native.owner()
             self._waiting = deque()
+            self._lock, self._beginning = threading.RLock(), 0
         return self._waiting
 
     def _begin(self, tape: Tape) -> None:
         waiting = self._mine()
-        while self._open and len(waiting) < self.size:
-            session = Session.waiting(tape)
-            waiting.append(session)
+        while self._open and self._one_more(waiting):
+            try:
+                waiting.append(Session.waiting(tape))
+            finally:
+                with self._lock:
+                    self._beginning -= 1
         if not self._open:
             self.close()  # another thread did that meanwhile, and has not seen what we have begun
+
+    def _one_more(self, waiting: deque[Session]) -> bool:
+        """Whether this thread is to set one up: those that others set up count, too."""
+        with self._lock:
+            if len(waiting) + self._beginning >= self.size:
+                return False
+            self._beginning += 1
+            return True
 
     def close(self) -> None:
         """End those that wait, and return when nothing of them is left. What runs goes on."""

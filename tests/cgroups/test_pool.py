@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from isolate import CgroupNamespace, PidNamespace
-from isolate.cgroups import Cgroup, CgroupPool, Limits
+from isolate.cgroups import Cgroup, CgroupPool, Limits, files
 from isolate.errors import ConflictError
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.result import Verdict
@@ -162,3 +162,44 @@ def test_in_a_group_of_the_callers() -> None:
     with Cgroup() as group, CgroupPool(Limits(pids=9, parent=group), size=1) as pool:
         told = Sandbox(pool).run(GROUP).stdout
         assert os.path.basename(group.path).encode() in told
+
+
+def test_37_a_descriptor_that_is_missing_ends_no_worker() -> None:
+    """One EMFILE and one EAGAIN, at each place where the worker can meet them."""
+    import resource
+
+    with CgroupPool(Limits(pids=20), size=2) as pool:
+        box = Sandbox(pool)
+        assert box.run(["true"]).ok
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        held = [pool.take() for _ in range(2)]
+        used = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+        try:
+            for ready in held:
+                ready.close()
+            with pytest.raises(OSError, match="CgroupPool"):
+                held.extend(iter(pool.take, None))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for ready in held:
+                ready.close()
+        assert pool._thread is not None
+        deadline = time.monotonic() + 20
+        while (len(pool._ready) < 2 or pool._used) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert pool._thread.is_alive()
+        assert (len(pool._ready), len(pool._used)) == (2, 0), "it works on"
+        assert box.run(["true"]).ok
+
+
+@pytest.mark.skipif(HOST.v2 is None, reason="cgroup.max.descendants is v2's")
+def test_37_used_groups_make_room_where_so_many_are_allowed() -> None:
+    with CgroupPool(Limits(), size=2) as pool:
+        directory = pool._shelf.directories["v2"]
+        files.write(directory, "cgroup.max.descendants", b"4")
+        for _ in range(20):
+            assert Sandbox(pool).run(["true"]).ok
+        assert pool._thread is not None
+        assert pool._thread.is_alive()
+    assert not os.path.exists(directory)

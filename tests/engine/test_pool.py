@@ -19,6 +19,7 @@ import pytest
 
 import isolate
 from isolate import PIPE, STDOUT, ConflictError, PidNamespace, Pool, Sandbox, SetupError, UserNamespace, Verdict
+from isolate.engine.proc import children as children_of
 from isolate.engine.session import Session
 from tests.ordinary import as_ordinary_user
 
@@ -388,6 +389,34 @@ def test_the_group_of_one_that_was_killed_goes_too(by: str, clean: Snapshot) -> 
         else:
             pool.close()
         assert not any(map(os.path.isdir, directories))
+
+
+def test_37_one_whose_init_was_just_killed_is_replaced(clean: Snapshot) -> None:
+    with Pool(Sandbox(PidNamespace()), size=1) as pool:
+        for _ in range(60):
+            assert pool.run(["true"]).ok
+            (session,) = pool._waiting
+            for init in children_of(session.pid):
+                os.kill(init, signal.SIGKILL)
+            assert pool.run(["true"]).ok
+
+
+def test_37_no_more_wait_than_were_asked_for(clean: Snapshot) -> None:
+    most: list[int] = []
+
+    def work(pool: Pool) -> None:
+        for _ in range(8):
+            assert pool.run(["true"]).ok
+            most.append(len(pool))
+
+    with Pool(Sandbox(PidNamespace()), size=2) as pool:
+        threads = [threading.Thread(target=work, args=(pool,)) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(most) == 128, "control: all of them ran"
+        assert max(most) <= 2
 
 
 def test_refusals(clean: Snapshot) -> None:
