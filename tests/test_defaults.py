@@ -243,3 +243,25 @@ def test_threads_and_signals_of_the_host_are_left_alone() -> None:
     """In a process of its own: other tests may have children."""
     done = subprocess.run([sys.executable, "-c", UNDISTURBED], capture_output=True, text=True, check=False)
     assert done.stdout == "no child\n", done.stderr
+
+
+def test_a_working_directory_beyond_the_longest_path() -> None:
+    """It has no name that the kernel could tell (ENAMETOOLONG); a program of subprocess runs there as well."""
+    code = """
+import os, subprocess, tempfile
+from isolate import Sandbox, UserNamespace
+top = tempfile.mkdtemp()
+os.chdir(top)
+name, depth = "d" * 250, 20
+for _ in range(depth):
+    os.mkdir(name); os.chdir(name)
+print(subprocess.run(["cat", "/proc/self/comm"], capture_output=True).stdout.decode().strip())
+for box in (Sandbox(), Sandbox(UserNamespace())):
+    print(box.run(["sh", "-c", "echo here > f; cat f"], text=True).stdout.strip())
+print(os.path.exists("f"))
+os.unlink("f")
+for _ in range(depth):
+    os.chdir(".."); os.rmdir(name)
+os.chdir("/"); os.rmdir(top)
+"""
+    assert as_ordinary_user(code).split() == ["cat", "here", "here", "True"]

@@ -119,7 +119,8 @@ class IdMap:
         for path, own in (("/etc/subuid", uid), ("/etc/subgid", gid)):
             ranges = [IdRange(0, own)]
             at = 1
-            for first, count in read_subordinate(path, user=user):
+            # The own id is root inside already, and a line by name may say what one by number says.
+            for first, count in _without(read_subordinate(path, user=user), [(own, 1)]):
                 ranges.append(IdRange(at, first, count))
                 at += count
             maps.append(ranges)
@@ -190,24 +191,57 @@ def read_subordinate(path: str, *, user: str | None = None) -> list[tuple[int, i
             user = str(uid)
         else:
             user = pwd.getpwuid(uid).pw_name
-    option = "--add-subuids" if path.endswith("subuid") else "--add-subgids"
-    remedy = f"as root: usermod {option} 100000-165535 {user}"
+    assert user is not None
     try:
         with open(path, "rb") as file:
-            rows = lines(file.read())
+            rows = [_row(line) for line in lines(file.read())]
     except OSError as error:
         raise SetupError(
             error.errno or 2, f"read {path}", part="UserNamespace", syscall="open", path=path,
-            cause="the file with the subordinate ids cannot be read (package: uidmap)", remedy=remedy,
+            cause="the file with the subordinate ids cannot be read (package: uidmap)", remedy=_grant(path, user, []),
         ) from error  # fmt: skip
-    found: list[tuple[int, int]] = []
-    for line in rows:
-        fields = line.strip().split(":")
-        if len(fields) == 3 and fields[0] in names and fields[1].isdigit() and fields[2].isdigit() and int(fields[2]):
-            found.append((int(fields[1]), int(fields[2])))
+    known = [row for row in rows if row is not None]
+    found = [(first, count) for name, first, count in known if name in names]
     if not found:
+        held = [(first, count) for _, first, count in known]
         raise SetupError(
             1, f"find the subordinate ids of {user} in {path}", part="UserNamespace", path=path,
-            cause=f"{path} has no entry for {user}", remedy=remedy,
+            cause=f"{path} has no entry for {user}", remedy=_grant(path, user, held),
         )  # fmt: skip
+    return found
+
+
+def _row(line: str) -> tuple[str, int, int] | None:
+    """A line of subuid(5): name, first id, number of ids; None for what is none."""
+    fields = line.strip().split(":")
+    if len(fields) != 3 or not (fields[1].isdecimal() and fields[2].isdecimal()) or not int(fields[2]):
+        return None
+    return fields[0], int(fields[1]), int(fields[2])
+
+
+def _grant(path: str, user: str, held: list[tuple[int, int]]) -> str:
+    """The command that gives a user 65,536 ids that nobody holds."""
+    first = 100000
+    for start, count in sorted(held):
+        if start < first + 65536 and start + count > first:
+            first = start + count
+    option = "--add-subuids" if path.endswith("subuid") else "--add-subgids"
+    return f"as root: usermod {option} {first}-{first + 65535} {user}"
+
+
+def _without(ranges: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (first, count) without the ids of others and without what two of them have in common."""
+    used = sorted(taken)
+    found: list[tuple[int, int]] = []
+    for first, count in ranges:
+        at, end = first, first + count
+        for start, size in sorted(used):
+            if start + size <= at or start >= end:
+                continue
+            if start > at:
+                found.append((at, start - at))
+            at = max(at, start + size)
+        if at < end:
+            found.append((at, end - at))
+        used.append((first, count))
     return found

@@ -6,7 +6,6 @@ a marker or an option asks for it, and imports the rest of the library only then
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -81,9 +80,13 @@ def _enter_user() -> None:
 
     from isolate import errors, namespaces
 
-    # Inside it is root by its number; pytest's own temporary directories go by the name.
-    with contextlib.suppress(KeyError, OSError):
-        os.environ.setdefault("LOGNAME", getpass.getuser())
+    # Inside it is root by its number; pytest's own temporary directories go by the name, and those of a user without
+    # one would be root's, in which each finds another's.
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"uid-{os.geteuid()}"
+    os.environ.setdefault("LOGNAME", name)
     try:
         # One thread so far: this is the moment. The others are owned by it, so that with blocks find their way back.
         namespaces.UserNamespace(nested=True).enter()

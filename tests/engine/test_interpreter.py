@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 import time
@@ -313,6 +314,28 @@ def test_open_for_reading_and_writing(root: Path) -> None:
     assert target(root, "dir", open="write") == -errno.EISDIR
     os.mkfifo(root / "fifo")
     assert target(root, "fifo", open="read") == "fifo", "it does not wait for a writer"
+
+
+def test_what_is_made_is_open_as_asked(root: Path) -> None:
+    """For reading or writing, and not as a mere place: also where the mode would not let one open it again."""
+
+    def flags(path: str, **how: Any) -> int:
+        fd, out = os.open(root, O_PATH | O_DIRECTORY), Register()
+        ran = run(Target(fd, os.fsencode(path), out, **how))
+        os.close(fd)
+        assert ran.result >= 0, ran.result
+        try:
+            return fcntl.fcntl(ran.registers[3], fcntl.F_GETFL)
+        finally:
+            os.close(ran.registers[3])
+
+    for again in (False, True):  # the control: as where it is there
+        for how, access in (("write", os.O_WRONLY), ("read", os.O_RDONLY)):
+            found = flags(f"new/{how}", make="file", open=how)
+            assert (found & os.O_ACCMODE, found & O_PATH) == (access, 0), again
+    assert flags("shut", make="file", open="write", mode=0o400) & os.O_ACCMODE == os.O_WRONLY
+    assert flags("place", make="file") & O_PATH
+    assert not flags("directory", make="dir", open="read") & O_PATH
 
 
 def test_file_system_type(root: Path) -> None:

@@ -19,7 +19,9 @@ NOBODY = 65534
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
-def outcome(tests: str, tmp_path: Path, *options: str, uid: int | None = None) -> tuple[dict[str, int], str]:
+def outcome(
+    tests: str, tmp_path: Path, *options: str, uid: int | None = None, temporary: Path | None = None
+) -> tuple[dict[str, int], str]:
     """Run tests with the plugin: {"passed": 2, ...}, and what was printed."""
     (tmp_path / "test_it.py").write_text(tests)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
@@ -32,7 +34,9 @@ def outcome(tests: str, tmp_path: Path, *options: str, uid: int | None = None) -
     who: dict[str, object] = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
     env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
     base = tmp_path / "base"
-    if uid is not None:
+    if temporary is not None:
+        env["PYTEST_DEBUG_TEMPROOT"] = str(temporary)
+    elif uid is not None:
         base.mkdir()
         os.chown(base, uid, uid)
         args += ["--basetemp", str(base / "t")]
@@ -115,6 +119,20 @@ def test_fixtures_as_an_ordinary_user(tmp_path: Path) -> None:
     uid = NOBODY if os.geteuid() == 0 else None
     found, text = outcome(NETWORK + REST, tmp_path, "--isolate-user", uid=uid)
     assert found == {"passed": 6}, text
+
+
+@root
+def test_two_users_without_a_name_do_not_share_a_directory(tmp_path: Path) -> None:
+    """Inside both are root by number: pytest would put both into the directory of "root", and refuse the second."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    test = "import os\ndef test(tmp_path):\n    assert os.stat(tmp_path).st_uid == 0\n"
+    for number, uid in enumerate((471101, 471102)):
+        (tmp_path / str(number)).mkdir()
+        found, text = outcome(test, tmp_path / str(number), "--isolate-user", uid=uid, temporary=shared)
+        assert found == {"passed": 1}, text
+    assert sorted(os.listdir(shared)) == ["pytest-of-uid-471101", "pytest-of-uid-471102"]
 
 
 @root
