@@ -114,6 +114,7 @@ class Names(Writable):
     """Directories inside a root that is not there yet: known by their names alone."""
 
     def __init__(self, paths: Iterable[bytes]) -> None:
+        super().__init__(())
         self._names = {lexical(path) for path in paths}
 
     def below(self, path: bytes) -> tuple[bytes, bytes] | None:

@@ -7,6 +7,8 @@ network; :class:`Store` and :class:`Registry` have the state. Names are imported
 TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from isolate.images.bounds import Bounds as Bounds
+    from isolate.images.checking import Fault as Fault
+    from isolate.images.collecting import Collected as Collected
     from isolate.images.config import Config as Config
     from isolate.images.config import Health as Health
     from isolate.images.errors import DigestError as DigestError
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 # Where each name lives: one line a module.
 _HOMES = {
     "bounds": "Bounds",
+    "checking": "Fault",
+    "collecting": "Collected",
     "config": "Config Health",
     "errors": "DigestError ImageError LayerError RegistryError StoreError",
     "extract.start": "Extracted extract",

@@ -160,6 +160,10 @@ class Blobs:
             raise FileNotFoundError(2, "no blobs of that algorithm", algorithm)
         return self._kinds[algorithm], digits
 
+    def directories(self) -> Iterator[tuple[str, int]]:
+        """Each algorithm with the descriptor of its directory."""
+        yield from self._kinds.items()
+
     def names(self) -> Iterator[str]:
         """The digests of all blobs."""
         for algorithm, fd in self._kinds.items():
@@ -300,7 +304,3 @@ class Blobs:
                 remedy="try again",
             )  # fmt: skip
         return held
-
-    def leftovers(self) -> list[str]:
-        """Names in ``partial/``, and files without a whole name among the blobs."""
-        return sorted(os.listdir(self.partial_fd)) if self.partial_fd >= 0 else []

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+import os
+import secrets
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING
 
 from isolate.images.blobs import Lease
+from isolate.images.bounds import Bounds
 from isolate.images.digests import is_digest
 from isolate.images.disk import doing
-from isolate.images.documents import INDEX_TYPES, LARGEST, parse, read_index, read_manifest
+from isolate.images.documents import read_manifest
 from isolate.images.errors import ImageError, StoreError
+from isolate.images.holding import DEFAULT_STORE, Holding, tagged
 from isolate.images.image import Image, descriptor, make_manifest
-from isolate.images.opening import Opened
 from isolate.images.platform import Platform
 from isolate.images.progress import Reporter
-from isolate.images.pull import Pull, choose, unpack
+from isolate.images.pull import Pull, unpack
 from isolate.images.push import Push, Sent
 from isolate.images.reference import Reference
 from isolate.images.registry.client import Registry
-from isolate.images.trees import Trees
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from typing_extensions import Self
-
-    from isolate.images.bounds import Bounds
+    from isolate.images.checking import Fault
+    from isolate.images.collecting import Collected
     from isolate.images.progress import ProgressCall
     from isolate.kernel.paths import StrOrBytesPath
-    from isolate.namespaces.ids import IdMap
 
 __all__ = ["DEFAULT_STORE", "Sent", "Store"]
 
-T = TypeVar("T")
-DEFAULT_STORE = "~/.local/share/isolate"
 
-
-class Store:
+class Store(Holding):
     """Images in a directory: made where it is missing, shared by as many processes as there are.
 
     ``read_only`` opens what is there and changes nothing; it is so by itself on a file system that is mounted so.
@@ -54,143 +50,6 @@ class Store:
     >>> with Store("/tmp/images") as store:  # doctest: +SKIP
     ...     debian = store.pull("registry.example/debian:12")
     """
-
-    def __init__(
-        self, path: StrOrBytesPath = DEFAULT_STORE, *, read_only: bool = False, map: IdMap | None = None
-    ) -> None:
-        self._opened = Opened(path, read_only=read_only)
-        self._trees = Trees(self._opened, map)
-
-    @property
-    def path(self) -> str:
-        """Where it is."""
-        return self._opened.path
-
-    @property
-    def read_only(self) -> bool:
-        """Whether nothing can be added."""
-        return self._opened.read_only
-
-    @property
-    def trees(self) -> Trees:
-        """The extracted layers, for what mounts them."""
-        return self._trees
-
-    @property
-    def opened(self) -> Opened:
-        """The directories, for what keeps more in them."""
-        return self._opened
-
-    def close(self) -> None:
-        """Close its descriptors."""
-        self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"Store({self.path!r}{', read_only=True' if self.read_only else ''})"
-
-    def _writable(self) -> None:
-        if self._opened.fd < 0:
-            raise StoreError("the store is closed", path=self.path)
-        if self.read_only:
-            raise StoreError("the store is read-only", path=self.path, errno=30, remedy="use one that can be written")
-
-    # ---- names --------------------------------------------------------------------------------------------------
-
-    def tags(self) -> dict[Reference, str]:
-        """Every name with the digest that it stands for."""
-        with doing("reading the names", self.path):
-            return dict(self._opened.refs.all())
-
-    def tag(self, image: Image | str, name: str | Reference) -> Reference:
-        """Let a name stand for an image of this store."""
-        self._writable()
-        reference = _tagged(Reference.parse(name))
-        with Lease() as lease:
-            found = self._resolve(image)
-            self._hold(found, lease)
-            with doing("naming an image", self.path):
-                self._opened.refs.set(reference, found)
-        return reference
-
-    def untag(self, name: str | Reference) -> bool:
-        """Take a name away; False where there was none. What it stood for stays until :meth:`collect`."""
-        self._writable()
-        with doing("removing a name", self.path):
-            return self._opened.refs.remove(Reference.parse(name))
-
-    def _resolve(self, image: Image | str | Reference) -> str:
-        """The digest of a manifest or an index in this store."""
-        if isinstance(image, Image):
-            if self._opened.blobs.size(image.digest) is None:
-                raise StoreError("the image is not in this store", path=self.path, remedy="store.add(image) adds it")
-            return image.digest
-        if isinstance(image, str) and is_digest(image):
-            return image
-        reference = Reference.parse(image)
-        if reference.digest is not None:
-            return reference.digest
-        with doing("reading a name", self.path):
-            found = self._opened.refs.get(reference)
-        if found is None:
-            near = _nearest(reference, self.tags())
-            raise StoreError(
-                f"no image is named {reference.short}", path=self.path,
-                remedy=f"did you mean {near}?" if near else "pull, load or add it first",
-            )  # fmt: skip
-        return found
-
-    def _document(self, digest: str) -> tuple[bytes, str]:
-        data = self._opened.blobs.read(digest, LARGEST["manifest"])
-        if data is None:
-            raise StoreError(f"{digest} is not in the store", path=self.path, remedy="pull, load or add it first")
-        document = parse(data, "manifest")
-        kind = document.get("mediaType")
-        if not isinstance(kind, str):
-            kind = INDEX_TYPES[0] if "manifests" in document else "application/vnd.oci.image.manifest.v1+json"
-        return data, kind
-
-    def open(self, image: str | Reference, *, platform: Platform | str | None = None) -> Image:
-        """The image of a name or a digest; of an index the one for ``platform``, or this machine.
-
-        :raises StoreError: there is none. :raises ImageError: it is damaged, or none is for that platform.
-        """
-        wanted = None if platform is None else Platform.parse(platform)
-        digest = self._resolve(image)
-        data, kind = self._document(digest)
-        if kind in INDEX_TYPES:
-            digest = choose(read_index(data, kind), wanted, str(image)).digest
-            data, kind = self._document(digest)
-        manifest = read_manifest(data, kind)
-        config = self._opened.blobs.read(manifest.config.digest, LARGEST["config"])
-        if config is None:
-            raise StoreError(
-                f"the configuration {manifest.config.digest} is missing", path=self.path, remedy="pull again"
-            )
-        return Image.read(data, config, media_type=kind, source=self._opened.source)
-
-    def _hold(self, digest: str, lease: Lease) -> None:
-        """Keep a manifest or index and all that it names from being collected."""
-        data, kind = self._document(digest)
-        self._hold_blob(digest, lease)
-        if kind in INDEX_TYPES:
-            for row in read_index(data, kind).manifests:
-                if self._opened.blobs.size(row.digest) is not None:
-                    self._hold(row.digest, lease)
-            return
-        manifest = read_manifest(data, kind)
-        for blob in (manifest.config, *manifest.layers):
-            self._hold_blob(blob.digest, lease)
-
-    def _hold_blob(self, digest: str, lease: Lease) -> None:
-        fd = self._opened.blobs.hold(digest)
-        if fd is not None:
-            lease.add(fd)
 
     # ---- registries ---------------------------------------------------------------------------------------------
 
@@ -301,8 +160,8 @@ class Store:
                 if isinstance(image, Image):
                     image = self._add(image, None, None, False, report, lease, compression)
                 digest = self._resolve(image)
-                self._hold(digest, lease)
-                sent = push.send(digest, self._document(digest)[1])
+                self.hold(digest, lease)
+                sent = push.send(digest, self.document(digest)[1])
                 self._remember(reference, digest)
                 return sent
 
@@ -310,7 +169,7 @@ class Store:
         """Let the name stand for what was sent, unless it stands for another image: a later push can mount from it."""
         if reference.tag is None or self.read_only:
             return
-        name = _tagged(reference)
+        name = tagged(reference)
         known = self._opened.refs.get(name)
         if known is None or (known != digest and self._id(known) == self._id(digest) is not None):
             self._opened.refs.set(name, digest)
@@ -318,7 +177,7 @@ class Store:
     def _id(self, digest: str) -> str | None:
         """The digest of the configuration that a manifest names."""
         try:
-            return read_manifest(*self._document(digest)).config.digest
+            return read_manifest(*self.document(digest)).config.digest
         except (StoreError, ImageError):
             return None
 
@@ -361,49 +220,219 @@ class Store:
                 image = Image(image.layers, image.document, data)
             lease.add(blobs.add(image.manifest, image.digest))
             if trees:
-                unpack(self._opened, self._trees, image, bounds, report, lease)
+                self._unpack(image, bounds, report, lease)
             if name is not None:
-                self._opened.refs.set(_tagged(Reference.parse(name)), image.digest)
+                self._opened.refs.set(tagged(Reference.parse(name)), image.digest)
         return image
 
-    # ---- for what runs images -----------------------------------------------------------------------------------
+    # ---- files --------------------------------------------------------------------------------------------------
 
-    def lease(self, image: Image) -> tuple[Lease, list[int]]:
-        """The trees of an image's layers as descriptors, the lowest first, and what keeps them from collection.
+    def load(
+        self,
+        source: StrOrBytesPath | IO[bytes],
+        name: str | Reference | None = None,
+        *,
+        bounds: Bounds | None = None,
+        unpack: bool = True,
+        progress: ProgressCall | None = None,
+    ) -> tuple[Image, ...]:
+        """The images of a directory in image-spec's layout, or of an archive of one, or of what ``docker save`` writes.
 
-        Whoever closes the lease closes them. A process that inherits one of its descriptors holds the layers as well.
+        ``source`` is a path, or a file that is read from where it stands to its end (a pipe as well). Archives may be
+        compressed by gzip or zstd. Whole names that the images come with stand for them from then on; ``name`` names
+        the image if it is the only one. Of an index, the image for this machine is returned; all are kept.
+
+        :raises ImageError: it is neither, or names what is not there. :raises LayerError: an archive breaks a rule.
+        :raises DigestError: a file is another than its name says. Nothing is named then.
         """
-        lease = Lease()
-        try:
-            with doing("opening the layers", self.path):
-                return lease, self._trees.lease(image.diffids, lease)
-        except BaseException:
-            lease.close()
-            raise
+        return self._load(source, name, bounds, unpack, Reporter(progress))
 
-    async def _aside(
-        self, progress: ProgressCall | None, registry: Registry | None, do: Callable[[Reporter, Registry | None], T]
-    ) -> T:
-        """A verb in a thread of its own; when the task is cancelled it is told to stop, and waited for."""
-        from isolate.images.aside import aside  # loaded late: asyncio costs more than the rest of this module
+    async def aload(
+        self,
+        source: StrOrBytesPath | IO[bytes],
+        name: str | Reference | None = None,
+        *,
+        bounds: Bounds | None = None,
+        unpack: bool = True,
+        progress: ProgressCall | None = None,
+    ) -> tuple[Image, ...]:
+        """:meth:`load`, without blocking the event loop."""
+        return await self._aside(progress, None, lambda r, _: self._load(source, name, bounds, unpack, r))
 
-        stop = threading.Event()
-        report = Reporter(progress, stop)
-        watched = None if registry is None else registry.watch(stop)
-        return await aside(lambda: do(report, watched), stop)
+    def _load(
+        self, source: StrOrBytesPath | IO[bytes], name: str | Reference | None, bounds: Bounds | None, trees: bool,
+        report: Reporter,
+    ) -> tuple[Image, ...]:  # fmt: skip
+        from isolate.images import reading  # loaded late: most programs only pull
+
+        self._writable()
+        largest = (bounds or Bounds()).limits()[0]
+        with Lease() as lease, doing("loading", self.path):
+            if isinstance(source, (str, bytes, os.PathLike)):
+                path = os.fsdecode(source)
+                if os.path.isdir(path):
+                    content = reading.read_directory(self._opened, path, lease, report, largest)
+                else:
+                    with open(path, "rb") as file:
+                        content = reading.read_archive(self._opened, file, lease, report, largest)
+            else:
+                content = reading.read_archive(self._opened, source, lease, report, largest)
+            found = reading.images_of(content, self._opened, lease)
+            if name is not None and len(found) != 1:
+                raise ImageError("archive", f"has {len(found)} images, so one name does not fit")
+            images = []
+            for one in found:
+                image = one.image or self.open(one.digest)
+                if trees:
+                    self._unpack(image, bounds, report, lease)
+                images.append(image)
+            for one in found:
+                for text in (*one.names, *((name,) if name is not None else ())):
+                    reference = _whole_name(text) if text != name else Reference.parse(text)
+                    if reference is not None:
+                        self._opened.refs.set(tagged(reference), one.digest)
+            return tuple(images)
+
+    def _unpack(self, image: Image, bounds: Bounds | None, report: Reporter, lease: Lease) -> None:
+        unpack(self._opened, self._trees, image, bounds, report, lease)
+
+    def save(
+        self,
+        images: Image | str | Reference | Iterable[Image | str | Reference],
+        target: StrOrBytesPath | IO[bytes],
+        *,
+        format: str = "oci",
+        progress: ProgressCall | None = None,
+    ) -> None:
+        """Write images of this store, with their names, where other tools read them. The same images, the same bytes.
+
+        ``format`` is ``"oci"`` (a directory in image-spec's layout; one that is there gets them added),
+        ``"oci-archive"`` (the same as an archive) or ``"docker-archive"`` (what ``docker load`` reads). An archive may
+        also be written to a file that is open. One that cannot be written whole does not get its name.
+        """
+        self._save(images, target, format, Reporter(progress))
+
+    async def asave(
+        self,
+        images: Image | str | Reference | Iterable[Image | str | Reference],
+        target: StrOrBytesPath | IO[bytes],
+        *,
+        format: str = "oci",
+        progress: ProgressCall | None = None,
+    ) -> None:
+        """:meth:`save`, without blocking the event loop."""
+        await self._aside(progress, None, lambda r, _: self._save(images, target, format, r))
+
+    def _save(
+        self, images: Image | str | Reference | Iterable[Image | str | Reference], target: StrOrBytesPath | IO[bytes],
+        form: str, report: Reporter,
+    ) -> None:  # fmt: skip
+        from isolate.images import writing  # loaded late: most programs only pull
+
+        if form not in ("oci", "oci-archive", "docker-archive"):
+            raise ValueError(f"format must be 'oci', 'oci-archive' or 'docker-archive', not {form!r}")
+        wanted = [images] if isinstance(images, (Image, str, Reference)) else list(images)
+        is_path = isinstance(target, (str, bytes, os.PathLike))
+        if form == "oci" and not is_path:
+            raise TypeError("save: a layout is a directory; format='oci-archive' writes to a file")
+        with Lease() as lease, doing("saving", None):
+            rows = []
+            for one in wanted:
+                if isinstance(one, Image):
+                    one = self._add(one, None, None, False, report, lease, "none")
+                digest = self._resolve(one)
+                self.hold(digest, lease)
+                name = None if isinstance(one, Image) or is_digest(one) else Reference.parse(one)
+                data, kind = self.document(digest)
+                rows.append((digest, kind, len(data), name if name is None or name.tag else None))
+            if form == "oci":
+                writing.write_layout(self._opened, os.fsdecode(target), rows, report)  # type: ignore[arg-type]
+                return
+            with _whole_file(target) as file:
+                if form == "oci-archive":
+                    writing.write_layout_archive(self._opened, file, rows, report)
+                else:
+                    pairs = [(self.open(row[0]), row[3]) for row in rows]
+                    writing.write_docker(self._opened, file, pairs, report)
+
+    # ---- the disk -----------------------------------------------------------------------------------------------
+
+    def check(self, *, deep: bool = False, progress: ProgressCall | None = None) -> list[Fault]:
+        """What is wrong with the store; nothing, whatever was killed and whenever the power failed.
+
+        Every name, document, blob and tree that is named is looked at. ``deep`` also reads every byte: blobs against
+        their digests, and trees against their layers, extracted once more. What is left of a verb that was cut off is
+        no fault: it has no name.
+        """
+        from isolate.images.checking import check  # loaded late: most programs only pull
+
+        with doing("checking", self.path):
+            return check(self, deep=deep, report=Reporter(progress))
+
+    async def acheck(self, *, deep: bool = False, progress: ProgressCall | None = None) -> list[Fault]:
+        """:meth:`check`, without blocking the event loop."""
+        from isolate.images.checking import check  # loaded late: as above
+
+        return await self._aside(progress, None, lambda r, _: check(self, deep=deep, report=r))
+
+    def collect(
+        self, keep: Iterable[Image | str | Reference] = (), *, progress: ProgressCall | None = None
+    ) -> Collected:
+        """Remove what no name needs, nor any of ``keep``, nor anybody who uses it now.
+
+        Blobs, trees, downloads that were cut off, and what killed programs have left. What runs, or is being pulled or
+        pushed, stays.
+        """
+        return self._collect(keep, Reporter(progress))
+
+    async def acollect(
+        self, keep: Iterable[Image | str | Reference] = (), *, progress: ProgressCall | None = None
+    ) -> Collected:
+        """:meth:`collect`, without blocking the event loop."""
+        return await self._aside(progress, None, lambda r, _: self._collect(keep, r))
+
+    def _collect(self, keep: Iterable[Image | str | Reference], report: Reporter) -> Collected:
+        from isolate.images.collecting import collect  # loaded late: most programs only pull
+
+        self._writable()
+        kept = [one.digest if isinstance(one, Image) else self._resolve(one) for one in keep]
+        with doing("collecting", self.path):
+            return collect(self._opened, self._trees, kept, report)
 
 
-def _tagged(reference: Reference) -> Reference:
-    if reference.tag is None:
-        raise ValueError(f"a name in a store has a tag: {reference.name}:latest, not {reference}")
-    return Reference(reference.registry, reference.repository, reference.tag)
+def _whole_name(text: str) -> Reference | None:
+    """A name that an image came with, if it is one: others have a tag alone there, or a word of their own."""
+    if "/" not in text and ":" not in text:
+        return None
+    try:
+        found = Reference.parse(text)
+    except ValueError:
+        return None
+    return found if found.tag is not None else None
 
 
-def _nearest(reference: Reference, known: dict[Reference, str]) -> str | None:
-    import difflib
-
-    found = difflib.get_close_matches(reference.short, [own.short for own in known], n=1)
-    return found[0] if found else None
+@contextmanager
+def _whole_file(target: StrOrBytesPath | IO[bytes]) -> Iterator[IO[bytes]]:
+    """A file to write, which gets its name when it is whole; or the one that was given."""
+    if not isinstance(target, (str, bytes, os.PathLike)):
+        yield target
+        return
+    path = os.path.abspath(os.fsdecode(target))
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as device:  # a pipe, or /dev/stdout
+            yield device
+        return
+    own = f"{path}.new-{secrets.token_hex(8)}"
+    try:
+        with open(own, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(own, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(own)
+        raise
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from isolate.images.confined.maps import map_for
 from isolate.images.digests import digest_of, split
 from isolate.images.disk import doing, is_named, open_directory, read_small, rename_new, replace, syncfs, try_lock
 from isolate.images.documents import packing_of
@@ -58,7 +59,11 @@ class Trees:
 
     def __init__(self, opened: Opened, map: IdMap | None = None) -> None:
         self._opened = opened
-        self._map = map
+        self.map = map
+
+    def reading_map(self) -> IdMap | None:
+        """With whose ids files of layers can all be read: those of the map, or the caller's for who is not root."""
+        return None if os.geteuid() == 0 and self.map is None else map_for(self.map)
 
     @property
     def _at(self) -> int:
@@ -118,16 +123,13 @@ class Trees:
 
         :raises LayerError, DigestError: as :func:`extract`; nothing is left.
         """
-        name = f".new-{secrets.token_hex(8)}"
-        os.mkdir(name, 0o700, dir_fd=self._at)
-        fd = open_directory(name, self._at)
+        name, fd = self._new()
         try:
-            try_lock(fd, exclusive=True)
             os.mkdir("tree", 0o755, dir_fd=fd)
             tree = open_directory("tree", fd)
             try:
                 done = extract(
-                    archive, tree, bounds=bounds, compression=packing_of(layer.media_type), map=self._map,
+                    archive, tree, bounds=bounds, compression=packing_of(layer.media_type), map=self.map,
                     lower=tuple(reversed(trees)), digest=layer.digest, diffid=layer.diffid,
                 )  # fmt: skip
             finally:
@@ -143,6 +145,19 @@ class Trees:
             self.throw_away(name, fd)
             raise
         return Staged(fd, name, self.names(layer.diffid, below)[1 if done.from_lower else 0], done.unpacked)
+
+    def _new(self) -> tuple[str, int]:
+        """A new directory, locked. One that a collector took for a leftover before that is left to it."""
+        while True:
+            name = f".new-{secrets.token_hex(8)}"
+            os.mkdir(name, 0o700, dir_fd=self._at)
+            try:
+                fd = open_directory(name, self._at)
+            except FileNotFoundError:
+                continue
+            if try_lock(fd, exclusive=True) and is_named(fd, name, self._at):
+                return name, fd
+            os.close(fd)
 
     def publish(self, staged: Iterable[Staged], lease: Lease) -> None:
         """Force the layers to disk, all at once, and name them; who was first, has the name."""
@@ -173,7 +188,7 @@ class Trees:
         from isolate.images.trash import discard  # loaded late: a pull that goes well throws nothing away
 
         try:
-            discard(self._opened, self._at, name)
+            discard(self._opened, self._at, name, self.map)
         finally:
             os.close(fd)
 

@@ -31,7 +31,10 @@ def layer(files: Mapping[str, bytes]) -> Layer:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    data = out.getvalue()
+    return of_archive(out.getvalue())
+
+
+def of_archive(data: bytes) -> Layer:
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     return Layer(digest, digest, len(data), layer_type("none"), Bytes(data))
 

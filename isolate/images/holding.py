@@ -1,0 +1,216 @@
+"""What a store holds: names, documents, trees; found, opened, kept from collection."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+from isolate.images.blobs import Lease
+from isolate.images.digests import is_digest
+from isolate.images.disk import doing
+from isolate.images.documents import INDEX_TYPES, LARGEST, OCI_MANIFEST, parse, read_index, read_manifest
+from isolate.images.errors import StoreError
+from isolate.images.image import Image
+from isolate.images.opening import Opened
+from isolate.images.platform import Platform
+from isolate.images.progress import Reporter
+from isolate.images.pull import choose
+from isolate.images.reference import Reference
+from isolate.images.trees import Trees
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+    from isolate.images.progress import ProgressCall
+    from isolate.images.registry.client import Registry
+    from isolate.kernel.paths import StrOrBytesPath
+    from isolate.namespaces.ids import IdMap
+
+__all__ = ["DEFAULT_STORE", "Holding", "tagged"]
+
+T = TypeVar("T")
+DEFAULT_STORE = "~/.local/share/isolate"
+
+
+class Holding:
+    """The part of :class:`Store` that looks and names; the long verbs are in the other."""
+
+    def __init__(
+        self, path: StrOrBytesPath = DEFAULT_STORE, *, read_only: bool = False, map: IdMap | None = None
+    ) -> None:
+        self._opened = Opened(path, read_only=read_only)
+        self._trees = Trees(self._opened, map)
+
+    @property
+    def path(self) -> str:
+        """Where it is."""
+        return self._opened.path
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be added."""
+        return self._opened.read_only
+
+    @property
+    def trees(self) -> Trees:
+        """The extracted layers, for what mounts them."""
+        return self._trees
+
+    @property
+    def opened(self) -> Opened:
+        """The directories, for what keeps more in them."""
+        return self._opened
+
+    def close(self) -> None:
+        """Close its descriptors."""
+        self._opened.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({self.path!r}{', read_only=True' if self.read_only else ''})"
+
+    def _writable(self) -> None:
+        if self._opened.fd < 0:
+            raise StoreError("the store is closed", path=self.path)
+        if self.read_only:
+            raise StoreError("the store is read-only", path=self.path, errno=30, remedy="use one that can be written")
+
+    # ---- names --------------------------------------------------------------------------------------------------
+
+    def tags(self) -> dict[Reference, str]:
+        """Every name with the digest that it stands for."""
+        with doing("reading the names", self.path):
+            return dict(self._opened.refs.all())
+
+    def tag(self, image: Image | str, name: str | Reference) -> Reference:
+        """Let a name stand for an image of this store."""
+        self._writable()
+        reference = tagged(Reference.parse(name))
+        with Lease() as lease:
+            found = self._resolve(image)
+            self.hold(found, lease)
+            with doing("naming an image", self.path):
+                self._opened.refs.set(reference, found)
+        return reference
+
+    def untag(self, name: str | Reference) -> bool:
+        """Take a name away; False where there was none. What it stood for stays until :meth:`collect`."""
+        self._writable()
+        with doing("removing a name", self.path):
+            return self._opened.refs.remove(Reference.parse(name))
+
+    def _resolve(self, image: Image | str | Reference) -> str:
+        """The digest of a manifest or an index in this store."""
+        if isinstance(image, Image):
+            if self._opened.blobs.size(image.digest) is None:
+                raise StoreError("the image is not in this store", path=self.path, remedy="store.add(image) adds it")
+            return image.digest
+        if isinstance(image, str) and is_digest(image):
+            return image
+        reference = Reference.parse(image)
+        if reference.digest is not None:
+            return reference.digest
+        with doing("reading a name", self.path):
+            found = self._opened.refs.get(reference)
+        if found is None:
+            near = _nearest(reference, self.tags())
+            raise StoreError(
+                f"no image is named {reference.short}", path=self.path,
+                remedy=f"did you mean {near}?" if near else "pull, load or add it first",
+            )  # fmt: skip
+        return found
+
+    def document(self, digest: str) -> tuple[bytes, str]:
+        """A manifest or an index, verified, and its media type."""
+        data = self._opened.blobs.read(digest, LARGEST["manifest"])
+        if data is None:
+            raise StoreError(f"{digest} is not in the store", path=self.path, remedy="pull, load or add it first")
+        document = parse(data, "manifest")
+        kind = document.get("mediaType")
+        if not isinstance(kind, str):
+            kind = INDEX_TYPES[0] if "manifests" in document else OCI_MANIFEST
+        return data, kind
+
+    def open(self, image: str | Reference, *, platform: Platform | str | None = None) -> Image:
+        """The image of a name or a digest; of an index the one for ``platform``, or this machine.
+
+        :raises StoreError: there is none. :raises ImageError: it is damaged, or none is for that platform.
+        """
+        wanted = None if platform is None else Platform.parse(platform)
+        digest = self._resolve(image)
+        data, kind = self.document(digest)
+        if kind in INDEX_TYPES:
+            digest = choose(read_index(data, kind), wanted, str(image)).digest
+            data, kind = self.document(digest)
+        manifest = read_manifest(data, kind)
+        config = self._opened.blobs.read(manifest.config.digest, LARGEST["config"])
+        if config is None:
+            raise StoreError(
+                f"the configuration {manifest.config.digest} is missing", path=self.path, remedy="pull again"
+            )
+        return Image.read(data, config, media_type=kind, source=self._opened.source)
+
+    def hold(self, digest: str, lease: Lease) -> None:
+        """Keep a manifest or index and all that it names from being collected."""
+        data, kind = self.document(digest)
+        self._hold_blob(digest, lease)
+        if kind in INDEX_TYPES:
+            for row in read_index(data, kind).manifests:
+                if self._opened.blobs.size(row.digest) is not None:
+                    self.hold(row.digest, lease)
+            return
+        manifest = read_manifest(data, kind)
+        for blob in (manifest.config, *manifest.layers):
+            self._hold_blob(blob.digest, lease)
+
+    def _hold_blob(self, digest: str, lease: Lease) -> None:
+        fd = self._opened.blobs.hold(digest)
+        if fd is not None:
+            lease.add(fd)
+
+    # ---- for what runs images -----------------------------------------------------------------------------------
+
+    def lease(self, image: Image) -> tuple[Lease, list[int]]:
+        """The trees of an image's layers as descriptors, the lowest first, and what keeps them from collection.
+
+        Whoever closes the lease closes them. A process that inherits one of its descriptors holds the layers as well.
+        """
+        lease = Lease()
+        try:
+            with doing("opening the layers", self.path):
+                return lease, self._trees.lease(image.diffids, lease)
+        except BaseException:
+            lease.close()
+            raise
+
+    async def _aside(
+        self, progress: ProgressCall | None, registry: Registry | None, do: Callable[[Reporter, Registry | None], T]
+    ) -> T:
+        """A verb in a thread of its own; when the task is cancelled it is told to stop, and waited for."""
+        from isolate.images.aside import aside  # loaded late: asyncio costs more than the rest of this module
+
+        stop = threading.Event()
+        report = Reporter(progress, stop)
+        watched = None if registry is None else registry.watch(stop)
+        return await aside(lambda: do(report, watched), stop)
+
+
+def tagged(reference: Reference) -> Reference:
+    """The name under which a store keeps it."""
+    if reference.tag is None:
+        raise ValueError(f"a name in a store has a tag: {reference.name}:latest, not {reference}")
+    return Reference(reference.registry, reference.repository, reference.tag)
+
+
+def _nearest(reference: Reference, known: dict[Reference, str]) -> str | None:
+    import difflib
+
+    found = difflib.get_close_matches(reference.short, [own.short for own in known], n=1)
+    return found[0] if found else None
