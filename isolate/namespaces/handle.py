@@ -16,9 +16,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
-from isolate.engine.plan import Buffer, Phase, Plan, Register, Step, Test, call
+from isolate.engine.plan import Buffer, Label, Load, Phase, Plan, Register, Step, Test, call
 from isolate.errors import SetupError, UnsupportedError
-from isolate.kernel.constants import AT_FDCWD, MNT_DETACH, MS_BIND, O_CLOEXEC, O_CREAT, O_EXCL
+from isolate.kernel.constants import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_SYMLINK_NOFOLLOW,
+    MNT_DETACH,
+    O_CLOEXEC,
+    O_CREAT,
+    O_EXCL,
+    OPEN_TREE_CLOEXEC,
+    OPEN_TREE_CLONE,
+    Constant,
+)
+from isolate.kernel.directories import open_own
 from isolate.kernel.syscalls import number
 
 if TYPE_CHECKING:
@@ -33,6 +45,11 @@ __all__ = ["Handle", "Identity", "make"]
 
 _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704
 _FILES = {kind: kind for kind in ("user", "pid", "ipc", "uts", "cgroup", "time")} | {"mount": "mnt", "network": "net"}
+#: struct statx: where inode and device stand (the device as two words of 32 bits).
+STATX_SIZE, _INODE, _DEVICE = 256, 32, 136
+O_NOFOLLOW = Constant(os.O_NOFOLLOW, "O_NOFOLLOW")
+STATX_INO = Constant(0x100, "STATX_INO")
+MOVE_MOUNT_BOTH_EMPTY = Constant(0x44, "MOVE_MOUNT_F_EMPTY_PATH|MOVE_MOUNT_T_EMPTY_PATH")
 _CHILD_ONLY = ("user", "time")  # a thread cannot enter a new one and leave it behind
 
 
@@ -204,17 +221,25 @@ class _Name:
     """The plan of a launcher that mounts a namespace on a file, waits for its owner's end, and removes the name."""
 
     path: bytes
+    directory: int
     fd: int
     ready: int
 
     def steps(self, context: Context) -> Iterator[Step]:
-        """Make, tell, wait, remove."""
-        file, seen = Register("file"), Register("events")
-        source = b"/proc/self/fd/%d" % context.descriptor(self.fd).number
+        """Make, tell, wait, remove: by the descriptor of a directory that nobody else can write, never by a link."""
+        file, tree, seen = Register("file"), Register("tree"), Register("events")
+        name = os.path.basename(self.path)
+        directory, namespace = context.descriptor(self.directory), context.descriptor(self.fd)
+        source = b"/proc/self/fd/%d" % namespace.number
+        made, on_it = Buffer(STATX_SIZE, "the file"), Buffer(STATX_SIZE, "the namespace")
         hints = {errno.EEXIST: "the name is taken", errno.EPERM: "a name needs CAP_SYS_ADMIN (mount(2))"}
         making = (
-            call("openat", AT_FDCWD, self.path, O_CREAT | O_EXCL | O_CLOEXEC, 0o444, out=file),
-            call("mount", source, self.path, 0, MS_BIND, 0),
+            call("openat", directory, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o444, out=file),
+            call("statx", file, b"", AT_EMPTY_PATH, STATX_INO, made),
+            call("statx", namespace, b"", AT_EMPTY_PATH, STATX_INO, on_it),
+            call("open_tree", AT_FDCWD, source, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC, out=tree),
+            call("move_mount", tree, b"", file, b"", MOVE_MOUNT_BOTH_EMPTY),
+            call("close", tree),
             call("write", context.descriptor(self.ready), b"1", 1),
         )
         yield Step(Phase.CGROUP, "mount the namespace on its name", making, path=self.path, hints=hints)
@@ -222,12 +247,24 @@ class _Name:
         watched = Buffer(struct.pack("<ihhihh", 3, 1, 0, 5, 1, 0), "pollfds")
         wait = (call("ppoll", watched, 2, 0, 0, 8, out=seen), Test(seen, -1, error=errno.ECANCELED))
         yield Step(Phase.CGROUP, "wait for the owner's end", wait)
-        gone = (errno.ENOENT, errno.EINVAL)
-        unmount = call("umount2", self.path, MNT_DETACH | 8, errors=gone)  # UMOUNT_NOFOLLOW
-        # With the file it is ours; and if nothing was mounted on it, then that is no error.
-        yield Step(Phase.CLEANUP, "unmount the name", (unmount,), needs=file)
-        remove = call("unlinkat", AT_FDCWD, self.path, 0, errors=gone)
-        yield Step(Phase.CLEANUP, "remove the name", (remove,), needs=file)
+        # With the file it was ours; what stands there now may be somebody else's, who removed it and made it anew.
+        for text, ours, removal in (
+            ("unmount the name, if it is still this namespace's", on_it,
+             call("umount2", b"/proc/self/fd/%d/%b" % (directory.number, name), MNT_DETACH | 8)),  # UMOUNT_NOFOLLOW
+            ("remove the name, if it is still our file", made, call("unlinkat", directory, name, 0)),
+        ):  # fmt: skip
+            now, end = Buffer(STATX_SIZE, "what stands there"), Label()
+            gone = (errno.ENOENT,)
+            ops = (
+                call(
+                    "statx", directory, name, AT_SYMLINK_NOFOLLOW, STATX_INO, now, errors=gone, policy="jump", label=end
+                ),
+                Test(Load(now, _INODE), Load(ours, _INODE), label=end),
+                Test(Load(now, _DEVICE), Load(ours, _DEVICE), label=end),
+                removal,
+                end,
+            )  # fmt: skip
+            yield Step(Phase.CLEANUP, text, ops, needs=file)
 
 
 def _add_name(handle: Handle, name: str) -> None:
@@ -236,10 +273,19 @@ def _add_name(handle: Handle, name: str) -> None:
 
     directory = "/run/netns" if handle.kind == "network" else f"/run/isolate/{_FILES[handle.kind]}"
     path = f"{directory}/{name}"
-    os.makedirs(directory, mode=0o755, exist_ok=True)
     fd = handle._descriptor()
+    try:
+        at = OwnedDescriptor(open_own(directory))
+    except OSError as refused:
+        unsafe = isinstance(refused, PermissionError) and refused.errno == errno.EPERM
+        raise SetupError(
+            refused.errno or errno.EIO, f"open the directory of the names, {directory}", part=type(handle).__name__,
+            path=refused.filename, syscall="openat",
+            cause=f"{refused.filename} {refused.strerror}: others could lead the name elsewhere" if unsafe else None,
+            remedy="remove it, or give it to root alone: chown root, chmod 755" if unsafe else None,
+        ) from None  # fmt: skip
     told, ready = (OwnedDescriptor(end) for end in os.pipe2(os.O_CLOEXEC))
-    plan = Plan([_Name(path.encode(), fd, ready)], euid=os.geteuid(), egid=os.getegid())
+    plan = Plan([_Name(path.encode(), at, fd, ready)], euid=os.geteuid(), egid=os.getegid())
     tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
     slots = plan.context.slots
     block = run_block(
@@ -247,6 +293,7 @@ def _add_name(handle: Handle, name: str) -> None:
     )  # fmt: skip
     session = Session(tape, block, [-3] * 3, slots)
     ready.close()
+    at.close()
     if os.read(told, 1) == b"1":
         _names[int(fd)] = native.owner(), session, path
         return

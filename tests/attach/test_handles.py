@@ -152,3 +152,86 @@ def test_refused() -> None:
         isolate.NetNamespace.create(pid=1)
     with pytest.raises(ValueError, match="no handle"):
         isolate.NetNamespace().processes()
+
+
+@pytest.fixture
+def odd_run() -> str:
+    """A program's beginning: a /run of its own in a mount namespace of its own, and a umask of 0."""
+    if os.geteuid() != 0:
+        pytest.skip("names need CAP_SYS_ADMIN")
+    return """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(None, b"/", None, 0x4000 | 1 << 18, None) == 0
+assert libc.mount(b"tmpfs", b"/run", b"tmpfs", 0, b"mode=755") == 0
+os.umask(0)
+import isolate
+def make(name="n"):
+    try:
+        return isolate.UtsNamespace.create(name=name)
+    except isolate.SetupError as error:
+        print(error.cause)
+"""
+
+
+def ran(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+def test_38_directories_of_names_have_explicit_modes(odd_run: str) -> None:
+    code = """
+with make():
+    for path in ("/run/isolate", "/run/isolate/uts"): print(oct(os.stat(path).st_mode))
+    print(os.path.exists("/run/isolate/uts/n"))
+os.mkdir("/run/control", 0o777)
+print(oct(os.stat("/run/control").st_mode))  # what the umask lets through
+"""
+    code = code.replace("with make():", "h = make()\nif h:")
+    assert ran(odd_run + code) == ["0o40755", "0o40755", "True", "0o40777"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "cause"),
+    [
+        ("os.mkdir('/run/isolate', 0o777)", "/run/isolate can be written by others (mode 777)"),
+        ("os.mkdir('/run/isolate'); os.chmod('/run/isolate', 0o755); os.chown('/run/isolate', 1000, 1000)",
+         "/run/isolate belongs to uid 1000"),
+        ("os.mkdir('/run/e', 0o755); os.symlink('/run/e', '/run/isolate')",
+         "/run/isolate is a symbolic link, or no directory"),
+        ("os.mkdir('/run/isolate', 0o755); os.chmod('/run/isolate', 0o755); os.symlink('/tmp', '/run/isolate/uts')",
+         "/run/isolate/uts is a symbolic link, or no directory"),
+    ],
+    ids=["written by all", "another's", "a link", "a link below"],
+)  # fmt: skip
+def test_38_who_else_could_lead_names_elsewhere(odd_run: str, setting: str, cause: str) -> None:
+    assert ran(f"{odd_run}\n{setting}\nmake()") == [f"{cause}: others could lead the name elsewhere"]
+    assert ran(f"{odd_run}\nprint(make() is not None)") == ["True"], "control: without that"
+
+
+def test_38_a_foreign_link_in_the_place_of_a_name(odd_run: str) -> None:
+    code = """
+make().close()
+open("/run/target", "w").close()
+os.symlink("/run/target", "/run/isolate/uts/n")
+print(make())
+print(os.path.islink("/run/isolate/uts/n"), os.path.ismount("/run/target"))
+"""
+    assert ran(odd_run + code) == ["the name is taken", "None", "True False"]
+
+
+def test_38_a_name_is_removed_only_if_it_is_still_ours(odd_run: str) -> None:
+    code = """
+first = make()
+path = b"/run/isolate/uts/n"
+assert libc.umount2(path, 2) == 0
+os.unlink(path)
+second = make()  # the same name, another's
+first.close()
+print(second.identity.inode == os.stat(path).st_ino)
+second.close()
+print(os.path.exists(path))
+"""
+    assert ran(odd_run + code) == ["True", "False"]
