@@ -493,7 +493,9 @@ static int64_t map_of_ids(const int64_t *arg)
 			r = SYS4(openat, dir, PTR("ns/user"), O_RDONLY | O_CLOEXEC, 0);
 		SYS1(close, dir);
 	}
-	SYS2(kill, pid, SIGKILL_);
+	/* It never ends by itself: were it not killed, the wait would be for ever. */
+	for (int i = 0; i < 3 && SYS2(kill, pid, SIGKILL_) < 0; i++)
+		;
 	while (SYS4(wait4, pid, 0, 0, 0) == -EINTR)
 		;
 	return r;

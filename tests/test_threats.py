@@ -34,9 +34,9 @@ from isolate import (
     Seccomp,
     Symlink,
     UserNamespace,
-    native,
-    syscalls,
 )
+from isolate.engine import native
+from isolate.kernel import syscalls
 
 from .ordinary import as_ordinary_user
 

@@ -73,6 +73,18 @@ def boxes(audit: str = "/bin/true") -> dict[str, Sandbox]:
         "no pid namespace": Sandbox(UserNamespace()),
         "root and limits": Sandbox(UserNamespace(), *namespaces, Root(*entries), limits),
         "root and limits of the host's": Sandbox(*namespaces, Root(*entries, Sys()), limits),
+        # Mounts with an id map, and sources that are opened beneath a writable one: for the host's root alone.
+        "root with owners": Sandbox(
+            UserNamespace(map=IdMap([(0, 1878982656, 65536)], [(0, 1878982656, 65536)])),
+            *namespaces,
+            Root(
+                *entries[:5],
+                Proc(),
+                Overlay("/layer", lower=[directory], idmap=IdMap([(0, 1878982656, 9)], [(0, 1878982656, 9)])),
+                Bind(str(Path(directory).parent), "/w", read_only=False),
+                Bind(directory, "/below"),
+            ),
+        ),
         "limits alone": Sandbox(limits),
         "newuidmap": Sandbox(UserNamespace(map=own), PidNamespace(), MountNamespace()),
     }

@@ -140,7 +140,9 @@ def distinct(calls: list[Call]) -> list[Call]:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("name", ["without init", "root and limits", pytest.param("newuidmap", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["without init", "root and limits", "root with owners", pytest.param("newuidmap", marks=pytest.mark.slow)]
+)
 def test_one_call_fails(name: str, audit: str) -> None:
     case = Case(name, audit)
     chosen = distinct(case.undisturbed.calls)
