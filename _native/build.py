@@ -1,7 +1,8 @@
 """The builder: compiles the launcher and describes the extension to cffi.
 
-Run by setuptools (setup.py). The environment variables CC, CFLAGS are honoured for the extension as usual;
-ISOLATE_LAUNCHER_CC names another compiler for the launcher (a cross compiler).
+Run by setuptools (setup.py), which reads it for the metadata, too: nothing is compiled until a build asks for it. The
+environment variables CC, CFLAGS are honoured for the extension as usual; ISOLATE_LAUNCHER_CC names another compiler
+for the launcher (a cross compiler).
 """
 
 from __future__ import annotations
@@ -40,10 +41,38 @@ def build_launcher(target: Path, compiler: str | None = None) -> None:
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     flags = [f for f in LAUNCHER_FLAGS if not (f.startswith("-fcf") and "aarch64" in cc[0])]
     stamp = f'-DISOLATE_VERSION="{version()}"'
+    flags += kernel_headers(cc)
     command = [*cc, *WARNINGS, *flags, stamp, *(str(HERE / s) for s in LAUNCHER_SOURCES), "-o", str(temporary)]
-    subprocess.run(command, check=True)
+    try:
+        subprocess.run(command, check=True)
+    except FileNotFoundError:
+        raise SystemExit(
+            f"isolate-linux is built with a C compiler, and {cc[0]} is not installed (CC names another)"
+        ) from None
     temporary.chmod(0o755)
     temporary.replace(target)
+
+
+def kernel_headers(cc: list[str]) -> list[str]:
+    """Where the kernel's headers are, for a compiler that does not look there: musl-gcc knows only musl's own.
+
+    Behind all others (-idirafter), so that nothing of another C library comes first.
+    """
+    source = "#include <asm/unistd.h>\n#include <linux/seccomp.h>\n"
+
+    def found(flags: list[str]) -> bool:
+        command = [*cc, *flags, "-E", "-x", "c", "-", "-o", os.devnull]
+        try:
+            return subprocess.run(command, input=source, text=True, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return True  # there is no compiler: said where it is used
+
+    if found([]):
+        return []
+    machine = os.uname().machine
+    places = [place for place in ("/usr/include", f"/usr/include/{machine}-linux-gnu") if os.path.isdir(place)]
+    flags = [word for place in places for word in ("-idirafter", place)]
+    return flags if found(flags) else []
 
 
 def declarations() -> str:
@@ -77,8 +106,7 @@ ffi.set_source(
     py_limited_api=True,
 )
 
-build_launcher(ROOT / "isolate" / "_launcher")
-
 if __name__ == "__main__":
     os.chdir(ROOT)
+    build_launcher(ROOT / "isolate" / "_launcher")
     ffi.compile(verbose=True)

@@ -261,3 +261,144 @@ def test_wheel_runs_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "OK\n", done.stderr
+
+
+# ---- packaging -----------------------------------------------------------------------------------------------------
+
+
+def hook(sources: Path, call: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = f"import setuptools.build_meta as b, sys; {call}"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=sources, capture_output=True, text=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_42_the_metadata_needs_no_compiler(sources: Path, tmp_path: Path) -> None:
+    """pip reads the metadata of a source distribution before it knows that it must be built. The control: a build says
+    what is missing."""
+    (tmp_path / "meta").mkdir()
+    nothing = {"CC": "no-such-compiler", "PATH": str(tmp_path)}
+    done = hook(sources, f"b.prepare_metadata_for_build_wheel({str(tmp_path / 'meta')!r})", **nothing)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "meta").glob("*.dist-info/METADATA"))
+    built = hook(sources, f"b.build_wheel({str(tmp_path)!r})", **nothing)
+    assert built.returncode != 0
+    assert "is built with a C compiler, and no-such-compiler is not installed" in built.stderr
+
+
+def test_42_a_compiler_that_knows_musls_headers_alone(sources: Path, tmp_path: Path) -> None:
+    compiler = tool("musl-gcc", "musl-tools")
+    target = tmp_path / "launcher.musl"
+    script = (
+        f"import pathlib, runpy; runpy.run_path('_native/build.py')['build_launcher'](pathlib.Path({str(target)!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=sources, env={**os.environ, "ISOLATE_LAUNCHER_CC": compiler},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = (
+        "import sys; from isolate.engine import native; native.LAUNCHER_PATH = sys.argv[1]\n"
+        "from isolate import Sandbox; print(Sandbox().run(['echo', 'hello'], text=True).stdout)"
+    )
+    ran = subprocess.run([sys.executable, "-c", run, str(target)], capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "hello", ran.stderr
+
+
+FROZEN = """
+import importlib.abc, importlib.machinery, importlib.util, os, sys
+class Frozen(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        found = importlib.machinery.PathFinder.find_spec(name, path) if name.partition(".")[0] == "isolate" else None
+        if found is None or not str(found.origin).endswith(".py"):
+            return None
+        spec = importlib.machinery.ModuleSpec(name, self, is_package=found.submodule_search_locations is not None)
+        if spec.submodule_search_locations is not None:
+            spec.submodule_search_locations[:] = found.submodule_search_locations
+        self.sources = {**getattr(self, "sources", {}), name: found.origin}
+        return spec
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        with open(self.sources[module.__name__], "rb") as file:
+            exec(compile(file.read(), "<frozen>", "exec", dont_inherit=True), module.__dict__)
+sys.path.insert(0, sys.argv[1])
+sys.meta_path.insert(0, Frozen())
+import isolate
+from isolate import Sandbox, Seccomp, images, network, presets
+assert not hasattr(isolate, "__file__")
+import isolate.images.confined.python
+print(Sandbox(Seccomp.default()).run(["echo", "hello"], text=True).stdout)
+"""
+
+
+def test_42_a_frozen_program_has_no_file() -> None:
+    """As cx_Freeze and others make them: modules from an archive, without ``__file__``."""
+    done = subprocess.run([sys.executable, "-c", FROZEN, str(ROOT)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "hello", done.stderr
+
+
+def others() -> list[str]:
+    """Other versions of Python on this machine."""
+    names = [f"python3.{minor}" for minor in range(10, 15)]
+    found = {name: shutil.which(name) for name in names}
+    for path in sorted(Path.home().glob(".pyenv/versions/3.1*/bin/python3")):
+        found.setdefault(f"python{'.'.join(path.parts[-3].split('.')[:2])}", str(path))
+        found[f"python{'.'.join(path.parts[-3].split('.')[:2])}"] = str(path)
+    own = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    return [path for name, path in found.items() if path is not None and name != own]
+
+
+ISOLATED = """
+import sys
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+one = interpreters.create()
+run = getattr(interpreters, "run_string")
+for _ in range(2):
+    try:
+        print(run(one, "import isolate\\nisolate.Sandbox"))
+    except Exception as error:
+        print(error)
+print("the end")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_42_one_wheel_for_every_python(sources: Path, tmp_path: Path) -> None:
+    pythons = others()
+    if not pythons:
+        pytest.skip("there is no other version of Python here")
+    built = hook(sources, f"b.build_wheel({str(tmp_path)!r})")
+    assert built.returncode == 0, built.stderr
+    wheel = next(tmp_path.glob("isolate_linux-*-cp310-abi3-linux_*.whl"))
+    tried = 0
+    for number, python in enumerate(pythons):
+        venv = tmp_path / f"venv{number}"
+        subprocess.run([python, "-m", "venv", str(venv)], check=True, capture_output=True)
+        installed = subprocess.run(
+            [venv / "bin/pip", "install", "-q", str(wheel)], capture_output=True, text=True, check=False
+        )  # fmt: skip
+        if installed.returncode:
+            continue  # cffi cannot be had for it here
+        tried += 1
+        code = (
+            "import isolate; print(isolate.Sandbox(isolate.Seccomp.default()).run(['echo', 'hello'], text=True).stdout)"
+        )
+        ran = subprocess.run([venv / "bin/python", "-c", code], capture_output=True, text=True, check=False, cwd="/")
+        assert ran.stdout.strip() == "hello", f"{python}: {ran.stderr}"
+        version = subprocess.run(
+            [python, "-c", "import sys; print(sys.version_info[:2] >= (3, 12))"], capture_output=True
+        )
+        if version.stdout.strip() == b"True":
+            # In 3.12.1 the second import ended in "free(): invalid pointer".
+            twice = subprocess.run([venv / "bin/python", "-c", ISOLATED], capture_output=True, text=True, check=False)
+            assert twice.returncode == 0, f"{python}: {twice.stderr}"
+            assert twice.stdout.count("isolate cannot be used in an isolated sub-interpreter") >= 2, twice.stdout
+            assert twice.stdout.endswith("the end\n")
+    if not tried:
+        pytest.skip("cffi cannot be installed here for another Python")

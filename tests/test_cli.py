@@ -166,16 +166,30 @@ def test_an_interrupt_takes_everything_down() -> None:
     child = subprocess.Popen(
         [*ISOLATE, "run", *BARE, "--", "bash", "-c", f"echo started; exec -a {mark} sleep 60"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # A script's background job has it ignored, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert child.stdout is not None
-    assert child.stdout.readline() == "started\n"
-    child.send_signal(signal.SIGINT)
-    assert child.wait(20) == 130
-    _, stderr = child.communicate()
+    try:
+        assert child.stdout.readline() == "started\n"
+        child.send_signal(signal.SIGINT)
+        assert child.wait(20) == 130
+    finally:
+        child.kill()  # what it started goes with it, and no other test finds it
+        _, stderr = child.communicate()
     assert "Traceback" not in stderr
     deadline = time.monotonic() + 5
     while mark in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout:
         assert time.monotonic() < deadline, "the program still runs"
+
+
+def test_43_the_interrupt_where_the_suite_has_it_ignored() -> None:
+    """As any background job of a script has."""
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
+    one = f"{__file__}::test_an_interrupt_takes_everything_down"
+    script = 'trap "" INT; exec "$@"'
+    done = subprocess.run(["sh", "-c", script, "sh", *pytest_, one], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 # ---- explain and probe -----------------------------------------------------------------------------------------------

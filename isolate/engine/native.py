@@ -9,7 +9,23 @@ import errno
 import os
 from typing import Any, Final, Protocol, cast
 
-from isolate import _native
+
+def _refuse_isolated_interpreter() -> None:
+    """Say so where no extension of cffi's can be loaded: an isolated sub-interpreter (Python 3.12, PEP 684).
+
+    Its own refusal comes late, and Python 3.12.1 dies of what a failed import leaves there. Such an interpreter is one
+    that allows no daemon threads; one with the shared lock, as mod_wsgi's, allows them and loads everything.
+    """
+    import _thread
+
+    allowed = getattr(_thread, "daemon_threads_allowed", None)
+    if allowed is not None and not allowed():
+        raise ImportError("isolate cannot be used in an isolated sub-interpreter: import it in the main one")
+
+
+_refuse_isolated_interpreter()
+
+from isolate import _native  # noqa: E402  # not before it is known that it can be loaded
 
 
 class _Library(Protocol):
@@ -44,7 +60,21 @@ ffi: Final = cast("Any", _native.ffi)
 lib: Final = cast("_Library", _native.lib)
 
 VERSION: Final[str] = ffi.string(lib.iso_version()).decode()
-LAUNCHER_PATH: Final[str] = os.path.join(os.path.dirname(os.path.abspath(_native.__file__)), "_launcher")
+
+
+def _beside_the_extension() -> str:
+    """The launcher's path. A program that was frozen has no ``__file__``, or one that names no file."""
+    import sys
+
+    found = getattr(_native, "__file__", None) or getattr(getattr(_native, "__spec__", None), "origin", None)
+    here = os.path.dirname(os.path.abspath(found or sys.executable))
+    beside = os.path.join(here, "_launcher")
+    # What freezes programs puts extensions elsewhere than data files, which keep their place in the package.
+    bundle = getattr(sys, "_MEIPASS", None) or os.path.dirname(os.path.abspath(sys.executable))
+    return next((path for path in (beside, os.path.join(bundle, "isolate/_launcher")) if os.path.exists(path)), beside)
+
+
+LAUNCHER_PATH: Final[str] = _beside_the_extension()
 
 
 def _read_launcher() -> bytes:

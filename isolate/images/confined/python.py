@@ -13,7 +13,7 @@ from isolate.errors import UnsupportedError
 __all__ = ["command", "readable"]
 
 _OPTIONAL = ("isal", "backports.zstd")  # packages that decompression uses where they are installed
-_PARENT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))  # of the package
+_PARENT = os.path.dirname(os.path.abspath(next(iter(sys.modules["isolate"].__path__))))  # frozen there is no __file__
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
 
 
