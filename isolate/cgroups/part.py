@@ -73,8 +73,8 @@ class Outcome:
     peak_memory: int | None
 
     def peak_in_use(self, largest: int) -> int | None:
-        """See :func:`isolate.cgroups.stats.peak_in_use`."""
-        return stats.peak_in_use(self.stats, largest)
+        """See :func:`isolate.cgroups.stats.peak_in_use`. None where the group is not the program's alone."""
+        return None if self.peak_memory is None else stats.peak_in_use(self.stats, largest)
 
     def verdict(self, *, failed: bool) -> str | None:
         """``"OOM"``, ``"PIDS"`` or None; ``failed``: the program did not exit with 0."""
@@ -224,8 +224,9 @@ def guided_step() -> Step:
     return Step(Phase.CGROUP, text, ops, hints={errno.EAGAIN: "the program that started this has ended"})
 
 
-def joined_steps(directories: Mapping[str, str], context: Context) -> Iterator[Step]:
-    """Be born in groups that exist already, by hierarchy; nothing is made or removed."""
+def joined_steps(directories: Mapping[str, str], context: Context, *, covered: bool = True) -> Iterator[Step]:
+    """Be born in groups that exist already, by hierarchy; nothing is made or removed. ``covered``: the files of groups
+    are not to be written inside."""
     if "v2" in directories:
         yield from guided_steps(directories["v2"], context)
     for key, directory in directories.items():
@@ -241,7 +242,8 @@ def joined_steps(directories: Mapping[str, str], context: Context) -> Iterator[S
             yield Step(Phase.CLONE, "born in the group", cgroup=register)
         else:
             yield from enter_steps(register, directory)
-    yield from cover_steps(context)
+    if covered:
+        yield from cover_steps(context)
 
 
 def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:

@@ -7,9 +7,15 @@ new process is taken for the old one's.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from isolate.attributes.credentials import Credentials
+from isolate.cgroups import Cgroup, CgroupPool, Limits
+from isolate.cgroups.group import read_stats
+from isolate.cgroups.hierarchy import build, discover
+from isolate.cgroups.hierarchy import read as read_text
+from isolate.cgroups.part import SHARED, RunGroup, joined_steps
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.waiting import ready
 from isolate.errors import SetupError
@@ -25,16 +31,17 @@ from isolate.namespaces.part import (
     UtsNamespace,
 )
 from isolate.sandbox.box import Sandbox
+from isolate.sandbox.exec import SharedOutcome
 from isolate.sandbox.process import Process
 from isolate.seccomp import Seccomp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from isolate.engine.plan import Part
+    from isolate.engine.plan import Buffer, Context, Lent, Part, Step
     from isolate.sandbox.result import Result
 
 __all__ = ["Attached", "attach"]
@@ -152,11 +159,15 @@ class Attached:
 
     # ---- all together --------------------------------------------------------------------------------------------
 
-    def sandbox(self, *parts: Part, only: Iterable[str] | None = None) -> Sandbox:
+    def sandbox(self, *parts: Part, only: Iterable[str] | None = None, group: bool = True) -> Sandbox:
         """A sandbox in every namespace of the process that is not the caller's own already, with more parts.
 
         ``only`` names the kinds: ``"user"``, ``"mount"``, ``"pid"``, ``"net"``, ``"ipc"``, ``"uts"``, ``"cgroup"`` and
         ``"time"``.
+
+        Programs are in the process's cgroup too, and so within its limits, unless :class:`~isolate.Limits`, a
+        :class:`~isolate.Cgroup` or a :class:`~isolate.CgroupPool` says otherwise; ``group=False`` leaves them in the
+        caller's. It takes the right to write the group's ``cgroup.procs``.
 
         Safe defaults hold as in every sandbox: no capability, no new privileges; and :meth:`Seccomp.default` filters
         the system calls, unless a policy is given: what is in the process's namespaces is not trusted. Unless
@@ -175,7 +186,19 @@ class Attached:
             joined.append(Credentials(uid=self._ids[0], gid=self._ids[1]))
         if joined and not _given(Seccomp, parts):
             joined.append(Seccomp.default())
+        if group and not any(_given(kind, parts) for kind in (Limits, Cgroup, CgroupPool)):
+            joined += self._group()
         return Sandbox(*joined, *parts)
+
+    def _group(self) -> list[TargetGroup]:
+        membership = read_text(f"/proc/{self.pid}/cgroup")
+        # Asked after the reading: while it lives, the number is its own.
+        if not self.alive:
+            raise _gone(self.pid)
+        own = {hierarchy.key: hierarchy.own for hierarchy in discover().hierarchies}
+        theirs = build(read_text("/proc/self/mountinfo"), membership).hierarchies
+        found = tuple((h.key, h.own) for h in theirs if h.own and h.own != own.get(h.key))
+        return [TargetGroup(found)] if found else []
 
     def run(self, args: Any, **options: Any) -> Result[Any]:
         """Run a program inside to its end: :meth:`Sandbox.run` of :meth:`sandbox`."""
@@ -199,6 +222,48 @@ class Attached:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class TargetGroup:
+    """The cgroup of a process that runs, by hierarchy: what is started is born in it."""
+
+    directories: tuple[tuple[str, str], ...]
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """Into each of them. What its own mounts let programs write there is the process's affair."""
+        context.shared[SHARED] = _Counted(dict(self.directories))
+        yield from joined_steps(dict(self.directories), context, covered=False)
+
+
+class _Counted(RunGroup):
+    """The group of another process: what it counts while a program of ours runs tells why that failed."""
+
+    def __init__(self, directories: dict[str, str]) -> None:
+        super().__init__()
+        self._directories = directories
+        self._before = read_stats(directories)
+
+    @property
+    def counts(self) -> bool:
+        """It counts more than the program."""
+        return False
+
+    def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
+        """Those of the process."""
+        return self._directories
+
+    def remove(self, launcher: int) -> None:
+        """It is not ours."""
+
+    def usage(self, launcher: int, lent: Lent | None) -> float | None:
+        """See :attr:`counts`."""
+        return None
+
+    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> SharedOutcome:
+        """What it has counted since it was last asked."""
+        before, self._before = self._before, read_stats(self._directories)
+        return SharedOutcome(self._before, None, None, before)
 
 
 def attach(process: int | Process) -> Attached:

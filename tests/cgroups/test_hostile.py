@@ -392,6 +392,25 @@ def test_24_a_sweep_from_another_time_namespace_leaves_what_lives(made: str) -> 
     assert naming.abandoned(gone), "control: whose number nobody has is gone, wherever it was"
 
 
+# ---- 7: what is attached ---------------------------------------------------------------------------------------------
+
+
+def test_7_what_is_attached_is_within_the_limits_of_what_it_joins() -> None:
+    large = [*PYTHON, "x = bytearray(160 << 20)"]
+    forks = [*PYTHON, "import os\nfor _ in range(40):\n    if os.fork() == 0: import time; time.sleep(5); os._exit(0)"]
+    with Sandbox(Limits(memory="64M", pids=20), PidNamespace()).spawn(["sleep", "60"]) as target:
+        with attach(target) as joined:
+            assert joined.run(large, timeout=30).verdict is Verdict.OOM
+            assert joined.run(["true"], timeout=30).verdict is Verdict.OK
+            assert joined.run(forks, timeout=30).verdict in (Verdict.PIDS, Verdict.EXITED)
+            free = joined.sandbox(group=False).run(large, timeout=30)
+            assert free.verdict is Verdict.OK, "control: in the caller's group"
+            own = joined.sandbox(Limits(memory="256M")).run(large, timeout=30)
+            assert own.verdict is Verdict.OK, "limits of its own take the place of those"
+        assert target.poll() is None
+        assert target.stats().oom_kill
+
+
 def test_41_a_name_that_is_no_text() -> None:
     with pytest.raises(TypeError, match="name: a str is wanted, not 5"):
         Cgroup(name=5)  # type: ignore[arg-type]
