@@ -36,6 +36,7 @@ _STAGES = {
     lib.ISO_STAGE_POLL: "watch over the sandbox",
     lib.ISO_STAGE_SIGNALS: "reset signals",
     lib.ISO_STAGE_LATER: "take the program that the sandbox waited for",
+    lib.ISO_STAGE_PROC: "open a /proc of this pid namespace",
 }
 
 _STARTS: dict[int, tuple[str, str | None]] = {
@@ -153,6 +154,15 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
     elif record.stage == lib.ISO_STAGE_LATER:
         syscall = "recvmsg"
         found = steps.descriptors(record.error) if record.error in (errno.EMFILE, errno.ENFILE) else None
+    elif record.stage == lib.ISO_STAGE_PROC:
+        syscall = "fsmount"
+        found = Finding(
+            "/proc is absent or of another pid namespace, and this user may not make another: without it nobody finds "
+            "what the program leaves behind",
+            "add PidNamespace(), with which the kernel ends it all, or mount a /proc of this pid namespace "
+            "(unshare --mount-proc)",
+            unsupported=True,
+        )
     elif record.stage == lib.ISO_STAGE_PIPE:
         syscall = "pipe2"
         found = steps.descriptors(record.error) if record.error in (errno.EMFILE, errno.ENFILE) else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 
 from isolate.engine import native
+from isolate.errors import UnsupportedError
 from isolate.kernel.proc import mount_rows, read, status
 
-__all__ = ["children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes"]
+__all__ = ["check", "children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes"]
 
 _known: dict[tuple[int, int], bool] = {}  # (owner token, device of /proc): each mount of procfs has its own
 
@@ -35,6 +37,19 @@ def _look() -> bool:
         return len(status().get("NSpid", "").split()) == 1
     except OSError:
         return False
+
+
+def check() -> None:
+    """Refuse to write to files of a child's in a /proc where its number is another process's.
+
+    :raises UnsupportedError: /proc is absent or of another pid namespace.
+    """
+    if not is_ours():
+        raise UnsupportedError(
+            errno.EOPNOTSUPP, "write the child's files in /proc (id maps, oom_score_adj)", part="Sandbox", path="/proc",
+            cause="/proc is absent or of another pid namespace",
+            remedy="mount a /proc of this pid namespace (unshare --mount-proc)",
+        )  # fmt: skip
 
 
 def shows_sandboxes() -> bool:

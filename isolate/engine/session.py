@@ -113,6 +113,8 @@ class Session:
         self.gone: bool = False
         # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
         self.direct: bool = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
+        if tape.needs_proc:
+            proc.check()
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
         # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
         start = ffi.new("struct iso_start *")

@@ -84,6 +84,8 @@ class Tape:
     reports: tuple[tuple[Buffer, int, int], ...]
     #: The parts by name, each once: what a result says of them.
     names: tuple[str, ...]
+    #: Whether the supervisor writes to files of its child's in /proc, which it finds by the child's number.
+    needs_proc: bool
     #: Run blocks that were made for it, by what they were made from (:func:`isolate.sandbox.streams.block`).
     blocks: dict[object, object] = field(default_factory=dict, repr=False)
 
@@ -347,7 +349,8 @@ def _assemble(
     checksum = lib.iso_tape_checksum(ffi.from_buffer(blank), len(blank))
     data = HEADER.pack(MAGIC, checksum, *fields) + body
     names = tuple(dict.fromkeys(type(part).__name__ for part in plan.owners))
-    return Tape(data, plan, tuple(row[8] for row in writer.rows), tuple(ops), tuple(reports), names)
+    needs_proc = sections[Section.SUPERVISOR][1] > 0
+    return Tape(data, plan, tuple(row[8] for row in writer.rows), tuple(ops), tuple(reports), names, needs_proc)
 
 
 def _gather(writer: _Writer, reported: list[Buffer]) -> tuple[int, list[tuple[Buffer, int]]]:

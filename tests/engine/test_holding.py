@@ -66,6 +66,22 @@ def test_no_proc(clean: Snapshot) -> None:
 
 
 @root
+def test_refused_by_name(clean: Snapshot) -> None:
+    """Id maps are written to files of the child's; and an ordinary user may not make a /proc to find children by."""
+    code = """
+def tried(*parts):
+    try: print(Sandbox(*parts).run(["true"]).verdict)
+    except UnsupportedError as error: print("another pid namespace" in error.cause, bool(error.remedy))
+tried(UserNamespace(), PidNamespace())
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+tried()
+tried(UserNamespace(), PidNamespace())
+"""
+    assert in_another(code, "-pf").split() == ["True", "True"] * 3
+    assert in_another(code, "-pf", "--mount-proc").split() == ["OK"] * 3, "the control"
+
+
+@root
 def test_who_has_init_s_number_there_is_left_alone(clean: Snapshot) -> None:
     """A process above with children of its own, whose number init gets here: by that /proc they look like init's."""
     with Sandbox().spawn(["sh", "-c", "sleep 100 & sleep 100 & echo up; wait"], stdout=PIPE) as victim:
