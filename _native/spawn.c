@@ -374,8 +374,8 @@ static int64_t carry(const uint8_t *tape, uint64_t tape_size, const uint8_t *run
 		r = write_all(to, run, run_size);
 	if (r == 0 && ends[1] < 0)
 		r = seal(ends[0]);
-	if (r == -EAGAIN)
-		r = -EFBIG;
+	if (r == -EAGAIN && ends[1] >= 0)
+		r = -EFBIG; /* the pipe is full */
 	iso_close(&ends[1]);
 	if (r < 0)
 		iso_close(&ends[0]);

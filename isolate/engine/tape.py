@@ -310,11 +310,11 @@ def _bounded(writer: _Writer, plan: Plan) -> None:
         ("bytes of paths and contents", len(writer.data) + OP.size * len(writer.rows), lib.ISO_MAX_TAPE - 4096),
     ):
         if count > most:
-            steps = Counter(type(part).__name__ for part in plan.owners)
-            part, number = steps.most_common(1)[0]
+            operations = Counter(type(plan.owners[row[8]]).__name__ for row in writer.rows)
+            part, number = operations.most_common(1)[0]
             raise ValueError(
                 f"the sandbox needs {count} {what} to be set up, and at most {most} can be; {part} has {number} of the"
-                f" {len(plan.steps)} steps: give it fewer entries, such as one directory in place of the files in it"
+                f" {len(writer.rows)} operations: give it fewer entries, such as one directory in place of the files in it"
             )
 
 

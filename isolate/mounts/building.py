@@ -108,7 +108,7 @@ class Building:
         #: The descriptor of the new root's mount.
         self.root: Register = Register("root")
         self._scratch = Register("scratch")
-        # One after the other they hold the descriptor of a target: a tape has 4,096 registers.
+        # One after the other they hold the descriptor of a target: a tape has so many registers.
         self._place = Register("target")
         self._room = 0
         self._inodes = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,13 +39,19 @@ STATX_MNT_ID_MASK = Constant(0x1000, "STATX_MNT_ID")
 STACKED = 8  # what the host may have, and the scratch where there is no /sys
 
 
+def _way(entry: object) -> int:
+    """How many files may have to be made for an entry's place, with the directories on the way to it."""
+    place = getattr(entry, "place", None) or getattr(entry, "target", None)
+    return os.fsencode(place).count(b"/") if isinstance(place, (str, bytes, os.PathLike)) else 0
+
+
 @dataclass(frozen=True, init=False)
 class Root(Irreversible):
     """A root file system made of ``entries``, in their order; it brings a mount namespace of its own.
 
     If the first entry's target is ``/`` (a :class:`Bind`, :class:`Overlay` or :class:`Tmpfs`), it is the root.
-    Otherwise the root is a small tmpfs, at most ``size`` bytes in ``inodes`` files, which holds the places that the
-    entries are mounted on and, with ``read_only`` (the default), cannot be written by anybody inside.
+    Otherwise the root is a small tmpfs, at most ``size`` bytes in ``inodes`` files besides the places that the entries
+    are mounted on and, with ``read_only`` (the default), cannot be written by anybody inside.
 
     Inside, the old root is gone: not hidden but unmounted. Targets are made where missing, with mode 0755, and
     resolved by descriptor beneath the new root: symbolic links in a tree that somebody else controls lead nowhere
@@ -115,19 +122,19 @@ class Root(Irreversible):
             more = getattr(part, "root_entries", None)
             entries += more(context) if more is not None else ()
         first: list[Step] = []
+        # The places of the entries come on top: every directory on the way to them is a file of the root's.
+        inodes = self.inodes + sum(_way(entry) for entry in entries)
         if entries and getattr(entries[0], "place", None) == b"/":
             top, made = entries.pop(0), False
         else:
-            top, made = Tmpfs("/", size=self.size, inodes=self.inodes, mode=self.mode), True
+            top, made = Tmpfs("/", size=self.size, inodes=inodes, mode=self.mode), True
         assert isinstance(top, TreeEntry)
         if made and self.read_only and self.mode <= 0o1777:
             # Nobody ever writes there but the entries.
             flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
             room = parse_size(self.size)
             first.append(
-                building.directory(
-                    "the root", b"root", building.root, flags, room=room, inodes=self.inodes, mode=self.mode
-                )
+                building.directory("the root", b"root", building.root, flags, room=room, inodes=inodes, mode=self.mode)
             )
         else:
             building.root, steps = top.tree(building)

@@ -370,3 +370,26 @@ def test_remove_tree(tmp_path: Path) -> None:
         assert (tmp_path / "elsewhere" / "x").exists()
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize(("how", "flags"), [("write", os.O_WRONLY), ("read", os.O_RDONLY), ("path", os.O_PATH)])
+@pytest.mark.parametrize("there", [False, True], ids=["made", "there"])
+def test_19_a_file_is_opened_as_asked_also_when_it_is_made(tmp_path: Path, how: str, flags: int, there: bool) -> None:
+    """The descriptor of a file that was made is of the kind that one of a file that was there is."""
+    if there:
+        (tmp_path / "file").write_bytes(b"")
+    fd, out = os.open(tmp_path, O_PATH | O_DIRECTORY), Register()
+    ran = run(Target(fd, b"file", out, make="file", open=how, mode=0o444 if how == "write" and not there else 0o644))
+    assert ran.result == 0
+    got = ran.registers[3]
+    try:
+        assert fcntl.fcntl(got, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_PATH) == flags
+        assert not os.get_inheritable(got)
+        if how == "write":
+            assert os.write(got, b"text") == 4
+            assert (tmp_path / "file").read_bytes() == b"text"
+        elif how == "read":
+            assert os.read(got, 1) == b""
+    finally:
+        os.close(got)
+        os.close(fd)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from isolate import Bind, Credentials, PidNamespace, Root, Sandbox, SetupError, UserNamespace
-from isolate.capabilities.part import steps as _capability_steps
+from isolate.capabilities import steps as _capability_steps
 from isolate.engine.plan import Context, Phase, Step, call
 from tests.engine.boxes import boxes
 from tests.engine.fence import Call, Fence
