@@ -314,7 +314,7 @@ def _bounded(writer: _Writer, plan: Plan) -> None:
             part, number = operations.most_common(1)[0]
             raise ValueError(
                 f"the sandbox needs {count} {what} to be set up, and at most {most} can be; {part} has {number} of the"
-                f" {len(writer.rows)} operations: give it fewer entries, such as one directory in place of the files in it"
+                f" {len(writer.rows)} operations: give it fewer entries, such as a directory in place of its files"
             )
 
 
