@@ -4,32 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
-from isolate.engine.plan import Argument, Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import Argument, Phase, Register, Step, call
 from isolate.errors import ConflictError
 from isolate.kernel.constants import (
-    AT_EMPTY_PATH,
     AT_FDCWD,
-    FSCONFIG_CMD_CREATE,
-    FSCONFIG_SET_FD,
-    FSCONFIG_SET_FLAG,
-    FSCONFIG_SET_STRING,
-    FSMOUNT_CLOEXEC,
-    FSOPEN_CLOEXEC,
-    MNT_DETACH,
-    MOUNT_ATTR_NODEV,
-    MOUNT_ATTR_NOEXEC,
-    MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY,
-    MS_NODEV,
-    MS_NOEXEC,
-    MS_NOSUID,
-    MS_RDONLY,
     O_CLOEXEC,
     O_PATH,
-    Constant,
 )
 from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
 from isolate.kernel.sizes import size as parse_size
@@ -37,29 +20,16 @@ from isolate.mounts import owners
 from isolate.mounts.bind import Source, by_name, check_idmap, descriptor_of
 from isolate.mounts.building import (
     EACCES,
-    EBADF,
-    EBUSY,
-    EINVAL,
-    ENODEV,
     ENOENT,
-    ENOTDIR,
-    EPERM,
-    STATX_GID,
-    STATX_MODE,
-    STATX_SIZE,
-    STATX_UID,
     TARGET_HINTS,
     attributes,
     clone,
-    new_file_system,
-    on_top,
-    stat,
 )
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
-from isolate.mounts.tmpfs import PAGE, check_inodes, default_inodes, pages
+from isolate.mounts.stacking import Stacking
+from isolate.mounts.tmpfs import PAGE, check_inodes
 from isolate.namespaces.ids import IdMap
-from isolate.namespaces.part import UserNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,24 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Overlay"]
 
 MAX_LAYERS = 500  # OVL_MAX_STACK
-#: What overlayfs takes from the layers' extended attributes: "nofollow" neither makes nor follows, "off" follows.
-NO_REDIRECTS = ((b"redirect_dir", b"nofollow"), (b"metacopy", b"off"))
-REDIRECTS = ((b"redirect_dir", b"on"),)
-F_DUPFD_CLOEXEC = Constant(1030, "F_DUPFD_CLOEXEC")
-
-HINTS = {
-    EINVAL: (
-        "the kernel takes no such layers: one lies in another mount namespace or has mounts below that a "
-        "user namespace"
-        " may not uncover, upper and work are not in one file system, or upper is itself an overlay"
-    ),
-    EPERM: "overlayfs in a user namespace needs Linux 5.11; elsewhere CAP_SYS_ADMIN",
-    ENODEV: "this kernel has no overlayfs",
-    EBUSY: "upper or work is in use by another overlay",
-    40: "layers within layers: the kernel stacks two overlays at most",
-    ENOENT: "a layer does not exist",
-    ENOTDIR: "a layer must be a directory",
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,103 +140,37 @@ class Overlay(Shown, ReversibleMount):
         return (out := Register("overlay")), self._steps(building, out)
 
     def _steps(self, building: Building, out: Register) -> Iterator[Step]:
-        layers: list[tuple[bytes, Register]] = []
+        stacking = Stacking(
+            self.place,
+            len(self.lower),
+            read_only=self.read_only,
+            exec=self.exec,
+            size=self.size,
+            inodes=self.inodes,
+            redirects=self.redirects,
+            attached=self._mapped,
+        )
         namespace = Register("map")
         if isinstance(self.idmap, IdMap):
             words = f"an id map for the layers of {text(self.place)}: {owners.text_of(self.idmap)}"
             yield Step(Phase.TREES, words, (owners.made(self.idmap, namespace),), hints=owners.HINTS)
         elif self._mapped:
             namespace = building.context.descriptor(self.idmap)  # type: ignore[arg-type, assignment]
-        for source in self.lower:
-            layers.append((b"lowerdir+", Register("lower")))
+        lower = [Register("lower") for _ in self.lower]
+        for source, fd in zip(self.lower, lower, strict=True):
             if self._mapped:
-                yield from _open_mapped(building, source, layers[-1][1], namespace, self.beneath)
+                yield from _open_mapped(building, source, fd, namespace, self.beneath)
             else:
-                yield _open(building, source, layers[-1][1], "lower", self.beneath)
+                yield _open(building, source, fd, "lower", self.beneath)
         if isinstance(self.idmap, IdMap):
             yield Step(Phase.TREES, "let go of the id map", (call("close", namespace),), needs=namespace)
-        memory = Register("memory")
-        own = self.upper is None
-        if not own:
-            for name, directory in (("upper", self.upper), ("work", self.work)):
-                assert directory is not None
-                layers.append((name.encode() + b"dir", Register(name)))
-                yield _open(building, directory, layers[-1][1], name, self.beneath)
-        else:
-            names = [b"empty"] if self.read_only else [b"upper", b"work"]
-            registers = [Register(name.decode()) for name in names]
-            yield self._memory(building, memory, layers[0][1], list(zip(names, registers, strict=True)))
-            keys = [b"lowerdir+"] if self.read_only else [b"upperdir", b"workdir"]
-            layers += list(zip(keys, registers, strict=True))
-        attached = [fd for _, fd in layers[: len(self.lower)]] if self._mapped else []
-        if attached:
-            # Before Linux 6.15 a layer must be attached somewhere; they stack, and go from the top.
-            yield Step(Phase.ROOT, "the layers lie on the old root", tuple(map(on_top, attached)))
-        yield self._mount(building, layers, out)
-        ends: list[Op] = []
-        for fd in reversed(attached):
-            ends += [call("fchdir", fd), call("umount2", b".", MNT_DETACH)]
-        ends += [call("close", fd) for _, fd in layers]
-        if own:
-            # The overlay holds on to it; its place on the old root was for the making only.
-            ends += [call("fchdir", memory), call("umount2", b".", MNT_DETACH), call("close", memory)]
-        yield Step(Phase.ROOT, "let go of the layers", tuple(ends))
-
-    def _memory(
-        self, building: Building, memory: Register, first: Register, directories: list[tuple[bytes, Register]]
-    ) -> Step:
-        limit = pages(parse_size(self.size))
-        inodes = self.inodes or default_inodes(limit)
-        options = [(b"size", b"%d" % limit), (b"nr_inodes", b"%d" % inodes), (b"mode", b"0700")]
-        buffer = Buffer(STATX_SIZE, "stat")
-        ops: list[Op] = [
-            *new_file_system(b"tmpfs", memory, options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV),
-            on_top(memory),  # before Linux 6.15 a layer must be attached somewhere
-            stat(first, buffer),
-        ]
-        for name, fd in directories:
-            ops += [call("mkdirat", memory, name, 0o755), call("openat", memory, name, O_PATH | O_CLOEXEC, 0, out=fd)]
-            if name == b"upper":
-                # The top directory of an overlay has the mode and owner of its upper layer's.
-                if building.context.find(UserNamespace) is None:
-                    ops.append(
-                        call("fchownat", fd, b"", Load(buffer, STATX_UID, 4), Load(buffer, STATX_GID, 4), AT_EMPTY_PATH)
-                    )
-                ops.append(call("fchmodat", memory, name, Load(buffer, STATX_MODE, 4)))
-        words = "an empty layer" if self.read_only else f"memory for changes: at most {limit} bytes in {inodes} files"
-        return Step(Phase.ROOT, words, tuple(ops))
-
-    def _mount(self, building: Building, layers: list[tuple[bytes, Register]], out: Register) -> Step:
-        flags: Constant = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
-        old: Constant = MS_NOSUID | MS_NODEV
-        if not self.exec:
-            flags, old = flags | MOUNT_ATTR_NOEXEC, old | MS_NOEXEC
-        if self.read_only:
-            flags, old = flags | MOUNT_ATTR_RDONLY, old | MS_RDONLY
-        user = building.context.find(UserNamespace) is not None
-        if user and self.redirects:
-            raise ConflictError("Overlay: in a user namespace the kernel follows no redirects: leave redirects out")
-        fallback, end, fs = Label(), Label(), Register("overlay")
-        # Layers by descriptor: Linux 6.13, and by O_PATH descriptor 6.15. Else by name, of the descriptor.
-        older: dict[str, Any] = {"errors": (EINVAL, EBADF), "policy": "jump", "label": fallback}
-        ops: list[Op] = [call("fsopen", b"overlay", FSOPEN_CLOEXEC, out=fs)]
-        ops += [call("fsconfig", fs, FSCONFIG_SET_FD, key, 0, fd, **older) for key, fd in layers]
-        following = REDIRECTS if self.redirects else NO_REDIRECTS
-        ops += [call("fsconfig", fs, FSCONFIG_SET_STRING, key, value, 0) for key, value in following]
-        if user:
-            ops.append(call("fsconfig", fs, FSCONFIG_SET_FLAG, b"userxattr", 0, 0))
-        ops += [
-            call("fsconfig", fs, FSCONFIG_CMD_CREATE, 0, 0, 0),
-            call("fsmount", fs, FSMOUNT_CLOEXEC, flags, out=out),
-            call("close", fs),
-            Test(0, 1, label=end),  # always jumps
-            fallback,
-            call("close", fs),
-            *_mount_by_name(layers, old, user, following, out),
-            end,
-        ]
-        words = f"overlay for {text(self.place)} of {len(self.lower)} layers"
-        return Step(Phase.ROOT, words, tuple(ops), path=self.place, hints=HINTS)
+        kept: tuple[Register, Register] | None = None
+        if self.upper is not None:
+            assert self.work is not None
+            kept = Register("upper"), Register("work")
+            for name, directory, fd in zip(("upper", "work"), (self.upper, self.work), kept, strict=True):
+                yield _open(building, directory, fd, name, self.beneath)
+        yield from stacking.steps(building, lower, kept, out)
 
     def steps_in(self, building: Building) -> Iterator[Step]:
         """Open the layers while the caller's files are there; make the overlay, mount it."""
@@ -352,47 +238,3 @@ def _open_mapped(
     ops += [attributes(tree, 0, private=True), *owners.given(tree, namespace, recursive=False)]
     yield Step(Phase.TREES, opening.text, tuple(ops), path=opening.path, hints={**opening.hints, **owners.HINTS})
     yield Step(Phase.ADOPT, "let go of the layer outside", (call("close", tree),), needs=tree)
-
-
-def _mount_by_name(
-    layers: list[tuple[bytes, Register]],
-    flags: Constant,
-    user: bool,
-    following: tuple[tuple[bytes, bytes], ...],
-    out: Register,
-) -> list[Op]:
-    """mount(2) with the layers as /proc/self/fd/100 and on: names in which no character needs an escape."""
-    ops: list[Op] = []
-    data = b"userxattr" if user else b"index=off"
-    data += b"".join(b",%s=%s" % option for option in following)
-    digits: list[tuple[int, Register]] = []
-    for key, words in ((b"lowerdir+", b",lowerdir="), (b"upperdir", b",upperdir="), (b"workdir", b",workdir=")):
-        for index, fd in enumerate(fd for k, fd in layers if k == key):
-            data += (b":" if index else words) + b"/proc/self/fd/"
-            digits.append((len(data), fd))
-            data += b"000"
-    if len(data) >= PAGE:
-        return [Test(0, 1, error=EINVAL)]  # mount(2) takes a page of options
-    buffer = Buffer(data + b"\0", "options")
-    for at, fd in digits:
-        copy = Register("layer")
-        ops += [
-            call("fcntl", fd, F_DUPFD_CLOEXEC, 100, out=copy),
-            Test(copy, 0, mask=~1023),  # below 1024
-            Store(buffer, at, copy, 0),
-            # The digits end with a NUL: put back what stands there.
-            Store(buffer, at + 3, (data + b"\0")[at + 3], 1),
-        ]
-    place = Register("scratch")
-    options = [(b"size", b"16384"), (b"nr_inodes", b"8"), (b"mode", b"0700")]
-    return [
-        *ops,
-        *new_file_system(b"tmpfs", place, options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV),
-        on_top(place),
-        call("mkdirat", place, b"merged", 0o700),
-        call("fchdir", place),
-        call("mount", b"overlay", b"merged", b"overlay", flags, buffer),
-        clone(place, b"merged", out, recursive=False),
-        call("umount2", b".", MNT_DETACH),
-        call("close", place),
-    ]

@@ -10,7 +10,7 @@ import pytest
 
 from isolate import Bind, ConflictError, Dir, Mask, Overlay, Proc, Root, Sandbox, SetupError, UserNamespace
 from isolate.kernel.constants import FSCONFIG_SET_FLAG
-from isolate.mounts import overlay as module
+from isolate.mounts import stacking as module
 
 from .conftest import SYSTEM, Shell, mounts
 
