@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from isolate.images.push import Sent as Sent
     from isolate.images.reference import Reference as Reference
     from isolate.images.registry import Registry as Registry
+    from isolate.images.root import ImageRoot as ImageRoot
     from isolate.images.store import Store as Store
+    from isolate.images.upper import Upper as Upper
 
 # Where each name lives: one line a module.
 _HOMES = {
@@ -49,7 +51,9 @@ _HOMES = {
     "push": "Sent",
     "reference": "Reference",
     "registry": "Registry",
+    "root": "ImageRoot",
     "store": "Store",
+    "upper": "Upper",
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-__all__ = ["MEDIA_TYPE", "Layer", "LayerBytes"]
+__all__ = ["MEDIA_TYPE", "FileBytes", "Layer", "LayerBytes", "unnamed"]
 
 MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
@@ -129,7 +129,7 @@ class Layer:
         opened: list[OwnedDescriptor] = []
         try:
             fds = [_directory(place, opened) for place in (tree, *below)]
-            out = _unnamed()
+            out = unnamed()
             if below:
                 _, written = difference(fds[0], fds[1:], out=out, epoch=epoch, map=map)
                 assert written is not None
@@ -149,8 +149,9 @@ def _directory(place: Path | int, opened: list[OwnedDescriptor]) -> int:
     return fd
 
 
-def _unnamed() -> OwnedDescriptor:
-    place = tempfile.gettempdir()
+def unnamed(place: str | None = None) -> OwnedDescriptor:
+    """A file without a name, in a directory or where temporary files are."""
+    place = place or tempfile.gettempdir()
     try:
         return OwnedDescriptor(os.open(place, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600))
     except OSError:  # a file system without unnamed files

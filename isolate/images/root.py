@@ -1,0 +1,221 @@
+"""An image as the root of a sandbox."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+from isolate.engine.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
+from isolate.engine.plan import Store as StoreOp
+from isolate.errors import ConflictError
+from isolate.images.given import Given
+from isolate.images.image import Image
+from isolate.images.store import Store
+from isolate.images.upper import Upper
+from isolate.kernel.constants import AT_FDCWD, MOUNT_ATTR_IDMAP, O_CLOEXEC, O_RDONLY, Constant
+from isolate.kernel.paths import StrOrBytesPath, inside, text
+from isolate.kernel.sizes import size as parse_size
+from isolate.mounts.building import STATX_DEV, STATX_INO, STATX_SIZE, TARGET_HINTS, attributes, clone, move_to, stat
+from isolate.mounts.overlay import MAX_LAYERS
+from isolate.mounts.showing import Shown
+from isolate.mounts.stacking import Stacking
+from isolate.mounts.tmpfs import PAGE, check_inodes
+from isolate.namespaces.part import UserNamespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from isolate.engine.ops import Slot
+    from isolate.engine.plan import Context
+    from isolate.mounts.building import Building
+    from isolate.namespaces.ids import IdMap
+
+__all__ = ["ImageRoot"]
+
+_ESTALE = 116
+_F_DUPFD_CLOEXEC = 1030
+_OPEN = O_RDONLY | Constant(0o200000, "O_DIRECTORY") | O_CLOEXEC
+_IDMAP_HINTS = {
+    22: "the store's file system cannot be mounted with an id map (Linux 5.12; ext4, xfs, btrfs and others can)",
+    1: "an id map on a mount is for root on the host",
+}
+_LAYER_HINTS = {
+    13: "the store's directory may not be reached by the caller",
+    2: "a directory of the store is gone",
+    _ESTALE: "the store was moved, or covered by a mount, since it was opened",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class ImageRoot(Shown):
+    """The layers of an image as one tree, at ``target``: the root, as a rule.
+
+    ``store`` has the layers unpacked; they are shared by everything that uses them, and cannot be collected while a
+    sandbox does. ``writable`` is an :class:`Upper` in which changes are kept until they are committed or discarded;
+    without one they go to memory, at most ``size`` bytes in ``inodes`` files, and are gone with the sandbox; with
+    ``read_only`` there are none. nosuid and nodev always, so set-uid files and devices of an image have no effect.
+
+    In a user namespace files have the owners that the image says: the caller's layers are mounted with its map
+    (Linux 5.12; for root on the host), so one copy serves any number of maps. For others the store's own map is the
+    namespace's: one id, or a subordinate range (``Store(path, map=IdMap.subordinate())``).
+
+    What layers say of themselves in overlayfs's attributes is not followed (``redirect_dir=nofollow``,
+    ``metacopy=off``).
+
+    Needs CAP_SYS_ADMIN, or a user namespace and Linux 5.11; more than about 80 layers, Linux 6.13.
+
+    :raises ConflictError: more than 500 layers; ``writable`` with ``read_only``, or an upper of another image.
+    """
+
+    image: Image
+    target: StrOrBytesPath = "/"
+    _: KW_ONLY
+    store: Store
+    writable: Upper | None = None
+    read_only: bool = False
+    exec: bool = True
+    size: int | str = "256M"
+    inodes: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image, Image):
+            raise TypeError(f"ImageRoot: image must be an Image, not {self.image!r}; store.open(name) gives one")
+        if not isinstance(self.store, Store):
+            raise TypeError(f"ImageRoot: store must be a Store, not {self.store!r}")
+        if self.writable is not None and not isinstance(self.writable, Upper):
+            raise TypeError(f"ImageRoot: writable must be an Upper or None, not {self.writable!r}: Upper(store)")
+        object.__setattr__(self, "target", inside(self.target, "ImageRoot: target"))
+        if self.writable is not None and self.read_only:
+            raise ConflictError("ImageRoot: writable and read_only contradict one another")
+        if len(self.image.diffids) > MAX_LAYERS:
+            raise ConflictError(f"ImageRoot: the kernel stacks {MAX_LAYERS} layers, not {len(self.image.diffids)}")
+        parse_size(self.size, "ImageRoot: size", smallest=PAGE)
+        if self.inodes is not None:
+            check_inodes(self.inodes)
+        if self.writable is not None:
+            self.writable.use(self.image, self.store)
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
+        """The mount, attached nowhere yet."""
+        return (out := Register("image")), self._steps(building, out)
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Open the layers, stack them, mount them in the new root."""
+        out, steps = self.tree(building)
+        yield from steps
+        yield Step(
+            Phase.ROOT,
+            f"mount it on {text(self.place)}",
+            (*building.attach(out, self.place), call("close", out)),
+            path=self.place,
+            hints=TARGET_HINTS,
+        )
+
+    def _shift(self, context: Context) -> IdMap | None:
+        """The map that the layers are to be mounted with, None where they are as they should be."""
+        part = context.find(UserNamespace)
+        if part is None or not context.privileged or part.joined:
+            return None
+        ids = part.ids(context)
+        own = self.store.trees.map
+        same = all(r.inside == r.outside for r in (*ids.uids, *ids.gids))
+        if own is not None:
+            if ids != own:
+                raise ConflictError("ImageRoot: the store keeps its layers for another id map than the sandbox has")
+            return None
+        return None if same else ids
+
+    def _steps(self, building: Building, out: Register) -> Iterator[Step]:
+        context = building.context
+        ids = self._shift(context)
+        diffids = self.image.diffids
+        given = Given(self.store, diffids, self.writable, ids)
+        slots = context.resource(given, given.count)
+        names = [diffid.partition(":")[2][:12] for diffid in reversed(diffids)]
+        yield Step(
+            Phase.ADOPT,
+            "hold the layers while the sandbox lives, so that nobody collects them",
+            tuple(
+                call("fcntl", slot, _F_DUPFD_CLOEXEC, 0) for slot in slots[: len(names) + (self.writable is not None)]
+            ),
+        )
+        kept = None if self.writable is None else (Register("upper"), Register("work"))
+        lower = [Register("layer") for _ in names]
+        wanted: list[tuple[str, Slot, list[tuple[bytes, Register]]]] = [
+            (f"layer {name}", slot, [(b"tree", fd)]) for name, slot, fd in zip(names, slots, lower, strict=False)
+        ]
+        if kept is not None:
+            wanted.append(("the upper", slots[len(names)], [(b"fs", kept[0]), (b"work", kept[1])]))
+        opening = self._by_name if ids is None else _Mapped(building, slots[-1])
+        for words, slot, parts in wanted:
+            yield from opening(words, slot, parts)
+        stacking = Stacking(
+            self.place,
+            len(lower),
+            read_only=self.read_only,
+            exec=self.exec,
+            size=self.size,
+            inodes=self.inodes,
+            own_xattrs=True,
+            volatile=kept is not None,
+        )
+        yield from stacking.steps(building, lower, kept, out)
+
+    @staticmethod
+    def _by_name(words: str, slot: Slot, parts: Sequence[tuple[bytes, Register]]) -> Iterator[Step]:
+        """Open directories of the store in the mount namespace that they are to be mounted in.
+
+        A mount of another namespace is refused as a layer: it is looked up by its name, and compared.
+        """
+        holder = Register("holder")
+        name, wanted, found = Buffer(4096, "name"), Buffer(STATX_SIZE, "wanted"), Buffer(STATX_SIZE, "found")
+        ops: list[Op] = [
+            call("readlinkat", AT_FDCWD, b"/proc/self/fd/%d" % slot.number, name, 4095),
+            call("openat", AT_FDCWD, name, _OPEN, 0, out=holder),
+            stat(slot, wanted),
+            stat(holder, found),
+            Test(Load(found, STATX_INO), Load(wanted, STATX_INO), error=_ESTALE),
+            Test(Load(found, STATX_DEV), Load(wanted, STATX_DEV), error=_ESTALE),
+            *(call("openat", holder, part, _OPEN, 0, out=fd) for part, fd in parts),
+            call("close", holder),
+        ]
+        yield Step(Phase.SOURCES, f"open {words}", tuple(ops), hints=_LAYER_HINTS)
+
+
+class _Mapped:
+    """Opens directories of the store through mounts with an id map."""
+
+    def __init__(self, building: Building, namespace: Slot) -> None:
+        self._building = building
+        self._namespace = namespace
+
+    def __call__(self, words: str, slot: Slot, parts: Sequence[tuple[bytes, Register]]) -> Iterator[Step]:
+        tree, buffer = Register("tree"), Buffer(32, "attributes")
+        change = attributes(tree, MOUNT_ATTR_IDMAP, private=True, buffer=buffer)
+        yield Step(
+            Phase.TREES,
+            f"{words}, mounted with the sandbox's id map",
+            (clone(slot, b"", tree, recursive=False), StoreOp(buffer, 24, self._namespace, 8), change),
+            hints=_IDMAP_HINTS,
+        )
+        yield Step(Phase.ADOPT, f"let go of {words} outside", (call("close", tree),), needs=tree)
+        scratch, name, holder = self._building.scratch_root, self._building.next_name(), Register("holder")
+        # Before Linux 6.15 a layer must be attached somewhere; the scratch goes with the old root.
+        self._building.scratch(
+            4096,
+            f"open {words}",
+            (
+                call("mkdirat", scratch, name, 0o700),
+                move_to(tree, scratch, name),
+                call("openat", scratch, name, _OPEN, 0, out=holder),
+                *(call("openat", holder, part, _OPEN, 0, out=fd) for part, fd in parts),
+                call("close", holder),
+                call("close", tree),
+            ),
+        )
+        yield from ()
