@@ -40,10 +40,13 @@ def shared_namespace(ids: IdMap) -> int:
 class Given:
     """A resource of each start: the layers, the uppermost first, then the upper and a namespace, as descriptors."""
 
-    def __init__(self, store: Store, diffids: Sequence[str], upper: Upper | None, ids: IdMap | None) -> None:
+    def __init__(
+        self, store: Store, diffids: Sequence[str], upper: Upper | None, stubs: Sequence[bytes], ids: IdMap | None
+    ) -> None:
         self._store = store
         self._diffids = tuple(diffids)
         self._upper = upper
+        self._stubs = tuple(stubs)
         self._ids = ids
         self.count = len(self._diffids) + (upper is not None) + (ids is not None)
 
@@ -63,7 +66,7 @@ class Given:
                     )  # fmt: skip
                 holding.fds.append(fd)
             if self._upper is not None:
-                holding.fds.append(self._upper.begin())
+                holding.fds.append(self._upper.begin(self._stubs))
                 holding.upper = self._upper
             if self._ids is not None:
                 holding.fds.append(shared_namespace(self._ids))

@@ -17,6 +17,7 @@ from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import STATX_DEV, STATX_INO, STATX_SIZE, TARGET_HINTS, attributes, clone, move_to, stat
 from isolate.mounts.overlay import MAX_LAYERS
+from isolate.mounts.root import Root
 from isolate.mounts.showing import Shown
 from isolate.mounts.stacking import Stacking
 from isolate.mounts.tmpfs import PAGE, check_inodes
@@ -130,11 +131,24 @@ class ImageRoot(Shown):
             return None
         return None if same else ids
 
+    def _stubs(self, context: Context) -> list[bytes]:
+        """The places in this tree that other entries are mounted on, and their parents."""
+        root = context.find(Root)
+        top = self.place.rstrip(b"/") + b"/"
+        found: set[bytes] = set()
+        for entry in root.entries if root is not None else ():
+            place = getattr(entry, "place", None)
+            path = place[len(top) :] if isinstance(place, bytes) and place.startswith(top) else b""
+            while path:
+                found.add(path)
+                path = path.rpartition(b"/")[0]
+        return sorted(found)
+
     def _steps(self, building: Building, out: Register) -> Iterator[Step]:
         context = building.context
         ids = self._shift(context)
         diffids = self.image.diffids
-        given = Given(self.store, diffids, self.writable, ids)
+        given = Given(self.store, diffids, self.writable, self._stubs(context), ids)
         slots = context.resource(given, given.count)
         names = [diffid.partition(":")[2][:12] for diffid in reversed(diffids)]
         yield Step(

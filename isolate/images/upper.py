@@ -16,6 +16,7 @@ from isolate.images.layer import FileBytes, Layer, unnamed
 from isolate.images.pack.start import difference, remove
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -45,6 +46,7 @@ class Upper:
         self._image: Image | None = None
         self._lock = threading.Lock()
         self._users = 0
+        self._stubs: set[bytes] = set()
         self._at = store.opened.uppers_fd
         self._name = secrets.token_hex(8)
         os.mkdir(self._name, 0o700, dir_fd=self._at)
@@ -93,8 +95,10 @@ class Upper:
                 raise ConflictError("an upper has the changes of one image: make another for another image")
             self._image = image
 
-    def begin(self) -> int:
+    def begin(self, stubs: Iterable[bytes]) -> int:
         """A descriptor of the directory, for one sandbox. It has a fresh work directory.
+
+        ``stubs`` are the places of its root that something is mounted on, with their parents.
 
         :raises StoreError: another sandbox uses it.
         """
@@ -111,6 +115,7 @@ class Upper:
             os.mkdir("work", 0o755, dir_fd=fd)
             self._like_the_top(fd)
             self._users += 1
+            self._stubs.update(stubs)
         return os.dup(fd)
 
     def _like_the_top(self, fd: int) -> None:
@@ -147,7 +152,9 @@ class Upper:
         with lease:
             tree = os.open("fs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
-                changes, written = difference(tree, trees[::-1], upper=True, out=out, epoch=epoch, map=self._map)
+                changes, written = difference(
+                    tree, trees[::-1], upper=True, stubs=self._stubs, out=out, epoch=epoch, map=self._map
+                )
             finally:
                 os.close(tree)
         if written is None:

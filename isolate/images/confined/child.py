@@ -94,7 +94,8 @@ def _diff(options: dict[str, Any]) -> dict[str, Any]:
 
     lower = range(LOWER, LOWER + options["lower"])
     out = OUT if options["out"] else None
-    done, written = compare(TARGET, lower, upper=options["upper"], out=out, epoch=options["epoch"])
+    stubs = [data(path) for path in options["stubs"]]
+    done, written = compare(TARGET, lower, upper=options["upper"], stubs=stubs, out=out, epoch=options["epoch"])
     changes = [[text(change.path), change.kind, change.bytes] for change in done.changes]
     return {"changes": changes, "left": [], **(_said(written) if written else {})}
 

@@ -12,6 +12,8 @@ from isolate.images.pack.scan import attributes
 from isolate.images.pack.stack import Stack, is_opaque, is_whiteout
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from isolate.images.pack.scan import Tree
 
 __all__ = ["Difference", "of_trees", "of_upper"]
@@ -51,8 +53,10 @@ class Difference:
                 self.rows[path] = os.stat(base, dir_fd=tree.directory(above), follow_symlinks=False)
 
 
-def of_upper(upper: Tree, lower: Stack) -> Difference:
+def of_upper(upper: Tree, lower: Stack, stubs: Collection[bytes] = ()) -> Difference:
     """What an overlay's upper directory changes in the trees below it.
+
+    ``stubs`` are places that something was mounted on: what was made there for that alone, and is empty, is no change.
 
     :raises LayerError: the upper says that something lies elsewhere (redirect) or has no data of its own (metacopy).
     """
@@ -82,8 +86,21 @@ def of_upper(upper: Tree, lower: Stack) -> Difference:
                     done.rows[path + b"/" + OPAQUE] = None
                 done.changes += [Change(name, "removed") for name in _gone(path, upper, lower)]
     _whole_groups(done, names)
+    _without_stubs(done, stubs)
     done.with_parents(upper)
     return done
+
+
+def _without_stubs(done: Difference, stubs: Collection[bytes]) -> None:
+    made = {change.path for change in done.changes if change.kind == "added"}
+    for path in sorted(made & set(stubs), reverse=True):  # the deepest first
+        row = done.rows[path]
+        assert row is not None
+        beneath = path + b"/"
+        empty = not row.st_size if stat.S_ISREG(row.st_mode) else not any(p.startswith(beneath) for p in done.rows)
+        if empty and not stat.S_ISLNK(row.st_mode):
+            del done.rows[path]
+            done.changes = [change for change in done.changes if change.path != path]
 
 
 def _whole_groups(done: Difference, names: dict[tuple[int, int], list[bytes]]) -> None:

@@ -15,7 +15,7 @@ from isolate.images.pack.scan import Tree
 from isolate.images.pack.stack import Stack, is_opaque, is_whiteout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from isolate.images.facts import Facts
     from isolate.namespaces.ids import IdMap
@@ -71,30 +71,32 @@ def difference(
     old: Sequence[int],
     *,
     upper: bool = False,
+    stubs: Collection[bytes] = (),
     out: int | None = None,
     epoch: int | None = 0,
     map: IdMap | None = None,
 ) -> tuple[Changes, Written | None]:
     """What changed from the old trees (the uppermost first, seen as one) to the new, and with ``out`` its archive.
 
-    ``upper``: the new tree is the upper directory of an overlay on the old ones.
+    ``upper``: the new tree is the upper directory of an overlay on the old ones. ``stubs`` are places in it that
+    something was mounted on.
     """
     if map is not None:
-        answer = _asked("diff", new, old, map, out=out, epoch=epoch, upper=upper)
+        answer = _asked("diff", new, old, map, out=out, epoch=epoch, upper=upper, stubs=stubs)
         rows = [Change(child.data(str(p)), str(kind), int(size)) for p, kind, size in answer["changes"]]
         left_out = tuple(child.data(str(path)) for path in answer["left"])
         return Changes(rows, left_out), None if out is None else _written(answer)
-    done, written = compare(new, old, upper=upper, out=out, epoch=epoch)
+    done, written = compare(new, old, upper=upper, stubs=stubs, out=out, epoch=epoch)
     return Changes(done.changes, written.left_out if written else ()), written
 
 
 def compare(
-    new: int, old: Sequence[int], *, upper: bool, out: int | None, epoch: int | None
+    new: int, old: Sequence[int], *, upper: bool, stubs: Collection[bytes], out: int | None, epoch: int | None
 ) -> tuple[Difference, Written | None]:
     """The same, here."""
     tree, below = Tree(new), Stack(old)
     try:
-        done = of_upper(tree, below) if upper else of_trees(tree, below)
+        done = of_upper(tree, below, stubs) if upper else of_trees(tree, below)
         if out is None:
             return done, None
         return done, Written(*_tuples(*pack_tree(tree, done.rows.items(), _Writing(out), epoch=epoch)))
@@ -126,6 +128,7 @@ def _asked(
     epoch: int | None,
     facts: Facts | None = None,
     upper: bool = False,
+    stubs: Collection[bytes] = (),
 ) -> dict[str, Any]:
     from isolate.images.confined.start import confined  # loaded late: a program that only reads values needs none of it
 
@@ -137,7 +140,8 @@ def _asked(
         fds = {child.TARGET: tree, child.FACTS: held, **{child.LOWER + i: fd for i, fd in enumerate(old)}}
         if out is not None:
             fds[child.OUT] = out
-        options = {"lower": len(old), "epoch": epoch, "upper": upper, "out": out is not None}
+        options: dict[str, Any] = {"lower": len(old), "epoch": epoch, "upper": upper, "out": out is not None}
+        options["stubs"] = [child.text(path) for path in stubs]
         return confined(task, options, ids=ids, fds=fds, readable=(tree, *old))
     finally:
         os.close(held)
