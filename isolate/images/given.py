@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING
 
 from isolate.images.errors import StoreError
-from isolate.namespaces.part import UserNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,40 +13,19 @@ if TYPE_CHECKING:
     from isolate.engine.session import Session
     from isolate.images.store import Store
     from isolate.images.upper import Upper
-    from isolate.namespaces.ids import IdMap
 
-__all__ = ["Given", "shared_namespace"]
-
-_KEPT = 16
-_namespaces: dict[IdMap, UserNamespace] = {}
-_lock = threading.Lock()
-
-
-def shared_namespace(ids: IdMap) -> int:
-    """The descriptor of a user namespace with that map and nobody in it: what mounts are mapped by. Made once."""
-    with _lock:
-        found = _namespaces.get(ids)
-        if found is None:
-            while len(_namespaces) >= _KEPT:
-                # Whoever uses it has a descriptor of its own by now.
-                _namespaces.pop(next(iter(_namespaces)))
-            found = _namespaces[ids] = UserNamespace.create(map=ids)
-        assert found.fd is not None
-        return os.dup(found.fd)
+__all__ = ["Given"]
 
 
 class Given:
-    """A resource of each start: the layers, the uppermost first, then the upper and a namespace, as descriptors."""
+    """A resource of each start: the layers, the uppermost first, then the upper, as descriptors."""
 
-    def __init__(
-        self, store: Store, diffids: Sequence[str], upper: Upper | None, stubs: Sequence[bytes], ids: IdMap | None
-    ) -> None:
+    def __init__(self, store: Store, diffids: Sequence[str], upper: Upper | None, stubs: Sequence[bytes]) -> None:
         self._store = store
         self._diffids = tuple(diffids)
         self._upper = upper
         self._stubs = tuple(stubs)
-        self._ids = ids
-        self.count = len(self._diffids) + (upper is not None) + (ids is not None)
+        self.count = len(self._diffids) + (upper is not None)
 
     def take(self) -> Holding:
         """For one start.
@@ -68,8 +45,6 @@ class Given:
             if self._upper is not None:
                 holding.fds.append(self._upper.begin(self._stubs))
                 holding.upper = self._upper
-            if self._ids is not None:
-                holding.fds.append(shared_namespace(self._ids))
         except BaseException:
             holding.close()
             raise

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
+from isolate.engine.beneath import O_DIRECTORY
 from isolate.engine.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
-from isolate.engine.plan import Store as StoreOp
 from isolate.errors import ConflictError
 from isolate.images.given import Given
 from isolate.images.image import Image
 from isolate.images.store import Store
 from isolate.images.upper import Upper
-from isolate.kernel.constants import AT_FDCWD, MOUNT_ATTR_IDMAP, O_CLOEXEC, O_RDONLY, Constant
+from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.kernel.sizes import size as parse_size
+from isolate.mounts import owners
 from isolate.mounts.building import STATX_DEV, STATX_INO, STATX_SIZE, TARGET_HINTS, attributes, clone, move_to, stat
 from isolate.mounts.overlay import MAX_LAYERS
 from isolate.mounts.root import Root
@@ -24,7 +25,7 @@ from isolate.mounts.tmpfs import PAGE, check_inodes
 from isolate.namespaces.part import UserNamespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from isolate.engine.ops import Slot
     from isolate.engine.plan import Context
@@ -35,11 +36,7 @@ __all__ = ["ImageRoot"]
 
 _ESTALE = 116
 _F_DUPFD_CLOEXEC = 1030
-_OPEN = O_RDONLY | Constant(0o200000, "O_DIRECTORY") | O_CLOEXEC
-_IDMAP_HINTS = {
-    22: "the store's file system cannot be mounted with an id map (Linux 5.12; ext4, xfs, btrfs and others can)",
-    1: "an id map on a mount is for root on the host",
-}
+_OPEN = O_RDONLY | O_DIRECTORY | O_CLOEXEC
 _LAYER_HINTS = {
     13: "the store's directory may not be reached by the caller",
     2: "a directory of the store is gone",
@@ -148,15 +145,13 @@ class ImageRoot(Shown):
         context = building.context
         ids = self._shift(context)
         diffids = self.image.diffids
-        given = Given(self.store, diffids, self.writable, self._stubs(context), ids)
+        given = Given(self.store, diffids, self.writable, self._stubs(context))
         slots = context.resource(given, given.count)
         names = [diffid.partition(":")[2][:12] for diffid in reversed(diffids)]
         yield Step(
             Phase.ADOPT,
             "hold the layers while the sandbox lives, so that nobody collects them",
-            tuple(
-                call("fcntl", slot, _F_DUPFD_CLOEXEC, 0) for slot in slots[: len(names) + (self.writable is not None)]
-            ),
+            tuple(call("fcntl", slot, _F_DUPFD_CLOEXEC, 0) for slot in slots),
         )
         kept = None if self.writable is None else (Register("upper"), Register("work"))
         lower = [Register("layer") for _ in names]
@@ -165,9 +160,15 @@ class ImageRoot(Shown):
         ]
         if kept is not None:
             wanted.append(("the upper", slots[len(names)], [(b"fs", kept[0]), (b"work", kept[1])]))
-        opening = self._by_name if ids is None else _Mapped(building, slots[-1])
+        opening: Callable[[str, Slot, Sequence[tuple[bytes, Register]]], Iterator[Step]] = self._by_name
+        namespace = Register("map")
+        if ids is not None:
+            yield Step(Phase.TREES, "an id map for the layers", (owners.made(ids, namespace),), hints=owners.HINTS)
+            opening = _Mapped(building, namespace)
         for words, slot, parts in wanted:
             yield from opening(words, slot, parts)
+        if ids is not None:
+            yield Step(Phase.TREES, "let go of the id map", (call("close", namespace),), needs=namespace)
         stacking = Stacking(
             self.place,
             len(lower),
@@ -204,18 +205,21 @@ class ImageRoot(Shown):
 class _Mapped:
     """Opens directories of the store through mounts with an id map."""
 
-    def __init__(self, building: Building, namespace: Slot) -> None:
+    def __init__(self, building: Building, namespace: Register) -> None:
         self._building = building
         self._namespace = namespace
 
     def __call__(self, words: str, slot: Slot, parts: Sequence[tuple[bytes, Register]]) -> Iterator[Step]:
-        tree, buffer = Register("tree"), Buffer(32, "attributes")
-        change = attributes(tree, MOUNT_ATTR_IDMAP, private=True, buffer=buffer)
+        tree = Register("tree")
         yield Step(
             Phase.TREES,
             f"{words}, mounted with the sandbox's id map",
-            (clone(slot, b"", tree, recursive=False), StoreOp(buffer, 24, self._namespace, 8), change),
-            hints=_IDMAP_HINTS,
+            (
+                clone(slot, b"", tree, recursive=False),
+                attributes(tree, 0, private=True),
+                *owners.given(tree, self._namespace, recursive=False),
+            ),
+            hints=owners.HINTS,
         )
         yield Step(Phase.ADOPT, f"let go of {words} outside", (call("close", tree),), needs=tree)
         scratch, name, holder = self._building.scratch_root, self._building.next_name(), Register("holder")
@@ -232,4 +236,3 @@ class _Mapped:
                 call("close", tree),
             ),
         )
-        yield from ()

@@ -13,6 +13,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from isolate.attributes.privileges import SetIdFiles
 from isolate.attributes.rlimits import Rlimits
 from isolate.capabilities import Cap, Capabilities
 from isolate.images.confined import child, python
@@ -58,6 +59,7 @@ def _box(ids: IdMap | None, writable: tuple[bytes, ...], readable: tuple[bytes, 
         Root(Bind("/", "/")),
         Landlock(rules=rules, handled=FsAccess.abi(min(abi, 5)) if abi else FsAccess.abi(1)),
         Capabilities(effective=powers, permitted=powers, bounding=powers),
+        SetIdFiles(),  # a tree has them; a store keeps it where nobody else may enter
         Rlimits(as_=_MEMORY, nofile=1024),
         Seccomp.default(),
     ]

@@ -85,7 +85,8 @@ def extract(
         What the bytes, and the archive decompressed, must have. An archive without the zeros at its end is taken only
         where one of them is given, as it may have been cut off.
 
-    What was made before an error is left: give a directory that you can remove (see :func:`remove`).
+    The tree has set-user-ID files where the archive has: keep it in a directory that nobody else may enter. What was
+    made before an error is left: give a directory that you can remove (see :func:`remove`).
 
     :raises LayerError: the archive breaks a rule; it names the entry and the rule.
     :raises DigestError: the bytes are others. :raises SetupError: the child cannot be confined here.
