@@ -66,11 +66,6 @@ class Trees:
         return None if os.geteuid() == 0 and self.map is None else map_for(self.map)
 
     @property
-    def map(self) -> IdMap | None:
-        """The ids that files have here, None for the caller's."""
-        return self._map
-
-    @property
     def _at(self) -> int:
         return self._opened.layers_fd
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import ConflictError
-from isolate.images.confined.maps import map_for
 from isolate.images.disk import open_directory, try_lock
 from isolate.images.errors import StoreError
 from isolate.images.layer import FileBytes, Layer, unnamed
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from isolate.images.image import Image
     from isolate.images.pack.change import Changes
     from isolate.images.store import Store
-    from isolate.namespaces.ids import IdMap
 
 __all__ = ["Upper"]
 
@@ -75,12 +73,6 @@ class Upper:
             raise StoreError("the upper has been discarded", path=self._store.path, remedy="make another: Upper(store)")
         return self._fd
 
-    @property
-    def _map(self) -> IdMap | None:
-        """The ids that the child has which reads it; None: this process reads it itself, since it is root."""
-        own = self._store.trees.map
-        return None if own is None and os.geteuid() == 0 else map_for(own)
-
     # ---- for what mounts it ------------------------------------------------------------------------------------
 
     def use(self, image: Image, store: Store) -> None:
@@ -111,7 +103,7 @@ class Upper:
                     remedy="wait until that has ended, or give each an upper of its own",
                 )  # fmt: skip
             # A volatile mount leaves a mark in its work directory, which then serves no other.
-            remove(fd, "work", map=self._map)
+            remove(fd, "work", map=self._store.trees.reading_map())
             os.mkdir("work", 0o755, dir_fd=fd)
             self._like_the_top(fd)
             self._users += 1
@@ -153,7 +145,13 @@ class Upper:
             tree = os.open("fs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
                 changes, written = difference(
-                    tree, trees[::-1], upper=True, stubs=self._stubs, out=out, epoch=epoch, map=self._map
+                    tree,
+                    trees[::-1],
+                    upper=True,
+                    stubs=self._stubs,
+                    out=out,
+                    epoch=epoch,
+                    map=self._store.trees.reading_map(),
                 )
             finally:
                 os.close(tree)
@@ -191,6 +189,6 @@ class Upper:
             return
         if self._users:
             raise StoreError("a sandbox still writes to the upper", remedy="wait for its end, or kill it")
-        remove(self._at, self._name, map=self._map)
+        remove(self._at, self._name, map=self._store.trees.reading_map())
         self._fd.close()
         self._fd = None
