@@ -181,14 +181,12 @@ def container(
             errno.ENOTDIR, "show the root file system", part="container", path=os.fspath(root),
             cause="it is a file", remedy="name the directory that holds bin, etc, usr and the rest",
         )  # fmt: skip
-    given = tuple(extra)
-    own = next((part for part in given if isinstance(part, UserNamespace)), None)
-    ids = IdMap.unprivileged() if own is None and is_host_root() else None
+    ids = IdMap.unprivileged() if is_host_root() else None
     top: Entry
     if writes == "discard":
-        top = Overlay("/", lower=[root], idmap=ids, beneath=beneath)
+        top = Overlay("/", lower=[root], idmap=True, beneath=beneath)
     else:
-        top = Bind(root, "/", read_only=writes == "deny", idmap=ids, beneath=beneath)
+        top = Bind(root, "/", read_only=writes == "deny", idmap=True, beneath=beneath)
     parts: list[Part] = [
         UserNamespace(map=ids),
         MountNamespace(),
@@ -201,4 +199,4 @@ def container(
         _rlimits(),
         Seccomp.default(),
     ]
-    return Sandbox(*_with(parts, given))
+    return Sandbox(*_with(parts, extra))

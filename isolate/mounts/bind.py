@@ -94,7 +94,8 @@ class Bind(Shown, ReversibleMount):
     ``"noatime"``, ``"relatime"``, ``"strictatime"`` or None, for as the host has it. ``optional``: a source that does
     not exist is left out, and ``Result.applied`` says False of the root. ``idmap`` gives the files other
     owners (Linux 5.12, on file systems that can; for root on the host only): an :class:`~isolate.IdMap` from the ids on
-    the file system to those of the host that they look like, or the descriptor of a user namespace with such a map.
+    the file system to those of the host that they look like, the descriptor of a user namespace with such a map, or
+    True: that of the sandbox's own user namespace, so that each file has the same owner inside as on its file system.
     Where root starts a program with an unprivileged id, a writable source that belongs to root and is not for everybody
     gets one by itself: it looks as if it were the program's, and what is made there is root's; ``idmap=False`` leaves
     that out. ``beneath`` is a directory that the source lies below and that a program may have written to: the source
@@ -224,7 +225,7 @@ class Bind(Shown, ReversibleMount):
 
     def _ids(self, context: Context) -> IdMap | int | None:
         if self.idmap is not None:
-            return None if self.idmap is False else self.idmap
+            return owners.chosen(context, self.idmap)
         source = self.source if isinstance(self.source, int) else absolute(self.source)
         return owners.for_the_program(context, source, writable=not self.read_only)
 
@@ -275,8 +276,8 @@ def _is_descriptor(idmap: object) -> bool:
 
 
 def check_idmap(value: object, what: str) -> Any:
-    """A descriptor, a map, None or False."""
-    if value is None or value is False or isinstance(value, IdMap):
+    """A descriptor, a map, None or a bool."""
+    if value is None or isinstance(value, (bool, IdMap)):
         return value
     fd = descriptor_of(value)
     if fd is None:

@@ -140,6 +140,7 @@ class Overlay(Shown, ReversibleMount):
         return (out := Register("overlay")), self._steps(building, out)
 
     def _steps(self, building: Building, out: Register) -> Iterator[Step]:
+        ids = None if self.idmap is None else owners.chosen(building.context, self.idmap)
         stacking = Stacking(
             self.place,
             len(self.lower),
@@ -148,22 +149,23 @@ class Overlay(Shown, ReversibleMount):
             size=self.size,
             inodes=self.inodes,
             redirects=self.redirects,
-            attached=self._mapped,
+            attached=ids is not None,
         )
-        namespace = Register("map")
-        if isinstance(self.idmap, IdMap):
-            words = f"an id map for the layers of {text(self.place)}: {owners.text_of(self.idmap)}"
-            yield Step(Phase.TREES, words, (owners.made(self.idmap, namespace),), hints=owners.HINTS)
-        elif self._mapped:
-            namespace = building.context.descriptor(self.idmap)  # type: ignore[arg-type, assignment]
+        made = Register("map")
+        namespace: Argument = made
+        if isinstance(ids, IdMap):
+            words = f"an id map for the layers of {text(self.place)}: {owners.text_of(ids)}"
+            yield Step(Phase.TREES, words, (owners.made(ids, made),), hints=owners.HINTS)
+        elif ids is not None:
+            namespace = building.context.descriptor(ids)
         lower = [Register("lower") for _ in self.lower]
         for source, fd in zip(self.lower, lower, strict=True):
-            if self._mapped:
+            if ids is not None:
                 yield from _open_mapped(building, source, fd, namespace, self.beneath)
             else:
                 yield _open(building, source, fd, "lower", self.beneath)
-        if isinstance(self.idmap, IdMap):
-            yield Step(Phase.TREES, "let go of the id map", (call("close", namespace),), needs=namespace)
+        if isinstance(ids, IdMap):
+            yield Step(Phase.TREES, "let go of the id map", (call("close", made),), needs=made)
         kept: tuple[Register, Register] | None = None
         if self.upper is not None:
             assert self.work is not None

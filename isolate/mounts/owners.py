@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Argument, Buffer, Context
 
-__all__ = ["HINTS", "for_the_program", "made", "given", "text_of"]
+__all__ = ["HINTS", "chosen", "for_the_program", "made", "given", "text_of"]
 
 HINTS = {
     EINVAL: "this file system, or one that is mounted below, cannot be mounted with an id map: chown the directory to"
@@ -57,6 +57,17 @@ def for_the_program(context: Context, source: bytes | int, *, writable: bool) ->
     if not writable:
         return None
     return IdMap.single(found.st_uid, found.st_gid, host_uid=uid, host_gid=gid)
+
+
+def chosen(context: Context, idmap: IdMap | int) -> IdMap | int | None:
+    """What the argument ``idmap`` means in a sandbox: True is the map of its user namespace, False is none."""
+    if not isinstance(idmap, bool):
+        return idmap
+    user = context.find(UserNamespace)
+    if not idmap or user is None or user.joined or not is_host_root():
+        return None
+    ids = user.ids(context)
+    return None if all(r.inside == r.outside for r in (*ids.uids, *ids.gids)) else ids
 
 
 def _outside(ranges: Iterable[IdRange], inside: int) -> int:

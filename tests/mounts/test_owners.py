@@ -173,6 +173,24 @@ def test_no_capability_of_a_file_for_a_host_user(place: Path) -> None:
 
 
 @as_root
+@pytest.mark.parametrize("writes", ["discard", "deny", "keep"])
+def test_another_map_in_the_place_of_a_containers(writes: str, place: Path) -> None:
+    """Files are shown by the map that the sandbox has in the end."""
+    see = ["/bin/sh", "-c", "cat /etc/shadow; stat -c %u /etc/shadow; cat /proc/self/uid_map"]
+    root = tree(place)
+    for ranges, shown in (([(0, 0, 65536)], "0 0 65536"), ([(0, 700000, 1000)], "0 700000 1000")):
+        user = UserNamespace(map=IdMap(ranges, ranges))
+        parts = [
+            user if isinstance(part, UserNamespace) else part
+            for part in presets.container(root, *PROGRAMS, writes=writes).parts
+        ]
+        for box in (Sandbox(*parts), presets.container(root, *PROGRAMS, writes=writes, extra=[user])):
+            lines = (box.run(see, text=True).stdout or "").splitlines()
+            assert lines[:2] == ["root's alone", "0"]
+            assert lines[2].split() == shown.split()
+
+
+@as_root
 def test_data_that_is_the_callers_alone_can_be_read_in_a_container(place: Path) -> None:
     data = place / "data"
     data.mkdir(mode=0o700)
