@@ -46,11 +46,11 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 #: What of their configuration lies outside of it: the loader, the time zone, names of services; certificates to check
 #: others by; languages, of which some do not start without. Nothing that is made to hold a secret (keys, tokens).
 _CONFIGURATION = (
-    "/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime", "/etc/timezone",
-    "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/magic", "/etc/locale.alias", "/etc/terminfo",
-    "/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs", "/etc/pki/tls/openssl.cnf",
+    "/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime",
+    "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/locale.alias", "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf", "/etc/pki/tls/certs", "/etc/pki/tls/openssl.cnf",
     "/etc/pki/ca-trust/extracted", "/etc/pki/java", "/etc/ca-certificates/extracted", "/etc/crypto-policies",
-    "/etc/java*", "/etc/.java", "/etc/python3*", "/etc/perl", "/etc/php*", "/etc/R", "/etc/mono", "/etc/dotnet",
+    "/etc/java*", "/etc/.java", "/etc/perl", "/etc/php*", "/etc/R", "/etc/mono", "/etc/dotnet",
     "/etc/guile*", "/etc/lua", "/etc/ghc*", "/etc/erlang", "/etc/octave*", "/etc/fonts", "/etc/texmf",
     "/etc/ImageMagick-*", "/etc/OpenCL",
 )  # fmt: skip

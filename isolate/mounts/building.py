@@ -110,6 +110,10 @@ class Building:
         self._scratch = Register("scratch")
         # One after the other they hold the descriptor of a target: a tape has so many registers.
         self._place = Register("target")
+        #: Where the new root lies in the scratch, if it is ours and nobody else's files are in it.
+        self.own: bytes | None = None
+        #: What has been mounted on so far.
+        self.taken: set[bytes] = set()
         self._room = 0
         self._inodes = 64
         self._scratch_steps: list[Step] = []
@@ -135,6 +139,8 @@ class Building:
         """
         place = self._place
         begin = self.root if root is None else root
+        if root is None:
+            self.taken.add(target)
         ops = self._kinds(
             kind,
             [Target(begin, target, place, make="dir", mode=mode, symlinks=symlinks)],
@@ -207,6 +213,10 @@ class Building:
                 attributes(out, flags, clear=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC),
             ),
         )
+
+    def add_inodes(self, count: int) -> None:
+        """So many more files than steps are made in the scratch."""
+        self._inodes += count
 
     def next_name(self) -> bytes:
         """A name in the scratch that nobody else has."""

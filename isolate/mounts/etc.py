@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 from isolate.attributes.credentials import Credentials
+from isolate.engine.plan import Op, Register, call
 from isolate.kernel.paths import StrOrBytesPath, inside, text
+from isolate.mounts.building import CREATE
 from isolate.mounts.files import File
 from isolate.mounts.showing import Shown
 from isolate.namespaces.part import UserNamespace, UtsNamespace
@@ -63,9 +66,23 @@ class Etc(Shown):
         }
 
     def steps_in(self, building: Building) -> Iterator[Step]:
-        """A file each."""
-        for name, data in self.files(building.context).items():
-            yield from File(f"{text(inside(self.target))}/{name}", data).steps_in(building)
+        """A file each; where the directory is ours they lie in it, and need no mount."""
+        target, files = inside(self.target), self.files(building.context)
+        if building.own is None or target.count(b"/") != 1 or building.taken & {b"/", target}:
+            for name, data in files.items():
+                yield from File(f"{text(target)}/{name}", data).steps_in(building)
+            return
+        directory, scratch, fd = building.own + target, building.scratch_root, Register("file")
+        ops: list[Op] = [call("mkdirat", scratch, directory, 0o755, errors=(errno.EEXIST,))]
+        for name, data in files.items():
+            ops += [
+                call("openat", scratch, directory + b"/" + name.encode(), CREATE, 0o644, out=fd),
+                call("write", fd, data.encode(), len(data), expect=len(data)),
+                call("fchmod", fd, 0o644),
+                call("close", fd),
+            ]
+        building.scratch(4096 * (len(files) + 1), f"{', '.join(files)} in {text(target)}", ops)
+        building.add_inodes(len(files))
 
 
 def _ids(context: Context) -> tuple[int, int]:

@@ -139,6 +139,8 @@ class Root(Irreversible):
         else:
             building.root, steps = top.tree(building)
             first += steps
+        if made and self.read_only and self.mode <= 0o1777:
+            building.own = b"root"
         first.append(
             Step(
                 Phase.ROOT,
