@@ -15,11 +15,13 @@ from isolate.errors import ConflictError, SetupError
 from isolate.namespaces import NetNamespace
 from isolate.network import link, ruleset
 from isolate.network.address import routes
-from isolate.network.hostlink import HostLink, Published
+from isolate.network.hostlink import HostLink, Published, reserve
 from isolate.network.keeper import capable
 from isolate.network.members import Member, Members, Wish
 from isolate.network.names import Names, nameservers
 from isolate.network.netlink import ROUTE, Socket
+from isolate.network.relay import Relay, Relayed
+from isolate.network.sockets import Supply
 from isolate.network.switch import Plug, Switch
 from isolate.network.words import PROTOCOLS, subnet
 from isolate.thread.disposable import in_thread
@@ -88,6 +90,7 @@ class Network:
         self.mtu = mtu
         self._names: Names | None = None
         self._host: HostLink | None = None
+        self._relay: Relay | None = None
         # The host's network is that of the thread that makes this, whichever thread starts members later.
         self._home = NetNamespace(fd=OwnedDescriptor(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)))
         self._privileged = capable()
@@ -164,8 +167,14 @@ class Network:
             raise
         return place
 
-    def _publish(self, wanted: Sequence[Publish]) -> Published:
-        return self._at_home(lambda: Published(self._host_link(), wanted))
+    def _publish(self, wanted: Sequence[Publish]) -> Published | Relayed:
+        if self._privileged:
+            return self._at_home(lambda: Published(self._host_link(), wanted))
+        with self._switch.lock:
+            if self._relay is None:
+                self._relay = Relay(Supply(self._switch.namespace))
+            relay = self._relay
+        return self._at_home(lambda: Relayed(relay, tuple(wanted), reserve))
 
     def _host_link(self) -> HostLink:
         """The wire to the host, made when it is first asked for."""
@@ -270,6 +279,8 @@ class Network:
             self._names.close()
         if self._host is not None:
             self._host.close()
+        if self._relay is not None:
+            self._relay.close()
         self._switch.close()
 
     def __enter__(self) -> Self:

@@ -55,7 +55,7 @@ class Published:
         try:
             for each in publish:
                 for outside, inside in each.pairs:
-                    self._reserved.append(_reserve(each, outside))
+                    self._reserved.append(reserve(each, outside))
                     self.ports.append((each, outside, host.number(each.protocol), inside))
             if any(not ipaddress.ip_address(each.address).is_loopback for each, *_ in self.ports):
                 host.forward()
@@ -252,7 +252,7 @@ class HostLink:
             self._filters.close()
 
 
-def _reserve(publish: Publish, port: int) -> socket.socket:
+def reserve(publish: Publish, port: int) -> socket.socket:
     """Hold the port, so that nobody else gets it: a socket that is bound, and to which nothing ever comes."""
     kind = socket.SOCK_STREAM if publish.protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(socket.AF_INET, kind)

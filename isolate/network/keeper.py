@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Context
     from isolate.network.netlink import Message
 
-__all__ = ["Bound", "Kept", "keep"]
+__all__ = ["SIOCGSKNS", "Bound", "Kept", "capable", "keep", "why"]
 
 _CLOEXEC = Constant(0x80000, "SOCK_CLOEXEC")
 _NETLINK = Constant(16, "AF_NETLINK")
@@ -212,15 +212,15 @@ def keep(bound: Sequence[Bound], here: Sequence[Message], outside: Sequence[Mess
     try:
         kept.session = Session(tape, block, [-3] * 3, slots)
         if not kept.fds:
-            raise _why(kept.session)
+            raise why(kept.session)
     except BaseException:
         kept.close()
         raise
     return kept
 
 
-def _why(session: Session) -> Exception:
-    """The error of a keeper that handed nothing over."""
+def why(session: Session) -> Exception:
+    """The error of a launcher that handed nothing over."""
     poll = select.poll()
     poll.register(session.fileno(), select.POLLIN)
     try:

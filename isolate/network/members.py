@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from isolate.network.address import Address, Net
     from isolate.network.hostlink import Published
     from isolate.network.netlink import Message
+    from isolate.network.relay import Relayed
     from isolate.network.switch import Plug, Switch
 
 __all__ = ["Member", "Members", "Wish"]
@@ -53,7 +54,7 @@ class Member:
     #: What its egress put into the switch's sets.
     rules: list[Message] = field(default_factory=list)
     #: Its ports on the host.
-    published: Published | None = None
+    published: Published | Relayed | None = None
 
     @property
     def name(self) -> str | None:

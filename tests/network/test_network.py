@@ -224,12 +224,16 @@ def members_of_an_ordinary_user() -> None:
     """Also run as one: the network belongs to a user namespace of theirs."""
     inside = [UserNamespace()] if os.geteuid() else []
     code = (
-        "import socket; s = socket.create_server(('', 80)); print('up', flush=True);"
-        "s.accept()[0].sendall(b'hello'); s.accept()"
+        "import socket; s = socket.create_server(('', 80)); u = socket.socket(type=socket.SOCK_DGRAM)\n"
+        "u.bind(('', 53)); print('up', flush=True)\n"
+        "for _ in range(2):\n c, _ = s.accept(); c.sendall(b'hello'); c.close()\n"
+        "c, _ = s.accept(); c.sendall(bytes(1 << 20)); c.shutdown(1); assert len(c.makefile('rb').read()) == 99999\n"
+        "data, peer = u.recvfrom(9); u.sendto(data.upper(), peer); s.accept()"
     )
     client = "import socket; print(socket.create_connection(('db', 80), 5).recv(9).decode())"
     with network.Network() as lan:
-        server = Sandbox(PidNamespace(), network.Interface(lan, name="db"), *inside)
+        published = {8080: 80, "5353/udp": 53}
+        server = Sandbox(PidNamespace(), network.Interface(lan, name="db", publish=published), *inside)
         with server.spawn(["python3", "-c", code], stdout=-1) as process:
             assert process.stdout is not None
             assert process.stdout.read(3) == b"up\n"
@@ -237,7 +241,20 @@ def members_of_an_ordinary_user() -> None:
             result = box.run(["python3", "-c", client], text=True)
             assert result.stdout == "hello\n", result.stderr
             assert lan.stats("db").received_bytes > 0
-    assert not [t for t in threading.enumerate() if t.name == "isolate-names"]
+            for wanted in (b"hello", bytes(1 << 20)):  # by its port on the host
+                with socket.create_connection(("127.0.0.1", 8080), 5) as sock, sock.makefile("rb") as file:
+                    assert file.read(1) == wanted[:1]
+                    if len(wanted) > 9:
+                        sock.sendall(bytes(99999))
+                        sock.shutdown(socket.SHUT_WR)
+                    assert file.read() == wanted[1:]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(5)
+                sock.sendto(b"names", ("127.0.0.1", 5353))
+                assert sock.recv(9) == b"NAMES"
+            assert not connects("127.0.0.1", 80)
+        assert not connects("127.0.0.1", 8080)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("isolate-")]
 
 
 def test_an_ordinary_user() -> None:
