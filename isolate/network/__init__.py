@@ -2,8 +2,10 @@
 
 from isolate.network.handle import Network as Network
 from isolate.network.interface import Interface as Interface
+from isolate.network.interface import connect as connect
 from isolate.network.link import Counters as Counters
+from isolate.network.place import Connection as Connection
 from isolate.network.words import Egress as Egress
 from isolate.network.words import Publish as Publish
 
-__all__ = ["Counters", "Egress", "Interface", "Network", "Publish"]
+__all__ = ["Connection", "Counters", "Egress", "Interface", "Network", "Publish", "connect"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
 import secrets
-import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from isolate.engine import native
@@ -20,9 +21,11 @@ from isolate.network.keeper import capable
 from isolate.network.members import Member, Members, Wish
 from isolate.network.names import Names, nameservers
 from isolate.network.netlink import ROUTE, Socket
+from isolate.network.place import Connection, Place, Running, netlink_of
 from isolate.network.relay import Relay, Relayed
 from isolate.network.sockets import Supply
 from isolate.network.switch import Plug, Switch
+from isolate.network.watching import Watching
 from isolate.network.words import PROTOCOLS, subnet
 from isolate.thread.disposable import in_thread
 
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from isolate.engine.session import Session
     from isolate.network.address import Address, Net
+    from isolate.network.impair import Impaired
     from isolate.network.netlink import Message
     from isolate.network.words import Publish
 
@@ -43,7 +46,7 @@ T = TypeVar("T")
 _open: set[Network] = set()
 
 
-class Network:
+class Network(Watching):
     """A network of sandboxes: a bridge in a namespace of its own, gone with this program however that ends.
 
     ``subnet`` is the IPv4 network that members get their addresses from; without, one that is free. ``ipv6`` is a
@@ -91,6 +94,7 @@ class Network:
         self._names: Names | None = None
         self._host: HostLink | None = None
         self._relay: Relay | None = None
+        self._impaired: dict[int, Impaired] = {}
         # The host's network is that of the thread that makes this, whichever thread starts members later.
         self._home = NetNamespace(fd=OwnedDescriptor(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)))
         self._privileged = capable()
@@ -141,14 +145,13 @@ class Network:
         with self._switch.lock:
             return {m.name or f"#{m.number}": list(m.addresses) for m in self._members.by_number.values()}
 
-    def stats(self, name: str) -> link.Counters:
-        """What a member has received and sent so far."""
+    def _plug(self, name: str) -> Plug:
         self._check()
         with self._switch.lock:
             member = self._members.named(name)
-            if member.plug is None:
+            if member.plug is None or not member.plug.attached:
                 raise ValueError(f"the member {name!r} is not attached yet")
-            return self._switch.counters(member.plug)
+            return member.plug
 
     # ---- members -------------------------------------------------------------------------------------------------
 
@@ -190,11 +193,26 @@ class Network:
             return function()
         return in_thread(function, self._home)
 
+    def connect(self, target: NetNamespace | Running | int, wish: Wish) -> Connection:
+        """Attach the network of something that runs already. See :func:`isolate.network.connect`."""
+        with contextlib.ExitStack() as stack:
+            inside = stack.enter_context(netlink_of(target))
+            if wish.device == "":
+                taken = {each.name for each in link.links(inside)}
+                wish = replace(wish, device=next(f"eth{n}" for n in range(len(taken) + 1) if f"eth{n}" not in taken))
+            place = self.reserve(wish)
+            try:
+                self._attach(place.member, inside)
+            except BaseException:
+                place.close()
+                raise
+        return Connection(place)
+
     def _attach(self, member: Member, inside: Socket) -> None:
         wish = member.wish
         plug = Plug(
             member.number, member.addresses, wish.mac or _mac(member.address), wish.device, wish.mtu or self.mtu,
-            limited=wish.egress is not None,
+            limited=wish.egress is not None, rate=wish.rate, burst=wish.burst,
             everywhere=self.uplink is not None or bool(wish.publish),
             routes=wish.routes,
         )  # fmt: skip
@@ -239,6 +257,9 @@ class Network:
             return
         with self._switch.lock:
             self._members.remove(member)
+            impaired = self._impaired.pop(member.number, None)
+            if impaired is not None:
+                impaired.end()
             if member.published is not None:
                 member.published.close()
             if member.plug is not None:
@@ -277,11 +298,16 @@ class Network:
         self._closed = True
         if self._names is not None:
             self._names.close()
+        with self._switch.lock:
+            for member in self._members.by_number.values():
+                if member.published is not None:
+                    member.published.close()
         if self._host is not None:
             self._host.close()
         if self._relay is not None:
             self._relay.close()
         self._switch.close()
+        self._home.close()
 
     def __enter__(self) -> Self:
         self._check()
@@ -298,38 +324,6 @@ class Network:
 
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
-
-
-class Place:
-    """A member's place in a network, for one start. What init hands over is a netlink socket of its network."""
-
-    def __init__(self, network: Network, member: Member) -> None:
-        self.network = network
-        self.member = member
-
-    def publish(self) -> None:
-        """Reserve its ports on the host.
-
-        :raises SetupError: one is in use.
-        """
-        wanted = self.member.wish.publish
-        if wanted:
-            self.member.published = self.network._publish(wanted)
-
-    def receive(self, fds: list[int], session: Session) -> None:
-        """Attach the network that the netlink socket is of."""
-        (fd,) = fds
-        made = socket.socket(fileno=fd)
-        try:
-            if made.family != socket.AF_NETLINK or made.proto != ROUTE:
-                raise OSError("what init handed over is no socket of rtnetlink")
-            self.network._attach(self.member, Socket(ROUTE, made=made, part="Interface"))
-        finally:
-            made.close()
-
-    def close(self, *, wait: bool = False) -> None:
-        """Leave."""
-        self.network._leave(self.member, wait=wait)
 
 
 def _mac(address: Address) -> str:

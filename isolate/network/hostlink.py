@@ -7,6 +7,7 @@ have the same subnet, and the host needs no route to any.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import ipaddress
@@ -52,6 +53,7 @@ class Published:
         #: Of each port its publication, the host's number, the one on the wire and the member's.
         self.ports: list[tuple[Publish, int, int, int]] = []
         self._in_force = False
+        self._to: Address | None = None
         try:
             for each in publish:
                 for outside, inside in each.pairs:
@@ -74,7 +76,7 @@ class Published:
 
     def close(self) -> None:
         """Nobody reaches the member by them any more, and others may use them."""
-        if self._in_force:
+        if self._in_force and self._to is not None:
             self._in_force = False
             self._host.rules(self._host.elements(self.ports, remove=True))
             self._host.switch.rules(
@@ -98,6 +100,7 @@ class HostLink:
         self.out = out
         self._numbers: dict[str, set[int]] = {protocol: set() for protocol in PROTOCOLS}
         self._last = 0
+        self.table: Table | None = None
         self._route = Socket(ROUTE)
         self._filters: Socket | None = None
         self._forwarded = False
@@ -162,7 +165,7 @@ class HostLink:
     # ---- rules ---------------------------------------------------------------------------------------------------
 
     def _tables(self) -> None:
-        table = self.table = Table(f"isolate-{self.device}")
+        self.table = table = Table(f"isolate-{self.device}")
         accept, drop = nft.verdict(nft.ACCEPT), nft.verdict(nft.DROP)
         ours, theirs = nft.device("iifname", self.device), nft.device("oifname", self.device)
         key = (nft.PROTOCOL, nft.PORT)
@@ -221,6 +224,7 @@ class HostLink:
             else:
                 exact.append(Element((ipaddress.ip_address(each.address).packed, *key), None, value))
         named = {"published": exact, "published_everywhere": everywhere}
+        assert self.table is not None
         return [self.table.elements(name, found, remove=remove) for name, found in named.items() if found]
 
     # ---- ports on the wire ---------------------------------------------------------------------------------------
@@ -248,7 +252,10 @@ class HostLink:
             if hasattr(self, "index"):
                 self._route.tried([link.remove(self.index)])
             self._route.close()
-        if self._filters is not None:
+        if self._filters is not None and not self._filters.closed:
+            if self.table is not None:
+                with contextlib.suppress(OSError):  # not with its socket alone: a forked child may have a copy
+                    self.rules([self.table.remove()])
             self._filters.close()
 
 

@@ -164,6 +164,8 @@ class Names:
 
     def close(self) -> None:
         """End the thread."""
+        with contextlib.suppress(OSError):
+            self._wake.shutdown(socket.SHUT_RDWR)  # more than a close: a forked child may have a copy
         self._wake.close()
         if self._thread is not threading.current_thread():
             self._thread.join(5)

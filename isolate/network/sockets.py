@@ -1,4 +1,7 @@
-"""Sockets of a network namespace that the caller may enter only by another user namespace: made by the launcher."""
+"""Sockets of a network namespace, made by the launcher: the caller itself enters no namespace, and may not be able to.
+
+As an ordinary user a network belongs to a user namespace, which only a process with one thread can join.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,14 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Context
 
-__all__ = ["Supply"]
+__all__ = ["Supply", "make"]
 
 _NS_GET_USERNS = 0xB701
 _BATCH = 32
+_HINTS = {
+    errno.EPERM: "it needs CAP_SYS_ADMIN in the user namespace that owns the network: be root, or whoever made it",
+    errno.EACCES: "it needs CAP_NET_RAW in the user namespace that owns the network",
+}
 
 
 @dataclass(frozen=True)
@@ -34,23 +41,58 @@ class _Sockets:
     """The only part of the plan: join, make, hand over, end."""
 
     handing: Handing
-    user: int
+    user: int | None
     network: int
+    family: int
     kind: int
+    protocol: int
 
     def steps(self, context: Context) -> Iterator[Step]:
         """No child is made: the last step fails, as it is meant to."""
         slot = self.handing.slot(context)
-        joining = (
-            call("setns", context.descriptor(self.user), CLONE_NEWUSER),
-            call("setns", context.descriptor(self.network), CLONE_NEWNET),
-        )
-        yield Step(Phase.CGROUP, "join the network", joining)
+        joining = [call("setns", context.descriptor(self.network), CLONE_NEWNET)]
+        if self.user is not None:
+            joining.insert(0, call("setns", context.descriptor(self.user), CLONE_NEWUSER))
+        yield Step(Phase.CGROUP, "join the network", tuple(joining), hints=_HINTS)
         flags = Constant(self.kind | 0x80800, "SOCK_CLOEXEC|SOCK_NONBLOCK")
         fds = [Register("socket") for _ in range(self.handing.count)]
-        making = [call("socket", Constant(2, "AF_INET"), flags, 0, out=fd) for fd in fds]
-        yield Step(Phase.CGROUP, f"make {len(fds)} sockets", (*making, *self.handing.hand(slot, fds)))
+        making = [call("socket", self.family, flags, self.protocol, out=fd) for fd in fds]
+        yield Step(Phase.CGROUP, f"make {len(fds)} sockets there", (*making, *self.handing.hand(slot, fds)))
         yield Step(Phase.CGROUP, "that was all", (Test(0, 1, error=errno.ECANCELED),))
+
+
+def make(network: int, family: int, kind: int, protocol: int = 0, *, count: int = 1) -> list[socket.socket]:
+    """Non-blocking sockets of the network namespace that a descriptor is of.
+
+    :raises SetupError: the caller may not join it, or a socket cannot be made there.
+    """
+    made: list[int] = []
+
+    def receive(fds: list[int], session: Session) -> None:
+        made.extend(fds)
+
+    user = OwnedDescriptor(fcntl.ioctl(network, _NS_GET_USERNS))
+    try:
+        found, own = os.fstat(user), os.stat("/proc/thread-self/ns/user")
+        same = (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
+        handing = Handing(receive, count, part="Network")
+        part = _Sockets(handing, None if same else user, network, family, kind, protocol)
+        plan = Plan([part], euid=os.geteuid(), egid=os.getegid())
+        tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
+        slots = plan.context.slots
+        block = run_block(
+            [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=6 + len(slots), started=False, tty=False
+        )  # fmt: skip
+        session = Session(tape, block, [-3] * 3, slots)
+    finally:
+        user.close()
+    try:
+        if not made:
+            raise why(session)
+        session.wait_gone(5.0)
+    finally:
+        session.close()
+    return [socket.socket(fileno=fd) for fd in made]
 
 
 class Supply:
@@ -58,7 +100,6 @@ class Supply:
 
     def __init__(self, network: int) -> None:
         self._network = network
-        self._user = OwnedDescriptor(fcntl.ioctl(network, _NS_GET_USERNS))
         self._ready: dict[int, list[socket.socket]] = {socket.SOCK_STREAM: [], socket.SOCK_DGRAM: []}
 
     def take(self, kind: int) -> socket.socket:
@@ -68,34 +109,11 @@ class Supply:
         """
         ready = self._ready[kind]
         if not ready:
-            ready += self._make(kind)
+            ready += make(self._network, socket.AF_INET, kind, count=_BATCH)
         return ready.pop()
-
-    def _make(self, kind: int) -> list[socket.socket]:
-        made: list[int] = []
-
-        def receive(fds: list[int], session: Session) -> None:
-            made.extend(fds)
-
-        part = _Sockets(Handing(receive, _BATCH, part="Network"), self._user, self._network, kind)
-        plan = Plan([part], euid=os.geteuid(), egid=os.getegid())
-        tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
-        slots = plan.context.slots
-        block = run_block(
-            [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=6 + len(slots), started=False, tty=False
-        )  # fmt: skip
-        session = Session(tape, block, [-3] * 3, slots)
-        try:
-            if not made:
-                raise why(session)
-            session.wait_gone(5.0)
-        finally:
-            session.close()
-        return [socket.socket(fileno=fd) for fd in made]
 
     def close(self) -> None:
         """Close those that nobody took."""
         for ready in self._ready.values():
             while ready:
                 ready.pop().close()
-        self._user.close()

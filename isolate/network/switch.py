@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from isolate.engine.descriptors import OwnedDescriptor
-from isolate.network import address, link, nft, ruleset
+from isolate.errors import SetupError, UnsupportedError
+from isolate.network import address, link, nft, ruleset, traffic
 from isolate.network.keeper import SIOCGSKNS, Bound, Kept, keep
 from isolate.network.link import FORWARDING, Counters
 from isolate.network.netlink import NETFILTER, ROUTE, Socket
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolate.network.address import Address, Net
-    from isolate.network.netlink import Message
+    from isolate.network.netlink import Failure, Message
 
 __all__ = ["Plug", "Switch"]
 
-_BRIDGE, _UPLINK, _FIRST = 2, 3, 10  # indexes of devices in the switch
-_EVERYWHERE = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
+_BRIDGE, _FIRST, _TURNS = 2, 10, 1 << 28  # indexes of devices in the switch
 
 
 @dataclass
@@ -40,11 +40,15 @@ class Plug:
     mtu: int = 1500
     #: Its egress is limited: not on the bridge, but on a port of its own.
     limited: bool = False
+    #: Bits a second each way, and bytes at once.
+    rate: int | None = None
+    burst: int | None = None
     #: Whether it has a route to everywhere by the switch.
     everywhere: bool = False
     #: Further routes: a network and the member (or the switch, None) that is the way there.
     routes: tuple[tuple[Net, Address | None], ...] = ()
     attached: bool = field(default=False, init=False)
+    shaped: bool = field(default=False, init=False)
 
     @property
     def port(self) -> str:
@@ -55,6 +59,11 @@ class Plug:
     def index(self) -> int:
         """The index of its end in the switch."""
         return _FIRST + self.number
+
+    @property
+    def turn(self) -> tuple[int, str]:
+        """Index and name of the device that what it sends goes through, where that is shaped."""
+        return _TURNS + self.number, f"i{self.number}"
 
 
 class Switch:
@@ -121,6 +130,7 @@ class Switch:
                     master=0 if plug.limited else _BRIDGE,
                 )  # fmt: skip
                 self.route.batch([wire, *self._own_port(plug)])
+                self.shape(plug)
                 admitted = ruleset.admitted(plug.port, plug.addresses, limited=plug.limited)
                 self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
             index = link.named(inside, plug.device).index
@@ -130,6 +140,21 @@ class Switch:
             raise
         finally:
             os.close(namespace)
+
+    def shape(self, plug: Plug, impairment: traffic.Impairment | None = None) -> None:
+        """Have its rate hold both ways, and what is to happen to packets.
+
+        :raises UnsupportedError: the kernel has no netem.
+        """
+        index, name = plug.turn
+        with self.lock:
+            messages = traffic.both_ways(plug.index, index, name, plug.rate, plug.burst, impairment)
+            if messages or plug.shaped:
+                self.route.tried([*traffic.cleared(plug.index), link.remove(index)])
+            plug.shaped = bool(messages)
+            failures = self.route.tried(messages)
+            if failures:
+                raise _shaping_error(self.route, failures[0], messages)
 
     def _own_port(self, plug: Plug) -> list[Message]:
         """A limited member's port: routed, so that the bridge answers for the member."""
@@ -226,6 +251,18 @@ class Switch:
             if namespace is not None:
                 namespace.close()
             self._kept.close()
+
+
+def _shaping_error(route: Socket, failure: Failure, messages: Sequence[Message]) -> SetupError:
+    step = messages[failure.index].step
+    if failure.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
+        return route.error(failure, step)
+    needed = "netem (CONFIG_NET_SCH_NETEM)" if "impair" in step else "tbf, ifb, u32 and mirred"
+    return UnsupportedError(
+        failure.errno, step, part="Network", syscall="sendto",
+        cause=f"this kernel was built without {needed}, or the module cannot be loaded",
+        remedy="of impairments, loss alone needs no netem" if "impair" in step else None,
+    )  # fmt: skip
 
 
 def _mac(number: int) -> str:

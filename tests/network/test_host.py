@@ -112,6 +112,7 @@ def test_packets_that_name_loopback_on_the_wire_are_dropped() -> None:
                     here.recv(9)
                 # Control: without the rules it comes in.
                 table = lan._host_link().table
+                assert table is not None
                 lan._host_link().rules([table.flush("forged"), table.flush("input")])
                 raw.send(frame)
                 assert here.recv(9) == b"x"

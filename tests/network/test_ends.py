@@ -1,0 +1,132 @@
+"""Networks end with their owner, however it ends: wires, rules, addresses, processes and namespaces."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from isolate import PidNamespace, Sandbox, network
+from isolate.network import link
+from isolate.network.netlink import Socket
+from tests.engine.fence import Fence
+from tests.engine.leaks import Snapshot
+from tests.network.hosts import HERE, Outside, host, told, until
+
+if TYPE_CHECKING:
+    from isolate import NetNamespace
+
+pytestmark = pytest.mark.root
+
+
+def left() -> list[object]:
+    """What is on the machine besides loopback and the wire to the outside."""
+    links = [row["ifname"] for row in told(HERE, "ip", "-j", "link") if row["ifname"] not in ("lo", "eth9")]
+    tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout.splitlines()
+    own = [a for row in told(HERE, "ip", "-j", "addr") for a in row["addr_info"] if row["ifname"] not in ("lo", "eth9")]
+    return [*links, *tables, *own]
+
+
+def program(begin: Any, end: Any) -> None:
+    """Makes networks, members and ports for ever."""
+    while True:
+        with network.Network(uplink="host") as lan, network.Network() as other:
+            box = Sandbox(PidNamespace(), network.Interface(lan), network.Interface(other))
+            with host(lan, "db", egress=network.Egress(["192.0.2.9:443"])), host(other, "web", publish={8080: 80}):
+                box.run(["true"])
+                box.run(["sh", "-c", "sleep 1000 & setsid sleep 1000 & exit 0"])
+
+
+def kill_at_random(machine: NetNamespace, instants: int, longest: float, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    found = []
+    with Outside(machine), Socket() as sock:
+        assert left() == []
+        for number in range(instants):
+            fence = Fence(program, asks=False)
+            instant = rng.uniform(0, longest)
+            time.sleep(instant)  # the instant is the experiment
+            os.kill(fence.pid, signal.SIGKILL)
+            outcome = fence.drive(grace=1.0)
+            if outcome.gone is None:
+                found.append(f"{number}: killed after {instant * 1000:.2f} ms: {outcome.left}")
+            if not until(lambda: left() == [], 1.0):
+                found.append(f"{number}: killed after {instant * 1000:.2f} ms: {left()}")
+            if not until(lambda: not link.forwards(sock, "eth9"), 1.0):
+                found.append(f"{number}: killed after {instant * 1000:.2f} ms: eth9 forwards")
+                sock.batch([link.forwarding("eth9", on=False)])
+    return found
+
+
+def test_the_machine_shows_what_is_there(machine: NetNamespace) -> None:
+    """The positive control."""
+    with Outside(machine), Socket() as sock, network.Network(uplink="host") as lan, host(lan, "a", publish={8080: 80}):
+        assert len(left()) >= 3
+        assert link.forwards(sock, "eth9")
+
+
+def test_killed_at_random(machine: NetNamespace) -> None:
+    assert kill_at_random(machine, 8, 0.4, 1) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_at_two_hundred_instants(machine: NetNamespace) -> None:
+    assert kill_at_random(machine, 200, 0.5, 2) == []
+
+
+def test_a_forked_child_does_not_keep_it(machine: NetNamespace) -> None:
+    """Its copies of our descriptors do not: the keeper cuts the wire to the host, and the bridge."""
+    lan = network.Network()
+    with host(lan, "web", publish={8080: 80}):
+        child = os.fork()
+        if child == 0:
+            lan.close()  # not its own: nothing happens
+            time.sleep(30)
+            os._exit(0)
+        try:
+            assert [row for row in left() if isinstance(row, str)] != []
+            lan.close()
+            assert until(lambda: left() == [], 2.0)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def test_nothing_leaks() -> None:
+    def once() -> None:
+        with network.Network() as lan, host(lan, "db", publish={8080: 80}), host(lan, "web"):
+            Sandbox(network.Interface(lan)).run(["true"])
+
+    once()
+    before = Snapshot.take()
+    for _ in range(5):
+        once()
+    before.compare()
+    assert until(lambda: left() == [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_five_hundred_join_and_leave() -> None:
+    Sandbox().run(["true"])
+    before = Snapshot.take()
+    with network.Network("10.99.0.0/16") as lan:
+        boxes = [
+            Sandbox(PidNamespace(), network.Interface(lan, name=f"m{n}", publish={20000 + n: 80})) for n in range(500)
+        ]
+        members = [box.spawn(["sleep", "600"]) for box in boxes]
+        assert len(lan.members) == 500
+        for member in members:
+            member.kill()
+        for member in members:
+            member.close()
+        assert lan.members == {}
+        assert len(told(HERE, "ip", "-j", "link")) == 2
+    before.compare()
+    assert until(lambda: left() == [], 1.0)
