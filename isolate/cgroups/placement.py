@@ -310,7 +310,7 @@ def place(limits: Limits, host: Host, *, wanted: tuple[str, ...] = ACCOUNTING) -
         first = host.hierarchies[0]
         raise unsupported(
             "accounting", _v1_obstacle(first) or f"{first.own or first.mount} cannot be used",
-            "run as root, or have an administrator make a group for this user", number=errno.EACCES,
+            _v1_remedy(first), number=errno.EACCES,
             path=first.own or None,
         )  # fmt: skip
     return Placement(tuple(places))
@@ -327,10 +327,31 @@ def _places_v1(host: Host, needed: dict[str, str], wanted: Iterable[str]) -> lis
             found[home.key] = Place(home, home.own)
         elif field:
             raise unsupported(
-                field, reason, "run as root, or have an administrator make a group for this user (cgcreate -a, -t)",
+                field, reason, _v1_remedy(home),
                 number=errno.EROFS if home.read_only else errno.EACCES, path=home.own or home.mount,
             )  # fmt: skip
     return list(found.values())
+
+
+def _v1_remedy(home: Hierarchy) -> str:
+    if home.read_only:
+        return (
+            "start the container with a writable cgroup file system (podman: -v /sys/fs/cgroup:/sys/fs/cgroup:rw;"
+            " docker: --privileged), or leave Limits out"
+        )
+    names = ",".join(sorted(home.controllers)) or "this hierarchy"
+    if os.geteuid() == 0:
+        return f"start this program in a group of {names} that it may write to, or leave Limits out"
+    try:
+        import pwd
+
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    return (
+        f"run as root; or as root: cgcreate -a {user} -t {user} -g {names}:/{user}, and start this program in it:"
+        f" cgexec -g {names}:/{user} (package: cgroup-tools)"
+    )
 
 
 def _v1_obstacle(home: Hierarchy) -> str:

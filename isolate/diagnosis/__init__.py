@@ -121,6 +121,12 @@ def _setup_error(tape: Tape, record: Record, args: Sequence[bytes], run: bytes, 
     if isinstance(op, Engine) and op.name in ("find", "exec"):
         why = program.not_found if op.name == "find" else program.not_executed
         path, finding = why(record.error, start, tuple(args), record.head)
+        if record.error == errno.EACCES and any(getattr(p, "restricts_execution", False) for p in tape.plan.parts):
+            finding = Finding(
+                f"the sandbox's Landlock may not let {path}, its interpreter or its dynamic loader be executed; or else"
+                f" {finding.cause}",
+                "name the program's and its loader's directories: Landlock(execute=[…])",
+            )
         return _error(record.error, f"execute {path}", part_name, finding, "execve", path)
     if step.phase is Phase.DIRECTORY and path is None and start is not None:
         path = program.show(start.cwd)

@@ -17,7 +17,7 @@ _FILTER_REMEDY = {
 }
 _FILTER_REMEDY_ELSEWHERE = (
     "find who installed it (systemd: RestrictNamespaces=, SystemCallFilter=; Docker and Kubernetes: the seccomp "
-    f"profile) and let it allow {_CALLS}"
+    f"profile; isolate itself: UserNamespace(nested=True) and an own Seccomp outside) and let it allow {_CALLS}"
 )
 
 
@@ -161,9 +161,16 @@ def _privileges(host: Host, flags: int) -> Finding | None:
     if not host.capable():
         return Finding(
             f"new namespaces ({names}) need CAP_SYS_ADMIN, which this program does not have",
-            "add UserNamespace() to the sandbox, or run this program as root",
+            privileged(host),
         )
     return seccomp(host, f"new namespaces ({names})") or _confined(host)
+
+
+def privileged(host: Host) -> str:
+    """What gives this program CAP_SYS_ADMIN, or makes that it is not needed."""
+    if host.euid == 0:
+        return "keep CAP_SYS_ADMIN for this program (Docker, Podman: --cap-add; systemd: CapabilityBoundingSet=)"
+    return "add UserNamespace() to the sandbox, or run this program as root"
 
 
 def _limit(host: Host, flags: int) -> Finding:
@@ -171,6 +178,15 @@ def _limit(host: Host, flags: int) -> Finding:
     wanted = [NAMESPACES[flag][1] for flag in NAMESPACES if flags & flag]
     for kind in wanted:
         if host.number(f"/proc/sys/user/max_{kind}_namespaces") == 0:
+            if host.in_user_namespace():
+                return Finding(
+                    f"this program runs in a sandbox that allows no {kind} namespaces inside of it"
+                    f" (user.max_{kind}_namespaces = 0 in its user namespace)",
+                    "whoever made that sandbox has to allow them: with isolate UserNamespace(nested=True) and a filter"
+                    " of its own, with bubblewrap no --disable-userns; where that was not a sandbox, as root in the"
+                    f" user namespace that says so: sysctl -w user.max_{kind}_namespaces=10000",
+                    True,
+                )
             return Finding(
                 f"{kind} namespaces are switched off here (user.max_{kind}_namespaces = 0)",
                 f"as root, in the user namespace that says so: sysctl -w user.max_{kind}_namespaces=10000",

@@ -125,6 +125,11 @@ class Host:
         mounts = self.mounts()
         return bool(mounts) and all(point != "/" for point, _, _ in mounts)
 
+    def in_user_namespace(self) -> bool:
+        """Whether the caller is in another user namespace than the system's first."""
+        rows = [line.split() for line in self.lines("/proc/self/uid_map")]
+        return bool(rows) and rows != [["0", "0", "4294967295"]]
+
     def unmapped(self) -> bool:
         """Whether the caller's own uid has no place in its user namespace."""
         for line in self.lines("/proc/self/uid_map") if self.exists("/proc/self/uid_map") else ["0 0 4294967295"]:

@@ -70,6 +70,12 @@ def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: b
             )
         relative = "" if name.startswith(b"/") or start is None else f" (relative to {show(start.cwd)})"
         kind = "is below something that is no directory" if error == errno.ENOTDIR else "does not exist"
+        led = _link(start, name)
+        if led:
+            return path, Finding(
+                f"{path}{relative} {kind} inside the sandbox{led}",
+                "bring in what the link leads to, too, at that place",
+            )
         return path, Finding(
             f"{path}{relative} {kind} inside the sandbox", "paths are those inside: bring it in, for example with Bind"
         )
@@ -80,6 +86,20 @@ def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: b
     if error == errno.ENAMETOOLONG:
         return path, Finding("the program's path is longer than the kernel takes (4095 bytes, 255 a component)")
     return path, Finding("the kernel refused to look it up")
+
+
+def _link(start: Start | None, path: bytes) -> str:
+    """Whether a path is a symbolic link on the host, in words: inside, the link may be there and its end may not."""
+    if not path.startswith(b"/") and start is not None and start.cwd.startswith(b"/"):
+        path = os.path.join(start.cwd, path)
+    try:
+        if not os.path.islink(path):
+            return ""
+        end = os.path.realpath(path)
+    except OSError:
+        return ""
+    gone = "" if os.path.exists(end) else ", which is not there either"
+    return f" (on the host it is a symbolic link, which leads to {show(end)}{gone})"
 
 
 def _directories(path: str) -> list[str]:
@@ -118,11 +138,14 @@ def not_executed(error: int, start: Start | None, args: tuple[bytes, ...], head:
         return path, _format(path, head)
     if error in (errno.ENOENT, errno.ENOTDIR):
         if interpreter and head.startswith(b"#!"):
+            led = _link(start, interpreter)
             shown = show(interpreter)
             extra = "; the line ends in a carriage return (DOS line ends)" if interpreter.endswith(b"\r") else ""
             return path, Finding(
-                f"{path} is a script whose interpreter {shown} does not exist inside{extra}",
-                f"bring {shown} in, or run another interpreter with it",
+                f"{path} is a script whose interpreter {shown} does not exist inside{extra}{led}",
+                "bring in what the link leads to, too, or run another interpreter with it"
+                if led
+                else f"bring {shown} in, or run another interpreter with it",
             )
         if interpreter:
             text = show(interpreter)

@@ -55,11 +55,18 @@ def certain(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding
         return _engine(op, error)
     if not isinstance(op, Call):
         return None
+    if failed.phase is Phase.ID_MAPS and error == errno.EPERM and host.euid == 0:
+        found = _root_without(host)
+        if found is not None:
+            return found
+    about_proc = failed.phase is Phase.ID_MAPS or any(word.startswith(b"/proc/") for word in words(failed))
+    if error == errno.ENOENT and about_proc and not host.exists("/proc/self/status"):
+        return Finding("there is no /proc here, by which this is done", "as root: mount -t proc proc /proc")
     if op.name in _MOUNTING and error in _DENIED:
         if not flags & clone.NEWUSER and not host.capable():
             return Finding(
                 "mounting needs CAP_SYS_ADMIN, which this program does not have",
-                "add UserNamespace() to the sandbox, or run as root",
+                clone.privileged(host),
             )
         for kind in ("proc", "sysfs"):
             if kind.encode() in words(failed):
@@ -73,6 +80,19 @@ def certain(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding
     if error == errno.ENOSYS:
         return _lacking(host, op.name)
     return None
+
+
+def _root_without(host: Host) -> Finding | None:
+    """Root whose capabilities are gone may write no id map but where its own id is not 0."""
+    named = {6: "CAP_SETGID", 7: "CAP_SETUID", 31: "CAP_SETFCAP"}
+    missing = [name for number, name in named.items() if not host.capable(number)]
+    if not missing:
+        return None
+    return Finding(
+        f"this program is root without {', '.join(missing)}: the kernel lets it map neither its own id, which is 0, nor"
+        " others (user_namespaces(7))",
+        "keep the capability, or run as an ordinary user, who maps the own id without any",
+    )
 
 
 def likely(host: Host, error: int, failed: Step, op: Op) -> Finding | None:
@@ -93,7 +113,14 @@ def likely(host: Host, error: int, failed: Step, op: Op) -> Finding | None:
     if error in (errno.EMFILE, errno.ENFILE):
         return descriptors(error)
     if error in _DENIED:
-        return clone.seccomp(host, op.name)
+        found = clone.seccomp(host, op.name)
+        if found is None and op.name in _MOUNTING and error == errno.EPERM:
+            return Finding(
+                "this program may be in a Landlock domain, which forbids all mounts (landlock(7)), or confined by"
+                " another security module",
+                "start it outside of that, or leave out what is mounted",
+            )
+        return found
     return None
 
 
@@ -274,6 +301,12 @@ def helper(host: Host, error: int, op: RunHost) -> Finding | None:
             f"{path} is neither set-user-ID nor has it file capabilities, so it can grant nothing",
             f"as root: chmod u+s {path}",
         )
+    if host.status("NoNewPrivs") == "1":
+        return Finding(
+            f"no_new_privs is set on this program, so {path} gets no rights and can grant nothing",
+            "start it without (systemd: NoNewPrivileges=no; Docker: no --security-opt no-new-privileges), or map the"
+            " own id alone: UserNamespace()",
+        )
     return _subordinate(host, program, [a for a in op.args if isinstance(a, bytes)])
 
 
@@ -299,6 +332,13 @@ def _subordinate(host: Host, program: str, args: list[bytes]) -> Finding:
     for outside, count in zip(numbers[1::3], numbers[2::3], strict=False):
         if any(first <= outside and outside + count <= first + size for first, size in granted):
             continue
+        held = _held_by_others(host.lines(file), (user, str(host.euid)))
+        if any(outside < first + size and first < outside + count for first, size in held):
+            free = free_range(host.lines(file), count)
+            return Finding(
+                f"{outside}-{outside + count - 1} is asked for, and {file} gives it, or some of it, to another user",
+                f"as root: usermod --add-sub{kind}s {free}-{free + count - 1} {user}; and map these",
+            )
         remedy = f"as root: usermod --add-sub{kind}s {outside}-{outside + count - 1} {user}"
         if not host.exists(file):
             return Finding(f"{file} does not exist, so {program} grants no ids", remedy)
@@ -307,6 +347,25 @@ def _subordinate(host: Host, program: str, args: list[bytes]) -> Finding:
         shown = ", ".join(f"{first}-{first + size - 1}" for first, size in granted[1:])
         return Finding(f"{file} gives {user} {shown}, and {outside}-{outside + count - 1} is asked for", remedy)
     return Finding(f"{program} refused the map, though {file} has the ranges", "run it by hand to see what it says")
+
+
+def _held_by_others(rows: list[str], names: tuple[str, ...]) -> list[tuple[int, int]]:
+    """The ranges of /etc/subuid or /etc/subgid that are somebody else's: (first, count)."""
+    found = [row.strip().split(":") for row in rows]
+    return [
+        (int(fields[1]), int(fields[2]))
+        for fields in found
+        if len(fields) == 3 and fields[0] not in names and fields[1].isdigit() and fields[2].isdigit()
+    ]
+
+
+def free_range(rows: list[str], count: int = 65536) -> int:
+    """The first of so many ids from 100000 on that no line of /etc/subuid or /etc/subgid gives to anybody."""
+    first = 100000
+    for start, size in sorted(_held_by_others(rows, ())):
+        if start < first + count and first < start + size:
+            first = start + size
+    return first
 
 
 def _engine(op: Engine, error: int) -> Finding | None:

@@ -337,6 +337,11 @@ class Landlock(Irreversible):
             missing.append(f"log={self.log}")
         return tuple(missing)
 
+    @property
+    def restricts_execution(self) -> bool:
+        """Whether a program that no rule names may not be executed."""
+        return bool(self.handled & FsAccess.EXECUTE)
+
     def steps(self, context: Context) -> Iterator[Step]:
         """The ruleset, the rules, and the restriction, at the end of the setting up.
 
