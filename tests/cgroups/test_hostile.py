@@ -23,6 +23,7 @@ from .conftest import HOST, PYTHON, UNIFIED, python
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 
+NOBODY = 65534
 #: Writes to whatever file of its own groups, and of those above, there is; says which took it.
 LIFT = """
 import json, os
@@ -114,6 +115,48 @@ def test_34_in_a_mount_namespace_that_is_joined() -> None:
         assert sorted(line.split(" ")[4:6] for line in lines) == sorted(line.split(" ")[4:6] for line in own)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can hand a group over")
+@pytest.mark.parametrize("namespaces", ["", "isolate.UserNamespace(), isolate.PidNamespace()"], ids=["alone", "user"])
+def test_34_nor_a_delegated_users(namespaces: str) -> None:
+    made = []
+    try:
+        for hierarchy in HOST.hierarchies:
+            if not hierarchy.own or hierarchy.read_only or "cpuset" in hierarchy.controllers:
+                continue
+            directory = f"{hierarchy.own}/delegated-{os.getpid()}"
+            if UNIFIED:
+                files.write(hierarchy.own, "cgroup.subtree_control", b"+memory +pids")
+            os.mkdir(directory)
+            made.append(directory)
+            for name in ("", *os.listdir(directory)):
+                os.chown(os.path.join(directory, name), NOBODY, NOBODY)
+        code = f"""
+import os, sys
+for d in {made!r}:
+    leaf = d + "/leaf" if {UNIFIED} else d
+    os.makedirs(leaf, exist_ok=True)
+    if {UNIFIED}:
+        for name in ("", "cgroup.procs"): os.chown(leaf + "/" + name, {NOBODY}, {NOBODY})
+    open(leaf + "/cgroup.procs", "w").write("0")
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+import isolate
+box = isolate.Sandbox(isolate.Limits(memory="64M", pids=20), {namespaces})
+for code in ({LIFT!r}, "x = bytearray(160 << 20)"):
+    result = box.run([sys.executable, "-I", "-S", "-c", code], timeout=60)
+    print(result.verdict.value, result.stdout.decode().strip(), result.applied["Limits"])
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
+    finally:
+        for directory in made:
+            files.remove(directory)
+    if "ModuleNotFoundError" in done.stderr or "Permission denied: '/" in done.stderr:
+        pytest.skip(f"uid {NOBODY} cannot read the package")
+    first, second = done.stdout.splitlines() or ("", done.stderr)
+    assert first.startswith("OK ["), done.stderr
+    assert first.endswith(" []] True"), first
+    assert second == "OOM  True"
+
+
 def test_34_further_programs_are_kept_from_them_too() -> None:
     box = Sandbox(Limits(memory="64M", pids=20), PidNamespace())
     with box.spawn(["sleep", "60"]) as process, process.exec([*PYTHON, LIFT], stdout=-1) as further:
@@ -129,6 +172,15 @@ def test_34_what_can_mount_is_told() -> None:
     assert result.applied["Limits"] is False
     assert "not held against this program" in box.explain()
     assert Sandbox(Limits(pids=20), Capabilities({"CHOWN"})).run(["true"]).applied["Limits"] is True
+
+
+def test_34_on_the_command_line() -> None:
+    command = [sys.executable, "-m", "isolate", "run", "--preset", "bare", "--memory", "64M", "--"]
+    done = subprocess.run([*command, *PYTHON, LIFT], capture_output=True, text=True, check=False, timeout=60)
+    assert json.loads(done.stdout)[1] == []
+    large = [*PYTHON, "x = bytearray(160 << 20)"]
+    done = subprocess.run([*command, *large], capture_output=True, text=True, check=False, timeout=60)
+    assert "OOM" in done.stderr
 
 
 FREEZE = """
