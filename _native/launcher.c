@@ -85,7 +85,7 @@ struct supervisor {
 	uint64_t cpus;       /* as many seconds of it can be used in one */
 	int32_t exceeded;    /* ISO_COMPLETE_TIMEOUT, ISO_COMPLETE_CPU_TIME: why we killed it */
 	uint64_t ended_ns;
-	uint64_t capabilities; /* effective ones of the launcher at its start */
+	uint32_t capabilities[6]; /* of the launcher at its start, as capget gives them */
 	int32_t root;          /* its effective uid is 0 */
 };
 
@@ -926,7 +926,7 @@ static void run_init(struct iso_machine *m, int32_t group)
 
 static int holds(const struct supervisor *s, int capability)
 {
-	return (s->capabilities >> capability & 1) != 0;
+	return (s->capabilities[capability / 32 * 3] >> capability % 32 & 1) != 0;
 }
 
 static int64_t get_capabilities(uint32_t *sets)
@@ -947,17 +947,17 @@ static int64_t set_capabilities(const uint32_t *sets)
  * CAP_SYS_PTRACE then to look into its own sandboxes, hence not without. */
 #define OWNER 0xfffffffdu
 
-static int take_owner(const struct supervisor *s, uint32_t *sets)
+static int take_owner(const struct supervisor *s)
 {
 	if (!(s->machine.header->clone_flags & CLONE_NEWUSER) || (s->machine.header->flags & ISO_TAPE_OWNED) || !s->root ||
-	    !holds(s, CAP_SYS_PTRACE) || !holds(s, CAP_SETUID) || !holds(s, CAP_SETFCAP) || get_capabilities(sets) < 0)
+	    !holds(s, CAP_SYS_PTRACE) || !holds(s, CAP_SETUID) || !holds(s, CAP_SETFCAP))
 		return 0;
 	/* EINVAL in a user namespace that does not map it: root of that one stays the owner. */
 	if (SYS3(setresuid, -1, OWNER, -1) < 0)
 		return 0;
 	/* Files are opened as root all the same, and the change of uid has put the capabilities aside. */
 	SYS1(setfsuid, 0);
-	set_capabilities(sets);
+	set_capabilities(s->capabilities);
 	SYS2(prctl, PR_SET_DUMPABLE, 0); /* fs.suid_dumpable may say otherwise of a change of uid */
 	return 1;
 }
@@ -966,7 +966,6 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 {
 	struct iso_machine *m = &s->machine;
 	struct clone_args args;
-	uint32_t sets[6];
 	memset(&args, 0, sizeof args);
 	args.flags = m->header->clone_flags | CLONE_PIDFD;
 	args.pidfd = (uint64_t)(uintptr_t)&s->child_fd;
@@ -975,14 +974,15 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint64_t)m->reg[m->header->cgroup_register];
 	}
-	const int other = take_owner(s, sets);
+	const int other = take_owner(s);
 	int64_t pid = SYS2(clone3, PTR(&args), sizeof args);
 	if (pid == -ENOSYS && !into_group)
 		pid = SYS5(clone, args.flags | SIGCHLD_, 0, PTR(&s->child_fd), 0, 0);
 	if (other && pid != 0) {
+		/* With that everything permitted is effective again. */
 		int64_t r = SYS3(setresuid, -1, 0, -1);
-		if (r >= 0)
-			r = set_capabilities(sets);
+		if (r >= 0 && (s->capabilities[0] != s->capabilities[1] || s->capabilities[3] != s->capabilities[4]))
+			r = set_capabilities(s->capabilities);
 		if (r < 0 && pid > 0) {
 			SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
 			SYS4(wait4, pid, 0, 0x40000000 /* __WALL */, 0);
@@ -1673,13 +1673,11 @@ void iso_main(void)
 		refuse(ISO_STAGE_SIGNALS, r);
 	SYS2(prctl, PR_SET_NAME, PTR(build_mark));
 	load(&s);
-	uint32_t sets[6] = {0};
 	s.child_fd = -1;
 	s.exec_fd = -1;
 	s.sync_fd = -1;
 	s.proc = -ENOENT;
-	r = get_capabilities(sets);
-	s.capabilities = sets[0] | (uint64_t)sets[3] << 32;
+	r = get_capabilities(s.capabilities);
 	s.root = SYS0(geteuid) == 0;
 	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. */
 	if (r >= 0)

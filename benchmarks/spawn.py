@@ -125,7 +125,7 @@ def calls(tape: tapes.Tape) -> str:
     for index, name in enumerate(("outer", "supervisor", "init", "payload", "after", "report", "cleanup", "aside")):
         first, count = sections[2 * index : 2 * index + 2]
         lines += [f"static void {name}(void)", "{", "\tlong r = 0;", "\t(void)r;"]
-        targets = {row[15] for row in rows[first : first + count] if row[1] & (lib.ISO_JUMP | lib.ISO_OPTIONAL)}
+        targets = {row[16] for row in rows[first : first + count] if row[1] & (lib.ISO_JUMP | lib.ISO_OPTIONAL)}
         for at in range(first, first + count):
             if at in targets:
                 lines.append(f"l{at}:;")
@@ -149,7 +149,7 @@ def value(kind: int, number: int) -> str:
 def statement(row: tuple[int, ...]) -> list[str]:
     """An op as C."""
     code, flags, *rest = row
-    kinds, (_, out), errors, (repeat, jump, nr, expect), numbers = (
+    kinds, (_, out), errors, (repeat, nr, jump, expect), numbers = (
         rest[:6], rest[6:8], rest[8:12], rest[12:16], rest[16:22]
     )  # fmt: skip
     args = [value(k, n) for k, n in zip(kinds, numbers, strict=True)]

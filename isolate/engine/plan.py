@@ -84,6 +84,7 @@ class Phase(enum.IntEnum):
     PROPAGATION = 210  # before the first mount, or mounts would show on the host
     SOURCES = 220  # opened while the caller's file system and rights are still there
     TIME = 230  # offsets can be set only before the first process is inside
+    QUOTAS = 235  # while the supervisor writes the id maps: nobody needs to be somebody for it
     SYNC = 240  # wait for the id maps
     IDENTITY = 250  # become root of the user namespace: files made below must have an owner it knows
     HARDEN = 260  # not dumpable from here on (before the id maps, /proc/self would not be ours)

@@ -79,7 +79,7 @@ def _write(quotas: Mapping[str, int], *, required: bool) -> Step:
         ops += write_file(directory, b"max_" + name.encode(), b"%d" % most, **policy)
     words = ", ".join(f"{most} {name.replace('_', ' ')}" for name, most in quotas.items())
     return Step(
-        Phase.SYSTEM,
+        Phase.QUOTAS,
         f"at most {words} inside (user.max_*{'' if required else ', where it can be written'})",
         (*ops, call("close", directory), done),
         path=path,
