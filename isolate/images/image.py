@@ -55,7 +55,7 @@ class History:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Image:
     """Layers, the lowest first, and a configuration. Immutable; ``+ layer`` and :meth:`with_` make others.
 
@@ -92,6 +92,17 @@ class Image:
             _ = self.config, self.platform
         except (ValueError, TypeError, AttributeError) as error:
             raise ImageError("config", str(error)) from None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Image):
+            return NotImplemented
+        return self.document == other.document and self.manifest == other.manifest
+
+    def __hash__(self) -> int:
+        return hash(self.document)
+
+    def __repr__(self) -> str:
+        return f"<Image {self.digest[:19]} of {len(self.layers)} layers for {self.platform}>"
 
     @staticmethod
     def empty(platform: Platform | str | None = None, *, created: str = _EPOCH) -> Image:

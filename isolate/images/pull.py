@@ -10,7 +10,7 @@ from isolate.images.blobs import Lease, Partial
 from isolate.images.digests import is_digest
 from isolate.images.disk import doing
 from isolate.images.documents import INDEX_TYPES, LARGEST, MANIFEST_TYPES, Descriptor, Index, read_index, read_manifest
-from isolate.images.errors import ImageError
+from isolate.images.errors import DigestError, ImageError
 from isolate.images.image import Image, descriptor
 from isolate.images.platform import Platform
 from isolate.images.registry.client import Pulled
@@ -117,20 +117,34 @@ class Pull:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _layer(self, layer: Layer) -> int:
-        blobs = self._opened.blobs
-        waiting = blobs.partial(layer.digest, seconds=_WAIT, check=self._report.check)
-        with doing("keeping a layer", self._opened.path), waiting as partial:
+        with doing("keeping a layer", self._opened.path):
+            fd, resumed = self._fetch(layer)
+            if fd is None and resumed:
+                # What an earlier attempt had left was wrong, or the rest was: once more, from the beginning.
+                fd, _ = self._fetch(layer)
+            assert fd is not None
+            return self.lease.add(fd)
+
+    def _fetch(self, layer: Layer) -> tuple[int | None, bool]:
+        """The held blob, and whether an earlier attempt was gone on with; None where that was of no use."""
+        with self._opened.blobs.partial(layer.digest, seconds=_WAIT, check=self._report.check) as partial:
             if not isinstance(partial, Partial):
                 self._report("exists", layer.digest, layer.size, layer.size)
-                return self.lease.add(partial)
+                return partial, False
 
             def tell(done: int) -> None:
                 self._report("download", layer.digest, done, layer.size)
 
             tell(0)
             partial.rehash(layer.size, tell)
+            resumed = partial.size > 0
             self._registry.download(self._repository, descriptor(layer), partial, tell)
-            return self.lease.add(partial.finish(f"layer of {self._registry.host}/{self._repository}"))
+            try:
+                return partial.finish(f"layer of {self._registry.host}/{self._repository}"), resumed
+            except DigestError:
+                if not resumed:
+                    raise
+                return None, True
 
 
 def unpack(

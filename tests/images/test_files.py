@@ -97,7 +97,7 @@ def test_umoci_unpacks_the_same_tree(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "tree/etc/b").read_bytes() == noise(10_000)
 
 
-@pytest.mark.parametrize("form", ["oci-archive", "docker-archive"])
+@pytest.mark.parametrize("form", ["docker-archive", pytest.param("oci-archive", marks=pytest.mark.slow)])
 def test_podman_runs_what_is_saved_and_saves_what_runs(store: Store, other: Store, tmp_path: Path, form: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("podman's storage here is root's")

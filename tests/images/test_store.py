@@ -258,7 +258,7 @@ def test_threads_add_and_collect_at_once(store: Store) -> None:
 
     def add(number: int) -> None:
         try:
-            for turn in range(4):
+            for turn in range(2):
                 store.add(image({"shared": b"s" * 1000}, {f"own-{number}": f"{turn}".encode()}), f"t/{number}:{turn}")
         except BaseException as error:
             errors.append(error)
@@ -279,7 +279,7 @@ def test_threads_add_and_collect_at_once(store: Store) -> None:
     stop.set()
     collector.join()
     assert errors == []
-    assert len(store.tags()) == 12
+    assert len(store.tags()) == 6
     assert store.check(deep=True) == []
     for reference in store.tags():
         lease, _ = store.lease(store.open(reference))
@@ -323,7 +323,7 @@ def kills(store: Store, rounds: int, seed: int = 1) -> None:
 
 
 def test_kills_at_random_instants(store: Store) -> None:
-    kills(store, 4)
+    kills(store, 3)
 
 
 @pytest.mark.slow

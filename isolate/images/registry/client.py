@@ -39,6 +39,7 @@ __all__ = ["Pulled", "Registry"]
 ACCEPT = ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))
 CHUNK = 32 << 20  # what is uploaded in one request, so that a broken one costs no more
 _ATTEMPTS = 5
+_PROGRESS = 16384  # bytes that a connection must bring before it breaks
 _MOST_PAGES = 1000
 _LARGEST_PAGE = 4 << 20
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.ASCII)
@@ -99,8 +100,9 @@ class Registry:
         self._given = None if credentials is None else _credentials(credentials)
         self._ask_files = credentials is None
         self._api = "registry-1.docker.io" if self.host == DOCKER_HUB else self.host
-        self._plain = is_loopback(self._api) if plain_http is None else plain_http
-        self._base = f"{'http' if self._plain else 'https'}://{self._api}"
+        self._plain = plain_http is True  # said for this registry, wherever it leads
+        plain = is_loopback(self._api) if plain_http is None else plain_http
+        self._base = f"{'http' if plain else 'https'}://{self._api}"
         self._transport = Transport(timeout=timeout, ca=ca)
         self._realms = tuple(realms)
         self._authority: Authority | None = None
@@ -246,8 +248,9 @@ class Registry:
             except RegistryError as error:
                 if error.status is not None and error.code not in ("TIMEOUT", "CUT_OFF"):
                     raise
-                failed = 1 if partial.size > before else failed + 1
-                if failed >= _ATTEMPTS:
+                # One that breaks again and again goes on as long as it brings something; one in drips does not.
+                failed = 0 if error.code != "TIMEOUT" and partial.size >= before + _PROGRESS else failed + 1
+                if failed >= (2 if error.code == "TIMEOUT" else _ATTEMPTS):
                     raise
 
     def _download_once(

@@ -310,6 +310,8 @@ def _proxy(url: str) -> str | None:
 
 def _make_pool(proxy: str | None, timeout: float, ca: str | None) -> Any:
     urllib3 = _urllib3()
+    from http.client import HTTPException
+
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
     from urllib3.connection import HTTPConnection, HTTPSConnection
 
@@ -319,14 +321,17 @@ def _make_pool(proxy: str | None, timeout: float, ca: str | None) -> Any:
         sock: Any
 
         def getresponse(self) -> Any:
-            sock = self.sock
-            late = threading.Timer(timeout, _shut, (sock,))
-            late.daemon = True
-            late.start()
+            late = _Late(self.sock, timeout)
             try:
-                return super().getresponse()  # type: ignore[misc]
-            finally:
-                late.cancel()
+                answer = super().getresponse()  # type: ignore[misc]
+            except (OSError, HTTPException):
+                if late.done():
+                    raise TimeoutError("the head of the answer did not come in time") from None
+                raise
+            # A head that was cut off is taken for a whole one.
+            if late.done():
+                raise TimeoutError("the head of the answer did not come in time")
+            return answer
 
     class PlainConnection(Limited, HTTPConnection):
         pass
@@ -341,7 +346,7 @@ def _make_pool(proxy: str | None, timeout: float, ca: str | None) -> Any:
         ConnectionCls = SecureConnection  # pyright: ignore[reportAssignmentType]
 
     options: dict[str, Any] = {
-        "timeout": urllib3.Timeout(connect=timeout, read=timeout), "retries": False, "cert_reqs": "CERT_REQUIRED",
+        "timeout": urllib3.Timeout(connect=timeout, read=timeout + 1), "retries": False, "cert_reqs": "CERT_REQUIRED",
         "maxsize": 8,
     }  # fmt: skip
     if ca is not None:
@@ -351,8 +356,24 @@ def _make_pool(proxy: str | None, timeout: float, ca: str | None) -> Any:
     return pool
 
 
-def _shut(sock: Any) -> None:
-    try:
-        sock.shutdown(2)
-    except (OSError, AttributeError):
-        pass  # it has ended meanwhile
+class _Late:
+    """Ends a connection after so many seconds, unless it is done before."""
+
+    def __init__(self, sock: Any, seconds: float) -> None:
+        self._sock = sock
+        self._fired = False
+        self._timer = threading.Timer(seconds, self._fire)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _fire(self) -> None:
+        self._fired = True
+        try:
+            self._sock.shutdown(2)
+        except (OSError, AttributeError):
+            pass  # it has ended meanwhile
+
+    def done(self) -> bool:
+        """Done; whether it was too late."""
+        self._timer.cancel()
+        return self._fired
