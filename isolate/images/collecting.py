@@ -117,6 +117,10 @@ def collect(opened: Opened, trees: Trees, keep: Iterable[str], report: Reporter)
             else:
                 layers, size = layers + 1, size + gone
                 report("delete", f"sha256:{name[:64]}", gone, gone)
+        for name in os.listdir(opened.uppers_fd):
+            report.check()
+            if _take_directory(opened, opened.uppers_fd, name):
+                leftovers += 1
     finally:
         os.close(held)
     failed = empty(opened, trees.map)
@@ -156,14 +160,25 @@ def _take_layer(opened: Opened, trees: Trees, name: str) -> int | None:
     except FileNotFoundError:
         return 0
     try:
+        size = int(trees.info(fd).get("data") or 0)
+    except (StoreError, ValueError, TypeError):
+        size = 0
+    finally:
+        os.close(fd)
+    return size if _take_directory(opened, opened.layers_fd, name) else None
+
+
+def _take_directory(opened: Opened, at: int, name: str) -> bool:
+    """Set one directory aside; False where somebody uses it."""
+    try:
+        fd = open_directory(name, at)
+    except FileNotFoundError:
+        return False
+    try:
         if not try_lock(fd, exclusive=True):
-            return None
-        try:
-            size = int(trees.info(fd).get("data") or 0)
-        except (StoreError, ValueError, TypeError):
-            size = 0
-        if is_named(fd, name, opened.layers_fd):
-            set_aside(opened, opened.layers_fd, name)
-        return size
+            return False
+        if is_named(fd, name, at):
+            set_aside(opened, at, name)
+        return True
     finally:
         os.close(fd)
