@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -15,8 +14,8 @@ __all__ = ["Fact", "Facts"]
 _KEYS = {"uid", "gid", "mode", "mtime", "kind", "device", "xattrs", "same"}
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+# The child imports this for each layer: dataclasses would take longer than all the rest.
+class Fact(NamedTuple):
     """What the archive said of one path, where the tree has something else.
 
     ``uid`` and ``gid``: owners that are not mapped here; the file belongs to root of the map instead. ``kind`` (``"3"``
@@ -32,7 +31,7 @@ class Fact:
     mode: int | None = None
     mtime: int | None = None
     same: bytes | None = None
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = {}
 
     def to_json(self) -> dict[str, Any]:
         """As a table of JSON, without what is None."""

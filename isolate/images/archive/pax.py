@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
 
 from isolate.images.archive.numbers import pax_number, pax_time
 from isolate.images.errors import LayerError
@@ -87,13 +86,22 @@ def values(entry: Entry, records: dict[bytes, bytes]) -> None:
                 data = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
             except (binascii.Error, ValueError):
                 raise LayerError(name, f"PAX: {key!r} is not in base64") from None
-            _xattr(entry, unquote_to_bytes(key[len(_LIBARCHIVE) :]), data)
+            _xattr(entry, _unescaped(key[len(_LIBARCHIVE) :], name), data)
         elif key.startswith(b"GNU.sparse.") or key in (b"SCHILY.realsize", b"SUN.holesdata"):
             raise LayerError(name, "a sparse file, which tools read differently")
         elif key == b"hdrcharset" and value not in (b"BINARY", b"ISO-IR 10646 2000 UTF-8"):
             raise LayerError(name, f"PAX: names in the character set {value[:40]!r}")
     if sum(map(len, entry.xattrs.values())) > MAX_XATTRS:
         raise LayerError(name, f"extended attributes of more than {MAX_XATTRS} bytes together")
+
+
+def _unescaped(text: bytes, name: bytes) -> bytes:
+    """Without the %-escapes that libarchive writes."""
+    first, *rest = text.split(b"%")
+    try:
+        return first + b"".join(binascii.unhexlify(part[:2]) + part[2:] for part in rest)
+    except ValueError:
+        raise LayerError(name, f"PAX: {text!r} has an escape that is none") from None
 
 
 def _name(value: bytes, name: bytes, what: str) -> bytes:

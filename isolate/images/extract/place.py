@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 
 from isolate.images.archive import entry as kinds
 from isolate.images.archive.names import WHITEOUT, whiteout_of
+from isolate.images.archive.source import Source
 from isolate.images.errors import LayerError
+from isolate.images.extract.refusals import again, refused
 from isolate.images.facts import Fact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolate.images.archive.entry import Entry
-    from isolate.images.archive.source import Source
+    from isolate.images.extract.below import Below
     from isolate.images.extract.owners import Owners
 
 __all__ = ["OPAQUE_XATTR", "Placer"]
@@ -56,8 +58,11 @@ class Placer:
         self.owners = owners
         self.devices = devices
         self.most_entries, self.largest = limits[1], limits[2]
-        self.lower = tuple(lower)
-        self.follow = follow
+        self._below: Below | None = None
+        if lower:
+            from isolate.images.extract.below import Below  # loaded late: the lowest layer of an image has none
+
+            self._below = Below(lower, follow=follow)
         #: What stands at each path of this layer: a kind of entry, or one of the two above.
         self.known: dict[bytes, str] = {b"": _IMPLICIT}
         self._prepare(top)
@@ -90,6 +95,8 @@ class Placer:
             if fd != self.top:
                 os.close(fd)
         self._fds = {b"": self.top}
+        if self._below is not None:
+            self._below.close()
 
     # ---- one entry -------------------------------------------------------------------------------------------
 
@@ -100,13 +107,15 @@ class Placer:
         """
         path, kind = entry.path, entry.kind
         try:
+            if self._below is not None and self._below.follow:
+                path = entry.path = self._below.followed(path, kind, self.known)
             parent, _, base = path.rpartition(b"/")
             if base.startswith(WHITEOUT):
                 self._whiteout(entry, parent, base)
                 return
             known = self.known
             if path in known and not (known[path] == _IMPLICIT and kind == kinds.DIRECTORY):
-                raise LayerError(path, _again(known[path]))
+                raise LayerError(path, again(known[path]))
             fd = self._fds.get(parent)
             if fd is None:
                 fd = self._parent(parent, path)
@@ -170,16 +179,17 @@ class Placer:
 
     def _new_directory(self, fd: int, base: bytes, path: bytes, mode: int) -> None:
         os.mkdir(base, mode & 0o777, dir_fd=fd)
-        if self.lower:
-            target = self._lower_link(path)
+        if self._below is not None:
+            target = self._below.link_at(path)
             if target is not None:
                 self.replaced.append((path, target))
 
     def _hard_link(self, fd: int, base: bytes, entry: Entry) -> None:
         path, target = entry.path, entry.link
+        self._held = path.rpartition(b"/")[0]
         found = self.known.get(target)
         if found is None:
-            found = self._copy_up(target, entry)
+            found = self._copy_up(target, path)
         if found in (kinds.DIRECTORY, _IMPLICIT):
             raise LayerError(path, "a hard link to a directory")
         parent, _, name = target.rpartition(b"/")
@@ -187,11 +197,10 @@ class Placer:
             self._mark(fd, base)
             self.facts[path] = Fact(same=self.facts[target].same or target)
         else:
-            self._held = path.rpartition(b"/")[0]
             os.link(name, base, src_dir_fd=self._parent(parent, path), dst_dir_fd=fd, follow_symlinks=False)
-            self._held = b""
             if target in self.facts:
                 self.facts[path] = self.facts[target]
+        self._held = b""
         self._count(path, found)
 
     def _node(self, fd: int, base: bytes, entry: Entry) -> None:
@@ -304,6 +313,38 @@ class Placer:
         for path in [path for path in self._fds if path and path not in (keep, self._held)]:
             os.close(self._fds.pop(path))
 
+    def _copy_up(self, target: bytes, path: bytes) -> str:
+        """Make a file of a lower layer one of this layer too, with the directories that it is in: for hard links."""
+        row = self._below.entry(target) if self._below is not None else None
+        if self._below is None or row is None:
+            raise LayerError(path, f"a hard link to {target!r}, which is not in this layer before it, nor below it")
+        tree, entry = row
+        parts = target.split(b"/")[:-1]
+        for depth in range(1, len(parts) + 1):
+            above = b"/".join(parts[:depth])
+            if above not in self.known:
+                found = self._below.entry(above)
+                assert found is not None
+                self._directory(self._parent(above.rpartition(b"/")[0], path), parts[depth - 1], found[1])
+                self._count(above, kinds.DIRECTORY)
+        parent, _, base = target.rpartition(b"/")
+        fd = self._parent(parent, path)
+        if entry.kind == kinds.FILE:
+            file = tree.open(target)
+            try:
+                entry.xattrs = self._below.attributes(file)
+                pieces = iter(lambda: os.read(file, 1 << 18), b"")
+                self._file(fd, base, entry, Source(pieces))
+            finally:
+                os.close(file)
+        elif entry.kind == kinds.SYMLINK:
+            self._node(fd, base, entry)
+        else:
+            raise LayerError(path, f"a hard link to {target!r}, which is neither a file nor a link below")
+        self._count(target, entry.kind)
+        self.from_lower.append(target)
+        return entry.kind
+
     # ---- whiteouts ---------------------------------------------------------------------------------------------
 
     def _whiteout(self, entry: Entry, parent: bytes, base: bytes) -> None:
@@ -311,7 +352,7 @@ class Placer:
         if entry.kind != kinds.FILE or entry.size:
             raise LayerError(entry.path, "a whiteout that is not an empty file")
         if entry.path in self.known:
-            raise LayerError(entry.path, _again(kinds.FILE))
+            raise LayerError(entry.path, again(kinds.FILE))
         self._parent(parent, entry.path)
         # Counted, and known under its own name, which no file can have.
         self._count(entry.path, "w")
@@ -347,34 +388,3 @@ class Placer:
                 os.utime(base or b".", ns=(mtime, mtime), dir_fd=fd, follow_symlinks=False)
         except OSError as error:
             raise refused(path, error) from error
-
-    # ---- the layers below ----------------------------------------------------------------------------------------
-
-    def _lower_link(self, path: bytes) -> bytes | None:
-        return None
-
-    def _copy_up(self, target: bytes, entry: Entry) -> str:
-        raise LayerError(entry.path, f"a hard link to {target!r}, which is not in this layer before it")
-
-
-def _again(kind: str) -> str:
-    return (
-        "a second whiteout of it"
-        if kind == "w"
-        else "a second entry for one path, of which tools keep one or the other"
-    )
-
-
-_CAUSES = {
-    errno.ENOSPC: "no space left on the device",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EOPNOTSUPP: "the file system has no such extended attributes (tmpfs has user.* since Linux 6.6)",
-    errno.EROFS: "the file system is read-only",
-    errno.EFBIG: "the file is larger than the file system or the limits allow",
-}
-
-
-def refused(path: bytes, error: OSError) -> LayerError:
-    """The file system's answer as an error of the entry; ``__cause__`` has the errno."""
-    words = _CAUSES.get(error.errno or 0, os.strerror(error.errno or 0))
-    return LayerError(path, f"the file system refuses it: {words} ({errno.errorcode.get(error.errno or 0, '?')})")
