@@ -585,16 +585,10 @@ int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int6
 
 /* ---- payload and init ----------------------------------------------------------------------------------- */
 
-static void send_pid(void);
-
 static void run_payload(void *p)
 {
 	struct iso_machine *m = p;
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
-	/* Who waits for "started" is told the program's pid, as the kernel translates it: from the program itself, which is
-	 * the one process that needs no right for it. Nobody has to look into a /proc that may be another's, or be late. */
-	if (m->run->flags & ISO_RUN_STARTED)
-		send_pid();
 	/* Only SIGKILL could have ended us so far; what the program gets is an empty mask and default actions. */
 	int64_t r = set_mask(0);
 	if (r < 0) {
@@ -629,18 +623,32 @@ static void send_record(const void *record, size_t size, int32_t pass)
 	}
 }
 
-static void send_started(int32_t pidfd)
+/* `pid`: the program's, where it is the same for the Python program; else 0. */
+static void send_started(int32_t pidfd, int64_t pid)
 {
 	struct iso_record record;
 	memset(&record, 0, sizeof record);
 	record.kind = ISO_RECORD_STARTED;
+	record.status = (int32_t)pid;
 	send_record(&record, sizeof record, pidfd);
 }
 
-static void send_pid(void)
+/* Who waits for "started" is told the program's pid, as the kernel translates it: nobody has to look into a /proc that may
+ * be another's, or be late. To name another process than oneself takes CAP_SYS_ADMIN over the pid namespace: whoever has
+ * made or joined one has it. 0, or -errno. */
+static int64_t send_pid(int64_t pid)
 {
 	const uint32_t kind = ISO_RECORD_PROGRAM;
-	send_record(&kind, sizeof kind, -1);
+	struct {
+		uint64_t length;
+		int32_t level, type, pid;
+		uint32_t uid, gid, pad;
+	} control = {28, SOL_SOCKET_, 2 /* SCM_CREDENTIALS */, (int32_t)pid, 0, 0, 0};
+	control.uid = (uint32_t)SYS0(getuid);
+	control.gid = (uint32_t)SYS0(getgid);
+	struct part iov = {(void *)(uintptr_t)&kind, sizeof kind};
+	struct message message = {0, 0, &iov, 1, &control, sizeof control, 0};
+	return SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
 }
 
 /* CPU time of a process alone, without its children; also of one that has ended and was not reaped. */
@@ -901,13 +909,15 @@ static void run_init(struct iso_machine *m, int32_t group)
 	if (shared->failed)
 		exit_now(1);
 	shared->complete = ISO_COMPLETE_STARTED;
+	/* While we have the right to. */
+	const int64_t known = tell ? send_pid(payload) : 0;
 	r = iso_machine_run(m, ISO_AFTER);
 	if (r < 0) {
 		fail(shared, ISO_STAGE_OPS, m->failed_op, r);
 		exit_now(1);
 	}
 	if (tell)
-		send_started(pidfd);
+		send_started(pidfd, known < 0 && !(m->header->flags & ISO_TAPE_PIDNS) ? payload : 0);
 	/* Of ourselves, and of the children reaped so far: the second process. */
 	for (int who = 0 /* RUSAGE_SELF */; who >= -1 /* RUSAGE_CHILDREN */; who--) {
 		struct rusage own;
@@ -1356,7 +1366,7 @@ static void supervise(struct supervisor *s)
 			} else if (!m->shared->failed && m->shared->executing) {
 				m->shared->complete |= ISO_COMPLETE_STARTED;
 				if (m->run->flags & ISO_RUN_STARTED)
-					send_started(s->child_fd);
+					send_started(s->child_fd, s->child);
 			}
 		}
 		if (fds[0].revents)

@@ -197,7 +197,7 @@ struct iso_limits {
 #define ISO_RECORD_STARTED 1
 #define ISO_RECORD_FAILED 2
 #define ISO_RECORD_ENDED 3
-#define ISO_RECORD_PROGRAM 4 /* its kind alone, from the payload itself: the kernel tells its pid beside it (SCM_CREDENTIALS) */
+#define ISO_RECORD_PROGRAM 4 /* its kind alone: the kernel tells the payload's pid beside it (SCM_CREDENTIALS) */
 #define ISO_HEAD 128
 
 struct iso_record {
@@ -205,7 +205,7 @@ struct iso_record {
 	int32_t error;       /* FAILED: errno; ENDED: errno of a failed clean-up, 0 */
 	uint32_t op;         /* FAILED: index of the op; ISO_OP_NONE: the engine itself, see stage */
 	uint32_t stage;
-	int32_t status;      /* ENDED: wait status of the payload */
+	int32_t status;      /* ENDED: wait status of the payload; STARTED: its pid, where nothing else has told it, or 0 */
 	int32_t init_status; /* ENDED: wait status of init */
 	int32_t complete;    /* ENDED: ISO_COMPLETE_STARTED, ISO_COMPLETE_STATUS */
 	uint32_t head_size;  /* FAILED at exec: the program's start, an ELF's loader from byte 64; at FIND with EACCES: st_mode, f_flags, path */

@@ -19,6 +19,7 @@ from isolate.cgroups.limits import Limits
 from isolate.cgroups.placement import place, removal_order
 from isolate.cgroups.scope import FUTURE, guide_to, mine
 from isolate.cgroups.settings import Setting, home_of, settings
+from isolate.engine import native
 from isolate.errors import SetupError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -135,12 +136,12 @@ class Cgroup:
                 self.directories[spot.hierarchy.key] = directory
             self._apply(self._settings(self.limits))
         except BaseException:
-            destroy(self.directories, os.getpid(), quiet=True)
+            destroy(self.directories, native.owner(), quiet=True)
             self.directories = {}
-            _dismiss(self._guardian, os.getpid())
+            _dismiss(self._guardian, native.owner())
             raise
-        self._owner = os.getpid()
-        self._finalizer = weakref.finalize(self, _abandon, self.directories, os.getpid(), repr(self), self._guardian)
+        self._owner = native.owner()
+        self._finalizer = weakref.finalize(self, _abandon, self.directories, self._owner, repr(self), self._guardian)
         return self
 
     def close(self) -> None:
@@ -501,7 +502,7 @@ def _runs(pid: int) -> bool:
 
 def destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) -> None:
     """Kill what is inside and remove the directories. Nothing in a forked child: they are the parent's."""
-    if os.getpid() != owner:
+    if not native.owns(owner):
         return
     first: BaseException | None = None
     for directory in sorted(directories.values(), key=lambda d: d != _freezer(directories)):  # as removal_order()
@@ -514,7 +515,7 @@ def destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) 
 
 
 def _dismiss(guardian: Session | None, owner: int) -> None:
-    if guardian is not None and os.getpid() == owner:
+    if guardian is not None and native.owns(owner):
         guardian.kill()
         guardian.wait_gone(1.0)
         guardian.close()
@@ -522,7 +523,7 @@ def _dismiss(guardian: Session | None, owner: int) -> None:
 
 def _abandon(directories: Mapping[str, str], owner: int, text: str, guardian: Session) -> None:
     """The object went, or the interpreter ends, and nobody closed the group."""
-    if os.getpid() == owner and any(os.path.isdir(d) for d in directories.values()):
+    if native.owns(owner) and any(os.path.isdir(d) for d in directories.values()):
         warnings.warn(f"{text} was not closed", ResourceWarning, stacklevel=2)
         destroy(directories, owner, quiet=True)
         _dismiss(guardian, owner)

@@ -18,6 +18,7 @@ from isolate.cgroups.limits import Limits
 from isolate.cgroups.part import BOUNDS, SHARED, RunGroup, guided_steps, report_steps, thaw_steps
 from isolate.cgroups.placement import ACCOUNTING, place
 from isolate.cgroups.settings import home_of, settings
+from isolate.engine import native
 from isolate.engine.plan import Phase, Register, Step, call
 from isolate.errors import ConflictError, SetupError
 
@@ -161,14 +162,14 @@ class CgroupPool:
             self._release()
             self._shelf.close()
             raise
-        self._open, self._owner = True, os.getpid()
+        self._open, self._owner = True, native.owner()
         self._thread = threading.Thread(target=self._work, name="isolate.CgroupPool", daemon=True)
         self._thread.start()
         return self
 
     def close(self) -> None:
         """Remove the groups, and kill what is still in them. Nothing in a forked child, whose they are not."""
-        if not self._open or os.getpid() != self._owner:
+        if not self._open or not native.owns(self._owner):
             return
         with self._changed:
             self._open = False
@@ -224,13 +225,13 @@ class CgroupPool:
                 ) from None  # fmt: skip
         except BaseException:
             ready.release()
-            destroy(ready.directories, os.getpid(), quiet=True)
+            destroy(ready.directories, native.owner(), quiet=True)
             raise
         return ready
 
     def take(self) -> _Ready:
         """A ready group, for one start. Part of what a sandbox does; programs have no need of it."""
-        if not self._open or os.getpid() != self._owner:
+        if not self._open or not native.owns(self._owner):
             raise ValueError(f"{self!r}: it has to be made first, by create() or with, and in this process")
         with self._changed:
             if self._ready:

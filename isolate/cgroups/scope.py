@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from isolate.cgroups import files, naming
 from isolate.cgroups.hierarchy import build, discover, read
 from isolate.cgroups.systemd import Manager, obstacle
+from isolate.engine import native
 from isolate.errors import SetupError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ _scopes: Final[dict[tuple[int, int], Scope]] = {}
 
 def mine() -> Scope:
     """The scope of this process, made or not."""
-    return _scopes.setdefault((os.getpid(), os.geteuid()), Scope())
+    return _scopes.setdefault((native.owner(), os.geteuid()), Scope())
 
 
 @dataclass(frozen=True)

@@ -313,6 +313,8 @@ class Session:
         record = decode(bytes(ffi.buffer(buffer, received)))
         if record.kind == lib.ISO_RECORD_STARTED:
             self.started = True
+            if record.status > 0 and not self._start.sender:
+                self._start.sender = record.status
         else:
             self.end = record
         return record
