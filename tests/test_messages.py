@@ -42,6 +42,20 @@ def test_33_what_was_meant(do: Callable[[], Any], kind: type[Exception], words: 
         do()
 
 
+@pytest.mark.parametrize(
+    ("keyword", "words"),
+    [
+        ("capture_output", "are captured"),
+        ("shell", '"sh", "-c"'),
+        ("max_ouput", "did you mean 'max_output'"),
+        ("umask", "Credentials"),
+    ],
+)
+def test_33_keywords_of_run(keyword: str, words: str) -> None:
+    with pytest.raises(TypeError, match=f"there is no keyword {keyword!r}.*{words}"):
+        Sandbox().run(["true"], **{keyword: True})  # type: ignore[call-overload]
+
+
 def test_33_a_closed_process() -> None:
     process = Sandbox().spawn(["sleep", "60"])
     process.close()

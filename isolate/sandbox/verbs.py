@@ -34,6 +34,35 @@ def _load() -> Callable[..., Result[Any]]:
     return run
 
 
+#: What subprocess has a keyword for, and is said otherwise here.
+_OTHERWISE = {
+    "capture_output": "stdout and stderr are captured unless they are given",
+    "shell": 'give ["sh", "-c", command]',
+    "universal_newlines": "text=True is it",
+    "encoding": "text=True decodes UTF-8; or decode what was captured",
+    "errors": "text=True replaces what is not UTF-8; or decode what was captured",
+    "preexec_fn": "nothing of Python runs between fork and exec; there are parts for what it is used for",
+    "user": "Credentials(uid=) says it",
+    "group": "Credentials(gid=) says it",
+    "extra_groups": "Credentials(groups=) says it",
+    "umask": "Credentials(umask=) says it",
+    "close_fds": "all are closed but those in pass_fds",
+    "start_new_session": "every program has a session of its own",
+}
+
+
+def _no_keyword(verb: str, unknown: Mapping[str, object]) -> TypeError:
+    from isolate.kernel.checks import nearest  # loaded late: only an error needs it
+
+    name = next(iter(unknown))
+    known = (
+        "input", "stdin", "stdout", "stderr", "timeout", "cpu_time", "max_output", "pass_fds", "env", "cwd", "check",
+        "text",
+    )  # fmt: skip
+    hint = f"; {_OTHERWISE[name]}" if name in _OTHERWISE else nearest(name, known)
+    return TypeError(f"{verb}: there is no keyword {name!r}{hint or '; it takes ' + ', '.join(known)}")
+
+
 class Box(Protocol):
     """What a start asks of whatever is started in."""
 
@@ -147,6 +176,7 @@ class Verbs:
         cwd: StrOrBytesPath | None = None,
         check: bool = False,
         text: bool = False,
+        **unknown: object,
     ) -> Result[str] | Result[bytes]:
         """Run a program to its end and tell how it ended.
 
@@ -160,6 +190,8 @@ class Verbs:
         :raises SetupError: a part is not in force, or the program cannot be executed.
         :raises ProgramError: with ``check``, the verdict is not OK.
         """
+        if unknown:
+            raise _no_keyword("run", unknown)
         run = _running or _load()
         return run(
             self, args, input=input, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout, cpu_time=cpu_time,
@@ -218,8 +250,11 @@ class Verbs:
         cwd: StrOrBytesPath | None = None,
         check: bool = False,
         text: bool = False,
+        **unknown: object,
     ) -> Result[str] | Result[bytes]:
         """:meth:`run` for asyncio. Cancelling the task kills everything inside."""
+        if unknown:
+            raise _no_keyword("arun", unknown)
         from isolate.sandbox.arun import arun
 
         return await arun(
