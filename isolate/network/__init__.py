@@ -5,7 +5,8 @@ from isolate.network.interface import Interface as Interface
 from isolate.network.interface import connect as connect
 from isolate.network.link import Counters as Counters
 from isolate.network.place import Connection as Connection
+from isolate.network.userspace import Userspace as Userspace
 from isolate.network.words import Egress as Egress
 from isolate.network.words import Publish as Publish
 
-__all__ = ["Connection", "Counters", "Egress", "Interface", "Network", "Publish", "connect"]
+__all__ = ["Connection", "Counters", "Egress", "Interface", "Network", "Publish", "Userspace", "connect"]

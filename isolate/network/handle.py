@@ -26,6 +26,7 @@ from isolate.network.relay import Relay, Relayed
 from isolate.network.sockets import Supply
 from isolate.network.switch import Plug, Switch
 from isolate.network.watching import Watching
+from isolate.network.way import Way
 from isolate.network.words import PROTOCOLS, subnet
 from isolate.thread.disposable import in_thread
 
@@ -51,9 +52,10 @@ class Network(Watching):
 
     ``subnet`` is the IPv4 network that members get their addresses from; without, one that is free. ``ipv6`` is a
     network too; None is a unique local one, made at random, and False none. ``uplink`` says what members may reach
-    beyond: None, nothing; ``"host"``, whatever this program's network reaches, with its addresses (NAT). ``names``: a
-    resolver at the network's first address knows the members by their names, and with an uplink asks the host's
-    resolvers about others. ``mtu`` is the largest packet, 576 to 65535 bytes.
+    beyond: None, nothing; ``"host"``, whatever this program's network reaches, with its addresses (NAT); ``"user"``,
+    the same by pasta or slirp4netns (see :class:`Userspace`), which needs no privileges and changes nothing of the
+    host. ``names``: a resolver at the network's first address knows the members by their names, and with an uplink asks
+    the host's resolvers about others. ``mtu`` is the largest packet, 576 to 65535 bytes.
 
     Members are :class:`Interface` parts of sandboxes. They reach one another, unless an ``egress=`` says less. Nothing
     of the host can be reached from inside, and nothing inside from the host or beyond but what is published.
@@ -78,8 +80,8 @@ class Network(Watching):
         names: bool = True,
         mtu: int = 1500,
     ) -> None:
-        if uplink not in (None, "host"):
-            raise ValueError(f"Network: uplink must be None or 'host', not {uplink!r}")
+        if uplink not in (None, "host", "user"):
+            raise ValueError(f"Network: uplink must be None, 'host' or 'user', not {uplink!r}")
         if isinstance(mtu, bool) or not isinstance(mtu, int) or not 576 <= mtu <= 65535:
             raise ValueError(f"Network: mtu must be from 576 to 65535 bytes, not {mtu!r}")
         self._owner = native.owner()
@@ -103,6 +105,7 @@ class Network(Watching):
                 errno.EPERM, "use the host's network as the uplink", part="Network",
                 cause="it needs CAP_NET_ADMIN in the host's network", remedy='be root, or say uplink="user"',
             )  # fmt: skip
+        self._way = Way((), None, min(mtu, 65520), ruleset.UPLINK) if uplink == "user" else None
         self._switch = Switch(subnets, mtu=mtu, out=uplink is not None, names=names)
         self._members = Members(self._switch)
         self._closed = False
@@ -112,6 +115,8 @@ class Network(Watching):
                 self._names = Names(self._switch.listening, self._find, self._known, self._may_ask, servers)
             if uplink == "host":
                 self._host_link()
+            if self._way is not None:
+                self._way.attach(self._switch.route)
         except BaseException:
             self.close()
             raise
@@ -171,7 +176,7 @@ class Network(Watching):
         return place
 
     def _publish(self, wanted: Sequence[Publish]) -> Published | Relayed:
-        if self._privileged:
+        if self._privileged and self._way is None:
             return self._at_home(lambda: Published(self._host_link(), wanted))
         with self._switch.lock:
             if self._relay is None:
@@ -302,6 +307,8 @@ class Network(Watching):
             for member in self._members.by_number.values():
                 if member.published is not None:
                     member.published.close()
+        if self._way is not None:
+            self._way.close()
         if self._host is not None:
             self._host.close()
         if self._relay is not None:

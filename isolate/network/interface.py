@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from isolate.network.address import Address, Net
     from isolate.network.place import Connection, Running
 
-__all__ = ["Interface", "connect"]
+__all__ = ["Interface", "all_ports", "connect"]
 
 _HINTS = {
     5: "it was not attached: the network refused it, or this program ended meanwhile",
@@ -146,7 +146,7 @@ class Interface:
         yield Step(Phase.SYSTEM, text, (making, *handing.hand(slot, [fd])))
         yield Step(Phase.SYSTEM, "wait until it is attached", tuple(handing.wait(slot)), hints=_HINTS)
         if interfaces[0] is self:
-            yield _all_ports()
+            yield all_ports()
         mounts = context.find(MountNamespace)
         if self._first(context) and context.find(Root) is None and mounts is not None and not mounts.joined:
             yield resolv.over_the_host(resolv.content(self.network.nameservers))
@@ -176,7 +176,7 @@ def connect(network: Network, target: NetNamespace | Running | int, **options: A
     return network.connect(target, replace(part.wish(), device=part.device or ""))
 
 
-def _all_ports() -> Step:
+def all_ports() -> Step:
     """In a network of its own a program may serve at any port: those below 1024 say nothing about it there."""
     fd, end = Register("file"), Label()
     path = b"/proc/sys/net/ipv4/ip_unprivileged_port_start"

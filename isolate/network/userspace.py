@@ -1,0 +1,88 @@
+"""``Userspace``: a way out without root, by a program that speaks for the sandbox with sockets of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from isolate.engine.handing import Handing
+from isolate.engine.ops import Register, call
+from isolate.engine.plan import Phase, Step
+from isolate.errors import ConflictError
+from isolate.kernel.constants import Constant
+from isolate.mounts import File, Root
+from isolate.namespaces import MountNamespace, NetNamespace
+from isolate.network import resolv
+from isolate.network.interface import Interface, all_ports
+from isolate.network.way import HELPERS, NAMESERVER, Way
+from isolate.network.words import Publish, PublishLike, publications
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.engine.plan import Context
+
+__all__ = ["Userspace"]
+
+
+@dataclass(frozen=True, init=False)
+class Userspace:
+    """A way out for one sandbox that needs no privileges: pasta, or slirp4netns where that is what is installed.
+
+    The sandbox reaches what this program reaches, by TCP, UDP and ping, but not the host's loopback. ``publish`` has
+    ports of the host's lead to it, as for :class:`Interface`. ``helper`` names the program, instead of the first that
+    is there. ``mtu`` is the largest packet inside. Names are asked for at 10.0.2.3, which asks the host's resolver.
+
+    Anything that listens at another address of the host's than loopback can be reached: for less use
+    :class:`Domains`. The program runs as this one's user, outside of the sandbox, and ends with it.
+
+    Brings a network namespace. Needs ``/dev/net/tun``, and pasta or slirp4netns (0.4.0 or later).
+
+    :raises UnsupportedError: neither is installed, or it is too old.
+    """
+
+    publish: tuple[Publish, ...]
+    helper: str | None
+    mtu: int
+
+    device: ClassVar[str] = "tap0"
+
+    def __init__(self, *, publish: PublishLike = (), helper: str | None = None, mtu: int = 1500) -> None:
+        if helper is not None and helper not in HELPERS:
+            raise ValueError(f"Userspace: helper must be 'pasta' or 'slirp4netns', not {helper!r}")
+        if isinstance(mtu, bool) or not isinstance(mtu, int) or not 576 <= mtu <= 65521:
+            raise ValueError(f"Userspace: mtu must be from 576 to 65521 bytes, not {mtu!r}")
+        for name, value in (("publish", publications(publish)), ("helper", helper), ("mtu", mtu)):
+            object.__setattr__(self, name, value)
+
+    def brings(self) -> Iterator[NetNamespace]:
+        """A network namespace."""
+        yield NetNamespace()
+
+    def root_entries(self, context: Context) -> Iterator[File]:
+        """Where names are asked for, in a root of the sandbox's own."""
+        yield File(resolv.PATH, resolv.content([ipaddress.ip_address(NAMESERVER)]))
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """A socket by which the network can be looked at from outside; then wait until there is a way out."""
+        namespace = context.find(NetNamespace)
+        if namespace is not None and namespace.joined:
+            raise ConflictError("Userspace: the network namespace is joined, so it is not this sandbox's own")
+        if context.find(Interface) is not None:
+            raise ConflictError(
+                "Userspace and Interface: a sandbox has one way out; say Network(uplink='user') instead of Userspace"
+            )
+        handing = Handing(prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device), part="Userspace")
+        slot, fd = handing.slot(context), Register("netlink socket")
+        making = call(
+            "socket", Constant(16, "AF_NETLINK"), Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
+            Constant(0, "NETLINK_ROUTE"), out=fd,
+        )  # fmt: skip
+        text = f"hand out a netlink socket of this network; the caller has {self.helper or 'pasta'} attach to it"
+        yield Step(Phase.SYSTEM, text, (making, *handing.hand(slot, [fd])))
+        yield Step(Phase.SYSTEM, "wait until there is a way out", tuple(handing.wait(slot)))
+        yield all_ports()
+        mounts = context.find(MountNamespace)
+        if context.find(Root) is None and mounts is not None and not mounts.joined:
+            yield resolv.over_the_host(resolv.content([ipaddress.ip_address(NAMESERVER)]))

@@ -1,0 +1,175 @@
+"""A way out without privileges: pasta and slirp4netns, what they reach, what they do not, and when they end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isolate import MountNamespace, PidNamespace, Sandbox, UserNamespace, network
+from isolate.errors import ConflictError, SetupError, UnsupportedError
+from isolate.network import way
+from tests.engine.fence import Fence
+from tests.network.hosts import Outside, connects, until
+from tests.ordinary import as_ordinary_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from isolate import NetNamespace
+
+pytestmark = pytest.mark.root
+CLIENT = """
+import socket, sys
+for place in sys.argv[1:]:
+    address, _, port = place.partition(":")
+    try:
+        print(socket.create_connection((address, int(port)), 0.5).recv(9).decode())
+    except OSError as error:
+        print("no")
+"""
+SERVER = "import socket; s = socket.create_server(('', 80)); print('up', flush=True); s.accept()[0].sendall(b'inside')"
+
+
+@pytest.fixture(params=["pasta", "slirp4netns"])
+def helper(request: pytest.FixtureRequest) -> str:
+    if shutil.which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return str(request.param)
+
+
+@pytest.fixture
+def outside(machine: NetNamespace) -> Iterator[Outside]:
+    with Outside(machine) as found:
+        yield found
+
+
+def serve(sock: socket.socket) -> None:
+    """Greet everybody."""
+
+    def body() -> None:
+        try:
+            while True:
+                with sock.accept()[0] as connection:
+                    connection.sendall(b"outside")
+        except OSError:
+            return
+
+    threading.Thread(target=body, daemon=True).start()
+
+
+def test_the_way_out(helper: str, outside: Outside) -> None:
+    with outside.listen(80) as there, socket.create_server(("127.0.0.1", 80)) as here:
+        there.settimeout(None)
+        serve(there)
+        serve(here)
+        for parts in ([], [UserNamespace()]):
+            box = Sandbox(PidNamespace(), MountNamespace(), network.Userspace(helper=helper), *parts)
+            places = [f"{outside.address}:80", "127.0.0.1:80", f"{way.GATEWAY}:80"]
+            result = box.run(["python3", "-c", CLIENT, *places], text=True)
+            assert result.stdout.split() == ["outside", "no", "no"], result.stderr
+            assert b"10.0.2.3" in box.run(["cat", "/etc/resolv.conf"]).stdout
+        assert connects("127.0.0.1", 80)  # control
+        here.shutdown(socket.SHUT_RDWR)
+        there.shutdown(socket.SHUT_RDWR)
+
+
+def test_published_ports(helper: str, outside: Outside) -> None:
+    box = Sandbox(PidNamespace(), network.Userspace(helper=helper, publish={8080: 80}))
+    with box.spawn(["python3", "-c", SERVER], stdout=-1) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(3) == b"up\n"
+        with socket.create_connection(("127.0.0.1", 8080), 5) as sock:
+            assert sock.recv(9) == b"inside"
+        with pytest.raises(SetupError, match="in use"):
+            box.run(["true"])
+    assert until(lambda: not connects("127.0.0.1", 8080))
+    assert not [name for name in os.listdir("/tmp") if name.startswith("isolate-") and "api" in name]
+
+
+def test_it_ends_with_its_owner(helper: str, outside: Outside) -> None:
+    def program(begin: object, end: object) -> None:
+        Sandbox(PidNamespace(), network.Userspace(helper=helper)).run(["true"])
+        with Sandbox(PidNamespace(), network.Userspace(helper=helper)).spawn(["sleep", "60"]):
+            os.write(writing, b"1")
+            signal.pause()
+
+    reading, writing = os.pipe()
+    fence = Fence(program, asks=False)
+    assert os.read(reading, 1) == b"1"
+    os.kill(fence.pid, signal.SIGKILL)
+    outcome = fence.drive(grace=1.0)
+    os.close(reading)
+    os.close(writing)
+    assert outcome.gone is not None, outcome.left
+
+
+def test_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bad in ({"helper": "ssh"}, {"mtu": 1}, {"publish": {0: 1}}):
+        with pytest.raises(ValueError):
+            network.Userspace(**bad)  # type: ignore[arg-type]
+    with network.Network() as lan, pytest.raises(ConflictError, match="uplink='user'"):
+        Sandbox(network.Userspace(), network.Interface(lan))
+    with monkeypatch.context() as patch:
+        patch.setattr(way, "find", lambda *names: None)
+        with pytest.raises(UnsupportedError, match=r"not installed\n.*install the package"):
+            Sandbox(network.Userspace()).run(["true"])
+    with monkeypatch.context() as patch:
+        patch.setattr(way, "output", lambda *args: "slirp4netns version 0.3.9\n")
+        patch.setattr(way, "_known", {})
+        with pytest.raises(UnsupportedError, match="too old"):
+            Sandbox(network.Userspace(helper="slirp4netns")).run(["true"])
+
+
+def test_a_network_has_it_as_its_uplink(outside: Outside) -> None:
+    with outside.listen(80) as there:
+        there.settimeout(None)
+        serve(there)
+        with network.Network(uplink="user") as lan:
+            rules = network.Egress([f"{outside.address}:80"])
+            for egress in (None, rules):
+                box = Sandbox(PidNamespace(), network.Interface(lan, egress=egress))
+                places = [f"{outside.address}:80", f"{outside.address}:81"]
+                result = box.run(["python3", "-c", CLIENT, *places], text=True)
+                assert result.stdout.split() == ["outside", "no"], result.stderr
+            server = Sandbox(PidNamespace(), network.Interface(lan, publish={8080: 80}))
+            with server.spawn(["python3", "-c", SERVER], stdout=-1) as process:
+                assert process.stdout is not None
+                assert process.stdout.read(3) == b"up\n"
+                with socket.create_connection(("127.0.0.1", 8080), 5) as sock:
+                    assert sock.recv(9) == b"inside"
+        there.shutdown(socket.SHUT_RDWR)
+
+
+ORDINARY = f"""
+from isolate import *
+from isolate import network
+box = Sandbox(PidNamespace(), UserNamespace(), network.Userspace(helper={{helper!r}}))
+result = box.run(["python3", "-c", {CLIENT!r}, "192.0.2.9:80", "127.0.0.1:80"], text=True)
+assert result.stdout.split() == ["outside", "no"], (result.stdout, result.stderr)
+with network.Network(uplink="user") as lan:
+    box = Sandbox(PidNamespace(), UserNamespace(), network.Interface(lan))
+    result = box.run(["python3", "-c", {CLIENT!r}, "192.0.2.9:80", "127.0.0.1:80"], text=True)
+    assert result.stdout.split() == ["outside", "no"], (result.stdout, result.stderr)
+"""
+
+
+def test_an_ordinary_user(helper: str, outside: Outside, tmp_path: Path) -> None:
+    from isolate import Bind
+
+    with outside.listen(80) as there, MountNamespace():
+        there.settimeout(None)
+        serve(there)
+        # Here nobody but root may open it, which is not how it usually is.
+        device = tmp_path / "tun"
+        os.mknod(device, 0o020666, os.makedev(10, 200))
+        os.chmod(device, 0o666)
+        with Bind(str(device), "/dev/net/tun", read_only=False, dev=True):
+            as_ordinary_user(ORDINARY.format(helper=helper))
+        there.shutdown(socket.SHUT_RDWR)
