@@ -143,7 +143,7 @@ class Bench:
 
     def floor(self) -> None:
         """Inflate and hashes, nothing else."""
-        from isolate.images.extract.read import Pass
+        from isolate.images.unpack.read import Pass
 
         with self.packed.open("rb") as data:
             for _ in Pass(data.read, None, (1 << 40, 1, 1, 0)).source.rest():

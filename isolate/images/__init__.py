@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from isolate.images.errors import LayerError as LayerError
     from isolate.images.errors import RegistryError as RegistryError
     from isolate.images.errors import StoreError as StoreError
-    from isolate.images.extract.start import Extracted as Extracted
-    from isolate.images.extract.start import extract as extract
     from isolate.images.facts import Fact as Fact
     from isolate.images.facts import Facts as Facts
     from isolate.images.image import History as History
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
     from isolate.images.registry import Registry as Registry
     from isolate.images.root import ImageRoot as ImageRoot
     from isolate.images.store import Store as Store
+    from isolate.images.unpack.start import Extracted as Extracted
+    from isolate.images.unpack.start import extract as extract
     from isolate.images.upper import Upper as Upper
 
 # Where each name lives: one line a module.
@@ -41,7 +41,7 @@ _HOMES = {
     "collecting": "Collected",
     "config": "Config Health",
     "errors": "DigestError ImageError LayerError RegistryError StoreError",
-    "extract.start": "Extracted extract",
+    "unpack.start": "Extracted extract",
     "facts": "Fact Facts",
     "image": "History Image",
     "layer": "Layer",

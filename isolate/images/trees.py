@@ -18,8 +18,8 @@ from isolate.images.digests import digest_of, split
 from isolate.images.disk import doing, is_named, open_directory, read_small, rename_new, replace, syncfs, try_lock
 from isolate.images.documents import packing_of
 from isolate.images.errors import StoreError
-from isolate.images.extract.start import extract
 from isolate.images.facts import Facts
+from isolate.images.unpack.start import extract
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate.images.errors import LayerError
-from isolate.images.extract.start import Extracted, extract
+from isolate.images.unpack.start import Extracted, extract
 from tests.images.archives import Maker
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from isolate.images.extract.owners import Owners
-from isolate.images.extract.place import Placer
-from isolate.images.extract.read import Pass, unpack
+from isolate.images.unpack.owners import Owners
+from isolate.images.unpack.place import Placer
+from isolate.images.unpack.read import Pass, unpack
 from tests.images.archives import tree_of
 from tests.images.generated import Case, cases
 

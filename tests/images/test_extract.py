@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate.images.errors import DigestError, LayerError
-from isolate.images.extract.start import extract
+from isolate.images.unpack.start import extract
 from tests.images.archives import Maker
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ import pytest
 
 from isolate.images.bounds import Bounds
 from isolate.images.errors import LayerError
-from isolate.images.extract.owners import Owners
-from isolate.images.extract.place import Placer
-from isolate.images.extract.read import Pass, unpack
-from isolate.images.extract.start import extract
 from isolate.images.pack.start import remove
+from isolate.images.unpack.owners import Owners
+from isolate.images.unpack.place import Placer
+from isolate.images.unpack.read import Pass, unpack
+from isolate.images.unpack.start import extract
 from tests.images.archives import Maker, header, octal, padded, pax
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from isolate.images.errors import LayerError
-from isolate.images.extract.start import Extracted, extract
 from isolate.images.layer import Layer
 from isolate.images.pack.start import difference, remove, write_layer
+from isolate.images.unpack.start import Extracted, extract
 from tests.images.archives import tree_of
 
 if TYPE_CHECKING:

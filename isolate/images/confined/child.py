@@ -50,10 +50,10 @@ def main(arguments: list[str]) -> None:
 
 
 def _extract(options: dict[str, Any]) -> dict[str, Any]:
-    from isolate.images.extract.owners import Owners
-    from isolate.images.extract.place import Placer
-    from isolate.images.extract.read import Pass, reader, unpack
     from isolate.images.facts import Facts
+    from isolate.images.unpack.owners import Owners
+    from isolate.images.unpack.place import Placer
+    from isolate.images.unpack.read import Pass, reader, unpack
 
     placer = Placer(
         TARGET,

@@ -15,15 +15,15 @@ from isolate.images.archive import entry as kinds
 from isolate.images.archive.names import WHITEOUT, whiteout_of
 from isolate.images.archive.source import Source
 from isolate.images.errors import LayerError
-from isolate.images.extract.refusals import again, refused
 from isolate.images.facts import Fact
+from isolate.images.unpack.refusals import again, refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolate.images.archive.entry import Entry
-    from isolate.images.extract.below import Below
-    from isolate.images.extract.owners import Owners
+    from isolate.images.unpack.below import Below
+    from isolate.images.unpack.owners import Owners
 
 __all__ = ["OPAQUE_XATTR", "Placer"]
 
@@ -60,7 +60,7 @@ class Placer:
         self.most_entries, self.largest = limits[1], limits[2]
         self._below: Below | None = None
         if lower:
-            from isolate.images.extract.below import Below  # loaded late: the lowest layer of an image has none
+            from isolate.images.unpack.below import Below  # loaded late: the lowest layer of an image has none
 
             self._below = Below(lower, follow=follow)
         #: What stands at each path of this layer: a kind of entry, or one of the two above.

@@ -14,7 +14,7 @@ from isolate.images.errors import LayerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from isolate.images.extract.place import Placer
+    from isolate.images.unpack.place import Placer
 
 __all__ = ["Pass", "unpack"]
 
