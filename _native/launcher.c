@@ -808,7 +808,9 @@ static int64_t take_run(struct iso_machine *m)
 		SYS1(close, fd[i]);
 	}
 	/* Taken: whoever sent it waits for this, and gives it to another where it does not come. */
-	SYS6(sendto, socket, PTR("1"), 1, MSG_NOSIGNAL_, 0, 0);
+	r = SYS6(sendto, socket, PTR("1"), 1, MSG_NOSIGNAL_, 0, 0);
+	if (r < 0 && r != -EPIPE && r != -ECONNRESET)
+		return r; /* not said, so it must not be done: the run is another's by now */
 	SYS1(close, socket);
 	/* Down into the gaps: the program's limit of open files is in force before they are put where it wants them, and they
 	 * need no more room then than those of a sandbox that did not wait. */

@@ -563,7 +563,11 @@ static int was_lost(int32_t socket)
 	do
 		r = SYS5(ppoll, PTR(&fd), 1, PTR(&most), 0, 0);
 	while (r == -EINTR);
-	return r > 0 && SYS6(recvfrom, socket, PTR(&byte), 1, MSG_DONTWAIT, 0, 0) != 1;
+	if (r <= 0)
+		return 0;
+	/* Only the end without a byte says so; an error of our own leaves it to the launcher's record. */
+	r = SYS6(recvfrom, socket, PTR(&byte), 1, MSG_DONTWAIT, 0, 0);
+	return r == 0 || r == -ECONNRESET;
 }
 
 int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,
