@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from isolate.sandbox.process import TimeoutExpired as TimeoutExpired
     from isolate.sandbox.result import Result as Result
     from isolate.sandbox.result import Verdict as Verdict
+    from isolate.sandbox.surroundings import Surroundings as Surroundings
     from isolate.seccomp import Seccomp as Seccomp
     from isolate.thread import Change as Change
     from isolate.thread import Irreversible as Irreversible
@@ -99,6 +100,7 @@ _HOMES = {
     "attributes.privileges": "NoNewPrivs SessionKeyring SetIdFiles",
     "sandbox.process": "Process TimeoutExpired",
     "sandbox.result": "Result Verdict",
+    "sandbox.surroundings": "Surroundings",
     "attributes.rlimits": "Rlimits",
     "sandbox.box": "Sandbox",
     "attributes.scheduling": "Scheduling",

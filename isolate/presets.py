@@ -9,6 +9,7 @@ import resource
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from isolate.attributes.credentials import Credentials
 from isolate.attributes.rlimits import Rlimits
 from isolate.errors import SetupError
 from isolate.landlock.part import Landlock
@@ -24,6 +25,7 @@ from isolate.namespaces.part import (
     UtsNamespace,
 )
 from isolate.sandbox.box import Sandbox
+from isolate.sandbox.surroundings import Surroundings
 from isolate.seccomp import Seccomp
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 
     from isolate.cgroups import Limits
     from isolate.engine.plan import Part
+    from isolate.images.image import Image
+    from isolate.images.store import Store
+    from isolate.images.upper import Upper
     from isolate.mounts import Entry
 
 __all__ = ["NOBODY", "container", "untrusted"]
@@ -152,14 +157,15 @@ def _replaces(other: Part, part: Part) -> bool:
 
 
 def container(
-    root: str | os.PathLike[str],
+    root: str | os.PathLike[str] | Image,
     *entries: Entry,
-    writes: str = "discard",
+    writes: str | Upper = "discard",
     hostname: str = "container",
     extra: Iterable[Part] = (),
     beneath: str | os.PathLike[str] | None = None,
+    store: Store | None = None,
 ) -> Sandbox:
-    """A container on a root file system of its own, such as one that debootstrap made.
+    """A container on a root file system of its own, such as one that debootstrap made, or on an image of a store.
 
     ``writes`` to it go to memory and are forgotten (``"discard"``: an overlay of at most 256 MiB), are refused
     (``"deny"``: then what is mounted on must exist), or change it (``"keep"``). ``/proc``, ``/dev``, ``/tmp`` and
@@ -173,7 +179,17 @@ def container(
     With ``"keep"`` it leaves no files on the host that give rights to others; an image that needs set-user-ID programs
     is made with ``extra=[SetIdFiles()]``, below a directory that other users cannot enter. ``beneath`` is a directory
     that the root lies below and that a program may have written to (see :class:`Bind`).
+
+    ``root`` may be an :class:`isolate.images.Image` that is unpacked in ``store``. Its configuration holds then: the
+    user (an ordinary caller has one id inside, the user's), the variables, the working directory, entry point and
+    command (``box.run([])`` starts the image's own program, ``box.run(["--help"])`` gives its entry point these words;
+    see :class:`isolate.Surroundings`). ``writes`` may be an :class:`isolate.images.Upper`, which keeps them; there, and
+    with ``"deny"``, the image's volumes are empty and in memory, so that they are writable and in no layer.
     """
+    if not isinstance(root, (str, os.PathLike)):
+        return _of_image(root, store, entries, writes, hostname, extra)
+    if store is not None or not isinstance(writes, str):
+        raise TypeError("container: store, and an Upper to write to, go with an Image")
     if writes not in ("discard", "deny", "keep"):
         raise ValueError(f"writes must be 'discard', 'deny' or 'keep', not {writes!r}")
     if os.path.exists(root) and not os.path.isdir(root):
@@ -196,6 +212,53 @@ def container(
         CgroupNamespace(),
         NetNamespace(),
         Root(top, Proc(), Dev(), Tmpfs("/tmp"), Tmpfs("/run"), *entries),
+        _rlimits(),
+        Seccomp.default(),
+    ]
+    return Sandbox(*_with(parts, extra))
+
+
+def _of_image(
+    image: Image, store: Store | None, entries: tuple[Entry, ...], writes: str | Upper, hostname: str,
+    extra: Iterable[Part],
+) -> Sandbox:  # fmt: skip
+    from isolate.images.accounts import account  # loaded late: most containers are not of images
+    from isolate.images.image import Image as Kind  # loaded late: as above
+    from isolate.images.root import ImageRoot  # loaded late: as above
+
+    if not isinstance(image, Kind):
+        raise TypeError(f"container: root must be a directory's path or an Image, not {image!r}")
+    if store is None:
+        raise TypeError("container: an image needs the store that has its layers: container(image, store=store)")
+    if isinstance(writes, str) and writes not in ("discard", "deny"):
+        raise ValueError(f"writes to an image must be 'discard', 'deny' or an Upper, not {writes!r}")
+    who = account(image, store)
+    upper = None if isinstance(writes, str) else writes
+    top = ImageRoot(image, store=store, writable=upper, read_only=writes == "deny")
+    if is_host_root():
+        user = UserNamespace(map=store.trees.map or IdMap.unprivileged())
+    elif store.trees.map is not None:
+        user = UserNamespace(map=store.trees.map)
+    else:
+        user = UserNamespace(uid=who.uid, gid=who.gid)
+    places = {bytes(getattr(entry, "place", b"")) for entry in entries}
+    volumes = [] if writes == "discard" else [v for v in image.config.volumes or () if os.fsencode(v) not in places]
+    standing = [Tmpfs(path) for path in ("/tmp", "/run") if path.encode() not in places and path not in volumes]
+    config = image.config
+    env = config.environment
+    if "HOME" not in env:
+        env["HOME"] = who.home or "/"
+    parts: list[Part] = [
+        user,
+        Credentials(uid=who.uid, gid=who.gid, groups=who.groups if is_host_root() or store.trees.map else ()),
+        Surroundings(env=env, cwd=config.workdir or None, entrypoint=config.entrypoint or (), cmd=config.cmd or ()),
+        MountNamespace(),
+        PidNamespace(),
+        IpcNamespace(),
+        UtsNamespace(hostname=hostname),
+        CgroupNamespace(),
+        NetNamespace(),
+        Root(top, Proc(), Dev(), *standing, *(Tmpfs(volume) for volume in volumes), *entries),
         _rlimits(),
         Seccomp.default(),
     ]

@@ -122,6 +122,12 @@ class StoreError(IsolateError, OSError):
     ``errno`` is the kernel's where there is one, ``path`` where it happened, ``cause`` and ``remedy`` as elsewhere.
     """
 
+    errno: int | None
+    message: str
+    path: str | None
+    cause: str | None
+    remedy: str | None
+
     def __init__(
         self,
         message: str,

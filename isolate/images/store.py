@@ -287,10 +287,9 @@ class Store(Holding):
                     self._unpack(image, bounds, report, lease)
                 images.append(image)
             for one in found:
-                for text in (*one.names, *((name,) if name is not None else ())):
-                    reference = _whole_name(text) if text != name else Reference.parse(text)
-                    if reference is not None:
-                        self._opened.refs.set(tagged(reference), one.digest)
+                references = [own for text in one.names if (own := _whole_name(text)) is not None]
+                for reference in (*references, *((Reference.parse(name),) if name is not None else ())):
+                    self._opened.refs.set(tagged(reference), one.digest)
             return tuple(images)
 
     def _unpack(self, image: Image, bounds: Bounds | None, report: Reporter, lease: Lease) -> None:

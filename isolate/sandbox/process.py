@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal as signals
@@ -223,10 +224,8 @@ class Process:
         self._session.check_owner()
         if self.pidfd < 0:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             signals.pidfd_send_signal(self.pidfd, signal)
-        except ProcessLookupError:
-            pass
 
     def terminate(self) -> None:
         """SIGTERM to the program. It may ignore that; :meth:`kill` cannot be ignored."""

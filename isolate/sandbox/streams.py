@@ -14,6 +14,7 @@ from isolate.engine.tape import run_block
 from isolate.errors import SetupError
 from isolate.kernel.paths import PATH_MAX
 from isolate.sandbox.defaults import DEFAULT_PATH
+from isolate.sandbox.surroundings import Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -139,6 +140,13 @@ def _block(
     tty: bool,
     limits: tuple[float | None, float | None],
 ) -> Block:
+    given = tape.plan.context.find(Surroundings)
+    if given is not None:
+        args = args if isinstance(args, (str, bytes, os.PathLike)) else list(args) or given.cmd  # type: ignore[call-overload]
+        args = [*given.entrypoint, *([args] if isinstance(args, (str, bytes, os.PathLike)) else args)]
+        if env is None and given.env is not None:
+            env = {"PATH": DEFAULT_PATH, **dict(given.env)}
+        cwd = given.cwd if cwd is None else cwd
     argv = arguments(args)
     variables, path = environment(env)
     directory = argument("." if cwd is None else cwd, "cwd")
