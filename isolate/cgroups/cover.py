@@ -71,7 +71,7 @@ def liftable(context: Context) -> str:
         return ""
     if user is not None and user.nested:
         return "it may make user namespaces, and mount the cgroup file system in one"
-    filters = [part for part in context.parts if hasattr(part, "simulate")]
-    if filters and all(part.simulate("unshare", CLONE_NEWUSER).makes_call for part in filters):
+    simulators = [simulate for part in context.parts if (simulate := getattr(part, "simulate", None)) is not None]
+    if simulators and all(simulate("unshare", CLONE_NEWUSER).makes_call for simulate in simulators):
         return "its filter allows user namespaces, in which it can mount the cgroup file system"
     return ""

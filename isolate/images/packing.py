@@ -53,7 +53,7 @@ def _packer(compression: str) -> Any:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         try:
-            from backports import zstd
+            from backports import zstd  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ImageError(
                 "layer", "zstd needs Python 3.14 or the package backports.zstd (isolate-linux[images])"

@@ -103,8 +103,8 @@ class Root(Irreversible):
 
     def leaves_files(self) -> bool:
         """Whether an entry lets the program change files of the host, which are there afterwards."""
-        tell = [entry.writes_to for entry in self.entries if hasattr(entry, "writes_to")]
-        return any(True for each in tell for _ in each())
+        tell = [getattr(entry, "writes_to", None) for entry in self.entries]
+        return any(True for each in tell if each is not None for _ in each())
 
     def brings(self) -> Iterator[Part]:
         """A mount namespace, and what the entries need."""

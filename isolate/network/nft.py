@@ -94,7 +94,9 @@ def _type(fields: tuple[Field, ...]) -> int:
 
 
 def _size(fields: tuple[Field, ...]) -> int:
-    return sum(field.size + -field.size % 4 for field in fields) if len(fields) > 1 else fields[0].size
+    if len(fields) == 1:
+        return fields[0].size
+    return sum(field.size + -field.size % 4 for field in fields)
 
 
 class Chain(NamedTuple):

@@ -160,7 +160,8 @@ def _writes_host_files(parts: tuple[Part, ...]) -> bool:
 
     Not so without a root of its own and without Landlock: such a program is the caller, with all of the caller's files.
     """
-    return any(part.leaves_files() for part in parts if hasattr(part, "leaves_files"))
+    tell = [getattr(part, "leaves_files", None) for part in parts]
+    return any(each() for each in tell if each is not None)
 
 
 def _sets_file_capabilities(part: Capabilities) -> bool:

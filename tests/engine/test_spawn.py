@@ -345,7 +345,7 @@ def test_memfds_without_execution(scope: int) -> None:
         pytest.skip("no vm.memfd_noexec: Linux 6.3")
     script = (
         f"open('/proc/sys/vm/memfd_noexec', 'w').write('{scope}')\n"
-        "import isolate\nfrom isolate import native\n"
+        "import isolate\nfrom isolate.engine import native\n"
         "r = isolate.Sandbox(isolate.PidNamespace()).run(['echo', 'fine'])\n"
         "import os\nname = '/proc/self/fd/%d' % native.launcher_fd()\n"
         "print(r.stdout.decode().strip(), 'memfd:' in os.readlink(name))\n"

@@ -50,7 +50,7 @@ def _plain(data: bytes, read: Callable[[], bytes]) -> Iterator[bytes]:
 def _inflate() -> tuple[Any, Any]:
     """The fastest inflate that is installed: isal takes half of zlib's time."""
     try:
-        from isal import isal_zlib
+        from isal import isal_zlib  # pyright: ignore[reportMissingImports]
     except ImportError:
         return zlib, zlib.error
     return isal_zlib, isal_zlib.error
