@@ -32,7 +32,7 @@ _NEWNEIGH, _DELNEIGH, _SETNEIGHTBL = 28, 29, 67
 _NDTA_NAME, _NDTA_PARMS, _NDTPA_IFINDEX, _NDTPA_PROXY_DELAY = 1, 6, 1, 13
 _PROXY = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_NODAD, _NOPREFIXROUTE = 0x02, 0x200
+_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _NDA_DST, _NDA_LLADDR = 1, 2
 _MAIN, _BOOT, _STATIC, _UNICAST, _BLACKHOLE = 254, 3, 4, 1, 6
@@ -47,15 +47,19 @@ def _family(value: Address | Net | Interface) -> int:
     return 2 if value.version == 4 else 10
 
 
-def add(index: int, interface: Interface, *, prefix_route: bool = True) -> Message:
+def add(index: int, interface: Interface) -> Message:
     """Give a device an address. An IPv6 address is used at once: whoever gives it out knows that it is the only one."""
-    packed = interface.ip.packed
-    flags = (_NODAD if interface.version == 6 else 0) | (0 if prefix_route else _NOPREFIXROUTE)
-    body = _IFADDR.pack(_family(interface), interface.network.prefixlen, 0, 0, index)
+    return given(index, interface.ip, interface.network.prefixlen)
+
+
+def given(index: int, own: Address, length: int) -> Message:
+    """The same, of an address and the length of its prefix."""
+    packed = own.packed
+    body = _IFADDR.pack(_family(own), length, 0, 0, index)
     body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
-    if flags:
-        body += attribute(_IFA_FLAGS, flags)
-    return Message(_NEWADDR, CREATE | EXCLUSIVE, body, f"give the device {index} the address {interface}")
+    if own.version == 6:
+        body += attribute(_IFA_FLAGS, _NODAD)
+    return Message(_NEWADDR, CREATE | EXCLUSIVE, body, f"give the device {index} the address {own}/{length}")
 
 
 def route(to: Net | None, *, index: int, via: Address | None = None, version: int = 4) -> Message:

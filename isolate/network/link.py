@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,6 +32,7 @@ _INET = 2
 _INET_CONF = 1
 FORWARDING, ROUTE_LOCALNET = 1, 26  # IPV4_DEVCONF_…
 _UP = 1
+_SIOCGIFINDEX = 0x8933
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
 
 #: Names of devices have at most so many bytes (IFNAMSIZ less its NUL).
@@ -206,6 +208,15 @@ def named(sock: Socket, link: int | str) -> Link:
     """
     (answer,) = (a for a in sock.ask(_get(link)) if a.kind == _NEWLINK)
     return _link(answer.body)[0]
+
+
+def index_of(sock: Socket, name: str) -> int:
+    """The index of a device.
+
+    :raises OSError: ENODEV.
+    """
+    answer = fcntl.ioctl(sock.fileno(), _SIOCGIFINDEX, struct.pack("=16si20x", name.encode(), 0))
+    return int(struct.unpack_from("=16si", answer)[1])
 
 
 def peer_of(sock: Socket, link: int) -> int:

@@ -45,8 +45,8 @@ class Field(NamedTuple):
 
 
 # As `nft` numbers them (include/datatype.h), so that `nft list` shows what is there.
-IPV4, IPV6, MAC, PROTOCOL, PORT, NAME, VERDICT = (
-    Field(7, 4), Field(8, 16), Field(9, 6), Field(12, 1), Field(13, 2), Field(41, 16), Field(1, 16),
+IPV4, IPV6, MAC, PROTOCOL, PORT, INDEX, NAME = (
+    Field(7, 4), Field(8, 16), Field(9, 6), Field(12, 1), Field(13, 2), Field(20, 4), Field(41, 16),
 )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ class Table:
             flags |= _CONCATENATED
             fields = b"".join(nested(1, attribute(1, _be(field.size))) for field in wanted.key)
             parts.append(nested(9, nested(2, fields)))  # NFTA_SET_DESC: NFTA_SET_DESC_CONCAT
-        if wanted.key == (NAME,):
+        if wanted.key in ((NAME,), (INDEX,)):
             # For `nft list`, which cannot know otherwise: the bytes are in the machine's order.
             parts.append(attribute(13, struct.pack("=BBI", 0, 4, 1)))  # NFTNL_UDATA_SET_KEYBYTEORDER
         parts += [attribute(3, _be(flags)), attribute(10, _be(self._ids))]
@@ -196,8 +196,8 @@ def _number(kind: int, value: int) -> bytes:
 
 
 def meta(key: str, register: int = REGISTER) -> bytes:
-    """Something about the packet: ``protocol``, ``mark``, ``iifname``, ``oifname``, ``nfproto``, ``l4proto``."""
-    keys = {"protocol": 1, "mark": 3, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
+    """Something about the packet: ``protocol``, ``mark``, ``iif``, ``iifname``, ``oifname``, ``nfproto``, ``l4proto``."""
+    keys = {"protocol": 1, "mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
     return _expression("meta", _number(1, register), _number(2, keys[key]))
 
 

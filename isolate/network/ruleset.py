@@ -60,16 +60,16 @@ def _bridge() -> list[Message]:
     """What may come in at a port of the bridge: nothing but ARP, IPv4 and IPv6, with the port's own addresses."""
     table = BRIDGE
     accept = nft.verdict(nft.ACCEPT)
-    name = nft.meta("iifname")
-    sender = nft.payload("network", 14, 4, _R + 4)  # ARP: the sender's address
+    port_in = nft.meta("iif")
+    sender = nft.payload("network", 14, 4, _R + 1)  # ARP: the sender's address
     link_local = [source(6), nft.masked(b"\xff\xc0" + bytes(14)), nft.compare(b"\xfe\x80" + bytes(14))]
     return [
         table.create(),
-        *(table.set(Set(f"members{v}", (nft.NAME, ADDRESS[v]))) for v in (4, 6)),
+        *(table.set(Set(f"members{v}", (nft.INDEX, ADDRESS[v]))) for v in (4, 6)),
         table.chain(Chain("prerouting", nft.PREROUTING, policy=nft.DROP)),
-        table.rule("prerouting", *_ethernet("ip"), name, source(4, _R + 4), nft.lookup("members4"), accept),
-        table.rule("prerouting", *_ethernet("ip6"), name, source(6, _R + 4), nft.lookup("members6"), accept),
-        table.rule("prerouting", *_ethernet("arp"), name, sender, nft.lookup("members4"), accept),
+        table.rule("prerouting", *_ethernet("ip"), port_in, source(4, _R + 1), nft.lookup("members4"), accept),
+        table.rule("prerouting", *_ethernet("ip6"), port_in, source(6, _R + 1), nft.lookup("members6"), accept),
+        table.rule("prerouting", *_ethernet("arp"), port_in, sender, nft.lookup("members4"), accept),
         # Neighbour discovery: by link-local addresses, and by none at all while an address is looked for.
         table.rule("prerouting", *_ethernet("ip6"), *link_local, accept),
         table.rule("prerouting", *_ethernet("ip6"), source(6), nft.compare(bytes(16)), accept),
@@ -80,13 +80,13 @@ def base(*, out: bool) -> list[Message]:
     """The tables of a new switch. ``out``: members whose egress is not limited may use the uplink."""
     table = SWITCH
     accept, drop = nft.verdict(nft.ACCEPT), nft.verdict(nft.DROP)
-    limited = [nft.meta("iifname"), nft.lookup("limited")]
+    limited = [nft.meta("iif"), nft.lookup("limited")]
     key = (nft.IPV4, nft.IPV4)
     messages = [
         *_bridge(),
         table.create(),
-        table.set(Set("limited", (nft.NAME,))),
-        table.set(Set("members4", (nft.NAME, nft.IPV4))),
+        table.set(Set("limited", (nft.INDEX,))),
+        table.set(Set("members4", (nft.INDEX, nft.IPV4))),
         table.set(Set("reach", key, interval=True)),
         table.set(Set("reach_ports", (*key, nft.PROTOCOL, nft.PORT), interval=True)),
         table.set(Set("published", (nft.PROTOCOL, nft.PORT), (nft.IPV4, nft.PORT))),
@@ -98,7 +98,7 @@ def base(*, out: bool) -> list[Message]:
         # A port of its own: only with its own address, and IPv4 alone.
         table.rule("spoofed", *limited, *nft.family(6), drop),
         table.rule(
-            "spoofed", *limited, *nft.family(4), nft.meta("iifname"), source(4, _R + 4),
+            "spoofed", *limited, *nft.family(4), nft.meta("iif"), source(4, _R + 1),
             nft.lookup("members4", inverted=True), drop,
         ),
         table.rule("input", *nft.established(), accept),
@@ -133,9 +133,9 @@ def base(*, out: bool) -> list[Message]:
     return messages
 
 
-def admitted(device: str, addresses: Iterable[Address], *, limited: bool, remove: bool = False) -> list[Message]:
+def admitted(index: int, addresses: Iterable[Address], *, limited: bool, remove: bool = False) -> list[Message]:
     """A port of the switch may send with these addresses, or no longer."""
-    name = nft.ifname(device)
+    name = struct.pack("=I", index)
     messages = []
     for version in (4, 6):
         own = [Element((name, a.packed)) for a in addresses if a.version == version]

@@ -131,9 +131,9 @@ class Switch:
                 )  # fmt: skip
                 self.route.batch([wire, *self._own_port(plug)])
                 self.shape(plug)
-                admitted = ruleset.admitted(plug.port, plug.addresses, limited=plug.limited)
+                admitted = ruleset.admitted(plug.index, plug.addresses, limited=plug.limited)
                 self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
-            index = link.named(inside, plug.device).index
+            index = link.index_of(inside, plug.device)
             inside.batch(self._inside(plug, index))
         except BaseException:
             self.unplug(plug)
@@ -173,10 +173,8 @@ class Switch:
     def _inside(self, plug: Plug, index: int) -> list[Message]:
         messages = []
         for own in plug.addresses:
-            length = self.subnets[own.version].prefixlen
-            if plug.limited:
-                length = own.max_prefixlen
-            messages.append(address.add(index, ipaddress.ip_interface((own, length))))
+            length = own.max_prefixlen if plug.limited else self.subnets[own.version].prefixlen
+            messages.append(address.given(index, own, length))
         messages.append(link.change(index, up=True, step=f"set {plug.device} up"))
         for own in plug.addresses:
             gateway = self.gateways[own.version]
@@ -204,7 +202,7 @@ class Switch:
             if plug.limited:
                 messages += [address.proxy(_BRIDGE, own, remove=True) for own in plug.addresses if own.version == 4]
             self.route.tried(messages)
-            admitted = ruleset.admitted(plug.port, plug.addresses, limited=plug.limited, remove=True)
+            admitted = ruleset.admitted(plug.index, plug.addresses, limited=plug.limited, remove=True)
             for message in [*admitted, *rules]:  # each by itself: some may never have been put in
                 try:
                     self.filters.transaction(nft.SUBSYSTEM, [message])
