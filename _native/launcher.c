@@ -662,6 +662,8 @@ static uint64_t cpu_clock(int64_t pid)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+#define ALONE (-2) /* in place of a payload's pid: there is none, and init stays until it is killed */
+
 static void init_loop(struct iso_machine *m, int64_t payload) __attribute__((noreturn));
 static void init_loop(struct iso_machine *m, int64_t payload)
 {
@@ -669,7 +671,7 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 	uint8_t info[128];
 	for (;;) {
 		int32_t status = 0;
-		const uint64_t used = cpu_clock(payload); /* once it is reaped nobody can say */
+		const uint64_t used = payload == ALONE ? 0 : cpu_clock(payload); /* once it is reaped nobody can say */
 		int64_t pid = SYS4(wait4, -1, PTR(&status), 1 /* WNOHANG */, 0);
 		if (pid == payload) {
 			m->shared->ended_ns = now();
@@ -694,12 +696,12 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 			}
 			exit_now(0);
 		}
-		if (pid == -ECHILD)
+		if (pid == -ECHILD && payload != ALONE)
 			exit_now(0); /* the payload can only be gone unseen if somebody has reaped for us */
-		if (pid != 0)
+		if (pid != 0 && pid != -ECHILD)
 			continue;
 		int64_t signal = SYS4(rt_sigtimedwait, PTR(&all), PTR(info), 0, 8);
-		if (signal > 0 && signal != SIGCHLD_)
+		if (signal > 0 && signal != SIGCHLD_ && payload != ALONE)
 			SYS2(kill, payload, signal);
 	}
 }
@@ -831,6 +833,36 @@ static int64_t take_run(struct iso_machine *m)
 	return 0;
 }
 
+/* The program runs, or there is none to run: keep what init needs, tell it where that is wanted, and stay. */
+static void settle(struct iso_machine *m, int64_t payload, int32_t pidfd) __attribute__((noreturn));
+static void settle(struct iso_machine *m, int64_t payload, int32_t pidfd)
+{
+	struct iso_shared *shared = m->shared;
+	const int tell = (m->run->flags & ISO_RUN_STARTED) != 0;
+	shared->complete = ISO_COMPLETE_STARTED;
+	/* While we have the right to. */
+	const int64_t known = tell ? send_pid(payload == ALONE ? SYS0(getpid) : payload) : 0;
+	int64_t r = iso_machine_run(m, ISO_AFTER);
+	if (r < 0) {
+		fail(shared, ISO_STAGE_OPS, m->failed_op, r);
+		exit_now(1);
+	}
+	if (tell)
+		send_started(pidfd, known < 0 && !(m->header->flags & ISO_TAPE_PIDNS) ? payload : 0);
+	/* Of ourselves, and of the children reaped so far: the second process. */
+	for (int who = 0 /* RUSAGE_SELF */; who >= -1 /* RUSAGE_CHILDREN */; who--) {
+		struct rusage own;
+		if (SYS2(getrusage, who, PTR(&own)) == 0) {
+			shared->own_ns[0] += nanoseconds(&own.ru_utime);
+			shared->own_ns[1] += nanoseconds(&own.ru_stime);
+		}
+	}
+	if (m->exec_fd > 0)
+		SYS3(close_range, 0, m->exec_fd - 1, 0);
+	SYS3(close_range, m->exec_fd + 1, ~0u, 0);
+	init_loop(m, payload);
+}
+
 /* Tell that we run. The kernel kills who is born into a group by CLONE_INTO_CGROUP if that group and the parent's were
  * not killed (cgroup.kill) as often as one another: Linux 6.16 and later compare the counts. `group` is then -1 or, the
  * second time, the file by which we go there ourselves. */
@@ -888,6 +920,9 @@ static void run_init(struct iso_machine *m, int32_t group)
 		run_payload(m);
 	}
 
+	if (m->run->flags & ISO_RUN_ALONE)
+		settle(m, ALONE, (int32_t)SYS2(pidfd_open, SYS0(getpid), 0));
+
 	int32_t pidfd = -1;
 	const int tell = (m->run->flags & ISO_RUN_STARTED) != 0;
 	/* CLONE_VFORK: we go on when the program has been executed or has died, which is the moment to know which. */
@@ -910,28 +945,7 @@ static void run_init(struct iso_machine *m, int32_t group)
 		fail(shared, ISO_STAGE_DEATH, ISO_OP_NONE, -ESRCH); /* somebody killed it on its way */
 	if (shared->failed)
 		exit_now(1);
-	shared->complete = ISO_COMPLETE_STARTED;
-	/* While we have the right to. */
-	const int64_t known = tell ? send_pid(payload) : 0;
-	r = iso_machine_run(m, ISO_AFTER);
-	if (r < 0) {
-		fail(shared, ISO_STAGE_OPS, m->failed_op, r);
-		exit_now(1);
-	}
-	if (tell)
-		send_started(pidfd, known < 0 && !(m->header->flags & ISO_TAPE_PIDNS) ? payload : 0);
-	/* Of ourselves, and of the children reaped so far: the second process. */
-	for (int who = 0 /* RUSAGE_SELF */; who >= -1 /* RUSAGE_CHILDREN */; who--) {
-		struct rusage own;
-		if (SYS2(getrusage, who, PTR(&own)) == 0) {
-			shared->own_ns[0] += nanoseconds(&own.ru_utime);
-			shared->own_ns[1] += nanoseconds(&own.ru_stime);
-		}
-	}
-	if (m->exec_fd > 0)
-		SYS3(close_range, 0, m->exec_fd - 1, 0);
-	SYS3(close_range, m->exec_fd + 1, ~0u, 0);
-	init_loop(m, payload);
+	settle(m, payload, tell ? pidfd : -1);
 }
 
 /* ---- supervisor ----------------------------------------------------------------------------------------- */

@@ -145,6 +145,7 @@ struct iso_header {
 #define ISO_RUN_MAGIC 0x4e5552u
 #define ISO_RUN_STARTED 1 /* tell when the program runs, with a pidfd */
 #define ISO_RUN_TTY 2     /* descriptor 0 becomes the controlling terminal */
+#define ISO_RUN_ALONE 4   /* no program: init stays, reaps, and is what is told as started */
 
 
 struct iso_fd {

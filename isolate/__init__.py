@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from isolate.sandbox.attach import Attached as Attached
     from isolate.sandbox.attach import attach as attach
     from isolate.sandbox.box import Sandbox as Sandbox
+    from isolate.sandbox.containers.container import Container as Container
     from isolate.sandbox.pool import Pool as Pool
     from isolate.sandbox.process import Process as Process
     from isolate.sandbox.process import TimeoutExpired as TimeoutExpired
@@ -103,6 +104,7 @@ _HOMES = {
     "sandbox.surroundings": "Surroundings",
     "attributes.rlimits": "Rlimits",
     "sandbox.box": "Sandbox",
+    "sandbox.containers.container": "Container",
     "attributes.scheduling": "Scheduling",
     "seccomp": "Seccomp",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -166,6 +167,19 @@ class Cgroup:
         if not self.directories:
             raise ValueError(f"{self!r}: it has to be made first, by create() or with")
         return self.directories
+
+    @classmethod
+    def view(cls, directories: Mapping[str, str], limits: Limits) -> Self:
+        """A group that somebody else has made and keeps: for its counters and limits, not for its life."""
+        group = cls(limits)
+        group.directories = dict(directories)
+        with contextlib.suppress(UnsupportedError):  # a limit that this host cannot hold was refused when it was made
+            for setting in group._settings(dataclasses.replace(limits, devices=None)).files:
+                home = home_of(discover(), setting.controller)
+                directory = group.directories.get(home.key) if home is not None else None
+                if directory is not None:
+                    group._written[directory, _key(setting)] = setting
+        return group
 
     # ---- limits ------------------------------------------------------------------------------------------------
 

@@ -403,6 +403,33 @@ def report_steps(spot: Place, directory: Register, group: RunGroup) -> Iterator[
         yield Step(Phase.REPORT, f"read the counters of {spot.hierarchy.key}", (*ops, done))
 
 
+#: What tells that a limit was reached, by the version of the hierarchy.
+_TELLING: Final = {2: ("memory.events", "pids.events"), 1: ("memory.oom_control", "pids.events")}
+
+
+def counter_steps(key: str, directory: str, phase: Phase, buffers: dict[tuple[int, str], Buffer]) -> Iterator[Step]:
+    """Read what a group that exists has counted of limits that were reached."""
+    version = 2 if key == "v2" else 1
+    ops: list[Op] = []
+    for file in _TELLING[version]:
+        if version == 1 and file.partition(".")[0] not in key.split(","):
+            continue
+        room = dict(stats.V2_FILES if version == 2 else stats.V1_FILES)[file]
+        buffers[version, file] = buffer = Buffer(room, file, report=True)
+        fd, after = Register(file), Label()
+        path = os.fsencode(os.path.join(directory, file))
+        ops += [
+            call(
+                "openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=fd, errors=_GONE, policy="jump", label=after
+            ),
+            call("read", fd, buffer, room - 1, errors=(errno.EOPNOTSUPP, errno.ENODEV, errno.EIO)),
+            call("close", fd),
+            after,
+        ]  # fmt: skip
+    if ops:
+        yield Step(phase, f"read the counters of {key}", tuple(ops))
+
+
 def _real_time(spot: Place, group: Register, limits: Limits) -> Iterator[Step]:
     """A fresh v1 group has no time for real-time programs, and the kernel refuses them in it (sched-rt-group.rst).
 

@@ -101,6 +101,8 @@ class Session:
         self.tape: Tape = tape
         self.run: bytes = run  # for the diagnosis of an error
         self.owner: int = native.owner()
+        #: The pid namespace (its inode) that a further program has joined: its PID 1 inherits what init leaves.
+        self.joined: int | None = None
         #: A kill has been asked for.
         self.let_go: bool = False
         self.started: bool = False
@@ -184,6 +186,19 @@ class Session:
             started=False, tty=False, later=_FREE + len(slots),
         )  # fmt: skip
         return cls(tape, run, [_DEVNULL] * 3, slots, later=True)
+
+    @classmethod
+    def alone(cls, tape: Tape) -> Session:
+        """A sandbox without a program: its init stays until it is killed, and is what is told as the program.
+
+        :raises SetupError: the launcher could not be started.
+        """
+        slots = tape.plan.context.slots
+        run = run_block(
+            [b"init"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + len(slots), started=True, tty=False,
+            alone=True,
+        )  # fmt: skip
+        return cls(tape, run, [_DEVNULL] * 3, slots)
 
     def hand_over(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> bool:
         """Say what program it is; False if it has gone, and nothing has happened.

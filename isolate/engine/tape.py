@@ -392,10 +392,11 @@ def run_block(
     later: int = 0,
     timeout: float | None = None,
     cpu_time: float | None = None,
+    alone: bool = False,
 ) -> bytes:
     """The block behind a tape: one program's arguments. ``fds`` are (slot, number inside), numbers ascending.
     ``later`` is the slot of a socket by which the block that holds will come. ``timeout`` and ``cpu_time`` are seconds
-    after which the launcher kills everything."""
+    after which the launcher kills everything. ``alone``: there is no program, init stays until it is killed."""
     strings = bytearray()
     at = RUN.size
     argv_at = at + (-at % 8)
@@ -413,6 +414,7 @@ def run_block(
     env_offsets = [place(e) for e in env]
     program_at, path_at, cwd_at = place(program), place(path), place(cwd)
     flags = (lib.ISO_RUN_STARTED if started else 0) | (lib.ISO_RUN_TTY if tty else 0)
+    flags |= lib.ISO_RUN_ALONE if alone else 0
     size = base + len(strings)
     head = RUN.pack(
         lib.ISO_RUN_MAGIC, size, flags, len(argv), argv_at, len(env), env_at, program_at, path_at, cwd_at,

@@ -29,7 +29,7 @@ from isolate.namespaces.part import MountNamespace
 from isolate.thread.entering import Irreversible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from isolate.engine.plan import Context
 
@@ -100,6 +100,48 @@ class Root(Irreversible):
         own = Root()
         names = [name for name in ("size", "inodes", "mode", "read_only") if getattr(self, name) != getattr(own, name)]
         return f"Root({', '.join([*map(repr, self.entries), *(f'{n}={getattr(self, n)!r}' for n in names)])})"
+
+    def _changed(self, entries: Iterable[Entry]) -> Root:
+        return Root(*entries, **{name: getattr(self, name) for name in ("size", "inodes", "mode", "read_only")})
+
+    def __add__(self, other: Entry | Iterable[Entry]) -> Root:
+        """With more entries, behind these."""
+        more = (other,) if isinstance(other, (Entry, type)) else tuple(other)
+        return self._changed((*self.entries, *more))
+
+    def replace(self, *entries: Entry) -> Root:
+        """With these entries where those of the same kind at the same place are; others are added behind.
+
+        The place is the target; what has none is replaced by its kind alone.
+        """
+        found = list(self.entries)
+        for entry in entries:
+            same = [
+                i for i, other in enumerate(found)
+                if type(other) is type(entry) and getattr(other, "place", None) == getattr(entry, "place", None)
+            ]  # fmt: skip
+            if same:
+                found[same[-1]] = entry
+            else:
+                found.append(entry)
+        return self._changed(found)
+
+    def without(self, *kinds: type[Entry] | str | bytes | os.PathLike[str]) -> Root:
+        """Without the entries of these kinds, or at these places: ``without(Tmpfs)``, ``without("/tmp")``.
+
+        :raises ValueError: there is none.
+        """
+        found = list(self.entries)
+        for kind in kinds:
+            if isinstance(kind, type):
+                kept = [entry for entry in found if not isinstance(entry, kind)]
+            else:
+                kept = [entry for entry in found if getattr(entry, "place", None) != os.fsencode(kind)]
+            if len(kept) == len(found):
+                name = kind.__name__ if isinstance(kind, type) else repr(os.fsdecode(kind))
+                raise ValueError(f"without: there is no entry {name} in this root")
+            found = kept
+        return self._changed(found)
 
     def leaves_files(self) -> bool:
         """Whether an entry lets the program change files of the host, which are there afterwards."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isolate.engine.plan import Part, Phase, Plan
 from isolate.errors import UnsupportedError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
+    from isolate.mounts import Entry
+    from isolate.sandbox.containers.container import Container
 
 
 __all__ = ["Sandbox"]
@@ -39,22 +41,43 @@ class Sandbox(Verbs, Reversible):
     :raises ConflictError: for the same part twice, or parts that contradict one another.
     """
 
-    __slots__ = ("_lock", "_plans", "_tapes", "parts")
+    __slots__ = ("_container", "_lock", "_plans", "_tapes", "parts")
 
     def __init__(self, *parts: Part) -> None:
         self.parts: tuple[Part, ...] = parts
         self._plans: dict[tuple[int, int], Plan] = {}
         self._tapes: dict[tuple[int, int], Tape] = {}
         self._lock = threading.Lock()
+        self._container: Sandbox | None = None  # with the steps that a container has besides, once one was opened
         with contextlib.suppress(UnsupportedError):  # said by whatever starts it: to explain it, nothing is needed
             self._plan()  # refuses what can be refused without running anything
 
-    def __add__(self, other: Part | Sandbox | Iterable[Part]) -> Sandbox:
-        if isinstance(other, Sandbox):
-            return Sandbox(*self.parts, *other.parts)
-        if isinstance(other, Part):
-            return Sandbox(*self.parts, other)
-        return Sandbox(*self.parts, *other)
+    def __add__(self, other: Part | Entry | Sandbox | Iterable[Part | Entry]) -> Sandbox:
+        """With more parts; entries of a root go to the end of its :class:`~isolate.Root`.
+
+        :raises ConflictError: a part of a kind that is here: :meth:`replace` puts it in its place.
+        """
+        from isolate.sandbox.editing import added
+
+        return Sandbox(*added(self.parts, other))
+
+    def replace(self, *parts: Part) -> Sandbox:
+        """With these parts in the place of those of the same kind; those of a kind that is not here are added.
+
+        Of a kind that may be there several times (:class:`~isolate.Seccomp`) all give way to the new ones.
+        """
+        from isolate.sandbox.editing import replaced
+
+        return Sandbox(*replaced(self.parts, parts))
+
+    def without(self, *kinds: type[Any]) -> Sandbox:
+        """Without the parts of these kinds; its :class:`~isolate.Root` without entries of a kind of entry.
+
+        :raises ValueError: there is nothing of that kind here.
+        """
+        from isolate.sandbox.editing import left
+
+        return Sandbox(*left(self.parts, kinds))
 
     def __repr__(self) -> str:
         return f"Sandbox({', '.join(map(repr, self.parts))})"
@@ -149,6 +172,24 @@ class Sandbox(Verbs, Reversible):
         from isolate.sandbox.check import check
 
         check(_Checked(*self.parts))
+
+    # ---- without a program -------------------------------------------------------------------------------------
+
+    def open(self) -> Container:
+        """Set the sandbox up without a program: a :class:`~isolate.Container`, in which commands are run until its end.
+
+        .. code-block:: python
+
+            with box.open() as c:
+                c.run(["make"]).check()
+                c.run(["make", "test"], timeout=60)
+
+        :raises ConflictError: there is no pid namespace of its own, with which all inside ends.
+        :raises SetupError: a part is not in force; nothing is left of it.
+        """
+        from isolate.sandbox.containers.container import open_container
+
+        return open_container(self)
 
     # ---- on this thread ----------------------------------------------------------------------------------------
 

@@ -72,8 +72,6 @@ class Process:
         self._lock = threading.RLock()  # a signal handler may call while its own thread is inside
         self._args = args
         self._pid = session.program_pid
-        #: The pid namespace (its inode) that a further program has joined: its PID 1 inherits what init leaves.
-        self._joined: int | None = None
         self.args: tuple[bytes, ...] = args
         #: Our ends of the pipes, as unbuffered binary files; None where there is no pipe.
         self.stdin: Stream | None
@@ -177,7 +175,7 @@ class Process:
 
         What has left the program's session is not found; it ends with the sandbox.
         """
-        joined, self._joined = self._joined, None
+        joined, self._session.joined = self._session.joined, None
         end = self._session.end
         if joined is None or end is None or end.complete & lib.ISO_COMPLETE_STATUS:
             return
@@ -274,7 +272,7 @@ class Process:
             box, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd,
             patience=_PATIENCE,
         )  # fmt: skip
-        further._joined = joined
+        further._session.joined = joined
         return further
 
     # ---- life --------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Containers: sandboxes that stay, with or without a program of their own."""

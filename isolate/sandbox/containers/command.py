@@ -1,0 +1,161 @@
+"""A command in a container: the steps of a start, with "make" become "join".
+
+The launcher of a command stays outside. Its child is born in the container's groups and pid namespace, joins the other
+namespaces by the descriptors that the container's init has handed over, and becomes, by the very steps of the
+sandbox's own programs, who those would be. What of this is inside is not dumpable at any instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from isolate.cgroups import stats
+from isolate.cgroups.part import SHARED, Outcome, RunGroup, counter_steps, joined_steps
+from isolate.cgroups.stats import Stats, verdict
+from isolate.engine.plan import Buffer, Context, Phase, Plan, Section, Step, call
+from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWUSER, NOTHING, PR_SET_PDEATHSIG, Constant
+from isolate.mounts.dev_null import from_outside
+from isolate.sandbox.defaults import Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from isolate.engine.plan import Lent, Part
+
+__all__ = ["CommandGroup", "CommandPlan"]
+
+_NAMES = {
+    0x00020000: "CLONE_NEWNS", 0x04000000: "CLONE_NEWUTS", 0x08000000: "CLONE_NEWIPC", 0x10000000: "CLONE_NEWUSER",
+    0x20000000: "CLONE_NEWPID", 0x40000000: "CLONE_NEWNET", 0x02000000: "CLONE_NEWCGROUP", 0x00000080: "CLONE_NEWTIME",
+}  # fmt: skip
+_HINTS = {
+    errno.EPERM: "joining a container needs the rights that made it",
+    errno.ENOMEM: "the container has ended: nothing can be born in its pid namespace any more",
+}
+_KEPT = (Phase.SYNC, Phase.IDENTITY, Phase.HARDEN)
+
+
+class CommandPlan(Plan):
+    """The plan of every command that is started in one container with the same parts."""
+
+    def __init__(
+        self,
+        original: Plan,
+        doors: Mapping[int, int],
+        directories: Mapping[str, str],
+        spare: int,
+        own: Sequence[Part] = (),
+    ) -> None:
+        """``original`` is the plan of the sandbox with the parts that hold for the command; ``own`` are those that make
+        something for the command alone (a group below the container's). ``spare`` stands for descriptors that only the
+        container's own start was given."""
+        self.parts = original.parts
+        self.context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
+        self.context.hand_over([fd if fd >= 0 else spare for fd in original.context.slots])
+        if directories and not own:
+            self.context.shared[SHARED] = CommandGroup(directories)
+        rows = sorted(self._rows(original, doors, directories, own), key=lambda row: row[0].phase.section)
+        self.steps = tuple(step for step, _ in rows)
+        self.owners = tuple(owner for _, owner in rows)
+        self.clone_flags = NOTHING
+        self.cgroup = next((step.cgroup for step in reversed(self.steps) if step.cgroup is not None), None)
+
+    def _rows(
+        self, original: Plan, doors: Mapping[int, int], directories: Mapping[str, str], own: Sequence[Part]
+    ) -> Iterator[tuple[Step, Part]]:
+        launch = next(part for part in original.parts if isinstance(part, Launch))
+        for part in own:
+            for step in part.steps(self.context):
+                if step.phase is not Phase.COVER:  # as they were when the container began
+                    yield step, part
+        if not own:
+            for step in joined_steps(directories, self.context, covered=False):
+                yield step, launch
+            group = self.context.shared.get(SHARED)
+            if isinstance(group, CommandGroup):
+                for step in group.steps():
+                    yield step, launch
+        if self.context.privileged:  # who is not does not own the device either
+            yield from_outside(), launch
+        # Without privileges it is the user namespace that gives the right to join the others, with them it takes it.
+        first = (CLONE_NEWPID,) if self.context.privileged else (CLONE_NEWUSER, CLONE_NEWPID)
+        last = (CLONE_NEWUSER,) if self.context.privileged else ()
+        others = [flag for flag in doors if flag not in first and flag not in last]
+        for flags, phase, text in (
+            ((f for f in first if f in doors), Phase.JOIN, "children in the container's pid namespace"),
+            ((*others, *(f for f in last if f in doors)), Phase.PROPAGATION, "join its other namespaces"),
+        ):
+            ops = tuple(
+                call("setns", self.context.descriptor(doors[flag]), Constant(flag, _NAMES[flag])) for flag in flags
+            )
+            if ops:
+                yield Step(phase, text, ops, hints=_HINTS), launch
+        for step, owner in zip(original.steps, original.owners, strict=True):
+            if step.phase is Phase.EXEC:
+                # Whoever dies with our init, which is not PID 1 in there.
+                yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
+            if step.phase in _KEPT or step.phase.section in (Section.PAYLOAD, Section.AFTER):
+                yield step, owner
+
+
+class CommandGroup(RunGroup):
+    """The container's group, as one command sees it: what was counted before it is not its affair.
+
+    The counters at its start and at its end are read by the launcher, with the steps, so nothing of this differs from
+    start to start.
+    """
+
+    def __init__(self, directories: Mapping[str, str]) -> None:
+        super().__init__()
+        self._directories = dict(directories)
+        self._before: dict[tuple[int, str], Buffer] = {}
+
+    def steps(self) -> Iterator[Step]:
+        """Read the counters before and after."""
+        for key, directory in self._directories.items():
+            yield from counter_steps(key, directory, Phase.CGROUP, self._before)
+            yield from counter_steps(key, directory, Phase.REPORT, self.buffers)
+
+    def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
+        """The container's."""
+        return dict(self._directories)
+
+    def remove(self, launcher: int) -> None:
+        """It is the container's."""
+
+    def usage(self, launcher: int, lent: Lent | None) -> float | None:
+        """Nobody counts what one of the commands in it uses."""
+        return None
+
+    @property
+    def counts(self) -> bool:
+        """See :meth:`usage`."""
+        return False
+
+    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> CommandOutcome:
+        """What the group had counted at the end; times and memory are told by the launcher, for this command alone."""
+        places = {buffer: (offset, size) for buffer, offset, size in reports}
+
+        def read(buffers: Mapping[tuple[int, str], Buffer]) -> Stats:
+            files: stats.Files = {}
+            for key, buffer in buffers.items():
+                offset, size = places.get(buffer, (0, 0))
+                files[key] = report[offset : offset + size].partition(b"\0")[0]
+            return stats.parse(files)
+
+        return CommandOutcome(read(self.buffers), None, None, read(self._before))
+
+
+@dataclass(frozen=True)
+class CommandOutcome(Outcome):
+    """An outcome with the counters at the start of the command."""
+
+    before: Stats
+
+    def verdict(self, *, failed: bool) -> str | None:
+        """As :meth:`Outcome.verdict`, of what was counted meanwhile, and only for a command that failed: it may have
+        been another one that the kernel killed."""
+        return verdict(self.before, self.stats, failed=True) if failed else None

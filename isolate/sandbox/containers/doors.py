@@ -1,0 +1,94 @@
+"""The ways into a container: descriptors of its namespaces, opened by its init and handed over.
+
+Nobody outside can open them in /proc, since init is not dumpable, and a program inside that could be looked into is not
+there. So init opens its own, at the last moment at which the caller's /proc is there.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from isolate.engine.descriptors import OwnedDescriptor
+from isolate.engine.handing import Handing
+from isolate.engine.plan import Phase, Register, Step, call
+from isolate.kernel.constants import (
+    AT_FDCWD,
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    O_CLOEXEC,
+    O_RDONLY,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from isolate.engine.plan import Context, Part
+    from isolate.engine.session import Session
+
+__all__ = ["KINDS", "Doors", "kinds_of", "take_doors"]
+
+#: Flag to the name of the file in /proc/self/ns. Init is not in the time namespace that it makes; its children are.
+KINDS: dict[int, str] = {
+    CLONE_NEWUSER: "user", CLONE_NEWPID: "pid", CLONE_NEWNS: "mnt", CLONE_NEWNET: "net", CLONE_NEWIPC: "ipc",
+    CLONE_NEWUTS: "uts", CLONE_NEWCGROUP: "cgroup", CLONE_NEWTIME: "time_for_children",
+}  # fmt: skip
+
+_came: weakref.WeakKeyDictionary[Session, dict[int, OwnedDescriptor]] = weakref.WeakKeyDictionary()
+
+
+def kinds_of(parts: Sequence[Part]) -> tuple[int, ...]:
+    """The flags of the namespaces that parts make or join, ascending."""
+    return tuple(sorted({int(part.flag) for part in parts if hasattr(part, "flag") and hasattr(part, "kind")}))
+
+
+def take_doors(session: Session) -> dict[int, OwnedDescriptor]:
+    """What the init of this session has handed over: flag to descriptor."""
+    return _came.pop(session, {})
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """One start's descriptors on their way to whoever asks by the session."""
+
+    flags: tuple[int, ...]
+
+    def receive(self, fds: list[int], session: Session) -> None:
+        """Keep them."""
+        _came[session] = {flag: OwnedDescriptor(fd) for flag, fd in zip(self.flags, fds, strict=True)}
+
+    def close(self) -> None:
+        """They are somebody else's by now."""
+
+
+class Doors:
+    """The part that a container has besides those of its sandbox."""
+
+    required: ClassVar[bool] = True
+
+    def __init__(self, flags: tuple[int, ...]) -> None:
+        self.flags = flags
+        self._handing = Handing(count=len(flags), prepare=lambda: _Kept(flags), part="Container")
+
+    def __repr__(self) -> str:
+        return f"Doors({', '.join(KINDS[flag] for flag in self.flags)})"
+
+    def steps(self, context: Context) -> Iterator[Step]:
+        """Open them while the caller's /proc is there, hand them over, go on."""
+        slot = self._handing.slot(context)
+        registers = [Register(KINDS[flag]) for flag in self.flags]
+        opening = [
+            call("openat", AT_FDCWD, f"/proc/self/ns/{KINDS[flag]}".encode(), O_RDONLY | O_CLOEXEC, 0, out=register)
+            for flag, register in zip(self.flags, registers, strict=True)
+        ]
+        ops = (*opening, *self._handing.hand(slot, registers), *self._handing.wait(slot))
+        text = "hand descriptors of the namespaces to the caller, who starts commands in them"
+        hints = {2: "the host's /proc is not there, or the kernel was built without one of the namespaces"}
+        yield Step(Phase.SYSTEM, text, ops, path=b"/proc/self/ns", hints=hints)
