@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from isolate.tools.cli.assemble import environment, sandbox
+from isolate.tools.cli.assemble import environment, of_image, sandbox
 from isolate.tools.cli.options import (
     EXIT_INTERRUPTED,
     EXIT_NOT_EXECUTABLE,
@@ -48,9 +48,15 @@ def _any_terminal() -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if not options.program:
+    if not options.program and options.image is None:
         raise ValueError("which program? (isolate run [options] -- PROGRAM [ARGUMENT ...])")
     return _execute(sandbox(options), options)
+
+
+def _image(options: argparse.Namespace) -> int:
+    from isolate.tools.cli.image import image
+
+    return image(options)
 
 
 def _attach(options: argparse.Namespace) -> int:
@@ -69,7 +75,7 @@ def _execute(box: Sandbox, options: argparse.Namespace) -> int:
     try:
         result = box.run(
             options.program, stdin=0, timeout=options.timeout, cpu_time=options.cpu_time, max_output=options.max_output,
-            env=environment(options.env), cwd=options.cwd, **streams,
+            env=environment(options.env, of_image(box)), cwd=options.cwd, **streams,
         )  # fmt: skip
     except SetupError as error:
         if options.json:
@@ -194,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "program", None):
             top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
         options.program = argv[cut + 1 :]
-    command = {"run": _run, "attach": _attach, "explain": _explain, "probe": _probe}[options.command]
+    command = {"run": _run, "attach": _attach, "explain": _explain, "probe": _probe, "image": _image}[options.command]
     try:
         return command(options)
     except (ValueError, TypeError) as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from isolate.engine.plan import Part
     from isolate.sandbox.box import Sandbox
@@ -51,7 +51,9 @@ def sandbox(options: argparse.Namespace) -> Sandbox:
     from isolate.sandbox.box import Sandbox
 
     limits: Any = _limits(options)
-    if options.root is not None:
+    if getattr(options, "image", None) is not None:
+        box = _of_image(options, [] if limits is None else [limits])
+    elif options.root is not None:
         from isolate import presets
 
         extra = [] if limits is None else [limits]
@@ -67,6 +69,35 @@ def sandbox(options: argparse.Namespace) -> Sandbox:
         raise ValueError("--new goes with --preset bare: the others have all namespaces")
     _change(parts, options)
     return Sandbox(*parts.values())
+
+
+def _of_image(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
+    from isolate import presets
+    from isolate.images import Reference, StoreError
+    from isolate.tools.cli.image import open_store
+    from isolate.tools.cli.showing import progress
+
+    if options.root is not None or options.preset != "untrusted":
+        raise ValueError("--image stands in the place of --root and --preset")
+    store = open_store(options.store)
+    try:
+        image = store.open(options.image)
+    except StoreError:
+        if not options.pull:
+            raise
+        with progress(options.quiet) as show:
+            image = store.pull(Reference.parse(options.image), progress=show)
+    return presets.container(image, *_entries(options), extra=extra, store=store)
+
+
+def of_image(box: Sandbox) -> Mapping[str, str] | None:
+    """The variables that the sandbox itself gives its programs."""
+    from isolate.sandbox.surroundings import Surroundings
+
+    for part in box.parts:
+        if isinstance(part, Surroundings) and part.env is not None:
+            return dict(part.env)
+    return None
 
 
 def _bare(options: argparse.Namespace) -> list[Part]:
@@ -157,11 +188,11 @@ def _rlimits(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def environment(words: Sequence[str]) -> dict[str, str]:
-    """The program's environment: PATH and what ``--env`` names."""
+def environment(words: Sequence[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The program's environment: PATH, what an image gives it, and what ``--env`` names."""
     from isolate.sandbox.defaults import DEFAULT_PATH
 
-    env = {"PATH": DEFAULT_PATH}
+    env = {"PATH": DEFAULT_PATH, **(given or {})}
     for word in words:
         name, equal, value = word.partition("=")
         if equal:

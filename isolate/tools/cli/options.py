@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from isolate.tools.cli.image_options import add_image_commands, add_store
+
 __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_NOT_EXECUTABLE",
@@ -62,6 +64,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="what to start from: the host's programs for a program that nobody vouches for (default), or nothing",
     )  # fmt: skip
     add("--root", metavar="DIR", help="start from this root file system, read-only, in place of a preset")
+    add("--image", metavar="NAME", help="start from this image of the store; it says what else holds and what is run")
+    add_store(parser)
+    add("--pull", action="store_true", help="with --image: fetch it where the store has none of that name")
     add(
         "--new", metavar="KINDS", default="",
         help="with --preset bare: new namespaces, a comma between: user,mount,pid,net,ipc,uts,cgroup,time",
@@ -180,4 +185,5 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     probe.add_argument("--json", action="store_true", help="as JSON, a list")
     probe.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
+    add_image_commands(commands, common)
     return top

@@ -1,0 +1,169 @@
+"""``isolate image`` and ``isolate run --image``: what people type, and what programs read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isolate.images import Config, Image, Layer, Store
+from isolate.tools.cli import main
+from isolate.tools.cli.showing import amount, progress, short, table
+from tests.images.make import image
+
+BUSYBOX = Path("/bin/busybox")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    monkeypatch.setenv("ISOLATE_STORE", str(tmp_path / "store"))
+
+    def call(*words: str) -> tuple[int, str, str]:
+        status = main(words)
+        seen = capsys.readouterr()
+        return status, seen.out, seen.err
+
+    return call
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Image:
+    with Store(tmp_path / "store") as store:
+        base = store.add(image({"etc/a": b"1", "etc/b": b"2"}, cmd=("x",)), "me/base:1")
+        more = Layer.files({"etc/a": b"other", "new\n": b"3"})
+        return store.add((base + more).with_(Config(labels={"evil": "\x1b[2J"})), "me/app:1")
+
+
+def test_from_a_registry_and_back(run: Any, registry: str, tmp_path: Path, filled: Image) -> None:
+    status, out, err = run("image", "push", "me/app:1", f"{registry}/cli/app:1")
+    assert status == 0
+    assert "3 uploaded, 0 mounted, 0 there already" in out
+    assert "upload" in err
+    status, out, err = run("image", "push", "--json", f"{registry}/cli/app:1")
+    assert json.loads(out)["skipped"] == 3
+    assert err == ""
+    other = str(tmp_path / "other")
+    status, out, err = run("image", "pull", "--store", other, f"{registry}/cli/app:1")
+    assert status == 0
+    assert out.startswith(f"{registry}/cli/app:1 sha256:")
+    assert [line.split()[0] for line in err.splitlines()].count("download") == 2
+    status, out, _ = run("image", "pull", "--store", other, "--json", f"{registry}/cli/app:1")
+    assert json.loads(out)[0]["id"] == filled.id
+    status, out, err = run("image", "pull", "--quiet", f"{registry}/no/such:1")
+    assert (status, out) == (1, "")
+    assert "MANIFEST_UNKNOWN" in err or "NAME_UNKNOWN" in err
+    status, out, _ = run("image", "pull", "--json", f"{registry}/no/such:1")
+    assert json.loads(out)["error"] == "RegistryError"
+
+
+def test_files_and_names(run: Any, tmp_path: Path, filled: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = str(tmp_path / "out.tar")
+    assert run("image", "save", "--quiet", "-o", target, "me/app:1", "me/base:1")[0] == 0
+    other = ("--store", str(tmp_path / "other"))
+    status, out, _ = run("image", "load", *other, target)
+    assert status == 0
+    assert out.splitlines()[0].startswith("me/app:1 sha256:")
+    with open(target) as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert run("image", "load", *other, "--json", "-")[0] == 0
+    status, out, _ = run("image", "ls", *other)
+    assert [line.split()[0] for line in out.splitlines()] == ["NAME", "me/app:1", "me/base:1"]
+    assert len(json.loads(run("image", "ls", *other, "--json")[1])) == 2
+    assert run("image", "tag", *other, "me/app:1", "x/y:2")[1] == "x/y:2\n"
+    status, out, err = run("image", "rm", *other, "me/app:1", "no/such:1")
+    assert status == 1
+    assert "no image is named no/such:1" in err
+    assert run("image", "rm", *other, "x/y:2", "me/base:1")[0] == 0
+    assert "0 layers, 0 blobs" in run("image", "collect", *other)[1]
+    assert run("image", "check", *other, "--deep")[:2] == (0, "nothing is wrong\n")
+
+
+def test_what_is_shown(run: Any, filled: Image) -> None:
+    status, out, _ = run("image", "inspect", "me/app:1")
+    assert status == 0
+    assert json.loads(out)["config"]["config"]["Labels"] == {"evil": "\x1b[2J"}
+    assert "\x1b" not in out
+    status, out, _ = run("image", "history", "me/app:1")
+    assert len(out.splitlines()) == 3
+    status, out, _ = run("image", "tree")
+    assert "shared by 2" in out
+    assert "= me/base:1" in out
+    document = json.loads(run("image", "tree", "--json")[1])
+    assert document["bytes"] < document["bytes_without_sharing"]
+    status, out, _ = run("image", "diff", "me/base:1", "me/app:1")
+    assert out.splitlines() == ["C /etc/a", "A /new\\n"]
+    assert run("image", "diff", "me/app:1")[1] == out
+    rows = json.loads(run("image", "diff", "--json", "me/app:1", "me/base:1")[1])
+    assert {(row["kind"], row["path"]) for row in rows} == {("modified", "etc/a"), ("removed", "new\n")}
+    assert run("image", "diff", "me/app:1", "me/app:1")[1] == ""
+
+
+def test_a_store_that_is_damaged_says_so(run: Any, tmp_path: Path, filled: Image) -> None:
+    os.unlink(tmp_path / "store/blobs/sha256" / filled.layers[0].digest[7:])
+    status, out, _ = run("image", "check")
+    assert status == 1
+    assert "missing" in out
+    status, _, err = run("image", "save", "--quiet", "-o", str(tmp_path / "out"), "me/app:1")
+    assert status == 1
+    assert "remedy" in err
+
+
+@pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox (Debian's busybox-static) is not installed")
+def test_run_an_image(tmp_path: Path) -> None:
+    config = Config(env={"A": "from the image"}, entrypoint=("/bin/busybox", "sh", "-c"), cmd=("echo $A",))
+    with Store(tmp_path / "store") as store:
+        store.add((Image.empty() + Layer.files({"bin/busybox": BUSYBOX.read_bytes()}, mode=0o755)).with_(config), "b:1")
+    start = [sys.executable, "-m", "isolate", "run", "--store", str(tmp_path / "store"), "--image", "b:1"]
+
+    def out(*words: str) -> bytes:
+        return subprocess.run([*start, *words], capture_output=True, check=True, timeout=60).stdout
+
+    assert out() == b"from the image\n"
+    assert out("--", "echo $A $B") == b"from the image\n"
+    assert out("--env", "B=mine", "--", "echo $A $B") == b"from the image mine\n"
+    wrong = subprocess.run([*start[:-1], "c:1"], capture_output=True, check=False, timeout=60)
+    assert wrong.returncode == 125
+    assert b"did you mean" in wrong.stderr or b"no image is named" in wrong.stderr
+
+
+def test_bars_on_a_terminal() -> None:
+    pytest.importorskip("rich")
+    code = (
+        "from isolate.tools.cli.showing import progress\nfrom isolate.images import Progress\n"
+        "with progress(False) as show:\n"
+        "    for done in (0, 1000): show(Progress('download', 'sha256:' + 'a' * 64, done, 1000))\n"
+    )
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    seen = b""
+    try:
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            seen += piece
+    finally:
+        os.close(ours)
+    assert process.wait(30) == 0
+    assert b"download" in seen
+    assert b"aaaaaaaaaaaa" in seen
+
+
+def test_words() -> None:
+    amounts = [amount(n) for n in (None, 5, 1500, 2_000_000, 3_000_000_000_000)]
+    assert amounts == ["?", "5 B", "1.5 kB", "2.0 MB", "3000.0 GB"]
+    assert short("sha256:" + "ab" * 32) == "ab" * 6
+    assert table([["A", "B"], ["long", "x"]]) == "A     B\nlong  x"
+    with progress(True) as show:
+        assert show is None
