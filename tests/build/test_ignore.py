@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolate.build.ignore import Ignore, IgnoreError
-
-from .corpora import ROOT
+from tests.build.corpora import ROOT
 
 _FILE = ROOT / "dockerignore.json"
 ROWS: list[dict[str, Any]] = json.loads(_FILE.read_text()) if _FILE.exists() else []

@@ -7,8 +7,7 @@ import pytest
 from isolate.build import instructions as i
 from isolate.build.instructions import read
 from isolate.build.syntax import DockerfileError, parse_syntax
-
-from .corpora import ROOT
+from tests.build.corpora import ROOT
 
 
 def one(text: str) -> object:

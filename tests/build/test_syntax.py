@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolate.build.syntax import DockerfileError, HereDocument, Instruction, parse_syntax
-
-from .corpora import ROOT
+from tests.build.corpora import ROOT
 
 PARSER = sorted(path.name for path in (ROOT / "dockerfile-parser").glob("*"))
 NEGATIVE = sorted(path.name for path in (ROOT / "dockerfile-negative").glob("*"))

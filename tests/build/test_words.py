@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolate.build.words import WordError, glob_matches, process_word, process_words, raw_words
-
-from .corpora import ROOT
+from tests.build.corpora import ROOT
 
 ENV = {"PWD": "/home", "SHELL": "bash", "KOREAN": "한국어", "NULL": ""}
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate.cgroups import files
-
-from .conftest import UNIFIED, every_group
+from tests.cgroups.conftest import UNIFIED, every_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,7 @@ from isolate.errors import SetupError
 from isolate.mounts import Bind, Root, Tmpfs
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.result import Verdict
-
-from .conftest import MIB, PYTHON, UNIFIED, python
+from tests.cgroups.conftest import MIB, PYTHON, UNIFIED, python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,7 @@ from isolate.cgroups import Cgroup, Limits, naming
 from isolate.errors import SetupError, UnsupportedError
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.result import Verdict
-
-from .conftest import HOST, MIB, PYTHON, UNIFIED, our_groups
+from tests.cgroups.conftest import HOST, MIB, PYTHON, UNIFIED, our_groups
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 

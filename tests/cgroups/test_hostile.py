@@ -18,8 +18,7 @@ from isolate import Bind, Capabilities, MountNamespace, PidNamespace, Root, Time
 from isolate.cgroups import Cgroup, CgroupPool, Limits, files, naming
 from isolate.result import Verdict
 from isolate.sandbox.box import Sandbox
-
-from .conftest import HOST, PYTHON, UNIFIED, python
+from tests.cgroups.conftest import HOST, PYTHON, UNIFIED, python
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 

@@ -18,8 +18,7 @@ import pytest
 from isolate.cgroups import Limits
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.result import Verdict
-
-from .conftest import HOST, UNIFIED, every_group, our_groups
+from tests.cgroups.conftest import HOST, UNIFIED, every_group, our_groups
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 

@@ -15,8 +15,7 @@ from isolate.cgroups import Cgroup, CgroupPool, Limits, files
 from isolate.errors import ConflictError
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.result import Verdict
-
-from .conftest import HOST, MIB, PYTHON, UNIFIED, our_groups
+from tests.cgroups.conftest import HOST, MIB, PYTHON, UNIFIED, our_groups
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 

@@ -17,8 +17,7 @@ from isolate.cgroups import Cgroup, Limits
 from isolate.cgroups.hierarchy import discover
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.result import Verdict
-
-from .conftest import UNIFIED, python
+from tests.cgroups.conftest import UNIFIED, python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

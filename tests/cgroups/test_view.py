@@ -20,8 +20,7 @@ from isolate import (
     UserNamespace,
 )
 from isolate.mounts import Bind, Proc
-
-from .conftest import HOST
+from tests.cgroups.conftest import HOST
 
 if TYPE_CHECKING:
     from isolate.cgroups.hierarchy import Hierarchy

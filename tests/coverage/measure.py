@@ -36,8 +36,12 @@ COUNTED = [
 ]  # fmt: skip
 UNDEFINED = ["-O1", "-g", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
 ADDRESS = ["-O1", "-g", "-fsanitize=address"]
+ROOMS = [
+    "tests/engine", "tests/sandbox", "tests/namespaces", "tests/mounts", "tests/cgroups", "tests/thread",
+    "tests/faults", "tests/kills", "tests/leaks",
+]  # fmt: skip
 SANITIZED_LANES = {
-    "undefined": [["-q", "tests/engine", "tests/attach", "tests/mounts", "tests/cgroups", "tests/here"]],
+    "undefined": [["-q", *ROOMS]],
     "address": [["-q", "tests/engine/test_interpreter.py", "tests/engine/test_tape.py"]],
 }
 SOURCES = {
@@ -47,14 +51,13 @@ SOURCES = {
 
 #: What takes the branches. The sweeps of faults take those of the errors; the rest is the everyday lane's.
 LANES: list[list[str]] = [
-    ["-q", "tests/engine", "tests/attach", "tests/mounts", "tests/cgroups", "tests/here", "tests/test_defaults.py",
-     "tests/test_refused_calls.py", "tests/test_threats.py", "tests/test_diagnosis.py", "tests/test_credentials.py",
+    ["-q", *ROOMS, "tests/threats", "tests/diagnosis/test_diagnosis.py", "tests/attributes/test_credentials.py",
      "tests/seccomp/test_notify.py", "tests/seccomp/test_denied.py"],
-    ["-q", "tests/test_build.py", "-k", "damaged and not aarch64"],
-    ["-q", "-m", "slow", "tests/engine/test_faults.py", "-k",
+    ["-q", "tests/native/test_build.py", "-k", "damaged and not aarch64"],
+    ["-q", "-m", "slow", "tests/faults/test_faults.py", "-k",
      "(test_every_call_fails and (ENOMEM or EINTR)) or newuidmap and (EPERM or EAGAIN)"],
-    ["-q", "-m", "slow", "tests/engine/test_pool.py"],
-    ["-q", "-m", "slow", "tests/engine/test_kills.py", "-k", "test_killed_at_each_call and (init or payload)"],
+    ["-q", "-m", "slow", "tests/sandbox/test_pool.py"],
+    ["-q", "-m", "slow", "tests/kills/test_kills.py", "-k", "test_killed_at_each_call and (init or payload)"],
 ]  # fmt: skip
 
 

@@ -10,9 +10,8 @@ import isolate
 from isolate import Capabilities, IdMap, Sandbox, Seccomp, UserNamespace, presets
 from isolate.sandbox.defaults import DEFAULT_PATH
 from isolate.seccomp import deny
-
-from . import test_container
-from .test_container import ROOT, run
+from tests.debian import test_container
+from tests.debian.test_container import ROOT, run
 
 pytestmark = test_container.pytestmark
 

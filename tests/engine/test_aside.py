@@ -27,12 +27,12 @@ from isolate import (
 )
 from isolate.engine.plan import Context, Part, Phase, RunHost, Step, call
 from isolate.kernel.constants import CLONE_NEWNET
-from tests.engine.fence import Call, Fence, nr
+from tests.fence import Call, Fence, nr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.engine.leaks import Snapshot
+    from tests.snapshot import Snapshot
 
 IP = ["python3", "-c", "import socket; print(socket.if_nameindex()); socket.create_server(('127.0.0.1', 0))"]
 

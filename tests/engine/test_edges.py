@@ -12,13 +12,12 @@ import pytest
 from isolate import PidNamespace, Sandbox, SetupError, UserNamespace
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
-
-from .fence import Call, Fence
+from tests.fence import Call, Fence
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .leaks import Snapshot
+    from tests.snapshot import Snapshot
 
 BOX = Sandbox(UserNamespace(), PidNamespace())
 PT_INTERP = 3

@@ -21,12 +21,11 @@ import isolate
 from isolate import DEVNULL, PIPE, MountNamespace, PidNamespace, Pool, Sandbox, SetupError, UserNamespace
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
-
-from .fence import Fence
-from .leaks import children, descriptors
+from tests.fence import Fence
+from tests.snapshot import children, descriptors
 
 if TYPE_CHECKING:
-    from .leaks import Snapshot
+    from tests.snapshot import Snapshot
 
 BOX = Sandbox(UserNamespace(), PidNamespace())
 

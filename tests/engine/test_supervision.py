@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolate import Process
-
-    from .leaks import Snapshot
+    from tests.snapshot import Snapshot
 
 pytestmark = pytest.mark.root
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from .leaks import Snapshot
+    from tests.snapshot import Snapshot
 
 BOX = Sandbox(UserNamespace(), PidNamespace())
 _FIELDS = (

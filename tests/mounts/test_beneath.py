@@ -12,8 +12,7 @@ import pytest
 
 from isolate import Bind, Landlock, Overlay, Root, Sandbox, SetupError, Tmpfs, UserNamespace
 from isolate.landlock.part import PathRule, landlock_abi
-
-from .conftest import SYSTEM, Shell
+from tests.mounts.conftest import SYSTEM, Shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable

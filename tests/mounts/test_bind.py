@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from isolate import Bind, Credentials, IdMap, NoNewPrivs, Proc, Root, Sandbox, SetupError, Tmpfs, UserNamespace
-
-from .conftest import SYSTEM, Shell, mounts
+from tests.mounts.conftest import SYSTEM, Shell, mounts
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 

@@ -26,9 +26,8 @@ from isolate import (
     Tmpfs,
     syscalls,
 )
-
-from .conftest import SYSTEM, Shell, mounts
-from .test_pseudo import nested
+from tests.mounts.conftest import SYSTEM, Shell, mounts
+from tests.mounts.test_pseudo import nested
 
 if TYPE_CHECKING:
     from isolate import Part

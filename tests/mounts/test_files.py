@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from isolate import Bind, Dev, Dir, File, Mask, Overlay, Proc, ReadOnly, Root, SetupError, Symlink, Tmpfs
-
-from .conftest import Shell, mounts
+from tests.mounts.conftest import Shell, mounts
 
 FILL = "dd if=/dev/zero of=/t/file bs=4096 count={0} 2>&1 | tail -1; stat -c %s /t/file"
 ZERO = Bind("/dev/zero", dev=True)

@@ -34,8 +34,7 @@ from isolate import (
     Sys,
     Tmpfs,
 )
-
-from .test_pseudo import nested
+from tests.mounts.test_pseudo import nested
 
 CANARY = "the canary of the host"
 TARGET = "/a/t"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ..ordinary import NOBODY, as_ordinary_user
+from tests.ordinary import NOBODY, as_ordinary_user
 
 HERE = Path(__file__).parent
 

@@ -11,8 +11,7 @@ import pytest
 from isolate import Bind, ConflictError, Dir, Mask, Overlay, Proc, Root, Sandbox, SetupError, UserNamespace
 from isolate.kernel.constants import FSCONFIG_SET_FLAG
 from isolate.mounts import stacking as module
-
-from .conftest import SYSTEM, Shell, mounts
+from tests.mounts.conftest import SYSTEM, Shell, mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

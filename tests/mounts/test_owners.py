@@ -25,9 +25,8 @@ from isolate import (
     presets,
 )
 from isolate.namespaces.ids import UNUSED, is_host_root
-
-from ..ordinary import as_ordinary_user
-from .conftest import SYSTEM
+from tests.mounts.conftest import SYSTEM
+from tests.ordinary import as_ordinary_user
 
 as_root = pytest.mark.skipif(not is_host_root(), reason="needs root")
 

@@ -25,8 +25,7 @@ from isolate import (
     Sys,
     UserNamespace,
 )
-
-from .conftest import SYSTEM, Shell, mounts
+from tests.mounts.conftest import SYSTEM, Shell, mounts
 
 if TYPE_CHECKING:
     from pathlib import Path

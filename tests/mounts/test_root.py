@@ -36,9 +36,8 @@ from isolate.engine.plan import Phase, Register, Step, Target, call
 from isolate.engine.plan import Test as Compare
 from isolate.mounts import Building, Entry, TreeEntry
 from isolate.seccomp import deny
-
-from .conftest import SYSTEM, Shell, mount_table, mounts
-from .test_pseudo import nested
+from tests.mounts.conftest import SYSTEM, Shell, mount_table, mounts
+from tests.mounts.test_pseudo import nested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

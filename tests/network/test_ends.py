@@ -14,9 +14,9 @@ import pytest
 from isolate import PidNamespace, Sandbox, network
 from isolate.network import link
 from isolate.network.netlink import Socket
-from tests.engine.fence import Fence
-from tests.engine.leaks import Snapshot
+from tests.fence import Fence
 from tests.network.hosts import HERE, Outside, host, told, until
+from tests.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from isolate import NetNamespace

@@ -14,7 +14,7 @@ import pytest
 from isolate import MountNamespace, PidNamespace, Sandbox, UserNamespace, network
 from isolate.errors import ConflictError, SetupError, UnsupportedError
 from isolate.network import way
-from tests.engine.fence import Fence
+from tests.fence import Fence
 from tests.network.hosts import Outside, connects, until
 from tests.ordinary import as_ordinary_user
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .tools import Libseccomp, build
+from tests.seccomp.tools import Libseccomp, build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,8 +22,7 @@ from isolate.seccomp import ProgramTooLarge, Seccomp, bpf, compiler, decide, rul
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK32, MASK64, Compare, Condition, any_of, every
 from isolate.seccomp.ranges import normal_form
-
-from .tools import boundary_values
+from tests.seccomp.tools import boundary_values
 
 FAMILY = {"x86_64": ("x86_64", "i386", "x32"), "aarch64": ("aarch64", "arm"), "riscv64": ("riscv64",)}
 KERNEL = (6, 18)

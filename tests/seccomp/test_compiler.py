@@ -18,12 +18,11 @@ from isolate.seccomp import ProgramTooLarge, Seccomp, allow, arg, arg32, bpf, co
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK32, MASK64, All, Compare, Condition, any_of, every
 from isolate.seccomp.ranges import normal_form
-
-from . import many
-from .tools import boundary_values
+from tests.seccomp import many
+from tests.seccomp.tools import boundary_values
 
 if TYPE_CHECKING:
-    from .tools import Libseccomp
+    from tests.seccomp.tools import Libseccomp
 
 FAMILY = {"x86_64": ("x86_64", "i386", "x32"), "aarch64": ("aarch64", "arm"), "riscv64": ("riscv64",)}
 KERNEL = (6, 18)

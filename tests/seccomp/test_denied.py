@@ -16,9 +16,8 @@ from isolate import PidNamespace, Sandbox, Seccomp, Verdict
 from isolate.engine import plan
 from isolate.engine.native import lib
 from isolate.seccomp import allow, audit, deny, install, rule
-
-from ..ordinary import as_ordinary_user
-from .tools import RECORD
+from tests.ordinary import as_ordinary_user
+from tests.seccomp.tools import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable

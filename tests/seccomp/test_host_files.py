@@ -32,8 +32,7 @@ from isolate.kernel import syscalls
 from isolate.landlock.part import landlock_abi
 from isolate.seccomp import allow
 from isolate.seccomp.host_files import no_set_id_files
-
-from ..mounts.conftest import SYSTEM
+from tests.mounts.conftest import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from isolate.kernel import syscalls
 from isolate.seccomp import Seccomp, allow, arg, arg32, deny, deny_user_namespaces, rule, simulate
-
-from .test_compiler import NAMES, policies
-from .tools import boundary_values, mark, marked, probe
+from tests.seccomp.test_compiler import NAMES, policies
+from tests.seccomp.tools import boundary_values, mark, marked, probe
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,9 +15,8 @@ from isolate.kernel import syscalls
 from isolate.seccomp import Seccomp, allow, arg, arg32, deny
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import MASK64
-
-from . import docker
-from .test_compiler import plain_policies
+from tests.seccomp import docker
+from tests.seccomp.test_compiler import plain_policies
 
 PODMAN = Path("/usr/share/containers/seccomp.json")
 

@@ -15,8 +15,7 @@ from isolate.kernel import syscalls
 from isolate.seccomp import InvalidProgram, Rule, Seccomp, allow, arg, arg32, deny, members, rule, simulate
 from isolate.seccomp.actions import Action
 from isolate.seccomp.conditions import Compare, Condition
-
-from .test_compiler import policies
+from tests.seccomp.test_compiler import policies
 
 RET_ALLOW = struct.pack("=HBBI", 6, 0, 0, 0x7FFF0000)
 

@@ -13,7 +13,7 @@ import pytest
 from isolate.kernel import syscalls
 
 if TYPE_CHECKING:
-    from .tools import Libseccomp
+    from tests.seccomp.tools import Libseccomp
 
 HEADERS = Path("/usr/include/x86_64-linux-gnu/asm")
 

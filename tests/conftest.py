@@ -1,0 +1,54 @@
+"""Fixtures for every room: a program that prints what holds inside, and a check that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def audit() -> Iterator[str]:
+    """A static program that prints one line for each thing that set-up is there for."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    # Not below pytest's own directory: an ordinary user runs it, too.
+    with tempfile.TemporaryDirectory(prefix="isolate-audit-") as directory:
+        target = os.path.join(directory, "audit")
+        os.chmod(directory, 0o755)
+        subprocess.run(
+            [compiler, "-O1", "-static", "-Wall", "-Werror", str(HERE / "audit.c"), "-o", target], check=True
+        )
+        os.chmod(target, 0o755)
+        yield target
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm() -> None:
+    """Makes now what is made once for the whole program: the launcher's memfd, and modules that are imported late."""
+    import isolate.diagnosis
+
+    isolate.Sandbox().run(["true"])
+    with isolate.Sandbox().spawn(["true"]):
+        pass
+
+
+@pytest.fixture
+def clean() -> Iterator[Snapshot]:
+    """Fails the test if processes, descriptors, threads, mounts or cgroups are left a second after it."""
+    before = Snapshot.take()
+    yield before
+    before.compare(1.0)

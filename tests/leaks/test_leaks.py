@@ -1,0 +1,164 @@
+"""Many in a row: nothing grows. Descriptors, threads, children, mounts, namespaces, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isolate import PIPE, IpcNamespace, MountNamespace, NetNamespace, PidNamespace, Sandbox, SetupError, UserNamespace
+from tests.snapshot import resident
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.snapshot import Snapshot
+
+BOX = Sandbox(UserNamespace(), PidNamespace(), MountNamespace(), NetNamespace(), IpcNamespace())
+MEBIBYTE = 1 << 20
+
+
+def run() -> None:
+    assert BOX.run(["true"]).ok
+
+
+def run_with_output() -> None:
+    assert len(BOX.run(["head", "-c", "100000", "/dev/zero"], input=bytes(1000)).stdout) == 100_000
+
+
+def spawn() -> None:
+    with BOX.spawn(["cat"], stdin=PIPE, stdout=PIPE) as process:
+        process.kill()
+
+
+def pty() -> None:
+    with BOX.spawn(["true"], pty=True) as process:
+        process.wait()
+
+
+def arun() -> None:
+    async def several() -> None:
+        await asyncio.gather(*(BOX.arun(["true"]) for _ in range(4)))
+
+    asyncio.run(several())
+
+
+def failure() -> None:
+    with contextlib.suppress(SetupError):
+        BOX.run(["/no/such/program"])
+
+
+def late() -> None:
+    BOX.run(["sleep", "1000"], timeout=0.001)
+
+
+def new_sandbox() -> None:
+    assert Sandbox(UserNamespace(), PidNamespace()).run(["true"]).ok
+
+
+USES = {f.__name__: f for f in (run, run_with_output, spawn, pty, arun, failure, late, new_sandbox)}
+
+
+def namespaces() -> set[str]:
+    """All namespaces that some process is in."""
+    found = set()
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            for kind in ("mnt", "pid", "net", "ipc", "user", "uts"):
+                with contextlib.suppress(OSError):
+                    found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))
+    return found
+
+
+def growth(use: Callable[[], None], times: int) -> int:
+    """Bytes by which this process has grown after so many, once it is warm."""
+    for _ in range(max(20, times // 10)):
+        use()
+    gc.collect()
+    before = resident()
+    for _ in range(times):
+        use()
+    gc.collect()
+    return resident() - before
+
+
+@pytest.mark.parametrize("name", USES)
+def test_nothing_grows(name: str, clean: Snapshot) -> None:
+    assert growth(USES[name], 60) < MEBIBYTE
+
+
+def test_a_thousand_in_a_row(clean: Snapshot) -> None:
+    blocks = sys.getallocatedblocks()
+    assert growth(run, 1000) < MEBIBYTE
+    gc.collect()
+    assert sys.getallocatedblocks() - blocks < 2000
+
+
+def test_growth_would_be_seen() -> None:
+    """The control: a use that keeps 200 kB each time is caught."""
+    kept: list[bytes] = []
+    assert growth(lambda: kept.append(os.urandom(200_000)), 100) > MEBIBYTE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_in_a_row(clean: Snapshot) -> None:
+    assert growth(run, 10_000) < MEBIBYTE
+
+
+@pytest.mark.root
+def test_namespaces_go_with_their_sandbox(clean: Snapshot) -> None:
+    mine = {os.readlink(f"/proc/self/ns/{k}") for k in ("mnt", "pid", "net", "ipc", "user", "uts")}
+    with BOX.spawn(["sleep", "1000"]) as process:
+        theirs = {os.readlink(f"/proc/{process.pid}/ns/{k}") for k in ("mnt", "pid", "net", "ipc", "user")}
+        assert theirs.isdisjoint(mine)
+        assert theirs <= namespaces()
+    assert theirs.isdisjoint(namespaces())
+
+
+def test_shared_memory_goes(clean: Snapshot) -> None:
+    """System V segments of ended sandboxes do not stay: in its own namespace each is the first again."""
+    script = (
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nid = libc.shmget(7, 1 << 20, 0o1600)\nassert id >= 0\n"
+        "print(id, sum(1 for _ in open('/proc/sysvipc/shm')))"
+    )
+    for _ in range(10):
+        assert BOX.run([sys.executable, "-I", "-S", "-c", script], check=True).stdout == b"0 2\n"
+
+
+def shared() -> int:
+    """Bytes of shared memory on the whole machine."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Shmem:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no Shmem")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [6, pytest.param(500, marks=pytest.mark.slow)])
+def test_memory_of_shared_segments_comes_back(number: int, clean: Snapshot) -> None:
+    """The kernel frees an IPC namespace some time after its last process: within 5 s, however many have been."""
+    script = (
+        "import ctypes, sys\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
+        "id = libc.shmget(0, 64 << 20, 0o1600)\naddress = libc.shmat(id, None, 0)\n"
+        "ctypes.memset(address, 1, 64 << 20)\nprint('filled', flush=True)\nsys.stdin.read()"
+    )
+    command = [sys.executable, "-I", "-S", "-c", script]
+    before = shared()
+    with BOX.spawn(command, stdin=PIPE, stdout=PIPE) as process:  # the control: it does count
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"filled\n"
+        assert shared() - before > 32 << 20
+    for _ in range(number):
+        assert BOX.run(command, check=True).stdout == b"filled\n"
+    deadline = time.monotonic() + 5
+    while (left := shared() - before) > 32 << 20:  # less than one segment
+        assert time.monotonic() < deadline, f"{left >> 20} MiB are left"
+        time.sleep(0.01)
