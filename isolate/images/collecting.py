@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from isolate.images.disk import is_named, open_directory, try_lock
 from isolate.images.documents import INDEX_TYPES, LARGEST, parse, read_index, read_manifest
 from isolate.images.errors import DigestError, ImageError, StoreError
+from isolate.images.sharing import unshared
 from isolate.images.trash import empty, set_aside
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ def collect(opened: Opened, trees: Trees, keep: Iterable[str], report: Reporter)
     finally:
         os.close(held)
     failed = empty(opened, trees.map)
+    unshared(opened.objects_fd)
     return Collected(blobs, layers, leftovers, size, in_use, tuple(str(error) for error in failed))
 
 

@@ -38,10 +38,15 @@ class Holding:
     """The part of :class:`Store` that looks and names; the long verbs are in the other."""
 
     def __init__(
-        self, path: StrOrBytesPath = DEFAULT_STORE, *, read_only: bool = False, map: IdMap | None = None
+        self,
+        path: StrOrBytesPath = DEFAULT_STORE,
+        *,
+        read_only: bool = False,
+        map: IdMap | None = None,
+        share: bool = False,
     ) -> None:
         self._opened = Opened(path, read_only=read_only)
-        self._trees = Trees(self._opened, map)
+        self._trees = Trees(self._opened, map, share=share)
 
     @property
     def path(self) -> str:

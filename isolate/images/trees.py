@@ -19,6 +19,7 @@ from isolate.images.disk import doing, is_named, open_directory, read_small, ren
 from isolate.images.documents import packing_of
 from isolate.images.errors import StoreError
 from isolate.images.facts import Facts
+from isolate.images.sharing import share
 from isolate.images.unpack.start import extract
 
 if TYPE_CHECKING:
@@ -57,9 +58,10 @@ class Staged:
 class Trees:
     """``layers/`` of a store."""
 
-    def __init__(self, opened: Opened, map: IdMap | None = None) -> None:
+    def __init__(self, opened: Opened, map: IdMap | None = None, *, share: bool = False) -> None:
         self._opened = opened
         self.map = map
+        self.share = share
 
     def reading_map(self) -> IdMap | None:
         """With whose ids files of layers can all be read: those of the map, or the caller's for who is not root."""
@@ -132,6 +134,8 @@ class Trees:
                     archive, tree, bounds=bounds, compression=packing_of(layer.media_type), map=self.map,
                     lower=tuple(reversed(trees)), digest=layer.digest, diffid=layer.diffid,
                 )  # fmt: skip
+                if self.share:
+                    share(tree, self._opened.objects_fd, map=self.reading_map())
             finally:
                 os.close(tree)
             info = {

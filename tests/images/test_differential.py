@@ -65,9 +65,18 @@ def standard_library(data: bytes, target: Path) -> None:
 
 
 def whole_seconds(tree: Tree) -> Tree:
-    """Without what the standard library drops: fractions of seconds, attributes, and the times of links."""
+    """Without what the standard library drops: fractions of seconds (rounded), attributes, and the times of links."""
     return {
-        path: (mode, uid, gid, device, None if mtime is None or S_ISLNK(mode) else mtime // 10**9, what, None, same)
+        path: (
+            mode,
+            uid,
+            gid,
+            device,
+            None if mtime is None or S_ISLNK(mode) else (mtime + 1000) // 10**9,
+            what,
+            None,
+            same,
+        )
         for path, (mode, uid, gid, device, mtime, what, _, same) in tree.items()
     }
 

@@ -111,4 +111,11 @@ def _remove(options: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-_TASKS = {"extract": _extract, "pack": _pack, "diff": _diff, "remove": _remove}
+def _share(options: dict[str, Any]) -> dict[str, Any]:
+    from isolate.images.sharing import share_here
+
+    done = share_here(TARGET, FACTS)
+    return {"files": done.files, "bytes": done.bytes}
+
+
+_TASKS = {"extract": _extract, "pack": _pack, "diff": _diff, "remove": _remove, "share": _share}
