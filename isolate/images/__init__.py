@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from isolate.images.errors import ImageError as ImageError
     from isolate.images.errors import LayerError as LayerError
     from isolate.images.errors import RegistryError as RegistryError
+    from isolate.images.errors import SignatureError as SignatureError
     from isolate.images.errors import StoreError as StoreError
     from isolate.images.facts import Fact as Fact
     from isolate.images.facts import Facts as Facts
@@ -40,7 +41,7 @@ _HOMES = {
     "checking": "Fault",
     "collecting": "Collected",
     "config": "Config Health",
-    "errors": "DigestError ImageError LayerError RegistryError StoreError",
+    "errors": "DigestError ImageError LayerError RegistryError SignatureError StoreError",
     "unpack.start": "Extracted extract",
     "facts": "Fact Facts",
     "image": "History Image",

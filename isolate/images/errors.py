@@ -6,7 +6,7 @@ import os
 
 from isolate.errors import IsolateError
 
-__all__ = ["DigestError", "ImageError", "LayerError", "RegistryError", "StoreError", "printable"]
+__all__ = ["DigestError", "ImageError", "LayerError", "RegistryError", "SignatureError", "StoreError", "printable"]
 
 
 def printable(text: str | bytes, longest: int = 300) -> str:
@@ -67,6 +67,19 @@ class ImageError(IsolateError, ValueError):
 
     def __str__(self) -> str:
         return f"{printable(self.what)}: {printable(self.rule, 500)}"
+
+
+class SignatureError(IsolateError):
+    """No signature of a manifest holds. ``digest`` is the manifest's, ``reasons`` say of each signature why not."""
+
+    def __init__(self, digest: str, reasons: tuple[str, ...] = ()) -> None:
+        super().__init__(digest, reasons)
+        self.digest = digest
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        why = "".join(f"\n  {printable(reason)}" for reason in self.reasons)
+        return f"no signature of {self.digest} holds{why or ': there is none'}"
 
 
 class RegistryError(IsolateError, OSError):
