@@ -5,8 +5,21 @@ from isolate.network.interface import Interface as Interface
 from isolate.network.interface import connect as connect
 from isolate.network.link import Counters as Counters
 from isolate.network.place import Connection as Connection
+from isolate.network.shared import Shared as Shared
+from isolate.network.shared import find as find
 from isolate.network.userspace import Userspace as Userspace
 from isolate.network.words import Egress as Egress
 from isolate.network.words import Publish as Publish
 
-__all__ = ["Connection", "Counters", "Egress", "Interface", "Network", "Publish", "Userspace", "connect"]
+__all__ = [
+    "Connection",
+    "Counters",
+    "Egress",
+    "Interface",
+    "Network",
+    "Publish",
+    "Shared",
+    "Userspace",
+    "connect",
+    "find",
+]

@@ -4,41 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
-import secrets
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
-from isolate.errors import ConflictError, SetupError
+from isolate.errors import SetupError
 from isolate.namespaces import NetNamespace
-from isolate.network import link, ruleset
-from isolate.network.address import routes
+from isolate.network import link, ruleset, subnets
 from isolate.network.hostlink import HostLink, Published, reserve
+from isolate.network.joinable import Joinable
 from isolate.network.keeper import capable
 from isolate.network.members import Member, Members, Wish
 from isolate.network.names import Names, nameservers
-from isolate.network.netlink import ROUTE, Socket
 from isolate.network.place import Connection, Place, Running, netlink_of
 from isolate.network.relay import Relay, Relayed
+from isolate.network.shared import Door
 from isolate.network.sockets import Supply
 from isolate.network.switch import Plug, Switch
 from isolate.network.watching import Watching
 from isolate.network.way import Way
-from isolate.network.words import PROTOCOLS, subnet
+from isolate.network.words import PROTOCOLS, host_name
 from isolate.thread.disposable import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
     from isolate.network.address import Address, Net
     from isolate.network.impair import Impaired
-    from isolate.network.netlink import Message
+    from isolate.network.netlink import Message, Socket
     from isolate.network.words import Publish
 
 __all__ = ["Network"]
@@ -47,7 +45,7 @@ T = TypeVar("T")
 _open: set[Network] = set()
 
 
-class Network(Watching):
+class Network(Watching, Joinable):
     """A network of sandboxes: a bridge in a namespace of its own, gone with this program however that ends.
 
     ``subnet`` is the IPv4 network that members get their addresses from; without, one that is free. ``ipv6`` is a
@@ -79,18 +77,24 @@ class Network(Watching):
         uplink: str | None = None,
         names: bool = True,
         mtu: int = 1500,
+        name: str | None = None,
     ) -> None:
         if uplink not in (None, "host", "user"):
             raise ValueError(f"Network: uplink must be None, 'host' or 'user', not {uplink!r}")
         if isinstance(mtu, bool) or not isinstance(mtu, int) or not 576 <= mtu <= 65535:
             raise ValueError(f"Network: mtu must be from 576 to 65535 bytes, not {mtu!r}")
+        if name is not None:
+            host_name(name, "Network: name")
         self._owner = native.owner()
+        self._door: Door | None = None
+        #: What other programs find it by; None without.
+        self.name = name
         self._closed = True  # until it is made
-        subnets = [_ipv4(subnet), *_ipv6(ipv6, mtu)]
+        nets = [subnets.ipv4(subnet, [other.subnet for other in list(_open)]), *subnets.ipv6(ipv6, mtu)]
         #: The IPv4 network of its members.
-        self.subnet: Net = subnets[0]
+        self.subnet: Net = nets[0]
         #: Their IPv6 network, or None.
-        self.subnet6: Net | None = subnets[1] if len(subnets) > 1 else None
+        self.subnet6: Net | None = nets[1] if len(nets) > 1 else None
         self.uplink = uplink
         self.mtu = mtu
         self._names: Names | None = None
@@ -106,7 +110,7 @@ class Network(Watching):
                 cause="it needs CAP_NET_ADMIN in the host's network", remedy='be root, or say uplink="user"',
             )  # fmt: skip
         self._way = Way((), None, min(mtu, 65520), ruleset.UPLINK) if uplink == "user" else None
-        self._switch = Switch(subnets, mtu=mtu, out=uplink is not None, names=names)
+        self._switch = Switch(nets, mtu=mtu, out=uplink is not None, names=names)
         self._members = Members(self._switch)
         self._closed = False
         try:
@@ -117,6 +121,8 @@ class Network(Watching):
                 self._host_link()
             if self._way is not None:
                 self._way.attach(self._switch.route)
+            if name is not None:
+                self._door = Door(self, name, self.tell)
         except BaseException:
             self.close()
             raise
@@ -149,6 +155,30 @@ class Network(Watching):
         """The addresses of each member, by its name, or its number as ``"#3"``."""
         with self._switch.lock:
             return {m.name or f"#{m.number}": list(m.addresses) for m in self._members.by_number.values()}
+
+    def tell(self) -> dict[str, Any]:
+        """What there is to say of it, in what JSON has: subnets, members with addresses, names, ports and counters."""
+        with self._switch.lock:
+            members = []
+            for member in self._members.by_number.values():
+                plug = member.plug
+                moved = None
+                if plug is not None and plug.attached:
+                    with contextlib.suppress(OSError):  # its sandbox ends just now
+                        moved = self._switch.counters(plug)._asdict()
+                members.append(
+                    {
+                        "name": member.name, "aliases": list(member.wish.aliases),
+                        "addresses": [str(each) for each in member.addresses], "counters": moved,
+                        "published": [str(each) for each in member.wish.publish],
+                        "egress": list(member.wish.egress.to) if member.wish.egress is not None else None,
+                    }
+                )  # fmt: skip
+        return {
+            "name": self.name, "pid": os.getpid(), "subnet": str(self.subnet), "mtu": self.mtu,
+            "subnet6": str(self.subnet6) if self.subnet6 is not None else None, "uplink": self.uplink,
+            "gateway": str(self.gateway), "nameservers": [str(each) for each in self.nameservers], "members": members,
+        }  # fmt: skip
 
     def _plug(self, name: str) -> Plug:
         self._check()
@@ -300,6 +330,8 @@ class Network(Watching):
         _open.discard(self)
         if self._closed or native.owner() != self._owner:
             return
+        if self._door is not None:
+            self._door.close()
         self._closed = True
         if self._names is not None:
             self._names.close()
@@ -336,42 +368,3 @@ class Network(Watching):
 def _mac(address: Address) -> str:
     """A locally administered hardware address that nobody else in the network has: from the IPv4 address."""
     return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *address.packed))
-
-
-def _taken() -> Iterator[Net]:
-    """Networks that this host reaches, and those of this program."""
-    with Socket(ROUTE) as sock:
-        for each in routes(sock):
-            if each.to is not None:
-                yield each.to
-    for other in list(_open):
-        yield other.subnet
-
-
-def _ipv4(value: str | Net | None) -> Net:
-    if value is not None:
-        wanted = subnet(value, "Network: subnet", 4)
-        for other in _taken():
-            if other.version == 4 and other.overlaps(wanted):
-                raise ConflictError(
-                    f"Network: {wanted} overlaps with {other}, which this host reaches or another network has:"
-                    " choose another, or leave subnet out to have one chosen"
-                )
-        return wanted
-    taken = [net for net in _taken() if net.version == 4]
-    for second in range(88, 188):
-        for third in range(256):
-            wanted = ipaddress.ip_network(f"10.{second}.{third}.0/24")
-            if not any(net.overlaps(wanted) for net in taken):
-                return wanted
-    raise ConflictError("Network: no subnet is free among 10.88.0.0 to 10.187.255.0: name one")
-
-
-def _ipv6(value: str | Net | bool | None, mtu: int) -> list[Net]:
-    if value is False or (value in (None, True) and mtu < 1280):
-        return []
-    if value is None or value is True:
-        return [ipaddress.IPv6Network((b"\xfd" + secrets.token_bytes(5) + bytes(10), 64))]
-    if mtu < 1280:
-        raise ValueError(f"Network: IPv6 needs an mtu of 1280 bytes at least, not {mtu}")
-    return [subnet(value, "Network: ipv6", 6)]

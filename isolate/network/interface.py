@@ -16,7 +16,7 @@ from isolate.kernel.sizes import size
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
 from isolate.network import link, resolv
-from isolate.network.handle import Network
+from isolate.network.joinable import Joinable
 from isolate.network.members import Wish
 from isolate.network.words import Egress, Publish, PublishLike, host_name, publications, rate
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Context
     from isolate.network.address import Address, Net
+    from isolate.network.handle import Network
     from isolate.network.place import Connection, Running
 
 __all__ = ["Interface", "all_ports", "connect"]
@@ -54,7 +55,7 @@ class Interface:
     Brings a new network namespace. Needs no privileges inside.
     """
 
-    network: Network
+    network: Joinable
     name: str | None = None
     aliases: tuple[str, ...] = ()
     address: Address | None = None
@@ -72,7 +73,7 @@ class Interface:
 
     def __init__(
         self,
-        network: Network,
+        network: Joinable,
         *,
         name: str | None = None,
         aliases: tuple[str, ...] | list[str] = (),
@@ -87,7 +88,7 @@ class Interface:
         device: str | None = None,
         routes: Mapping[str, str | None] | None = None,
     ) -> None:
-        if not isinstance(network, Network):
+        if not isinstance(network, Joinable):
             raise TypeError(f"Interface: a Network is wanted, not {network!r}")
         if egress is not None and not isinstance(egress, Egress):
             raise TypeError(f"Interface: egress must be an Egress such as Egress(['db:5432']), not {egress!r}")
@@ -226,7 +227,7 @@ def _mac(value: str | None) -> str | None:
     return ":".join(pairs)
 
 
-def _mtu(value: int | None, network: Network) -> int | None:
+def _mtu(value: int | None, network: Joinable) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 576 <= value <= network.mtu:
@@ -243,7 +244,7 @@ def _device(value: str | None) -> str | None:
     return value
 
 
-def _route(to: str, via: str | None, network: Network) -> tuple[Net, Address | None]:
+def _route(to: str, via: str | None, network: Joinable) -> tuple[Net, Address | None]:
     try:
         net = ipaddress.ip_network(to)
     except ValueError as error:

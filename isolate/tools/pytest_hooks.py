@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from isolate.tools.pytest_network import lan as lan
+from isolate.tools.pytest_network import pytest_runtest_makereport as pytest_runtest_makereport
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -39,6 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--isolate-strict", action="store_true", default=False,
         help="fail, where a fixture or marker of isolate's would skip since this host cannot do it",
+    )  # fmt: skip
+    group.addoption(
+        "--isolate-capture", metavar="DIR", default=None,
+        help="with the fixture `lan`: keep what the hosts of a test that failed sent and received, as pcapng",
     )  # fmt: skip
     parser.addini("isolate_user", "as --isolate-user", type="bool", default=False)
     parser.addini("isolate_net", "as --isolate-net", default="no")

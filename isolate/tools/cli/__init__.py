@@ -50,7 +50,23 @@ def _any_terminal() -> None:
 def _run(options: argparse.Namespace) -> int:
     if not options.program and options.image is None:
         raise ValueError("which program? (isolate run [options] -- PROGRAM [ARGUMENT ...])")
-    return _execute(sandbox(options), options)
+    try:
+        return _execute(sandbox(options), options)
+    finally:
+        _close(options)
+
+
+def _close(options: argparse.Namespace) -> None:
+    """The network that --publish made."""
+    lan = getattr(options, "network", None)
+    if lan is not None:
+        lan.close()
+
+
+def _net(options: argparse.Namespace) -> int:
+    from isolate.tools.cli import net
+
+    return net.command(options)
 
 
 def _image(options: argparse.Namespace) -> int:
@@ -130,7 +146,13 @@ def _status(result: Result[Any]) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    box = sandbox(options)
+    try:
+        return _shown(sandbox(options), options)
+    finally:
+        _close(options)
+
+
+def _shown(box: Sandbox, options: argparse.Namespace) -> int:
     if options.code:
         from isolate.tools.cli.code import code
 
@@ -200,7 +222,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "program", None):
             top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
         options.program = argv[cut + 1 :]
-    command = {"run": _run, "attach": _attach, "explain": _explain, "probe": _probe, "image": _image}[options.command]
+    command = {
+        "run": _run, "attach": _attach, "explain": _explain, "probe": _probe, "image": _image, "net": _net,
+    }[options.command]  # fmt: skip
     try:
         return command(options)
     except (ValueError, TypeError) as error:

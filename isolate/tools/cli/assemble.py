@@ -128,8 +128,15 @@ def _change(parts: dict[type[Any], Part], options: argparse.Namespace) -> None:
     from isolate.namespaces.part import NetNamespace, UserNamespace, UtsNamespace
     from isolate.seccomp import Seccomp
 
-    if options.net:
+    if options.net == "host":
         parts.pop(NetNamespace, None)
+    if options.net or options.publish or options.name:
+        from isolate.tools.cli import net
+
+        own = net.part(options)
+        if own is not None:
+            parts[type(own)] = own
+            parts.setdefault(NetNamespace, NetNamespace())
     if options.hostname is not None:
         parts[UtsNamespace] = UtsNamespace(hostname=options.hostname)
     if options.uid is not None or options.gid is not None:

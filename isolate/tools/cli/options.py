@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from isolate.tools.cli import net
 from isolate.tools.cli.image_options import add_image_commands, add_store
 
 __all__ = [
@@ -100,7 +101,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=N[:HARD]",
         help="of each process: nofile=256, fsize=10M, …",
     )
-    group.add_argument("--net", action="store_true", help="keep the caller's network")
+    net.run_options(group.add_argument)
 
     group = parser.add_argument_group("who it is")
     group.add_argument("--hostname", metavar="NAME", help="its host name")
@@ -186,4 +187,5 @@ def parser() -> argparse.ArgumentParser:
     probe.add_argument("--json", action="store_true", help="as JSON, a list")
     probe.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
     add_image_commands(commands, common)
+    net.options(commands, common)
     return top
