@@ -166,9 +166,23 @@ static int64_t cover_all(int64_t proc, int64_t *apart)
 	return result < 0 ? result : changed;
 }
 
-int64_t iso_cover(int64_t proc, int64_t apart)
+/* Whether this process is in the mount namespace that `outer` is a descriptor of. */
+static int64_t same_namespace(int64_t proc, int64_t outer)
 {
-	int64_t r = 1;
+	struct statx ours, theirs;
+	int64_t r = SYS5(statx, proc, PTR("self/ns/mnt"), 0, STATX_INO, PTR(&ours));
+	if (r == 0)
+		r = SYS5(statx, outer, PTR(""), AT_EMPTY_PATH_, STATX_INO, PTR(&theirs));
+	return r < 0 ? r : ours.stx_ino == theirs.stx_ino;
+}
+
+int64_t iso_cover(int64_t proc, int64_t outer, int64_t apart)
+{
+	int64_t r = same_namespace(proc, outer);
+	if (r < 0)
+		return r;
+	apart |= r;
+	r = 1;
 	for (int round = 0; round < ROUNDS && r > 0; round++)
 		r = cover_all(proc, &apart);
 	return r > 0 ? -EBUSY : r;

@@ -577,7 +577,7 @@ int64_t iso_engine_op(struct iso_machine *m, const struct iso_op *op, const int6
 	case ISO_OP_MEET:
 		return meet_aside(m);
 	case ISO_OP_COVER:
-		return iso_cover(arg[0], arg[1]);
+		return iso_cover(arg[0], arg[1], arg[2]);
 	default:
 		return -ENOSYS;
 	}

@@ -87,7 +87,8 @@ enum {
 /* ISO_OP_STORE: arg0 data offset (kind DATA), arg1 value, arg2 width in bytes 1, 2, 4, 8, or 0: decimal digits and NUL (21 bytes). */
 /* ISO_OP_TEST: arg0 value, arg1 mask, arg2 wanted, arg3 errno of a mismatch. */
 /* ISO_OP_RMTREE, ISO_OP_THAW: arg0 directory descriptor, arg1 name; RMTREE: arg2 whether everybody in groups of v1 is killed. */
-/* ISO_OP_COVER: arg0 descriptor of the caller's /proc, arg1: 1: the mount namespace is another's, leave it first if need be. */
+/* ISO_OP_COVER: arg0 descriptor of the caller's /proc, arg1 of the supervisor's mount namespace, arg2: 1: the mount namespace
+ * is another's, leave it first if need be. */
 /* ISO_OP_LINE: arg0 the text, arg1 the line without its end, arg2 errno when it is not there. */
 /* ISO_OP_MAP: arg0 the contents of uid_map, arg1 those of gid_map. */
 /* ISO_OP_RUN: arg0 path, arg1 table of argc + 1 pointers (filled in from offsets by STORE), arg2 its length. */

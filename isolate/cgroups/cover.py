@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolate.capabilities import Cap, Capabilities
 from isolate.engine.plan import Cover, Label, Phase, Register, Step, Test, call
-from isolate.kernel.constants import AT_FDCWD, CLONE_NEWUSER, O_CLOEXEC, O_PATH
+from isolate.kernel.constants import AT_FDCWD, CLONE_NEWUSER, O_CLOEXEC, O_PATH, O_RDONLY
 from isolate.namespaces.part import MountNamespace, UserNamespace
 
 if TYPE_CHECKING:
@@ -40,15 +40,20 @@ def cover_steps(context: Context) -> Iterator[Step]:
     context.shared[_SHARED] = True
     mounts = context.find(MountNamespace)
     proc = Register("the caller's /proc")
-    opening = call("openat", AT_FDCWD, b"/proc", O_PATH | O_CLOEXEC, 0, out=proc)
-    yield Step(Phase.CGROUP, "hold on to /proc, which tells of every mount", (opening,), path=b"/proc")
+    outer = Register("the caller's mount namespace")
+    opening = (
+        call("openat", AT_FDCWD, b"/proc", O_PATH | O_CLOEXEC, 0, out=proc),
+        call("openat", proc, b"self/ns/mnt", O_RDONLY | O_CLOEXEC, 0, out=outer),
+    )
+    yield Step(Phase.CGROUP, "hold on to /proc, which tells of every mount", opening, path=b"/proc")
     hints = {
         errno.EPERM: "the cgroup file systems that are seen inside cannot be made read-only, so the program could lift "
         "its limits: add MountNamespace() and, without privileges, UserNamespace()",
         errno.EBUSY: "cgroup file systems are being mounted as fast as they are made read-only",
         errno.ENOENT: "/proc does not show this process: which cgroup file systems are seen inside cannot be told",
     }
-    covering = (Cover(proc, apart=mounts is not None and mounts.joined), call("close", proc))
+    apart = mounts is not None and mounts.joined
+    covering = (Cover(proc, outer, apart=apart), call("close", outer), call("close", proc))
     yield Step(Phase.COVER, "cgroup file systems are read-only inside", covering, hints=hints)
     reason = liftable(context)
     if reason:

@@ -299,14 +299,16 @@ class Thaw:
 class Cover:
     """Init: make every cgroup file system read-only that its mount namespace shows.
 
-    ``proc`` is a descriptor of the caller's /proc. With ``apart`` the mount namespace is somebody else's: where
-    anything in it has to be changed, init leaves it for a copy.
+    ``proc`` is a descriptor of the caller's /proc, ``outer`` one of the supervisor's mount namespace. With ``apart``
+    the mount namespace is somebody else's. There, and where init is still in the supervisor's own, init leaves for a
+    copy before anything is changed: a mount of the host is never touched.
     """
 
-    __slots__ = ("apart", "proc")
+    __slots__ = ("apart", "outer", "proc")
 
-    def __init__(self, proc: Argument, apart: bool = False) -> None:
+    def __init__(self, proc: Argument, outer: Argument, apart: bool = False) -> None:
         self.proc: Argument = proc
+        self.outer: Argument = outer
         self.apart: bool = apart
 
 

@@ -222,7 +222,7 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
         )  # fmt: skip
         return op.label
     if isinstance(op, Cover):
-        writer.op(lib.ISO_OP_COVER, step, (op.proc, int(op.apart)))
+        writer.op(lib.ISO_OP_COVER, step, (op.proc, op.outer, int(op.apart)))
         return None
     if isinstance(op, (RemoveTree, Thaw)):
         flags = _POLICIES[op.policy] if op.errors else 0

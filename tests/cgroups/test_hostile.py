@@ -114,6 +114,27 @@ def test_34_in_a_mount_namespace_that_is_joined() -> None:
         assert sorted(line.split(" ")[4:6] for line in lines) == sorted(line.split(" ")[4:6] for line in own)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes mounts without a user namespace")
+def test_34_a_mount_of_the_callers_is_never_changed() -> None:
+    """Also where the mount namespace of the sandbox's own is missing: a copy is made, or nothing starts."""
+    code = """
+import isolate
+from isolate.cgroups.cover import cover_steps
+class Bare:
+    required = True
+    def steps(self, context): yield from cover_steps(context)
+def options(text): return sorted(line.split(" ")[5] for line in text.split("\\n") if " - cgroup" in line)
+before = options(open("/proc/self/mountinfo").read())
+inside = options(isolate.Sandbox(Bare()).run(["cat", "/proc/self/mountinfo"], text=True).stdout)
+after = options(open("/proc/self/mountinfo").read())
+print(len(before) == len(inside) > 0, {o.split(",")[0] for o in inside}, after == before)
+"""
+    # In a mount namespace of its own: what goes wrong must not harm this machine.
+    command = ["unshare", "--mount", "--propagation", "slave", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.strip() == "True {'ro'} True", done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can hand a group over")
 @pytest.mark.parametrize("namespaces", ["", "isolate.UserNamespace(), isolate.PidNamespace()"], ids=["alone", "user"])
 def test_34_nor_a_delegated_users(namespaces: str) -> None:
