@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import tarfile
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from stat import S_ISLNK
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
+from isolate.images.archive import entry as kinds
+from isolate.images.archive.entry import Entry
+from isolate.images.pack.pack import pack_entries
 from isolate.images.unpack.owners import Owners
 from isolate.images.unpack.place import Placer
 from isolate.images.unpack.read import Pass, unpack
@@ -114,3 +120,86 @@ def test_a_hundred_archives(case: Case) -> None:
 @given(cases(devices=True))
 def test_ten_thousand_archives(case: Case) -> None:
     compare(case, {**EVERYDAY, "bsdtar": bsdtar})
+
+
+# ---- tools that take a second to start: many cases in one archive ----------------------------------------------------
+
+
+def together(count: int) -> bytes:
+    """One archive of many cases, each in a directory of its own."""
+    rows: list[tuple[Entry, bytes]] = []
+
+    @settings(max_examples=count, phases=[Phase.generate], **QUIET)  # type: ignore[arg-type]
+    @given(cases(devices=True, forms=("ours",)))
+    def gather(case: Case) -> None:
+        top = b"case%d" % len(rows)
+        rows.append((Entry(top, kinds.DIRECTORY, mode=0o755, mtime=5), b""))
+        for entry, data in case.rows:
+            entry.path = top + b"/" + entry.path
+            if entry.kind == kinds.HARD_LINK:
+                entry.link = top + b"/" + entry.link
+            rows.append((entry, data))
+
+    gather()
+    parts: list[bytes] = []
+    pack_entries(rows, parts.append)
+    return b"".join(parts)
+
+
+def umoci(place: Path) -> Path:
+    command = ["umoci", "unpack", "--image", f"{place}/layout:test", f"{place}/bundle"]
+    subprocess.run(command, check=True, capture_output=True)
+    return place / "bundle/rootfs"
+
+
+def containers_storage(place: Path) -> Path:
+    """The storage of podman, buildah and skopeo, with the driver that has a plain directory for each layer."""
+    target = f"containers-storage:[vfs@{place}/storage+{place}/run]test:1"
+    subprocess.run(["skopeo", "copy", f"oci:{place}/layout:test", target], check=True, capture_output=True)
+    (tree,) = (place / "storage/vfs/dir").iterdir()
+    return tree
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", [umoci, containers_storage], ids=["umoci", "containers-storage"])
+def test_the_tools_of_images_make_the_same_tree(tool: Callable[[Path], Path], tmp_path: Path) -> None:
+    program = "umoci" if tool is umoci else "skopeo"
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    data = together(1000)
+    layout(tmp_path / "layout", data)
+    (tmp_path / "ours").mkdir()
+    ours(data, tmp_path / "ours")
+    mine, theirs = tree_of(tmp_path / "ours"), tree_of(tool(tmp_path))
+    rows = {path: (mine.get(path), theirs.get(path)) for path in {*mine, *theirs} if path}
+    different = {path: row for path, row in rows.items() if without_empty(row[0]) != row[1]}
+    assert different == {}
+    assert len(mine) > 3000
+
+
+def without_empty(row: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    """Without attributes that have no value: Go takes an empty PAX record for one that is not there."""
+    if row is None:
+        return None
+    xattrs = {key: value for key, value in row[6].items() if value}
+    return (*row[:6], xattrs, *row[7:])
+
+
+def layout(place: Path, data: bytes) -> None:
+    """An OCI layout of an image with one layer, not compressed."""
+    blobs = place / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def put(content: bytes, kind: str) -> dict[str, Any]:
+        digest = sha256(content).hexdigest()
+        (blobs / digest).write_bytes(content)
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
+
+    layer = put(data, "layer.v1.tar")
+    rootfs = {"type": "layers", "diff_ids": [layer["digest"]]}
+    config = {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}
+    manifest = {"schemaVersion": 2, "config": put(json.dumps(config).encode(), "config.v1+json"), "layers": [layer]}
+    row = put(json.dumps(manifest).encode(), "manifest.v1+json")
+    row["annotations"] = {"org.opencontainers.image.ref.name": "test"}
+    (place / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [row]}))
+    (place / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')

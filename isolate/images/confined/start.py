@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Part
     from isolate.namespaces.ids import IdMap
 
-__all__ = ["confined"]
+__all__ = ["box_for", "confined"]
 
 _MAX_ANSWER = 64 << 20
 _MEMORY = "8G"  # of address space: two million entries take less than one
@@ -44,7 +44,8 @@ _READ = FsAccess.READ_FILE | FsAccess.READ_DIR
 
 
 @lru_cache(maxsize=32)
-def _box(ids: IdMap | None, writable: tuple[bytes, ...], readable: tuple[bytes, ...], devices: bool) -> Sandbox:
+def box_for(ids: IdMap | None, writable: tuple[bytes, ...], readable: tuple[bytes, ...], devices: bool) -> Sandbox:
+    """What the child is in: made once for the same directories."""
     abi = landlock_abi()
     make = (_MAKE | FsAccess.MAKE_BLOCK if devices else _MAKE) & FsAccess.abi(max(abi, 1))
     rules = [PathRule(path, _READ | FsAccess.EXECUTE) for path in python.readable()]
@@ -89,7 +90,7 @@ def confined(
         be confined; nothing has been read. :raises StoreError: it did not end well.
     """
     places = tuple(tuple(sorted({_path(fd) for fd in group})) for group in (writable, readable))
-    box = _box(ids, places[0], places[1], devices)
+    box = box_for(ids, places[0], places[1], devices)
     null = -3  # DEVNULL
     result = box.run(
         python.command(task, json.dumps(dict(options))),
