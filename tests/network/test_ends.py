@@ -71,7 +71,7 @@ def test_the_machine_shows_what_is_there(machine: NetNamespace) -> None:
 
 
 def test_killed_at_random(machine: NetNamespace) -> None:
-    assert kill_at_random(machine, 8, 0.4, 1) == []
+    assert kill_at_random(machine, 5, 0.4, 1) == []
 
 
 @pytest.mark.slow

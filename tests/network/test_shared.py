@@ -18,7 +18,7 @@ from isolate.errors import SetupError
 from isolate.network.shared import _address, names
 from isolate.tools.cli import main
 from tests.network.hosts import connects, host, until
-from tests.plugin.test_plugin import outcome
+from tests.tools.test_pytest_plugin import outcome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,6 +162,7 @@ def test_hosts(lan):
 """
 
 
+@pytest.mark.slow
 def test_the_fixture_as_an_ordinary_user(tmp_path: Path) -> None:
     counts, text = outcome(ORDINARY, tmp_path, uid=65534)
     assert counts == {"passed": 1}, text

@@ -50,7 +50,7 @@ def throughput(source: Host, target: Host, size: int) -> float:
     return 8 * size / seconds
 
 
-@pytest.mark.parametrize("egress", [None, network.Egress(["10.0.0.0/8"])])
+@pytest.mark.parametrize("egress", [None, pytest.param(network.Egress(["10.0.0.0/8"]), marks=pytest.mark.slow)])
 def test_a_rate_holds_both_ways(egress: network.Egress | None) -> None:
     with network.Network() as lan:
         with host(lan, "slow", rate="16M", burst="64K", egress=egress) as slow, host(lan, "fast") as fast:
