@@ -1,10 +1,10 @@
 # The tasks of this repository. `make` alone lists them.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help setup hooks test fast lint format types docs vm slow pythons coverage wheel changelog bench clean
+.PHONY: help setup hooks test fast lint format types docs docs-archive vm slow pythons coverage wheel changelog bench clean
 
 help:                ## list the tasks
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:               ## make .venv with everything for development (installs Debian packages where missing)
 	bash .ci/prepare --extras dev
@@ -26,6 +26,10 @@ format:              ## let ruff format and fix
 
 docs:                ## build the documentation into docs/_build
 	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build
+
+docs-archive:        ## the documentation as one archive for any static host: dist/isolate-docs.tar.gz
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	mkdir -p dist && tar -czf dist/isolate-docs.tar.gz --exclude=.doctrees --exclude=.buildinfo -C docs/_build html
 
 vm:                  ## the tests that need cgroup v2 or systemd, in a virtual machine (about twelve minutes)
 	bash tests/vm/run

@@ -171,8 +171,8 @@ def container(
     (``"deny"``: then what is mounted on must exist), or change it (``"keep"``). ``/proc``, ``/dev``, ``/tmp`` and
     ``/run`` are the container's own. The program is root inside, with no capability; add
     ``Capabilities.docker()`` for more. Outside it is the caller; or, run by root, one of 65,536 ids that nobody has
-    (:meth:`IdMap.unprivileged`), and the root's files are shown by an id map, so that root's own are those of the root
-    inside: the file system must be one that can (ext4, xfs, btrfs and others; Linux 5.19 for ``"discard"``).
+    (:meth:`isolate.IdMap.unprivileged`), and the root's files are shown by an id map, so that root's own are those of
+    the root inside: the file system must be one that can (ext4, xfs, btrfs and others; Linux 5.19 for ``"discard"``).
     ``extra=[UserNamespace()]`` makes it the host's root, as it would be without. Parts of ``extra`` take the place of
     those of their class, and so does a policy that extends the one here.
 

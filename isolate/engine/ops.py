@@ -1,7 +1,7 @@
 """Ops and their arguments: what a step does to the kernel, in symbols.
 
 A system call by name with constants, strings, buffers, registers and descriptors; and the few ops that are more than a
-call. :mod:`isolate.engine.plan` puts them into steps, :mod:`isolate.engine.tape` turns them into bytes.
+call. :mod:`isolate.engine.plan` puts them into steps, ``isolate.engine.tape`` turns them into bytes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A :class:`Part` yields :class:`Step` objects. A step belongs to a :class:`Phase`; phases have the order that the kernel
 asks for, so the order in which a user lists parts never matters. A step's ops are symbolic: system calls by name, with
-constants, strings, buffers, registers and descriptors. :mod:`isolate.engine.tape` turns them into bytes.
+constants, strings, buffers, registers and descriptors. ``isolate.engine.tape`` turns them into bytes.
 
 Everything here is public: a part written outside the library has the same means as the library's own.
 """

@@ -35,7 +35,7 @@ class Userspace:
     is there. ``mtu`` is the largest packet inside. Names are asked for at 10.0.2.3, which asks the host's resolver.
 
     Anything that listens at another address of the host's than loopback can be reached: for less use
-    :class:`Domains`. The program runs as this one's user, outside of the sandbox, and ends with it.
+    ``Domains``. The program runs as this one's user, outside of the sandbox, and ends with it.
 
     Brings a network namespace. Needs ``/dev/net/tun``, and pasta or slirp4netns (0.4.0 or later).
 

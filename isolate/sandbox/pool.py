@@ -39,7 +39,7 @@ class Pool(Verbs):
             for job in jobs:
                 result = pool.run(["python3", "-c", job], timeout=2)
 
-    :meth:`run`, :meth:`arun` and :meth:`spawn` are those of :class:`~isolate.Sandbox`. Each takes one that waits, and
+    ``run``, ``arun`` and ``spawn`` are those of :class:`~isolate.Sandbox`. Each takes one that waits, and
     has another set up in its place while the program runs; each sandbox is used once. A start that finds none waiting
     sets one up for itself.
 

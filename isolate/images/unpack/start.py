@@ -86,7 +86,7 @@ def extract(
         where one of them is given, as it may have been cut off.
 
     The tree has set-user-ID files where the archive has: keep it in a directory that nobody else may enter. What was
-    made before an error is left: give a directory that you can remove (see :func:`remove`).
+    made before an error is left: give a directory that you can remove (see ``isolate.images.trees.remove``).
 
     :raises LayerError: the archive breaks a rule; it names the entry and the rule.
     :raises DigestError: the bytes are others. :raises SetupError: the child cannot be confined here.

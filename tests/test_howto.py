@@ -1,0 +1,47 @@
+"""The programs of the how-to pages run, as root and as an ordinary user, and print what the pages show."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .ordinary import as_ordinary_user
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SHOWN = {
+    "agent": ["useful   OK       the total is 42", "curious  EXITED   FileNotFoundError", "endless "],
+    "build_tool": ["sort      {'sorted.txt': 'ff4fcf711f92'}", "same      {'sorted.txt': 'ff4f", "refused"],
+    "asyncio_server": ["OK        42", "CPU_TIME", "No such file or directory: '/etc/shadow'"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_program_of_a_page(name: str) -> None:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in SHOWN[name] if line not in done.stdout] == []
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_program_of_a_page_as_an_ordinary_user(name: str) -> None:
+    path = EXAMPLES / f"{name}.py"
+    out = as_ordinary_user(
+        f"import runpy, sys; sys.argv = [{str(path)!r}]; runpy.run_path({str(path)!r}, run_name='m')"
+    )
+    assert out == ""  # importing alone does nothing
+    code = f"import runpy, sys; sys.argv = ['x']\ntry: runpy.run_path({str(path)!r}, run_name='__main__')\n"
+    out = as_ordinary_user(code + "except SystemExit as end: assert not end.code, end.code")
+    assert [line for line in SHOWN[name] if line not in out] == []
+
+
+def test_the_pages_show_what_the_programs_print() -> None:
+    pages = {"agent": "agent", "build_tool": "build-tool", "asyncio_server": "asyncio-server"}
+    for name, page in pages.items():
+        text = (ROOT / f"docs/how-to/{page}.rst").read_text()
+        assert f"examples/{name}.py" in text
+        assert SHOWN[name][0] in text
