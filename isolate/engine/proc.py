@@ -8,43 +8,61 @@ import os
 import signal
 
 from isolate.engine import native
-from isolate.errors import UnsupportedError
+from isolate.errors import SetupError, UnsupportedError
 from isolate.kernel.proc import mount_rows, read, status
 
 __all__ = ["check", "children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes"]
 
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 _known: dict[tuple[int, int], bool] = {}  # (owner token, device of /proc): each mount of procfs has its own
 
 
 def is_ours() -> bool:
-    """Whether /proc is a proc file system of this process's own pid namespace.
+    """Whether /proc is a proc file system of this process's own pid namespace; False also where it cannot be told.
 
     In another one's the same number is another process. It lists one number for a process for each pid namespace from
     its own on down to the process's (NSpid, proc_pid_status(5)), so ours has one there. Asked once for each mount.
     """
+    try:
+        return _ask()
+    except OSError:
+        return False
+
+
+def _ask() -> bool:
+    """:raises OSError: this program is short of descriptors or memory, so it cannot be told now."""
     try:
         key = native.owner(), os.stat("/proc").st_dev
     except OSError:
         return False
     found = _known.get(key)
     if found is None:
-        found = _known[key] = _look()
+        try:
+            found = len(status().get("NSpid", "").split()) == 1
+        except OSError as error:
+            if error.errno in _SHORT:
+                raise  # says nothing of /proc: asked again the next time
+            found = False
+        _known[key] = found
     return found
-
-
-def _look() -> bool:
-    try:
-        return len(status().get("NSpid", "").split()) == 1
-    except OSError:
-        return False
 
 
 def check() -> None:
     """Refuse to write to files of a child's in a /proc where its number is another process's.
 
     :raises UnsupportedError: /proc is absent or of another pid namespace.
+    :raises SetupError: this program is short of descriptors or memory.
     """
-    if not is_ours():
+    try:
+        ours = _ask()
+    except OSError as error:
+        short = error.errno in (errno.EMFILE, errno.ENFILE)
+        raise SetupError(
+            error.errno or errno.EIO, "look into /proc", part="Sandbox", path="/proc", syscall="openat",
+            cause="the limit of open descriptors (RLIMIT_NOFILE, or fs.file-max) is reached" if short else None,
+            remedy="close some, or raise it: ulimit -n, systemd's LimitNOFILE=" if short else None,
+        ) from None  # fmt: skip
+    if not ours:
         raise UnsupportedError(
             errno.EOPNOTSUPP, "write the child's files in /proc (id maps, oom_score_adj)", part="Sandbox", path="/proc",
             cause="/proc is absent or of another pid namespace",

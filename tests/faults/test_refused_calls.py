@@ -46,7 +46,8 @@ OPTIONS = {
     "PR_SET_SECUREBITS": 28, "PR_SET_NO_NEW_PRIVS": 38, "PR_GET_NO_NEW_PRIVS": 39, "PR_CAP_AMBIENT": 47,
 }  # fmt: skip
 PARTS = {
-    "Capabilities", "Credentials", "Landlock", "NoNewPrivs", "Rlimits", "Scheduling", "SessionKeyring", "UserNamespace",
+    "Capabilities", "Credentials", "Landlock", "NoNewPrivs", "Rlimits", "Sandbox", "Scheduling", "SessionKeyring",
+    "UserNamespace",
 }  # fmt: skip
 
 

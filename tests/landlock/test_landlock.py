@@ -413,7 +413,7 @@ def test_too_old_a_kernel() -> None:
     """``resolve_unix`` came with ABI 9. Required: an error before anything starts. Else: the rest holds."""
     part = {"handled": FsAccess.MAKE_DIR | FsAccess.RESOLVE_UNIX}
     with pytest.raises(UnsupportedError, match="resolve_unix") as caught:
-        Sandbox(Landlock(**part))
+        Sandbox(Landlock(**part)).run(["true"])
     assert caught.value.errno == errno.EOPNOTSUPP
     assert f"ABI {ABI}" in str(caught.value)
     assert "required=False" in str(caught.value.remedy)
