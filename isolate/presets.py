@@ -31,11 +31,9 @@ from isolate.seccomp import Seccomp
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import isolate.images
     from isolate.cgroups import Limits
     from isolate.engine.plan import Part
-    from isolate.images.image import Image
-    from isolate.images.store import Store
-    from isolate.images.upper import Upper
     from isolate.mounts import Entry
 
 __all__ = ["NOBODY", "container", "untrusted"]
@@ -157,13 +155,13 @@ def _replaces(other: Part, part: Part) -> bool:
 
 
 def container(
-    root: str | os.PathLike[str] | Image,
+    root: str | os.PathLike[str] | isolate.images.Image,
     *entries: Entry,
-    writes: str | Upper = "discard",
+    writes: str | isolate.images.Upper = "discard",
     hostname: str = "container",
     extra: Iterable[Part] = (),
     beneath: str | os.PathLike[str] | None = None,
-    store: Store | None = None,
+    store: isolate.images.Store | None = None,
 ) -> Sandbox:
     """A container on a root file system of its own, such as one that debootstrap made, or on an image of a store.
 
@@ -219,8 +217,8 @@ def container(
 
 
 def _of_image(
-    image: Image, store: Store | None, entries: tuple[Entry, ...], writes: str | Upper, hostname: str,
-    extra: Iterable[Part],
+    image: isolate.images.Image, store: isolate.images.Store | None, entries: tuple[Entry, ...],
+    writes: str | isolate.images.Upper, hostname: str, extra: Iterable[Part],
 ) -> Sandbox:  # fmt: skip
     from isolate.images.accounts import account  # loaded late: most containers are not of images
     from isolate.images.image import Image as Kind  # loaded late: as above

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "Unnamed", "doing", "is_named", "lock", "open_directory", "read_small", "rename_new", "replace", "subdirectory",
-    "syncfs", "try_lock",
+    "Unnamed", "doing", "is_named", "lock", "new_directory", "open_directory", "read_small", "rename_new", "replace",
+    "subdirectory", "syncfs", "try_lock",
 ]  # fmt: skip
 
 _RENAME_NOREPLACE = 1
@@ -80,6 +80,23 @@ def subdirectory(at: int, name: str, *, mode: int = 0o700, create: bool = True) 
     except FileExistsError:
         pass
     return open_directory(name, at)
+
+
+def new_directory(at: int, prefix: str = "") -> tuple[str, int]:
+    """A new directory for its owner alone, locked: its name and a descriptor.
+
+    A collector may take one for a leftover before it is locked: that one is left to it, and another made.
+    """
+    while True:
+        name = f"{prefix}{secrets.token_hex(8)}"
+        os.mkdir(name, 0o700, dir_fd=at)
+        try:
+            fd = open_directory(name, at)
+        except FileNotFoundError:
+            continue
+        if try_lock(fd, exclusive=True) and is_named(fd, name, at):
+            return name, fd
+        os.close(fd)
 
 
 def syncfs(fd: int) -> None:

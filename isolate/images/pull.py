@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from isolate.images.bounds import Bounds
-    from isolate.images.layer import Layer
     from isolate.images.opening import Opened
     from isolate.images.progress import Reporter
     from isolate.images.reference import Reference
@@ -103,12 +102,10 @@ class Pull:
 
     def layers(self, image: Image, bounds: Bounds | None, *, trees: bool) -> None:
         """Download what is missing, side by side; extract in order as it comes."""
-        unique: dict[str, Layer] = {}
-        for layer in image.layers:
-            unique.setdefault(layer.digest, layer)
+        unique = {layer.digest: descriptor(layer) for layer in image.layers}
         pool = ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-pull")
         try:
-            jobs = {digest: pool.submit(self._layer, layer) for digest, layer in unique.items()}
+            jobs = {digest: pool.submit(self._blob, blob) for digest, blob in unique.items()}
             if trees:
                 unpack(self._opened, self._trees, image, bounds, self._report, self.lease, jobs)
             for job in jobs.values():
@@ -116,7 +113,27 @@ class Pull:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _layer(self, layer: Layer) -> int:
+    def everything(self, pulled: Pulled) -> list[Image]:
+        """An index with all that it names, whatever machine it is for; its images, and what else lies beside them."""
+        images: list[Image] = []
+        wanted: dict[str, Descriptor] = {}
+        for row in read_index(pulled.data, pulled.media_type or None).manifests:
+            if row.media_type not in MANIFEST_TYPES:
+                continue
+            document = self.document(row.digest, row.media_type)
+            manifest = read_manifest(document.data, row.media_type)
+            try:
+                images.append(self.image(document))
+            except ImageError:
+                # Something about an image, such as how it was built: kept as it is.
+                wanted[manifest.config.digest] = manifest.config
+            wanted.update((layer.digest, layer) for layer in manifest.layers)
+        with ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-pull") as pool:
+            for job in [pool.submit(self._blob, blob) for blob in wanted.values()]:
+                job.result()
+        return images
+
+    def _blob(self, layer: Descriptor) -> int:
         with doing("keeping a layer", self._opened.path):
             fd, resumed = self._fetch(layer)
             if fd is None and resumed:
@@ -125,7 +142,7 @@ class Pull:
             assert fd is not None
             return self.lease.add(fd)
 
-    def _fetch(self, layer: Layer) -> tuple[int | None, bool]:
+    def _fetch(self, layer: Descriptor) -> tuple[int | None, bool]:
         """The held blob, and whether an earlier attempt was gone on with; None where that was of no use."""
         with self._opened.blobs.partial(layer.digest, seconds=_WAIT, check=self._report.check) as partial:
             if not isinstance(partial, Partial):
@@ -138,7 +155,7 @@ class Pull:
             tell(0)
             partial.rehash(layer.size, tell)
             resumed = partial.size > 0
-            self._registry.download(self._repository, descriptor(layer), partial, tell)
+            self._registry.download(self._repository, layer, partial, tell)
             try:
                 return partial.finish(f"layer of {self._registry.host}/{self._repository}"), resumed
             except DigestError:

@@ -7,6 +7,7 @@ in use.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -113,10 +114,8 @@ def _link(name: str, objects: int, base: bytes, directory: int, found: os.stat_r
         try:
             os.link(place, spare, src_dir_fd=objects, dst_dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(name[:2], 0o700, dir_fd=objects)
-            except FileExistsError:
-                pass
             try:
                 os.link(base, place, src_dir_fd=directory, dst_dir_fd=objects, follow_symlinks=False)
             except FileExistsError:

@@ -11,7 +11,7 @@ from isolate.images.blobs import Lease
 from isolate.images.bounds import Bounds
 from isolate.images.digests import is_digest
 from isolate.images.disk import doing
-from isolate.images.documents import read_manifest
+from isolate.images.documents import INDEX_TYPES, read_manifest
 from isolate.images.errors import ImageError, StoreError
 from isolate.images.holding import DEFAULT_STORE, Holding, tagged
 from isolate.images.image import Image, descriptor, make_manifest
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from isolate.images.checking import Fault
     from isolate.images.collecting import Collected
     from isolate.images.progress import ProgressCall
+    from isolate.images.registry.client import Pulled
     from isolate.kernel.paths import StrOrBytesPath
 
 __all__ = ["DEFAULT_STORE", "Sent", "Store"]
@@ -69,7 +70,8 @@ class Store(Holding):
     ) -> Image:
         """Fetch an image: what is in the store already is not fetched again; what was cut off goes on.
 
-        Of an image for several platforms, the one for ``platform`` (``"linux/arm64"``), or for this machine.
+        Of an image for several platforms, the one for ``platform`` (``"linux/arm64"``), or for this machine; with
+        ``platform="all"`` all are kept, the name stands for the whole, and the one for this machine is unpacked.
         ``registry`` is the reference's own unless one is given, with its credentials and mirrors. ``bounds`` are for
         each layer. With ``unpack=False`` the layers are kept as they came, and not extracted. Every digest is verified:
         of the manifest where the reference has it, and of all that the manifest names.
@@ -100,15 +102,33 @@ class Store(Holding):
     ) -> Image:  # fmt: skip
         self._writable()
         reference = Reference.parse(name)
-        wanted = None if platform is None else Platform.parse(platform)
+        every = platform == "all"
+        wanted = None if platform is None or every else Platform.parse(platform)
         with _registry(registry, reference) as client:
             pull = Pull(self._opened, self._trees, client, reference.repository, report)
             with pull.lease, doing("pulling", self.path):
+                if every:
+                    found = pull.document(reference.wanted)
+                    if found.media_type in INDEX_TYPES:
+                        return self._all(pull, found, reference, bounds, trees, report)
                 image = pull.find(reference, wanted)
                 pull.layers(image, bounds, trees=trees)
                 if reference.tag is not None:
                     self._opened.refs.set(reference, image.digest)
                 return image
+
+    def _all(
+        self, pull: Pull, found: Pulled, reference: Reference, bounds: Bounds | None, trees: bool, report: Reporter
+    ) -> Image:
+        images = pull.everything(found)
+        at = Platform.host().choose(image.platform for image in images)
+        if not images:
+            raise ImageError(str(reference), "is an index without an image")
+        if trees and at is not None:
+            self._unpack(images[at], bounds, report, pull.lease)
+        if reference.tag is not None:
+            self._opened.refs.set(reference, found.digest)
+        return images[at or 0]
 
     def push(
         self,

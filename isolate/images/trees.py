@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolate.images.confined.maps import map_for
 from isolate.images.digests import digest_of, split
-from isolate.images.disk import doing, is_named, open_directory, read_small, rename_new, replace, syncfs, try_lock
+from isolate.images.disk import (
+    doing,
+    is_named,
+    new_directory,
+    open_directory,
+    read_small,
+    rename_new,
+    replace,
+    syncfs,
+    try_lock,
+)
 from isolate.images.documents import packing_of
 from isolate.images.errors import StoreError
 from isolate.images.facts import Facts
@@ -125,7 +134,7 @@ class Trees:
 
         :raises LayerError, DigestError: as :func:`extract`; nothing is left.
         """
-        name, fd = self._new()
+        name, fd = new_directory(self._at, ".new-")
         try:
             os.mkdir("tree", 0o755, dir_fd=fd)
             tree = open_directory("tree", fd)
@@ -149,19 +158,6 @@ class Trees:
             self.throw_away(name, fd)
             raise
         return Staged(fd, name, self.names(layer.diffid, below)[1 if done.from_lower else 0], done.unpacked)
-
-    def _new(self) -> tuple[str, int]:
-        """A new directory, locked. One that a collector took for a leftover before that is left to it."""
-        while True:
-            name = f".new-{secrets.token_hex(8)}"
-            os.mkdir(name, 0o700, dir_fd=self._at)
-            try:
-                fd = open_directory(name, self._at)
-            except FileNotFoundError:
-                continue
-            if try_lock(fd, exclusive=True) and is_named(fd, name, self._at):
-                return name, fd
-            os.close(fd)
 
     def publish(self, staged: Iterable[Staged], lease: Lease) -> None:
         """Force the layers to disk, all at once, and name them; who was first, has the name."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from typing import TYPE_CHECKING
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import ConflictError
-from isolate.images.disk import open_directory, try_lock
+from isolate.images.disk import new_directory
 from isolate.images.errors import StoreError
 from isolate.images.layer import FileBytes, Layer, unnamed
 from isolate.images.pack.start import difference, remove
@@ -46,11 +45,9 @@ class Upper:
         self._users = 0
         self._stubs: set[bytes] = set()
         self._at = store.opened.uppers_fd
-        self._name = secrets.token_hex(8)
-        os.mkdir(self._name, 0o700, dir_fd=self._at)
-        self._fd: OwnedDescriptor | None = OwnedDescriptor(open_directory(self._name, self._at))
         # Whoever can lock it may remove it: nobody can while this process, or a sandbox of its, lives.
-        try_lock(self._fd, exclusive=True)
+        self._name, fd = new_directory(self._at)
+        self._fd: OwnedDescriptor | None = OwnedDescriptor(fd)
         for name in ("fs", "work"):
             os.mkdir(name, 0o755, dir_fd=self._fd)
 

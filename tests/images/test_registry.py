@@ -164,6 +164,12 @@ def test_an_index_gives_each_machine_its_own(registry: str, store: Store, other:
         with lease, open(os.open("which", os.O_RDONLY, dir_fd=trees[0]), "rb") as file:
             assert file.read().decode() == ("linux/arm64" if "64" in platform else "linux/arm/v7")
     assert other.pull(f"{registry}/multi/app@{digest}", platform="linux/amd64").platform.architecture == "amd64"
+    # All of them: they can be pushed elsewhere as they are.
+    other.pull(f"{registry}/multi/app:1", platform="all")
+    assert other.tags()[Reference.parse(f"{registry}/multi/app:1")] == digest
+    assert str(other.open(f"{registry}/multi/app:1", platform="linux/arm/v7").platform) == "linux/arm/v7"
+    assert other.push(f"{registry}/multi/app:1", f"{registry}/multi/copy:1").digest == digest
+    assert other.check(deep=True) == []
     with pytest.raises(ValueError, match=r"no image for linux/s390x; it has: linux/amd64, linux/arm/v7, linux/arm64"):
         other.pull(f"{registry}/multi/app:1", platform="linux/s390x")
 
