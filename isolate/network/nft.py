@@ -302,6 +302,13 @@ def chance(probability: float) -> list[bytes]:
     return [number, order, compare(_be(share), operator=2)]
 
 
+def limit(rate: int, burst: int) -> bytes:
+    """Go on for at most so many packets a second."""
+    return _expression(
+        "limit", attribute(1, _be(rate, 8)), attribute(2, _be(1, 8)), _number(3, burst), _number(4, 0), _number(5, 0)
+    )  # fmt: skip
+
+
 def counter() -> bytes:
     """Count packets and bytes."""
     return _expression("counter")

@@ -27,6 +27,9 @@ SWITCH, BRIDGE = Table("isolate"), Table("isolate", nft.BRIDGE)
 ICMP, TCP, UDP, ICMPV6 = b"\x01", b"\x06", b"\x11", b"\x3a"
 _ETHER = {"ip": b"\x08\x00", "arp": b"\x08\x06", "ip6": b"\x86\xdd"}
 _RAW = -300
+_ROUTER, _NEIGHBOUR, _REDIRECT = 134, 136, 137  # ICMPv6: advertisements of a router, of a neighbour; a redirect
+#: So many questions about names a second, of all members together: they are answered by this program's interpreter.
+_QUESTIONS, _AT_ONCE = 4000, 1000
 _SOURCE = {4: (12, 4), 6: (8, 16)}
 _DESTINATION = {4: (16, 4), 6: (24, 16)}
 ADDRESS: dict[int, Field] = {4: nft.IPV4, 6: nft.IPV6}
@@ -63,17 +66,45 @@ def _bridge() -> list[Message]:
     port_in = nft.meta("iif")
     sender = nft.payload("network", 14, 4, _R + 1)  # ARP: the sender's address
     link_local = [source(6), nft.masked(b"\xff\xc0" + bytes(14)), nft.compare(b"\xfe\x80" + bytes(14))]
+    discovery = [*_ethernet("ip6"), *_l4(ICMPV6), nft.payload("transport", 0, 1)]
+    target = nft.payload("transport", 8, 16, _R + 1)
+    elsewhere = [nft.payload("transport", 8, 2), nft.masked(b"\xff\xc0"), nft.compare(b"\xfe\x80", unequal=True)]
+    drop = nft.verdict(nft.DROP)
     return [
         table.create(),
         *(table.set(Set(f"members{v}", (nft.INDEX, ADDRESS[v]))) for v in (4, 6)),
         table.chain(Chain("prerouting", nft.PREROUTING, policy=nft.DROP)),
         table.rule("prerouting", *_ethernet("ip"), port_in, source(4, _R + 1), nft.lookup("members4"), accept),
+        # Nobody but the switch is a router, and nobody says "here I am" of another's address.
+        *(table.rule("prerouting", *discovery, nft.compare(bytes([kind])), drop) for kind in (_ROUTER, _REDIRECT)),
+        table.rule(
+            "prerouting",
+            *discovery,
+            nft.compare(bytes([_NEIGHBOUR])),
+            *elsewhere,
+            port_in,
+            target,
+            nft.lookup("members6", inverted=True),
+            drop,
+        ),
         table.rule("prerouting", *_ethernet("ip6"), port_in, source(6, _R + 1), nft.lookup("members6"), accept),
         table.rule("prerouting", *_ethernet("arp"), port_in, sender, nft.lookup("members4"), accept),
         # Neighbour discovery: by link-local addresses, and by none at all while an address is looked for.
         table.rule("prerouting", *_ethernet("ip6"), *link_local, accept),
         table.rule("prerouting", *_ethernet("ip6"), source(6), nft.compare(bytes(16)), accept),
     ]
+
+
+def _names() -> list[Message]:
+    """Questions about names, from members: so many and no more, also of what looks like a connection."""
+    messages = []
+    for protocol in (UDP, TCP):
+        rule = [nft.meta("iifname"), nft.compare(nft.ifname(UPLINK), unequal=True), *_l4(protocol), port()]
+        question = [*rule, nft.compare(struct.pack(">H", 53))]
+        limited = nft.limit(_QUESTIONS, _AT_ONCE)
+        messages.append(SWITCH.rule("input", *question, limited, nft.verdict(nft.ACCEPT)))
+        messages.append(SWITCH.rule("input", *question, nft.verdict(nft.DROP)))
+    return messages
 
 
 def base(*, out: bool) -> list[Message]:
@@ -101,6 +132,7 @@ def base(*, out: bool) -> list[Message]:
             "spoofed", *limited, *nft.family(4), nft.meta("iif"), source(4, _R + 1),
             nft.lookup("members4", inverted=True), drop,
         ),
+        *_names(),
         table.rule("input", *nft.established(), accept),
         table.rule("input", *_l4(ICMP), accept),
         table.rule("input", *_l4(ICMPV6), accept),
@@ -114,9 +146,6 @@ def base(*, out: bool) -> list[Message]:
         table.rule("forward", *nft.family(4), source(4), destination(4, _R + 1), nft.lookup("reach"), accept),
         table.rule("forward", *limited, nft.reject()),
     ]  # fmt: skip
-    for protocol in (UDP, TCP):  # names
-        rule = [nft.meta("iifname"), nft.compare(nft.ifname(UPLINK), unequal=True), *_l4(protocol), port()]
-        messages.append(table.rule("input", *rule, nft.compare(struct.pack(">H", 53)), accept))
     if out:
         messages.append(table.rule("forward", *nft.device("oifname", UPLINK), accept))
     else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from isolate.engine.session import Session
     from isolate.network.words import Publish
 
-__all__ = ["HELPERS", "NAMESERVER", "Way"]
+__all__ = ["HELPERS", "NAMESERVER", "Way", "installed"]
 
 #: The network that the program makes inside: the sandbox, the way out, the resolver.
 ADDRESS, GATEWAY, NAMESERVER, PREFIX = "10.0.2.100", "10.0.2.2", "10.0.2.3", 24
@@ -39,7 +39,7 @@ class Way:
 
     def __init__(self, publish: tuple[Publish, ...], helper: str | None, mtu: int, device: str) -> None:
         self.publish, self.mtu, self.device = publish, mtu, device
-        self.path = _installed(helper)
+        self.path = installed(helper)
         self.helper: Helper | None = None
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             there = os.path.exists("/dev/net/tun")
@@ -174,7 +174,7 @@ def _connect(sock: socket.socket, path: str) -> None:
             time.sleep(0.002)
 
 
-def _installed(wanted: str | None) -> str:
+def installed(wanted: str | None) -> str:
     """The path of the helper.
 
     :raises UnsupportedError: there is none, or it is too old.

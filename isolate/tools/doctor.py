@@ -47,6 +47,8 @@ def _abilities() -> Iterator[Ability]:
     yield user
     for kind, what in _NAMESPACES.items():
         yield _try(kind, what, lambda kind=kind: Sandbox(*_base(), _namespace(kind)).check())  # type: ignore[misc]
+    for name, what, attempt in _NETWORKS:
+        yield _try(name, what, attempt)
     yield _try("id-ranges", "many ids inside, by newuidmap and /etc/subuid", _ranges)
     for name, what, *entry in _ROOTS:
         yield _try(name, what, lambda entry=entry: _root(*entry))  # type: ignore[misc]
@@ -118,6 +120,39 @@ def _namespace(kind: str) -> Part:
     part = getattr(namespaces, f"{kind.capitalize()}Namespace")()
     assert isinstance(part, Part)
     return part
+
+
+def _network(**options: object) -> str | None:
+    """Attach a sandbox to a network that is thrown away."""
+    from isolate.network import Interface, Network
+
+    with Network() as lan:
+        Sandbox(*_base(), Interface(lan, **options)).check()  # type: ignore[arg-type]
+    return None
+
+
+def _delay() -> str | None:
+    from isolate.network import Interface, Network
+
+    with Network() as lan, Sandbox(*_base(), Interface(lan, name="tried")).spawn(["sleep", "9"]):
+        lan.impair("tried", delay=0.001)
+    return None
+
+
+def _way_out() -> str | None:
+    from isolate.network import Userspace
+    from isolate.network.way import installed
+
+    Sandbox(*_base(), Userspace()).check()
+    return installed(None)
+
+
+_NETWORKS: tuple[tuple[str, str, Callable[[], str | None]], ...] = (
+    ("network", "networks of sandboxes: bridge, veth, tables of nftables that have an owner", _network),
+    ("network-rate", "limits of an interface's rate, each way", lambda: _network(rate="100M")),
+    ("network-delay", "packets that come late or damaged (netem)", _delay),
+    ("uplink-user", "a way out of a network without root: pasta or slirp4netns", _way_out),
+)
 
 
 def _memfd() -> str | None:

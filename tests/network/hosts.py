@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -76,6 +77,8 @@ def told(net: contextlib.AbstractContextManager[Any], *command: str) -> Any:
     """JSON that a program prints in a network."""
     with net:
         out = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    # nft 1.0.6 writes who owns a table into the middle of it.
+    out = re.sub(r" *# progname [^\n]*\n", "", out)
     return json.loads(out) if out.strip() else []
 
 

@@ -264,3 +264,53 @@ def test_an_ordinary_user() -> None:
         f"import sys; sys.path.insert(0, {str(root)!r})\n"
         "from tests.network.test_network import members_of_an_ordinary_user as test; test()"
     )
+
+
+def test_nobody_but_the_switch_is_a_router_or_another() -> None:
+    """Router advertisements, redirects, and neighbour advertisements for others' addresses stay at the port."""
+    with network.Network() as lan, host(lan, "victim") as victim, host(lan, "liar") as liar:
+        with victim.net:
+            seen = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+            seen.settimeout(0.3)
+        with liar.net:
+            sender = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
+        own, other = (socket.inet_pton(socket.AF_INET6, a) for a in (liar.address6, str(lan.subnet6[9])))  # type: ignore[index]
+
+        def arrives(message: bytes) -> bool:
+            sender.sendto(message, (victim.address6, 0))
+            try:
+                while True:
+                    if seen.recv(999)[:1] == message[:1]:
+                        return True
+            except TimeoutError:
+                return False
+
+        with seen, sender:
+            assert arrives(bytes([136, 0, 0, 0, 0x60, 0, 0, 0]) + own)  # control: of its own address
+            assert not arrives(bytes([136, 0, 0, 0, 0x60, 0, 0, 0]) + other)
+            assert not arrives(bytes([134, 0, 0, 0, 64, 0, 7, 8]) + bytes(8))
+            assert not arrives(bytes([137, 0, 0, 0, 0, 0, 0, 0]) + other + own)
+            assert arrives(bytes([200, 0, 0, 0]))  # control: anything else
+
+
+def test_every_way_to_start() -> None:
+    import asyncio
+
+    from isolate import Pool, presets
+
+    with network.Network() as lan:
+        box = presets.untrusted() + network.Interface(lan)
+        assert "netlink socket" in box.explain()
+        box.check()
+        code = "print(open('/etc/resolv.conf').read().split()[1])"
+        wanted = f"{lan.gateway}\n".encode()
+        assert box.run(["python3", "-c", code]).stdout == wanted
+        assert asyncio.run(box.arun(["python3", "-c", code])).stdout == wanted
+        with Pool(box, size=1) as pool:
+            assert [pool.run(["python3", "-c", code]).stdout for _ in range(2)] == [wanted] * 2
+        with box.spawn(["sleep", "9"]) as process, process.exec(["python3", "-c", code], stdout=-1) as further:
+            assert further.stdout is not None
+            assert further.stdout.read() == wanted
+            assert further.wait() == 0
+        assert lan.members == {}
