@@ -13,7 +13,8 @@ from isolate.kernel.proc import mount_rows, read, status
 
 __all__ = ["check", "children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes"]
 
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+#: What says that there is no /proc, or none that shows this process.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ESRCH)
 _known: dict[tuple[int, int], bool] = {}  # (owner token, device of /proc): each mount of procfs has its own
 
 
@@ -30,28 +31,24 @@ def is_ours() -> bool:
 
 
 def _ask() -> bool:
-    """:raises OSError: this program is short of descriptors or memory, so it cannot be told now."""
+    """:raises OSError: it cannot be told now: this program is short of descriptors or memory, or a filter refuses."""
     try:
         key = native.owner(), os.stat("/proc").st_dev
-    except OSError:
-        return False
-    found = _known.get(key)
-    if found is None:
-        try:
-            found = len(status().get("NSpid", "").split()) == 1
-        except OSError as error:
-            if error.errno in _SHORT:
-                raise  # says nothing of /proc: asked again the next time
-            found = False
-        _known[key] = found
-    return found
+        found = _known.get(key)
+        if found is None:
+            found = _known[key] = len(status().get("NSpid", "").split()) == 1
+        return found
+    except OSError as error:
+        if error.errno in _ABSENT:
+            return False
+        raise  # says nothing of /proc: asked again the next time
 
 
 def check() -> None:
     """Refuse to write to files of a child's in a /proc where its number is another process's.
 
     :raises UnsupportedError: /proc is absent or of another pid namespace.
-    :raises SetupError: this program is short of descriptors or memory.
+    :raises SetupError: it cannot be told now: this program is short of descriptors or memory, or a filter refuses.
     """
     try:
         ours = _ask()
