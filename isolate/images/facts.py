@@ -69,7 +69,9 @@ class Fact(NamedTuple):
         if kind not in (None, "3", "4"):
             raise ValueError(f"not a kind of device: {kind!r}")
         same, xattrs = table.get("same"), table.get("xattrs", {})
-        if not isinstance(xattrs, dict) or not (same is None or isinstance(same, str)):
+        if not isinstance(xattrs, dict) or not all(isinstance(value, str) for value in xattrs.values()):
+            raise ValueError(f"not attributes: {xattrs!r}")
+        if not (same is None or isinstance(same, str)):
             raise ValueError(f"not a fact: {table!r}")
         return cls(
             **numbers,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +27,7 @@ from isolate import (
     Tmpfs,
     UserNamespace,
 )
-from isolate.images import Image, ImageRoot, Layer, Store, StoreError, Upper
+from isolate.images import Image, ImageRoot, Layer, LayerError, Store, StoreError, Upper
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -273,3 +277,46 @@ with tempfile.TemporaryDirectory() as place, Store(place + "/store") as store:
     remove(top, "store")
 """)
     )
+
+
+def test_an_upper_of_a_program_that_was_killed_is_collected(store: Store, image: Image) -> None:
+    code = f"""
+import os, signal
+from isolate import *
+from isolate.images import *
+store = Store({store.path!r})
+upper = Upper(store)
+root = Root(ImageRoot(store.open({image.digest!r}), store=store, writable=upper), Proc(), Dev())
+box = Sandbox(UserNamespace(), PidNamespace(), root)
+process = box.spawn(["/bin/busybox", "sleep", "60"])
+store.collect(keep=[{image.digest!r}])
+assert os.listdir(store.path + "/uppers")
+print(process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pid = int(done.stdout)
+    for _ in range(1000):  # its sandbox goes with it
+        if not Path(f"/proc/{pid}").exists():
+            break
+        select.select([], [], [], 0.01)
+    for _ in range(200):
+        store.collect(keep=[image.digest])
+        if not os.listdir(f"{store.path}/uppers"):
+            break
+        select.select([], [], [], 0.05)
+    assert os.listdir(f"{store.path}/uppers") == []
+
+
+@only_root
+def test_a_full_disk_is_an_error_and_nothing_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    big = Layer.files({"big": os.urandom(3 << 20)})
+    with Tmpfs(str(tmp_path / "small"), size="2M", inodes=500), Store(tmp_path / "small/store") as store:
+        with pytest.raises((StoreError, LayerError), match=r"[Nn]o space"):
+            store.add(Image.empty() + big, "big:1")
+        assert os.listdir(f"{store.path}/layers") == []
+        assert not store.tags()
+        fitting = store.add(Image.empty() + Layer.files({"small": "x"}), "small:1")
+        assert fitting.diffids
