@@ -14,11 +14,12 @@ from isolate.images.layer import FileBytes, Layer, unnamed
 from isolate.images.pack.start import difference, remove
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from isolate.images.facts import Facts
     from isolate.images.image import Image
     from isolate.images.pack.change import Changes
     from isolate.images.store import Store
@@ -146,6 +147,7 @@ class Upper:
                     trees[::-1],
                     upper=True,
                     stubs=self._stubs,
+                    facts=self._facts(trees),
                     out=out,
                     epoch=epoch,
                     map=self._store.trees.reading_map(),
@@ -156,6 +158,17 @@ class Upper:
             return changes, None
         assert isinstance(out, OwnedDescriptor)
         return changes, Layer(written.diffid, written.diffid, written.size, source=FileBytes(out))
+
+    def _facts(self, trees: Sequence[int]) -> list[Facts]:
+        """What the layers' trees could not hold, the uppermost first."""
+        found = []
+        for tree in reversed(trees):
+            layer = open_directory("..", tree)
+            try:
+                found.append(self._store.trees.facts(layer))
+            finally:
+                os.close(layer)
+        return found
 
     def changes(self) -> Changes:
         """What differs from the image, in the order of paths. A file that is as it was is no change.

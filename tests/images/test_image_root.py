@@ -320,3 +320,30 @@ def test_a_full_disk_is_an_error_and_nothing_has_a_name(tmp_path: Path) -> None:
         assert not store.tags()
         fitting = store.add(Image.empty() + Layer.files({"small": "x"}), "small:1")
         assert fitting.diffids
+
+
+def test_owners_that_could_not_be_given_are_not_lost_by_a_commit() -> None:
+    """A file of another owner is changed by somebody with one id: the layer says the owner of the image."""
+    as_ordinary_user(f"""
+import os, tarfile, tempfile
+from pathlib import Path
+from isolate import *
+from isolate.images import *
+from isolate.images.pack.start import remove
+with tempfile.TemporaryDirectory() as place:
+    with Store(place + "/store") as store:
+        files = {{"bin/busybox": Path({BUSYBOX!r}).read_bytes()}}
+        layers = Layer.files(files, mode=0o755), Layer.files({{"etc/shadow": "x", "etc/other": "x"}}, gid=42)
+        image = store.add(Image.empty() + layers[0] + layers[1])
+        with Upper(store) as upper:
+            root = Root(ImageRoot(image, store=store, writable=upper), Proc(), Dev())
+            box = Sandbox(UserNamespace(), PidNamespace(), root)
+            script = "echo y >> /etc/shadow; echo z > /etc/new"
+            box.run(["/bin/busybox", "sh", "-ec", script], env={{"PATH": "/bin"}}, check=True)
+            layer = upper.commit()
+        with layer.open() as data, tarfile.open(fileobj=data) as archive:
+            owners = {{row.name: (row.uid, row.gid) for row in archive}}
+        assert owners == {{"etc": (0, 0), "etc/shadow": (0, 42), "etc/new": (0, 0)}}, owners
+    top = os.open(place, os.O_RDONLY)
+    remove(top, "store")
+""")

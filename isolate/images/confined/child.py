@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.images.errors import LayerError
 
 if TYPE_CHECKING:
+    from isolate.images.facts import Facts
     from isolate.images.pack.start import Written
 
 __all__ = ["FACTS", "LOWER", "OUT", "TARGET", "data", "main", "text"]
@@ -81,12 +82,17 @@ def _extract(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pack(options: dict[str, Any]) -> dict[str, Any]:
-    from isolate.images.facts import Facts
     from isolate.images.pack.start import write_layer
 
+    facts = _facts(options)
+    return _said(write_layer(TARGET, OUT, epoch=options["epoch"], facts=facts[0] if facts else None))
+
+
+def _facts(options: dict[str, Any]) -> list[Facts]:
+    from isolate.images.facts import Facts
+
     with open(FACTS, "rb", closefd=False) as file:
-        facts = Facts(file.read())
-    return _said(write_layer(TARGET, OUT, epoch=options["epoch"], facts=facts))
+        return [Facts(file.read(size)) for size in options["facts"]]
 
 
 def _diff(options: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +101,9 @@ def _diff(options: dict[str, Any]) -> dict[str, Any]:
     lower = range(LOWER, LOWER + options["lower"])
     out = OUT if options["out"] else None
     stubs = [data(path) for path in options["stubs"]]
-    done, written = compare(TARGET, lower, upper=options["upper"], stubs=stubs, out=out, epoch=options["epoch"])
+    done, written = compare(
+        TARGET, lower, _facts(options), upper=options["upper"], stubs=stubs, out=out, epoch=options["epoch"]
+    )
     changes = [[text(change.path), change.kind, change.bytes] for change in done.changes]
     return {"changes": changes, "left": [], **(_said(written) if written else {})}
 

@@ -14,6 +14,7 @@ from isolate.images.pack.stack import Stack, is_opaque, is_whiteout
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from isolate.images.facts import Fact
     from isolate.images.pack.scan import Tree
 
 __all__ = ["Difference", "of_trees", "of_upper"]
@@ -27,6 +28,8 @@ class Difference:
     def __init__(self) -> None:
         self.changes: list[Change] = []
         self.rows: dict[bytes, os.stat_result | None] = {}
+        #: What a tree below could not hold of a file that still belongs to whom it did.
+        self.kept: dict[bytes, Fact] = {}
 
     def removed(self, path: bytes) -> None:
         """It is gone, with everything beneath it."""
@@ -151,6 +154,10 @@ def _compare(
             done.add(path, "added", found)
         return
     old_tree, old = below
+    if old_tree.facts is not None and (found.st_uid, found.st_gid) == (old.st_uid, old.st_gid):
+        fact = old_tree.facts.get(path)
+        if fact is not None and fact.kind is None and fact.same is None:
+            done.kept[path] = fact
     if stat.S_IFMT(old.st_mode) != stat.S_IFMT(found.st_mode):
         done.add(path, "modified", found)
         return

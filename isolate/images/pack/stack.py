@@ -11,6 +11,8 @@ from isolate.images.pack.scan import Tree
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isolate.images.facts import Facts
+
 __all__ = ["Stack", "is_opaque", "is_whiteout"]
 
 _OPAQUE = "user.overlay.opaque"
@@ -30,10 +32,12 @@ def is_opaque(fd: int) -> bool:
 
 
 class Stack:
-    """Trees, the uppermost first. Each may hide what is below it by whiteouts and opaque directories."""
+    """Trees, the uppermost first, with what they could not hold. Each may hide what is below it by whiteouts and opaque
+    directories."""
 
-    def __init__(self, tops: Sequence[int]) -> None:
-        self.trees = [Tree(top) for top in tops]
+    def __init__(self, tops: Sequence[int], facts: Sequence[Facts] = ()) -> None:
+        known = [*facts, *[None] * (len(tops) - len(facts))]
+        self.trees = [Tree(top, fact or None) for top, fact in zip(tops, known, strict=True)]
         self._views: dict[bytes, tuple[Tree, ...]] = {b"": tuple(self.trees)}
 
     def close(self) -> None:

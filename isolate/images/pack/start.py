@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.images.archive.names import OPAQUE, WHITEOUT
 from isolate.images.confined import child
+from isolate.images.facts import Facts
 from isolate.images.pack.change import Change, Changes
 from isolate.images.pack.diff import Difference, of_trees, of_upper
 from isolate.images.pack.pack import pack_tree
@@ -17,7 +18,6 @@ from isolate.images.pack.stack import Stack, is_opaque, is_whiteout
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from isolate.images.facts import Facts
     from isolate.namespaces.ids import IdMap
 
 __all__ = ["Written", "difference", "layer_rows", "remove", "write_layer"]
@@ -58,7 +58,7 @@ def write_layer(
     :raises LayerError: the tree changes while it is read, or has what no archive can say.
     """
     if map is not None:
-        return _written(_asked("pack", tree, (), map, out=out, epoch=epoch, facts=facts))
+        return _written(_asked("pack", tree, (), map, out=out, epoch=epoch, facts=() if facts is None else (facts,)))
     source = Tree(tree, facts)
     try:
         return Written(*_tuples(*pack_tree(source, layer_rows(source), _Writing(out), epoch=epoch)))
@@ -72,6 +72,7 @@ def difference(
     *,
     upper: bool = False,
     stubs: Collection[bytes] = (),
+    facts: Sequence[Facts] = (),
     out: int | None = None,
     epoch: int | None = 0,
     map: IdMap | None = None,
@@ -79,26 +80,35 @@ def difference(
     """What changed from the old trees (the uppermost first, seen as one) to the new, and with ``out`` its archive.
 
     ``upper``: the new tree is the upper directory of an overlay on the old ones. ``stubs`` are places in it that
-    something was mounted on.
+    something was mounted on. ``facts`` are what the old trees could not hold, in their order: a file that still belongs
+    to whom it did keeps the owner that the archive said.
     """
     if map is not None:
-        answer = _asked("diff", new, old, map, out=out, epoch=epoch, upper=upper, stubs=stubs)
+        answer = _asked("diff", new, old, map, out=out, epoch=epoch, facts=facts, upper=upper, stubs=stubs)
         rows = [Change(child.data(str(p)), str(kind), int(size)) for p, kind, size in answer["changes"]]
         left_out = tuple(child.data(str(path)) for path in answer["left"])
         return Changes(rows, left_out), None if out is None else _written(answer)
-    done, written = compare(new, old, upper=upper, stubs=stubs, out=out, epoch=epoch)
+    done, written = compare(new, old, facts, upper=upper, stubs=stubs, out=out, epoch=epoch)
     return Changes(done.changes, written.left_out if written else ()), written
 
 
 def compare(
-    new: int, old: Sequence[int], *, upper: bool, stubs: Collection[bytes], out: int | None, epoch: int | None
+    new: int,
+    old: Sequence[int],
+    facts: Sequence[Facts],
+    *,
+    upper: bool,
+    stubs: Collection[bytes],
+    out: int | None,
+    epoch: int | None,
 ) -> tuple[Difference, Written | None]:
     """The same, here."""
-    tree, below = Tree(new), Stack(old)
+    tree, below = Tree(new), Stack(old, facts)
     try:
         done = of_upper(tree, below, stubs) if upper else of_trees(tree, below)
         if out is None:
             return done, None
+        tree.facts = Facts(done.kept)
         return done, Written(*_tuples(*pack_tree(tree, done.rows.items(), _Writing(out), epoch=epoch)))
     finally:
         tree.close()
@@ -126,7 +136,7 @@ def _asked(
     *,
     out: int | None,
     epoch: int | None,
-    facts: Facts | None = None,
+    facts: Sequence[Facts] = (),
     upper: bool = False,
     stubs: Collection[bytes] = (),
 ) -> dict[str, Any]:
@@ -134,13 +144,15 @@ def _asked(
 
     held = os.memfd_create("facts", os.MFD_CLOEXEC)
     try:
-        if facts:
-            os.write(held, facts.to_bytes())
-            os.lseek(held, 0, os.SEEK_SET)
+        texts = [fact.to_bytes() for fact in facts]
+        with open(held, "wb", closefd=False) as file:
+            file.writelines(texts)
+        os.lseek(held, 0, os.SEEK_SET)
         fds = {child.TARGET: tree, child.FACTS: held, **{child.LOWER + i: fd for i, fd in enumerate(old)}}
         if out is not None:
             fds[child.OUT] = out
         options: dict[str, Any] = {"lower": len(old), "epoch": epoch, "upper": upper, "out": out is not None}
+        options["facts"] = [len(text) for text in texts]
         options["stubs"] = [child.text(path) for path in stubs]
         return confined(task, options, ids=ids, fds=fds, readable=(tree, *old))
     finally:
