@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import ConflictError
-from isolate.images.disk import new_directory
+from isolate.images.disk import new_directory, open_directory
 from isolate.images.errors import StoreError
 from isolate.images.layer import FileBytes, Layer, unnamed
 from isolate.images.pack.start import difference, remove
