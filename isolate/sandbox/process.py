@@ -10,34 +10,36 @@ import subprocess
 import threading
 import time
 import warnings
-from typing import IO, TYPE_CHECKING, Any
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, Final
 
-from isolate.attributes.credentials import Credentials
 from isolate.engine.native import lib
 from isolate.engine.proc import kill_session, namespace_of
 from isolate.errors import SetupError, printable
-from isolate.namespaces import UserNamespace
-from isolate.namespaces.ids import outside
-from isolate.sandbox import outcome, streams
-from isolate.sandbox.streams import Stream
+from isolate.sandbox import outcome
+from isolate.sandbox.communicate import Communication
+from isolate.sandbox.pump import Pump
+from isolate.sandbox.result import Result, Verdict
+from isolate.sandbox.starting import Start, settle
+from isolate.sandbox.streams import Stream, check_bufsize, file
+from isolate.sandbox.terminal import Terminal, program_uid, set_window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from isolate.cgroups.part import RunGroup
     from isolate.cgroups.stats import Stats
-    from isolate.engine.plan import Context
-    from isolate.engine.session import Session
-    from isolate.sandbox.result import Result
-    from isolate.sandbox.verbs import Args, Box, StrOrBytesPath
-    from isolate.sandbox.verbs import Stream as Stdio
+    from isolate.engine.session import Record, Session
+    from isolate.sandbox.capture import Capture
+    from isolate.sandbox.verbs import Args, Box, SpawnOptions
 
 __all__ = ["Process", "TimeoutExpired"]
 
 
+_FLUSH = 5.0  # seconds for a callback to take what came last
 _PATIENCE = 10.0  # seconds for a further program's start: nothing has to be made for it
 
 
@@ -67,21 +69,35 @@ class Process:
     everything inside has), so threads, select and event loops all work. Methods may be called from any thread.
     """
 
-    def __init__(self, session: Session, args: tuple[bytes, ...], pty: IO[bytes] | None) -> None:
+    def __init__(self, session: Session, what: Start, pty: Terminal | None, bufsize: int) -> None:
         self._session = session
+        self._what = what
         self._lock = threading.RLock()  # a signal handler may call while its own thread is inside
-        self._args = args
+        self._args = what.args
         self._pid = session.program_pid
-        self.args: tuple[bytes, ...] = args
-        #: Our ends of the pipes, as unbuffered binary files; None where there is no pipe.
-        self.stdin: Stream | None
-        self.stdout: Stream | None
-        self.stderr: Stream | None
+        # Without a reference to this: a stream that somebody keeps is not to keep the program.
+        self._exceeded = partial(_exceed, session, what)
+        self._talk: Communication | None = None
+        self._collected: dict[int, Capture] = {}
+        self.args: tuple[bytes, ...] = what.args
+        self._raw: list[Stream | None] = [
+            Stream(session, n) if session.stdio[n] >= 0 and n not in what.captures else None for n in range(3)
+        ]  # fmt: skip
+        if what.max_output is not None and what.keep is None:
+            for raw in self._raw[1:]:
+                if raw is not None:
+                    raw.bound(what.max_output, self._exceeded)
+        #: Our ends of the pipes, as :class:`subprocess.Popen` has them: buffered, and text with ``text=True``; None
+        #: where there is no pipe.
+        self.stdin: IO[Any] | None
+        self.stdout: IO[Any] | None
+        self.stderr: IO[Any] | None
         self.stdin, self.stdout, self.stderr = (
-            Stream(session, n) if session.stdio[n] >= 0 else None for n in range(3)
+            None if raw is None else file(raw, n == 0, bufsize, what.text) for n, raw in enumerate(self._raw)
         )  # fmt: skip
-        #: Our end of the terminal; None without.
-        self.pty: IO[bytes] | None = pty
+        #: Our end of the terminal, unbuffered; None without. Reading says end of file when no program has it any more.
+        self.pty: Terminal | None = pty
+        self._pump: Pump | None = Pump(session, what.captures, self._exceeded) if what.captures else None
 
     def __repr__(self) -> str:
         state = "runs" if self._session.end is None else f"ended with {self.returncode}"
@@ -110,7 +126,10 @@ class Process:
     def returncode(self) -> int | None:
         """As in :mod:`subprocess`; None while it runs (see :meth:`poll`)."""
         end = self._session.end
-        return None if end is None else outcome.judge(end, None, self._session.tape)[0]
+        return None if end is None else self._judge(end)[0]
+
+    def _judge(self, end: Record) -> tuple[int, Verdict]:
+        return outcome.judge(end, self._what.killed, self._session.tape, self._what.timeout, self._what.cpu_time)
 
     # ---- ends --------------------------------------------------------------------------------------------------
 
@@ -133,15 +152,53 @@ class Process:
         assert returncode is not None
         return returncode
 
-    def result(self, timeout: float | None = None) -> Result[bytes]:
-        """Wait, and tell the whole of it. Streams were the caller's to read: ``stdout`` and ``stderr`` are None."""
+    def result(self, timeout: float | None = None) -> Result[Any]:
+        """Wait, and tell the whole of it. ``stdout`` and ``stderr`` are what was collected here (by ``on_stdout=``,
+        ``on_stderr=`` or :meth:`communicate`); None where they were the caller's to read.
+
+        :raises TimeoutExpired: the program still runs.
+        """
         self.wait(timeout)
         record = outcome.ended(self._session, self._args)
-        returncode, verdict = outcome.judge(record, None, self._session.tape)
+        returncode, verdict = self._judge(record)
+        captured = [self._what.captured(n) for n in (1, 2)]
+        truncated = self._what.truncated()
+        for number, capture in self._collected.items():
+            data = capture.data()
+            captured[number - 1] = data if self._what.text is None else self._what.text.decode(data)
+            if capture.truncated:
+                truncated |= {"stdout" if number == 1 else "stderr"}
+        if self._what.killed is Verdict.OUTPUT:
+            verdict = Verdict.OUTPUT
         return outcome.make_result(
-            record, self._session.tape, self._args, returncode, verdict, (None, None), frozenset(),
+            record, self._session.tape, self._args, returncode, verdict, captured, truncated,
             pid=self._session.program_pid,
         )  # fmt: skip
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
+        """Write ``input``, read stdout and stderr to their ends, wait; (stdout, stderr), as in
+        :meth:`subprocess.Popen.communicate`. None stands for what is no pipe.
+
+        At most ``max_output`` bytes of each are kept; more ends the program, unless ``keep`` says otherwise. After
+        TimeoutExpired it may be called again: nothing is lost.
+        """
+        if self._talk is None:
+            self._talk = Communication(self, input)
+        elif input is not None:
+            raise ValueError("Cannot send input after starting communication")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._talk.drive(deadline):
+            raise TimeoutExpired(self._args, timeout or 0.0)
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        self.wait(left)
+        text = self._what.text
+        found = [self._collected[n].data() if n in self._collected else None for n in (1, 2)]
+        if text is not None:
+            whole = [None if data is None else text.decode(data) for data in found]
+            # Universal newlines, as in subprocess.
+            out, err = (None if t is None else t.replace("\r\n", "\n").replace("\r", "\n") for t in whole)
+            return out, err
+        return found[0], found[1]
 
     def _take(self, timeout: float | None) -> bool:
         """Wait for the final record; whether it is there."""
@@ -168,6 +225,11 @@ class Process:
         with self._lock:
             self._session.wait_gone(1.0)
             self._gather()
+        for relay in self._what.relays:
+            relay.close()
+        if self._pump is not None and self._pump.join(_FLUSH) and self._pump.error is not None:
+            error, self._pump.error = self._pump.error, None
+            raise error
         return True
 
     def _gather(self) -> None:
@@ -225,9 +287,23 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             signals.pidfd_send_signal(self.pidfd, signal)
 
-    def terminate(self) -> None:
-        """SIGTERM to the program. It may ignore that; :meth:`kill` cannot be ignored."""
+    def terminate(self, grace: float | None = None) -> int | None:
+        """SIGTERM to the program, which may ignore it; with ``grace``, what is still there so many seconds later is
+        killed. Then the return code is told; without it the call returns None at once.
+
+        When the program ends, everything that it started ends too.
+        """
+        if grace is not None and (isinstance(grace, bool) or not isinstance(grace, (int, float)) or not grace >= 0):
+            raise ValueError(f"grace must be seconds, 0 or more, not {grace!r}")
         self.send_signal(signals.SIGTERM)
+        if grace is None:
+            return None
+        self.send_signal(signals.SIGCONT)  # one that is stopped would never know
+        try:
+            return self.wait(grace)
+        except TimeoutExpired:
+            self.kill()
+            return self.wait()
 
     def kill(self) -> None:
         """Kill everything inside, whatever it does, frozen or not; returns at once (then :meth:`wait`).
@@ -241,20 +317,9 @@ class Process:
         """Set the size of the program's terminal; it gets SIGWINCH."""
         if self.pty is None:
             raise ValueError("the process has no pty")
-        streams.set_window(self.pty.fileno(), rows, columns)
+        set_window(self.pty.fileno(), rows, columns)
 
-    def exec(
-        self,
-        args: Args,
-        *,
-        stdin: Stdio = None,
-        stdout: Stdio = None,
-        stderr: Stdio = None,
-        pty: bool | tuple[int, int] = False,
-        pass_fds: Iterable[int] | Mapping[int, int] = (),
-        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
-        cwd: StrOrBytesPath | None = None,
-    ) -> Process:
+    def exec(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
         """Start a further program inside: the same namespaces, root, cgroup, ids, capabilities, rlimits and filters.
 
         Arguments are as for :meth:`Sandbox.spawn`. It and everything that it started end when it ends, when the
@@ -268,10 +333,7 @@ class Process:
             raise ValueError("the process is closed: no further program can be started beside it")
         box = FurtherBox(self, self._session.tape.plan)
         joined = namespace_of(self.pid)
-        further = spawn(
-            box, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd,
-            patience=_PATIENCE,
-        )  # fmt: skip
+        further = spawn(box, args, options, patience=_PATIENCE)
         further._session.joined = joined
         return further
 
@@ -287,9 +349,13 @@ class Process:
         except SetupError:
             pass  # the launcher is gone, and init with it
         finally:
-            for file in (self.stdin, self.stdout, self.stderr, self.pty):
-                if file is not None:
-                    file.close()
+            if self._pump is not None:
+                self._pump.join(_FLUSH)
+            # What was not flushed goes nowhere: nobody is left to read it.
+            for raw in (*self._raw, self.pty):
+                if raw is not None:
+                    raw.close()
+            self._what.abandon()
             with self._lock:
                 session.close()
 
@@ -323,61 +389,48 @@ def _window(pty: object) -> tuple[int, int] | None:
     return pty[0], pty[1]
 
 
-def spawn(
-    box: Box,
-    args: Any,
-    *,
-    stdin: Any,
-    stdout: Any,
-    stderr: Any,
-    pty: bool | tuple[int, int],
-    pass_fds: Iterable[int] | Mapping[int, int],
-    env: Mapping[Any, Any] | None,
-    cwd: Any,
-    patience: float | None = None,
-) -> Process:
+def _exceed(session: Session, what: Start) -> None:
+    """The program has written more than ``max_output``."""
+    if what.killed is None:
+        what.killed = Verdict.OUTPUT
+    session.kill()
+
+
+#: What ``spawn`` takes that ``run`` does not.
+OWN: Final[Mapping[str, Any]] = {"pty": False, "bufsize": -1}
+
+
+def spawn(box: Box, args: Any, options: Mapping[str, Any], patience: float | None = None) -> Process:
     """See :meth:`isolate.Sandbox.spawn`; ``patience`` is as for :func:`await_start`."""
+    settled = settle("spawn", options, OWN)
+    pty, bufsize = settled.pop("pty"), settled.pop("bufsize")
+    check_bufsize(bufsize, settled)
     window = _window(pty)
-    tape = box.compile()
-    run, slots, argv = streams.block(
-        tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=True, tty=bool(pty)
-    )  # fmt: skip
     if not pty:
-        stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
-        return _start(box.launch(tape, run, stdio, slots), argv, None, patience)
-    if any(wanted is not None for wanted in (stdin, stdout, stderr)):
+        return _start(Start(box, args, collect=False, started=True, **settled), None, bufsize, patience)
+    if any(settled[name] is not None for name in ("stdin", "stdout", "stderr", "on_stdout", "on_stderr")):
         raise ValueError("pty is all three streams; stdin, stdout and stderr cannot be given as well")
-    terminal = streams.Terminal(program_uid(tape.plan.context))
+    terminal = Terminal(program_uid(box.compile().plan.context))
     try:
         if window is not None:
-            streams.set_window(terminal.fileno(), *window)
-        session = box.launch(tape, run, [terminal.theirs] * 3, slots)
-        terminal.hand_over()
-        return _start(session, argv, terminal, patience)
+            set_window(terminal.fileno(), *window)
+        what = Start(box, args, collect=False, started=True, terminal=terminal, **settled)
+        return _start(what, terminal, bufsize, patience)
     except BaseException:
         terminal.close()
         raise
 
 
-def program_uid(context: Context) -> int:
-    """The host's uid of a program that root starts as somebody else; -1 where it is the caller's own or not known."""
-    if not context.privileged:
-        return -1
-    user, credentials = context.find(UserNamespace), context.find(Credentials)
-    inside = None if credentials is None else credentials.uid
-    if user is None:
-        return -1 if inside is None else inside
-    if user.joined:
-        return -1
-    return outside(user.ids(context).uids, user.uid if inside is None else inside)
-
-
-def _start(session: Session, argv: tuple[bytes, ...], pty: IO[bytes] | None, patience: float | None = None) -> Process:
+def _start(what: Start, pty: Terminal | None, bufsize: int, patience: float | None = None) -> Process:
+    session = what.launch(nonblocking=False)
+    if pty is not None:
+        pty.hand_over()
     try:
-        await_start(session, argv, patience)
-        return Process(session, argv, pty)
+        await_start(session, what.args, patience)
+        return Process(session, what, pty, bufsize)
     except BaseException:
         session.close()
+        what.abandon()
         raise
 
 

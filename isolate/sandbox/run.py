@@ -7,105 +7,57 @@ an event loop in :mod:`isolate.sandbox.arun`.
 from __future__ import annotations
 
 import os
-import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from isolate.engine import waiting
-from isolate.kernel.sizes import size
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.result import Result, Verdict
+from isolate.sandbox.starting import Start, settle
 from isolate.sandbox.streams import DEVNULL, PIPE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from isolate.engine.session import Record, Session
+    from isolate.sandbox.capture import Capture
     from isolate.sandbox.verbs import Box
 
 _CHUNK = 65536
-
-
-def seconds(value: float | None, what: str) -> float | None:
-    """A limit in seconds; None is none."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{what} must be seconds, not {value!r}")
-    if not 0 < value < 1e9:
-        raise ValueError(f"{what} must be more than 0 and less than 1e9 seconds, not {value!r}")
-    return float(value)
-
-
-def _write(fd: int, data: memoryview) -> int:
-    """Write to a pipe. Whoever closes its other end must not end a program that has SIGPIPE at its default."""
-    if signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN:  # as Python starts
-        return os.write(fd, data)
-    pipe = {signal.SIGPIPE}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, pipe)
-    pending = signal.SIGPIPE in signal.sigpending()
-    try:
-        return os.write(fd, data)
-    except BrokenPipeError:
-        # It goes to the thread that writes, so here it is; one that was there before is the program's own.
-        if not pending:
-            signal.sigtimedwait(pipe, 0)
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Run:
     """A program that runs: what it waits for, and what came."""
 
     def __init__(
-        self,
-        box: Box,
-        args: Any,
-        *,
-        input: str | bytes | None,
-        stdin: Any,
-        stdout: Any,
-        stderr: Any,
-        timeout: float | None,
-        cpu_time: float | None,
-        max_output: int | str | None,
-        pass_fds: Iterable[int] | Mapping[int, int],
-        env: Mapping[Any, Any] | None,
-        cwd: Any,
-        text: bool,
+        self, box: Box, args: Any, *, input: str | bytes | None, stdin: Any, stdout: Any, stderr: Any, **more: Any
     ) -> None:
         if input is not None and stdin is not None:
             raise ValueError("input and stdin both say what the program reads")
-        if isinstance(input, str) and not text:
-            raise TypeError("input must be bytes unless text=True")
-        self.timeout: float | None = seconds(timeout, "timeout")
-        self.cpu_time: float | None = seconds(cpu_time, "cpu_time")
-        self.max_output: int | None = None if max_output is None else size(max_output, "max_output")
-        self.text: bool = text
-        data = input.encode() if isinstance(input, str) else b"" if input is None else bytes(input)
-        self._input = memoryview(data)
         if stdin is None:
             stdin = DEVNULL if input is None else PIPE
-        tape = box.compile()
-        self.args: tuple[bytes, ...]
-        run, slots, self.args = streams.block(
-            tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=False, tty=False, timeout=self.timeout,
-            cpu_time=self.cpu_time,
+        start = Start(
+            box, args, stdin=stdin, stdout=stdout, stderr=stderr, collect=True, started=False, **more
         )  # fmt: skip
-        self.truncated: set[str] = set()
+        self.what: Start = start
+        if isinstance(input, str):
+            if start.text is None:
+                start.abandon()
+                raise TypeError("input must be bytes unless text=True")
+            input = start.text.encode(input)
+        self._input = memoryview(b"" if input is None else bytes(input))
+        self.timeout: float | None = start.timeout
+        self.cpu_time: float | None = start.cpu_time
+        self.captures: dict[int, Capture] = start.captures
+        self.args: tuple[bytes, ...] = start.args
         self.killed: Verdict | None = None
         self.reaped: bool = False
         self.usage: tuple[float, int] = (0.0, 0)
-        stdio = [streams.stream(n, wanted) for n, wanted in enumerate((stdin, stdout, stderr))]
-        self.chunks: dict[int, bytearray] = {n: bytearray() for n in (1, 2) if stdio[n] == PIPE}
-        if self.cpu_time is not None:
-            outcome.check_countable(tape)
         self.start: float = time.monotonic()
-        self.session: Session = box.launch(tape, run, stdio, slots, nonblocking=True)
+        self.session: Session = start.launch(nonblocking=True)
         #: Our ends of the pipes, -1 where there is none (any more).
         self.ours: Any = self.session.stdio
-        self.deadline: float | None = None if self.timeout is None else self.start + self.timeout
+        self.deadline: float | None = None if start.ends_at is None else self.start + start.ends_at
         self._sample_at = None if self.cpu_time is None else self.start + outcome.next_sample(self.cpu_time)
         if self.ours[0] >= 0 and not self._input:
             self._shut(0)
@@ -125,8 +77,10 @@ class Run:
 
     def until(self) -> float | None:
         """Seconds until :meth:`tick` wants to be called, None for never."""
+        if self.reaped:
+            return 0.02  # the caller's terminal takes the last output
         if self.killed is not None:
-            return None if self.reaped else 0.1
+            return 0.1
         times = [t for t in (self.deadline, self._sample_at) if t is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -154,7 +108,7 @@ class Run:
         elif fd == self.ours[0]:
             self._feed()
         else:
-            for number in self.chunks:
+            for number in self.captures:
                 if fd == self.ours[number]:
                     self._collect(number)
                     break
@@ -162,7 +116,7 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether everything inside is dead and all that it wrote has been read."""
-        return self.reaped
+        return self.reaped and not any(relay.alive for relay in self.what.relays)
 
     def kill(self, reason: Verdict) -> None:
         """Take the tree down; ``reason`` becomes the verdict if the program has not ended by itself."""
@@ -187,9 +141,12 @@ class Run:
     def _end(self) -> None:
         # Everything inside is dead: what is still in the pipes is all there will ever be. Whoever else holds a write
         # end (a descriptor passed on to the host) is not waited for.
-        for number in self.chunks:
+        for number, capture in self.captures.items():
             while self.ours[number] >= 0 and self._collect(number):
                 pass
+            capture.end()
+        for relay in self.what.relays:
+            relay.finish()
         self.reaped = True
 
     def _shut(self, number: int) -> None:
@@ -197,7 +154,7 @@ class Run:
 
     def _feed(self) -> None:
         try:
-            self._input = self._input[_write(self.ours[0], self._input[:_CHUNK]) :]
+            self._input = self._input[streams.write(self.ours[0], self._input[:_CHUNK]) :]
         except BlockingIOError:
             return
         except BrokenPipeError:
@@ -214,11 +171,7 @@ class Run:
         if not data:
             self._shut(number)
             return False
-        kept = self.chunks[number]
-        kept += data
-        if self.max_output is not None and len(kept) > self.max_output:
-            del kept[self.max_output :]
-            self.truncated.add("stdout" if number == 1 else "stderr")
+        if not self.captures[number].feed(data):
             self._shut(number)
             self.kill(Verdict.OUTPUT)
             return False
@@ -227,6 +180,7 @@ class Run:
     def close(self) -> None:
         """Release everything; kills what still runs."""
         self.session.close()
+        self.what.abandon()
 
     def result(self) -> Result[str] | Result[bytes]:
         """The result.
@@ -235,13 +189,11 @@ class Run:
         """
         record: Record = outcome.ended(self.session, self.args)
         returncode, verdict = outcome.judge(record, self.killed, self.session.tape, self.timeout, self.cpu_time)
-        if "stdout" in self.truncated or "stderr" in self.truncated:
+        captured, truncated = [self.what.captured(number) for number in (1, 2)], self.what.truncated()
+        if truncated and self.what.keep is None:
             verdict = Verdict.OUTPUT
-        captured: list[Any] = [None, None]
-        for number, data in self.chunks.items():
-            captured[number - 1] = data.decode("utf-8", "replace") if self.text else bytes(data)
         return outcome.make_result(
-            record, self.session.tape, self.args, returncode, verdict, captured, frozenset(self.truncated), self.usage,
+            record, self.session.tape, self.args, returncode, verdict, captured, truncated, self.usage,
             self.session.program_pid,
         )  # fmt: skip
 
@@ -254,9 +206,15 @@ def drive(run: Run) -> None:
         run.tick()
 
 
-def run(box: Box, args: Any, *, check: bool, **options: Any) -> Result[str] | Result[bytes]:
+#: What ``run`` and ``arun`` take that no other verb does.
+OWN: Final[Mapping[str, Any]] = {"input": None, "check": False, "stdout": PIPE, "stderr": PIPE}
+
+
+def run(box: Box, args: Any, options: Mapping[str, Any]) -> Result[str] | Result[bytes]:
     """See :meth:`isolate.Sandbox.run`."""
-    state = Run(box, args, **options)
+    settled = settle("run", options, OWN)
+    check = settled.pop("check")
+    state = Run(box, args, **settled)
     try:
         drive(state)
         try:

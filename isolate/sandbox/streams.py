@@ -5,22 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import stat
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from isolate.engine.native import ffi, lib
+from isolate.engine.native import lib
 from isolate.engine.tape import run_block
-from isolate.errors import SetupError
 from isolate.kernel.paths import PATH_MAX
 from isolate.sandbox.defaults import DEFAULT_PATH
 from isolate.sandbox.surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
+    from isolate.sandbox.capture import Text
 
 PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
 MAX_FD = 2**31 - 1  # an int of C
@@ -229,6 +230,43 @@ class Stream(io.FileIO):
     def __init__(self, session: Session, number: int) -> None:
         super().__init__(session.stdio[number], "rb" if number else "wb", closefd=False)
         self._session, self._number = session, number
+        self._left: int | None = None
+        self._exceeded: Callable[[], object] | None = None
+
+    def bound(self, limit: int, exceeded: Callable[[], object]) -> None:
+        """Read no more than so many bytes: what comes then is not told, and ``exceeded`` is called."""
+        self._left, self._exceeded = limit, exceeded
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """As :meth:`io.RawIOBase.readinto`."""
+        count = super().readinto(buffer)
+        return count if count is None or self._left is None else self._within(count)
+
+    def read(self, size: int | None = -1, /) -> bytes | None:  # type: ignore[override]
+        """As :meth:`io.RawIOBase.read`."""
+        if size is None or size < 0:
+            return self.readall()
+        data = super().read(size)
+        return data if data is None or self._left is None else data[: self._within(len(data))]
+
+    def readall(self) -> bytes:
+        """Everything up to the end of file."""
+        if self._left is None:
+            return super().readall()
+        whole = bytearray()
+        while chunk := self.read(65536):
+            whole += chunk
+        return bytes(whole)
+
+    def _within(self, count: int) -> int:
+        assert self._left is not None
+        assert self._exceeded is not None
+        if count > self._left:
+            count, self._left = self._left, 0
+            self._exceeded()
+        else:
+            self._left -= count
+        return count
 
     def close(self) -> None:
         """Close the pipe."""
@@ -237,43 +275,43 @@ class Stream(io.FileIO):
             self._session.close_stream(self._number)
 
 
-class Terminal(io.FileIO):
-    """Our end of a terminal; it holds the program's end too until :meth:`hand_over`.
-
-    The program's end is given to the host's ``uid``, so that the program can open it by its name, unless that is -1.
-    """
-
-    def __init__(self, uid: int = -1) -> None:
-        # C opens both and C closes them with this memory: an interrupt between two lines of Python loses neither.
-        self._ends = ffi.gc(ffi.new("int32_t[2]", [-1, -1]), lib.iso_close_pty)
-        error = -lib.iso_open_pty(self._ends, uid)
-        if error:
-            raise SetupError(error, "open a terminal", part="Sandbox", syscall="openat", path="/dev/ptmx")
-        super().__init__(self._ends[0], "r+b", closefd=False)
-
-    @property
-    def theirs(self) -> int:
-        """The program's end."""
-        return int(self._ends[1])
-
-    def hand_over(self) -> None:
-        """Close the program's end here: with the last one closed, reading from ours ends."""
-        lib.iso_close(self._ends + 1)
-
-    def close(self) -> None:
-        """Hang up."""
-        if not self.closed:
-            super().close()
-            lib.iso_close_pty(self._ends)
+def write(fd: int, data: memoryview) -> int:
+    """Write to a pipe. Whoever closes its other end must not end a program that has SIGPIPE at its default."""
+    if signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN:  # as Python starts
+        return os.write(fd, data)
+    pipe = {signal.SIGPIPE}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, pipe)
+    pending = signal.SIGPIPE in signal.sigpending()
+    try:
+        return os.write(fd, data)
+    except BrokenPipeError:
+        # It goes to the thread that writes, so here it is; one that was there before is the program's own.
+        if not pending:
+            signal.sigtimedwait(pipe, 0)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def set_window(fd: int, rows: int, columns: int) -> None:
-    """Set a terminal's size (TIOCSWINSZ)."""
-    import fcntl
-    import struct
-    import termios
+def check_bufsize(bufsize: object, settled: Mapping[str, Any]) -> None:
+    """Refuse a buffer that cannot be, before anything starts."""
+    if isinstance(bufsize, bool) or not isinstance(bufsize, int):
+        raise TypeError(f"bufsize must be an int, not {bufsize!r}")
+    text = settled["text"] or settled["encoding"] is not None or settled["errors"] is not None
+    if bufsize == 0 and text:
+        raise ValueError("text cannot be unbuffered: bufsize=1 is by lines")
 
-    for value in (rows, columns):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
-            raise ValueError(f"rows and columns must be from 1 to 65535, not {value!r}")
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+def file(raw: Stream, writes: bool, bufsize: int, text: Text | None) -> IO[Any]:
+    """A pipe as :class:`subprocess.Popen` shows it."""
+    if bufsize == 0:
+        return raw
+    size = io.DEFAULT_BUFFER_SIZE if bufsize < 2 else bufsize
+    if writes:
+        buffered: Any = io.BufferedWriter(raw, size)
+    else:
+        buffered = io.BufferedReader(raw, size)  # pyright: ignore[reportArgumentType]  # None is never read: it blocks
+    if text is None:
+        return buffered  # type: ignore[no-any-return]
+    encoding, errors = text.encoding, text.errors
+    return io.TextIOWrapper(buffered, encoding, errors, line_buffering=writes and bufsize == 1, write_through=writes)

@@ -1,26 +1,60 @@
-"""The verbs by which programs are started: ``run``, ``arun``, ``spawn``."""
+"""The verbs by which programs are started: ``run``, ``arun``, ``spawn``, ``aspawn``; and what all of them take."""
 
 from __future__ import annotations
 
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, overload
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from typing_extensions import Unpack
+
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
+    from isolate.sandbox.aprocess import AsyncProcess
     from isolate.sandbox.process import Process
     from isolate.sandbox.result import Result
 
-    StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
-    Args: TypeAlias = "StrOrBytesPath | Sequence[StrOrBytesPath]"
-    Stream: TypeAlias = "int | IO[bytes] | IO[str] | None"
+__all__ = ["Box", "RunOptions", "SpawnOptions", "StartOptions", "Verbs"]
 
-__all__ = ["Box", "Verbs"]
+StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+Args: TypeAlias = "StrOrBytesPath | Sequence[StrOrBytesPath]"
+Stream: TypeAlias = "int | IO[bytes] | IO[str] | None"
 
-PIPE = -1  # as in subprocess
-DEFAULT_MAX_OUTPUT = 64 << 20
+
+class StartOptions(TypedDict, total=False):
+    """What every verb takes."""
+
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    timeout: float | tuple[float, float] | None
+    cpu_time: float | None
+    max_output: int | str | None
+    keep: Literal["head", "tail", "both"] | None
+    on_stdout: Callable[[Any], object] | None
+    on_stderr: Callable[[Any], object] | None
+    errors: str | None
+    pass_fds: Iterable[int] | Mapping[int, int]
+    env: Mapping[str, str] | Mapping[bytes, bytes] | None
+    cwd: StrOrBytesPath | None
+
+
+class RunOptions(StartOptions, total=False):
+    """What ``run`` and ``arun`` take; ``text`` and ``encoding`` stand in their signatures."""
+
+    check: bool
+
+
+class SpawnOptions(StartOptions, total=False):
+    """What ``spawn`` and ``exec`` take."""
+
+    text: bool
+    encoding: str | None
+    bufsize: int
+    pty: bool | tuple[int, int]
+
 
 _running: Callable[..., Result[Any]] | None = None
 
@@ -32,35 +66,6 @@ def _load() -> Callable[..., Result[Any]]:
 
     _running = run
     return run
-
-
-#: What subprocess has a keyword for, and is said otherwise here.
-_OTHERWISE = {
-    "capture_output": "stdout and stderr are captured unless they are given",
-    "shell": 'give ["sh", "-c", command]',
-    "universal_newlines": "text=True is it",
-    "encoding": "text=True decodes UTF-8; or decode what was captured",
-    "errors": "text=True replaces what is not UTF-8; or decode what was captured",
-    "preexec_fn": "nothing of Python runs between fork and exec; there are parts for what it is used for",
-    "user": "Credentials(uid=) says it",
-    "group": "Credentials(gid=) says it",
-    "extra_groups": "Credentials(groups=) says it",
-    "umask": "Credentials(umask=) says it",
-    "close_fds": "all are closed but those in pass_fds",
-    "start_new_session": "every program has a session of its own",
-}
-
-
-def _no_keyword(verb: str, unknown: Mapping[str, object]) -> TypeError:
-    from isolate.kernel.checks import nearest  # loaded late: only an error needs it
-
-    name = next(iter(unknown))
-    known = (
-        "input", "stdin", "stdout", "stderr", "timeout", "cpu_time", "max_output", "pass_fds", "env", "cwd", "check",
-        "text",
-    )  # fmt: skip
-    hint = f"; {_OTHERWISE[name]}" if name in _OTHERWISE else nearest(name, known)
-    return TypeError(f"{verb}: there is no keyword {name!r}{hint or '; it takes ' + ', '.join(known)}")
 
 
 class Box(Protocol):
@@ -94,33 +99,42 @@ class Verbs:
 
     # ---- spawn -------------------------------------------------------------------------------------------------
 
-    def spawn(
-        self,
-        args: Args,
-        *,
-        stdin: Stream = None,
-        stdout: Stream = None,
-        stderr: Stream = None,
-        pty: bool | tuple[int, int] = False,
-        pass_fds: Iterable[int] | Mapping[int, int] = (),
-        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
-        cwd: StrOrBytesPath | None = None,
-    ) -> Process:
+    def spawn(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
         """Start a program and return a :class:`~isolate.Process` once it has been executed.
 
-        ``stdin``, ``stdout`` and ``stderr`` are as in :class:`subprocess.Popen`: None inherits, PIPE, DEVNULL, STDOUT
-        (for stderr), a descriptor or a file. ``pty`` gives it a terminal of its own, of (rows, columns), whose end is
-        ``Process.pty``. ``pass_fds`` are descriptors it gets under the same number, or {number inside: descriptor}.
-        ``env`` is the whole environment; None is PATH alone. ``cwd`` is a path inside; None is ``/`` in a root of its
-        own.
+        :param stdin: as in :class:`subprocess.Popen`, and so are ``stdout`` and ``stderr``: None inherits, PIPE,
+            DEVNULL, STDOUT (for stderr), a descriptor or a file. A terminal of the caller's is never handed over: the
+            program has one of its own, and a relay stands between the two.
+        :param text: with ``encoding``, ``errors`` and ``bufsize`` as in :class:`subprocess.Popen`: pipes are buffered,
+            and of bytes unless one of the first three is given.
+        :param pty: a terminal of its own, of (rows, columns); our end is ``Process.pty``.
+        :param timeout: seconds until everything inside is killed; (limit, extra) goes on for some more and is judged
+            by the limit. ``cpu_time`` is for user and system time of all processes inside together.
+        :param max_output: of each stream that is read here, bytes or ``"64M"``, None for no limit: more ends the
+            program, and the verdict is OUTPUT. With ``keep`` it goes on, and ``"head"``, ``"tail"`` or ``"both"`` of
+            what ``on_stdout=`` or :meth:`Process.communicate` collects is kept. Said explicitly it also holds a file:
+            the program then writes to a pipe, and the file has the first ``max_output`` bytes.
+        :param on_stdout: called in a thread with the bytes as they come, with ``text`` with each line; ``on_stderr``
+            likewise. What it raises ends the program, and is raised by whoever waits.
+        :param pass_fds: descriptors it gets under the same number, or {number inside: descriptor}.
+        :param env: the whole environment; None is PATH alone.
+        :param cwd: a path inside; None is ``/`` in a root of its own.
 
         :raises SetupError: a part is not in force, or the program cannot be executed; nothing is left of it.
         """
         from isolate.sandbox.process import spawn
 
-        return spawn(
-            self, args, stdin=stdin, stdout=stdout, stderr=stderr, pty=pty, pass_fds=pass_fds, env=env, cwd=cwd
-        )  # fmt: skip
+        return spawn(self, args, options)
+
+    async def aspawn(self, args: Args, **options: Unpack[StartOptions]) -> AsyncProcess:
+        """:meth:`spawn` for asyncio and trio: an :class:`~isolate.AsyncProcess`, whose pipes are streams to await.
+
+        The start is made in a thread, so the event loop is never blocked by it, unless parts are in force on this
+        thread, which the program is to be under. Cancelling kills everything inside.
+        """
+        from isolate.sandbox.aprocess import aspawn
+
+        return await aspawn(self, args, options)
 
     # ---- run ---------------------------------------------------------------------------------------------------
 
@@ -130,17 +144,9 @@ class Verbs:
         args: Args,
         *,
         input: bytes | None = ...,
-        stdin: Stream = ...,
-        stdout: Stream = ...,
-        stderr: Stream = ...,
-        timeout: float | None = ...,
-        cpu_time: float | None = ...,
-        max_output: int | str | None = ...,
-        pass_fds: Iterable[int] | Mapping[int, int] = ...,
-        env: Mapping[str, str] | Mapping[bytes, bytes] | None = ...,
-        cwd: StrOrBytesPath | None = ...,
-        check: bool = ...,
         text: Literal[False] = ...,
+        encoding: None = ...,
+        **options: Unpack[RunOptions],
     ) -> Result[bytes]: ...
     @overload
     def run(
@@ -148,55 +154,44 @@ class Verbs:
         args: Args,
         *,
         input: str | bytes | None = ...,
-        stdin: Stream = ...,
-        stdout: Stream = ...,
-        stderr: Stream = ...,
-        timeout: float | None = ...,
-        cpu_time: float | None = ...,
-        max_output: int | str | None = ...,
-        pass_fds: Iterable[int] | Mapping[int, int] = ...,
-        env: Mapping[str, str] | Mapping[bytes, bytes] | None = ...,
-        cwd: StrOrBytesPath | None = ...,
-        check: bool = ...,
         text: Literal[True],
+        encoding: str | None = ...,
+        **options: Unpack[RunOptions],
     ) -> Result[str]: ...
+    @overload
     def run(
         self,
         args: Args,
         *,
-        input: str | bytes | None = None,
-        stdin: Stream = None,
-        stdout: Stream = PIPE,
-        stderr: Stream = PIPE,
-        timeout: float | None = None,
-        cpu_time: float | None = None,
-        max_output: int | str | None = DEFAULT_MAX_OUTPUT,
-        pass_fds: Iterable[int] | Mapping[int, int] = (),
-        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
-        cwd: StrOrBytesPath | None = None,
-        check: bool = False,
-        text: bool = False,
-        **unknown: object,
-    ) -> Result[str] | Result[bytes]:
+        input: str | bytes | None = ...,
+        text: bool = ...,
+        encoding: str,
+        **options: Unpack[RunOptions],
+    ) -> Result[str]: ...
+    def run(self, args: Args, **options: Any) -> Result[str] | Result[bytes]:
         """Run a program to its end and tell how it ended.
 
         Reads nothing unless ``input`` or ``stdin`` says so; what it writes is captured unless ``stdout`` or ``stderr``
         say otherwise (as in :meth:`spawn`; None inherits). When the call returns everything inside is dead.
 
-        ``timeout`` is for the wall clock, ``cpu_time`` for user and system time of all processes inside together, both
-        in seconds; ``max_output`` is for each captured stream, bytes or ``"64M"``, None for no limit. Whoever passes
-        one is killed, with all inside, and the verdict says which. ``text`` decodes as UTF-8, replacing what is not.
+        :param input: what it reads: bytes, or str with ``text``.
+        :param timeout: seconds of the wall clock; ``(2.0, 0.5)`` goes on half a second past the limit and is judged by
+            it. ``cpu_time`` is user and system time of all processes inside together. Whoever passes one is killed,
+            with all inside, and the verdict says which.
+        :param max_output: for each stream, bytes or ``"64M"`` (the default for what is captured), None for no limit.
+            Who writes more is killed, with the verdict OUTPUT; with ``keep="head"``, ``"tail"`` or ``"both"`` it goes
+            on, and that part is kept (``"both"``: half of each). Said explicitly it also holds ``stdout=file``.
+        :param on_stdout: called with the bytes as they come, with ``text`` with each line; ``on_stderr`` likewise. What
+            it raises ends the program, and the call.
+        :param text: decode UTF-8, replacing what is not; ``encoding`` and ``errors`` say otherwise.
+        :param check: raise ProgramError unless the verdict is OK.
+
+        The rest is as for :meth:`spawn`.
 
         :raises SetupError: a part is not in force, or the program cannot be executed.
         :raises ProgramError: with ``check``, the verdict is not OK.
         """
-        if unknown:
-            raise _no_keyword("run", unknown)
-        run = _running or _load()
-        return run(
-            self, args, input=input, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout, cpu_time=cpu_time,
-            max_output=max_output, pass_fds=pass_fds, env=env, cwd=cwd, check=check, text=text,
-        )  # fmt: skip
+        return (_running or _load())(self, args, options)
 
     @overload
     async def arun(
@@ -204,17 +199,9 @@ class Verbs:
         args: Args,
         *,
         input: bytes | None = ...,
-        stdin: Stream = ...,
-        stdout: Stream = ...,
-        stderr: Stream = ...,
-        timeout: float | None = ...,
-        cpu_time: float | None = ...,
-        max_output: int | str | None = ...,
-        pass_fds: Iterable[int] | Mapping[int, int] = ...,
-        env: Mapping[str, str] | Mapping[bytes, bytes] | None = ...,
-        cwd: StrOrBytesPath | None = ...,
-        check: bool = ...,
         text: Literal[False] = ...,
+        encoding: None = ...,
+        **options: Unpack[RunOptions],
     ) -> Result[bytes]: ...
     @overload
     async def arun(
@@ -222,42 +209,26 @@ class Verbs:
         args: Args,
         *,
         input: str | bytes | None = ...,
-        stdin: Stream = ...,
-        stdout: Stream = ...,
-        stderr: Stream = ...,
-        timeout: float | None = ...,
-        cpu_time: float | None = ...,
-        max_output: int | str | None = ...,
-        pass_fds: Iterable[int] | Mapping[int, int] = ...,
-        env: Mapping[str, str] | Mapping[bytes, bytes] | None = ...,
-        cwd: StrOrBytesPath | None = ...,
-        check: bool = ...,
         text: Literal[True],
+        encoding: str | None = ...,
+        **options: Unpack[RunOptions],
     ) -> Result[str]: ...
+    @overload
     async def arun(
         self,
         args: Args,
         *,
-        input: str | bytes | None = None,
-        stdin: Stream = None,
-        stdout: Stream = PIPE,
-        stderr: Stream = PIPE,
-        timeout: float | None = None,
-        cpu_time: float | None = None,
-        max_output: int | str | None = DEFAULT_MAX_OUTPUT,
-        pass_fds: Iterable[int] | Mapping[int, int] = (),
-        env: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
-        cwd: StrOrBytesPath | None = None,
-        check: bool = False,
-        text: bool = False,
-        **unknown: object,
-    ) -> Result[str] | Result[bytes]:
-        """:meth:`run` for asyncio. Cancelling the task kills everything inside."""
-        if unknown:
-            raise _no_keyword("arun", unknown)
+        input: str | bytes | None = ...,
+        text: bool = ...,
+        encoding: str,
+        **options: Unpack[RunOptions],
+    ) -> Result[str]: ...
+    async def arun(self, args: Args, **options: Any) -> Result[str] | Result[bytes]:
+        """:meth:`run` for asyncio and trio. Cancelling the task kills everything inside.
+
+        The start is made in a thread, so the event loop is never blocked by it, unless parts are in force on this
+        thread, which the program is to be under.
+        """
         from isolate.sandbox.arun import arun
 
-        return await arun(
-            self, args, input=input, stdin=stdin, stdout=stdout, stderr=stderr, timeout=timeout, cpu_time=cpu_time,
-            max_output=max_output, pass_fds=pass_fds, env=env, cwd=cwd, check=check, text=text,
-        )  # fmt: skip
+        return await arun(self, args, options)

@@ -157,10 +157,12 @@ def test_freeze_and_thaw() -> None:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(b"1\n")
+            process.stdin.flush()
             assert process.stdout.read(2) == b"1\n"
             group.freeze()
             before = group.stats().cpu_time
             process.stdin.write(b"2\n")
+            process.stdin.flush()
             os.set_blocking(process.stdout.fileno(), False)
             assert not select_readable(process.stdout.fileno(), 0.3)
             assert group.stats().cpu_time == before
@@ -367,6 +369,7 @@ def test_a_running_program_is_counted_and_frozen() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"1\n")
+        process.stdin.flush()
         assert process.stdout.read(2) == b"1\n"
         stats = process.stats()
         assert stats.pids == 2
@@ -374,6 +377,7 @@ def test_a_running_program_is_counted_and_frozen() -> None:
         assert stats.memory > 30 * MIB
         process.freeze()
         process.stdin.write(b"2\n")
+        process.stdin.flush()
         assert not select_readable(process.stdout.fileno(), 0.3)
         process.thaw()
         assert select_readable(process.stdout.fileno(), 10)

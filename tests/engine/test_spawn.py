@@ -137,6 +137,7 @@ def test_forked_child_does_not_kill(clean: Snapshot) -> None:
                     os._exit(0)
             assert os.waitpid(pid, 0)[1] == 0
             process.stdin.write(way.encode() + b"\n")
+            process.stdin.flush()
             assert process.stdout.readline() == way.encode() + b"\n"
             assert process.poll() is None
 

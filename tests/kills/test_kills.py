@@ -302,6 +302,7 @@ def test_outlives_the_thread_that_spawned_it(clean: Snapshot) -> None:
     (process,) = made
     with process:
         process.stdin.write(b"still here\n")
+        process.stdin.flush()
         assert process.stdout.readline() == b"still here\n"
         assert process.poll() is None
 

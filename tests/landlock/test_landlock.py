@@ -314,6 +314,7 @@ def test_a_path_is_opened_once(public: Path) -> None:
         (public / "link").unlink()
         (public / "link").symlink_to("second")
         process.stdin.write(b"\n")
+        process.stdin.flush()
         process.stdin.close()
         assert process.stdout.read() == b"first\n13\n"
         assert process.wait() == 0

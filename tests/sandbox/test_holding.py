@@ -154,6 +154,7 @@ def test_a_stopped_launcher(clean: Snapshot) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b"%d\n" % process._session.pid)
+    process.stdin.flush()
     assert process.stdout.readline() == b"begins\n"
     process.close()
     assert process._session.end is not None
@@ -247,6 +248,7 @@ def test_exec_whose_init_is_killed_from_inside(clean: Snapshot) -> None:
         inside = Path(f"/proc/{init}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1]
         assert running("sleep\00086421"), "the control"
         process.stdin.write(f"{inside}\n".encode())
+        process.stdin.flush()
         further.wait(20)
         further.close()
         assert not running("sleep\00086421")

@@ -57,6 +57,7 @@ def test_a_forked_child_is_refused(what: str, clean: Snapshot) -> None:
         assert process.stdin is not None
         assert in_a_fork(getattr(process, what)) == ForkedError.__name__
         process.stdin.write(b"\n")
+        process.stdin.flush()
         assert process.wait(10) == 7, "the control: to the parent it is told"
     with Sandbox().spawn(["sh", "-c", "exit 7"]) as process:
         while not process._session.readable(1.0):

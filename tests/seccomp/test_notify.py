@@ -253,6 +253,7 @@ def test_a_dead_supervisor_does_not_hang_the_program() -> None:
         policy.__dict__["_supervisor"].close()
         process.stdin.write(b"\n")
         process.stdin.flush()
+        process.stdin.flush()
         assert process.stdout.readline().strip() == b"-38"
         assert process.wait() == 0
 

@@ -115,6 +115,7 @@ def attacker() -> Iterator[Callable[..., Any]]:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(b"\n")
+            process.stdin.flush()
             found: dict[str, Any] = json.loads(process.stdout.readline())
             process.wait(20)
             return found

@@ -10,6 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from isolate.sandbox.streams import PIPE
 from isolate.tools.cli.assemble import environment, of_image, sandbox
 from isolate.tools.cli.options import (
     EXIT_INTERRUPTED,
@@ -20,6 +21,7 @@ from isolate.tools.cli.options import (
     EXIT_USAGE,
     parser,
 )
+from isolate.tools.cli.signals import Forwarding
 
 if TYPE_CHECKING:
     import argparse
@@ -87,12 +89,16 @@ def _attach(options: argparse.Namespace) -> int:
 def _execute(box: Sandbox, options: argparse.Namespace) -> int:
     from isolate.errors import SetupError
 
-    streams: dict[str, Any] = {} if options.json else {"stdout": None, "stderr": None}
+    words: dict[str, Any] = {"stdin": 0, "max_output": options.max_output}
+    if options.json:
+        words.update(stdout=PIPE, stderr=PIPE)
     try:
-        result = box.run(
-            options.program, stdin=0, timeout=options.timeout, cpu_time=options.cpu_time, max_output=options.max_output,
-            env=environment(options.env, of_image(box)), cwd=options.cwd, **streams,
-        )  # fmt: skip
+        with Forwarding(options.grace) as forwarding:
+            words.update(timeout=options.timeout, cpu_time=options.cpu_time, cwd=options.cwd)
+            with box.spawn(options.program, env=environment(options.env, of_image(box)), **words) as process:
+                forwarding.started(process)
+                process.communicate()
+                result = process.result()
     except SetupError as error:
         if options.json:
             _print_error(error)

@@ -123,6 +123,10 @@ def _start_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cpu-time", type=float, metavar="SECONDS", help="kill everything after this much CPU time in all"
     )
+    group.add_argument(
+        "--grace", type=float, metavar="SECONDS", default=10.0,
+        help="SIGTERM, SIGHUP, SIGINT and SIGQUIT go to the program; kill everything so long after (default: 10)",
+    )  # fmt: skip
     group.add_argument("--max-output", metavar="SIZE", default="64M", help="with --json: of each stream (default: 64M)")
     group.add_argument(
         "--env", action="append", default=[], metavar="NAME[=VALUE]",

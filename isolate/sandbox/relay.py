@@ -1,0 +1,414 @@
+"""A program never gets the caller's terminal: it gets one of its own, and a relay stands between the two.
+
+Whoever holds a terminal may read what is typed there after the program has ended, change its settings, and send it on.
+So where a stream would be the caller's terminal the program has a pseudo-terminal, and a thread here copies what is
+typed and what is written. It does so as a shell's job would: only while this program is in the foreground does it read
+and change settings; Ctrl-C and Ctrl-Z are for the program inside, and Ctrl-Z stops both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import termios
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from isolate.engine import waiting
+from isolate.sandbox import guard
+from isolate.sandbox.terminal import Terminal, is_terminal, set_window, window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from isolate.engine.session import Session
+
+__all__ = ["Relay", "relays"]
+
+_CHUNK = 65536
+_TICK = 0.2  # seconds: nobody tells a program that has no handler for SIGWINCH and SIGCONT
+_PENDING = (
+    4096  # bytes of input that wait for the program at most: what it does not read is not taken from the terminal
+)
+_PATIENCE = 1.0  # seconds for the caller's terminal to take the last output
+_IFLAG, _OFLAG, _CFLAG, _LFLAG, _ISPEED, _OSPEED, _CC = range(7)
+
+
+class Relay:
+    """Between a terminal of the caller's and the one that a program has in its place.
+
+    ``numbers`` are the streams that it stands for. With 0 among them it reads from the terminal. ``raw`` has every key
+    go to the program, those for signals too.
+    """
+
+    def __init__(
+        self, fds: dict[int, int], uid: int = -1, *, raw: bool = True, terminal: Terminal | None = None
+    ) -> None:
+        self.numbers = frozenset(fds)
+        self._reads = 0 in fds
+        self._raw = raw and self._reads
+        self._in = self._out = -1
+        self._wake = -1
+        self._thread: threading.Thread | None = None
+        self._session: Session | None = None
+        self._guard: Session | None = None
+        self._before: list[Any] | None = None
+        self._changed: tuple[list[Any], bytes] = ([], b"")
+        self._finishing = False
+        self._dropped = False
+        self._until: float | None = None
+        self._pending = b""
+        self._window = (0, 0)
+        self._stopped = False
+        #: Called with what was read before it is passed on; None ends the relay (:meth:`isolate.Process.interact`).
+        self.typed: Callable[[bytes], bytes | None] | None = None
+        try:
+            # Copies: the caller may close its own, and open something else in its place.
+            if self._reads:
+                self._in = os.dup(fds[0])
+            self._out = os.dup(next(fds[n] for n in (1, 2, 0) if n in fds))
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self.terminal: Terminal = Terminal(uid) if terminal is None else terminal
+            if terminal is None:
+                self._copy_settings()
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def theirs(self) -> int:
+        """The program's end of its terminal."""
+        return self.terminal.theirs
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    def begin(self, session: Session) -> None:
+        """The program starts: copy, in a thread."""
+        self._session = session
+        self.terminal.hand_over()
+        self._thread = threading.Thread(target=self._work, name="isolate-terminal", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still copies. It does not wait for ever for the caller's terminal to take the last output."""
+        if self._thread is None or not self._thread.is_alive():
+            return False
+        return self._until is None or time.monotonic() < self._until
+
+    def finish(self) -> None:
+        """Everything inside is dead: copy what is left, restore the settings, and end. Returns at once."""
+        if self._until is None:
+            self._until = time.monotonic() + _PATIENCE
+        self._finishing = True
+        self._stir()
+
+    def close(self) -> None:
+        """End at last."""
+        self.finish()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            assert self._until is not None
+            self._thread.join(max(0.0, self._until - time.monotonic()))
+            if self._thread.is_alive():
+                self._dropped = True  # it restores and releases everything once the terminal lets it
+                self._restore()
+                return
+            self._thread = None
+        self._restore()
+        self._release()
+
+    def _release(self) -> None:
+        terminal = getattr(self, "terminal", None)
+        if terminal is not None:
+            terminal.close()
+        for name in ("_in", "_out", "_wake"):
+            fd = getattr(self, name)
+            setattr(self, name, -1)
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+
+    def _stir(self) -> None:
+        if self._wake >= 0:
+            with contextlib.suppress(OSError):
+                os.write(self._wake, (1).to_bytes(8, "little"))
+
+    # ---- settings --------------------------------------------------------------------------------------------------
+
+    def _copy_settings(self) -> None:
+        settings = termios.tcgetattr(self._out)
+        if not self._raw:
+            # The caller's terminal stays as it is: it echoes what is typed, and makes the line ends.
+            settings[_OFLAG] &= ~termios.OPOST
+            settings[_LFLAG] &= ~termios.ECHO
+        termios.tcsetattr(self.terminal.theirs, termios.TCSANOW, settings)
+        self._follow_window()
+
+    def _follow_window(self) -> None:
+        now = window(self._out)
+        if now != self._window and min(now) > 0:
+            self._window = now
+            set_window(self.terminal.fileno(), *now)
+
+    def _foreground(self) -> bool:
+        try:
+            return os.tcgetpgrp(self._in) == os.getpgrp()
+        except OSError as error:
+            # ENOTTY: it is not what controls this program, which is no job of a shell there. EIO: it was hung up.
+            return error.errno == errno.ENOTTY
+
+    def _make_raw(self) -> None:
+        """Have every key come as it is; once more if somebody else has changed the settings while we were stopped."""
+        if not self._raw:
+            return
+        if self._before is not None:
+            if guard.settings(self._in) != self._changed[1]:
+                termios.tcsetattr(self._in, termios.TCSADRAIN, self._changed[0])
+            return
+        settings = termios.tcgetattr(self._in)
+        before, changed = guard.settings(self._in), list(settings)
+        changed[_IFLAG] &= ~(
+            termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR
+            | termios.ICRNL | termios.IXON
+        )  # fmt: skip
+        changed[_OFLAG] &= ~termios.OPOST
+        changed[_LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+        changed[_CC] = list(settings[_CC])
+        changed[_CC][termios.VMIN], changed[_CC][termios.VTIME] = 1, 0
+        self._before = settings
+        termios.tcsetattr(self._in, termios.TCSADRAIN, changed)
+        self._changed = changed, guard.settings(self._in)
+        with contextlib.suppress(OSError):  # without it a SIGKILL leaves them changed; it still works
+            self._guard = guard.watch(self._in, before, self._changed[1])
+
+    def _restore(self) -> None:
+        before, self._before = self._before, None
+        watching, self._guard = self._guard, None
+        # In the background they are another job's by now.
+        if before is not None and self._foreground():
+            _set(self._in, before)
+        if watching is not None:
+            watching.kill()
+            watching.wait_gone(_PATIENCE)
+            watching.close()
+
+    # ---- the thread ------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            self._copy()
+        except (OSError, termios.error):
+            pass  # the caller's terminal has gone: there is nobody to tell, and the program's is hung up below
+        finally:
+            self._restore()
+            if self._dropped:
+                self._release()
+
+    def _copy(self) -> None:
+        ours = self.terminal.fileno()
+        os.set_blocking(ours, False)
+        reading = self._reads
+        foreground = False
+        while True:
+            if reading:
+                foreground = self._foreground()
+                if foreground:
+                    self._make_raw()
+            self._follow_window()
+            wanted = [(ours, waiting.READABLE | (waiting.WRITABLE if self._pending else 0))]
+            if reading and foreground and len(self._pending) < _PENDING and not self._finishing:
+                wanted.append((self._in, waiting.READABLE))
+            if self._wake >= 0:
+                wanted.append((self._wake, waiting.READABLE))
+            ready = waiting.wait(wanted, 0.02 if self._finishing else _TICK)
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake, 8)
+            if ours in ready:
+                self._feed()
+                if not self._pass_on():
+                    return
+            elif self._finishing:
+                return  # somebody outside holds a copy of the program's end, and all that is dead has written is out
+            if self._in in ready and self._in >= 0:
+                reading = self._type()
+
+    def _pass_on(self) -> bool:
+        """Copy what the program has written; whether there may be more."""
+        try:
+            data = os.read(self.terminal.fileno(), _CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno == errno.EIO:
+                # Nobody has the program's end open; while the program lives it can open it again, by its name.
+                if self._finishing or self._session is None or self._session.end is not None:
+                    return False
+                time.sleep(0.05)
+                return True
+            raise
+        while data:
+            try:
+                data = data[os.write(self._out, data) :]
+            except BlockingIOError:
+                waiting.wait([(self._out, waiting.WRITABLE)], 1.0)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                return True  # open for reading only: what the program writes there goes nowhere
+        return True
+
+    def _feed(self) -> None:
+        if self._pending:
+            try:
+                self._pending = self._pending[os.write(self.terminal.fileno(), self._pending[:1024]) :]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                self._pending = b""
+
+    def _type(self) -> bool:
+        """Take what was typed; whether there may be more."""
+        try:
+            data = os.read(self._in, 1024)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno == errno.EIO:  # hung up, or in the background after all
+                return False
+            raise
+        if self.typed is not None:
+            passed = self.typed(data)
+            if passed is None:
+                self._finishing = True
+                return False
+            data = passed
+        elif not data:
+            settings = termios.tcgetattr(self.terminal.fileno())
+            data = settings[_CC][termios.VEOF]  # Ctrl-D at a terminal that makes lines itself
+        suspends = self._suspending(data)
+        if suspends >= 0:
+            os.write(self.terminal.fileno(), data[:suspends])
+            self._suspend()
+            data = data[suspends + 1 :]
+        self._pending += data
+        self._feed()
+        return True
+
+    # ---- job control -----------------------------------------------------------------------------------------------
+
+    def _suspending(self, data: bytes) -> int:
+        """Where in what was typed the key is that stops the program, if it is for us to stop it; or -1.
+
+        A shell inside stops its jobs by itself. The program that was started stands alone in its session, and what is
+        typed at its terminal cannot stop it: the kernel drops such signals to an orphaned process group.
+        """
+        session = self._session
+        if not self._raw or session is None:
+            return -1
+        settings = termios.tcgetattr(self.terminal.fileno())
+        key = settings[_CC][termios.VSUSP]
+        if not settings[_LFLAG] & termios.ISIG or key == b"\0" or key not in data:
+            return -1
+        for _ in range(100):  # the program may show something before init has told who it is
+            if session.program_pid > 0 or self._finishing:
+                break
+            time.sleep(0.01)
+        try:
+            in_front = os.tcgetpgrp(self.terminal.fileno())
+        except OSError:
+            return -1
+        return data.index(key) if in_front == session.program_pid else -1
+
+    def _suspend(self) -> None:
+        """Stop the program and this one, as a shell's job; go on when the shell says so."""
+        self._restore()
+        self.signal(signal.SIGSTOP)
+        try:
+            _stop_job()
+        finally:
+            self.signal(signal.SIGCONT)
+            if self._foreground():
+                self._make_raw()
+
+    def signal(self, number: int) -> None:
+        """A signal to the process group of the program, which is its leader as long as it lives."""
+        session = self._session
+        if session is None or session.program_pid <= 0 or session.payload_fd < 0 or waiting.ready(session.payload_fd):
+            return
+        with contextlib.suppress(OSError):
+            os.killpg(session.program_pid, number)
+
+
+def _stop_job() -> None:
+    """SIGTSTP to this program's process group; it returns when that was continued, or if it is not to be stopped."""
+    # Another thread takes the signal, and the kernel then stops all of them. Here it is blocked, so that this one sees
+    # that it was taken; a second signal, to this thread, might find the program continued, and stop it once more.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
+    try:
+        os.killpg(0, signal.SIGTSTP)
+        for _ in range(200):
+            if signal.SIGTSTP not in signal.sigpending():
+                break
+            time.sleep(0.001)
+        time.sleep(0.005)  # between taking it and stopping everybody it lets go of a lock for a moment
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _set(fd: int, settings: list[Any]) -> None:
+    """Change a terminal's settings also from the background: a thread that blocks SIGTTOU may."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+    try:
+        with contextlib.suppress(OSError, termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, settings)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+# ---- which streams -------------------------------------------------------------------------------------------------
+
+
+def relays(stdio: list[int], uid: Callable[[], int]) -> list[Relay]:
+    """A relay for each terminal of the caller's among three streams, whose numbers become those of the program's end.
+
+    A terminal is the caller's if it controls this program or is one of its own standard streams. Another one, such as
+    the end of a pty that the caller has made, is handed on: the caller has said so.
+    """
+    found: dict[int, dict[int, int]] = {}
+    for number, fd in enumerate(stdio):
+        if is_terminal(fd) and _is_callers(fd):
+            found.setdefault(os.fstat(fd).st_rdev, {})[number] = fd
+    if not found:
+        return []
+    made: list[Relay] = []
+    try:
+        for fds in found.values():
+            made.append(Relay(fds, uid(), raw=not _in_a_pipeline(stdio)))
+            for number in fds:
+                stdio[number] = made[-1].theirs
+    except BaseException:
+        for relay in made:
+            relay.close()
+        raise
+    return made
+
+
+def _is_callers(fd: int) -> bool:
+    with contextlib.suppress(OSError):
+        os.tcgetpgrp(fd)  # ENOTTY unless it controls this program
+        return True
+    device = os.fstat(fd).st_rdev
+    return any(is_terminal(own) and os.fstat(own).st_rdev == device for own in (0, 1, 2))
+
+
+def _in_a_pipeline(stdio: Sequence[int]) -> bool:
+    """Whether what the program writes goes to another program of the same job, whose keys are its own affair."""
+    import stat
+
+    return any(fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in stdio[1:])
