@@ -69,7 +69,7 @@ class Process:
     everything inside has), so threads, select and event loops all work. Methods may be called from any thread.
     """
 
-    def __init__(self, session: Session, what: Start, pty: Terminal | None, bufsize: int) -> None:
+    def __init__(self, session: Session, what: Start, pty: Terminal | None, bufsize: int = -1) -> None:
         self._session = session
         self._what = what
         self._lock = threading.RLock()  # a signal handler may call while its own thread is inside

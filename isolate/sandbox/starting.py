@@ -174,6 +174,16 @@ class Start:
             raise
         self.args: tuple[bytes, ...] = self._block[2]
 
+    @classmethod
+    def begun(cls, tape: Tape, args: tuple[bytes, ...]) -> Start:
+        """That of what was started by other means, without streams and limits."""
+        start = cls.__new__(cls)
+        start.tape, start.args, start.stdio, start.relays, start.captures = tape, args, [-1] * 3, [], {}
+        start.timeout = start.ends_at = start.cpu_time = start.max_output = start.keep = start.text = start.killed = (
+            None
+        )
+        return start
+
     def _bound(self, number: int) -> None:
         """A file takes no more than it may: the program writes to a pipe, and what comes is written here."""
         if self.keep in ("tail", "both"):

@@ -27,6 +27,7 @@ from isolate.sandbox.containers.command import CommandPlan
 from isolate.sandbox.containers.doors import Doors, kinds_of, take_doors
 from isolate.sandbox.defaults import defaults
 from isolate.sandbox.process import Process, await_start
+from isolate.sandbox.starting import Start
 from isolate.sandbox.verbs import Verbs
 from isolate.seccomp import Seccomp
 
@@ -208,7 +209,7 @@ class Container(_Inside):
     def __init__(self, box: Sandbox, session: Session) -> None:
         super().__init__()
         self.box: Sandbox = box
-        self._init = Process(session, (b"init",), None)
+        self._init = Process(session, Start.begun(session.tape, (b"init",)), None)
         self._doors: dict[int, OwnedDescriptor] = take_doors(session)
         group = session.tape.plan.context.shared.get(SHARED)
         self._directories = group.directories(session.pid, session.lent) if isinstance(group, RunGroup) else {}
