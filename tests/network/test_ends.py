@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
+import resource
 import signal
 import subprocess
 import time
@@ -109,6 +112,40 @@ def test_nothing_leaks() -> None:
         once()
     before.compare()
     assert until(lambda: left() == [])
+
+
+def test_too_few_descriptors() -> None:
+    """At every limit: an error that says so, nothing left; and from some limit on it works."""
+
+    def once() -> None:
+        with network.Network() as lan:
+            assert Sandbox(network.Interface(lan, publish={8080: 80})).run(["true"]).returncode == 0
+
+    once()
+    before = Snapshot.take()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    failed = []
+    for free in range(1, 60):
+        fillers: list[int] = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    fillers.append(os.open("/dev/null", os.O_RDONLY))
+            for _ in range(free):
+                os.close(fillers.pop())
+            once()
+            break
+        except OSError as error:
+            failed.append(error.errno)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for fd in fillers:
+                os.close(fd)
+    assert set(failed) <= {errno.EMFILE, errno.EIO, errno.EBADF, errno.ENOBUFS}, failed
+    assert 5 < len(failed) < 58
+    before.compare()
+    assert until(lambda: left() == [], 2.0)
 
 
 @pytest.mark.slow
