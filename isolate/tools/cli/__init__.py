@@ -168,46 +168,10 @@ def _shown(box: Sandbox, options: argparse.Namespace) -> int:
     return 0
 
 
-def _probe(options: argparse.Namespace) -> int:
-    from dataclasses import asdict
+def _doctor(options: argparse.Namespace) -> int:
+    from isolate.tools.doctor.show import run
 
-    from isolate.tools.doctor import abilities
-
-    rows = abilities()
-    if options.names:
-        unknown = sorted(set(options.names) - {row.name for row in rows})
-        if unknown:
-            raise ValueError(f"no ability is named {unknown[0]!r}; they are {', '.join(row.name for row in rows)}")
-        rows = tuple(row for row in rows if row.name in options.names)
-    if options.json:
-        import json
-
-        print(json.dumps([asdict(row) for row in rows], indent=2))
-    else:
-        _print_table(rows)
-    return 1 if options.names and not all(row.ok for row in rows) else 0
-
-
-def _print_table(rows: Sequence[Any]) -> None:
-    import textwrap
-
-    system = os.uname()
-    who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
-    print(f"{system.sysname} {system.release} {system.machine}, as {who}")
-    width = max(len(row.name) for row in rows)
-    told: dict[tuple[str, str], str] = {}
-    for row in rows:
-        detail = f" ({row.reason})" if row.ok and row.reason else ""
-        print(f"{row.name:{width}}  {'ok' if row.ok else 'no'}  {row.what}{detail}")
-        if not row.ok:
-            pad = " " * (width + 6)
-            first = told.setdefault((row.reason, row.remedy), row.name)
-            if first != row.name:
-                print(f"{pad}why: as for {first}")
-                continue
-            for word, text in (("why", row.reason), ("remedy", row.remedy)):
-                if text:
-                    print(textwrap.fill(f"{word}: {text}", 118, initial_indent=pad, subsequent_indent=pad + "  "))
+    return run(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
         options.program = argv[cut + 1 :]
     command = {
-        "run": _run, "attach": _attach, "explain": _explain, "probe": _probe, "image": _image, "net": _net,
+        "run": _run, "attach": _attach, "explain": _explain, "doctor": _doctor, "probe": _doctor, "image": _image, "net": _net,
     }[options.command]  # fmt: skip
     try:
         return command(options)

@@ -182,14 +182,19 @@ def parser() -> argparse.ArgumentParser:
     _start_options(attach)
     attach.add_argument("pid", type=int, metavar="PID")
 
-    probe = commands.add_parser(
-        "probe", help="what this host can do for this user, found by trying",
-        description="Try, in sandboxes that are thrown away, what this host can do for this user; say why not, "
-        "and what to do.\nExit status: 0 if all that was asked for can be done (with no NAME: always), 1 if not.",
-        usage="isolate probe [--json] [NAME ...]", **common,
-    )  # fmt: skip
-    probe.add_argument("--json", action="store_true", help="as JSON, a list")
-    probe.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
+    for name in ("doctor", "probe"):
+        doctor = commands.add_parser(
+            name,
+            help="what this host can do for this user, and what would make the rest run"
+            if name == "doctor"
+            else "the same as doctor, by its old name",
+            description="Try, in sandboxes that are thrown away, what this host can do for this user at this place; for "
+            "each no say why,\nand print one remedy to paste. Changes nothing, needs no privileges.\nExit status: 0 if "
+            "all that was asked for can be done (with no NAME: if presets.untrusted() runs), 1 if not.",
+            usage=f"isolate {name} [--json] [NAME ...]", **common,
+        )  # fmt: skip
+        doctor.add_argument("--json", action="store_true", help="as JSON")
+        doctor.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
     add_image_commands(commands, common)
     net.options(commands, common)
     return top

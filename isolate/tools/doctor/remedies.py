@@ -1,0 +1,241 @@
+"""One remedy for each no, as text to paste, for the place that this program runs in."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from isolate.diagnosis.host import Host
+from isolate.diagnosis.steps import free_range
+from isolate.errors import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Remedies"]
+
+_CAP_SETGID, _CAP_SETUID, _CAP_SETFCAP = 6, 7, 31
+_RANGE = 65536
+_CONTROLLERS = ("memory", "pids", "cpu", "cpuset")
+
+
+class Remedies:
+    """What this host's files say, and what follows from it."""
+
+    def __init__(self, host: Host | None = None) -> None:
+        self.host: Host = Host() if host is None else host
+        confined = self.host.filtered() or bool(self.host.over_proc())
+        #: The kind of container that this program is in; a mark in the file system alone does not make one.
+        self.container: str | None = self.host.container() if confined else None
+
+    def of(self, group: str, error: Exception) -> tuple[str, str]:
+        """(in words, as text to paste) for an attempt of a group that failed."""
+        words = (error.remedy or "") if isinstance(error, SetupError) else ""
+        for concerns, remedy in self._rules():
+            if concerns(group, error):
+                told, paste = remedy()
+                return (told or words), paste
+        return words, ""
+
+    def _rules(
+        self,
+    ) -> list[tuple[Callable[[str, Exception], bool], Callable[[], tuple[str, str]]]]:
+        """The first whose condition holds; facts that stand in the way of everything come first."""
+        host = self.host
+        return [
+            (lambda group, error: "/proc" in _cause(error) and not host.exists("/proc/self"), self._no_proc),
+            (lambda group, error: "RLIMIT_NPROC" in _cause(error), self._processes),
+            (lambda group, error: group == "limits" and not _namespaces(error), self._cgroup),
+            (lambda group, error: _mentions(error, "subuid", "subgid", "newuidmap", "newgidmap"), self._ids),
+            (lambda group, error: self._rootless_root(), self._capabilities),
+            (lambda group, error: self._switched_off(), self._switch_on),
+            (lambda group, error: host.apparmor_restricts(), self._apparmor),
+            (lambda group, error: self._outer_sandbox(), self._nested),
+            (lambda group, error: group != "filters" and self.container is not None, self._container),
+            (lambda group, error: host.number("/proc/sys/user/max_user_namespaces") == 0, self._more_namespaces),
+            (lambda group, error: _mentions(error, "pasta"), lambda: ("", "sudo apt install passt")),
+            (lambda group, error: _mentions(error, "zstd"), lambda: ("", "pip install 'isolate-linux[images]'")),
+            (lambda group, error: bool(host.over_proc()) and "/proc" in _cause(error), self._masked),
+        ]
+
+    # ---- conditions ----------------------------------------------------------------------------------------------
+
+    def _rootless_root(self) -> bool:
+        wanted = (_CAP_SETGID, _CAP_SETUID, _CAP_SETFCAP)
+        return self.host.euid == 0 and not all(map(self.host.capable, wanted))
+
+    def _switched_off(self) -> bool:
+        return self.host.number("/proc/sys/kernel/unprivileged_userns_clone") == 0 and not self.host.capable()
+
+    def _outer_sandbox(self) -> bool:
+        host = self.host
+        return host.in_user_namespace() and host.number("/proc/sys/user/max_user_namespaces") == 0
+
+    # ---- remedies ------------------------------------------------------------------------------------------------
+
+    def _no_proc(self) -> tuple[str, str]:
+        return "mount /proc", "sudo mount -t proc proc /proc"
+
+    def _processes(self) -> tuple[str, str]:
+        return (
+            "raise the limit of processes for this shell and what it starts",
+            "sudo prlimit --pid $$ --nproc=4096:4096",
+        )
+
+    def _switch_on(self) -> tuple[str, str]:
+        switch = "kernel.unprivileged_userns_clone=1"
+        return "allow unprivileged user namespaces", _sysctl(switch)
+
+    def _more_namespaces(self) -> tuple[str, str]:
+        return "allow user namespaces", _sysctl("user.max_user_namespaces=10000")
+
+    def _apparmor(self) -> tuple[str, str]:
+        program = os.path.realpath(sys.executable)
+        name = "isolate-" + os.path.basename(program)
+        return (
+            "give this Python an AppArmor profile with the rule 'userns,'",
+            f"sudo tee /etc/apparmor.d/{name} <<'END'\nabi <abi/4.0>,\ninclude <tunables/global>\n"
+            f"profile {name} {program} flags=(unconfined) {{\n  userns,\n}}\nEND\n"
+            f"sudo apparmor_parser -r /etc/apparmor.d/{name}",
+        )
+
+    def _nested(self) -> tuple[str, str]:
+        return (
+            "the sandbox around this one has to allow user namespaces inside of it",
+            "# isolate:    UserNamespace(nested=True), and a Seccomp that allows clone, unshare and mount\n"
+            "# bubblewrap: bwrap without --disable-userns",
+        )
+
+    def _container(self) -> tuple[str, str]:
+        host = self.host
+        kind = self.container
+        if kind == "Kubernetes":
+            return (
+                "give the pod a user namespace, an unmasked /proc and no filter, in its manifest",
+                "spec:\n  hostUsers: false\n  containers:\n    - securityContext:\n"
+                "        seccompProfile: {type: Unconfined}\n        procMount: Unmasked",
+            )
+        options = []
+        if host.filtered():
+            options.append("--security-opt seccomp=unconfined")
+        if host.over_proc():
+            unmask = "--security-opt unmask=ALL" if kind == "Podman" else "--security-opt systempaths=unconfined"
+            options.append(unmask)
+        if host.label():
+            options.append("--security-opt apparmor=unconfined")
+        program = "podman" if kind == "Podman" else "docker"
+        return "start the container with these options", f"{program} run {' '.join(options)} IMAGE"
+
+    def _masked(self) -> tuple[str, str]:
+        points = " ".join(shlex.quote(point) for point in self.host.over_proc())
+        return "take the mounts over /proc away, or leave Proc out", f"sudo umount {points}"
+
+    def _capabilities(self) -> tuple[str, str]:
+        if self.container in ("Docker", "Podman"):
+            name = str(self.container).lower()
+            return "run the container's program as an ordinary user", f"{name} run --user 65534:65534 IMAGE"
+        return (
+            "become an ordinary user before the capabilities are dropped",
+            "setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all -- "
+            + shlex.join([sys.executable, "-m", "isolate", "doctor"]),
+        )
+
+    def _ids(self) -> tuple[str, str]:
+        host = self.host
+        if host.status("NoNewPrivs") == "1":
+            if self.container in ("Docker", "Podman"):
+                name = str(self.container).lower()
+                return "", f"{name} run --security-opt no-new-privileges=false IMAGE"
+            return "", "# systemd, in the unit:\n[Service]\nNoNewPrivileges=no"
+        if not (host.exists("/usr/bin/newuidmap") or host.exists("/bin/newuidmap")):
+            return "", "sudo apt install uidmap"
+        rows = [*host.lines("/etc/subuid"), *host.lines("/etc/subgid")]
+        first = free_range(rows, _RANGE)
+        last = first + _RANGE - 1
+        user = _user(host.euid)
+        if user.isdigit():
+            return (
+                "give this uid a range that nobody holds",
+                f"echo {user}:{first}:{_RANGE} | sudo tee -a /etc/subuid /etc/subgid",
+            )
+        return (
+            f"give {user} a range of ids that nobody else holds",
+            f"sudo usermod --add-subuids {first}-{last} --add-subgids {first}-{last} {user}",
+        )
+
+    def _cgroup(self) -> tuple[str, str]:
+        host = self.host
+        mounts = [(point, kind, options) for point, kind, options in host.mounts() if kind.startswith("cgroup")]
+        container = self.container
+        if not mounts:
+            if container:
+                return "show the container its cgroups", "docker run -v /sys/fs/cgroup:/sys/fs/cgroup:rw IMAGE"
+            return "mount the cgroup file system", "sudo mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+        read_only = [point for point, _, options in mounts if "ro" in options.split(",")]
+        if read_only:
+            if container:
+                return (
+                    "let the container write to its cgroups",
+                    "docker run --cap-add SYS_ADMIN --security-opt apparmor=unconfined "
+                    "--cgroupns=private -v /sys/fs/cgroup:/sys/fs/cgroup:rw IMAGE",
+                )
+            lines = [f"sudo mount -o remount,rw,bind {shlex.quote(point)}" for point in read_only]
+            return "make the cgroup file system writable", "\n".join(lines)
+        if host.exists("/run/systemd/system") and host.euid != 0:
+            python = shlex.join([sys.executable, "-m", "isolate", "doctor"])
+            return "start the program in a scope of its own", f"systemd-run --user --scope -p Delegate=yes -- {python}"
+        return "delegate a group to this user, and enter it", self._delegate(mounts)
+
+    def _delegate(self, mounts: list[tuple[str, str, str]]) -> str:
+        """Commands for a shell that leave it, and what it starts, in a group that this user may divide."""
+        user = _user(self.host.euid)
+        name = f"isolate-{user}"
+        v1 = {c: point for point, kind, options in mounts if kind == "cgroup" for c in _CONTROLLERS
+              if point.endswith("/" + c) or c in os.path.basename(point).split(",")}  # fmt: skip
+        lines = []
+        for controller, point in v1.items():
+            group = f"{point}/{name}"
+            lines.append(f"sudo mkdir -p {group}")
+            if controller == "cpuset":
+                lines += [f"cat {point}/cpuset.{f} | sudo tee {group}/cpuset.{f} >/dev/null" for f in ("cpus", "mems")]
+            lines.append(f"sudo chown -R {user} {group}")
+            lines.append(f"echo $$ | sudo tee {group}/cgroup.procs >/dev/null")
+        unified = next((point for point, kind, _ in mounts if kind == "cgroup2"), None)
+        rest = [c for c in _CONTROLLERS if c not in v1]
+        if unified and rest:
+            group = f"{unified}/{name}"
+            wanted = " ".join(f"+{controller}" for controller in rest)
+            lines += [
+                f"echo '{wanted}' | sudo tee {unified}/cgroup.subtree_control >/dev/null",
+                f"sudo mkdir -p {group}/shell",
+                f"sudo chown -R {user} {group}",
+                f"echo $$ | sudo tee {group}/shell/cgroup.procs >/dev/null",
+            ]
+        return "\n".join(lines)
+
+
+def _cause(error: Exception) -> str:
+    return (error.cause or str(error)) if isinstance(error, SetupError) else str(error)
+
+
+def _mentions(error: Exception, *words: str) -> bool:
+    return any(word in _cause(error) for word in words)
+
+
+def _namespaces(error: Exception) -> bool:
+    """Whether a limit failed for want of the namespace in which its files are covered."""
+    return "new namespaces" in _cause(error) or "user namespace" in _cause(error)
+
+
+def _sysctl(setting: str) -> str:
+    return f"sudo sysctl -w {setting}\necho '{setting}' | sudo tee /etc/sysctl.d/60-isolate.conf"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
