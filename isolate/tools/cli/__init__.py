@@ -193,7 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
         options.program = argv[cut + 1 :]
     command = {
-        "run": _run, "attach": _attach, "explain": _explain, "doctor": _doctor, "probe": _doctor, "image": _image, "net": _net,
+        "run": _run, "attach": _attach, "explain": _explain, "doctor": _doctor, "probe": _doctor,
+        "image": _image, "net": _net,
     }[options.command]  # fmt: skip
     try:
         return command(options)

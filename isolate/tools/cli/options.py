@@ -188,9 +188,9 @@ def parser() -> argparse.ArgumentParser:
             help="what this host can do for this user, and what would make the rest run"
             if name == "doctor"
             else "the same as doctor, by its old name",
-            description="Try, in sandboxes that are thrown away, what this host can do for this user at this place; for "
-            "each no say why,\nand print one remedy to paste. Changes nothing, needs no privileges.\nExit status: 0 if "
-            "all that was asked for can be done (with no NAME: if presets.untrusted() runs), 1 if not.",
+            description="Try, in sandboxes that are thrown away, what this host can do for this user at this place; "
+            "for each no say why,\nand print one remedy to paste. Changes nothing, needs no privileges.\nExit status: "
+            "0 if all that was asked for can be done (with no NAME: if presets.untrusted() runs), 1 if not.",
             usage=f"isolate {name} [--json] [NAME ...]", **common,
         )  # fmt: skip
         doctor.add_argument("--json", action="store_true", help="as JSON")

@@ -51,11 +51,11 @@ class Ability:
 def attempt_all(remedies: Remedies) -> tuple[Ability, ...]:
     """Carry out all attempts, a few at a time."""
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="doctor") as pool:
-        return tuple(pool.map(lambda row: carry_out(*row, remedies), _attempts(remedies)))
+        return tuple(pool.map(lambda row: carry_out(*row, remedies=remedies), _attempts(remedies)))
 
 
 def carry_out(
-    name: str, what: str, group: str, attempt: Callable[[], str | proofs.Proof | None], remedies: Remedies
+    name: str, what: str, group: str, attempt: Callable[[], str | proofs.Proof | None], *, remedies: Remedies
 ) -> Ability:
     """One attempt as a row."""
     row = Ability(name, what, False, group=group)
@@ -86,8 +86,8 @@ def _attempts(remedies: Remedies) -> Iterator[_Row]:
     for kind, what in _NAMESPACES.items():
         yield kind, what, "namespaces", lambda kind=kind: _new(base, kind)  # type: ignore[misc]
     yield "id-ranges", "many ids inside, by newuidmap and /etc/subuid", "namespaces", _ranges
-    for name, what, *entry in _ROOTS:
-        yield name, what, "root", lambda entry=entry: _root(*entry)  # type: ignore[misc]
+    for name, what, entry, args, keywords in _ROOTS:
+        yield name, what, "root", lambda e=entry, a=args, k=keywords: _root(e, a, k)  # type: ignore[misc]
     for name, what, limits in _LIMITS:
         yield name, what, "limits", lambda name=name, limits=limits: _limits(name, limits)  # type: ignore[misc]
     yield "seccomp", "filters of system calls", "filters", proofs.seccomp
@@ -172,7 +172,8 @@ def _root(entry: str, args: tuple[str, ...], keywords: dict[str, object]) -> str
     from isolate.namespaces.part import IpcNamespace, NetNamespace, PidNamespace
 
     root = mounts.Root(getattr(mounts, entry)(*args, **keywords))
-    needs = {"Proc": [PidNamespace()], "Sys": [NetNamespace()], "Mqueue": [IpcNamespace()]}.get(entry, [])
+    shown: dict[str, Part] = {"Proc": PidNamespace(), "Sys": NetNamespace(), "Mqueue": IpcNamespace()}
+    needs = [shown[entry]] if entry in shown else []
     Sandbox(_user(), *needs, root).check()
     return None
 

@@ -38,6 +38,9 @@ class Composition:
         return f"runs without {', '.join(self.without)}" if self.without else "runs"
 
 
+_EVERY = Limits(memory="64M", pids=64, cpu=0.5)
+
+
 def _untrusted(limits: Limits | None) -> Sandbox:
     from isolate import presets
 
@@ -62,14 +65,13 @@ def compositions(rows: Sequence[Ability], remedies: Remedies) -> tuple[Compositi
     missing = [row for row in rows if row.group == "limits" and not row.ok]
     found = []
     for name, make in _PRESETS:
-        alone = carry_out(name, "", "presets", lambda make=make: make(None).check(), remedies)  # type: ignore[misc]
+        alone = carry_out(name, "", "presets", lambda make=make: make(None).check(), remedies=remedies)  # type: ignore[misc]
         if not alone.ok:
             found.append(Composition(name, False, (), alone.reason, alone.remedy, alone.paste))
             continue
         full = alone
         if not missing:
-            every = Limits(memory="64M", pids=64, cpu=0.5)
-            full = carry_out(name, "", "presets", lambda make=make: make(every).check(), remedies)  # type: ignore[misc]
+            full = carry_out(name, "", "presets", lambda make=make: make(_EVERY).check(), remedies=remedies)  # type: ignore[misc]
         wanting = missing[0] if missing else full
         if wanting.ok:
             found.append(Composition(name, True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ __all__ = ["Remedies"]
 
 _CAP_SETGID, _CAP_SETUID, _CAP_SETFCAP = 6, 7, 31
 _RANGE = 65536
+_SWITCHED_OFF = re.compile(r"user\.max_(\w+)_namespaces = 0")
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuset")
 
 
@@ -34,6 +36,9 @@ class Remedies:
     def of(self, group: str, error: Exception) -> tuple[str, str]:
         """(in words, as text to paste) for an attempt of a group that failed."""
         words = (error.remedy or "") if isinstance(error, SetupError) else ""
+        switch = _SWITCHED_OFF.search(_cause(error))
+        if switch is not None:
+            return words, self._more_namespaces(switch[1])
         for concerns, remedy in self._rules():
             if concerns(group, error):
                 told, paste = remedy()
@@ -53,9 +58,7 @@ class Remedies:
             (lambda group, error: self._rootless_root(), self._capabilities),
             (lambda group, error: self._switched_off(), self._switch_on),
             (lambda group, error: host.apparmor_restricts(), self._apparmor),
-            (lambda group, error: self._outer_sandbox(), self._nested),
             (lambda group, error: group != "filters" and self.container is not None, self._container),
-            (lambda group, error: host.number("/proc/sys/user/max_user_namespaces") == 0, self._more_namespaces),
             (lambda group, error: _mentions(error, "pasta"), lambda: ("", "sudo apt install passt")),
             (lambda group, error: _mentions(error, "zstd"), lambda: ("", "pip install 'isolate-linux[images]'")),
             (lambda group, error: bool(host.over_proc()) and "/proc" in _cause(error), self._masked),
@@ -69,10 +72,6 @@ class Remedies:
 
     def _switched_off(self) -> bool:
         return self.host.number("/proc/sys/kernel/unprivileged_userns_clone") == 0 and not self.host.capable()
-
-    def _outer_sandbox(self) -> bool:
-        host = self.host
-        return host.in_user_namespace() and host.number("/proc/sys/user/max_user_namespaces") == 0
 
     # ---- remedies ------------------------------------------------------------------------------------------------
 
@@ -89,8 +88,15 @@ class Remedies:
         switch = "kernel.unprivileged_userns_clone=1"
         return "allow unprivileged user namespaces", _sysctl(switch)
 
-    def _more_namespaces(self) -> tuple[str, str]:
-        return "allow user namespaces", _sysctl("user.max_user_namespaces=10000")
+    def _more_namespaces(self, kind: str) -> str:
+        """Where there may be none of a kind: said by a sandbox around this program, or by the administrator."""
+        if not self.host.in_user_namespace():
+            return _sysctl(f"user.max_{kind}_namespaces=10000")
+        return (
+            "# isolate:    UserNamespace(nested=True), and a Seccomp that allows clone, unshare and mount\n"
+            "# bubblewrap: bwrap without --disable-userns\n"
+            f"# otherwise, as root in the user namespace around this: sysctl -w user.max_{kind}_namespaces=10000"
+        )
 
     def _apparmor(self) -> tuple[str, str]:
         program = os.path.realpath(sys.executable)
@@ -100,13 +106,6 @@ class Remedies:
             f"sudo tee /etc/apparmor.d/{name} <<'END'\nabi <abi/4.0>,\ninclude <tunables/global>\n"
             f"profile {name} {program} flags=(unconfined) {{\n  userns,\n}}\nEND\n"
             f"sudo apparmor_parser -r /etc/apparmor.d/{name}",
-        )
-
-    def _nested(self) -> tuple[str, str]:
-        return (
-            "the sandbox around this one has to allow user namespaces inside of it",
-            "# isolate:    UserNamespace(nested=True), and a Seccomp that allows clone, unshare and mount\n"
-            "# bubblewrap: bwrap without --disable-userns",
         )
 
     def _container(self) -> tuple[str, str]:

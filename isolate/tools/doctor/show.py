@@ -62,8 +62,12 @@ def _presets(report: Report) -> None:
 def _remedies(rows: Sequence[Ability], presets: Sequence[Composition]) -> None:
     """Each cause once, with all that it stands in the way of."""
     told: dict[tuple[str, str, str], list[str]] = {}
-    for row in [*(row for row in rows if not row.ok), *(preset for preset in presets if preset.reason)]:
-        told.setdefault((row.reason, row.remedy, row.paste), []).append(row.name)
+    for row in rows:
+        if not row.ok:
+            told.setdefault((row.reason, row.remedy, row.paste), []).append(row.name)
+    for preset in presets:
+        if preset.reason:
+            told.setdefault((preset.reason, preset.remedy, preset.paste), []).append(preset.name)
     # Several causes with one remedy are one thing to do.
     done: set[str] = set()
     for (reason, remedy, paste), names in told.items():
