@@ -66,7 +66,9 @@ if TYPE_CHECKING:
     from isolate.sandbox.attach import attach as attach
     from isolate.sandbox.box import Sandbox as Sandbox
     from isolate.sandbox.containers.container import Container as Container
+    from isolate.sandbox.containers.detached import reopen as reopen
     from isolate.sandbox.pool import Pool as Pool
+    from isolate.sandbox.prepared import Prepared as Prepared
     from isolate.sandbox.process import Process as Process
     from isolate.sandbox.process import TimeoutExpired as TimeoutExpired
     from isolate.sandbox.result import Result as Result
@@ -99,12 +101,14 @@ _HOMES = {
     "engine.plan": "Context Part Phase Step",
     "sandbox.pool": "Pool",
     "attributes.privileges": "NoNewPrivs SessionKeyring SetIdFiles",
+    "sandbox.prepared": "Prepared",
     "sandbox.process": "Process TimeoutExpired",
     "sandbox.result": "Result Verdict",
     "sandbox.surroundings": "Surroundings",
     "attributes.rlimits": "Rlimits",
     "sandbox.box": "Sandbox",
     "sandbox.containers.container": "Container",
+    "sandbox.containers.detached": "reopen",
     "attributes.scheduling": "Scheduling",
     "seccomp": "Seccomp",
 }

@@ -67,22 +67,29 @@ class Handing:
         *,
         prepare: Callable[[], Taker] | None = None,
         part: str | None = None,
+        hold: bool = False,
     ) -> None:
+        """``hold``: whoever handed over waits until :meth:`go` of what :meth:`of` finds."""
         if (receive is None) == (prepare is None):
             raise TypeError("Handing: one of receive and prepare is wanted")
         self.receive = receive
         self.count = count
         self.prepare = prepare
         self.part = part
+        self.hold = hold
+
+    def of(self, session: Session) -> Handed:
+        """What this has given to the start of a session."""
+        return next(held for held in session.held if isinstance(held, Handed) and held.handing is self)
 
     def slot(self, context: Context) -> Slot:
         """The slot of the socket by which they are handed over."""
         (slot,) = context.resource(self, 1)
         return slot
 
-    def take(self) -> _Handed:
+    def take(self) -> Handed:
         """A socket pair for one start."""
-        return _Handed(self)
+        return Handed(self)
 
     def hand(self, slot: Slot, fds: Sequence[Register]) -> list[Op]:
         """Ops: hand these descriptors over, and close them here."""
@@ -95,11 +102,11 @@ class Handing:
         return [call("recvfrom", slot, Buffer(8, "a byte"), 1, 0, 0, 0, expect=1), call("close", slot)]
 
 
-class _Handed:
+class Handed:
     """One start's socket pair; a :class:`~isolate.engine.plan.Held`."""
 
     def __init__(self, handing: Handing) -> None:
-        self._handing = handing
+        self.handing = handing
         self._kept: list[Closing] = []
         self._ours: socket.socket | None = None
         self._theirs: socket.socket | None = None
@@ -129,9 +136,15 @@ class _Handed:
         kept = self._receive(fds, session)
         if kept is not None:
             self._kept.append(kept)
-        with contextlib.suppress(OSError):  # where it has ended meanwhile its record says why
-            ours.send(b"1", socket.MSG_NOSIGNAL)
-        ours.close()
+        if not self.handing.hold:
+            self.go()
+
+    def go(self) -> None:
+        """Let whoever handed over go on."""
+        if self._ours is not None:
+            with contextlib.suppress(OSError):  # where it has ended meanwhile its record says why
+                self._ours.send(b"1", socket.MSG_NOSIGNAL)
+            self._ours.close()
 
     def _received(self, ours: socket.socket, session: Session) -> list[int] | None:
         deadline = time.monotonic() + PATIENCE
@@ -140,10 +153,10 @@ class _Handed:
         while not poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             if time.monotonic() >= deadline:
                 raise SetupError(
-                    errno.ETIMEDOUT, "wait for what init makes inside", part=self._handing.part,
+                    errno.ETIMEDOUT, "wait for what init makes inside", part=self.handing.part,
                     cause=f"init has not come so far within {PATIENCE:.0f} s: it is stopped, or its cgroup is frozen",
                 )  # fmt: skip
-        size = array.array("i").itemsize * self._handing.count
+        size = array.array("i").itemsize * self.handing.count
         try:
             data, ancillary, flags, _ = ours.recvmsg(16, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
@@ -152,14 +165,14 @@ class _Handed:
         for level, kind, content in ancillary:
             if level == SOL_SOCKET and kind == SCM_RIGHTS:
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        if data == b"1" and len(fds) == self._handing.count and not flags & socket.MSG_CTRUNC:
+        if data == b"1" and len(fds) == self.handing.count and not flags & socket.MSG_CTRUNC:
             return list(fds)
         for fd in fds:
             os.close(fd)
         if not data:
             return None
         raise SetupError(
-            errno.EMFILE, "take what init made inside", part=self._handing.part, syscall="recvmsg",
+            errno.EMFILE, "take what init made inside", part=self.handing.part, syscall="recvmsg",
             cause="this process has no descriptor left for it",
         )  # fmt: skip
 

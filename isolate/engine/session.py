@@ -250,6 +250,10 @@ class Session:
         """
         return int(self._start.sender)
 
+    def adopt(self, pidfd: int, pid: int) -> None:
+        """The program's pidfd and process id, known before it has been executed. The descriptor is the session's."""
+        self._start.payload, self._start.sender = pidfd, pid
+
     def fileno(self) -> int:
         """The control socket: readable when a record has come, or the end."""
         return int(self._start.control)

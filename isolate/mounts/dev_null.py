@@ -7,26 +7,33 @@ read-only mount the device can be read and written all the same, and its node ca
 
 from __future__ import annotations
 
+import os
+import stat as stat_module
 from typing import TYPE_CHECKING
 
+from isolate.engine import native
+from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import (
+    AT_EMPTY_PATH,
     AT_FDCWD,
     MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
     MOVE_MOUNT_F_EMPTY_PATH,
+    MS_PRIVATE,
     O_CLOEXEC,
     O_RDWR,
     S_IFCHR,
     S_IFMT,
 )
+from isolate.kernel.syscalls import number
 from isolate.mounts.building import ENODEV, STATX_MODE, STATX_RDEV, STATX_SIZE, attributes, clone, stat
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Argument
 
-__all__ = ["exchange", "from_outside", "over_the_host"]
+__all__ = ["exchange", "from_outside", "from_tree", "over_the_host", "tree_of_null"]
 
 NULL = 1 | 3 << 32  # stx_rdev_major, stx_rdev_minor
 STREAMS = (0, 1, 2)
@@ -90,3 +97,33 @@ def from_outside() -> Step:
     tree, null, name = Register("tree"), Register("null"), Buffer(b"/proc/self/fd/" + bytes(21), "name")
     opening = (Store(name, 14, tree, 0), call("openat", AT_FDCWD, name, O_RDWR | O_CLOEXEC, 0, out=null))
     return Step(Phase.TREES, TEXT, tuple(_made(opening, tree, null)), path=b"/dev/null", hints=HINTS)
+
+
+def tree_of_null() -> OwnedDescriptor | None:
+    """The mount that :func:`from_outside` makes, made once by this process; None where it cannot be, or the device is
+    not what it should be. It is attached nowhere, and goes with the descriptor."""
+    flags = 1 | int(O_CLOEXEC)  # OPEN_TREE_CLONE
+    fd = native.call(number("open_tree"), int(AT_FDCWD), b"/dev/null\0", flags)
+    if fd < 0:
+        return None
+    owned = OwnedDescriptor(fd)
+    found = os.fstat(fd)
+    wanted = int(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
+    buffer = b"".join(n.to_bytes(8, "little") for n in (wanted, 0, int(MS_PRIVATE), 0))
+    is_null = stat_module.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3)
+    if not is_null or native.call(number("mount_setattr"), fd, b"\0", int(AT_EMPTY_PATH), buffer, len(buffer)) < 0:
+        owned.close()
+        return None
+    return owned
+
+
+def from_tree(tree: Argument) -> Step:
+    """As :func:`from_outside`, with a mount that is there."""
+    null, name = Register("null"), Buffer(b"/proc/self/fd/" + bytes(21), "name")
+    opening = [
+        Store(name, 14, tree, 0),
+        call("openat", AT_FDCWD, name, O_RDWR | O_CLOEXEC, 0, out=null),
+        *exchange(null),
+        call("close", null),
+    ]
+    return Step(Phase.TREES, TEXT, tuple(opening), path=b"/dev/null", hints=HINTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from isolate.engine.plan import Part, Phase, Plan
 from isolate.errors import UnsupportedError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from isolate.engine.tape import Tape
     from isolate.mounts import Entry
     from isolate.sandbox.containers.container import Container
+    from isolate.sandbox.containers.detached import DetachedContainer
+    from isolate.sandbox.prepared import Prepared
+    from isolate.sandbox.verbs import Args
 
 
 __all__ = ["Sandbox"]
@@ -175,7 +178,11 @@ class Sandbox(Verbs, Reversible):
 
     # ---- without a program -------------------------------------------------------------------------------------
 
-    def open(self) -> Container:
+    @overload
+    def open(self) -> Container: ...
+    @overload
+    def open(self, *, name: str, detached: Literal[True], log_size: int | str = ...) -> DetachedContainer: ...
+    def open(self, *, name: str | None = None, detached: bool = False, log_size: int | str = "1M") -> Container:
         """Set the sandbox up without a program: a :class:`~isolate.Container`, in which commands are run until its end.
 
         .. code-block:: python
@@ -184,12 +191,44 @@ class Sandbox(Verbs, Reversible):
                 c.run(["make"]).check()
                 c.run(["make", "test"], timeout=60)
 
+        With ``detached`` it outlives this program on purpose, until it is killed: a keeper holds it, it is known by its
+        ``name``, and :func:`isolate.reopen` gives it in any program of the same user. ``log_size`` is how much is kept
+        of what its programs write (:meth:`~isolate.sandbox.containers.detached.DetachedContainer.keep`). Its parts are
+        values of this library: none that holds a descriptor or a handle.
+
+        :raises ValueError: a name without ``detached``, ``detached`` without a name, or a name that is none.
+        :raises TypeError: a detached container cannot have one of the parts.
         :raises ConflictError: there is no pid namespace of its own, with which all inside ends.
         :raises SetupError: a part is not in force; nothing is left of it.
         """
+        if detached or name is not None:
+            if name is None or not detached:
+                raise ValueError("open: a detached container has a name, and only that has one: name=…, detached=True")
+            from isolate.sandbox.containers.detached import open_detached
+
+            return open_detached(self, name, log_size)
         from isolate.sandbox.containers.container import open_container
 
         return open_container(self)
+
+    def prepare(self, args: Args, **options: Any) -> Prepared:
+        """Set a program up but do not execute it yet: a :class:`~isolate.Prepared` with its pid.
+
+        For what has to be done between the two, such as the hooks of a container runtime, or a debugger:
+
+        .. code-block:: python
+
+            with box.prepare(["./server"], stdout=PIPE) as prepared:
+                connect_network(prepared.pid)
+                process = prepared.start()
+
+        Arguments are those of :meth:`spawn`. What cannot be done, a program that is not there too, is told here.
+
+        :raises SetupError: a part is not in force, or the program is not there; nothing is left of it.
+        """
+        from isolate.sandbox.prepared import prepare
+
+        return prepare(self, args, options)
 
     # ---- on this thread ----------------------------------------------------------------------------------------
 

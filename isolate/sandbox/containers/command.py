@@ -17,7 +17,7 @@ from isolate.cgroups.part import SHARED, Outcome, RunGroup, counter_steps, joine
 from isolate.cgroups.stats import Stats, verdict
 from isolate.engine.plan import Buffer, Context, Phase, Plan, Section, Step, call
 from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWUSER, NOTHING, PR_SET_PDEATHSIG, Constant
-from isolate.mounts.dev_null import from_outside
+from isolate.mounts.dev_null import from_outside, from_tree
 from isolate.sandbox.defaults import Launch
 
 if TYPE_CHECKING:
@@ -48,10 +48,12 @@ class CommandPlan(Plan):
         directories: Mapping[str, str],
         spare: int,
         own: Sequence[Part] = (),
+        null: int | None = None,
     ) -> None:
         """``original`` is the plan of the sandbox with the parts that hold for the command; ``own`` are those that make
         something for the command alone (a group below the container's). ``spare`` stands for descriptors that only the
-        container's own start was given."""
+        container's own start was given; ``null`` is what :func:`isolate.mounts.dev_null.tree_of_null` has made."""
+        self._null = null
         self.parts = original.parts
         self.context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
         self.context.hand_over([fd if fd >= 0 else spare for fd in original.context.slots])
@@ -79,7 +81,8 @@ class CommandPlan(Plan):
                 for step in group.steps():
                     yield step, launch
         if self.context.privileged:  # who is not does not own the device either
-            yield from_outside(), launch
+            null = self._null
+            yield from_outside() if null is None else from_tree(self.context.descriptor(null)), launch
         # Without privileges it is the user namespace that gives the right to join the others, with them it takes it.
         first = (CLONE_NEWPID,) if self.context.privileged else (CLONE_NEWUSER, CLONE_NEWPID)
         last = (CLONE_NEWUSER,) if self.context.privileged else ()

@@ -15,24 +15,24 @@ from isolate.capabilities.part import Capabilities
 from isolate.cgroups import Cgroup, Limits
 from isolate.cgroups.part import O_DIRECTORY, SHARED, RunGroup
 from isolate.engine.plan import Phase, Plan, Register, Step, call
-from isolate.engine.proc import namespace_of
 from isolate.engine.session import Session
 from isolate.engine.tape import compile_plan
 from isolate.errors import ConflictError, SetupError
-from isolate.kernel.constants import O_CLOEXEC, O_PATH
+from isolate.kernel.constants import CLONE_NEWPID, O_CLOEXEC, O_PATH
 from isolate.landlock.part import Landlock
+from isolate.mounts.dev_null import tree_of_null
 from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.containers.command import CommandPlan
 from isolate.sandbox.containers.doors import Doors, kinds_of, take_doors
+from isolate.sandbox.containers.life import Life
 from isolate.sandbox.defaults import defaults
-from isolate.sandbox.process import Process, await_start
-from isolate.sandbox.starting import Start
+from isolate.sandbox.process import await_start
 from isolate.sandbox.verbs import Verbs
 from isolate.seccomp import Seccomp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from isolate.engine.descriptors import OwnedDescriptor
     from isolate.engine.plan import Part
     from isolate.engine.tape import Tape
+    from isolate.sandbox.containers.detached import Kept
 
 __all__ = ["Command", "Container", "open_container"]
 
@@ -121,7 +122,9 @@ def open_container(box: Sandbox) -> Container:
     session = Session.alone(tape)
     try:
         await_start(session, (b"init",))
-        return Container(box, session)
+        group = tape.plan.context.shared.get(SHARED)
+        directories = group.directories(session.pid, session.lent) if isinstance(group, RunGroup) else {}
+        return Container(box, Life(session), take_doors(session), directories)
     except BaseException:
         session.close()
         raise
@@ -206,16 +209,18 @@ class Container(_Inside):
     A context manager: at the end of the block everything inside is killed.
     """
 
-    def __init__(self, box: Sandbox, session: Session) -> None:
+    def __init__(
+        self, box: Sandbox, life: Life | Kept, doors: Mapping[int, OwnedDescriptor], directories: Mapping[str, str]
+    ) -> None:
         super().__init__()
         self.box: Sandbox = box
-        self._init = Process(session, Start.begun(session.tape, (b"init",)), None)
-        self._doors: dict[int, OwnedDescriptor] = take_doors(session)
-        group = session.tape.plan.context.shared.get(SHARED)
-        self._directories = group.directories(session.pid, session.lent) if isinstance(group, RunGroup) else {}
+        self._life = life
+        self._doors = dict(doors)
+        self._directories = dict(directories)
         limits = next((part for part in box.parts if isinstance(part, Limits)), Limits())
         self._group: Cgroup | None = Cgroup.view(self._directories, limits) if self._directories else None
-        self._joined = namespace_of(self._init.pid)
+        self._null = tree_of_null() if os.geteuid() == 0 else None
+        self._joined = os.fstat(self._doors[CLONE_NEWPID]).st_ino
 
     def __repr__(self) -> str:
         return f"<Container {self.pid} {'runs' if self.running else 'ended'}>"
@@ -235,7 +240,7 @@ class Container(_Inside):
                     "with_parts: the group of a command is below the container's; Limits(parent=) names another"
                 )
             own.append(dataclasses.replace(limits, parent=self._group) if self._group is not None else limits)
-        plan = CommandPlan(box._plan(), self._doors, self._directories, self._init.pidfd, own)
+        plan = CommandPlan(box._plan(), self._doors, self._directories, self.pidfd, own, self._null)
         return compile_plan(plan, init=True, pid_namespace=False, share=True)
 
     def with_parts(self, *parts: Part) -> Command:
@@ -314,39 +319,40 @@ class Container(_Inside):
     @property
     def pid(self) -> int:
         """Its init's process id in the caller's pid namespace."""
-        return self._init.pid
+        return self._life.pid
 
     @property
     def pidfd(self) -> int:
         """A pidfd of its init, readable once the container has ended; open until :meth:`close`."""
-        return self._init.pidfd
+        return self._life.pidfd
 
     def fileno(self) -> int:
         """A descriptor that is readable once everything inside has ended."""
-        return self._init.fileno()
+        return self._life.fileno()
 
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        session = self._init._session
-        return session.fileno() >= 0 and session.ours and self._init.poll() is None
+        return self._life.ours and not self._life.ended()
 
     def kill(self) -> None:
         """Kill everything inside, the container's init with it; returns at once (then :meth:`wait`)."""
-        self._init.kill()
+        self._life.kill()
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until the container has ended: nobody inside can end it, but :meth:`kill`, or the kernel for memory.
 
         :raises TimeoutExpired: it still runs.
         """
-        self._init.wait(timeout)
+        if not self._life.wait(timeout):
+            raise self._life.expired(timeout)
 
     def close(self) -> None:
         """Kill everything inside, wait for the end, release every descriptor."""
-        self._init.close()
-        for door in self._doors.values():
-            door.close()
+        self._life.close()
+        for descriptor in (*self._doors.values(), self._null):
+            if descriptor is not None:
+                descriptor.close()
 
     def __enter__(self) -> Self:
         return self

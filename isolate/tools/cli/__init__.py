@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.sandbox.streams import PIPE
 from isolate.tools.cli.assemble import environment, of_image, sandbox
+from isolate.tools.cli.containers import COMMANDS
 from isolate.tools.cli.options import (
     EXIT_INTERRUPTED,
     EXIT_NOT_EXECUTABLE,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from isolate.errors import SetupError
     from isolate.sandbox.box import Sandbox
     from isolate.sandbox.result import Result
+    from isolate.sandbox.verbs import Verbs
 
 __all__ = ["main"]
 
@@ -80,13 +82,30 @@ def _image(options: argparse.Namespace) -> int:
 def _attach(options: argparse.Namespace) -> int:
     from isolate.sandbox.attach import attach
 
+    if not options.pid.isdecimal():
+        options.container, options.keep = options.pid, False
+        options.program = getattr(options, "program", None) or ["/bin/sh"]
+        return _exec(options)
     if not getattr(options, "program", None):
         raise ValueError("which program? (isolate attach [options] PID -- PROGRAM [ARGUMENT ...])")
-    with attach(options.pid) as there:
+    with attach(int(options.pid)) as there:
         return _execute(there.sandbox(only=options.only.split(",") if options.only else None), options)
 
 
-def _execute(box: Sandbox, options: argparse.Namespace) -> int:
+def _exec(options: argparse.Namespace) -> int:
+    from isolate.tools.cli.containers import entered
+
+    if not getattr(options, "program", None):
+        raise ValueError("which program? (isolate exec [options] NAME -- PROGRAM [ARGUMENT ...])")
+    with entered(options.container) as container:
+        if not options.keep:
+            return _execute(container, options, container.box)
+        container.keep(options.program, env=environment(options.env), cwd=options.cwd)
+    return 0
+
+
+def _execute(box: Verbs, options: argparse.Namespace, of: Sandbox | None = None) -> int:
+    """``of``: the sandbox that a container is of."""
     from isolate.errors import SetupError
 
     words: dict[str, Any] = {"stdin": 0, "max_output": options.max_output}
@@ -95,7 +114,7 @@ def _execute(box: Sandbox, options: argparse.Namespace) -> int:
     try:
         with Forwarding(options.grace) as forwarding:
             words.update(timeout=options.timeout, cpu_time=options.cpu_time, cwd=options.cwd)
-            with box.spawn(options.program, env=environment(options.env, of_image(box)), **words) as process:
+            with box.spawn(options.program, env=environment(options.env, of_image(of or box)), **words) as process:
                 forwarding.started(process)
                 process.communicate()
                 result = process.result()
@@ -192,10 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, "program", None):
             top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
         options.program = argv[cut + 1 :]
-    command = {
-        "run": _run, "attach": _attach, "explain": _explain, "doctor": _doctor, "probe": _doctor,
-        "image": _image, "net": _net,
-    }[options.command]  # fmt: skip
+    own = {
+        "run": _run, "attach": _attach, "exec": _exec, "explain": _explain, "doctor": _doctor,
+        "probe": _doctor, "image": _image, "net": _net,
+    }  # fmt: skip
+    command = own.get(options.command) or COMMANDS[options.command]
     try:
         return command(options)
     except (ValueError, TypeError) as error:

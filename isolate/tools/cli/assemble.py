@@ -90,11 +90,11 @@ def _of_image(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
     return presets.container(image, *_entries(options), extra=extra, store=store)
 
 
-def of_image(box: Sandbox) -> Mapping[str, str] | None:
+def of_image(box: object) -> Mapping[str, str] | None:
     """The variables that the sandbox itself gives its programs."""
     from isolate.sandbox.surroundings import Surroundings
 
-    for part in box.parts:
+    for part in getattr(box, "parts", ()):
         if isinstance(part, Surroundings) and part.env is not None:
             return dict(part.env)
     return None

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from isolate.tools.cli import net
+from isolate.tools.cli.containers import add_commands
 from isolate.tools.cli.image_options import add_image_commands, add_store
 
 __all__ = [
@@ -180,7 +181,9 @@ def parser() -> argparse.ArgumentParser:
         "--only", metavar="KINDS", help="only these, with commas: user, mount, pid, net, ipc, uts, cgroup, time"
     )
     _start_options(attach)
-    attach.add_argument("pid", type=int, metavar="PID")
+    attach.add_argument("pid", metavar="PID", help="a process, or the name of an open container")
+
+    add_commands(commands, common, _options, _start_options, _EXIT_CODES)
 
     for name in ("doctor", "probe"):
         doctor = commands.add_parser(

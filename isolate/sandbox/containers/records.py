@@ -1,0 +1,269 @@
+"""Where detached containers are known: a directory for each below the user's runtime directory.
+
+Nobody but the user can change or read what is there (modes, owners, no links followed). A container runs as long as its
+keeper holds the lock in its directory, so a machine that lost power, or a keeper that was killed, leaves a record that
+is recognised as dead by everybody, without asking for process ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from isolate.errors import SetupError
+from isolate.kernel.directories import open_own
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Record", "base_directory", "check_name", "opened", "read_records", "remove", "reserve", "write_record"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+_FILES = ("record.json", "record.new", "parts", "sock", "log", "log.1", "lock")
+_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST = 1 << 20  # bytes of a record
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a detached container."""
+
+    name: str
+    #: "running"; "ended": it was stopped, or its memory ran out; "dead": its keeper was killed, or the machine.
+    state: str
+    created: float = 0.0
+    ended: float | None = None
+    #: Of its init, as the keeper's pid namespace numbers it.
+    pid: int = 0
+    keeper: int = 0
+    command: tuple[str, ...] = ()
+
+
+def check_name(name: object) -> str:
+    """A container's name.
+
+    :raises ValueError: it is none.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a container must be a str, not {name!r}")
+    if not _NAME.match(name):
+        raise ValueError(
+            f"the name of a container has 1 to 64 letters, digits, '_', '.' and '-', the first no sign: not {name!r}"
+        )
+    return name
+
+
+def base_directory() -> str:
+    """/run/isolate/containers for root; below XDG_RUNTIME_DIR, /run/user/UID or ~/.local/state for others.
+
+    The variable ISOLATE_CONTAINERS names another one.
+    """
+    given = os.environ.get("ISOLATE_CONTAINERS", "")
+    if os.path.isabs(given):
+        return given
+    uid = os.geteuid()
+    if uid == 0:
+        return "/run/isolate/containers"
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not os.path.isabs(runtime):
+        runtime = f"/run/user/{uid}"
+    if os.path.isdir(runtime):
+        return os.path.join(runtime, "isolate/containers")
+    return os.path.join(os.path.expanduser("~"), ".local/state/isolate/containers")
+
+
+def _open_base() -> int:
+    path = base_directory()
+    try:
+        return open_own(path, 0o700)
+    except OSError as error:
+        unsafe = isinstance(error, PermissionError) and error.errno == errno.EPERM
+        raise SetupError(
+            error.errno or errno.EIO, f"open the directory of detached containers, {path}", part="Container",
+            path=error.filename, syscall="openat",
+            cause=f"{error.filename} {error.strerror}: others could lead names elsewhere" if unsafe else None,
+            remedy="set XDG_RUNTIME_DIR to a directory of yours with mode 700",
+        ) from None  # fmt: skip
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[int]:
+    """The base directory, while nobody else makes or removes a record in it."""
+    fd = _open_base()
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[int]:
+    """A descriptor of a container's directory.
+
+    :raises SetupError: ENOENT: no container has this name.
+    """
+    base = _open_base()
+    try:
+        fd = _enter(base, check_name(name))
+    finally:
+        os.close(base)
+    if fd is None:
+        raise SetupError(
+            errno.ENOENT, f"open the container {name!r}", part="Container", cause="no detached container has this name",
+            remedy="python -m isolate ps lists them",
+        )  # fmt: skip
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _enter(base: int, name: str) -> int | None:
+    try:
+        fd = os.open(name, _FLAGS, dir_fd=base)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+    found = os.fstat(fd)
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _alive(directory: int) -> bool:
+    """Whether a keeper holds the lock."""
+    try:
+        fd = os.open("lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(fd)
+
+
+def read_file(directory: int, name: str, most: int = _MOST) -> bytes:
+    """A small regular file of a container's directory."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        return file.read(most)
+
+
+def _read(directory: int, name: str) -> Record:
+    try:
+        found = json.loads(read_file(directory, "record.json"))
+        record = Record(
+            name, str(found["state"]), float(found["created"]),
+            None if found["ended"] is None else float(found["ended"]), int(found["pid"]), int(found["keeper"]),
+            tuple(map(str, found["command"])),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        record = Record(name, "dead")
+    # As long as the lock is held the keeper has not let go of what is here.
+    state = "running" if _alive(directory) else "ended" if record.state == "ended" else "dead"
+    return replace(record, state=state)
+
+
+def read_records() -> list[Record]:
+    """All that are known, by name. Without the directory there are none; nothing is made."""
+    if not os.path.isdir(base_directory()):
+        return []
+    found = []
+    with _locked() as base:
+        for name in sorted(os.listdir(base)):
+            directory = _enter(base, name) if _NAME.match(name) else None
+            if directory is not None:
+                try:
+                    found.append(_read(directory, name))
+                finally:
+                    os.close(directory)
+    return found
+
+
+def write_record(directory: int, record: Record) -> None:
+    """Put a record in the place of the one before, whole."""
+    fd = os.open(
+        "record.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+    )
+    with open(fd, "w", encoding="utf-8") as file:
+        json.dump(asdict(record), file)
+    os.rename("record.new", "record.json", src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def reserve(name: str) -> tuple[int, int]:
+    """Make a container's directory and hold its lock: both descriptors. One that has ended or is dead gives way.
+
+    :raises SetupError: EEXIST: a container of this name runs.
+    """
+    with _locked() as base:
+        present = _enter(base, name)
+        if present is not None:
+            try:
+                alive = _alive(present)
+            finally:
+                os.close(present)
+            if alive:
+                raise SetupError(
+                    errno.EEXIST, f"open the container {name!r}", part="Container",
+                    cause="a container of this name runs",
+                    remedy=f"isolate.reopen({name!r}) gives it; python -m isolate stop {name} ends it",
+                )  # fmt: skip
+            _clear(base, name)
+        try:
+            os.mkdir(name, 0o700, dir_fd=base)
+        except FileExistsError:
+            raise SetupError(
+                errno.EEXIST, f"open the container {name!r}", part="Container", path=f"{base_directory()}/{name}",
+                cause="something that is no container's record stands there",
+            ) from None  # fmt: skip
+        directory = os.open(name, _FLAGS, dir_fd=base)
+        lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return directory, lock
+
+
+def remove(name: str) -> None:
+    """Remove the record and the log of a container that does not run.
+
+    :raises SetupError: ENOENT: there is none; EBUSY: it runs.
+    """
+    with opened(name), _locked() as base:
+        directory = _enter(base, name)
+        if directory is None:
+            return
+        try:
+            if _alive(directory):
+                raise SetupError(
+                    errno.EBUSY, f"remove the container {name!r}", part="Container", cause="it runs",
+                    remedy=f"python -m isolate stop {name}",
+                )  # fmt: skip
+        finally:
+            os.close(directory)
+        _clear(base, name)
+
+
+def _clear(base: int, name: str) -> None:
+    directory = os.open(name, _FLAGS, dir_fd=base)
+    try:
+        for file in _FILES:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file, dir_fd=directory)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=base)
