@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.images.archive.compression import decompressed
 from isolate.images.blobs import chunks
-from isolate.images.documents import layer_type, packing_of
+from isolate.images.documents import LARGEST, layer_type, packing_of, read_manifest
 from isolate.images.errors import DigestError, ImageError, StoreError
+from isolate.images.image import Image
 from isolate.images.layer import Layer
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from isolate.images.opening import Opened
     from isolate.images.progress import Reporter
 
-__all__ = ["COMPRESSIONS", "compressed", "pack", "plain"]
+__all__ = ["COMPRESSIONS", "Forms", "compressed", "pack", "plain"]
 
 COMPRESSIONS = ("none", "gzip", "zstd")
 _LEVELS = {"gzip": 6, "zstd": 3}
@@ -61,7 +62,36 @@ def _packer(compression: str) -> Any:
     return zstd.ZstdCompressor(level=_LEVELS["zstd"])
 
 
-def pack(opened: Opened, layer: Layer, compression: str, report: Reporter, lease: Lease) -> Layer:
+class Forms:
+    """In which forms the images that have names have their layers: what was compressed once is not once more."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._found: dict[tuple[str, str], Layer] | None = None
+
+    def get(self, diffid: str, compression: str) -> Layer | None:
+        """The layer in that form, if its blob is in the store."""
+        if self._found is None:
+            self._found = dict(self._look())
+        return self._found.get((diffid, compression))
+
+    def _look(self) -> Iterator[tuple[tuple[str, str], Layer]]:
+        blobs = self._opened.blobs
+        for _, digest in self._opened.refs.all():
+            try:
+                manifest = blobs.read(digest, LARGEST["manifest"])
+                if manifest is None:
+                    continue
+                config = blobs.read(read_manifest(manifest).config.digest, LARGEST["config"])
+                layers = () if config is None else Image.read(manifest, config, source=self._opened.source).layers
+            except (ImageError, DigestError, StoreError):
+                continue  # an index, or damaged: it only helps to save time
+            for layer in layers:
+                if blobs.size(layer.digest) == layer.size:
+                    yield (layer.diffid, packing_of(layer.media_type) or "none"), layer
+
+
+def pack(opened: Opened, layer: Layer, compression: str, report: Reporter, lease: Lease, forms: Forms) -> Layer:
     """A layer in a form whose blob is in the store, held by the lease.
 
     :raises StoreError: it is not, and there is nothing to make it from.
@@ -71,6 +101,13 @@ def pack(opened: Opened, layer: Layer, compression: str, report: Reporter, lease
     own = packing_of(layer.media_type)
     if own is None:
         raise ImageError("layer", f"is {layer.media_type!r}: no layer of a known kind")
+    if own == "none" and compression != "none":
+        known = forms.get(layer.diffid, compression)
+        held = None if known is None else opened.blobs.hold(known.digest)
+        if known is not None and held is not None:
+            lease.add(held)
+            report("exists", known.digest, known.size, known.size)
+            return known
     held = opened.blobs.hold(layer.digest)
     if held is None and layer.source is None:
         raise StoreError(

@@ -80,21 +80,23 @@ class Push:
         self._bytes += len(data)
 
     def _blobs_of(self, manifests: Iterable[bytes]) -> None:
-        wanted: dict[str, Descriptor] = {}
-        for data in manifests:
-            manifest = read_manifest(data)
-            for one in (*manifest.layers, manifest.config):
-                wanted.setdefault(one.digest, one)
+        found = [read_manifest(data) for data in manifests]
+        layers = {layer.digest: layer for manifest in found for layer in manifest.layers}
+        configs = {manifest.config.digest: manifest.config for manifest in found}
         pool = ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-push")
         try:
-            for job in [pool.submit(self._blob, one) for one in wanted.values()]:
+            for job in [pool.submit(self._blob, one) for one in layers.values()]:
+                job.result()
+            # Where a layer was new, so is the configuration that has its digest: it need not be asked for.
+            new = len(found) == 1 and self._uploaded > 0
+            for job in [pool.submit(self._blob, one, new) for one in configs.values() if one.digest not in layers]:
                 job.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _blob(self, blob: Descriptor) -> None:
+    def _blob(self, blob: Descriptor, new: bool = False) -> None:
         registry, repository = self._registry, self._reference.repository
-        if registry.has(repository, blob.digest):
+        if not new and registry.has(repository, blob.digest):
             self._count("exists", blob, skipped=1)
             return
         place: str | None = None

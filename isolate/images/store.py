@@ -227,7 +227,7 @@ class Store(Holding):
         self, image: Image, name: str | Reference | None, bounds: Bounds | None, trees: bool, report: Reporter,
         lease: Lease, compression: str,
     ) -> Image:  # fmt: skip
-        from isolate.images.packing import pack  # loaded late: most programs only pull
+        from isolate.images.packing import Forms, pack  # loaded late: most programs only pull
 
         if not isinstance(image, Image):
             raise TypeError(f"Store.add takes an Image, not {image!r}")
@@ -236,7 +236,8 @@ class Store(Holding):
         if not (complete and self.read_only):
             self._writable()
         with doing("adding an image", self.path):
-            packed = [pack(self._opened, layer, compression, report, lease) for layer in image.layers]
+            forms = Forms(self._opened)
+            packed = [pack(self._opened, layer, compression, report, lease, forms) for layer in image.layers]
             image = image.packed(packed)
             lease.add(blobs.add(image.document, image.id))
             if image.received is None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,6 +43,9 @@ def test_what_is_pushed_can_be_pulled(registry: str, store: Store, other: Store)
     seen.clear()
     assert other.pull(f"{registry}/me/app:1", progress=seen.append) == got
     assert {p.what for p in seen} == {"exists"}
+    seen.clear()
+    assert store.push(made, f"{registry}/me/app:1", progress=seen.append).digest == sent.digest
+    assert {p.what for p in seen} == {"exists"}  # what was compressed once is not once more
     again = other.push(got, Registry(registry), "me/app:2")
     assert (again.digest, again.uploaded, again.skipped) == (sent.digest, 0, 3)
     with Registry(registry) as client:
@@ -85,8 +89,6 @@ def test_a_pull_goes_on_after_its_process_was_killed(registry: str, store: Store
         "def tell(p):\n    if p.what == 'download' and p.done > 3_000_000: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"Store({str(place)!r}).pull({registry + '/killed/app:1'!r}, progress=tell)\n"
     )
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     assert done.returncode == -9
     (left,) = (place / "partial").iterdir()
@@ -98,6 +100,53 @@ def test_a_pull_goes_on_after_its_process_was_killed(registry: str, store: Store
         assert sum(fetched) == steps[-1].total
         assert third.open(f"{registry}/killed/app:1").id == made.id
         assert list((place / "partial").iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys, threading, time
+from isolate.images import Store
+store = Store(sys.argv[1])
+print("ready", flush=True)
+def end():
+    time.sleep(float(sys.argv[3]))
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=end, daemon=True).start()
+store.pull(sys.argv[2])
+store.collect()
+store.load(sys.argv[4], "k/loaded:1")
+store.untag("k/loaded:1")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_many_kills_of_pulls_and_loads(registry: str, store: Store, tmp_path: Path) -> None:
+    """After each nothing is wrong; and the next attempts go on until one is done."""
+    import random
+
+    chance = random.Random(3)
+    layers = [{f"f{i}": noise(400_000, f"kills-{i}")} for i in range(6)]
+    made = image(*layers)
+    store.push(made, f"{registry}/kills/app:1")
+    store.save(store.add(image({"other": noise(300_000, "other")})), tmp_path / "saved", format="oci-archive")
+    done = 0
+    for number in range(120):
+        place = tmp_path / f"killed-{number % 6}"
+        command = [sys.executable, "-c", KILLED, str(place), f"{registry}/kills/app:1"]
+        command += [str(chance.uniform(0, 0.9)), str(tmp_path / "saved")]
+        ended = subprocess.run(command, check=False, timeout=60, stdout=subprocess.DEVNULL)
+        assert ended.returncode in (0, -9)
+        with Store(place) as killed:
+            assert killed.check(deep=number % 4 == 0) == []
+            done += bool(killed.tags())
+            if killed.tags():
+                assert killed.open(f"{registry}/kills/app:1").id == made.id
+    assert done
+    with Store(tmp_path / "killed-0") as killed:
+        killed.pull(f"{registry}/kills/app:1")
+        killed.collect()
+        for left in ("partial", "trash"):
+            assert os.listdir(f"{killed.path}/{left}") == []
 
 
 def _pull(store: Store, name: str) -> list[Progress]:

@@ -26,6 +26,7 @@ PIECE = 1 << 18
 SLOWEST = 1024  # bytes a second, over as long as a read may take without any
 _LARGEST_ERROR = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
+SKIP_HEADER = "@@@SKIP_HEADER@@@"  # urllib3.util.SKIP_HEADER
 _RETRIED = (429, 500, 502, 503, 504)
 _LONGEST_PAUSE = 30.0
 _ATTEMPTS = 3
@@ -222,6 +223,8 @@ class Transport:
         if urlsplit(url).scheme not in ("http", "https"):
             raise RegistryError(None, "PROTOCOL", "the registry names an address that is not of HTTP", url=url)
         own = {"User-Agent": "isolate", "Accept-Encoding": "identity", **headers}
+        if method != "GET":
+            own["Accept-Encoding"] = SKIP_HEADER  # nothing that is worth it comes back
         with _translated(url):
             raw = self._pool(url).request(
                 method, url, headers=own, body=body, preload_content=False, redirect=False, retries=False,
