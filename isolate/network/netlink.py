@@ -172,9 +172,11 @@ class Socket:
         for first in range(0, len(messages), 64):  # the answers must find room in the socket's buffer
             part = messages[first : first + 64]
             begin = self._sequence + 1
-            data = b"".join(self._packed(message, ACK) for message in part)
+            # Errors are told unasked; the last one's answer says that there are no more.
+            last = len(part) - 1
+            data = b"".join(self._packed(message, ACK if i == last else 0) for i, message in enumerate(part))
             self._send(data)
-            for answer in self._acknowledged(begin, len(part)):
+            for answer in self._acknowledged(begin, len(part), begin + last):
                 failures.append(replace(answer, index=answer.index + first))
         return failures
 
@@ -190,7 +192,8 @@ class Socket:
         data += [self._packed(message, ACK if i == last else 0) for i, message in enumerate(messages)]
         data.append(self._packed(Message(17, 0, frame), 0))
         self._send(b"".join(data))
-        failures = self._acknowledged(begin, len(messages) + 2, only=begin + 1 + last)
+        frames = (begin, begin + 1 + len(messages))
+        failures = self._acknowledged(begin, len(messages) + 2, begin + 1 + last, fatal=frames)
         if failures:
             failure = failures[0]
             index = failure.index - 1
@@ -243,22 +246,21 @@ class Socket:
             step = "send a batch to the kernel"
             raise SetupError(error.errno or errno.EIO, step, part=self.part, syscall="sendto") from None
 
-    def _acknowledged(self, first: int, count: int, only: int | None = None) -> list[Failure]:
-        """Failures among the answers to requests from number ``first`` on; until all are there, or that to ``only``."""
+    def _acknowledged(self, first: int, count: int, last: int, fatal: tuple[int, ...] = ()) -> list[Failure]:
+        """Failures among the answers to requests from number ``first`` on, until that to ``last`` is there.
+
+        After an error of a ``fatal`` one nothing more comes.
+        """
         failures: list[Failure] = []
-        left = count if only is None else 1
-        while left:
+        while True:
             for kind, flags, number, body in self._receive():
                 if kind != _ERROR or not 0 <= number - first < count:
                     continue  # an answer to what was given up before, or a notice
                 failure = _failure(number - first, flags, body)
                 if failure is not None:
                     failures.append(failure)
-                if only is None or number == only or (failure is not None and number in (first, first + count - 1)):
-                    left -= 1
-                    if not left:
-                        break
-        return failures
+                if number == last or (failure is not None and number in fatal):
+                    return failures
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         try:
