@@ -17,6 +17,7 @@ struct iso_shared {
 	uint32_t executing; /* the payload has come as far as execve */
 	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init and its second process */
 	uint32_t reaped;    /* init has reaped all of its children and ends */
+	uint32_t parked;    /* a template's tree is built */
 	uint32_t born;      /* the child of clone runs; futex of who waits for that */
 	uint64_t began_ns;  /* when a run that came later came; 0: with the clone of init */
 	uint64_t ended_ns;  /* when init reaped the program, by init's clock; 0: it did not */

@@ -89,6 +89,13 @@ struct supervisor {
 	int32_t root;          /* its effective uid is 0 */
 };
 
+/* What a launcher that is parked holds, and each supervisor that is a fork of it until it has cloned: the mount namespace
+ * with the finished tree, the user namespace that owns it (-1 where we may enter it without), the hidden directory beneath
+ * the tree's root, and our own mount namespace and root (-1 where there is no way back). */
+static struct {
+	int32_t mounts, users, hidden, own, root;
+} tree = {-1, -1, -1, -1, -1};
+
 static void exit_now(int64_t status) __attribute__((noreturn));
 static void exit_now(int64_t status)
 {
@@ -743,7 +750,7 @@ static uint32_t received(const uint8_t *control, uint64_t length, int32_t *fds)
 		if (size < 16 || size > length - at)
 			break;
 		if (level == SOL_SOCKET_ && type == SCM_RIGHTS_)
-			for (uint64_t i = 16; i + 4 <= size && count < ISO_MAX_PASSED + 4; i += 4)
+			for (uint64_t i = 16; i + 4 <= size && count < ISO_MAX_PASSED + 5; i += 4)
 				memcpy(&fds[count++], control + at + i, 4);
 		at += (size + 7) & ~7ull;
 	}
@@ -764,7 +771,7 @@ static uint8_t later_block[65536] __attribute__((aligned(8)));
 static int64_t take_run(struct iso_machine *m)
 {
 	static uint8_t control[16 + 4 * (ISO_MAX_PASSED + 4)] __attribute__((aligned(8)));
-	int32_t fds[ISO_MAX_PASSED + 4];
+	int32_t fds[ISO_MAX_PASSED + 5];
 	struct part iov = {later_block, sizeof later_block};
 	struct message message = {0, 0, &iov, 1, control, sizeof control, 0};
 	const int64_t socket = m->run->later;
@@ -863,6 +870,46 @@ static void settle(struct iso_machine *m, int64_t payload, int32_t pidfd)
 	init_loop(m, payload);
 }
 
+static void leave_tree(void)
+{
+	close_fd(tree.mounts);
+	close_fd(tree.users);
+	close_fd(tree.hidden);
+	close_fd(tree.own);
+	close_fd(tree.root);
+	tree.mounts = tree.users = tree.hidden = tree.own = tree.root = -1;
+}
+
+/* The tree is built and the working directory is the hidden one: give the launcher what it enters it by. */
+static void hand_tree_over(struct iso_machine *m) __attribute__((noreturn));
+static void hand_tree_over(struct iso_machine *m)
+{
+	struct {
+		uint64_t length;
+		int32_t level, type, fds[4];
+	} control = {28, SOL_SOCKET_, SCM_RIGHTS_, {-1, -1, -1, 0}};
+	static const char *const names[] = {"proc/self/ns/mnt", "proc/self/ns/user", "."};
+	uint8_t byte = 1;
+	struct part iov = {&byte, 1};
+	struct message message = {0, 0, &iov, 1, &control, sizeof control, 0};
+	int64_t r = 0;
+	for (int i = 0; i < 3 && r >= 0; i++) {
+		r = SYS4(openat, AT_FDCWD, PTR(names[i]), (i < 2 ? O_RDONLY : O_PATH | O_DIRECTORY) | O_CLOEXEC, 0);
+		control.fds[i] = (int32_t)r;
+	}
+	if (r >= 0)
+		r = SYS3(sendmsg, m->exec_fd, PTR(&message), MSG_NOSIGNAL_);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_TEMPLATE, ISO_OP_NONE, r);
+		exit_now(1);
+	}
+	/* Nobody answers: the end of the other end is the word that they have been taken. */
+	do
+		r = SYS3(read, m->exec_fd, PTR(&byte), 1);
+	while (r == -EINTR);
+	exit_now(0);
+}
+
 /* Tell that we run. The kernel kills who is born into a group by CLONE_INTO_CGROUP if that group and the parent's were
  * not killed (cgroup.kill) as often as one another: Linux 6.16 and later compare the counts. `group` is then -1 or, the
  * second time, the file by which we go there ourselves. */
@@ -871,6 +918,7 @@ static void run_init(struct iso_machine *m, int32_t group)
 {
 	struct iso_shared *shared = m->shared;
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
+	leave_tree();
 	if (m->header->cgroup_register != ISO_NONE) {
 		__atomic_store_n(&shared->born, 1, __ATOMIC_RELEASE);
 		SYS6(futex, PTR(&shared->born), FUTEX_WAKE, 1, 0, 0, 0);
@@ -906,6 +954,8 @@ static void run_init(struct iso_machine *m, int32_t group)
 		fail(shared, ISO_STAGE_OWNER, ISO_OP_NONE, r);
 		exit_now(1);
 	}
+	if (m->header->flags & ISO_TAPE_PARKED)
+		hand_tree_over(m);
 	if (m->run->later && (r = take_run(m)) < 0) {
 		fail(shared, ISO_STAGE_LATER, ISO_OP_NONE, r);
 		exit_now(1);
@@ -988,6 +1038,31 @@ static int take_owner(const struct supervisor *s)
 	return 1;
 }
 
+/* Into the mount namespace with the tree: the child gets a copy of it. Its root is then the tree's, its working directory
+ * the hidden one, which nothing but this leads to. */
+static int64_t enter_tree(void)
+{
+	int64_t r = 0;
+	if (tree.users >= 0) {
+		r = SYS2(setns, tree.users, CLONE_NEWUSER);
+		/* The kernel's own value after a change of credentials is in fs.suid_dumpable; begin_child says which holds. */
+		if (r >= 0)
+			r = SYS2(prctl, PR_SET_DUMPABLE, 1);
+	}
+	if (r >= 0)
+		r = SYS2(setns, tree.mounts, CLONE_NEWNS);
+	return r < 0 ? r : SYS1(fchdir, tree.hidden);
+}
+
+/* Where the caller's own mounts are, and its root. */
+static int64_t back_outside(void)
+{
+	int64_t r = SYS2(setns, tree.own, CLONE_NEWNS);
+	if (r >= 0)
+		r = SYS1(fchdir, tree.root);
+	return r < 0 ? r : SYS1(chroot, PTR("."));
+}
+
 static int64_t clone_init(struct supervisor *s, int into_group)
 {
 	struct iso_machine *m = &s->machine;
@@ -1000,6 +1075,9 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint64_t)m->reg[m->header->cgroup_register];
 	}
+	int64_t within = tree.mounts < 0 ? 0 : enter_tree();
+	if (within < 0)
+		return within;
 	const int other = take_owner(s);
 	int64_t pid = SYS2(clone3, PTR(&args), sizeof args);
 	if (pid == -ENOSYS && !into_group)
@@ -1014,6 +1092,14 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 			SYS4(wait4, pid, 0, 0x40000000 /* __WALL */, 0);
 			return r;
 		}
+	}
+	if (tree.own >= 0 && pid != 0 && (within = back_outside()) < 0) {
+		/* What is to be done outside is done in the caller's own mount namespace, or not at all. */
+		if (pid > 0) {
+			SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
+			SYS4(wait4, pid, 0, 0x40000000 /* __WALL */, 0);
+		}
+		return within;
 	}
 	return pid;
 }
@@ -1439,6 +1525,8 @@ static void tell_end(const struct supervisor *s)
 	uint8_t *rest = (uint8_t *)(record + 1);
 	memcpy(rest, shared->skipped, skipped);
 	memcpy(rest + skipped, m->data + m->header->report_offset, report);
+	if (shared->parked)
+		record->kind = ISO_RECORD_PARKED;
 	send_record(record, record_size(m->header), -1);
 }
 
@@ -1455,16 +1543,17 @@ static void refuse(uint32_t stage, int64_t error)
 	exit_now(1);
 }
 
-static void load(struct supervisor *s)
+/* A tape, with or without a run block behind it, as memory of ours; its descriptor is closed. */
+static uint8_t *map_tape(int32_t fd, uint64_t *size)
 {
 	struct statx st;
-	int64_t r = SYS5(statx, ISO_SLOT_TAPE, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE | STATX_TYPE, PTR(&st));
+	int64_t r = SYS5(statx, fd, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE | STATX_TYPE, PTR(&st));
 	if (r < 0)
 		refuse(ISO_STAGE_TAPE, r);
 	/* A pipe that holds all of it already, where a file may not be so long (RLIMIT_FSIZE). */
 	const int piped = (st.stx_mode & S_IFMT) == S_IFIFO;
 	int32_t available = 0;
-	if (piped && (r = SYS3(ioctl, ISO_SLOT_TAPE, 0x541b /* FIONREAD */, PTR(&available))) < 0)
+	if (piped && (r = SYS3(ioctl, fd, 0x541b /* FIONREAD */, PTR(&available))) < 0)
 		refuse(ISO_STAGE_TAPE, r);
 	if (piped)
 		st.stx_size = (uint64_t)available;
@@ -1473,34 +1562,32 @@ static void load(struct supervisor *s)
 	/* POPULATE: all of it will be read at once. Not writable yet: the kernel would copy every page of it at once,
 	 * and few are written. */
 	int64_t base = piped ? SYS6(mmap, 0, st.stx_size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-			     : SYS6(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, ISO_SLOT_TAPE, 0);
+			     : SYS6(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
 	if (!mapped(base))
 		refuse(ISO_STAGE_MEMORY, base);
 	uint8_t *tape = (uint8_t *)base;
 	for (uint64_t at = 0; piped && at < st.stx_size; at += (uint64_t)r) {
-		r = SYS3(read, ISO_SLOT_TAPE, PTR(tape + at), st.stx_size - at);
+		r = SYS3(read, fd, PTR(tape + at), st.stx_size - at);
 		if (r == -EINTR)
 			r = 0;
 		else if (r <= 0)
 			refuse(ISO_STAGE_TAPE, r ? r : -EBADMSG);
 	}
 	/* Nobody needs it any more, and no process of the sandbox's has a way to it. */
-	SYS1(close, ISO_SLOT_TAPE);
+	SYS1(close, fd);
 	r = iso_tape_check(tape, st.stx_size);
 	if (r < 0)
 		refuse(ISO_STAGE_TAPE, r);
+	*size = st.stx_size;
+	return tape;
+}
+
+/* Memory for what a tape of ours fills. */
+static void equip(struct supervisor *s, uint8_t *tape)
+{
 	const struct iso_header *h = (const void *)tape;
-	r = iso_run_check(tape + h->size, st.stx_size - h->size, h->slots);
-	if (r == 0 && ((const struct iso_run *)(const void *)(tape + h->size))->later && !(h->flags & ISO_TAPE_INIT))
-		r = -EBADMSG; /* only an init can wait for what the program is to be */
-	if (r < 0)
-		refuse(ISO_STAGE_TAPE, r);
-	/* Registers' values and addresses are stored into the data, and into the tables of the run block behind it. */
-	r = SYS3(mprotect, base, st.stx_size, PROT_RW);
-	if (r < 0)
-		refuse(ISO_STAGE_MEMORY, r);
 	const uint64_t registers = h->registers * sizeof(int64_t);
-	base = SYS6(mmap, 0, registers, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int64_t base = SYS6(mmap, 0, registers, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!mapped(base))
 		refuse(ISO_STAGE_MEMORY, base);
 	s->shared_size = (uint32_t)(sizeof(struct iso_shared) + h->steps);
@@ -1512,6 +1599,23 @@ static void load(struct supervisor *s)
 		refuse(ISO_STAGE_MEMORY, record);
 	s->record = (struct iso_record *)record;
 	iso_machine_init(&s->machine, tape, (int64_t *)base, (struct iso_shared *)shared);
+}
+
+static void load(struct supervisor *s)
+{
+	uint64_t size;
+	uint8_t *tape = map_tape(ISO_SLOT_TAPE, &size);
+	const struct iso_header *h = (const void *)tape;
+	int64_t r = iso_run_check(tape + h->size, size - h->size, h->slots);
+	if (r == 0 && ((const struct iso_run *)(const void *)(tape + h->size))->later && !(h->flags & ISO_TAPE_INIT))
+		r = -EBADMSG; /* only an init can wait for what the program is to be */
+	if (r < 0)
+		refuse(ISO_STAGE_TAPE, r);
+	/* Registers' values and addresses are stored into the data, and into the tables of the run block behind it. */
+	r = SYS3(mprotect, PTR(tape), size, PROT_RW);
+	if (r < 0)
+		refuse(ISO_STAGE_MEMORY, r);
+	equip(s, tape);
 	s->machine.run = (const void *)(tape + h->size);
 }
 
@@ -1541,7 +1645,9 @@ static int64_t begin_child(struct supervisor *s, int32_t group)
 	if (r >= 0)
 		r = SYS2(pipe2, PTR(sync), O_CLOEXEC);
 	/* Closed by exec, where the child itself becomes the program; else by init when it has ended, where that is wanted. */
-	if (r == 0 && ((flags & (ISO_TAPE_INIT | ISO_TAPE_PIDNS)) != (ISO_TAPE_INIT | ISO_TAPE_PIDNS) ||
+	if (r == 0 && (flags & ISO_TAPE_PARKED))
+		r = SYS4(socketpair, 1 /* AF_UNIX */, 5 /* SOCK_SEQPACKET */ | O_CLOEXEC, 0, PTR(exec));
+	else if (r == 0 && ((flags & (ISO_TAPE_INIT | ISO_TAPE_PIDNS)) != (ISO_TAPE_INIT | ISO_TAPE_PIDNS) ||
 		       m->header->section[ISO_REPORT].count))
 		r = SYS2(pipe2, PTR(exec), O_CLOEXEC);
 	if (r < 0) {
@@ -1557,8 +1663,10 @@ static int64_t begin_child(struct supervisor *s, int32_t group)
 		m->exec_fd = exec[1];
 		run_init(m, group);
 	}
+	const int parked = tree.mounts >= 0;
+	leave_tree();
 	if (s->child < 0) {
-		fail(m->shared, ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
+		fail(m->shared, parked ? ISO_STAGE_TEMPLATE : ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
 		return s->child;
 	}
 	close_fd(sync[0]);
@@ -1684,6 +1792,247 @@ static void run_supervisor(struct supervisor *s)
 	}
 }
 
+/* The state of a supervisor that has run nothing yet. */
+static void begin_supervisor(struct supervisor *s)
+{
+	s->child_fd = -1;
+	s->exec_fd = -1;
+	s->sync_fd = -1;
+	s->proc = -ENOENT;
+	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. */
+	int64_t r = SYS0(setsid);
+	if (r >= 0)
+		r = SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
+	if (r < 0)
+		refuse(ISO_STAGE_OWNER, r);
+	SYS1(umask, 0);
+}
+
+static void to_the_end(struct supervisor *s) __attribute__((noreturn));
+static void to_the_end(struct supervisor *s)
+{
+	run_supervisor(s);
+	/* The clean-up runs whatever failed before it; its ops tolerate what was never made. */
+	if (!s->ended_ns)
+		s->ended_ns = now();
+	if (!s->reported)
+		report(s);
+	clean(s, ISO_CLEANUP);
+	tell_end(s);
+	exit_now(0);
+}
+
+/* ---- a launcher that is parked -------------------------------------------------------------------------- */
+
+#define IDLE_SECONDS 60 /* so long it stays without a start: what it holds of the host's file systems it holds no longer */
+
+static uint8_t starts_control[16 + 4 * (ISO_MAX_PASSED + 5)] __attribute__((aligned(8)));
+
+/* Wait for one of two descriptors or for the end of who owns us, which ends us; 0 if nothing came in time. */
+static int wait_for(int32_t fd, uint64_t seconds)
+{
+	struct pollfd fds[3] = {
+		{.fd = fd, .events = POLLIN},
+		{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
+		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
+	};
+	struct __kernel_timespec wait = {(int64_t)seconds, 0};
+	for (;;) {
+		int64_t r = SYS5(ppoll, PTR(fds), 3, seconds ? PTR(&wait) : 0, 0, 0);
+		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM)
+			continue;
+		if (r < 0 || fds[1].revents || fds[2].revents)
+			exit_now(0);
+		return r > 0;
+	}
+}
+
+/* Have the tree built by a child, and take what it is entered by. 0, or -errno with the failure recorded. */
+static int64_t build_tree(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	int32_t fds[ISO_MAX_PASSED + 5];
+	uint8_t byte;
+	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
+	int64_t r = iso_machine_run(m, ISO_OUTER);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
+		return r;
+	}
+	r = begin_child(s, -1);
+	uint32_t count = 0;
+	if (r >= 0) {
+		struct part iov = {&byte, 1};
+		struct message message = {0, 0, &iov, 1, starts_control, sizeof starts_control, 0};
+		wait_for(s->exec_fd, 0);
+		r = SYS3(recvmsg, s->exec_fd, PTR(&message), 0x40000000 /* MSG_CMSG_CLOEXEC */);
+		if (r > 0 && !(message.flags & 8 /* MSG_CTRUNC */))
+			count = received(starts_control, message.control_length, fds);
+		r = count == 3 ? 0 : -ESRCH;
+	}
+	if (s->child > 0) {
+		if (r < 0)
+			SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
+		close_fd(s->exec_fd); /* it waits for this */
+		s->exec_fd = -1;
+		bury(s);
+	}
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_TEMPLATE, ISO_OP_NONE, r);
+		return r;
+	}
+	tree.mounts = fds[0];
+	tree.hidden = fds[2];
+	if (s->root) {
+		close_fd(fds[1]);
+		r = SYS4(openat, AT_FDCWD, PTR("/proc/self/ns/mnt"), O_RDONLY | O_CLOEXEC, 0);
+		tree.own = (int32_t)r;
+		if (r >= 0) {
+			r = SYS4(openat, AT_FDCWD, PTR("/"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+			tree.root = (int32_t)r;
+		}
+	} else {
+		tree.users = fds[1];
+	}
+	if (r < 0)
+		fail(m->shared, ISO_STAGE_TEMPLATE, ISO_OP_NONE, r);
+	return r;
+}
+
+/* In a fork of the parked launcher: put what came with the message where a launcher has it, and be one. */
+static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
+	__attribute__((noreturn));
+static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
+{
+	const struct iso_header *h = (const void *)tape;
+	struct {
+		uint64_t handler, flags, restorer, mask;
+	} action = {0, 0, 0, 0};
+	int64_t r = SYS3(dup3, fds[0], ISO_SLOT_CONTROL, O_CLOEXEC);
+	if (r < 0)
+		exit_now(1); /* its other end is at its end, which says so */
+	if (size == sizeof *run && count > 4) {
+		struct statx st;
+		const int32_t fd = fds[--count];
+		r = SYS5(statx, fd, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE, PTR(&st));
+		if (r < 0)
+			refuse(ISO_STAGE_TAPE, r);
+		size = st.stx_size;
+		const int64_t base = SYS6(mmap, 0, size, PROT_RW, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+		if (!mapped(base))
+			refuse(ISO_STAGE_MEMORY, base);
+		run = (void *)base;
+	}
+	r = iso_run_check((const uint8_t *)run, size, h->slots);
+	if (r < 0 || run->later || run->slots != h->slots + (count - 4))
+		refuse(ISO_STAGE_TAPE, r < 0 ? r : -EBADMSG);
+	/* Above all slots first: those of ours, and of what came whatever stands where another is wanted. */
+	int32_t *const held[] = {&tree.mounts, &tree.users, &tree.hidden, &tree.own, &tree.root};
+	for (size_t i = 0; i < sizeof held / sizeof *held; i++) {
+		if (*held[i] < 0 || *held[i] >= (int32_t)run->slots)
+			continue;
+		r = SYS3(fcntl, *held[i], F_DUPFD_CLOEXEC, run->slots);
+		if (r < 0)
+			refuse(ISO_STAGE_TEMPLATE, r);
+		*held[i] = (int32_t)r;
+	}
+	for (uint32_t i = 1; i < count; i++) {
+		if (fds[i] >= (int32_t)run->slots)
+			continue;
+		r = SYS3(fcntl, fds[i], F_DUPFD_CLOEXEC, run->slots);
+		if (r < 0)
+			refuse(ISO_STAGE_TEMPLATE, r);
+		fds[i] = (int32_t)r;
+	}
+	SYS1(close, ISO_SLOT_TAPE);
+	for (uint32_t i = 1; i < count; i++) {
+		const int32_t at = i < 4 ? (int32_t)i - 1 : (int32_t)(h->slots + i - 4);
+		r = SYS3(dup3, fds[i], at, O_CLOEXEC);
+		if (r < 0)
+			refuse(ISO_STAGE_TEMPLATE, r);
+		SYS1(close, fds[i]);
+	}
+	/* Nothing else stays open: what was the parked launcher's, or came twice. */
+	int32_t from = (int32_t)run->slots;
+	for (;;) {
+		int32_t next = -1;
+		for (size_t i = 0; i < sizeof held / sizeof *held; i++)
+			if (*held[i] >= from && (next < 0 || *held[i] < next))
+				next = *held[i];
+		if (next < 0)
+			break;
+		if (next > from)
+			SYS3(close_range, from, next - 1, 0);
+		from = next + 1;
+	}
+	SYS3(close_range, from, ~0u, 0);
+	r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
+	if (r < 0)
+		refuse(ISO_STAGE_SIGNALS, r);
+	begin_supervisor(s);
+	equip(s, tape);
+	s->machine.run = run;
+	/* From here on it is known who is to be waited for. */
+	struct iso_record born;
+	memset(&born, 0, sizeof born);
+	born.kind = ISO_RECORD_LAUNCHER;
+	born.status = (int32_t)SYS0(getpid);
+	r = SYS2(pidfd_open, born.status, 0);
+	if (r < 0)
+		refuse(ISO_STAGE_OWNER, r);
+	send_record(&born, sizeof born, (int32_t)r);
+	close_fd(r);
+	to_the_end(s);
+}
+
+static void park(struct supervisor *s) __attribute__((noreturn));
+static void park(struct supervisor *s)
+{
+	static int32_t fds[ISO_MAX_PASSED + 5];
+	struct {
+		uint64_t handler, flags, restorer, mask;
+	} action = {1 /* SIG_IGN */, 0, 0, 0};
+	uint64_t size;
+	uint8_t *tape = map_tape(ISO_SLOT_START_TAPE, &size);
+	int64_t r = SYS3(mprotect, PTR(tape), size, PROT_RW);
+	if (r < 0)
+		refuse(ISO_STAGE_MEMORY, r);
+	if (build_tree(s) < 0) {
+		s->let_go = 1;
+		tell_end(s);
+		exit_now(1);
+	}
+	/* Nobody waits for those that we start: the kernel reaps them. Where the supervisor's numbers are, nothing of the host's. */
+	r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
+	for (int32_t i = 0; i <= ISO_SLOT_START_TAPE && r >= 0; i++)
+		if (i != ISO_SLOT_CONTROL && i != ISO_SLOT_OWNER && i != ISO_SLOT_STARTS && i != tree.mounts && i != tree.users &&
+		    i != tree.hidden && i != tree.own && i != tree.root)
+			r = SYS3(dup3, ISO_SLOT_STARTS, i, O_CLOEXEC);
+	if (r < 0)
+		refuse(ISO_STAGE_TEMPLATE, r);
+	s->machine.shared->parked = 1;
+	tell_end(s);
+	while (wait_for(ISO_SLOT_STARTS, IDLE_SECONDS)) {
+		struct part iov = {later_block, sizeof later_block};
+		struct message message = {0, 0, &iov, 1, starts_control, sizeof starts_control, 0};
+		r = SYS3(recvmsg, ISO_SLOT_STARTS, PTR(&message), 0x40000040 /* MSG_CMSG_CLOEXEC | MSG_DONTWAIT */);
+		if (r == -EAGAIN || r == -EINTR)
+			continue;
+		if (r <= 0)
+			break;
+		const uint32_t count = received(starts_control, message.control_length, fds);
+		if (!(message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */) && count >= 4) {
+			const int64_t pid = SYS5(clone, SIGCHLD_, 0, 0, 0, 0);
+			if (pid == 0)
+				begin_start(s, tape, (void *)later_block, (uint64_t)r, fds, count);
+		}
+		/* Where there is no process for it the end of its socket says so. */
+		for (uint32_t i = 0; i < count; i++)
+			close_fd(fds[i]);
+	}
+	exit_now(0);
+}
+
 __attribute__((used)) void iso_main(void);
 void iso_main(void)
 {
@@ -1699,29 +2048,14 @@ void iso_main(void)
 		refuse(ISO_STAGE_SIGNALS, r);
 	SYS2(prctl, PR_SET_NAME, PTR(build_mark));
 	load(&s);
-	s.child_fd = -1;
-	s.exec_fd = -1;
-	s.sync_fd = -1;
-	s.proc = -ENOENT;
 	r = get_capabilities(s.capabilities);
-	s.root = SYS0(geteuid) == 0;
-	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. */
-	if (r >= 0)
-		r = SYS0(setsid);
-	if (r >= 0)
-		r = SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
 	if (r < 0)
 		refuse(ISO_STAGE_OWNER, r);
-	SYS1(umask, 0);
-	run_supervisor(&s);
-	/* The clean-up runs whatever failed before it; its ops tolerate what was never made. */
-	if (!s.ended_ns)
-		s.ended_ns = now();
-	if (!s.reported)
-		report(&s);
-	clean(&s, ISO_CLEANUP);
-	tell_end(&s);
-	exit_now(0);
+	s.root = SYS0(geteuid) == 0;
+	begin_supervisor(&s);
+	if (s.machine.header->flags & ISO_TAPE_PARKED)
+		park(&s);
+	to_the_end(&s);
 }
 
 #if defined(__x86_64__)

@@ -631,6 +631,267 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 	return r < 0 ? r : 0;
 }
 
+/* The supervisor's first message: its pid, and its pidfd. The end of the socket instead: there is none. */
+static int64_t take_launcher(struct iso_start *s)
+{
+	const struct timespec most = {10, 0};
+	struct iso_record record;
+	struct pollfd fd = {.fd = s->control, .events = POLLIN};
+	struct timespec left = most;
+	int64_t r;
+	do
+		r = SYS5(ppoll, PTR(&fd), 1, PTR(&left), 0, 0); /* the kernel counts `left` down */
+	while (r == -EINTR);
+	if (r <= 0)
+		return r ? r : -ETIMEDOUT;
+	r = iso_receive(s, (uint8_t *)&record, sizeof record);
+	if (r == 0 || r == -ECONNRESET)
+		return -ESTALE;
+	if (r < 0)
+		return r;
+	if (r != sizeof record || record.kind != ISO_RECORD_LAUNCHER)
+		return record.kind == ISO_RECORD_FAILED ? -ESTALE : -EBADMSG; /* it could not be one, and has run nothing */
+	s->pid = record.status;
+	s->pidfd = s->payload;
+	s->payload = -1;
+	s->sender = 0;
+	return s->pidfd < 0 ? -EMFILE : 0;
+}
+
+int64_t iso_start_parked(struct iso_start *s, int32_t starts, const uint8_t *run, uint64_t run_size, const int32_t *passed,
+			 int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking)
+{
+	const int32_t large = run_size > INLINE;
+	int32_t sent[ISO_MAX_PASSED + 5], opened[5] = {-1, -1, -1, -1, -1}, pair[2];
+	sent[0] = sent[1] = sent[2] = sent[3] = -1;
+	struct streams q = {{in, out, err}, nonblocking, -1};
+	union {
+		struct cmsghdr header;
+		uint8_t space[CMSG_SPACE(sizeof sent)];
+	} control;
+	struct iovec iov = {(void *)(uintptr_t)run, large ? sizeof(struct iso_run) : run_size};
+	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control};
+	int64_t r = 0;
+	s->stage = ISO_START_STREAMS;
+	if (count < 0 || count > ISO_MAX_PASSED - 5 || run_size < sizeof(struct iso_run) || in == ISO_STDOUT || out == ISO_STDOUT)
+		return -EINVAL;
+	for (int i = 0; i < 3 && r >= 0; i++)
+		r = connect_stream(s, &q, i, sent + 1, &opened[i]);
+	if (r >= 0) {
+		s->stage = ISO_START_CONTROL;
+		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
+	}
+	if (r >= 0) {
+		const int32_t on = 1;
+		sent[0] = opened[3] = pair[1];
+		r = iso_lift(pair[0]);
+		if (r >= 0) {
+			s->control = (int32_t)r;
+			r = SYS5(setsockopt, s->control, SOL_SOCKET, SO_PASSCRED, PTR(&on), sizeof on);
+		}
+	}
+	if (r >= 0 && large) {
+		s->stage = ISO_START_TAPE;
+		r = SYS2(memfd_create, PTR("isolate-run"), 1 | 2 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
+		if (r >= 0) {
+			opened[4] = (int32_t)r;
+			r = write_all((int32_t)r, run, run_size);
+		}
+		if (r >= 0)
+			r = seal(opened[4]);
+	}
+	if (r >= 0) {
+		const size_t size = sizeof *sent * (size_t)(4 + count + large);
+		memcpy(sent + 4, passed, sizeof *passed * (size_t)count);
+		if (large)
+			sent[4 + count] = opened[4];
+		memset(&control, 0, sizeof control.header);
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(size);
+		memcpy(CMSG_DATA(&control.header), sent, size);
+		message.msg_controllen = CMSG_SPACE(size);
+		s->stage = ISO_START_CONTROL;
+		do
+			r = SYS3(sendmsg, starts, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
+		while (r == -EINTR);
+		if (r == -EPIPE || r == -ECONNRESET || r == -ENOTCONN || r == -EAGAIN)
+			r = -ESTALE; /* it has gone; or so many are waiting that it must be stopped */
+	}
+	for (int i = 0; i < 5; i++)
+		iso_close(&opened[i]);
+	if (r >= 0)
+		r = take_launcher(s);
+	if (r < 0)
+		iso_release(s);
+	return r < 0 ? r : 0;
+}
+
+struct writer {
+	uint8_t *at, *end;
+};
+
+static void note(struct writer *w, const void *data, size_t size)
+{
+	if ((size_t)(w->end - w->at) < size)
+		size = (size_t)(w->end - w->at);
+	memcpy(w->at, data, size);
+	w->at += size;
+}
+
+static void note_result(struct writer *w, int64_t r)
+{
+	note(w, &r, sizeof r);
+}
+
+static int64_t note_file(struct writer *w, const char *path)
+{
+	uint8_t text[2048];
+	int64_t n = 0, fd = SYS4(openat, AT_FDCWD, PTR(path), O_RDONLY | O_CLOEXEC, 0);
+	if (fd >= 0) {
+		n = SYS3(read, fd, PTR(text), sizeof text);
+		SYS1(close, fd);
+	}
+	note_result(w, fd < 0 ? fd : n);
+	if (n > 0)
+		note(w, text, (size_t)n);
+	return n == sizeof text ? -EOVERFLOW : fd < 0 ? fd : n;
+}
+
+/* Which of the lines of /proc/thread-self/status say how many filters there are: only where there are any. */
+static int64_t note_filters(struct writer *w)
+{
+	char text[4096];
+	int64_t fd = SYS4(openat, AT_FDCWD, PTR("/proc/thread-self/status"), O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return fd;
+	const int64_t n = SYS3(read, fd, PTR(text), sizeof text - 1);
+	SYS1(close, fd);
+	if (n <= 0)
+		return -EIO;
+	text[n] = 0;
+	const char *line = strstr(text, "\nSeccomp_filters:\t"); /* Linux 5.9; behind the name, which has no newline in it */
+	if (!line)
+		return -EOPNOTSUPP;
+	int64_t count = 0;
+	for (const char *p = line + 18; *p >= '0' && *p <= '9'; p++)
+		count = count * 10 + (*p - '0');
+	note_result(w, count);
+	return 0;
+}
+
+int64_t iso_state(uint8_t *state)
+{
+	struct writer w = {state, state + ISO_STATE};
+	struct {
+		uint32_t version;
+		int32_t pid;
+	} header = {0x20080522, 0};
+	uint32_t sets[6] = {0}, ids[6] = {0}, groups[256];
+	uint64_t affinity[128];
+	int64_t r;
+	memset(state, 0, ISO_STATE);
+	memset(affinity, 0, sizeof affinity);
+	SYS3(getresuid, PTR(&ids[0]), PTR(&ids[1]), PTR(&ids[2]));
+	SYS3(getresgid, PTR(&ids[3]), PTR(&ids[4]), PTR(&ids[5]));
+	note(&w, ids, sizeof ids);
+	r = SYS2(getgroups, 256, PTR(groups));
+	if (r < 0)
+		return r;
+	note_result(&w, r);
+	note(&w, groups, sizeof *groups * (size_t)r);
+	note_result(&w, SYS2(capget, PTR(&header), PTR(sets)));
+	note(&w, sets, sizeof sets);
+	for (int resource = 0; resource < 16; resource++) {
+		uint64_t limit[2] = {0, 0};
+		note_result(&w, SYS4(prlimit64, 0, resource, 0, PTR(limit)));
+		note(&w, limit, sizeof limit);
+	}
+	/* PR_GET_NO_NEW_PRIVS, PR_GET_SECUREBITS, PR_GET_TIMERSLACK, PR_GET_THP_DISABLE */
+	static const int asked[] = {39, 27, 30, 42};
+	for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
+		note_result(&w, SYS5(prctl, asked[i], 0, 0, 0, 0));
+	for (int capability = 0; capability < 64; capability++) {
+		const int64_t held = SYS5(prctl, 23 /* PR_CAPBSET_READ */, capability, 0, 0, 0);
+		if (held < 0)
+			break;
+		note(&w, &held, 1);
+		if (!(sets[2] | sets[5]))
+			continue; /* nothing is ambient that is not inheritable */
+		const int64_t ambient = SYS5(prctl, 47 /* PR_CAP_AMBIENT */, 1 /* IS_SET */, capability, 0, 0);
+		note(&w, &ambient, 1);
+	}
+	const int64_t filtered = SYS5(prctl, 21 /* PR_GET_SECCOMP */, 0, 0, 0, 0);
+	note_result(&w, filtered);
+	if (filtered != 0 && (r = note_filters(&w)) < 0)
+		return r;
+	note_result(&w, SYS1(personality, 0xffffffff));
+	uint8_t scheduling[56];
+	memset(scheduling, 0, sizeof scheduling);
+	note_result(&w, SYS4(sched_getattr, 0, PTR(scheduling), 48, 0));
+	note(&w, scheduling, sizeof scheduling);
+	r = SYS3(sched_getaffinity, 0, sizeof affinity, PTR(affinity));
+	note_result(&w, r);
+	if (r > 0)
+		note(&w, affinity, (size_t)r);
+	note_result(&w, SYS2(ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0));
+	/* The root of this thread, with the mount that it is in: another in another mount namespace. */
+	struct statx root;
+	memset(&root, 0, sizeof root);
+	r = SYS5(statx, AT_FDCWD, PTR("/"), 0, 0x1000 /* STATX_MNT_ID */ | STATX_INO, PTR(&root));
+	if (r < 0)
+		return r;
+	note(&w, &root.stx_ino, sizeof root.stx_ino);
+	note(&w, &root.stx_dev_major, 8);
+	note(&w, &root.stx_mnt_id, sizeof root.stx_mnt_id);
+	/* Namespaces that are inherited: identities of their files. */
+	const int64_t directory = SYS4(openat, AT_FDCWD, PTR("/proc/thread-self/ns"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+	if (directory < 0)
+		return directory;
+	static const char *const kinds[] = {"user", "mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children"};
+	for (size_t i = 0; i < sizeof kinds / sizeof *kinds && r >= 0; i++) {
+		struct statx kind;
+		memset(&kind, 0, sizeof kind);
+		r = SYS5(statx, directory, PTR(kinds[i]), 0, STATX_INO, PTR(&kind));
+		note_result(&w, r);
+		note(&w, &kind.stx_ino, sizeof kind.stx_ino);
+		if (r == -ENOENT)
+			r = i < 6 ? r : 0; /* a kernel without time namespaces; a pid namespace that nobody is in is no state to start from */
+		if (i == 6 && kind.stx_ino == 0)
+			r = -ESTALE;
+	}
+	SYS1(close, directory);
+	if (r < 0)
+		return r;
+	r = note_file(&w, "/proc/thread-self/cgroup");
+	if (r < 0)
+		return r;
+	r = note_file(&w, "/proc/thread-self/oom_score_adj");
+	if (r < 0)
+		return r;
+	note_file(&w, "/proc/thread-self/attr/current"); /* no such file, or EINVAL, without a module that labels processes */
+	return w.at == w.end ? -EOVERFLOW : 0;
+}
+
+int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *paths, int32_t mountinfo)
+{
+	struct pollfd fd = {.fd = mountinfo, .events = POLLPRI};
+	struct timespec none = {0, 0};
+	int64_t r = SYS5(ppoll, PTR(&fd), 1, PTR(&none), 0, 0);
+	if (r < 0)
+		return r;
+	if (r > 0)
+		return 0;
+	for (uint32_t i = 0; i < count; i++) {
+		struct statx found;
+		r = SYS5(statx, AT_FDCWD, PTR(paths + pinned[i].path), 0, STATX_INO, PTR(&found));
+		if (r < 0 || found.stx_ino != pinned[i].inode || found.stx_dev_major != pinned[i].major ||
+		    found.stx_dev_minor != pinned[i].minor)
+			return 0;
+	}
+	return 1;
+}
+
 int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)
 {
 	union {

@@ -68,6 +68,22 @@ void iso_begin(struct iso_start *start);
 int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
 		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
 		  int32_t program, const char *path, int32_t direct, int32_t later);
+/* The same by a launcher that is parked, whose socket is `starts`; the tape's own slots must be the fixed ones. -ESTALE: it is
+ * not there any more, and nothing has been started; -ETIMEDOUT: it does not answer. */
+int64_t iso_start_parked(struct iso_start *start, int32_t starts, const uint8_t *run, uint64_t run_size, const int32_t *passed,
+			 int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking);
+/* What a process that this thread starts inherits of it, as far as it can be asked for cheaply, in ISO_STATE bytes: equal bytes,
+ * equal inheritance. 0, or -errno where something cannot be told. */
+#define ISO_STATE 8192
+int64_t iso_state(uint8_t *state);
+/* Whether each path still leads to the file that it led to: `count` rows of a path's offset in `paths`, a device and an inode
+ * number. And whether the mount table behind the descriptor of a mountinfo has not changed since it was asked last. */
+struct iso_pinned {
+	uint32_t path;
+	uint32_t major, minor;
+	uint64_t inode;
+};
+int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *paths, int32_t mountinfo);
 /* Hand over the run block, its streams and the `count` descriptors behind the tape's own. 0 or -errno: -EPIPE or -ECONNRESET
  * if it is gone; nothing is open then that was not before. */
 int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,

@@ -120,6 +120,7 @@ struct iso_range {
 #define ISO_TAPE_SHARE 4   /* the payload may share init's memory until exec (vfork); not with a new time namespace */
 #define ISO_TAPE_STRANGERS 8 /* the child is born into a pid namespace that holds processes which are not ours */
 #define ISO_TAPE_OWNED 16  /* a new user namespace belongs to the caller's uid, also where that is root */
+#define ISO_TAPE_PARKED 32 /* this tape builds a tree, and the launcher then starts sandboxes from it: see ISO_SLOT_STARTS */
 
 struct iso_header {
 	uint64_t magic;
@@ -189,6 +190,12 @@ struct iso_limits {
 #define ISO_SLOT_OWNER 5
 #define ISO_SLOT_FREE 6
 
+/* A launcher that is parked (ISO_TAPE_PARKED) has these two behind the fixed ones: a socket by which each start comes, and a
+ * memfd with the tape that each start runs. A start is one message: the run block (or, where that is too long, its header),
+ * with the descriptors: control socket, slots 0, 1, 2, those behind the tape's own slots, and the block's memfd if it is long. */
+#define ISO_SLOT_STARTS 6
+#define ISO_SLOT_START_TAPE 7
+
 /* Registers that the engine fills. */
 #define ISO_REG_CHILD 0 /* supervisor: pid of the child */
 #define ISO_REG_SELF 1  /* pid of the process that runs the section, as it sees itself */
@@ -199,6 +206,8 @@ struct iso_limits {
 #define ISO_RECORD_STARTED 1
 #define ISO_RECORD_FAILED 2
 #define ISO_RECORD_ENDED 3
+#define ISO_RECORD_PARKED 5   /* the tree is built, with what the tape reports; starts can come */
+#define ISO_RECORD_LAUNCHER 6 /* `pid` is the supervisor of a start from a template, its pidfd comes along */
 #define ISO_RECORD_PROGRAM 4 /* its kind alone: the kernel tells the payload's pid beside it (SCM_CREDENTIALS) */
 #define ISO_HEAD 128
 
@@ -242,6 +251,7 @@ enum {
 	ISO_STAGE_POLL,
 	ISO_STAGE_SIGNALS, /* signal actions or mask */
 	ISO_STAGE_LATER,   /* the run that came later could not be taken */
+	ISO_STAGE_TEMPLATE, /* the tree of a template: its namespaces could not be had, or entered */
 	ISO_STAGE_PROC,    /* no /proc of the supervisor's own pid namespace, and no pid namespace to do without it */
 	ISO_STAGES
 };
