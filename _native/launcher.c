@@ -890,8 +890,9 @@ static void hand_tree_over(struct iso_machine *m)
 	} control = {28, SOL_SOCKET_, SCM_RIGHTS_, {-1, -1, -1, 0}};
 	static const char *const names[] = {"proc/self/ns/mnt", "proc/self/ns/user", "."};
 	uint8_t byte = 1;
-	struct part iov = {&byte, 1};
-	struct message message = {0, 0, &iov, 1, &control, sizeof control, 0};
+	/* What was pinned goes along: our memory is not the launcher's. */
+	struct part parts[2] = {{&byte, 1}, {m->data + m->header->report_offset, m->header->report_size}};
+	struct message message = {0, 0, parts, 2, &control, sizeof control, 0};
 	int64_t r = 0;
 	for (int i = 0; i < 3 && r >= 0; i++) {
 		r = SYS4(openat, AT_FDCWD, PTR(names[i]), (i < 2 ? O_RDONLY : O_PATH | O_DIRECTORY) | O_CLOEXEC, 0);
@@ -1663,10 +1664,8 @@ static int64_t begin_child(struct supervisor *s, int32_t group)
 		m->exec_fd = exec[1];
 		run_init(m, group);
 	}
-	const int parked = tree.mounts >= 0;
-	leave_tree();
 	if (s->child < 0) {
-		fail(m->shared, parked ? ISO_STAGE_TEMPLATE : ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
+		fail(m->shared, tree.mounts >= 0 ? ISO_STAGE_TEMPLATE : ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
 		return s->child;
 	}
 	close_fd(sync[0]);
@@ -1763,6 +1762,7 @@ static void run_supervisor(struct supervisor *s)
 		r = begin_child(s, group);
 		close_fd(group);
 	}
+	leave_tree();
 	if (s->child < 0)
 		return;
 	if (r < 0)
@@ -1862,13 +1862,13 @@ static int64_t build_tree(struct supervisor *s)
 	r = begin_child(s, -1);
 	uint32_t count = 0;
 	if (r >= 0) {
-		struct part iov = {&byte, 1};
-		struct message message = {0, 0, &iov, 1, starts_control, sizeof starts_control, 0};
+		struct part parts[2] = {{&byte, 1}, {m->data + m->header->report_offset, m->header->report_size}};
+		struct message message = {0, 0, parts, 2, starts_control, sizeof starts_control, 0};
 		wait_for(s->exec_fd, 0);
 		r = SYS3(recvmsg, s->exec_fd, PTR(&message), 0x40000000 /* MSG_CMSG_CLOEXEC */);
 		if (r > 0 && !(message.flags & 8 /* MSG_CTRUNC */))
 			count = received(starts_control, message.control_length, fds);
-		r = count == 3 ? 0 : -ESRCH;
+		r = count == 3 && r == 1 + (int64_t)m->header->report_size ? 0 : -ESRCH;
 	}
 	if (s->child > 0) {
 		if (r < 0)

@@ -26,6 +26,10 @@ SELF = Register("self")  #: the pid of the running process as it sees itself
 LAUNCHER = Register("launcher")  #: the pid of the supervisor
 
 
+#: A descriptor of the caller's /proc, in the supervisor of a start from a tree that is made once and has none.
+CALLERS_PROC = Register("the caller's /proc")
+
+
 class Buffer:
     """Memory for a structure or a result; zeroed, or with the bytes given."""
 

@@ -13,6 +13,7 @@ import enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
+from isolate.engine.ops import CALLERS_PROC as CALLERS_PROC
 from isolate.engine.ops import CHILD as CHILD
 from isolate.engine.ops import COUNTER as COUNTER
 from isolate.engine.ops import CWD as CWD
@@ -136,10 +137,39 @@ class Phase(enum.IntEnum):
 # ---- steps and parts -----------------------------------------------------------------------------------------------
 
 
+class Split:
+    """How a step is divided where the tree of a sandbox is made once, and many are started from it.
+
+    ``build`` are the ops that are run once, when the tree is made, and ``again`` those that each start runs; None
+    stands for the step's own. ``sources`` are the paths of the host that ``build`` pins, each with the buffer into
+    which it has put the statx(2) of what it found: a start compares.
+    """
+
+    __slots__ = ("again", "build", "sources")
+
+    def __init__(
+        self,
+        build: Iterable[Op] | None = (),
+        again: Iterable[Op] | None = (),
+        sources: tuple[tuple[bytes, Buffer], ...] = (),
+    ) -> None:
+        self.build: tuple[Op, ...] | None = None if build is None else tuple(build)
+        self.again: tuple[Op, ...] | None = None if again is None else tuple(again)
+        self.sources: tuple[tuple[bytes, Buffer], ...] = sources
+
+
+#: A step whose effect stays in the tree.
+KEPT = Split(build=None)
+#: A step that each start does for itself, and that needs nothing of the host's files.
+EACH = Split(again=None)
+#: A step that both do.
+BOTH = Split(build=None, again=None)
+
+
 class Step:
     """One thing that a part does: in a phase, in words, with its ops."""
 
-    __slots__ = ("cgroup", "clone_flags", "hints", "needs", "ops", "path", "phase", "text")
+    __slots__ = ("cgroup", "clone_flags", "hints", "needs", "ops", "path", "phase", "template", "text")
 
     def __init__(
         self,
@@ -151,6 +181,7 @@ class Step:
         cgroup: Register | None = None,
         needs: Register | None = None,
         hints: Mapping[int, str] = MappingProxyType({}),
+        template: Split | None = None,
     ) -> None:
         self.phase: Phase = phase
         self.text: str = text
@@ -165,6 +196,9 @@ class Step:
         self.needs: Register | None = needs
         #: Hints for the diagnosis of an error: errno to cause and remedy.
         self.hints: Mapping[int, str] = hints
+        #: How it is divided between a tree that is made once and the starts from it. None in a phase that makes the
+        #: tree: not at all, and a sandbox with such a step is set up anew each time.
+        self.template: Split | None = template
 
 
 @runtime_checkable

@@ -98,6 +98,36 @@ class Session:
 
         :raises SetupError: with the step that failed; nothing is left of it.
         """
+        self._begin(tape, run)
+        # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
+        self.direct = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
+        if tape.needs_proc:
+            proc.check()
+        if tape.plan.context.givers:
+            given = self._take(tape)
+            slots = [fd if fd >= 0 else given[-1 - fd] for fd in slots]
+        _reaping.collect()
+        # One call with all in it: bytes and list are lent to it for as long as it takes.
+        result = lib.iso_start(
+            self._start, tape.data, len(tape.data), run, len(run), slots, len(slots), *stdio, nonblocking,
+            self._launcher(), _PATH, self.direct, later,
+        )  # fmt: skip
+        if result < 0:
+            from isolate.diagnosis import start_error
+
+            raise start_error(self._start.stage, -result)
+        guide = tape.plan.context.guide
+        if guide is not None:
+            self._guided(guide)
+        for held in self.held:
+            try:
+                held.started(self)
+            except BaseException:
+                self.close()
+                raise
+
+    def _begin(self, tape: Tape, run: bytes) -> None:
+        """Nothing is open yet."""
         self.tape: Tape = tape
         self.run: bytes = run  # for the diagnosis of an error
         self.owner: int = native.owner()
@@ -113,38 +143,33 @@ class Session:
         self.held: list[Held] = []
         #: The launcher has ended and, where it was ours to, been reaped: nobody is left to be told anything.
         self.gone: bool = False
-        # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
-        self.direct: bool = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
-        if tape.needs_proc:
-            proc.check()
+        #: The launcher is a child of this process, or of one that reaps it.
+        self.direct: bool = True
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
         # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
         start = ffi.new("struct iso_start *")
         lib.iso_begin(start)
         self._start = ffi.gc(start, lib.iso_release)
         self.stdio: Any = start.ours
-        if tape.plan.context.givers:
-            given = self._take(tape)
-            slots = [fd if fd >= 0 else given[-1 - fd] for fd in slots]
-        _reaping.collect()
-        # One call with all in it: bytes and list are lent to it for as long as it takes.
-        result = lib.iso_start(
-            start, tape.data, len(tape.data), run, len(run), slots, len(slots), *stdio, nonblocking, self._launcher(),
-            _PATH, self.direct, later,
-        )  # fmt: skip
+
+    @classmethod
+    def from_template(
+        cls, starts: int, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool
+    ) -> Session | None:
+        """A start by a launcher that is parked, by its socket; None if it has gone, and nothing has been started.
+
+        :raises SetupError: EMFILE and the like: a stream could not be opened.
+        """
+        self = cls.__new__(cls)
+        self._begin(tape, run)
+        result = lib.iso_start_parked(self._start, starts, run, len(run), slots, len(slots), *stdio, nonblocking)
+        if result == -errno.ESTALE:
+            return None
         if result < 0:
             from isolate.diagnosis import start_error
 
-            raise start_error(start.stage, -result)
-        guide = tape.plan.context.guide
-        if guide is not None:
-            self._guided(guide)
-        for held in self.held:
-            try:
-                held.started(self)
-            except BaseException:
-                self.close()
-                raise
+            raise start_error(self._start.stage, -result)
+        return self
 
     def _take(self, tape: Tape) -> list[int]:
         """What the lender and the resources give to this start: descriptors, in the order of their slots."""

@@ -274,7 +274,8 @@ def _encode_step(writer: _Writer, ops: list[Op], step: Step, index: int, optiona
 
 
 def compile_plan(
-    plan: Plan, *, init: bool, pid_namespace: bool, share: bool, strangers: bool = False, owned: bool = False
+    plan: Plan, *, init: bool, pid_namespace: bool, share: bool, strangers: bool = False, owned: bool = False,
+    parked: bool = False,
 ) -> Tape:
     """Compile the steps of a plan. The keywords are the flags of ``tape.h``.
 
@@ -297,7 +298,7 @@ def compile_plan(
     _bounded(writer, plan)
     flags = (lib.ISO_TAPE_INIT if init else 0) | (lib.ISO_TAPE_PIDNS if pid_namespace else 0)
     flags |= (lib.ISO_TAPE_SHARE if share else 0) | (lib.ISO_TAPE_STRANGERS if strangers else 0)
-    flags |= lib.ISO_TAPE_OWNED if owned else 0
+    flags |= (lib.ISO_TAPE_OWNED if owned else 0) | (lib.ISO_TAPE_PARKED if parked else 0)
     return _assemble(writer, plan, ops, sections, flags)
 
 

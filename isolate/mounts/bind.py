@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
-from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Split, Step, Store, Test, call
 from isolate.kernel.constants import (
     AT_FDCWD,
     MOUNT_ATTR__ATIME,
@@ -179,6 +179,7 @@ class Bind(Shown, ReversibleMount):
         outside = context.privileged and (isinstance(self.source, int) or ids is not None)
         ops: list[Op] = []
         hints = self._hints(ids is not None)
+        below = None
         if isinstance(self.source, int):
             fd = context.descriptor(self.source)
             source, path = f"descriptor {self.source}", None
@@ -215,7 +216,11 @@ class Bind(Shown, ReversibleMount):
             how += f", with the owners {owners.text_of(ids)}"
         words = f"open {source}{' with the mounts below' if self.recursive else ''}, {how}"
         phase = Phase.TREES if outside else Phase.SOURCES
-        steps = [Step(phase, words, tuple(ops), path=path, hints=hints)]
+        split = None
+        if path is not None and below is None and not outside and ids is None:
+            pinned = Buffer(STATX_SIZE, "pinned", report=True)
+            split = Split(build=(*ops[:-1], stat(tree, pinned), end), sources=((path, pinned),))
+        steps = [Step(phase, words, tuple(ops), path=path, hints=hints, template=split)]
         if outside:
             steps.append(Step(Phase.ADOPT, f"let go of {source} outside", (call("close", tree),), needs=tree))
         return tree, steps, kind
@@ -268,6 +273,7 @@ class Bind(Shown, ReversibleMount):
             path=self.place,
             needs=tree,
             hints=TARGET_HINTS,
+            template=building.kept(self.place, foreign=True),
         )
 
 

@@ -9,7 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from isolate.engine.plan import Argument, Buffer, Label, Load, Op, Phase, Register, Step, Target, Test, call
+from isolate.engine.beneath import O_DIRECTORY
+from isolate.engine.plan import (
+    EACH,
+    KEPT,
+    Argument,
+    Buffer,
+    Label,
+    Load,
+    Op,
+    Phase,
+    Register,
+    Split,
+    Step,
+    Target,
+    Test,
+    call,
+)
 from isolate.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -28,6 +44,8 @@ from isolate.kernel.constants import (
     MOVE_MOUNT_T_EMPTY_PATH,
     MS_PRIVATE,
     NOTHING,
+    O_CLOEXEC,
+    O_PATH,
     OPEN_TREE_CLOEXEC,
     OPEN_TREE_CLONE,
     S_IFDIR,
@@ -118,6 +136,30 @@ class Building:
         self._inodes = 64
         self._scratch_steps: list[Step] = []
         self._last: list[Step] = []
+        #: Where something is mounted that each start makes for itself, and where files lie that are not ours alone
+        #: (or a link of ours leads somewhere): what is mounted below is no part of a tree that is made once.
+        self._each: set[bytes] = set()
+        self._foreign: set[bytes] = set()
+
+    # ---- a tree that is made once ----------------------------------------------------------------------------
+
+    def kept(self, place: bytes, split: Split = KEPT, *, foreign: bool = False) -> Split | None:
+        """How a step is divided that mounts or makes something at a place, for good; None where it cannot be.
+
+        ``foreign``: what is shown there is not ours alone to change.
+        """
+        apart = self.own is None or _within(place, self._each) or _within(place, self._foreign)
+        if foreign:
+            self._foreign.add(place)
+        return None if apart else split
+
+    def each(self, place: bytes, *, symlinks: bool = True, mode: int = 0o755) -> Split:
+        """How a step is divided that mounts something at a place which each start makes for itself: the place is made
+        once, where it is in a directory of ours."""
+        ours = self.own is not None and not _within(place, self._each) and not _within(place, self._foreign)
+        self._each.add(place)
+        making = Target(self.root, place, self._place, make="dir", mode=mode, symlinks=symlinks)
+        return Split(build=(making, call("close", self._place)) if ours else (), again=None)
 
     # ---- targets ---------------------------------------------------------------------------------------------
 
@@ -171,7 +213,7 @@ class Building:
         ``room`` is how many bytes it needs; ``ops`` make it, by the descriptor that this method gives.
         """
         self._room += -(-room // 4096) * 4096
-        self._scratch_steps.append(Step(Phase.ROOT, text, tuple(ops)))
+        self._scratch_steps.append(Step(Phase.ROOT, text, tuple(ops), template=KEPT))
         return self._scratch
 
     @property
@@ -212,6 +254,7 @@ class Building:
                 clone(self._scratch, name, out, recursive=False),
                 attributes(out, flags, clear=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC),
             ),
+            template=KEPT,
         )
 
     def add_inodes(self, count: int) -> None:
@@ -233,32 +276,37 @@ class Building:
         """The scratch, if an entry wants one."""
         if not self._scratch_steps:
             return
+        making: tuple[Op, ...] = (
+            *new_file_system(
+                b"tmpfs",
+                self._scratch,
+                [
+                    (b"size", b"%d" % (self._room + 16384)),
+                    (b"nr_inodes", b"%d" % (self._inodes + 2 * len(self._scratch_steps) + 2)),
+                    (b"mode", b"0700"),
+                ],
+                MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
+            ),
+            *aside(self._scratch),
+        )
+        # In a tree that is made once it stays, hidden beneath the root. A start has it as its working directory.
+        places = (call("mkdirat", self._scratch, HIDDEN_PROC, 0o555), call("mkdirat", self._scratch, OLD_ROOT, 0o555))
+        found = call("openat", AT_FDCWD, b".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=self._scratch)
         yield Step(
             Phase.ROOT,
             "a scratch file system, gone when the old root goes",
-            (
-                *new_file_system(
-                    b"tmpfs",
-                    self._scratch,
-                    [
-                        (b"size", b"%d" % (self._room + 16384)),
-                        (b"nr_inodes", b"%d" % (self._inodes + 2 * len(self._scratch_steps))),
-                        (b"mode", b"0700"),
-                    ],
-                    MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC,
-                ),
-                *aside(self._scratch),
-            ),
-        )  # fmt: skip
+            making,
+            template=Split(build=(*making, *places), again=(found,)),
+        )
         yield from self._scratch_steps
         # What is cloned from it comes read-only.
-        yield Step(Phase.ROOT, "the scratch is complete", (read_only(self._scratch),))
+        yield Step(Phase.ROOT, "the scratch is complete", (read_only(self._scratch),), template=KEPT)
 
     def last_steps(self) -> Iterator[Step]:
         """What was kept for the end."""
         yield from self._last
         if self._scratch_steps:
-            yield Step(Phase.ROOT, "let go of the scratch", (call("close", self._scratch),))
+            yield Step(Phase.ROOT, "let go of the scratch", (call("close", self._scratch),), template=EACH)
 
     def cover(
         self, root: Register, path: bytes, *, symlinks: bool, missing: str = "error", file_system: int = 0
@@ -317,6 +365,12 @@ class Building:
 
 CREATE = Constant(0o2000301, "O_CREAT|O_EXCL|O_WRONLY|O_CLOEXEC")
 EMPTY_DIRECTORY, EMPTY_FILE = b"empty-directory", b"empty-file"
+HIDDEN_PROC, OLD_ROOT = b"proc", b"old-root"
+
+
+def _within(place: bytes, places: Iterable[bytes]) -> bool:
+    """Whether a path is one of these, or lies below one."""
+    return any(place == other or place.startswith(other.rstrip(b"/") + b"/") for other in places)
 
 
 def move(tree: Argument, place: Argument) -> Op:

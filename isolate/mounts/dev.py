@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
+from isolate.engine.plan import EACH, KEPT, Buffer, Load, Op, Phase, Register, Split, Step, Target, Test, call
 from isolate.kernel.constants import (
     AT_FDCWD,
     MOUNT_ATTR_NODEV,
@@ -97,45 +97,57 @@ class Dev(Shown):
             tuple(building.attach(dev, path, symlinks=False)),
             path=path,
             hints=TARGET_HINTS,
+            template=building.kept(
+                path, Split(build=None, again=(Target(building.root, path, dev, symlinks=False),))
+            ),
         )
         ops: list[Op] = []
         for name, tree in trees.items():
             ops += [*building.put(tree, dev, name.encode(), kind="file", mode=0o644), call("close", tree)]
-        yield Step(Phase.ROOT, f"devices {' '.join(DEVICES)}", tuple(ops), path=path, hints=TARGET_HINTS)
+        words = f"devices {' '.join(DEVICES)}"
+        yield Step(Phase.ROOT, words, tuple(ops), path=path, hints=TARGET_HINTS, template=KEPT)
         null = Register("null")
         ops = [call("openat", dev, b"null", O_RDWR | O_CLOEXEC, 0, out=null), *exchange(null), call("close", null)]
-        yield Step(Phase.ROOT, "streams that are the host's null device become this one", tuple(ops), path=path)
+        words = "streams that are the host's null device become this one"
+        yield Step(Phase.ROOT, words, tuple(ops), path=path, template=EACH)
         links = {**LINKS, "ptmx": "pts/ptmx"} if self.pts else LINKS
         yield Step(
             Phase.ROOT,
             f"symbolic links {' '.join(links)}",
             tuple(call("symlinkat", to.encode(), dev, name.encode()) for name, to in links.items()),
             path=path,
+            template=KEPT,
         )
         if self.pts:
+            building.each(path + b"/pts")
             yield self._terminals(building, dev)
         if self.shm is not None:
+            building.each(path + b"/shm")
             fs, steps = Tmpfs(path + b"/shm", size=self.shm, exec=False).tree(building)
             yield from steps
             place = building.put(fs, dev, b"shm")
-            yield Step(Phase.ROOT, f"mount it on {text(path)}/shm", (*place, call("close", fs)), path=path)
+            split = Split(build=place[:1], again=(*place[1:], call("close", fs)))
+            words = f"mount it on {text(path)}/shm"
+            yield Step(Phase.ROOT, words, (*place, call("close", fs)), path=path, template=split)
         if self.mqueue:
             yield from Mqueue(path + b"/mqueue").steps_in(building)
         building.at_end(
-            Step(Phase.ROOT, f"{text(path)} itself is read-only", (read_only(dev), call("close", dev)), path=path)
-        )
+            Step(
+                Phase.ROOT, f"{text(path)} itself is read-only", (read_only(dev), call("close", dev)), path=path,
+                template=Split(build=None, again=(call("close", dev),)),
+            )
+        )  # fmt: skip
 
     def _terminals(self, building: Building, dev: Register) -> Step:
         pts = Register("pts")
         options = [(b"ptmxmode", b"0666"), (b"mode", b"0620"), (b"max", b"%d" % PTYS)]
+        making = new_file_system(b"devpts", pts, options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC)
+        place, attaching = building.put(pts, dev, b"pts")
         return Step(
             Phase.ROOT,
             f"terminals of its own on {text(self.place)}/pts",
-            (
-                *new_file_system(b"devpts", pts, options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC),
-                *building.put(pts, dev, b"pts"),
-                call("close", pts),
-            ),
+            (*making, place, attaching, call("close", pts)),
+            template=Split(build=(place,), again=(*making, attaching, call("close", pts))),
             path=self.place,
             hints={
                 EINVAL: "devpts needs uid 0 and gid 0 mapped in the user namespace: map them, or say Dev(pts=False)",
@@ -145,20 +157,21 @@ class Dev(Shown):
 
 
 def _open_device(name: str, tree: Register) -> Step:
-    path, buffer = b"/dev/" + name.encode(), Buffer(STATX_SIZE, "stat")
+    path, buffer, pinned = b"/dev/" + name.encode(), Buffer(STATX_SIZE, "stat"), Buffer(STATX_SIZE, "p", report=True)
     major, minor = DEVICES[name]
+    ops: tuple[Op, ...] = (
+        clone(AT_FDCWD, path, tree, recursive=False),
+        stat(tree, buffer),
+        Test(Load(buffer, STATX_MODE, 4), S_IFCHR, mask=int(S_IFMT), error=ENODEV),
+        Test(Load(buffer, STATX_RDEV), major | minor << 32, error=ENODEV),
+        # Read-only is no bar to writing to a device, but to changing the host's node: its mode, its owner, its times.
+        attributes(tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, private=True),
+    )
     return Step(
         Phase.SOURCES,
         f"open the host's {text(path)}, which must be device {major}:{minor}",
-        (
-            clone(AT_FDCWD, path, tree, recursive=False),
-            stat(tree, buffer),
-            Test(Load(buffer, STATX_MODE, 4), S_IFCHR, mask=int(S_IFMT), error=ENODEV),
-            Test(Load(buffer, STATX_RDEV), major | minor << 32, error=ENODEV),
-            # Read-only is no bar to writing to a device, but to changing the host's node: its mode, its owner, its
-            # times.
-            attributes(tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, private=True),
-        ),
+        ops,
+        template=Split(build=(*ops, stat(tree, pinned)), sources=((path, pinned),)),
         path=path,
         hints={ENODEV: "what stands there on the host is not that device"},
     )

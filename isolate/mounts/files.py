@@ -96,6 +96,8 @@ class File(Shown):
                 *building.attach(tree, self.place, kind="file"),
                 call("close", tree),
             ),
+            # What a program writes there the next one would find.
+            template=building.kept(self.place) if self.read_only else None,
             path=self.place,
             hints=TARGET_HINTS,
         )
@@ -122,6 +124,7 @@ class Dir(Shown):
             Phase.ROOT,
             f"directory {text(path)}",
             (Target(building.root, path, fd, make="dir", mode=self.mode), call("close", fd)),
+            template=building.kept(path),
             path=path,
             hints=TARGET_HINTS,
         )
@@ -160,6 +163,7 @@ class Symlink(Shown):
                 call("symlinkat", to, parent, path.rpartition(b"/")[2]),
                 call("close", parent),
             ),
+            template=building.kept(path, foreign=True),
             path=path,
             hints={
                 **TARGET_HINTS,
@@ -189,7 +193,8 @@ class Mask(Shown):
         """Mount something empty over it."""
         path = inside(self.target)
         ops = building.cover(building.root, path, symlinks=True, missing="ignore" if self.optional else "error")
-        yield Step(Phase.ROOT, f"cover {text(path)}", tuple(ops), path=path, hints=MASK_HINTS)
+        split = building.kept(path)
+        yield Step(Phase.ROOT, f"cover {text(path)}", tuple(ops), path=path, hints=MASK_HINTS, template=split)
 
 
 @dataclass(frozen=True, repr=False)
@@ -209,4 +214,5 @@ class ReadOnly(Shown):
         """Mount it over itself."""
         path = inside(self.target)
         ops = building.freeze(building.root, path, symlinks=True, recursive=self.recursive)
-        yield Step(Phase.ROOT, f"make {text(path)} read-only", tuple(ops), path=path, hints=READ_ONLY_HINTS)
+        words, split = f"make {text(path)} read-only", building.kept(path)
+        yield Step(Phase.ROOT, words, tuple(ops), path=path, hints=READ_ONLY_HINTS, template=split)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Test, call
+from isolate.engine.plan import EACH, Buffer, Label, Load, Op, Phase, Register, Step, Test, call
 from isolate.kernel.constants import (
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
@@ -169,13 +169,15 @@ class Proc(Shown):
                 EPERM: _COVERED.format("procfs"),
                 EINVAL: "this kernel does not know an option (Linux 5.8)",
             },
+            template=building.each(path, symlinks=False, mode=0o555),
         )
         covered = tuple(covers(building, fs, self.masked, PROC_SUPER_MAGIC))
         if covered:
-            yield Step(Phase.ROOT, f"cover in it {' '.join(self.masked)}", covered, path=path, hints=TARGET_HINTS)
+            words = f"cover in it {' '.join(self.masked)}"
+            yield Step(Phase.ROOT, words, covered, path=path, hints=TARGET_HINTS, template=EACH)
         frozen = tuple(freezes(building, fs, self.read_only, PROC_SUPER_MAGIC))
         words = f"read-only in it {' '.join(self.read_only)}" if frozen else "nothing in it is frozen"
-        yield Step(Phase.ROOT, words, (*frozen, call("close", fs)), path=path, hints=TARGET_HINTS)
+        yield Step(Phase.ROOT, words, (*frozen, call("close", fs)), path=path, hints=TARGET_HINTS, template=EACH)
 
 
 @dataclass(frozen=True, repr=False)
@@ -272,6 +274,7 @@ class Mqueue(Shown):
                 *building.attach(fs, path, symlinks=False, mode=0o1777),
                 call("close", fs),
             ),
+            template=building.each(path, symlinks=False, mode=0o1777),
             path=path,
             hints={
                 **TARGET_HINTS,

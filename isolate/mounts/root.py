@@ -6,19 +6,35 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Buffer, Label, Load, Op, Part, Phase, Step, Test, call
+from isolate.engine.beneath import O_DIRECTORY
+from isolate.engine.plan import KEPT, Buffer, Label, Load, Op, Part, Phase, Register, Split, Step, Test, call
 from isolate.errors import ConflictError
-from isolate.kernel.constants import AT_EMPTY_PATH, AT_FDCWD, MNT_DETACH, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, Constant
+from isolate.kernel.constants import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    MNT_DETACH,
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    O_CLOEXEC,
+    O_PATH,
+    Constant,
+)
 from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import (
     EBUSY,
     EINVAL,
     EPERM,
+    HIDDEN_PROC,
+    OLD_ROOT,
     STATX_MNT_ID,
     STATX_SIZE,
     Building,
     Entry,
     TreeEntry,
+    move,
+    move_to,
+    new_file_system,
     on_top,
     read_only,
 )
@@ -173,6 +189,7 @@ class Root(Irreversible):
         assert isinstance(top, TreeEntry)
         if made and self.read_only and self.mode <= 0o1777:
             # Nobody ever writes there but the entries.
+            building.own = b"root"
             flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
             room = parse_size(self.size)
             first.append(
@@ -181,13 +198,14 @@ class Root(Irreversible):
         else:
             building.root, steps = top.tree(building)
             first += steps
-        if made and self.read_only and self.mode <= 0o1777:
-            building.own = b"root"
+        # A start from a tree that is made once has it as its root.
+        found = call("openat", AT_FDCWD, b"/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=building.root)
         first.append(
             Step(
                 Phase.ROOT,
                 "stack it on the old root",
                 (on_top(building.root),),
+                template=None if building.own is None else Split(build=None, again=(found,)),
                 hints={
                     EINVAL: (
                         "a root must be a directory, and the old one must not be shared with another mount namespace"
@@ -201,7 +219,7 @@ class Root(Irreversible):
         yield from middle
         yield from building.last_steps()
         if made and self.read_only:
-            yield Step(Phase.ROOT, "the root itself is read-only", (read_only(building.root),))
+            yield Step(Phase.ROOT, "the root itself is read-only", (read_only(building.root),), template=KEPT)
         mounts = context.find(MountNamespace)
         if not any(isinstance(entry, Dev) for entry in entries) and (mounts is None or not mounts.joined):
             yield over_the_host()
@@ -231,6 +249,7 @@ def _enter(building: Building) -> Iterator[Step]:
         Phase.PIVOT,
         "swap the roots and let go of the old one",
         tuple(ops),
+        template=Split(build=_hide(building)),
         hints={
             EPERM: "pivot_root needs CAP_SYS_ADMIN in the mount namespace's user namespace",
             EBUSY: "the host has too many mounts stacked on its root: the old root could not be let go",
@@ -240,4 +259,22 @@ def _enter(building: Building) -> Iterator[Step]:
         Phase.PIVOT,
         "be in the new root",
         (call("chroot", b"."), call("chdir", b"/"), call("close", building.root)),
+        template=Split(again=(call("chdir", b"/"), call("close", building.root))),
     )
+
+
+def _hide(building: Building) -> Iterator[Op]:
+    """For a tree that is made once: the scratch in the place of the old root, and on it the new one, which hides it.
+
+    There is a procfs in it: in a user namespace the kernel gives a new one only to who has one that is whole. It is of
+    the pid namespace of the process that builds the tree, so it shows no process once that has ended, and beneath the
+    root nothing leads to it.
+    """
+    proc = Register("proc")
+    yield from new_file_system(b"proc", proc, [], MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
+    yield move_to(proc, building.scratch_root, HIDDEN_PROC)
+    yield call("close", proc)
+    yield call("fchdir", building.scratch_root)
+    yield call("pivot_root", b".", OLD_ROOT)
+    yield move(building.root, building.scratch_root)
+    yield call("umount2", OLD_ROOT, MNT_DETACH)

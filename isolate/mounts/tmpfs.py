@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Phase, Register, Step, call
+from isolate.engine.plan import EACH, Phase, Register, Step, call
 from isolate.kernel.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.kernel.sizes import size as parse_size
@@ -102,8 +102,9 @@ class Tmpfs(Shown, ReversibleMount):
         flags = flags | MOUNT_ATTR_RDONLY if self.read_only else flags
         words = f"tmpfs for {text(self.place)}: at most {limit} bytes in {inodes} files"
         step = Step(
-            Phase.ROOT, words, tuple(new_file_system(b"tmpfs", fs, options, flags)), path=self.place, hints=NEW_HINTS
-        )
+            Phase.ROOT, words, tuple(new_file_system(b"tmpfs", fs, options, flags)), path=self.place, hints=NEW_HINTS,
+            template=EACH,
+        )  # fmt: skip
         return fs, [step]
 
     def steps_in(self, building: Building) -> Iterator[Step]:
@@ -116,4 +117,5 @@ class Tmpfs(Shown, ReversibleMount):
             (*building.attach(fs, self.place, mode=self.mode), call("close", fs)),
             path=self.place,
             hints=TARGET_HINTS,
+            template=building.each(self.place, mode=self.mode),
         )

@@ -12,7 +12,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
-from isolate.engine.plan import CHILD, Buffer, Context, Label, Op, Phase, Register, RunHost, Step, Store, call
+from isolate.engine.plan import (
+    BOTH,
+    CALLERS_PROC,
+    CHILD,
+    KEPT,
+    Buffer,
+    Context,
+    Label,
+    Op,
+    Phase,
+    Register,
+    RunHost,
+    Split,
+    Step,
+    Store,
+    call,
+)
 from isolate.errors import ConflictError
 from isolate.kernel.constants import (
     AT_FDCWD,
@@ -208,6 +224,10 @@ class UserNamespace(_Namespace, Irreversible):
             EINVAL: "the map is not one that the kernel takes: more than the caller's own id, or ids that the"
             " caller does not have",
         }
+        # From a tree that is made once root goes on outside, and anybody else is inside of the user namespace that owns
+        # the tree: a map into that, where there are the same ids.
+        last = None if context.privileged else _nested_maps(ids, setgroups=self.allows_setgroups(context))
+        split = BOTH if last is None else KEPT
         pid = Buffer(b"/proc/" + bytes(21), "proc")
         directory = Register("proc")
         opening: list[Op] = [
@@ -225,6 +245,7 @@ class UserNamespace(_Namespace, Irreversible):
                     text,
                     (Store(number, 0, CHILD, 0), RunHost(b"/usr/bin/" + program, (program, number, *arguments))),
                     path=b"/usr/bin/" + program,
+                    template=last if last is not None and program == b"newgidmap" else split,
                     hints={
                         ENOENT: f"{program.decode()} is not installed (package: uidmap)",
                         10: f"{program.decode()} refused: the ranges are not in /etc/sub{program[3:4].decode()}id for"
@@ -239,6 +260,7 @@ class UserNamespace(_Namespace, Irreversible):
                 "deny setgroups inside",
                 (*opening, *write_file(directory, b"setgroups", b"deny")),
                 hints=hints,
+                template=split,
             )
             opening = []
         for name, ranges in ((b"gid_map", ids.gids), (b"uid_map", ids.uids)):
@@ -251,9 +273,11 @@ class UserNamespace(_Namespace, Irreversible):
                 ),
                 (*opening, *write_file(directory, name, data)),
                 hints=hints,
+                template=split,
             )
             opening = []
-        yield Step(Phase.ID_MAPS, "let go of the child's /proc", (call("close", directory),))
+        split = last if last is not None else BOTH
+        yield Step(Phase.ID_MAPS, "let go of the child's /proc", (call("close", directory),), template=split)
 
     def _identity(self, context: Context, ids: IdMap) -> Iterator[Step]:
         uid = 0 if mapped(ids.uids, 0) else self.uid
@@ -263,7 +287,21 @@ class UserNamespace(_Namespace, Irreversible):
             # The caller's groups are the host's; nobody inside should act by them.
             ops.append(call("setgroups", 0, 0))
         ops += [call("setresgid", gid, gid, gid), call("setresuid", uid, uid, uid)]
-        yield Step(Phase.IDENTITY, f"be uid {uid}, gid {gid} inside", tuple(ops))
+        yield Step(Phase.IDENTITY, f"be uid {uid}, gid {gid} inside", tuple(ops), template=BOTH)
+
+
+def _nested_maps(ids: IdMap, *, setgroups: bool) -> Split:
+    """At a start from a tree that is made once: the maps of a user namespace within the one that owns the tree."""
+    number, directory = Buffer(21, "pid"), Register("proc")
+    ops: list[Op] = [
+        Store(number, 0, CHILD, 0),
+        call("openat", CALLERS_PROC, number, O_PATH | O_CLOEXEC, 0, out=directory),
+        *([] if setgroups else write_file(directory, b"setgroups", b"deny")),
+    ]
+    for name, ranges in ((b"gid_map", ids.gids), (b"uid_map", ids.uids)):
+        data = "".join(f"{r.inside} {r.inside} {r.count}\n" for r in ranges).encode()
+        ops += write_file(directory, name, data)
+    return Split(build=None, again=(*ops, call("close", directory)))
 
 
 def _setgroups_denied() -> bool:
@@ -346,6 +384,7 @@ class MountNamespace(_Namespace, Reversible):
                 Phase.PROPAGATION,
                 f"mounts made inside never show on the host ({self.propagation} propagation)",
                 (call("mount", 0, b"/", 0, MS_REC | how, 0),),
+                template=KEPT if self.propagation == "private" else None,
                 path=b"/",
                 hints={
                     EINVAL: "this program's root is no mount point (it runs in a plain chroot): before entering the"

@@ -16,6 +16,7 @@ from isolate.sandbox.verbs import Verbs
 from isolate.thread.entering import Change, Reversible
 
 if TYPE_CHECKING:
+    from isolate.engine.parked import Starts
     from collections.abc import Iterable, Sequence
 
     from isolate.engine.session import Session
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Sandbox"]
+
+
+class _NotYet:
+    """In the place of starts from a tree of which nobody has asked whether there can be any."""
+
+
+_NOT_YET: Any = _NotYet()
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"Sandbox: template must be True or False, not {value!r}")
+    return value
 
 
 def _stands(plan: Plan) -> bool:
@@ -44,10 +58,13 @@ class Sandbox(Verbs, Reversible):
     :raises ConflictError: for the same part twice, or parts that contradict one another.
     """
 
-    __slots__ = ("_container", "_lock", "_plans", "_tapes", "parts")
+    __slots__ = ("_container", "_lock", "_plans", "_starts", "_tapes", "parts", "template")
 
-    def __init__(self, *parts: Part) -> None:
+    def __init__(self, *parts: Part, template: bool = True) -> None:
         self.parts: tuple[Part, ...] = parts
+        #: Whether starts from the second on may be from a tree of mounts that is made once.
+        self.template: bool = _flag(template)
+        self._starts: dict[Tape, Starts | None] = {}
         self._plans: dict[tuple[int, int], Plan] = {}
         self._tapes: dict[tuple[int, int], Tape] = {}
         self._lock = threading.Lock()
@@ -113,6 +130,23 @@ class Sandbox(Verbs, Reversible):
             plan = self._plan()
         return plan
 
+    def _compiled(self, plan: Plan, *, parked: bool = False) -> Tape:
+        from isolate.engine.tape import compile_plan
+
+        pid = plan.context.find(PidNamespace)
+        flags = int(plan.clone_flags)
+        time = any(step.phase is Phase.TIME for step in plan.steps)
+        return compile_plan(
+            plan,
+            init=pid is None or pid.init,
+            pid_namespace=bool(flags & CLONE_NEWPID),
+            # A process in another time namespace may not share memory with its parent (clone(2), EINVAL).
+            share=not time and not flags & CLONE_NEWTIME,
+            strangers=pid is not None and pid.joined,
+            owned=any(getattr(part, "for_the_caller", False) for part in plan.parts),
+            parked=parked,
+        )
+
     def compile(self) -> Tape:
         """The tape, made once for the caller's ids and then reused from any thread.
 
@@ -121,33 +155,50 @@ class Sandbox(Verbs, Reversible):
         key = (os.geteuid(), os.getegid())
         tape = self._tapes.get(key)
         if tape is None or not _stands(tape.plan):
-            from isolate.engine.tape import compile_plan
-
             with self._lock:
                 tape = self._tapes.get(key)
                 if tape is None or not _stands(tape.plan):
-                    plan = self._grounded()
-                    pid = plan.context.find(PidNamespace)
-                    flags = int(plan.clone_flags)
-                    time = any(step.phase is Phase.TIME for step in plan.steps)
-                    tape = compile_plan(
-                        plan,
-                        init=pid is None or pid.init,
-                        pid_namespace=bool(flags & CLONE_NEWPID),
-                        # A process in another time namespace may not share memory with its parent (clone(2), EINVAL).
-                        share=not time and not flags & CLONE_NEWTIME,
-                        strangers=pid is not None and pid.joined,
-                        owned=any(getattr(part, "for_the_caller", False) for part in plan.parts),
-                    )
-                    self._tapes[key] = tape
+                    self._starts.clear()
+                    tape = self._tapes[key] = self._compiled(self._grounded())
         return tape
+
+    def _from_tree(self, tape: Tape) -> Starts | None:
+        """The starts from a tree that is made once; None where there is none. The first one is without."""
+        if not self.template:
+            return None
+        try:
+            found = self._starts[tape]
+        except KeyError:
+            self._starts[tape] = _NOT_YET
+            return None
+        if found is not _NOT_YET:
+            return found  # type: ignore[return-value]
+        from isolate.engine.dividing import NotDivided, divide
+        from isolate.engine.parked import Starts, Template
+
+        with self._lock:
+            if self._starts.get(tape, None) is not _NOT_YET:
+                return self._starts.get(tape, None)  # type: ignore[return-value]
+            try:
+                build, again, sources = divide(tape.plan)
+            except NotDivided:
+                self._starts[tape] = None
+                return None
+            template = Template(self._compiled(build, parked=True), self._compiled(again), sources)
+            made = self._starts[tape] = Starts(template)
+        return made
 
     def launch(
         self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
     ) -> Session:
-        """A launcher of its own for each start."""
+        """A launcher of its own for each start, or one that has the tree ready."""
         from isolate.engine.session import Session
 
+        starts = self._from_tree(tape)
+        if starts is not None:
+            session = starts.start(run, stdio, slots, nonblocking=nonblocking)
+            if session is not None:
+                return session
         return Session(tape, run, stdio, slots, nonblocking=nonblocking)
 
     def explain(self) -> str:

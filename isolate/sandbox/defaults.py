@@ -15,7 +15,7 @@ from isolate.attributes.privileges import NoNewPrivs, SessionKeyring, SetIdFiles
 from isolate.attributes.rlimits import Rlimits
 from isolate.attributes.scheduling import Scheduling
 from isolate.capabilities.part import Cap, Capabilities
-from isolate.engine.plan import CWD, Buffer, Context, Engine, Label, Load, Part, Phase, Step, Test, call
+from isolate.engine.plan import BOTH, CWD, Buffer, Context, Engine, Label, Load, Part, Phase, Step, Test, call
 from isolate.kernel.constants import (
     PR_GET_SECCOMP,
     PR_SET_DUMPABLE,
@@ -50,10 +50,11 @@ class Launch:
         # Only in a plan that has something to do there.
         yield Step(Phase.BEGIN_ASIDE, "begin with what a second process does meanwhile (below)", (Engine("aside"),))
         yield Step(Phase.MEET_ASIDE, "wait until the second process has ended", (Engine("meet"),))
-        yield Step(Phase.SYNC, "wait until the supervisor has written the id maps", (Engine("sync"),))
+        yield Step(Phase.SYNC, "wait until the supervisor has written the id maps", (Engine("sync"),), template=BOTH)
         # A change of ids undoes both: the kernel's own value of the first is in fs.suid_dumpable.
         hardening = (call("prctl", PR_SET_DUMPABLE, 0), call("prctl", PR_SET_PDEATHSIG, 9))
-        yield Step(Phase.HARDEN, "not dumpable: nobody inside can trace init; die with the supervisor", hardening)
+        words = "not dumpable: nobody inside can trace init; die with the supervisor"
+        yield Step(Phase.HARDEN, words, hardening, template=BOTH)
         yield Step(Phase.SESSION, "new session, without a terminal unless one is given", (Engine("session"),))
         yield Step(
             Phase.DIRECTORY,

@@ -1,0 +1,181 @@
+"""A plan divided in two: what makes a tree once, and what each start from it does.
+
+Which steps belong to which is a property of the steps (:class:`~isolate.engine.plan.Split`). What follows from the
+others is looked for here: a step that would find the host's files gone, or what an earlier step of the other half
+opened. Such a sandbox is set up anew each time, and :func:`divide` says why.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, NamedTuple
+
+from isolate.engine.plan import (
+    CALLERS_PROC,
+    CHILD,
+    EACH,
+    KEPT,
+    LAUNCHER,
+    SELF,
+    Buffer,
+    Call,
+    Op,
+    Phase,
+    Plan,
+    Register,
+    Section,
+    Split,
+    Step,
+    call,
+)
+from isolate.kernel.constants import (
+    AT_FDCWD,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    O_CLOEXEC,
+    O_PATH,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Halves", "NotDivided", "divide"]
+
+
+class NotDivided(Exception):
+    """There is no tree to be made once; the text says why."""
+
+
+class Halves(NamedTuple):
+    """The two plans, with the same steps by number but for one in front of the second."""
+
+    build: Plan
+    again: Plan
+    #: What of the host is pinned, and the buffers that tell what it was.
+    sources: tuple[tuple[bytes, Buffer], ...]
+
+
+#: Where the tree is made: a step there says itself how it is divided.
+_TREE = (Phase.PROPAGATION, Phase.SOURCES, Phase.ROOT, Phase.PIVOT)
+#: What a start from a tree cannot do: the tree is one of this mount namespace's, and of nobody else's namespaces.
+_NEVER = (Phase.JOIN_USER, Phase.TREES, Phase.JOIN, Phase.JOIN_USER_LAST, Phase.TIME)
+_OUTSIDE = (Section.OUTER, Section.SUPERVISOR, Section.REPORT, Section.CLEANUP, Section.THAW)
+_BEFORE = (Section.OUTER, Section.SUPERVISOR)
+_INSIDE = (Section.INIT, Section.ASIDE)
+
+
+def divide(plan: Plan) -> Halves:
+    """Both halves of a plan.
+
+    :raises NotDivided: it has none.
+    """
+    context = plan.context
+    if context.slots or context.givers:
+        raise NotDivided("a part hands descriptors over to each start")
+    if context.guide is not None or context.ground is not None:
+        raise NotDivided("its launcher is moved by systemd")
+    for flag, what in ((CLONE_NEWUSER, "user"), (CLONE_NEWNS, "mount"), (CLONE_NEWPID, "pid")):
+        if not int(plan.clone_flags) & int(flag):
+            raise NotDivided(f"it has no {what} namespace of its own, new with each start")
+    splits = [_split(step, privileged=context.privileged) for step in plan.steps]
+    first: list[Step] = []
+    if not context.privileged:
+        opening = call("openat", AT_FDCWD, b"/proc", O_PATH | O_CLOEXEC, 0, out=CALLERS_PROC)
+        first.append(Step(Phase.INHERITED, "hold on to the caller's /proc", (opening,)))
+    again = [*first, *(_copy(step, _here(step, split)) for step, split in zip(plan.steps, splits, strict=True))]
+    build = [
+        _copy(step, step.ops if split.build is None else split.build)
+        for step, split in zip(plan.steps, splits, strict=True)
+    ]
+    _check_registers(again)
+    sources = tuple(source for split in splits for source in split.sources)
+    owners = (plan.owners[0],) * len(first)
+    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID
+    halves = _with(plan, build, plan.owners), _with(plan, again, (*owners, *plan.owners))
+    halves[0].clone_flags, halves[0].cgroup = flags, None
+    return Halves(*halves, sources)
+
+
+def _split(step: Step, *, privileged: bool) -> Split:
+    phase, section = step.phase, step.phase.section
+    if phase in _NEVER:
+        raise NotDivided(f"each start has to {step.text}" if phase is Phase.TREES else step.text)
+    if phase is Phase.COVER:
+        raise NotDivided(f"{step.text}: of each start's own mounts")
+    if step.template is not None:
+        return step.template
+    if phase in _TREE or phase is Phase.ID_MAPS:
+        raise NotDivided(f"no tree can be made once with: {step.text}")
+    if phase is Phase.INHERITED:
+        return KEPT  # of the launcher, whose forks have it too
+    if section in _OUTSIDE and not privileged:
+        raise NotDivided(f"an ordinary user's launcher cannot go on outside of the tree: {step.text}")
+    return EACH
+
+
+def _here(step: Step, split: Split) -> tuple[Op, ...]:
+    """The ops of a start: those inside without the host's files, but for its /proc/sys, of which there is one."""
+    ops = step.ops if split.again is None else split.again
+    if step.phase.section not in _INSIDE:
+        return ops
+    return tuple(_inside(step, op) for op in ops)
+
+
+def _inside(step: Step, op: Op) -> Op:
+    if not isinstance(op, Call) or op.name in ("symlinkat", "fsconfig"):
+        return op
+    args = list(op.args)
+    for n, value in enumerate(args):
+        text = value.data if isinstance(value, Buffer) else value
+        if not isinstance(text, bytes) or not text.startswith(b"/") or text == b"/":
+            continue
+        if isinstance(value, bytes) and n and args[n - 1] == AT_FDCWD and (text + b"/").startswith(b"/proc/sys/"):
+            args[n] = value[1:]  # from the working directory, where the tree has one
+            continue
+        raise NotDivided(f"{step.text}: by a path of the host's")
+    if args == list(op.args):
+        return op
+    changed = copy.copy(op)
+    changed.args = tuple(args)
+    return changed
+
+
+def _check_registers(steps: Iterable[Step]) -> None:
+    """Whatever an op uses an earlier one has filled: else it would be descriptor 0."""
+    filled = {CHILD, SELF, LAUNCHER}
+    # What a second process does at the same time is waited for before it is used.
+    for step in sorted(steps, key=lambda step: step.phase.section not in (*_BEFORE, Section.ASIDE)):
+        if step.cgroup is not None and step.cgroup not in filled:
+            raise NotDivided(f"{step.text}: by a descriptor that no start opens")
+        for op in step.ops:
+            for register in _used(op):
+                if register not in filled:
+                    raise NotDivided(f"{step.text}: by a descriptor ({register.name}) that no start opens")
+            out = getattr(op, "out", None)
+            if out is not None:
+                filled.add(out)
+
+
+def _used(op: Op) -> Iterator[Register]:
+    values: list[object] = []
+    for name in ("args", "value", "wanted", "root", "directory", "name", "proc"):
+        value = getattr(op, name, None)
+        values += value if isinstance(value, tuple) else [value]
+    return (value for value in values if isinstance(value, Register))
+
+
+def _copy(step: Step, ops: tuple[Op, ...]) -> Step:
+    return Step(
+        step.phase, step.text, ops, step.clone_flags, step.path, step.cgroup,
+        step.needs if ops is step.ops else None, step.hints,
+    )  # fmt: skip
+
+
+def _with(plan: Plan, steps: list[Step], owners: Iterable[object]) -> Plan:
+    half = copy.copy(plan)
+    half.steps = tuple(steps)
+    half.owners = tuple(owners)  # type: ignore[arg-type]
+    return half
+
+

@@ -1,0 +1,261 @@
+"""A launcher that is parked: it has made a sandbox's tree of mounts once, and starts sandboxes from it.
+
+A start is then one message to it, and a fork of it is the supervisor. The kernel copies the finished tree with the new
+mount namespace. What a start would have found is compared each time: what it would inherit of this thread, this mount
+namespace's table, and each file of the host that the tree shows. Whatever differs, the start is as without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import socket
+import struct
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from isolate.engine import native
+from isolate.engine.native import ffi, lib
+from isolate.engine.session import MOST_PASSED, Session
+from isolate.engine.tape import run_block
+from isolate.engine.waiting import ready
+from isolate.thread.blocks import standing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolate.engine.plan import Buffer
+    from isolate.engine.tape import Tape
+
+__all__ = ["Starts", "Template"]
+
+_FREE: int = lib.ISO_SLOT_FREE
+_DEVNULL = -3
+_LAUNCHERS = 8  # so many are kept for this process, those used last
+_PATIENCE = 1 << 16  # after so many starts without it, it is made again although it never lasted
+_STATX = struct.Struct("<32xQ96x2I")  # inode; device, major and minor
+
+
+class Template(NamedTuple):
+    """The two tapes of a sandbox, and what the first one pins of the host."""
+
+    build: Tape
+    again: Tape
+    sources: tuple[tuple[bytes, Buffer], ...]
+
+
+def _state() -> bytes | None:
+    """What a process that this thread starts inherits, as bytes; None where that cannot be told."""
+    buffer = ffi.new("uint8_t[]", lib.ISO_STATE)
+    if lib.iso_state(buffer) < 0:
+        return None
+    return bytes(ffi.buffer(buffer))
+
+
+class _Launcher:
+    """One that builds, or is parked."""
+
+    def __init__(self, template: Template, state: bytes) -> None:
+        self._template = template
+        self._state = state
+        self._standing = standing()
+        self._owner = native.owner()
+        self._pinned: Any = None
+        self._paths: Any = None
+        self.failed = False
+        self._mounts = os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._starts: socket.socket | None = None
+        self._session: Session | None = None
+        try:
+            self._starts, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs, _sealed(template.again.data) as tape:
+                run = run_block(
+                    [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + 2, started=False, tty=False
+                )  # fmt: skip
+                self._session = Session(template.build, run, [_DEVNULL] * 3, [theirs.fileno(), tape.fileno()])
+        except BaseException:
+            self.close()
+            raise
+
+    def _is_parked(self) -> bool:
+        """Whether its tree is there, and as it was asked for."""
+        session = self._session
+        if self._pinned is not None or session is None:
+            return session is not None
+        if session.end is None:
+            try:
+                if not ready(session.fileno()) or session.take() is None:
+                    return False
+            except (EOFError, OSError):
+                self.failed = True
+                return False
+        record = session.end
+        if record is None or record.kind != lib.ISO_RECORD_PARKED or any(record.skipped):
+            self.failed = True
+            return False
+        places = {buffer: record.report[at : at + size] for buffer, at, size in self._template.build.reports}
+        sources = self._template.sources
+        rows = ffi.new("struct iso_pinned[]", max(1, len(sources)))
+        paths = bytearray()
+        for row, (path, buffer) in zip(rows, sources, strict=False):
+            row.path = len(paths)
+            row.inode, row.major, row.minor = _STATX.unpack_from(places[buffer])
+            paths += path + b"\0"
+        self._pinned, self._paths = rows, ffi.from_buffer(bytes(paths) or b"\0")
+        return True
+
+    @property
+    def building(self) -> bool:
+        """Whether there is nothing to be said of it yet."""
+        return not self._is_parked() and not self.failed
+
+    def fits(self) -> bool:
+        """Whether a start by it would find what a start by this thread does."""
+        if not native.owns(self._owner) or self._standing != standing() or not self._is_parked():
+            return False
+        if lib.iso_same(self._pinned, len(self._template.sources), self._paths, self._mounts) != 1:
+            return False
+        return _state() == self._state
+
+    def start(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool) -> Session | None:
+        """A sandbox from the tree; None if the launcher has gone."""
+        assert self._starts is not None
+        return Session.from_template(
+            self._starts.fileno(), self._template.again, run, stdio, slots, nonblocking=nonblocking
+        )
+
+    def close(self) -> None:
+        """Let it end; what it has started goes on."""
+        starts, self._starts = self._starts, None
+        if starts is not None:
+            if native.owns(self._owner):
+                with contextlib.suppress(OSError):
+                    starts.shutdown(socket.SHUT_RDWR)
+            starts.close()
+        if self._session is not None:
+            self._session.close()
+        mounts, self._mounts = self._mounts, -1
+        if mounts >= 0:
+            os.close(mounts)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_mounts"):
+            self.close()
+
+
+def _sealed(data: bytes) -> Any:
+    """A file in memory with these bytes, that nobody changes any more."""
+    import fcntl
+
+    file = os.fdopen(os.memfd_create("isolate-start", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", buffering=0)
+    try:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, "tape of a template")
+        fcntl.fcntl(file, 1033, 0xF)  # F_ADD_SEALS: seal, shrink, grow, write
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+_lock = threading.RLock()
+_alive: OrderedDict[int, Starts] = OrderedDict()
+_alive_owner = 0
+
+
+def _mine() -> OrderedDict[int, Starts]:
+    """Those of this process: what a parent has is not ours to end."""
+    global _alive_owner
+    if not native.owns(_alive_owner):
+        _alive.clear()
+        _alive_owner = native.owner()
+    return _alive
+
+
+class Starts:
+    """The starts of one sandbox: from the second on by a launcher that is parked, as long as that tells the truth."""
+
+    def __init__(self, template: Template) -> None:
+        self._template = template
+        self._launcher: _Launcher | None = None
+        self._seen = 0
+        self._again = 1  # so many starts as without it, before it is made
+        self._penalty = 1
+        self._used = 0
+        self._owner = native.owner()
+
+    def start(
+        self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
+    ) -> Session | None:
+        """A sandbox from the tree, or None: to be set up as without one."""
+        if not native.owns(self._owner):
+            self.__init__(self._template)  # type: ignore[misc]  # a forked child has its own
+        launcher = self._launcher
+        self._seen += 1
+        if launcher is None:
+            if self._seen > self._again:
+                self._make()
+            return None
+        if launcher.building:
+            return None
+        if len(slots) > MOST_PASSED - 5:
+            return None
+        if launcher.fits():
+            session = launcher.start(run, stdio, slots, nonblocking=nonblocking)
+            if session is not None:
+                self._used += 1
+                with _lock:
+                    if id(self) in _alive:
+                        _alive.move_to_end(id(self))
+                return session
+        self._give_up(launcher)
+        return None
+
+    def _give_up(self, launcher: _Launcher) -> None:
+        """It is not as it was, or has gone: another one is made, later if this one did not last."""
+        with _lock:
+            if self._launcher is not launcher:
+                return
+            self._launcher = None
+            _mine().pop(id(self), None)
+            lasted = self._used >= 2 * self._penalty and not launcher.failed
+            self._penalty = 1 if lasted else min(2 * self._penalty, _PATIENCE)
+            if launcher.failed:
+                self._penalty = _PATIENCE
+            self._again, self._used = self._seen + self._penalty - 1, 0
+        launcher.close()
+
+    def _make(self) -> None:
+        """Have a launcher build the tree, while this start goes on without."""
+        with _lock:
+            if self._launcher is not None:
+                return
+            size = len(self._template.again.data)
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            state = _state()
+            if state is None or (limit != resource.RLIM_INFINITY and size > limit):
+                self._again = self._seen + _PATIENCE
+                return
+            try:
+                self._launcher = _Launcher(self._template, state)
+            except OSError:  # SetupError, too: the start that goes on without it says what is wrong
+                self._again = self._seen + self._penalty
+                self._penalty = min(2 * self._penalty, _PATIENCE)
+                return
+            alive = _mine()
+            alive[id(self)] = self
+            old = [alive.popitem(last=False)[1] for _ in range(len(alive) - _LAUNCHERS)]
+        for other in old:
+            other.close()
+
+    def close(self) -> None:
+        """End the launcher; what it has started goes on."""
+        with _lock:
+            launcher, self._launcher = self._launcher, None
+            _alive.pop(id(self), None)
+            self._again = self._seen + 1
+        if launcher is not None:
+            launcher.close()
