@@ -2010,6 +2010,8 @@ static void park(struct supervisor *s)
 			r = SYS3(dup3, ISO_SLOT_STARTS, i, O_CLOEXEC);
 	if (r < 0)
 		refuse(ISO_STAGE_TEMPLATE, r);
+	/* Nor is a directory of the caller's held that it may want to unmount. */
+	SYS1(chdir, PTR("/"));
 	s->machine.shared->parked = 1;
 	tell_end(s);
 	while (wait_for(ISO_SLOT_STARTS, IDLE_SECONDS)) {

@@ -109,7 +109,7 @@ def _split(step: Step, *, privileged: bool) -> Split:
         raise NotDivided(f"no tree can be made once with: {step.text}")
     if phase is Phase.INHERITED:
         return KEPT  # of the launcher, whose forks have it too
-    if section in _OUTSIDE and not privileged:
+    if section in _OUTSIDE and phase is not Phase.CLONE and not privileged:
         raise NotDivided(f"an ordinary user's launcher cannot go on outside of the tree: {step.text}")
     return EACH
 
@@ -177,5 +177,3 @@ def _with(plan: Plan, steps: list[Step], owners: Iterable[object]) -> Plan:
     half.steps = tuple(steps)
     half.owners = tuple(owners)  # type: ignore[arg-type]
     return half
-
-

@@ -22,7 +22,7 @@ from isolate.engine.native import ffi, lib
 from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.tape import run_block
 from isolate.engine.waiting import ready
-from isolate.thread.blocks import standing
+from isolate.thread.blocks import children_get_another_pid_namespace, depth, standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,19 +66,15 @@ class _Launcher:
         self._pinned: Any = None
         self._paths: Any = None
         self.failed = False
-        self._mounts = os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._starts: socket.socket | None = None
-        self._session: Session | None = None
-        try:
-            self._starts, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs, _sealed(template.again.data) as tape:
-                run = run_block(
-                    [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + 2, started=False, tty=False
-                )  # fmt: skip
-                self._session = Session(template.build, run, [_DEVNULL] * 3, [theirs.fileno(), tape.fileno()])
-        except BaseException:
-            self.close()
-            raise
+        self._mounts = os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        self._session: Session | None = None  # from here on it is to be released
+        self._starts, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, _sealed(template.again.data) as tape:
+            run = run_block(
+                [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + 2, started=False, tty=False
+            )  # fmt: skip
+            self._session = Session(template.build, run, [_DEVNULL] * 3, [theirs.fileno(), tape.fileno()])
 
     def _is_parked(self) -> bool:
         """Whether its tree is there, and as it was asked for."""
@@ -104,7 +100,8 @@ class _Launcher:
             row.path = len(paths)
             row.inode, row.major, row.minor = _STATX.unpack_from(places[buffer])
             paths += path + b"\0"
-        self._pinned, self._paths = rows, ffi.from_buffer(bytes(paths) or b"\0")
+        self._paths = ffi.from_buffer(bytes(paths) or b"\0")
+        self._pinned = rows  # last: it tells other threads that all is there
         return True
 
     @property
@@ -127,23 +124,24 @@ class _Launcher:
             self._starts.fileno(), self._template.again, run, stdio, slots, nonblocking=nonblocking
         )
 
-    def close(self) -> None:
-        """Let it end; what it has started goes on."""
-        starts, self._starts = self._starts, None
-        if starts is not None:
-            if native.owns(self._owner):
-                with contextlib.suppress(OSError):
-                    starts.shutdown(socket.SHUT_RDWR)
-            starts.close()
-        if self._session is not None:
-            self._session.close()
-        mounts, self._mounts = self._mounts, -1
-        if mounts >= 0:
-            os.close(mounts)
+    def end(self) -> None:
+        """Let it end; what it has started goes on.
+
+        Descriptors are closed with the last reference: another thread may be starting something by them.
+        """
+        if self._starts is not None and native.owns(self._owner):
+            with contextlib.suppress(OSError):
+                self._starts.shutdown(socket.SHUT_RDWR)
 
     def __del__(self) -> None:
-        if hasattr(self, "_mounts"):
-            self.close()
+        if not hasattr(self, "_session"):
+            return
+        self.end()
+        if self._starts is not None:
+            self._starts.close()
+        if self._session is not None:
+            self._session.close()
+        os.close(self._mounts)
 
 
 def _sealed(data: bytes) -> Any:
@@ -182,7 +180,7 @@ class Starts:
         self._template = template
         self._launcher: _Launcher | None = None
         self._seen = 0
-        self._again = 1  # so many starts as without it, before it is made
+        self._again = 0  # so many starts as without it, before it is made
         self._penalty = 1
         self._used = 0
         self._owner = native.owner()
@@ -191,6 +189,8 @@ class Starts:
         self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
     ) -> Session | None:
         """A sandbox from the tree, or None: to be set up as without one."""
+        if depth():
+            return None  # in a block: it would keep alive what the block puts in force, and nothing else needs it
         if not native.owns(self._owner):
             self.__init__(self._template)  # type: ignore[misc]  # a forked child has its own
         launcher = self._launcher
@@ -226,7 +226,7 @@ class Starts:
             if launcher.failed:
                 self._penalty = _PATIENCE
             self._again, self._used = self._seen + self._penalty - 1, 0
-        launcher.close()
+        launcher.end()
 
     def _make(self) -> None:
         """Have a launcher build the tree, while this start goes on without."""
@@ -236,7 +236,11 @@ class Starts:
             size = len(self._template.again.data)
             limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
             state = _state()
-            if state is None or (limit != resource.RLIM_INFINITY and size > limit):
+            if (
+                state is None
+                or children_get_another_pid_namespace()
+                or (limit != resource.RLIM_INFINITY and size > limit)
+            ):
                 self._again = self._seen + _PATIENCE
                 return
             try:
@@ -258,4 +262,4 @@ class Starts:
             _alive.pop(id(self), None)
             self._again = self._seen + 1
         if launcher is not None:
-            launcher.close()
+            launcher.end()

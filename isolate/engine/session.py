@@ -98,9 +98,10 @@ class Session:
 
         :raises SetupError: with the step that failed; nothing is left of it.
         """
-        self._begin(tape, run)
+        self._begin(tape, run, direct=direct)
         # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
-        self.direct = (_reaping.direct or children_get_another_pid_namespace()) if direct is None else direct
+        if direct is None:
+            self.direct = _reaping.direct or children_get_another_pid_namespace()
         if tape.needs_proc:
             proc.check()
         if tape.plan.context.givers:
@@ -126,8 +127,10 @@ class Session:
                 self.close()
                 raise
 
-    def _begin(self, tape: Tape, run: bytes) -> None:
+    def _begin(self, tape: Tape, run: bytes, *, direct: bool | None = True) -> None:
         """Nothing is open yet."""
+        #: Whoever the launcher is a child of is known to reap it: this process, or a launcher that is parked.
+        self.direct = direct is True
         self.tape: Tape = tape
         self.run: bytes = run  # for the diagnosis of an error
         self.owner: int = native.owner()
@@ -143,8 +146,6 @@ class Session:
         self.held: list[Held] = []
         #: The launcher has ended and, where it was ours to, been reaped: nobody is left to be told anything.
         self.gone: bool = False
-        #: The launcher is a child of this process, or of one that reaps it.
-        self.direct: bool = True
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
         # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
         start = ffi.new("struct iso_start *")

@@ -274,7 +274,13 @@ def _encode_step(writer: _Writer, ops: list[Op], step: Step, index: int, optiona
 
 
 def compile_plan(
-    plan: Plan, *, init: bool, pid_namespace: bool, share: bool, strangers: bool = False, owned: bool = False,
+    plan: Plan,
+    *,
+    init: bool,
+    pid_namespace: bool,
+    share: bool,
+    strangers: bool = False,
+    owned: bool = False,
     parked: bool = False,
 ) -> Tape:
     """Compile the steps of a plan. The keywords are the flags of ``tape.h``.

@@ -97,9 +97,7 @@ class Dev(Shown):
             tuple(building.attach(dev, path, symlinks=False)),
             path=path,
             hints=TARGET_HINTS,
-            template=building.kept(
-                path, Split(build=None, again=(Target(building.root, path, dev, symlinks=False),))
-            ),
+            template=building.kept(path, Split(build=None, again=(Target(building.root, path, dev, symlinks=False),))),
         )
         ops: list[Op] = []
         for name, tree in trees.items():

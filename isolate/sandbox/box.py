@@ -16,9 +16,9 @@ from isolate.sandbox.verbs import Verbs
 from isolate.thread.entering import Change, Reversible
 
 if TYPE_CHECKING:
-    from isolate.engine.parked import Starts
     from collections.abc import Iterable, Sequence
 
+    from isolate.engine.parked import Starts
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
     from isolate.mounts import Entry
@@ -52,6 +52,9 @@ def _stands(plan: Plan) -> bool:
 class Sandbox(Verbs, Reversible):
     """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
 
+    ``template``: starts from the second on are from a tree of mounts that is made once, where that is the same as making
+    it each time (see the documentation on starts from a template); without it each start sets all up anew.
+
     Immutable. The order of the parts does not matter; :class:`isolate.Root` alone has an order inside. ``+`` adds
     parts. What is not said is at its safe default: see :mod:`isolate.sandbox.defaults`.
 
@@ -60,7 +63,7 @@ class Sandbox(Verbs, Reversible):
 
     __slots__ = ("_container", "_lock", "_plans", "_starts", "_tapes", "parts", "template")
 
-    def __init__(self, *parts: Part, template: bool = True) -> None:
+    def __init__(self, *parts: Part, template: bool = False) -> None:
         self.parts: tuple[Part, ...] = parts
         #: Whether starts from the second on may be from a tree of mounts that is made once.
         self.template: bool = _flag(template)
@@ -79,7 +82,7 @@ class Sandbox(Verbs, Reversible):
         """
         from isolate.sandbox.editing import added
 
-        return Sandbox(*added(self.parts, other))
+        return Sandbox(*added(self.parts, other), template=self.template)
 
     def replace(self, *parts: Part) -> Sandbox:
         """With these parts in the place of those of the same kind; those of a kind that is not here are added.
@@ -88,7 +91,7 @@ class Sandbox(Verbs, Reversible):
         """
         from isolate.sandbox.editing import replaced
 
-        return Sandbox(*replaced(self.parts, parts))
+        return Sandbox(*replaced(self.parts, parts), template=self.template)
 
     def without(self, *kinds: type[Any]) -> Sandbox:
         """Without the parts of these kinds; its :class:`~isolate.Root` without entries of a kind of entry.
@@ -97,7 +100,7 @@ class Sandbox(Verbs, Reversible):
         """
         from isolate.sandbox.editing import left
 
-        return Sandbox(*left(self.parts, kinds))
+        return Sandbox(*left(self.parts, kinds), template=self.template)
 
     def __repr__(self) -> str:
         return f"Sandbox({', '.join(map(repr, self.parts))})"
@@ -109,7 +112,7 @@ class Sandbox(Verbs, Reversible):
         return hash(frozenset(self.parts))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Sandbox, self.parts
+        return _remade, (self.parts, self.template)
 
     def _plan(self) -> Plan:
         """The plan for the caller's ids; it depends on nothing else that may change."""
@@ -171,14 +174,18 @@ class Sandbox(Verbs, Reversible):
         except KeyError:
             self._starts[tape] = _NOT_YET
             return None
-        if found is not _NOT_YET:
-            return found  # type: ignore[return-value]
-        from isolate.engine.dividing import NotDivided, divide
-        from isolate.engine.parked import Starts, Template
+        return found if found is not _NOT_YET else self._divided(tape)
 
+    def _divided(self, tape: Tape) -> Starts | None:
         with self._lock:
-            if self._starts.get(tape, None) is not _NOT_YET:
-                return self._starts.get(tape, None)  # type: ignore[return-value]
+            found = self._starts.get(tape, None)
+            if found is not _NOT_YET:
+                return found
+            try:
+                from isolate.engine.dividing import NotDivided, divide
+                from isolate.engine.parked import Starts, Template
+            except (OSError, ImportError, MemoryError):
+                return None  # want of descriptors, or of memory: this start needs neither of these
             try:
                 build, again, sources = divide(tape.plan)
             except NotDivided:
@@ -300,6 +307,10 @@ class Sandbox(Verbs, Reversible):
         from isolate.thread.program import enter
 
         enter(self.parts)
+
+
+def _remade(parts: tuple[Part, ...], template: bool) -> Sandbox:
+    return Sandbox(*parts, template=template)
 
 
 class _Checked(Sandbox):
