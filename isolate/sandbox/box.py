@@ -52,8 +52,8 @@ def _stands(plan: Plan) -> bool:
 class Sandbox(Verbs, Reversible):
     """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
 
-    ``template``: starts from the second on are from a tree of mounts that is made once, where that is the same as making
-    it each time (see the documentation on starts from a template); without it each start sets all up anew.
+    ``template``: starts from the second on are from a tree of mounts that is made once, where that is the same as
+    making it each time (see the documentation on starts from a template); without it each start sets all up anew.
 
     Immutable. The order of the parts does not matter; :class:`isolate.Root` alone has an order inside. ``+`` adds
     parts. What is not said is at its safe default: see :mod:`isolate.sandbox.defaults`.
