@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from isolate.engine.plan import Part, Phase, Plan
-from isolate.errors import UnsupportedError
+from isolate.errors import UnsupportedError, printable
 from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWTIME
 from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.defaults import Launch, defaults
@@ -18,12 +18,12 @@ from isolate.thread.entering import Change, Reversible
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from isolate.engine.parked import Starts
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
     from isolate.mounts import Entry
     from isolate.sandbox.containers.container import Container
     from isolate.sandbox.containers.detached import DetachedContainer
+    from isolate.sandbox.parked import Starts
     from isolate.sandbox.prepared import Prepared
     from isolate.sandbox.verbs import Args
 
@@ -183,7 +183,7 @@ class Sandbox(Verbs, Reversible):
                 return found
             try:
                 from isolate.engine.dividing import NotDivided, divide
-                from isolate.engine.parked import Starts, Template
+                from isolate.sandbox.parked import Starts, Template
             except (OSError, ImportError, MemoryError):
                 return None  # want of descriptors, or of memory: this start needs neither of these
             try:
@@ -213,7 +213,7 @@ class Sandbox(Verbs, Reversible):
         from isolate.engine.explain import explain  # loaded late: most programs explain nothing
 
         try:
-            return explain(self._plan())
+            return explain(self._plan()) + self._about_the_tree()
         except UnsupportedError as error:
             # Without what this host cannot give; and that, with its reason.
             missing = error
@@ -222,6 +222,21 @@ class Sandbox(Verbs, Reversible):
             raise missing
         named = ", ".join(repr(part) for part in self.parts if type(part).__name__ == missing.part)
         return f"{Sandbox(*left).explain()}not to be had here, so a start fails: {named}\n  {missing}\n"
+
+    def _about_the_tree(self) -> str:
+        """Which steps starts from the second on find done."""
+        from isolate.engine.dividing import NotDivided, divide
+
+        if not self.template:
+            return ""
+        plan = self._plan()
+        try:
+            divide(plan)
+        except NotDivided as error:
+            return f"each start is set up anew: {printable(str(error))}\n"
+        shown = [step for step in plan.steps if step.phase is not Phase.CLONE]
+        kept = [str(n) for n, step in enumerate(shown, 1) if step.template is not None and step.template.again == ()]
+        return f"from the second start on these are done once (template): {', '.join(kept)}\n"
 
     def check(self) -> None:
         """Start a program that ends at once (one that isolate brings along): whether this host can do all of it.

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Buffer
     from isolate.engine.tape import Tape
 
-__all__ = ["Starts", "Template"]
+__all__ = ["LAUNCHERS", "Starts", "Template", "end_all"]
 
 _FREE: int = lib.ISO_SLOT_FREE
 _DEVNULL = -3
-_LAUNCHERS = 8  # so many are kept for this process, those used last
+#: So many are kept for this process, those used last.
+LAUNCHERS = 8
 _PATIENCE = 1 << 16  # after so many starts without it, it is made again although it never lasted
 _STATX = struct.Struct("<32xQ96x2I")  # inode; device, major and minor
 
@@ -105,6 +106,11 @@ class _Launcher:
         return True
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return -1 if self._session is None else self._session.pid
+
+    @property
     def building(self) -> bool:
         """Whether there is nothing to be said of it yet."""
         return not self._is_parked() and not self.failed
@@ -159,6 +165,14 @@ def _sealed(data: bytes) -> Any:
     return file
 
 
+def end_all() -> None:
+    """End every launcher of this process that is parked; what they have started goes on."""
+    with _lock:
+        ending = list(_mine().values())
+    for starts in ending:
+        starts.close()
+
+
 _lock = threading.RLock()
 _alive: OrderedDict[int, Starts] = OrderedDict()
 _alive_owner = 0
@@ -180,6 +194,8 @@ class Starts:
         self._template = template
         self._launcher: _Launcher | None = None
         self._seen = 0
+        #: How many starts were from the tree.
+        self.used = 0
         self._again = 0  # so many starts as without it, before it is made
         self._penalty = 1
         self._used = 0
@@ -207,12 +223,24 @@ class Starts:
             session = launcher.start(run, stdio, slots, nonblocking=nonblocking)
             if session is not None:
                 self._used += 1
+                self.used += 1
                 with _lock:
                     if id(self) in _alive:
                         _alive.move_to_end(id(self))
                 return session
         self._give_up(launcher)
         return None
+
+    @property
+    def launcher(self) -> int | None:
+        """The process id of the launcher, if there is one."""
+        found = self._launcher
+        return None if found is None else found.pid
+
+    def is_ready(self) -> bool:
+        """Whether the tree has been made."""
+        found = self._launcher
+        return found is not None and not found.building and not found.failed
 
     def _give_up(self, launcher: _Launcher) -> None:
         """It is not as it was, or has gone: another one is made, later if this one did not last."""
@@ -251,7 +279,7 @@ class Starts:
                 return
             alive = _mine()
             alive[id(self)] = self
-            old = [alive.popitem(last=False)[1] for _ in range(len(alive) - _LAUNCHERS)]
+            old = [alive.popitem(last=False)[1] for _ in range(len(alive) - LAUNCHERS)]
         for other in old:
             other.close()
 

@@ -1,0 +1,476 @@
+"""Starts from a tree that is made once: they are what a start without it is, whatever changes between two of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import isolate
+from isolate.engine import waiting
+from isolate.engine.dividing import NotDivided, divide
+from isolate.sandbox import parked
+from tests.ordinary import as_ordinary_user
+from tests.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SYSTEM = (
+    isolate.Bind("/usr"),
+    isolate.Symlink("usr/bin", "/bin"),
+    isolate.Symlink("usr/lib", "/lib"),
+    isolate.Symlink("usr/lib64", "/lib64"),
+)
+
+
+def box_of(*entries: Any, parts: tuple[Any, ...] = (), template: bool = True) -> isolate.Sandbox:
+    return isolate.Sandbox(
+        isolate.UserNamespace(), isolate.IpcNamespace(), isolate.UtsNamespace(), *parts,
+        isolate.Root(*SYSTEM, isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp", size="1M"), *entries),
+        template=template,
+    )  # fmt: skip
+
+
+def used(box: isolate.Sandbox) -> int:
+    """How many starts were from a tree."""
+    return sum(starts.used for starts in box._starts.values() if isinstance(starts, parked.Starts))
+
+
+def launchers(box: isolate.Sandbox) -> list[int]:
+    """Process ids of the launchers that are parked."""
+    found = (starts.launcher for starts in box._starts.values() if isinstance(starts, parked.Starts))
+    return [pid for pid in found if pid is not None]
+
+
+def parked_box(box: isolate.Sandbox) -> isolate.Sandbox:
+    """The sandbox, once its tree is ready."""
+    for _ in range(2):
+        assert box.run(["true"]).ok
+    (starts,) = box._starts.values()
+    assert isinstance(starts, parked.Starts)
+    deadline = time.monotonic() + 20
+    while not starts.is_ready() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert starts.is_ready()
+    return box
+
+
+def from_tree(box: isolate.Sandbox, *args: str, **keywords: Any) -> bytes:
+    """What a program writes that is started from the tree."""
+    before = used(box)
+    result = box.run(["sh", "-c", *args], **keywords)
+    assert result.ok, result
+    assert used(box) == before + 1, "it was started without the tree"
+    return result.stdout
+
+
+def without(box: isolate.Sandbox, *args: str) -> bytes:
+    """What a program writes that is started without it, as it must be."""
+    before = used(box)
+    result = box.run(["sh", "-c", *args])
+    assert result.ok, result
+    assert used(box) == before, "it was started from the tree"
+    return result.stdout
+
+
+@pytest.fixture(autouse=True)
+def _ended() -> Iterator[None]:
+    yield
+    parked.end_all()
+
+
+LOOK = """
+ls -lniR --time-style=+ /dev | sed 's/^ *[0-9]* //' ; stat -c '%n %u %g %a %F' / /tmp /proc /usr /dev/shm
+awk '{print $4,$5,$6,$9,$10,$11}' /proc/self/mountinfo | sort
+grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp|Umask|Sig|Cpus_allowed|NSpid|NSsid|Shd)' /proc/self/status
+cat /proc/self/limits /proc/self/setgroups /proc/self/gid_map /proc/self/oom_score_adj /proc/self/cgroup; pwd
+ls /proc/self/fd
+cat /proc/sys/user/max_user_namespaces /proc/sys/user/max_inotify_instances; hostname; nice; env; ls -A / /tmp
+"""
+AS_USER = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.sandbox.test_template import *
+plain, tree = box_of(template=False), parked_box(box_of())
+look = LOOK.replace("/proc/self/gid_map ", "")
+first, second = plain.run(["sh", "-c", look]).stdout, from_tree(tree, look)
+assert first == second, (first, second)
+assert (int(tree.run(["cat", "/proc/self/uid_map"]).stdout.split()[0])) == 0
+parked.end_all()
+print("the same")
+"""
+
+
+@pytest.mark.root
+def test_what_is_inside_is_the_same() -> None:
+    look = LOOK
+    plain, tree = box_of(template=False), parked_box(box_of())
+    assert plain.run(["sh", "-c", look]).stdout.decode().splitlines() == from_tree(tree, look).decode().splitlines()
+    assert used(plain) == 0
+
+
+def test_it_is_the_same_for_an_ordinary_user() -> None:
+    assert as_ordinary_user(AS_USER) == "the same\n"
+
+
+@pytest.mark.root
+def test_with_a_network_and_an_id_that_nobody_has() -> None:
+    ids = isolate.UserNamespace(map=isolate.IdMap.single(0, 0, host_uid=65534, host_gid=65534))
+    look = "cat /proc/net/dev | cut -d: -f1; stat -c '%u %g' / /dev/full /usr; cat /proc/self/uid_map"
+    plain, tree = (
+        box_of(parts=(isolate.NetNamespace(),), template=template).replace(ids) for template in (False, True)
+    )
+    told = from_tree(parked_box(tree), look)
+    assert b"lo" in told
+    assert told == plain.run(["sh", "-c", look]).stdout
+
+
+@pytest.mark.root
+def test_nothing_is_left_for_the_next_one() -> None:
+    tree = parked_box(box_of())
+    from_tree(tree, "echo secret > /tmp/x; echo secret > /dev/shm/x; hostname changed 2>/dev/null; exit 0")
+    assert (
+        from_tree(tree, "ls -A /tmp /dev/shm; hostname")
+        == b"/dev/shm:\n\n/tmp:\n" + os.uname().nodename.encode() + b"\n"
+    )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("template", [False, True])
+def test_a_source_that_is_swapped(tmp_path: Path, template: bool) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_text("first")
+    tree = box_of(isolate.Bind(str(source), "/source"), template=template)
+    if template:
+        parked_box(tree)
+        assert from_tree(tree, "cat /source/file") == b"first"
+    source.rename(tmp_path / "old")
+    source.mkdir()
+    (source / "file").write_text("second")
+    assert without(tree, "cat /source/file") == b"second"
+    # And by a symbolic link.
+    source.rename(tmp_path / "older")
+    source.symlink_to("old")
+    assert without(tree, "cat /source/file") == b"first"
+
+
+@pytest.mark.root
+def test_a_source_that_has_gone(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    tree = parked_box(box_of(isolate.Bind(str(source), "/source")))
+    source.rename(tmp_path / "old")
+    with pytest.raises(isolate.SetupError, match="source"):
+        tree.run(["true"])
+    assert used(tree) == 0
+
+
+@pytest.mark.root
+def test_a_file_is_seen_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("first")
+    tree = parked_box(box_of(isolate.Bind(str(file), "/etc/file")))
+    assert from_tree(tree, "cat /etc/file") == b"first"
+    file.write_text("changed")  # the same file
+    assert from_tree(tree, "cat /etc/file") == b"changed"
+    other = tmp_path / "other"
+    other.write_text("replaced")
+    other.rename(file)
+    assert without(tree, "cat /etc/file") == b"replaced"
+
+
+IN_MOUNTS = f"""
+import ctypes, sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.sandbox.test_template import *
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0 and libc.mount(None, b"/", None, 0x44000, None) == 0
+os.makedirs(sys.argv[1] + "/below", exist_ok=True)
+open(sys.argv[1] + "/below/hidden", "w").write("x")
+tree = parked_box(box_of(isolate.Bind(sys.argv[1], "/source")))
+assert from_tree(tree, "ls /source/below") == b"hidden\\n"
+assert libc.mount(b"none", sys.argv[1].encode() + b"/below", b"tmpfs", 0, None) == 0
+assert without(tree, "ls /source/below") == b""
+parked_box(tree)
+assert from_tree(tree, "ls /source/below") == b""
+assert libc.umount2(sys.argv[1].encode() + b"/below", 0) == 0, "the tree holds it"
+assert without(tree, "ls /source/below") == b"hidden\\n"
+parked.end_all()
+print("seen")
+"""
+
+
+@pytest.mark.root
+def test_a_mount_below_a_source(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", IN_MOUNTS, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("seen\n", 0), done.stderr
+
+
+def _limit() -> Callable[[], None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] - 1, before[1]))
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def _affinity() -> Callable[[], None]:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    return lambda: os.sched_setaffinity(0, before)
+
+
+def _groups() -> Callable[[], None]:
+    before = os.getgroups()
+    os.setgroups([*before, 12345])
+    return lambda: os.setgroups(before)
+
+
+def _adj() -> Callable[[], None]:
+    file = Path("/proc/self/oom_score_adj")
+    before = file.read_text()
+    file.write_text("123")
+    return lambda: file.write_text(before) and None  # type: ignore[return-value, func-returns-value]
+
+
+CHANGES = {"rlimit": _limit, "affinity": _affinity, "groups": _groups, "oom_score_adj": _adj}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_this_thread_hands_on(what: str) -> None:
+    if what == "affinity" and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one processor")
+    look = "cat /proc/self/limits /proc/self/oom_score_adj; grep Cpus_allowed /proc/self/status"
+    tree, plain = parked_box(box_of()), box_of(template=False)
+    assert from_tree(tree, look)
+    back = CHANGES[what]()
+    try:
+        assert without(tree, look) == plain.run(["sh", "-c", look]).stdout
+    finally:
+        back()
+
+
+@pytest.mark.root
+def test_in_a_thread_of_its_own_that_has_given_something_up() -> None:
+    tree = parked_box(box_of())
+    told: list[Any] = []
+
+    def restricted() -> None:
+        isolate.NoNewPrivs().enter()
+        told.append(without(tree, "true"))
+
+    thread = threading.Thread(target=restricted)
+    thread.start()
+    thread.join()
+    assert told == [b""]
+    assert from_tree(parked_box(tree), "true") == b""
+
+
+@pytest.mark.root
+def test_in_a_block_nothing_is_from_a_tree() -> None:
+    tree = parked_box(box_of())
+    with isolate.UtsNamespace(hostname="block"):
+        assert without(tree, "true") == b""
+    assert from_tree(tree, "true") == b""
+
+
+@pytest.mark.root
+def test_a_launcher_that_is_killed() -> None:
+    tree = parked_box(box_of())
+    (pid,) = launchers(tree)
+    os.kill(pid, signal.SIGKILL)
+    assert tree.run(["true"]).ok
+    assert from_tree(parked_box(tree), "echo again") == b"again\n"
+
+
+@pytest.mark.root
+def test_a_launcher_that_is_killed_leaves_what_it_has_started() -> None:
+    tree = parked_box(box_of())
+    (pid,) = launchers(tree)
+    with tree.spawn(["cat"], stdin=isolate.PIPE, stdout=isolate.PIPE) as process:
+        assert used(tree) == 1
+        os.kill(pid, signal.SIGKILL)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"still there")
+        process.stdin.close()
+        assert process.stdout.read() == b"still there"
+        assert process.wait() == 0
+
+
+OWNER = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.sandbox.test_template import *
+tree = parked_box(box_of())
+process = tree.spawn(["sleep", "1000"])
+assert used(tree) == 1
+print(json.dumps([*launchers(tree), process._session.pid, process.pid]), flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.root
+def test_all_ends_with_its_owner() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    fds = [os.pidfd_open(pid) for pid in json.loads(owner.stdout.readline())]
+    assert len(fds) == 3
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    try:
+        for fd in fds:
+            assert waiting.wait([(fd, waiting.READABLE)], 10), "it outlives its owner"
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+@pytest.mark.root
+def test_a_forked_child_has_its_own() -> None:
+    tree = parked_box(box_of())
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            before = used(tree)
+            good = tree.run(["true"]).ok and used(tree) <= before
+            os._exit(0 if good else 1)
+        os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert from_tree(tree, "echo mine") == b"mine\n"
+
+
+@pytest.mark.root
+def test_threads() -> None:
+    tree, wrong = parked_box(box_of()), list[Any]()
+
+    def many(n: int) -> None:
+        for i in range(10):
+            result = tree.run(["echo", f"{n} {i}"])
+            if result.stdout != f"{n} {i}\n".encode():
+                wrong.append(result)
+
+    threads = [threading.Thread(target=many, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert used(tree) == 60
+
+
+@pytest.mark.root
+def test_streams_and_descriptors_and_long_arguments(tmp_path: Path) -> None:
+    tree = parked_box(box_of())
+    assert from_tree(tree, "cat", input=b"fed") == b"fed"
+    long = "x" * 100_000
+    assert from_tree(tree, f"echo {long}").strip() == long.encode()
+    with open(tmp_path / "file", "w+b") as file:
+        file.write(b"passed")
+        file.flush()
+        file.seek(0)
+        assert from_tree(tree, "cat <&9; ls /proc/self/fd | wc -l", pass_fds={9: file.fileno()}).split() == [b"passed5"]
+    result = tree.run(["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (result.returncode, result.stdout, result.stderr) == (3, b"out\n", b"err\n")
+    assert tree.run(["sleep", "10"], timeout=0.05).verdict == isolate.Verdict.TIMEOUT
+    assert tree.run(["sh", "-c", "while :; do :; done"], cpu_time=0.1).verdict == isolate.Verdict.CPU_TIME
+    with pytest.raises(isolate.SetupError, match="no-such-program"):
+        tree.run(["no-such-program"])
+
+
+@pytest.mark.root
+def test_what_lies_beneath_is_not_reached() -> None:
+    """Whoever has all capabilities inside cannot take the root off, under which the hidden directory lies."""
+    caps = isolate.Capabilities.all()
+    tree = parked_box(box_of(parts=(caps,)))
+    code = "umount -l / 2>&1; umount /dev 2>&1; mount -o remount,rw / 2>&1; touch /x 2>&1; ls -A / /proc/1/cwd/; exit 0"
+    told = from_tree(tree, code)
+    assert b"old-root" not in told
+    assert b"empty-file" not in told
+    assert b"Read-only file system" in told or b"denied" in told or b"not permitted" in told
+    assert sorted(from_tree(tree, "ls -A /").split()) == [
+        b"bin", b"dev", b"lib", b"lib64", b"proc", b"tmp", b"usr",
+    ]  # fmt: skip
+
+
+@pytest.mark.root
+def test_nothing_leaks() -> None:
+    parked.end_all()
+    before = Snapshot.take()
+    tree = parked_box(box_of())
+    held = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        from_tree(tree, "true")
+    with tree.spawn(["true"]) as process:
+        process.wait()
+    assert len(os.listdir("/proc/self/fd")) == held
+    assert held - len(before.fds) <= 6
+    pids = launchers(tree)
+    parked.end_all()
+    before.compare(5)
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}/exe") for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in pids)
+
+
+@pytest.mark.root
+def test_so_many_are_kept() -> None:
+    trees = [parked_box(box_of(isolate.Dir(f"/d{n}"))) for n in range(parked.LAUNCHERS + 2)]
+    assert sum(len(launchers(tree)) for tree in trees) == parked.LAUNCHERS
+    assert trees[0].run(["true"]).ok
+    assert from_tree(trees[-1], "true") == b""
+
+
+@pytest.mark.root
+def test_a_parked_launcher_holds_little() -> None:
+    tree = parked_box(box_of())
+    (pid,) = launchers(tree)
+    from_tree(tree, "true")
+    held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    assert not [path for path in held if path.startswith("/dev") or ".py" in path]
+    assert len(held) <= 16
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert "VmRSS" in status
+
+
+def test_which_sandboxes_have_one(tmp_path: Path) -> None:
+    for reason, box in {
+        "user namespace": isolate.Sandbox(isolate.Root(*SYSTEM, isolate.Proc())),
+        "mount namespace": isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace()),
+        "no tree": box_of(isolate.Overlay("/o", lower=[str(tmp_path)])),
+    }.items():
+        with pytest.raises(NotDivided, match=reason):
+            divide(box._plan())
+    # What is mounted in what each start makes for itself, or in files of the host's, is no part of a tree made once.
+    for entry in (
+        isolate.Bind(str(tmp_path), "/tmp/inner"),
+        isolate.Mask("/usr/share"),
+        isolate.File("/w", "x", read_only=False),
+    ):
+        with pytest.raises(NotDivided):
+            divide(box_of(entry)._plan())
+    divide(box_of(isolate.File("/note", "x"), isolate.Mask("/note"), isolate.ReadOnly("/note"))._plan())
+
+
+def test_explain_says_it() -> None:
+    assert "done once" in box_of().explain()
+    assert "done once" not in box_of(template=False).explain()
+    assert "set up anew" in isolate.Sandbox(isolate.UserNamespace(), template=True).explain()
+
+
+def test_the_argument() -> None:
+    with pytest.raises(TypeError, match="template"):
+        isolate.Sandbox(template="yes")  # type: ignore[arg-type]
+    box = box_of(template=False)
+    assert not (box + isolate.NoNewPrivs()).template
+    assert not box.without(isolate.IpcNamespace).template
