@@ -1,13 +1,14 @@
 """The main job: run programs that nobody trusts and say in one word how each ended.
 
-    python examples/judge.py [--explain] [--control]
+    python examples/judge.py [--explain] [--control] [--image [ROOT]]
 
 A container is assembled from parts out of the host's /usr. Three submissions run in it: one is honest, one loops for
 ever, one tries to get out: it reads a secret that was planted outside, connects to a listener on the host's loopback,
 signals a process of the host, and writes outside. The judge then looks for itself whether anything has changed there.
 
 Works as root and as an ordinary user. ``--control`` runs the third submission without the container, where all four
-succeed: the proof that it is the container that stops them.
+succeed: the proof that it is the container that stops them. ``--image`` takes the root from an image instead, made on
+the spot of the interpreter and what it needs, or of ROOT, as debootstrap makes it with ``--include=python3``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 import isolate
+from isolate.images import Image, ImageRoot, Layer, Store
 
 NOBODY = 65534
 USER = 1000  # who a submission is inside
@@ -67,26 +69,44 @@ for attempt in (read_secret, open_socket, signal_process, write_outside):
 """
 
 
-def container() -> isolate.Sandbox:
-    """A root from the host's /usr, every namespace new, an unprivileged id on the host, no capability."""
+def image(store: Store, root: str | None, python: str) -> Image:
+    """An image of a root file system, or of the host's interpreter with its modules and libraries."""
+    if root is not None:
+        return store.add(Image.empty() + Layer.of(root), "example/judge:1")
+    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('stdlib'))"]
+    library = subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip()
+    linked = subprocess.run(["ldd", python], capture_output=True, text=True, check=True).stdout.split()
+    paths = [python, *(word for word in linked if word.startswith("/"))]
+    for place, directories, names in os.walk(library):
+        # Tests and the packages of the host are not needed.
+        unwanted = {"test", "tests", "idlelib", "__pycache__", "site-packages", "dist-packages"}
+        directories[:] = [name for name in directories if name not in unwanted]
+        paths += [os.path.join(place, name) for name in names if name.endswith((".py", ".so"))]
+    files = {path: Path(path).read_bytes() for path in paths if os.path.isfile(path)}
+    return store.add(Image.empty() + Layer.files(files, mode=0o755), "example/judge:1")
+
+
+def container(top: ImageRoot | None = None) -> isolate.Sandbox:
+    """A root from the host's /usr or an image, every namespace new, an unprivileged id on the host, no capability."""
     host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     links = [
         isolate.Symlink(os.readlink(path), path) if os.path.islink(path) else isolate.Bind(path)
         for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
         if os.path.lexists(path)
     ]
+    system = [isolate.Bind("/usr"), *links] if top is None else [top]
+    ids = isolate.IdMap.single(USER, USER, host_uid=host_uid, host_gid=host_gid)
+    if top is not None and os.geteuid() == 0:
+        ids = isolate.IdMap.unprivileged()  # an image's files belong to its root: an id that nobody has outside
     return isolate.Sandbox(
-        isolate.UserNamespace(
-            uid=USER, gid=USER, map=isolate.IdMap.single(USER, USER, host_uid=host_uid, host_gid=host_gid)
-        ),
+        isolate.UserNamespace(uid=USER, gid=USER, map=ids),
         isolate.MountNamespace(),
         isolate.PidNamespace(),
         isolate.NetNamespace(),
         isolate.IpcNamespace(),
         isolate.UtsNamespace(hostname="judge"),
         isolate.Root(
-            isolate.Bind("/usr"),
-            *links,
+            *system,
             isolate.File("/etc/passwd", f"judge:x:{USER}:{USER}::/tmp:/bin/sh\n".encode()),
             isolate.Proc(),
             isolate.Dev(),
@@ -186,17 +206,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run three programs that nobody trusts.")
     parser.add_argument("--explain", action="store_true", help="print the container's steps and kernel calls")
     parser.add_argument("--control", action="store_true", help="run the hostile one without the container")
+    parser.add_argument(
+        "--image", nargs="?", const="", metavar="ROOT", help="the root is an image, of the interpreter or of ROOT"
+    )
     options = parser.parse_args()
-    if options.explain:
-        print(container().explain())
-        return 0
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
+        box, python = container(), interpreter()
+        if options.image is not None:
+            store = Store(f"{directory}/store")
+            box = container(ImageRoot(image(store, options.image or None, python), store=store))
+        if options.explain:
+            print(box.explain())
+            return 0
         bait = Bait(Path(directory))
         try:
-            return control(interpreter(), bait) if options.control else judge(interpreter(), bait, container())
+            return control(python, bait) if options.control else judge(python, bait, box)
         finally:
             bait.close()
+            if options.image is not None:
+                store.untag("example/judge:1")
+                store.collect()  # whoever owns the files: then the directory can be removed
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ def test_judge() -> None:
     check_table(done)
 
 
+def test_judge_in_an_image() -> None:
+    """The same, in a root that is an image made of the host's own files."""
+    command = [sys.executable, str(EXAMPLES / "judge.py"), "--image"]
+    check_table(subprocess.run(command, capture_output=True, text=True, check=False))
+
+
 def test_judge_without_the_container() -> None:
     """The control: the same submission reaches all four when nothing holds it."""
     command = [sys.executable, str(EXAMPLES / "judge.py"), "--control"]
