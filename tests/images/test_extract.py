@@ -6,7 +6,9 @@ import gzip
 import io
 import os
 import stat
-from typing import TYPE_CHECKING
+import sys
+import zlib
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -67,6 +69,48 @@ def test_the_digests_are_those_of_the_bytes(target: int) -> None:
     assert done.diffid == f"sha256:{hashlib.sha256(data).hexdigest()}"
     assert done.digest == f"sha256:{hashlib.sha256(packed).hexdigest()}"
     assert done.size == len(packed)
+
+
+def frames(zstd: Any, data: bytes) -> bytes:
+    """As pzstd and zstd:chunked write it: several frames, and one to be skipped behind them."""
+    half = len(data) // 2
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    return zstd.compress(data[:half]) + skipped + zstd.compress(data[half:]) + skipped
+
+
+@pytest.mark.parametrize("form", ["isal", "zlib", "members", "zstd", "frames"])
+def test_forms_of_compression(form: str, target: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isolate.images.archive import compression
+
+    archive = Maker().file("a", b"x" * 3_000_000).done()
+    if form in ("zstd", "frames"):
+        zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+        packed = zstd.compress(archive) if form == "zstd" else frames(zstd, archive)
+    elif form == "members":
+        packed = gzip.compress(archive[:1000]) + gzip.compress(archive[1000:])
+    else:
+        packed = gzip.compress(archive)
+        if form == "isal":
+            pytest.importorskip("isal")
+        else:
+            monkeypatch.setattr(compression, "_inflate", lambda: (zlib, zlib.error))
+    stream = io.BytesIO(packed)
+    first = stream.read(5000)
+    pieces = compression.decompressed(first, lambda: stream.read(5000), compression.compression_of(first))
+    assert b"".join(pieces) == archive
+    done = extract(io.BytesIO(packed), target)
+    assert done.compression == ("zstd" if form in ("zstd", "frames") else "gzip")
+    assert (tmp_path / "tree/a").stat().st_size == 3_000_000
+
+
+def test_a_reader_of_something_else_is_not_taken_for_its_file(tmp_path: Path, target: int) -> None:
+    """A buffered reader has a descriptor also where it reads what lies in that compressed."""
+    archive = Maker().file("a", b"x").done()
+    with gzip.open(tmp_path / "packed", "wb") as file:
+        file.write(b"ignored" + archive)
+    with gzip.open(tmp_path / "packed") as file, io.BufferedReader(file) as reader:  # type: ignore[type-var, arg-type]
+        reader.read(7)
+        assert extract(reader, target).compression == "none"
 
 
 def test_other_bytes_than_those_asked_for(target: int) -> None:

@@ -110,12 +110,23 @@ def test_files_are_read_by_the_standard_library(tmp_path: Path) -> None:
 def test_what_files_refuses() -> None:
     with pytest.raises(LayerError, match=r"'\.\.'"):
         Layer.files({"../a": b""})
+    with pytest.raises(LayerError, match=r"begins with \.wh\."):
+        Layer.files({"etc/.wh.passwd": b""})
     with pytest.raises(TypeError):
         Layer.files({"a": 5})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="beneath"):
         Layer.files({"a": b"", "a/b": b""})
     with pytest.raises(ValueError, match="only a name"):
         Layer("sha256:" + "0" * 64, "sha256:" + "0" * 64, 0).open()
+
+
+def test_a_file_that_looks_like_a_whiteout_is_not_packed(tmp_path: Path) -> None:
+    """Whoever may make files in a sandbox could else remove those of the image that it becomes."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/.wh.passwd").write_text("")
+    with pytest.raises(LayerError, match=r"begins with \.wh\.") as caught:
+        Layer.of(tmp_path)
+    assert caught.value.entry == b"etc/.wh.passwd"
 
 
 def test_the_difference_of_two_trees_and_back(tmp_path: Path) -> None:

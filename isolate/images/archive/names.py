@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from isolate.images.errors import LayerError
 
-__all__ = ["MAX_NAME", "MAX_PATH", "OPAQUE", "WHITEOUT", "link_target", "path_of", "whiteout_of"]
+__all__ = ["MAX_NAME", "MAX_PATH", "OPAQUE", "WHITEOUT", "check_own", "link_target", "path_of", "whiteout_of"]
 
 MAX_PATH = 4096
 MAX_NAME = 255
@@ -12,6 +12,15 @@ MAX_NAME = 255
 WHITEOUT = b".wh."
 #: The whiteout of everything that lower layers have in this directory.
 OPAQUE = b".wh..wh..opq"
+
+
+def check_own(path: bytes) -> None:
+    """Refuse to pack a file whose name would remove another when it is unpacked.
+
+    :raises LayerError: the last component begins with ``.wh.``.
+    """
+    if path.rpartition(b"/")[2].startswith(WHITEOUT):
+        raise LayerError(path, "a name that begins with .wh., which in an archive removes what lower layers have")
 
 
 def path_of(name: bytes, what: str = "name") -> bytes:

@@ -58,7 +58,7 @@ def box_for(ids: IdMap | None, writable: tuple[bytes, ...], readable: tuple[byte
         IpcNamespace(),
         NetNamespace(),
         Root(Bind("/", "/")),
-        Landlock(rules=rules, handled=FsAccess.abi(min(abi, 5)) if abi else FsAccess.abi(1)),
+        Landlock(rules=rules, handled=FsAccess.abi(min(abi, 5) or 1), required=abi > 0),
         Capabilities(effective=powers, permitted=powers, bounding=powers),
         SetIdFiles(),  # a tree has them; a store keeps it where nobody else may enter
         Rlimits(as_=_MEMORY, nofile=1024),

@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from isolate.images.archive import entry as kinds
+from isolate.images.archive.names import check_own
 from isolate.images.archive.write import END, header, order, padding
 from isolate.images.errors import LayerError
 from isolate.images.pack.scan import attributes
@@ -84,6 +85,7 @@ def pack_tree(
         if found is None:
             out.put(header(_whiteout(path)))
             continue
+        check_own(path)
         entry = tree.entry(path, found, epoch)
         if entry is None:
             left_out.append(path)

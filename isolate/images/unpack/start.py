@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from dataclasses import dataclass
@@ -167,7 +168,8 @@ class _Input:
         archive = self._archive
         if isinstance(archive, int):
             return archive
-        if type(archive).__name__ in ("BufferedReader", "FileIO"):
+        raw = archive.raw if isinstance(archive, io.BufferedReader) else archive
+        if isinstance(raw, io.FileIO):
             # A file of ours: the child goes on where its reader stands.
             try:
                 fd = archive.fileno()
