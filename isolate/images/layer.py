@@ -83,10 +83,7 @@ class Layer:
         for name, data in files.items():
             raw = os.fsencode(name).lstrip(b"/")
             path = path_of(raw, "path of a file")
-            if path.rpartition(b"/")[2].startswith(WHITEOUT):
-                raise LayerError(
-                    path, "a name that begins with .wh., which in an archive removes what lower layers have"
-                )
+            check_own(path)
             if isinstance(data, str):
                 data = data.encode()
             if not isinstance(data, (bytes, bytearray, memoryview)):
