@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.images.archive import entry as kinds
 from isolate.images.archive.entry import Entry
-from isolate.images.archive.names import path_of
+from isolate.images.archive.names import check_own, path_of
 from isolate.images.archive.write import order
 from isolate.images.pack.pack import pack_entries
 from isolate.images.pack.start import difference, write_layer
