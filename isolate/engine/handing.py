@@ -124,6 +124,11 @@ class Handed:
             raise
         self.fds = [self._theirs.fileno()]
 
+    @property
+    def kept(self) -> tuple[Closing, ...]:
+        """What stays until the sandbox ends."""
+        return tuple(self._kept)
+
     def started(self, session: Session) -> None:
         """Take what init hands over, then let it go on."""
         theirs, ours = self._theirs, self._ours

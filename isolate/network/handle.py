@@ -180,6 +180,13 @@ class Network(Watching, Joinable):
             "gateway": str(self.gateway), "nameservers": [str(each) for each in self.nameservers], "members": members,
         }  # fmt: skip
 
+    def counters(self, member: Member) -> link.Counters:
+        """What a member has received and sent so far, as it sees it."""
+        self._check()
+        if member.plug is None:
+            raise ValueError("the member is not attached yet")
+        return self._switch.counters(member.plug)
+
     def _plug(self, name: str) -> Plug:
         self._check()
         with self._switch.lock:
@@ -286,6 +293,10 @@ class Network(Watching, Joinable):
                 before = other.rules
                 kept = self._reach(other)
                 self._switch.rules([ruleset.undone(message) for message in before if message not in kept])
+
+    def leave(self, member: Member, *, wait: bool) -> None:
+        """Take a member out. Without ``wait`` its network is about to go anyway."""
+        self._switch.lock.call(lambda: self._leave(member, wait=wait))
 
     def _leave(self, member: Member, *, wait: bool) -> None:
         if native.owner() != self._owner or self._closed:

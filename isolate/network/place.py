@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from isolate.namespaces import NetNamespace
     from isolate.network.address import Address
     from isolate.network.handle import Network
+    from isolate.network.link import Counters
     from isolate.network.members import Member
 
 __all__ = ["Connection", "Place", "Running", "netlink_of"]
@@ -67,9 +68,13 @@ class Place:
         finally:
             made.close()
 
+    def counters(self) -> tuple[str, Counters]:
+        """The device inside, and what it has moved."""
+        return self.member.wish.device, self.network.counters(self.member)
+
     def close(self, *, wait: bool = False) -> None:
         """Leave."""
-        self.network._leave(self.member, wait=wait)
+        self.network.leave(self.member, wait=wait)
 
 
 class Connection:

@@ -19,7 +19,7 @@ from isolate.network.link import FORWARDING, Counters
 from isolate.network.netlink import NETFILTER, ROUTE, Socket
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from isolate.network.address import Address, Net
     from isolate.network.netlink import Failure, Message
@@ -66,6 +66,40 @@ class Plug:
         return _TURNS + self.number, f"i{self.number}"
 
 
+class Lock:
+    """A lock that one thread may take several times; and what must not happen in between happens once it is let go.
+
+    A finalizer runs wherever the collector comes, also in the middle of a request and its answer on this very thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owner = 0
+        self._depth = 0
+        self._later: list[Callable[[], None]] = []
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        last = self._depth == 0
+        if last:
+            self._owner = 0
+        self._lock.release()
+        while last and self._later:
+            self._later.pop(0)()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call it now, or, if this thread is in the middle of something, when that is done."""
+        if self._owner == threading.get_ident():
+            self._later.append(function)
+        else:
+            function()
+
+
 class Switch:
     """A bridge in a namespace of its own, with the first address of each subnet. Any thread may call its methods."""
 
@@ -73,7 +107,7 @@ class Switch:
         self.subnets: dict[int, Net] = {net.version: net for net in subnets}
         self.gateways: dict[int, Address] = {v: net.network_address + 1 for v, net in self.subnets.items()}
         self.mtu = mtu
-        self.lock = threading.RLock()
+        self.lock = Lock()
         bound = []
         if names:
             bound = [Bound(kind, str(gateway), 53) for gateway in self.gateways.values() for kind in ("udp", "tcp")]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from isolate.cgroups.part import RunGroup
     from isolate.cgroups.stats import Stats
     from isolate.engine.session import Record, Session
+    from isolate.network.link import Counters
     from isolate.sandbox.capture import Capture
     from isolate.sandbox.verbs import Args, Box, SpawnOptions
 
@@ -258,6 +259,14 @@ class Process:
         from isolate.cgroups.group import read_stats
 
         return read_stats(self._group())
+
+    def interfaces(self) -> dict[str, Counters]:
+        """What each :class:`isolate.network.Interface` of the sandbox has received and sent so far, by its device.
+
+        :raises SetupError: ENODEV: the program has ended, and the device with it.
+        """
+        kept = [each for held in self._session.held for each in getattr(held, "kept", ())]
+        return dict(each.counters() for each in kept if hasattr(each, "counters"))
 
     def freeze(self, timeout: float = 10.0) -> None:
         """Stop everything inside, and return when all has stopped. A timeout of :meth:`wait` goes on counting.

@@ -101,6 +101,16 @@ def test_a_forked_child_does_not_keep_it(machine: NetNamespace) -> None:
             os.waitpid(child, 0)
 
 
+def test_a_finalizer_in_the_middle_of_something_waits_for_its_end() -> None:
+    """The collector may end a member on a thread that is just asking the kernel about another."""
+    with network.Network() as lan:
+        process = Sandbox(PidNamespace(), network.Interface(lan, name="a")).spawn(["sleep", "60"])
+        with lan._switch.lock:
+            process.close()
+            assert list(lan.members) == ["a"]
+        assert lan.members == {}
+
+
 def test_nothing_leaks() -> None:
     def once() -> None:
         with network.Network() as lan, host(lan, "db", publish={8080: 80}), host(lan, "web"):

@@ -72,6 +72,7 @@ def test_counters() -> None:
         assert after.received_bytes - before.received_bytes < 1 << 19
         inside = next(r for r in a.tell("ip", "-j", "-s", "link") if r["ifname"] == "eth0")["stats64"]
         assert inside["tx"]["bytes"] == after.sent_bytes
+        assert a.process.interfaces()["eth0"].sent_bytes == after.sent_bytes
         with pytest.raises(ValueError, match="did you mean 'a'"):
             lan.stats("aa")
 

@@ -37,7 +37,7 @@ for place in sys.argv[1:]:
 SERVER = "import socket; s = socket.create_server(('', 80)); print('up', flush=True); s.accept()[0].sendall(b'inside')"
 
 
-@pytest.fixture(params=["pasta", "slirp4netns"])
+@pytest.fixture(params=["pasta", pytest.param("slirp4netns", marks=pytest.mark.slow)])
 def helper(request: pytest.FixtureRequest) -> str:
     if shutil.which(request.param) is None:
         pytest.skip(f"{request.param} is not installed")
