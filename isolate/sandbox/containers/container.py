@@ -23,9 +23,12 @@ from isolate.landlock.part import Landlock
 from isolate.mounts.dev_null import tree_of_null
 from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.box import Sandbox
+from isolate.sandbox.containers.acting import actor_of
 from isolate.sandbox.containers.command import CommandPlan
-from isolate.sandbox.containers.doors import Doors, kinds_of, take_doors
+from isolate.sandbox.containers.doors import ROOT, Doors, kinds_of, take_doors
+from isolate.sandbox.containers.files import Files
 from isolate.sandbox.containers.life import Life
+from isolate.sandbox.containers.with_files import WithFiles
 from isolate.sandbox.defaults import defaults
 from isolate.sandbox.process import await_start
 from isolate.sandbox.verbs import Verbs
@@ -195,7 +198,7 @@ class Command(_Inside):
         return self.container.launch(tape, run, stdio, slots, nonblocking=nonblocking)
 
 
-class Container(_Inside):
+class Container(_Inside, WithFiles):
     """A sandbox that stays until its end, in which commands are run; made by :meth:`isolate.Sandbox.open`.
 
     :meth:`run`, :meth:`arun` and :meth:`spawn` are those of :class:`~isolate.Sandbox`: a command is in the container's
@@ -215,7 +218,8 @@ class Container(_Inside):
         super().__init__()
         self.box: Sandbox = box
         self._life = life
-        self._doors = dict(doors)
+        self._root = doors[ROOT]
+        self._doors = {flag: door for flag, door in doors.items() if flag != ROOT}
         self._directories = dict(directories)
         limits = next((part for part in box.parts if isinstance(part, Limits)), Limits())
         self._group: Cgroup | None = Cgroup.view(self._directories, limits) if self._directories else None
@@ -270,6 +274,12 @@ class Container(_Inside):
         session = Session(tape, run, stdio, slots, nonblocking=nonblocking)
         session.joined = self._joined
         return session
+
+    @property
+    def _files(self) -> Files:
+        if self._root.closed:
+            raise ValueError("the container is closed")
+        return Files(self._root, actor_of(self.box._plan().context))
 
     # ---- what it uses ------------------------------------------------------------------------------------------
 
@@ -350,7 +360,7 @@ class Container(_Inside):
     def close(self) -> None:
         """Kill everything inside, wait for the end, release every descriptor."""
         self._life.close()
-        for descriptor in (*self._doors.values(), self._null):
+        for descriptor in (*self._doors.values(), self._root, self._null):
             if descriptor is not None:
                 descriptor.close()
 

@@ -6,6 +6,7 @@ there. So init opens its own, at the last moment at which the caller's /proc is 
 
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -24,7 +25,9 @@ from isolate.kernel.constants import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
     O_CLOEXEC,
+    O_PATH,
     O_RDONLY,
+    Constant,
 )
 
 if TYPE_CHECKING:
@@ -33,13 +36,18 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Context, Part
     from isolate.engine.session import Session
 
-__all__ = ["KINDS", "Doors", "kinds_of", "take_doors"]
+__all__ = ["KINDS", "ROOT", "Doors", "kinds_of", "take_doors"]
+
+O_DIRECTORY = Constant(os.O_DIRECTORY, "O_DIRECTORY")
 
 #: Flag to the name of the file in /proc/self/ns. Init is not in the time namespace that it makes; its children are.
 KINDS: dict[int, str] = {
     CLONE_NEWUSER: "user", CLONE_NEWPID: "pid", CLONE_NEWNS: "mnt", CLONE_NEWNET: "net", CLONE_NEWIPC: "ipc",
     CLONE_NEWUTS: "uts", CLONE_NEWCGROUP: "cgroup", CLONE_NEWTIME: "time_for_children",
 }  # fmt: skip
+
+#: In the place of a flag: the descriptor of the root.
+ROOT = 0
 
 _came: weakref.WeakKeyDictionary[Session, dict[int, OwnedDescriptor]] = weakref.WeakKeyDictionary()
 
@@ -62,7 +70,7 @@ class _Kept:
 
     def receive(self, fds: list[int], session: Session) -> None:
         """Keep them."""
-        _came[session] = {flag: OwnedDescriptor(fd) for flag, fd in zip(self.flags, fds, strict=True)}
+        _came[session] = {flag: OwnedDescriptor(fd) for flag, fd in zip((*self.flags, ROOT), fds, strict=True)}
 
     def close(self) -> None:
         """They are somebody else's by now."""
@@ -75,20 +83,27 @@ class Doors:
 
     def __init__(self, flags: tuple[int, ...]) -> None:
         self.flags = flags
-        self._handing = Handing(count=len(flags), prepare=lambda: _Kept(flags), part="Container")
+        self._handing = Handing(count=len(flags) + 1, prepare=lambda: _Kept(flags), part="Container")
 
     def __repr__(self) -> str:
         return f"Doors({', '.join(KINDS[flag] for flag in self.flags)})"
 
     def steps(self, context: Context) -> Iterator[Step]:
-        """Open them while the caller's /proc is there, hand them over, go on."""
+        """Open them while the caller's /proc is there; hand them over with the root."""
         slot = self._handing.slot(context)
         registers = [Register(KINDS[flag]) for flag in self.flags]
         opening = [
             call("openat", AT_FDCWD, f"/proc/self/ns/{KINDS[flag]}".encode(), O_RDONLY | O_CLOEXEC, 0, out=register)
             for flag, register in zip(self.flags, registers, strict=True)
         ]
-        ops = (*opening, *self._handing.hand(slot, registers), *self._handing.wait(slot))
-        text = "hand descriptors of the namespaces to the caller, who starts commands in them"
+        text = "open the namespaces, while the caller's /proc is there"
         hints = {2: "the host's /proc is not there, or the kernel was built without one of the namespaces"}
-        yield Step(Phase.SYSTEM, text, ops, path=b"/proc/self/ns", hints=hints)
+        yield Step(Phase.SYSTEM, text, tuple(opening), path=b"/proc/self/ns", hints=hints)
+        root = Register("root")
+        ops = (
+            call("openat", AT_FDCWD, b"/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=root),
+            *self._handing.hand(slot, [*registers, root]),
+            *self._handing.wait(slot),
+        )
+        text = "hand descriptors of them and of the root to the caller, who starts commands there"
+        yield Step(Phase.COVER, text, ops)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.errors import SetupError
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.containers import records
+from isolate.sandbox.containers.doors import ROOT
 from isolate.sandbox.containers.log import Log
 from isolate.sandbox.containers.written import from_bytes
 
@@ -93,7 +94,7 @@ class Keeper:
     def _do(self, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         what = request["do"]
         if what == "join":
-            doors = self.container._doors
+            doors = {**self.container._doors, ROOT: self.container._root}
             fds += [self.container.pidfd, *doors.values()]
             return {"flags": list(doors), "directories": self.container._directories}
         if what == "keep":

@@ -1,0 +1,123 @@
+"""A container's paths: opened from its root's descriptor, never through a link, never outside, never waiting."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from dataclasses import dataclass
+
+from isolate.engine import native
+from isolate.errors import SetupError, printable
+from isolate.kernel.paths import PATH_MAX
+from isolate.kernel.syscalls import number
+
+__all__ = ["FileInfo", "Opened", "components", "info_of", "open_beneath", "problem", "reopen_regular"]
+
+# openat2(2): RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH
+_RESOLVE = 0x02 | 0x04 | 0x08
+_KINDS = {
+    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device",
+}  # fmt: skip
+_CAUSES = {
+    errno.ELOOP: "a symbolic link is on the way, and none is followed: name the place that it leads to",
+    errno.EXDEV: "the path leads out of the container's root",
+    errno.ENOENT: "there is no such file",
+    errno.ENOTDIR: "something on the way is no directory",
+    errno.EACCES: "the container's user may not",
+    errno.EPERM: "the container's user may not",
+    errno.EROFS: "that file system is read-only",
+    errno.ENOSPC: "the file system is full",
+    errno.EDQUOT: "the file system's quota is used up",
+    errno.EISDIR: "a directory stands there",
+}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file in a container: what it is, never what it leads to."""
+
+    #: From the container's root; any bytes are possible in it (``os.fsencode``).
+    path: str
+    #: "file", "directory", "symlink", "fifo", "socket" or "device".
+    kind: str
+    size: int
+    mode: int
+    mtime: float
+    #: How many names the file has.
+    links: int = 1
+    #: Where a :meth:`~isolate.Container.get` has put it; None: it was not fetched, being no file and no directory.
+    saved: str | None = None
+
+
+class Opened:
+    """A descriptor for the length of a block."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __enter__(self) -> int:
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+
+def problem(error: OSError, step: str, path: bytes) -> SetupError:
+    """An error about a container's file."""
+    return SetupError(
+        error.errno or errno.EIO, step, part="Container", path=printable(os.fsdecode(path)),
+        cause=_CAUSES.get(error.errno or 0),
+    )  # fmt: skip
+
+
+def components(path: object) -> list[bytes]:
+    """A path inside, by its names.
+
+    :raises ValueError: ``..`` in it, a NUL byte, too long. :raises TypeError: no path.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"a path inside the container is wanted, not {path!r}")
+    data = os.fsencode(path)
+    names = [name for name in data.split(b"/") if name not in (b"", b".")]
+    if b"\0" in data or b".." in names or len(data) >= PATH_MAX:
+        raise ValueError(f"not a path inside the container: {path!r}")
+    return names
+
+
+def open_beneath(directory: int, path: bytes, flags: int) -> int:
+    """openat2(2), beneath a directory and without symbolic links.
+
+    :raises OSError: as the kernel says.
+    """
+    # O_NOFOLLOW would take the error about a link at the end for one about a directory.
+    how = struct.pack("<QQQ", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE)
+    for _ in range(100):  # EAGAIN: something was renamed on the way meanwhile
+        fd = native.call(number("openat2"), directory, (path or b".") + b"\0", how, len(how))
+        if fd != -errno.EAGAIN:
+            break
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), os.fsdecode(path))
+    return fd
+
+
+def info_of(path: bytes, found: os.stat_result, saved: str | None = None) -> FileInfo:
+    """What is told of a file."""
+    kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
+    return FileInfo(
+        os.fsdecode(path), kind, found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime, found.st_nlink, saved
+    )
+
+
+def reopen_regular(fd: int) -> int:
+    """A descriptor to read from, of an O_PATH descriptor's regular file. A FIFO or a device is never opened.
+
+    :raises OSError: EINVAL: it is no regular file.
+    """
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
+        raise OSError(errno.EINVAL, f"it is no regular file but a {kind}")
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

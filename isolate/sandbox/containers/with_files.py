@@ -1,0 +1,121 @@
+"""The verbs of a container about files."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, overload
+
+from isolate.sandbox.containers.files import Bounds, Files
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from isolate.sandbox.containers.beneath import FileInfo
+    from isolate.sandbox.verbs import StrOrBytesPath
+
+__all__ = ["WithFiles"]
+
+_MODE = 0o644
+
+
+class WithFiles:
+    """Files into a container and out of it.
+
+    Everything is done as the container's user: what a program inside may not do is not done here, and the caller's
+    rights over files (root's) are put aside. Paths are from the container's root. No symbolic link is followed
+    anywhere, no FIFO, socket or device is opened, and a call ends within its caps and its ``timeout``.
+    """
+
+    __slots__ = ()
+
+    @property
+    def _files(self) -> Files:
+        raise NotImplementedError
+
+    def read(self, path: StrOrBytesPath, *, max_size: int | str = "64M", timeout: float = 60.0) -> bytes:
+        """The content of a regular file.
+
+        :raises SetupError: ENOENT; ELOOP: a symbolic link is on the way; EINVAL: a FIFO, a device, a directory; EFBIG:
+            more than ``max_size``; EACCES: the container's user may not read it.
+        """
+        return self._files.read(path, Bounds.of("read a file of the container", max_size, 1, 1, timeout))
+
+    def write(
+        self, path: StrOrBytesPath, data: str | bytes, *, mode: int = _MODE, mtime: float | None = None,
+        parents: bool = False,
+    ) -> None:  # fmt: skip
+        """Write a file, whole, in the place of whatever has its name: a link or a FIFO is replaced, never written to,
+        and another name of a file keeps the old content.
+
+        ``mode`` has no set-id bits. ``parents`` makes the directories on the way.
+
+        :raises SetupError: ELOOP: a symbolic link is on the way; EISDIR, EACCES, EROFS, ENOSPC.
+        """
+        if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o1777:
+            raise ValueError(f"mode must be from 0 to 0o1777, without set-id bits, not {mode!r}")
+        content = data.encode() if isinstance(data, str) else bytes(data)
+        self._files.write(path, content, mode, mtime, parents, "write a file of the container")
+
+    def put(
+        self, source: StrOrBytesPath | Mapping[str, str | bytes], target: StrOrBytesPath = "/", *, times: bool = True,
+        parents: bool = True, max_size: int | str = "1G", max_files: int = 100_000, max_depth: int = 64,
+        timeout: float = 600.0,
+    ) -> None:  # fmt: skip
+        """Copy a file to ``target``, what is in a directory into ``target``, or a mapping of paths to contents.
+
+        Modes are kept without set-id bits, with ``times`` those of change, too. Everything belongs to the container's
+        user. Symbolic links of a tree are copied as links. What has the name already is replaced, a directory is
+        filled. Holes stay holes.
+
+        :raises ValueError: a FIFO, a socket or a device in the tree.
+        :raises SetupError: as :meth:`write`; EFBIG, EMFILE, ENAMETOOLONG: the caps on bytes, files and depth.
+        """
+        bounds = Bounds.of("put files into the container", max_size, max_files, max_depth, timeout)
+        self._files.put(source, target, times, parents, bounds)
+
+    @overload
+    def get(
+        self, pattern: StrOrBytesPath, into: None = ..., *, max_size: int | str = ..., max_files: int = ...,
+        max_depth: int = ..., timeout: float = ...,
+    ) -> dict[str, bytes]: ...  # fmt: skip
+    @overload
+    def get(
+        self, pattern: StrOrBytesPath, into: StrOrBytesPath, *, max_size: int | str = ..., max_files: int = ...,
+        max_depth: int = ..., timeout: float = ...,
+    ) -> list[FileInfo]: ...  # fmt: skip
+    def get(
+        self, pattern: StrOrBytesPath, into: StrOrBytesPath | None = None, *, max_size: int | str = "1G",
+        max_files: int = 100_000, max_depth: int = 64, timeout: float = 600.0,
+    ) -> dict[str, bytes] | list[FileInfo]:  # fmt: skip
+        """Fetch the files that match a pattern (``*``, ``?`` and ``[…]`` in names), with what is below directories.
+
+        Without ``into`` the contents, by path. With it files and directories are made below that directory, from the
+        last name before the first pattern on: ``get("/work/out/*.txt", "here")`` makes ``here/a.txt``. They are the
+        caller's, with mode 755 or 644 and the times of change; holes stay holes; a file that is there already is an
+        error. What is found is listed; what is no file and no directory is listed and not fetched (``saved`` is None).
+        A hard link is a file like any other, if the container's user may read it.
+
+        :raises SetupError: ENOENT: a path without a pattern is not there; EACCES; EFBIG, EMFILE, ENAMETOOLONG,
+            ETIMEDOUT: the caps on bytes (a sparse file counts whole), files, depth and time. What was fetched stays.
+        :raises FileExistsError: a file of that name is there.
+        """
+        bounds = Bounds.of("fetch files of the container", max_size, max_files, max_depth, timeout)
+        if into is None:
+            return self._files.get(pattern, None, bounds)[1]
+        os.makedirs(into, exist_ok=True)
+        fd = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return self._files.get(pattern, fd, bounds)[0]
+        finally:
+            os.close(fd)
+
+    def list(
+        self, path: StrOrBytesPath = "/", *, recursive: bool = False, max_files: int = 100_000, max_depth: int = 64,
+        timeout: float = 60.0,
+    ) -> list[FileInfo]:  # fmt: skip
+        """What is in a directory, by name; with ``recursive`` all below it.
+
+        :raises SetupError: ENOENT, ENOTDIR, ELOOP, EACCES; EMFILE, ENAMETOOLONG: the caps.
+        """
+        bounds = Bounds.of("list files of the container", 0, max_files, max_depth, timeout)
+        return self._files.listed(path, recursive, bounds)
