@@ -203,7 +203,7 @@ class Holding:
 
         stop = threading.Event()
         report = Reporter(progress, stop)
-        watched = None if registry is None else registry.watch(stop)
+        watched = None if registry is None else registry.watch(report.check)
         return await aside(lambda: do(report, watched), stop)
 
 

@@ -39,7 +39,7 @@ class Reporter:
 
     def __init__(self, call: ProgressCall | None, stop: threading.Event | None = None) -> None:
         self._call = call
-        self._stop = stop
+        self._stop = threading.Event() if stop is None else stop
         self._lock = threading.Lock()
 
     def __call__(self, what: str, digest: str, done: int, total: int | None) -> None:
@@ -50,5 +50,9 @@ class Reporter:
 
     def check(self) -> None:
         """Raise where the verb is to stop."""
-        if self._stop is not None and self._stop.is_set():
+        if self._stop.is_set():
             raise Cancelled
+
+    def stop(self) -> None:
+        """Let what still runs in other threads end soon."""
+        self._stop.set()

@@ -110,6 +110,9 @@ class Pull:
                 unpack(self._opened, self._trees, image, bounds, self._report, self.lease, jobs)
             for job in jobs.values():
                 job.result()
+        except BaseException:
+            self._report.stop()  # nobody waits for what another thread still fetches
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -128,10 +131,19 @@ class Pull:
                 # Something about an image, such as how it was built: kept as it is.
                 wanted[manifest.config.digest] = manifest.config
             wanted.update((layer.digest, layer) for layer in manifest.layers)
-        with ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-pull") as pool:
+        self._all(wanted)
+        return images
+
+    def _all(self, wanted: dict[str, Descriptor]) -> None:
+        pool = ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-pull")
+        try:
             for job in [pool.submit(self._blob, blob) for blob in wanted.values()]:
                 job.result()
-        return images
+        except BaseException:
+            self._report.stop()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _blob(self, layer: Descriptor) -> int:
         with doing("keeping a layer", self._opened.path):

@@ -91,6 +91,9 @@ class Push:
             new = len(found) == 1 and self._uploaded > 0
             for job in [pool.submit(self._blob, one, new) for one in configs.values() if one.digest not in layers]:
                 job.result()
+        except BaseException:
+            self._report.stop()  # nobody waits for what another thread still sends
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

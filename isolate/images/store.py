@@ -74,7 +74,8 @@ class Store(Holding):
         ``platform="all"`` all are kept, the name stands for the whole, and the one for this machine is unpacked.
         ``registry`` is the reference's own unless one is given, with its credentials and mirrors. ``bounds`` are for
         each layer. With ``unpack=False`` the layers are kept as they came, and not extracted. Every digest is verified:
-        of the manifest where the reference has it, and of all that the manifest names.
+        of the manifest where the reference has it, and of all that the manifest names. A tag becomes a name in the
+        store; what is pulled by digest alone has none: :meth:`tag` it, or keep it from :meth:`collect`.
 
         :raises RegistryError: it is not there, or the registry fails. :raises DigestError: it lies.
         :raises ImageError: a document, :raises LayerError: a layer breaks a rule. :raises StoreError: the disk is full.
@@ -104,7 +105,7 @@ class Store(Holding):
         reference = Reference.parse(name)
         every = platform == "all"
         wanted = None if platform is None or every else Platform.parse(platform)
-        with _registry(registry, reference) as client:
+        with _registry(registry, reference, report) as client:
             pull = Pull(self._opened, self._trees, client, reference.repository, report)
             with pull.lease, doing("pulling", self.path):
                 if every:
@@ -178,7 +179,7 @@ class Store(Holding):
                 raise TypeError("push needs to know where to: push(image, 'registry.example/me/app:1')")
             reference = Reference.parse(registry if registry is not None else str(image))
         client = registry if isinstance(registry, Registry) else None
-        with _registry(client, reference) as who, Lease() as lease, doing("pushing", self.path):
+        with _registry(client, reference, report) as who, Lease() as lease, doing("pushing", self.path):
             push = Push(self._opened, who, reference, report)
             with push.lease:
                 if isinstance(image, Image):
@@ -460,9 +461,9 @@ def _whole_file(target: StrOrBytesPath | IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _registry(given: Registry | None, reference: Reference) -> Iterator[Registry]:
+def _registry(given: Registry | None, reference: Reference, report: Reporter) -> Iterator[Registry]:
     if given is not None:
         yield given
         return
-    with Registry(reference.registry) as own:
+    with Registry(reference.registry).watch(report.check) as own:
         yield own

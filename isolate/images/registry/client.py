@@ -27,7 +27,6 @@ from isolate.images.registry.http import Answer, Transport, is_loopback, without
 
 if TYPE_CHECKING:
     import os
-    import threading
     from collections.abc import Callable, Iterable, Iterator
 
     from typing_extensions import Self
@@ -475,17 +474,13 @@ class Registry:
         data = dump({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": rows})
         self.put_manifest(repository, data, OCI_INDEX, fallback_tag(subject))
 
-    def watch(self, stop: threading.Event) -> Self:
-        """The same registry for a verb that can be cancelled: requests end when the event is set."""
-        from isolate.images.progress import Reporter
-
+    def watch(self, check: Callable[[], object]) -> Self:
+        """The same registry for a verb that can be stopped: ``check`` raises where it is to stop."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other._transport = Transport(
-            timeout=self._transport.timeout, ca=self._transport.ca, check=Reporter(None, stop).check
-        )
+        other._transport = Transport(timeout=self._transport.timeout, ca=self._transport.ca, check=check)
         other._authority = None
-        other._mirrors = tuple(mirror.watch(stop) for mirror in self._mirrors)
+        other._mirrors = tuple(mirror.watch(check) for mirror in self._mirrors)
         return other
 
 
