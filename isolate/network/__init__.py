@@ -1,5 +1,8 @@
 """Networks: a switch with members, addresses, names, published ports; and the netlink that makes them."""
 
+from isolate.network.domains import Asked as Asked
+from isolate.network.domains import Connect as Connect
+from isolate.network.domains import Domains as Domains
 from isolate.network.handle import Network as Network
 from isolate.network.interface import Interface as Interface
 from isolate.network.interface import connect as connect
@@ -12,8 +15,11 @@ from isolate.network.words import Egress as Egress
 from isolate.network.words import Publish as Publish
 
 __all__ = [
+    "Asked",
+    "Connect",
     "Connection",
     "Counters",
+    "Domains",
     "Egress",
     "Interface",
     "Network",

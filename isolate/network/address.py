@@ -20,7 +20,7 @@ from isolate.network.netlink import (
     text,
 )
 
-__all__ = ["Address", "Interface", "Net", "Route", "add", "addresses", "neighbour", "route", "routes"]
+__all__ = ["Address", "Interface", "Net", "Route", "add", "addresses", "local", "neighbour", "route", "routes"]
 
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 Net: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
@@ -37,6 +37,7 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _NDA_DST, _NDA_LLADDR = 1, 2
 _MAIN, _BOOT, _STATIC, _UNICAST, _BLACKHOLE = 254, 3, 4, 1, 6
 _LINK_SCOPE, _UNIVERSE = 253, 0
+_LOCAL, _LOCAL_TABLE, _HOST_SCOPE = 2, 255, 254
 _PERMANENT = 0x80
 _IFADDR = struct.Struct("=BBBBi")  # struct ifaddrmsg
 _RTMSG = struct.Struct("=BBBBBBBBI")  # struct rtmsg
@@ -76,6 +77,15 @@ def route(to: Net | None, *, index: int, via: Address | None = None, version: in
     return Message(
         _NEWROUTE, CREATE | EXCLUSIVE, body, f"route {to or 'everything'} by {via or f'the device {index}'}"
     )  # fmt: skip
+
+
+def local(net: Net, *, index: int = 1) -> Message:
+    """Every address of a network is this host's own: what is sent there arrives here (ip-route(8), type local)."""
+    body = _RTMSG.pack(
+        2 if net.version == 4 else 10, net.prefixlen, 0, 0, _LOCAL_TABLE, _STATIC, _HOST_SCOPE, _LOCAL, 0
+    )
+    body += attribute(_RTA_DST, net.network_address.packed) + attribute(_RTA_OIF, index)
+    return Message(_NEWROUTE, CREATE | EXCLUSIVE, body, f"take {net} for this host's own")
 
 
 def neighbour(index: int, address: Address, mac: bytes) -> Message:

@@ -148,6 +148,10 @@ def _block(
         if env is None and given.env is not None:
             env = {"PATH": DEFAULT_PATH, **dict(given.env)}
         cwd = given.cwd if cwd is None else cwd
+    if env is None:
+        # What parts tell their programs, such as where a proxy listens.
+        told = {k: v for part in tape.plan.parts for k, v in getattr(part, "variables", dict)().items()}
+        env = {"PATH": DEFAULT_PATH, **told} if told else None
     argv = arguments(args)
     variables, path = environment(env)
     directory = argument("." if cwd is None else cwd, "cwd")

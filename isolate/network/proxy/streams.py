@@ -1,0 +1,145 @@
+"""Streams of the proxy: deadlines, passing on, answers of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, TypeAlias
+
+from isolate.network.proxy.heads import BadHead
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+__all__ = ["CHUNK", "IDLE", "Deadline", "Reader", "Writer", "both_ways", "closed", "one_way", "pass_body", "say"]
+
+Reader: TypeAlias = asyncio.StreamReader
+Writer: TypeAlias = asyncio.StreamWriter
+
+CHUNK = 1 << 16
+#: Seconds that a connection may be silent.
+IDLE = 300.0
+
+
+class Deadline:
+    """``async with``: what takes longer is a TimeoutError (asyncio.timeout came with Python 3.11)."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._late = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def end() -> None:
+            self._late = True
+            task.cancel()
+
+        self._handle = asyncio.get_running_loop().call_later(self._seconds, end)
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: object) -> None:
+        self._handle.cancel()
+        if self._late and kind is asyncio.CancelledError:
+            raise TimeoutError from value
+
+
+async def closed(writer: Writer) -> None:
+    """Close, and wait a little until what was written has gone."""
+    writer.close()
+    with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
+        async with Deadline(2):
+            await writer.wait_closed()
+
+
+async def one_way(reader: Reader, writer: Writer) -> None:
+    """Pass on what comes until it ends."""
+    while True:
+        async with Deadline(IDLE):
+            data = await reader.read(CHUNK)
+        if not data:
+            break
+        writer.write(data)
+        async with Deadline(IDLE):
+            await writer.drain()
+    with contextlib.suppress(OSError):
+        if writer.can_write_eof():
+            writer.write_eof()
+
+
+async def both_ways(reader: Reader, writer: Writer, up_reader: Reader, up_writer: Writer) -> None:
+    """Pass on what comes from either until both have ended."""
+    ways: list[Coroutine[None, None, None]] = [one_way(reader, up_writer), one_way(up_reader, writer)]
+    tasks = [asyncio.ensure_future(way) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await closed(up_writer)
+
+
+async def pass_body(length: int | None, data: bytes, reader: Reader, writer: Writer) -> None:
+    """Pass on the body of a request, and not one byte more. ``length`` is None where it comes in chunks."""
+    source = _Source(data, reader)
+    try:
+        if length is not None:
+            await source.copy(length, writer)
+            return
+        while True:
+            line = await source.line(10)
+            if not line or any(c not in b"0123456789abcdefABCDEF" for c in line):
+                raise BadHead("a chunk without a length, or with an extension")
+            size = int(line, 16)
+            writer.write(b"%x\r\n" % size)
+            await source.copy(size, writer)
+            if await source.line(2):  # after the last chunk: a trailer would stand here
+                raise BadHead("a chunk that is longer than it says, or a trailer")
+            writer.write(b"\r\n")
+            await writer.drain()
+            if size == 0:
+                return
+    except (BadHead, OSError, TimeoutError):
+        writer.close()  # half a request must not look like a whole one
+
+
+class _Source:
+    """What has come of a body, and what still comes."""
+
+    def __init__(self, data: bytes, reader: Reader) -> None:
+        self._data, self._reader = data, reader
+
+    async def _more(self) -> None:
+        async with Deadline(IDLE):
+            found = await self._reader.read(CHUNK)
+        if not found:
+            raise ConnectionResetError
+        self._data += found
+
+    async def copy(self, length: int, writer: Writer) -> None:
+        while length > 0:
+            if not self._data:
+                await self._more()
+            piece, self._data = self._data[:length], self._data[length:]
+            length -= len(piece)
+            writer.write(piece)
+            await writer.drain()
+
+    async def line(self, longest: int) -> bytes:
+        while (end := self._data.find(b"\r\n")) < 0:
+            if len(self._data) > longest:
+                raise BadHead("a line of a chunk that does not end")
+            await self._more()
+        found, self._data = self._data[:end], self._data[end + 2 :]
+        if len(found) > longest:
+            raise BadHead("a line of a chunk that is too long")
+        return found
+
+
+def say(writer: Writer, status: int, why: str) -> None:
+    """An answer of the proxy's own."""
+    reason = {400: "Bad Request", 403: "Forbidden", 502: "Bad Gateway"}[status]
+    text = f"isolate: {why}\n".encode("ascii", "backslashreplace")
+    fields = f"Content-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
+    writer.write(f"HTTP/1.1 {status} {reason}\r\n{fields}".encode() + text)

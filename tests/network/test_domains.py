@@ -1,0 +1,505 @@
+"""``Domains`` and ``Connect``: what gets out, attempts to get further, each with a control, and what is refused."""
+# ruff: noqa: E501 - the attempts are rows of a table
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from isolate import Capabilities, NetNamespace, PidNamespace, Sandbox, UserNamespace, network
+from isolate.network import Connect, Domains
+from tests.ordinary import as_ordinary_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from isolate.network import Asked
+
+CLIENT = r"""
+import os, socket, ssl, struct, sys
+socket.setdefaulttimeout(5)
+def answer(s, data=b""):
+    got = b""
+    try:
+        if data: s.sendall(data)
+        while b"SECRET" not in got:
+            more = s.recv(4096)
+            if not more: break
+            got += more
+    except OSError as error: got += repr(error).encode()
+    return got
+def proxy(): return socket.create_connection(("127.0.0.1", 3128))
+def connect(target, host=None):
+    s = proxy()
+    s.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {host or target}\r\n\r\n".encode())
+    got = s.recv(4096)
+    if b" 200 " not in got: print(got.decode()); sys.exit()
+    return s
+def socks(kind, address, port=PORT, command=1):
+    s = proxy()
+    s.sendall(b"\5\1\0"); s.recv(2)
+    s.sendall(bytes([5, command, 0, kind]) + address + struct.pack(">H", port))
+    got = s.recv(64)
+    if got[1:2] != b"\0": print(got); sys.exit()
+    return s
+def name(text): return bytes([len(text)]) + text.encode()
+def hello(server):
+    context = ssl.create_default_context(); context.check_hostname = False
+    out = ssl.MemoryBIO()
+    tls = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname=server)
+    try: tls.do_handshake()
+    except ssl.SSLWantReadError: pass
+    return out.read()
+def with_extension(data, kind, content):
+    extension = struct.pack(">HH", kind, len(content)) + content
+    body = bytearray(data[9:]); at = 34
+    at += 1 + body[at]; at += 2 + int.from_bytes(body[at:at+2], "big"); at += 1 + body[at]
+    size = int.from_bytes(body[at:at+2], "big") + len(extension)
+    body[at:at+2] = size.to_bytes(2, "big"); body += extension
+    message = b"\1" + len(body).to_bytes(3, "big") + bytes(body)
+    return b"\x16\3\1" + len(message).to_bytes(2, "big") + message
+def in_records(data, size):
+    message = data[5:]
+    return b"".join(b"\x16\3\1" + len(p).to_bytes(2, "big") + p for p in (message[i:i+size] for i in range(0, len(message), size)))
+def http(text): return answer(proxy(), text.replace("\n", "\r\n").encode())
+"""
+#: Allowed in each attempt, and leading to this host's loopback.
+GOOD, EVIL = "good.example", "evil.example"
+
+
+class Upstream:
+    """A server on this host's loopback that answers whatever comes with SECRET, and keeps what came."""
+
+    def __init__(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> None:
+        self.sock = socket.socket(family, kind)
+        self.sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        self.port: int = self.sock.getsockname()[1]
+        self.got: list[bytes] = []
+        self.datagrams = kind == socket.SOCK_DGRAM
+        if not self.datagrams:
+            self.sock.listen(64)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                if self.datagrams:
+                    _, peer = self.sock.recvfrom(4096)
+                    self.sock.sendto(b"SECRET", peer)
+                else:
+                    connection, _ = self.sock.accept()
+                    threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            except OSError:
+                return
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(5)
+            try:
+                while data := connection.recv(65536):
+                    self.got.append(data)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nSECRET")
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        if not self.datagrams:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+@pytest.fixture
+def up(machine: object) -> Iterator[dict[str, Upstream]]:
+    """Servers on the machine's loopback."""
+    made = {"tcp": Upstream(), "other": Upstream(), "udp": Upstream(kind=socket.SOCK_DGRAM)}
+    try:
+        made["six"] = Upstream(socket.AF_INET6)
+    except OSError:
+        made["six"] = made["tcp"]
+    yield made
+    for each in made.values():
+        each.close()
+
+
+def base() -> list[Any]:
+    return [PidNamespace()] + ([UserNamespace()] if os.geteuid() else [])
+
+
+def inside(up: dict[str, Upstream], code: str, *parts: Any, events: list[Asked] | None = None) -> str:
+    """What a program in a sandbox prints: the answer to ``code``, an expression, or what its last line tells."""
+    ports = f"PORT, OTHER, UDP, SIX = {up['tcp'].port}, {up['other'].port}, {up['udp'].port}, {up['six'].port}\n"
+    *lines, last = code.strip().split("\n")
+    program = "\n".join([ports, CLIENT, *lines, f"print({last})"])
+    result = Sandbox(*base(), *parts).run([sys.executable, "-I", "-c", program], timeout=20, text=True)
+    return str(result.stdout) + str(result.stderr)
+
+
+def domains(up: dict[str, Upstream], **said: Any) -> Domains:
+    """What the attempts are made against, with single checks taken away by ``said``."""
+    names = said.pop("names", [GOOD])
+    known = {"port": up["tcp"].port, "resolve": lambda name, port: ["127.0.0.1"], "private": ["127.0.0.0/8"]}
+    return Domains(*names, **(known | said))
+
+
+TUNNEL = "answer(connect(f'good.example:{PORT}'), hello('good.example'))"
+HEAD = "GET http://good.example/ HTTP/1.1\\nHost: good.example\\n"
+# Each attempt, and what lets it through: keywords for Domains, None for no part at all, or a second, harmless attempt.
+ATTEMPTS: dict[str, tuple[str, Any]] = {
+    "directly to loopback": ("answer(socket.create_connection(('127.0.0.1', OTHER)), b'x')", None),
+    "directly by IPv6": ("answer(socket.create_connection(('::1' if SIX != PORT else '127.0.0.1', SIX)), b'x')", None),
+    "by UDP": (
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.connect(('127.0.0.1', UDP))\nanswer(s, b'x')", None,
+    ),
+    "CONNECT to another port": (
+        "answer(connect(f'good.example:{OTHER}'), hello('good.example'))", lambda up: {"port": [up["tcp"].port, up["other"].port]},
+    ),
+    "CONNECT to another name": (
+        "answer(connect(f'evil.example:{PORT}'), hello('evil.example'))", {"names": [GOOD, EVIL]},
+    ),
+    "a name below": ("answer(connect(f'a.good.example:{PORT}'), hello('a.good.example'))", {"names": ["*.good.example"]}),
+    "a name that ends alike": (
+        "answer(connect(f'notgood.example:{PORT}'), hello('notgood.example'))", {"names": ["notgood.example"]},
+    ),
+    "a name that a rule begins": (
+        "answer(connect(f'good.example.evil.example:{PORT}'), hello('good.example.evil.example'))",
+        {"names": ["*.evil.example"]},
+    ),
+    "an address": ("answer(connect(f'127.0.0.1:{PORT}'), hello('good.example'))", TUNNEL),
+    "a decimal address": ("answer(connect(f'2130706433:{PORT}'), hello('good.example'))", TUNNEL),
+    "an octal address": ("answer(connect(f'0177.0.0.1:{PORT}'), hello('good.example'))", TUNNEL),
+    "a hexadecimal address": ("answer(connect(f'0x7f000001:{PORT}'), hello('good.example'))", TUNNEL),
+    "a short address": ("answer(connect(f'127.1:{PORT}'), hello('good.example'))", TUNNEL),
+    "an IPv6 address": ("answer(connect(f'[::1]:{PORT}'), hello('good.example'))", TUNNEL),
+    "a mapped address": ("answer(connect(f'[::ffff:127.0.0.1]:{PORT}'), hello('good.example'))", TUNNEL),
+    "a user before the name": ("answer(connect(f'x@evil.example:{PORT}'), hello('good.example'))", TUNNEL),
+    "the proxy itself": ("answer(connect('localhost:3128'), hello('localhost'))", TUNNEL),
+    "Host is not the name": (
+        "answer(connect(f'good.example:{PORT}', f'evil.example:{PORT}'), hello('good.example'))", TUNNEL,
+    ),
+    "fronting by SNI": ("answer(connect(f'good.example:{PORT}'), hello('evil.example'))", {"tls": False}),
+    "no SNI": ("answer(connect(f'good.example:{PORT}'), hello(None))", {"tls": False}),
+    "no TLS": ("answer(connect(f'good.example:{PORT}'), b'SSH-2.0-x\\r\\n')", {"tls": False}),
+    "Encrypted Client Hello": (
+        "answer(connect(f'good.example:{PORT}'), with_extension(hello('good.example'), 0xfe0d, b'x' * 40))", {"ech": True},
+    ),
+    "SNI twice": (
+        "answer(connect(f'good.example:{PORT}'), with_extension(hello('good.example'), 0, b'\\0\\7\\0\\0\\4evil'))", {"tls": False},
+    ),
+    "a split hello for another": (
+        "answer(connect(f'good.example:{PORT}'), in_records(hello('evil.example'), 7))",
+        "answer(connect(f'good.example:{PORT}'), in_records(hello('good.example'), 7))",
+    ),
+    "a hello that comes slowly": (
+        "s = connect(f'good.example:{PORT}')\nh = hello('evil.example')\ns.sendall(h[:20])\ns.sendall(h[20:60])\nanswer(s, h[60:])",
+        "s = connect(f'good.example:{PORT}')\nh = hello('good.example')\ns.sendall(h[:20])\ns.sendall(h[20:60])\nanswer(s, h[60:])",
+    ),
+    "SOCKS4": (
+        "answer(proxy(), b'\\4\\1' + struct.pack('>H', PORT) + bytes([127, 0, 0, 1, 0]) + hello('good.example'))", TUNNEL,
+    ),
+    "SOCKS5 by address": (
+        "answer(socks(1, bytes([127, 0, 0, 1])), hello('good.example'))",
+        "answer(socks(3, name('good.example')), hello('good.example'))",
+    ),
+    "SOCKS5 by IPv6 address": (
+        "answer(socks(4, bytes(15) + b'\\1'), hello('good.example'))",
+        "answer(socks(3, name('good.example')), hello('good.example'))",
+    ),
+    "SOCKS5 by an address as a name": (
+        "answer(socks(3, name('127.0.0.1')), hello('good.example'))",
+        "answer(socks(3, name('good.example')), hello('good.example'))",
+    ),
+    "SOCKS5 to another name": (
+        "answer(socks(3, name('evil.example')), hello('evil.example'))", {"names": [EVIL]},
+    ),
+    "SOCKS5 to another port": (
+        "answer(socks(3, name('good.example'), OTHER), hello('good.example'))", lambda up: {"port": up["other"].port},
+    ),
+    "SOCKS5 UDP": (
+        "answer(socks(3, name('good.example'), command=3), b'x')",
+        "answer(socks(3, name('good.example')), hello('good.example'))",
+    ),
+    "SOCKS5 fronting": (
+        "answer(socks(3, name('good.example')), hello('evil.example'))", {"tls": False},
+    ),
+    "an address of the stub's that nobody was given": (
+        "answer(socket.create_connection(('198.18.77.7', PORT)), hello('good.example'))",
+        "answer(socket.create_connection((socket.gethostbyname('good.example'), PORT)), hello('good.example'))",
+    ),
+    "fronting without a proxy": (
+        "answer(socket.create_connection((socket.gethostbyname('good.example'), PORT)), hello('evil.example'))", {"tls": False},
+    ),
+    "a name that is not allowed, without a proxy": (
+        "answer(socket.create_connection(('evil.example', PORT)), hello('evil.example'))", {"names": [EVIL]},
+    ),
+    "a raw socket": ("b'SECRET' if socket.socket(socket.AF_INET, socket.SOCK_RAW, 1) else b''", "raw"),
+    "a name that leads to loopback": (TUNNEL, lambda up: {"private": ["127.0.0.0/8"], "attack": {"private": []}}),
+    "a name that leads to a mapped loopback": (
+        TUNNEL, {"attack": {"private": [], "resolve": lambda name, port: ["::ffff:127.0.0.1"]}},
+    ),
+    "a name that leads to metadata": (
+        TUNNEL, {"attack": {"private": [], "resolve": lambda name, port: ["169.254.169.254", "fd00:ec2::254"]}},
+    ),
+}  # fmt: skip
+
+
+def program(up: dict[str, Upstream], codes: dict[str, str]) -> str:
+    """A program that tries each, and prints what each answered."""
+    ports = f"PORT, OTHER, UDP, SIX = {up['tcp'].port}, {up['other'].port}, {up['udp'].port}, {up['six'].port}"
+    lines = [
+        ports,
+        CLIENT,
+        "def shown(*words): told.append(' '.join(map(str, words)))",
+        "print, out, all = shown, print, {}",
+    ]
+    for number, code in enumerate(codes.values()):
+        *first, last = code.strip().split("\n")
+        lines += [f"def attempt{number}():", *(f"    {line}" for line in first), f"    return {last}"]
+        lines += ["told = []", f"try: told.append(repr(attempt{number}()))", "except SystemExit: pass"]
+        lines += ["except Exception as error: told.append(repr(error))", f"all[{number}] = told"]
+    return "\n".join([*lines, "import json; out(json.dumps(list(all.values())))"])
+
+
+def tried(up: dict[str, Upstream], codes: dict[str, str], *parts: Any) -> dict[str, str]:
+    """What each attempt in one sandbox was answered."""
+    result = Sandbox(*base(), *parts).run([sys.executable, "-I", "-c", program(up, codes)], timeout=60, text=True)
+    assert result.stdout, result.stderr
+    return dict(zip(codes, map(str, json.loads(result.stdout)), strict=True))
+
+
+def settings(attempt: str, up: dict[str, Upstream]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of ``Domains`` for the attack and for its control."""
+    control = ATTEMPTS[attempt][1]
+    weaker = control(up) if callable(control) else dict(control) if isinstance(control, dict) else {}
+    return weaker.pop("attack", {}), weaker
+
+
+def test_nothing_else_is_reached(up: dict[str, Upstream]) -> None:
+    codes = {name: code for name, (code, _) in ATTEMPTS.items() if not settings(name, up)[0]}
+    assert {name: text for name, text in tried(up, codes, domains(up)).items() if "SECRET" in text} == {}
+
+
+def test_control_without_any_part(up: dict[str, Upstream]) -> None:
+    codes = {name: code for name, (code, control) in ATTEMPTS.items() if control is None}
+    assert {name: text for name, text in tried(up, codes).items() if "SECRET" not in text} == {}
+
+
+def test_control_what_is_allowed(up: dict[str, Upstream]) -> None:
+    codes = {name: control for name, (_, control) in ATTEMPTS.items() if isinstance(control, str) and control != "raw"}
+    assert {name: text for name, text in tried(up, codes, domains(up)).items() if "SECRET" not in text} == {}
+
+
+CHANGED = [name for name, (_, control) in ATTEMPTS.items() if isinstance(control, dict) or callable(control)]
+
+
+@pytest.mark.parametrize("attempt", CHANGED)
+def test_control_without_the_check(attempt: str, up: dict[str, Upstream]) -> None:
+    attack, weaker = settings(attempt, up)
+    code = {attempt: ATTEMPTS[attempt][0]}
+    if attack:
+        assert "SECRET" not in tried(up, code, domains(up, **attack))[attempt]
+    assert "SECRET" in tried(up, code, domains(up, **weaker))[attempt]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user is root in the control's user namespace")
+def test_control_a_raw_socket(up: dict[str, Upstream]) -> None:
+    assert "SECRET" in inside(up, ATTEMPTS["a raw socket"][0], NetNamespace(), Capabilities({"NET_RAW"}))
+
+
+def test_there_are_forty() -> None:
+    assert len(ATTEMPTS) + len(PLAIN) >= 40
+
+
+# ---- plain HTTP ------------------------------------------------------------------------------------------------------
+
+PLAIN = {
+    "another Host": "GET http://good.example/ HTTP/1.1\nHost: evil.example\n\n",
+    "another name": "GET http://evil.example/ HTTP/1.1\nHost: evil.example\n\n",
+    "no Host": "GET http://good.example/ HTTP/1.1\n\n",
+    "Host twice": "GET http://good.example/ HTTP/1.1\nHost: good.example\nHost: evil.example\n\n",
+    "two lengths": "POST http://good.example/ HTTP/1.1\nHost: good.example\nContent-Length: 1\nContent-Length: 2\n\nx",
+    "a length and chunks": (
+        "POST http://good.example/ HTTP/1.1\nHost: good.example\nContent-Length: 4\nTransfer-Encoding: chunked\n\n0\n\n"
+    ),
+    "a coding that is not known": (
+        "POST http://good.example/ HTTP/1.1\nHost: good.example\nTransfer-Encoding: xchunked\n\n0\n\n"
+    ),
+    "a folded line": "GET http://good.example/ HTTP/1.1\nHost: good.example\nA: b\n c\n\n",
+    "a blank before the colon": "GET http://good.example/ HTTP/1.1\nHost : good.example\nHost: good.example\n\n",
+    "an address": "GET http://127.0.0.1/ HTTP/1.1\nHost: 127.0.0.1\n\n",
+    "another scheme": "GET ftp://good.example/ HTTP/1.1\nHost: good.example\n\n",
+    "the port of TLS": "GET http://good.example:443/ HTTP/1.1\nHost: good.example:443\n\n",
+    "a method": "DELETE http://good.example/ HTTP/1.1\nHost: good.example\n\n",
+    "Connection takes Host": "GET http://good.example/ HTTP/1.1\nHost: good.example\nConnection: host\n\n",
+}
+FINE = "GET http://good.example/a?b HTTP/1.1\nHost: good.example\nProxy-Connection: keep-alive\n\n"
+
+
+def plain(up: dict[str, Upstream], events: list[Asked] | None = None) -> Domains:
+    """Port 80 of the name is the upstream's: the resolver has the proxy connect there."""
+    return domains(up, port=80, methods=["GET", "POST"], log=events.append if events is not None else None)
+
+
+@pytest.fixture
+def port_80(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy's connections to port 80 go to the upstream's port: this machine's own is not ours to use."""
+    import asyncio
+
+    whole = asyncio.open_connection
+
+    async def elsewhere(host: Any = None, port: Any = None, **said: Any) -> Any:
+        return await whole(host, up["tcp"].port if port == 80 else port, **said)
+
+    monkeypatch.setattr(asyncio, "open_connection", elsewhere)
+
+
+@pytest.mark.usefixtures("port_80")
+def test_plain_requests_that_are_refused(up: dict[str, Upstream]) -> None:
+    events: list[Asked] = []
+    found = tried(up, {name: f"http({text!r})" for name, text in PLAIN.items()}, plain(up, events))
+    assert {name: text for name, text in found.items() if "SECRET" in text} == {}
+    assert up["tcp"].got == []
+    assert [event.allowed for event in events] == [False] * len(PLAIN)
+
+
+@pytest.mark.usefixtures("port_80")
+def test_plain_requests_one_a_connection(up: dict[str, Upstream]) -> None:
+    del up["tcp"].got[:]
+    second = "GET http://evil.example/ HTTP/1.1\nHost: evil.example\n\n"
+    assert "SECRET" in inside(up, f"http({FINE + second!r})", plain(up))
+    assert b"".join(up["tcp"].got) == b"GET /a?b HTTP/1.1\r\nHost: good.example\r\nConnection: close\r\n\r\n"
+    body = "POST http://good.example/ HTTP/1.1\nHost: good.example\nTransfer-Encoding: chunked\n\n3\nabc\n0\n\n"
+    del up["tcp"].got[:]
+    assert "SECRET" in inside(up, f"http({body + second!r})", plain(up))
+    assert b"".join(up["tcp"].got).endswith(b"\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+    # Without a proxy: the name is known by the address, and Host must be it.
+    for host, reached in ((GOOD, True), (EVIL, False)):
+        code = (
+            f"answer(socket.create_connection(('good.example', 80)), b'GET / HTTP/1.1\\r\\nHost: {host}\\r\\n\\r\\n')"
+        )
+        assert ("SECRET" in inside(up, code, plain(up))) is reached
+
+
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_resolved_once(up: dict[str, Upstream]) -> None:
+    """Rebinding: what was checked is what is connected to."""
+    answers = iter([["127.0.0.1"], ["10.0.0.1"]])
+    asked: list[str] = []
+
+    def resolve(name: str, port: int) -> list[str]:
+        asked.append(name)
+        return next(answers)
+
+    events: list[Asked] = []
+    part = domains(up, resolve=resolve, log=events.append)
+    assert "SECRET" in inside(up, TUNNEL, part)
+    assert asked == [GOOD]
+    assert [(event.via, event.name, event.address) for event in events] == [("connect", GOOD, "127.0.0.1")]
+
+
+def test_questions_carry_nothing_out(up: dict[str, Upstream]) -> None:
+    asked: list[str] = []
+    events: list[Asked] = []
+    part = domains(up, resolve=lambda name, port: asked.append(name) or [], log=events.append)  # type: ignore[func-returns-value]
+    code = """
+def look(name):
+    try: return socket.gethostbyname(name)
+    except OSError as error: return type(error).__name__
+[look("data-to-be-carried-out.evil.example"), look("good.example"), look("x.good.example")]
+"""
+    assert eval(inside(up, code, part)) == ["gaierror", "198.18.1.0", "gaierror"]
+    assert asked == []
+    assert {event.name for event in events} == {"data-to-be-carried-out.evil.example", "x.good.example"}
+
+
+def test_variables_and_an_environment_of_ones_own(up: dict[str, Upstream]) -> None:
+    box = Sandbox(*base(), domains(up))
+    told = box.run(["env"], text=True).stdout
+    assert told is not None
+    assert "HTTPS_PROXY=http://127.0.0.1:3128\n" in told
+    assert "PATH=" in told
+    assert box.run(["env"], env={"A": "1"}, text=True).stdout == "A=1\n"
+    assert "proxy" not in str(Sandbox(*base(), NetNamespace()).run(["env"], text=True).stdout).lower()
+
+
+def test_connect(up: dict[str, Upstream]) -> None:
+    events: list[Asked] = []
+    part = Connect(f"127.0.0.1:{up['tcp'].port}", listen=7000, log=events.append)
+    other = Connect(f"127.0.0.1:{up['other'].port}", listen=7001)
+    assert "SECRET" in inside(up, "answer(socket.create_connection(('127.0.0.1', 7000)), b'x')", part, other)
+    assert "SECRET" in inside(up, "answer(socket.create_connection(('127.0.0.1', 7001)), b'x')", part, other)
+    assert "SECRET" not in inside(up, "answer(socket.create_connection(('127.0.0.1', OTHER)), b'x')", part)
+    assert [(event.via, event.port) for event in events] == [("relay", up["tcp"].port)]
+
+
+def test_nothing_is_left(up: dict[str, Upstream]) -> None:
+    inside(up, TUNNEL, domains(up))
+    before = set(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(3):
+        assert "SECRET" in inside(up, TUNNEL, domains(up))
+        with Sandbox(*base(), domains(up)).spawn(["sleep", "60"]):
+            pass
+    for thread in threading.enumerate():
+        if thread.name in ("isolate-proxy", "isolate-resolve"):
+            thread.join(5)
+    assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Domains(), "at least one name"),
+        (lambda: Domains("10.0.0.1"), "not the address"),
+        (lambda: Domains("::1"), "not the address"),
+        (lambda: Domains("org"), "top-level"),
+        (lambda: Domains("*.org"), "top-level"),
+        (lambda: Domains("a.*.org"), "in front"),
+        (lambda: Domains("a_b.org"), "underscore"),
+        (lambda: Domains("a.org", port=0), "1 to 65535"),
+        (lambda: Domains("a.org", port=range(1, 99)), "16 ports"),
+        (lambda: Domains("a.org", private=["10.0.0.1/8"]), "private"),
+        (lambda: Domains("a.org", methods="GET"), "a list of methods"),
+        (lambda: Domains("a.org", methods=["G T"]), "a method such as"),
+        (lambda: Connect("a.org"), "such as 'db:5432'"),
+        (lambda: Connect("a b:1"), "host"),
+        (lambda: Connect("a:70000"), "65535"),
+    ],
+)
+def test_refused_before_anything_starts(make: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_as_text_and_value() -> None:
+    part = Domains("Example.org", "*.example.net", port=[443, 80], methods=["get"], tls=False)
+    assert repr(part) == "Domains('example.org', '*.example.net', port=[80, 443], methods=['GET'], tls=False)"
+    assert eval(repr(part), {"Domains": Domains}) == part
+    assert hash(part) == hash(eval(repr(part), {"Domains": Domains}))
+    assert repr(Connect("[::1]:80", listen=8080)) == "Connect('[::1]:80', listen=8080)"
+    assert "nothing else" in Sandbox(part).explain()
+    assert network.Domains is Domains
+
+
+def as_a_user() -> None:
+    up = {"tcp": Upstream(), "other": Upstream(), "udp": Upstream(kind=socket.SOCK_DGRAM)}
+    up["six"] = up["tcp"]
+    assert "SECRET" in inside(up, TUNNEL, domains(up))
+    assert "SECRET" not in inside(up, ATTEMPTS["fronting by SNI"][0], domains(up))
+    code = ATTEMPTS["an address of the stub's that nobody was given"][1]
+    assert "SECRET" in inside(up, code, domains(up))
+
+
+@pytest.mark.root
+def test_as_an_ordinary_user() -> None:
+    root = Path(__file__).parents[2]
+    as_ordinary_user(
+        f"import sys; sys.path.insert(0, {str(root)!r})\nfrom tests.network.test_domains import as_a_user as test; test()"
+    )
