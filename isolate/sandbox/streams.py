@@ -145,13 +145,13 @@ def _block(
     if given is not None:
         args = args if isinstance(args, (str, bytes, os.PathLike)) else list(args) or given.cmd  # type: ignore[call-overload]
         args = [*given.entrypoint, *([args] if isinstance(args, (str, bytes, os.PathLike)) else args)]
-        if env is None and given.env is not None:
-            env = {"PATH": DEFAULT_PATH, **dict(given.env)}
         cwd = given.cwd if cwd is None else cwd
     if env is None:
-        # What parts tell their programs, such as where a proxy listens.
-        told = {k: v for part in tape.plan.parts for k, v in getattr(part, "variables", dict)().items()}
-        env = {"PATH": DEFAULT_PATH, **told} if told else None
+        # What an image has, and what parts tell their programs, such as where a proxy listens.
+        told = dict(given.env) if given is not None and given.env is not None else {}
+        for part in tape.plan.parts:
+            told.update(getattr(part, "variables", dict)())
+        env = {"PATH": DEFAULT_PATH, **told} if told or (given is not None and given.env is not None) else None
     argv = arguments(args)
     variables, path = environment(env)
     directory = argument("." if cwd is None else cwd, "cwd")

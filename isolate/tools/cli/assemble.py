@@ -90,14 +90,16 @@ def _of_image(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
     return presets.container(image, *_entries(options), extra=extra, store=store)
 
 
-def of_image(box: object) -> Mapping[str, str] | None:
+def of_image(box: object) -> Mapping[str, str]:
     """The variables that the sandbox itself gives its programs."""
     from isolate.sandbox.surroundings import Surroundings
 
+    found: dict[str, str] = {}
     for part in getattr(box, "parts", ()):
         if isinstance(part, Surroundings) and part.env is not None:
-            return dict(part.env)
-    return None
+            found.update(part.env)
+        found.update(getattr(part, "variables", dict)())
+    return found
 
 
 def _bare(options: argparse.Namespace) -> list[Part]:
@@ -130,7 +132,7 @@ def _change(parts: dict[type[Any], Part], options: argparse.Namespace) -> None:
 
     if options.net == "host":
         parts.pop(NetNamespace, None)
-    if options.net or options.publish or options.name:
+    if options.net or options.publish or options.name or options.allow:
         from isolate.tools.cli import net
 
         own = net.part(options)

@@ -48,6 +48,26 @@ def run_options(add: Any) -> None:
         "8000-8009:9000-9009",
     )  # fmt: skip
     add("--name", metavar="NAME", help="what other members of the network find it by")
+    add(
+        "--allow", action="append", default=[], metavar="NAME[:PORT]",
+        help="a host that may be reached, and nothing else: example.org, '*.example.net', example.org:8443; any number",
+    )  # fmt: skip
+
+
+def allowed(words: list[str]) -> Part:
+    """``example.org``, ``*.example.net:8443``."""
+    from isolate.network import Domains
+
+    names, ports = [], []
+    for word in words:
+        name, colon, port = word.rpartition(":")
+        if colon and not (port.isascii() and port.isdecimal()):
+            raise ValueError(f"--allow wants NAME or NAME:PORT, not {word!r}")
+        names.append(name if colon else word)
+        ports.append(int(port[:9]) if colon else 443)
+    if len(set(ports)) > 1:
+        raise ValueError("--allow: one port for all names; a program can give each port a sandbox of its own")
+    return Domains(*names, port=ports[0])
 
 
 def published(words: list[str]) -> tuple[Any, ...]:
@@ -71,6 +91,10 @@ def part(given: argparse.Namespace) -> Part | None:
     from isolate import network
 
     ports = published(given.publish)
+    if given.allow:
+        if given.net not in (None, "none") or ports or given.name:
+            raise ValueError("--allow is a network of its own: it goes with no other --net, --publish or --name")
+        return allowed(given.allow)
     if given.net == "host":
         if ports or given.name:
             raise ValueError("--publish and --name go with a network of its own, and --net host is the caller's")
