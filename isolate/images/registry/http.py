@@ -55,7 +55,10 @@ def origin(url: str) -> tuple[str, str, int]:
 
 def without_secrets(url: str) -> str:
     """An address for messages: the query of a signed one, and a password, are left out."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an address that is none"
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
 
