@@ -65,10 +65,9 @@ def changed(draw: Callable[[st.SearchStrategy[Any]], Any], data: bytes) -> bytes
 def test_manifests(data: bytes) -> None:
     try:
         found = read_manifest(data, OCI_MANIFEST)
-    except ImageError as error:
-        assert str(error).isprintable() or "\n" in str(error)
-    else:
-        assert all(layer.size >= 0 for layer in found.layers)
+    except ImageError:
+        return
+    assert all(layer.size >= 0 for layer in found.layers)
 
 
 @settings(max_examples=60, deadline=None)
