@@ -86,6 +86,13 @@ def inside() -> None:
     print("\n" + json.dumps(found))
 
 
+def doctor() -> None:
+    """What ``python -m isolate doctor --json`` finds, on one line."""
+    from isolate.tools.doctor import examine
+
+    print("\n" + json.dumps(examine().json()))
+
+
 # ---- the hosts -----------------------------------------------------------------------------------------------------
 
 
@@ -300,5 +307,7 @@ def main(wanted: list[str]) -> int:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--inside"]:
         inside()
+    elif sys.argv[1:] == ["--doctor"]:
+        doctor()
     else:
         sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The command line: run a program in a sandbox, explain one, probe the host.
+"""The command line: run a program in a sandbox, explain one, examine the host.
 
 It is a thin dress of :class:`isolate.Sandbox`: whatever an option does, a part does, and ``explain --code`` prints it.
 """

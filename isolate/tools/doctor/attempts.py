@@ -50,8 +50,12 @@ class Ability:
 
 def attempt_all(remedies: Remedies) -> tuple[Ability, ...]:
     """Carry out all attempts, a few at a time."""
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="doctor") as pool:
-        return tuple(pool.map(lambda row: carry_out(*row, remedies=remedies), _attempts(remedies)))
+    rows = list(_attempts(remedies))
+    try:
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="doctor") as pool:
+            return tuple(pool.map(lambda row: carry_out(*row, remedies=remedies), rows))
+    except RuntimeError:  # no thread can be started here: a limit of processes, which the rows tell of
+        return tuple(carry_out(*row, remedies=remedies) for row in rows)
 
 
 def carry_out(
@@ -85,7 +89,7 @@ def _attempts(remedies: Remedies) -> Iterator[_Row]:
     yield "user", "user namespace: ids and capabilities of its own", "namespaces", lambda: Sandbox(_user()).check()
     for kind, what in _NAMESPACES.items():
         yield kind, what, "namespaces", lambda kind=kind: _new(base, kind)  # type: ignore[misc]
-    yield "id-ranges", "many ids inside, by newuidmap and /etc/subuid", "namespaces", _ranges
+    yield "id-ranges", "many ids inside, by newuidmap and /etc/subuid", "namespaces", lambda: _ranges(remedies)
     for name, what, entry, args, keywords in _ROOTS:
         yield name, what, "root", lambda e=entry, a=args, k=keywords: _root(e, a, k)  # type: ignore[misc]
     for name, what, limits in _LIMITS:
@@ -151,7 +155,7 @@ def _memfd() -> str | None:
     return None
 
 
-def _ranges() -> str | None:
+def _ranges(remedies: Remedies) -> str | None:
     from isolate.namespaces.ids import IdMap, is_host_root
     from isolate.namespaces.part import UserNamespace
 
@@ -160,7 +164,8 @@ def _ranges() -> str | None:
         return "root maps any, without either"
     ids = IdMap.subordinate()
     Sandbox(UserNamespace(map=ids)).check()
-    return f"{sum(r.count for r in ids.uids)} uids, {sum(r.count for r in ids.gids)} gids"
+    shared = "; others hold some of them too" if remedies.shared_ranges() else ""
+    return f"{sum(r.count for r in ids.uids)} uids, {sum(r.count for r in ids.gids)} gids{shared}"
 
 
 def _root(entry: str, args: tuple[str, ...], keywords: dict[str, object]) -> str | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _DENIED = 3
 _TIME = 20
+_LOW = 64
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _prove(words: str, code: str, parts: list[Part], without: list[Part], detail
 
 def namespace(base: list[Part], kind: str, part: Part) -> Proof | None:
     """A new namespace of this kind."""
-    if kind == "pid":
+    if kind == "pid" and os.getpid() > _LOW:  # a low number is some process's in a new namespace as well
         words = "a process outside cannot be signalled"
         return _prove(words, f"os.kill({os.getpid()}, 0)", [*base, part], base)
     if kind == "net":

@@ -20,7 +20,13 @@ __all__ = ["Remedies"]
 
 _CAP_SETGID, _CAP_SETUID, _CAP_SETFCAP = 6, 7, 31
 _RANGE = 65536
+_PROCESSES = 4096
 _SWITCHED_OFF = re.compile(r"user\.max_(\w+)_namespaces = 0")
+_AROUND = (
+    "# isolate:    UserNamespace(nested=True), and a Seccomp that allows clone, unshare and mount\n"
+    "# bubblewrap: bwrap without --disable-userns"
+)
+_MASKS = 3  # containers hide more of /proc than this
 _CONTROLLERS = ("memory", "pids", "cpu", "cpuset")
 
 
@@ -29,7 +35,7 @@ class Remedies:
 
     def __init__(self, host: Host | None = None) -> None:
         self.host: Host = Host() if host is None else host
-        confined = self.host.filtered() or bool(self.host.over_proc())
+        confined = self.host.filtered() or len(self.host.over_proc()) >= _MASKS
         #: The kind of container that this program is in; a mark in the file system alone does not make one.
         self.container: str | None = self.host.container() if confined else None
 
@@ -39,6 +45,10 @@ class Remedies:
         switch = _SWITCHED_OFF.search(_cause(error))
         if switch is not None:
             return words, self._more_namespaces(switch[1])
+        if self.container is not None and "is masked" in _cause(error):
+            return self._container(filtered=False)
+        if self.host.in_user_namespace() and "a limit of namespaces is reached" in _cause(error):
+            return "the sandbox around this program has to allow user namespaces inside of it", _AROUND
         for concerns, remedy in self._rules():
             if concerns(group, error):
                 told, paste = remedy()
@@ -64,6 +74,19 @@ class Remedies:
             (lambda group, error: bool(host.over_proc()) and "/proc" in _cause(error), self._masked),
         ]
 
+    def shared_ranges(self) -> bool:
+        """Whether /etc/subuid or /etc/subgid gives the caller's ranges, or some of them, to somebody else as well."""
+        names = {_user(self.host.euid), str(self.host.euid)}
+        for file in ("/etc/subuid", "/etc/subgid"):
+            rows = [row.strip().split(":") for row in self.host.lines(file)]
+            ranges = [(row[0], int(row[1]), int(row[2])) for row in rows if len(row) == 3 and row[1].isdigit()
+                      and row[2].isdigit()]  # fmt: skip
+            own = [(first, first + count) for name, first, count in ranges if name in names]
+            others = [(first, first + count) for name, first, count in ranges if name not in names]
+            if any(start < end2 and start2 < end for start, end in own for start2, end2 in others):
+                return True
+        return False
+
     # ---- conditions ----------------------------------------------------------------------------------------------
 
     def _rootless_root(self) -> bool:
@@ -79,9 +102,15 @@ class Remedies:
         return "mount /proc", "sudo mount -t proc proc /proc"
 
     def _processes(self) -> tuple[str, str]:
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        if hard < 0 or hard >= _PROCESSES:
+            # No other program can be started here, but a shell can lift its own limit.
+            return "raise the limit of processes in this shell", f"ulimit -S -u {_PROCESSES}"
         return (
-            "raise the limit of processes for this shell and what it starts",
-            "sudo prlimit --pid $$ --nproc=4096:4096",
+            "raise the limit of processes, from a shell of root's",
+            f"prlimit --pid {os.getppid()} --nproc={_PROCESSES}:{_PROCESSES}",
         )
 
     def _switch_on(self) -> tuple[str, str]:
@@ -92,11 +121,8 @@ class Remedies:
         """Where there may be none of a kind: said by a sandbox around this program, or by the administrator."""
         if not self.host.in_user_namespace():
             return _sysctl(f"user.max_{kind}_namespaces=10000")
-        return (
-            "# isolate:    UserNamespace(nested=True), and a Seccomp that allows clone, unshare and mount\n"
-            "# bubblewrap: bwrap without --disable-userns\n"
-            f"# otherwise, as root in the user namespace around this: sysctl -w user.max_{kind}_namespaces=10000"
-        )
+        switch = f"user.max_{kind}_namespaces=10000"
+        return f"{_AROUND}\n# otherwise, as root in the user namespace around this: sysctl -w {switch}"
 
     def _apparmor(self) -> tuple[str, str]:
         program = os.path.realpath(sys.executable)
@@ -108,7 +134,7 @@ class Remedies:
             f"sudo apparmor_parser -r /etc/apparmor.d/{name}",
         )
 
-    def _container(self) -> tuple[str, str]:
+    def _container(self, *, filtered: bool = True) -> tuple[str, str]:
         host = self.host
         kind = self.container
         if kind == "Kubernetes":
@@ -118,7 +144,7 @@ class Remedies:
                 "        seccompProfile: {type: Unconfined}\n        procMount: Unmasked",
             )
         options = []
-        if host.filtered():
+        if filtered and host.filtered():
             options.append("--security-opt seccomp=unconfined")
         if host.over_proc():
             unmask = "--security-opt unmask=ALL" if kind == "Podman" else "--security-opt systempaths=unconfined"
@@ -172,7 +198,7 @@ class Remedies:
         if not mounts:
             if container:
                 return "show the container its cgroups", "docker run -v /sys/fs/cgroup:/sys/fs/cgroup:rw IMAGE"
-            return "mount the cgroup file system", "sudo mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+            return "mount the cgroup file system", self._mount_cgroups()
         read_only = [point for point, _, options in mounts if "ro" in options.split(",")]
         if read_only:
             if container:
@@ -187,6 +213,21 @@ class Remedies:
             python = shlex.join([sys.executable, "-m", "isolate", "doctor"])
             return "start the program in a scope of its own", f"systemd-run --user --scope -p Delegate=yes -- {python}"
         return "delegate a group to this user, and enter it", self._delegate(mounts)
+
+    def _mount_cgroups(self) -> str:
+        """Version 2, or where controllers are bound to hierarchies of version 1, those."""
+        bound: dict[str, list[str]] = {}
+        for line in self.host.lines("/proc/cgroups"):
+            words = line.split()
+            if len(words) == 4 and words[1].isdigit() and words[1] != "0":
+                bound.setdefault(words[1], []).append(words[0])
+        if not bound:
+            return "sudo mount -t cgroup2 cgroup2 /sys/fs/cgroup"
+        lines = ["sudo mount -t tmpfs -o size=1M,mode=755 cgroup /sys/fs/cgroup"]
+        for controllers in bound.values():
+            point = f"/sys/fs/cgroup/{','.join(controllers)}"
+            lines.append(f"sudo mkdir {point} && sudo mount -t cgroup -o {','.join(controllers)} cgroup {point}")
+        return "\n".join(lines)
 
     def _delegate(self, mounts: list[tuple[str, str, str]]) -> str:
         """Commands for a shell that leave it, and what it starts, in a group that this user may divide."""
