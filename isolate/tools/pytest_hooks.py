@@ -71,7 +71,7 @@ def _is_worker(config: pytest.Config) -> bool:
 def pytest_configure(config: pytest.Config) -> None:
     """The marker; and what the options ask for, before any test, and before xdist starts its workers."""
     config.addinivalue_line(
-        "markers", f"{_MARK}(*abilities): skip unless this host can do it; names are those of `python -m isolate doctor`"
+        "markers", f"{_MARK}(*abilities): skip unless this host can do it; their names are those of `isolate doctor`"
     )
     net = _net(config)
     # Workers are children: they are inside of what this process has entered.

@@ -40,7 +40,7 @@ class Ability:
     reason: str = ""
     #: What to do, in words.
     remedy: str = ""
-    #: One of :data:`GROUPS`.
+    #: One of ``GROUPS``: start, namespaces, root, limits, filters, images, networks.
     group: str = ""
     #: What was denied inside, and possible outside; empty where nothing is denied.
     proof: str = ""
