@@ -4,6 +4,7 @@ struct iso_start {
 	int32_t control;
 	int32_t later;
 	int32_t payload;
+	int32_t terminal;
 	int32_t sender;
 	int32_t pid;
 	int32_t pidfd;

@@ -337,11 +337,47 @@ static int64_t place_descriptors(const struct iso_machine *m)
 	return 0;
 }
 
+static void send_record(const void *record, size_t size, int32_t pass);
+
+/* A terminal of the sandbox's own, so that it has a name inside, with the settings and the size of what stands for it.
+ * Nothing where there is no devpts: the streams are a terminal already. Programs may run inside that have put something
+ * else there: what it is, is asked of the descriptor. */
+static void own_terminal(const struct iso_machine *m)
+{
+	int64_t fs[16] = {0}, settings[8] = {0};
+	int32_t unlocked = 0;
+	const uint32_t wanted = m->run->flags >> ISO_RUN_PTY_SHIFT & 7, kind = ISO_RECORD_TERMINAL;
+	const int64_t ours = SYS4(openat, AT_FDCWD, PTR("/dev/pts/ptmx"), O_RDWR | O_NOCTTY | O_CLOEXEC | O_NOFOLLOW, 0);
+	int64_t theirs = -1;
+	if (ours < 0)
+		return;
+	if (SYS2(fstatfs, ours, PTR(fs)) == 0 && fs[0] == 0x1cd1 /* DEVPTS_SUPER_MAGIC */ &&
+	    SYS3(ioctl, ours, 0x40045431 /* TIOCSPTLCK */, PTR(&unlocked)) == 0)
+		theirs = SYS3(ioctl, ours, 0x5441 /* TIOCGPTPEER */, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (theirs >= 0) {
+		const int from = wanted & 1 ? 0 : wanted & 2 ? 1 : 2;
+		if (SYS3(ioctl, from, 0x5401 /* TCGETS */, PTR(settings)) == 0)
+			SYS3(ioctl, theirs, 0x5402 /* TCSETS */, PTR(settings));
+		if (SYS3(ioctl, from, 0x5413 /* TIOCGWINSZ */, PTR(settings)) == 0)
+			SYS3(ioctl, theirs, 0x5414 /* TIOCSWINSZ */, PTR(settings));
+		if (m->run->tty_uid != ISO_NONE)
+			SYS3(fchown, theirs, m->run->tty_uid, -1);
+		send_record(&kind, sizeof kind, (int32_t)ours);
+		for (int i = 0; i < 3; i++)
+			if (wanted >> i & 1)
+				SYS3(dup3, theirs, i, O_CLOEXEC);
+		SYS1(close, theirs);
+	}
+	SYS1(close, ours);
+}
+
 static int64_t session(const struct iso_machine *m)
 {
 	int64_t r = SYS0(setsid);
 	if (r < 0)
 		return r;
+	if (m->run->flags & ISO_RUN_PTY)
+		own_terminal(m);
 	if (m->run->flags & ISO_RUN_TTY)
 		return SYS3(ioctl, 0, 0x540e /* TIOCSCTTY */, 0);
 	return 0;

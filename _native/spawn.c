@@ -244,6 +244,7 @@ void iso_release(struct iso_start *s)
 	iso_close(&s->control);
 	iso_close(&s->later);
 	iso_close(&s->payload);
+	iso_close(&s->terminal);
 	iso_close(&s->pidfd);
 }
 
@@ -466,7 +467,7 @@ void iso_begin(struct iso_start *s)
 {
 	for (int i = 0; i < 3; i++)
 		s->ours[i] = -1;
-	s->control = s->later = s->payload = s->pid = s->pidfd = -1;
+	s->control = s->later = s->payload = s->terminal = s->pid = s->pidfd = -1;
 	s->sender = 0;
 	s->owner = iso_owner();
 }
@@ -918,7 +919,11 @@ int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)
 		for (size_t i = 0; CMSG_LEN((i + 1) * sizeof(int32_t)) <= c->cmsg_len; i++) {
 			int32_t fd;
 			memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-			if (s->payload < 0)
+			uint32_t kind = 0;
+			memcpy(&kind, buffer, r < (int64_t)sizeof kind ? 0 : sizeof kind);
+			if (kind == ISO_RECORD_TERMINAL && s->terminal < 0)
+				s->terminal = (int32_t)iso_lift(fd);
+			else if (kind != ISO_RECORD_TERMINAL && s->payload < 0)
 				s->payload = (int32_t)iso_lift(fd);
 			else
 				SYS1(close, fd);

@@ -40,6 +40,7 @@ struct iso_start {
 	int32_t control;
 	int32_t later;        /* where the run goes that iso_start left open, else -1 */
 	int32_t payload;      /* out of iso_receive: pidfd of the payload */
+	int32_t terminal;     /* out of iso_receive: our end of a terminal of the sandbox's own */
 	int32_t sender;       /* out of iso_receive: pid of the payload, where it told (ISO_RECORD_PROGRAM); else 0 */
 	int32_t pid;          /* of the launcher */
 	int32_t pidfd;        /* of the launcher */

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define ISO_TAPE_MAGIC 0x31455041544f5349ull /* "ISOTAPE1" */
-#define ISO_TAPE_ABI 4
+#define ISO_TAPE_ABI 5
 #define ISO_MAX_OPS (1u << 20)
 #define ISO_MAX_REGISTERS (1u << 16)
 #define ISO_MAX_STEPS 100000 /* the last record has a byte for each, and is one message on a socket */
@@ -146,6 +146,8 @@ struct iso_header {
 /* What differs from run to run, behind the tape in the same memfd (8-byte aligned). Strings are offsets from its start. */
 #define ISO_RUN_MAGIC 0x4e5552u
 #define ISO_RUN_STARTED 1 /* tell when the program runs, with a pidfd */
+#define ISO_RUN_PTY 8     /* streams become a terminal of the sandbox's own devpts, if it has one: bits 8 to 10 say which */
+#define ISO_RUN_PTY_SHIFT 8
 #define ISO_RUN_TTY 2     /* descriptor 0 becomes the controlling terminal */
 #define ISO_RUN_ALONE 4   /* no program: init stays, reaps, and is what is told as started */
 
@@ -172,6 +174,8 @@ struct iso_run {
 	uint32_t later; /* slot of a socket by which init gets the run block that holds, with its descriptors; 0: this is it */
 	uint64_t timeout_ns; /* the supervisor kills everything so long after the start; 0: no limit */
 	uint64_t cpu_ns;     /* and when the whole tree has used so much CPU time; 0: no limit */
+	uint32_t tty_uid;    /* the owner of a terminal of the sandbox's own, as the user namespace has it; ISO_NONE: as it is */
+	uint32_t reserved;
 };
 
 /* The limits of a run that comes later, sent to the supervisor on the control socket: they count from its arrival. */
@@ -209,6 +213,7 @@ struct iso_limits {
 #define ISO_RECORD_PARKED 5   /* the tree is built, with what the tape reports; starts can come */
 #define ISO_RECORD_LAUNCHER 6 /* `pid` is the supervisor of a start from a template, its pidfd comes along */
 #define ISO_RECORD_PROGRAM 4 /* its kind alone: the kernel tells the payload's pid beside it (SCM_CREDENTIALS) */
+#define ISO_RECORD_TERMINAL 5 /* its kind alone, from the payload, and beside it our end of its terminal (ISO_RUN_PTY) */
 #define ISO_HEAD 128
 
 struct iso_record {

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from isolate.namespaces.part import TimeNamespace as TimeNamespace
     from isolate.namespaces.part import UserNamespace as UserNamespace
     from isolate.namespaces.part import UtsNamespace as UtsNamespace
+    from isolate.sandbox.aprocess import AsyncProcess as AsyncProcess
     from isolate.sandbox.attach import Attached as Attached
     from isolate.sandbox.attach import attach as attach
     from isolate.sandbox.box import Sandbox as Sandbox
@@ -86,6 +87,7 @@ PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
 
 # Where each name lives: one word for one thing, one module for one word.
 _HOMES = {
+    "sandbox.aprocess": "AsyncProcess",
     "sandbox.attach": "Attached attach",
     "capabilities.part": "Cap Capabilities SecureBits",
     "cgroups": "Cgroup CgroupPool Limits",

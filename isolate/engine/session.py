@@ -268,6 +268,12 @@ class Session:
         """The program's pidfd, once it is known; -1 until then."""
         return int(self._start.payload)
 
+    def take_terminal(self) -> int:
+        """Our end of the program's terminal, where it is one of the sandbox's own; from then on the caller's to close.
+        -1 where there is none, or none any more."""
+        fd, self._start.terminal = int(self._start.terminal), -1
+        return fd
+
     @property
     def program_pid(self) -> int:
         """The program's process id as the kernel translates it for us, also after its end.

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 OP = struct.Struct("<BB6BII4HHHIq6q")
 HEADER = struct.Struct("<QQ10IQ4I18I")
-RUN = struct.Struct("<14I2Q")
+RUN = struct.Struct("<14I2Q2I")
 MAGIC = 0x31455041544F5349
 
 _NONE: int = lib.ISO_NONE
@@ -400,10 +400,13 @@ def run_block(
     timeout: float | None = None,
     cpu_time: float | None = None,
     alone: bool = False,
+    terminal: tuple[int, int] = (0, -1),
 ) -> bytes:
     """The block behind a tape: one program's arguments. ``fds`` are (slot, number inside), numbers ascending.
     ``later`` is the slot of a socket by which the block that holds will come. ``timeout`` and ``cpu_time`` are seconds
-    after which the launcher kills everything. ``alone``: there is no program, init stays until it is killed."""
+    after which the launcher kills everything. ``alone``: there is no program, init stays until it is killed.
+    ``terminal`` is which streams (a mask) become a terminal of the sandbox's own, and its owner; -1 is whoever makes
+    it."""
     strings = bytearray()
     at = RUN.size
     argv_at = at + (-at % 8)
@@ -422,10 +425,12 @@ def run_block(
     program_at, path_at, cwd_at = place(program), place(path), place(cwd)
     flags = (lib.ISO_RUN_STARTED if started else 0) | (lib.ISO_RUN_TTY if tty else 0)
     flags |= lib.ISO_RUN_ALONE if alone else 0
+    flags |= lib.ISO_RUN_PTY | terminal[0] << lib.ISO_RUN_PTY_SHIFT if terminal[0] else 0
     size = base + len(strings)
     head = RUN.pack(
         lib.ISO_RUN_MAGIC, size, flags, len(argv), argv_at, len(env), env_at, program_at, path_at, cwd_at,
         len(fds), fds_at, slots, later, _nanoseconds(timeout), _nanoseconds(cpu_time),
+        terminal[1] & 0xFFFFFFFF, 0,
     )  # fmt: skip
     tables = struct.pack(f"<{len(argv) + len(env) + 2}Q", *argv_offsets, 0, *env_offsets, 0)
     pairs = struct.pack(f"<{2 * len(fds)}I", *(n for pair in fds for n in pair))

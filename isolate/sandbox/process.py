@@ -178,7 +178,7 @@ class Process:
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
         """Write ``input``, read stdout and stderr to their ends, wait; (stdout, stderr), as in
-        :meth:`subprocess.Popen.communicate`. None stands for what is no pipe.
+        ``subprocess.Popen.communicate``. None stands for what is no pipe.
 
         At most ``max_output`` bytes of each are kept; more ends the program, unless ``keep`` says otherwise. After
         TimeoutExpired it may be called again: nothing is lost.
@@ -328,6 +328,43 @@ class Process:
             raise ValueError("the process has no pty")
         set_window(self.pty.fileno(), rows, columns)
 
+    def interact(self, escape: bytes | None = b"\x1d", *, stdin: Any = 0, stdout: Any = 1) -> int | None:
+        """Connect the caller's terminal with the program's until the program ends; its return code.
+
+        Every key goes to the program, Ctrl-C too; its window has the size of the caller's and follows it; Ctrl-Z stops
+        both where no shell inside does. The terminal's settings are restored whatever happens, also when this program
+        is killed. The key ``escape`` (Ctrl-]) ends the call and not the program, and None is returned; ``escape=None``
+        is for a program that has every key.
+
+        Needs ``spawn(pty=True)``. ``stdin`` and ``stdout`` are descriptors or files, which may be no terminals.
+        """
+        from isolate.sandbox.relay import Relay  # loaded late: only for a terminal
+
+        if self.pty is None:
+            raise ValueError("the process has no pty: spawn(args, pty=True)")
+        if escape is not None and (not isinstance(escape, bytes) or len(escape) != 1):
+            raise ValueError(f"escape must be one byte or None, not {escape!r}")
+        fds = {n: each if isinstance(each, int) else each.fileno() for n, each in enumerate((stdin, stdout))}
+        relay = Relay(fds, terminal=self.pty)
+        left = threading.Event()
+        if escape is not None:
+            key = escape
+
+            def typed(data: bytes) -> bytes | None:
+                if key not in data:
+                    return data
+                left.set()
+                return None
+
+            relay.typed = typed
+        try:
+            relay.begin(self._session)
+            while not left.is_set() and not self._take(0.1):
+                pass
+        finally:
+            relay.close()
+        return None if left.is_set() else self.returncode
+
     def exec(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
         """Start a further program inside: the same namespaces, root, cgroup, ids, capabilities, rlimits and filters.
 
@@ -436,6 +473,9 @@ def _start(what: Start, pty: Terminal | None, bufsize: int, patience: float | No
         pty.hand_over()
     try:
         await_start(session, what.args, patience)
+        what.adopt(session)
+        if pty is not None and (fd := session.take_terminal()) >= 0:
+            pty.become(fd)
         return Process(session, what, pty, bufsize)
     except BaseException:
         session.close()

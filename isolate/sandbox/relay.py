@@ -49,7 +49,8 @@ class Relay:
     ) -> None:
         self.numbers = frozenset(fds)
         self._reads = 0 in fds
-        self._raw = raw and self._reads
+        self._raw = raw and self._reads and is_terminal(fds[0])
+        self._owns = terminal is None
         self._in = self._out = -1
         self._wake = -1
         self._thread: threading.Thread | None = None
@@ -58,6 +59,7 @@ class Relay:
         self._before: list[Any] | None = None
         self._changed: tuple[list[Any], bytes] = ([], b"")
         self._finishing = False
+        self._adopted = -1
         self._dropped = False
         self._until: float | None = None
         self._pending = b""
@@ -86,11 +88,20 @@ class Relay:
     # ---- life ------------------------------------------------------------------------------------------------------
 
     def begin(self, session: Session) -> None:
-        """The program starts: copy, in a thread."""
+        """The program starts, or runs: copy, in a thread."""
         self._session = session
-        self.terminal.hand_over()
+        if self._owns:
+            self.terminal.hand_over()
         self._thread = threading.Thread(target=self._work, name="isolate-terminal", daemon=True)
         self._thread.start()
+
+    def adopt(self, fd: int) -> None:
+        """Our end of a terminal that the program has made of the sandbox's own, and which takes the place of ours."""
+        if self._thread is None:
+            os.close(fd)
+            return
+        self._adopted = fd
+        self._stir()
 
     @property
     def alive(self) -> bool:
@@ -122,9 +133,11 @@ class Relay:
 
     def _release(self) -> None:
         terminal = getattr(self, "terminal", None)
-        if terminal is not None:
+        if terminal is not None and self._owns:
             terminal.close()
-        for name in ("_in", "_out", "_wake"):
+        elif terminal is not None and not terminal.closed:
+            os.set_blocking(terminal.fileno(), True)
+        for name in ("_in", "_out", "_wake", "_adopted"):
             fd = getattr(self, name)
             setattr(self, name, -1)
             if fd >= 0:
@@ -148,7 +161,7 @@ class Relay:
         self._follow_window()
 
     def _follow_window(self) -> None:
-        now = window(self._out)
+        now = window(self._out) if is_terminal(self._out) else (0, 0)
         if now != self._window and min(now) > 0:
             self._window = now
             set_window(self.terminal.fileno(), *now)
@@ -208,11 +221,16 @@ class Relay:
                 self._release()
 
     def _copy(self) -> None:
-        ours = self.terminal.fileno()
-        os.set_blocking(ours, False)
+        os.set_blocking(self.terminal.fileno(), False)
         reading = self._reads
         foreground = False
         while True:
+            if self._adopted >= 0:
+                fd, self._adopted = self._adopted, -1
+                self.terminal.become(fd)
+                os.set_blocking(fd, False)
+                self._window = (0, 0)
+            ours = self.terminal.fileno()
             if reading:
                 foreground = self._foreground()
                 if foreground:
@@ -288,7 +306,8 @@ class Relay:
                 self._finishing = True
                 return False
             data = passed
-        elif not data:
+        ended = not data and not is_terminal(self._in)
+        if not data and self.typed is None:
             settings = termios.tcgetattr(self.terminal.fileno())
             data = settings[_CC][termios.VEOF]  # Ctrl-D at a terminal that makes lines itself
         suspends = self._suspending(data)
@@ -298,7 +317,7 @@ class Relay:
             data = data[suspends + 1 :]
         self._pending += data
         self._feed()
-        return True
+        return not ended
 
     # ---- job control -----------------------------------------------------------------------------------------------
 

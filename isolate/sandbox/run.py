@@ -135,6 +135,8 @@ class Run:
         except EOFError:
             self._end()
             return
+        if self.what.relays:
+            self.what.adopt(self.session)
         if self.session.end is not None:
             self._end()
 

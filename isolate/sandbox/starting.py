@@ -153,7 +153,7 @@ class Start:
         for number, call in calls.items():
             if self.stdio[number] == PIPE and (collect or call is not None):
                 self.captures[number] = Capture(self.max_output, self.keep, call, self.text)
-            elif said and self.max_output is not None and _is_file(self.stdio[number]) and terminal is None:
+            elif said and self.max_output is not None and wanted[number] is not None and _is_file(self.stdio[number]):
                 self._bound(number)
         self.relays: list[Relay] = []
         if terminal is None and any(fd >= 0 and os.isatty(fd) for fd in self.stdio):
@@ -162,10 +162,12 @@ class Start:
 
             self.relays = relays(self.stdio, lambda: program_uid(self.tape.plan.context))
         reads = any(0 in relay.numbers for relay in self.relays)
+        mask = 7 if terminal is not None else sum(1 << n for n in self.relays[0].numbers) if self.relays else 0
         try:
             self._block = streams.block(
                 self.tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=started or reads,
                 tty=reads or terminal is not None, timeout=self.ends_at, cpu_time=self.cpu_time,
+                terminal=(mask, _owner(self.tape) if mask else -1),
             )  # fmt: skip
             if self.cpu_time is not None:
                 outcome.check_countable(self.tape)
@@ -208,6 +210,11 @@ class Start:
             raise
         return session
 
+    def adopt(self, session: Session) -> None:
+        """Take the terminal of the sandbox's own, if the program has made one, in the place of the one made here."""
+        if self.relays and (fd := session.take_terminal()) >= 0:
+            self.relays[0].adopt(fd)
+
     def abandon(self) -> None:
         """Let go of what it holds: nothing was started, or all has ended."""
         for relay in self.relays:
@@ -228,6 +235,12 @@ class Start:
         return frozenset(
             "stdout" if number == 1 else "stderr" for number, found in self.captures.items() if found.truncated
         )
+
+
+def _owner(tape: Tape) -> int:
+    from isolate.sandbox.terminal import uid_inside  # loaded late: only where there is a terminal
+
+    return uid_inside(tape.plan.context)
 
 
 def _is_file(fd: int) -> bool:

@@ -107,12 +107,13 @@ def block(
     tty: bool,
     timeout: float | None = None,
     cpu_time: float | None = None,
+    terminal: tuple[int, int] = (0, -1),
 ) -> Block:
     """The run block, the descriptors to hand over after 0, 1 and 2, and the argument vector.
 
     The same program is often started again and again: what was made of plain arguments is kept.
     """
-    limits = (timeout, cpu_time)
+    limits = (timeout, cpu_time, terminal)
     if env is not None or cwd is not None or pass_fds or not isinstance(args, (list, tuple)):
         return _block(tape, args, env, cwd, pass_fds, started, tty, limits)
     # Other types may be equal to a string and stand for something else; and bytes have the same hash as a string of the
@@ -139,7 +140,7 @@ def _block(
     pass_fds: Iterable[int] | Mapping[int, int],
     started: bool,
     tty: bool,
-    limits: tuple[float | None, float | None],
+    limits: tuple[float | None, float | None, tuple[int, int]],
 ) -> Block:
     given = tape.plan.context.find(Surroundings)
     if given is not None:
@@ -170,6 +171,7 @@ def _block(
     run = run_block(
         argv, variables, program=argv[0], path=path, cwd=directory, fds=fds, slots=6 + len(slots),
         started=started, tty=tty, timeout=limits[0], cpu_time=limits[1],
+        terminal=limits[2],
     )  # fmt: skip
     return run, slots, tuple(argv)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Context
 
-__all__ = ["Terminal", "is_terminal", "program_uid", "set_window", "window"]
+__all__ = ["Terminal", "is_terminal", "program_uid", "set_window", "uid_inside", "window"]
 
 
 class Terminal(io.FileIO):
@@ -45,6 +45,13 @@ class Terminal(io.FileIO):
     def theirs(self) -> int:
         """The program's end."""
         return int(self._ends[1])
+
+    def become(self, fd: int) -> None:
+        """Be our end of another terminal from now on."""
+        super().close()
+        lib.iso_close_pty(self._ends)
+        self._ends[0] = fd
+        super().__init__(fd, "r+b", closefd=False)
 
     def hand_over(self) -> None:
         """Close the program's end here: with the last one closed, reading from ours ends."""
@@ -104,6 +111,14 @@ def set_window(fd: int, rows: int, columns: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
             raise ValueError(f"rows and columns must be from 1 to 65535, not {value!r}")
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def uid_inside(context: Context) -> int:
+    """The uid that the program will have, as its user namespace has it; -1 where it is not known."""
+    user, credentials = context.find(UserNamespace), context.find(Credentials)
+    if credentials is not None and credentials.uid is not None:
+        return credentials.uid
+    return -1 if user is None or user.joined else user.uid
 
 
 def program_uid(context: Context) -> int:

@@ -101,6 +101,12 @@ class Desk:
             assert time.monotonic() < deadline, (self.settings(), wanted)
             time.sleep(0.01)
 
+    def wait_for_other_settings(self, known: Sequence[Any], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while self.settings() == known:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def interrupt_with(self, number: int) -> None:
         os.killpg(self.foreground(), number)
 

@@ -79,6 +79,15 @@ def _image(options: argparse.Namespace) -> int:
     return image(options)
 
 
+def _shell(options: argparse.Namespace) -> int:
+    if not options.program:
+        options.program = ["sh", "-c", "command -v bash >/dev/null && exec bash -i; exec sh -i"]
+    if "TERM" in os.environ and not any(word.partition("=")[0] == "TERM" for word in options.env):
+        options.env = [*options.env, "TERM"]
+    options.tty, options.quiet = True, True
+    return _execute(sandbox(options), options)
+
+
 def _attach(options: argparse.Namespace) -> int:
     from isolate.sandbox.attach import attach
 
@@ -109,13 +118,19 @@ def _execute(box: Verbs, options: argparse.Namespace, of: Sandbox | None = None)
     from isolate.errors import SetupError
 
     words: dict[str, Any] = {"stdin": 0, "max_output": options.max_output}
-    if options.json:
+    if options.tty and options.json:
+        raise ValueError("--tty shows what the program writes; --json collects it")
+    if options.tty:
+        words = {"pty": True}
+    elif options.json:
         words.update(stdout=PIPE, stderr=PIPE)
     try:
         with Forwarding(options.grace) as forwarding:
             words.update(timeout=options.timeout, cpu_time=options.cpu_time, cwd=options.cwd)
             with box.spawn(options.program, env=environment(options.env, of_image(of or box)), **words) as process:
                 forwarding.started(process)
+                if options.tty:
+                    process.interact(escape=None)
                 process.communicate()
                 result = process.result()
     except SetupError as error:
@@ -212,8 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
         options.program = argv[cut + 1 :]
     own = {
-        "run": _run, "attach": _attach, "exec": _exec, "explain": _explain, "doctor": _doctor,
-        "probe": _doctor, "image": _image, "net": _net,
+        "run": _run, "shell": _shell, "attach": _attach, "exec": _exec, "explain": _explain,
+        "doctor": _doctor, "probe": _doctor, "image": _image, "net": _net,
     }  # fmt: skip
     command = own.get(options.command) or COMMANDS[options.command]
     try:

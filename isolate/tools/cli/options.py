@@ -125,6 +125,10 @@ def _start_options(parser: argparse.ArgumentParser) -> None:
         "--cpu-time", type=float, metavar="SECONDS", help="kill everything after this much CPU time in all"
     )
     group.add_argument(
+        "-t", "--tty", action="store_true",
+        help="a terminal of the sandbox's own for the program, also where input or output is none",
+    )  # fmt: skip
+    group.add_argument(
         "--grace", type=float, metavar="SECONDS", default=10.0,
         help="SIGTERM, SIGHUP, SIGINT and SIGQUIT go to the program; kill everything so long after (default: 10)",
     )  # fmt: skip
@@ -159,6 +163,16 @@ def parser() -> argparse.ArgumentParser:
     _start_options(run)
     _options(run)
     run.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+    shell = commands.add_parser(
+        "shell", help="a shell in a sandbox, at a terminal of its own",
+        description="An interactive shell in a sandbox, at a terminal of the sandbox's own, with the options of run."
+        "\nbash where there is one, else sh; or the PROGRAM that is named.",
+        epilog=_EXIT_CODES, usage="isolate shell [options] [-- PROGRAM [ARGUMENT ...]]", **common,
+    )  # fmt: skip
+    _start_options(shell)
+    _options(shell)
+    shell.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
     explain = commands.add_parser(
         "explain", help="print what a sandbox of these options is, without running anything",
