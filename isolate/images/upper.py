@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import ConflictError
+from isolate.images.bounds import Bounds
 from isolate.images.disk import new_directory, open_directory
 from isolate.images.errors import StoreError
 from isolate.images.layer import FileBytes, Layer, unnamed
@@ -132,7 +133,9 @@ class Upper:
 
     # ---- for whoever owns it -----------------------------------------------------------------------------------
 
-    def _compared(self, out: int | None, epoch: int | None) -> tuple[Changes, Layer | None]:
+    def _compared(
+        self, out: int | None, epoch: int | None, bounds: Bounds | None = None
+    ) -> tuple[Changes, Layer | None]:
         fd = self._directory()
         if self._image is None:
             raise StoreError(
@@ -150,6 +153,7 @@ class Upper:
                     facts=self._facts(trees),
                     out=out,
                     epoch=epoch,
+                    bounds=bounds,
                     map=self._store.trees.reading_map(),
                 )
             finally:
@@ -177,16 +181,18 @@ class Upper:
         """
         return self._compared(None, None)[0]
 
-    def commit(self, epoch: int | None = 0) -> Layer:
+    def commit(self, epoch: int | None = 0, *, bounds: Bounds | None = None) -> Layer:
         """A layer of the changes: with the same contents the same bytes, whenever they were made.
 
-        ``epoch`` is the latest time of a file, in seconds; None keeps the times. The upper stays as it is.
+        ``epoch`` is the latest time of a file, in seconds; None keeps the times. ``bounds`` are for the archive
+        (default: ``Bounds()``): a file full of holes costs a program nothing, and its archive is as large as it looks.
+        The upper stays as it is.
 
         :raises StoreError: a sandbox still uses it. :raises LayerError: it has what no archive can say.
         """
         if self._users:
             raise StoreError("a sandbox still writes to the upper", remedy="wait for its end, or kill it")
-        layer = self._compared(unnamed(self._store.path), epoch)[1]
+        layer = self._compared(unnamed(self._store.path), epoch, bounds or Bounds())[1]
         assert layer is not None
         return layer
 

@@ -27,7 +27,7 @@ from isolate import (
     Tmpfs,
     UserNamespace,
 )
-from isolate.images import Image, ImageRoot, Layer, LayerError, Store, StoreError, Upper
+from isolate.images import Bounds, Image, ImageRoot, Layer, LayerError, Store, StoreError, Upper
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -156,6 +156,26 @@ def test_what_was_written_is_there_for_the_next_and_gone_with_the_block(store: S
         upper.changes()
     with pytest.raises(StoreError, match="discarded"):
         box.run([*SHELL, "true"])
+
+
+def test_what_a_program_leaves_for_the_commit(store: Store, image: Image) -> None:
+    """Names that would remove files of the image, and files that are larger than any disk: refused by name and rule."""
+    way: list[UserNamespace] = [] if ROOT else [UserNamespace()]
+    with Upper(store) as upper:
+        box = sandbox(ImageRoot(image, store=store, writable=upper), way)
+        out(box, "echo > /etc/.wh.a")
+        with pytest.raises(LayerError, match=r"begins with \.wh\.") as caught:
+            upper.commit()
+        assert caught.value.entry == b"etc/.wh.a"
+        out(box, "busybox rm /etc/.wh.a; busybox truncate -s 3000G /huge")
+        assert upper.changes().bytes == 3000 << 30
+        with pytest.raises(LayerError, match="beyond the bounds") as caught:
+            upper.commit()
+        assert caught.value.entry == b"huge"
+        out(box, "busybox rm /huge; echo 12345 > /small")
+        with pytest.raises(LayerError, match="beyond the bounds"):
+            upper.commit(bounds=Bounds(file=5))
+        assert upper.commit(bounds=Bounds(file=6)).size
 
 
 def test_one_sandbox_at_a_time_writes_to_an_upper(store: Store, image: Image) -> None:

@@ -102,7 +102,14 @@ def _diff(options: dict[str, Any]) -> dict[str, Any]:
     out = OUT if options["out"] else None
     stubs = [data(path) for path in options["stubs"]]
     done, written = compare(
-        TARGET, lower, _facts(options), upper=options["upper"], stubs=stubs, out=out, epoch=options["epoch"]
+        TARGET,
+        lower,
+        _facts(options),
+        upper=options["upper"],
+        stubs=stubs,
+        out=out,
+        epoch=options["epoch"],
+        limits=options["limits"],
     )
     changes = [[text(change.path), change.kind, change.bytes] for change in done.changes]
     return {"changes": changes, "left": [], **(_said(written) if written else {})}

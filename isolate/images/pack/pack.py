@@ -14,7 +14,7 @@ from isolate.images.errors import LayerError
 from isolate.images.pack.scan import attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from isolate.images.archive.entry import Entry
     from isolate.images.pack.scan import Tree
@@ -73,15 +73,20 @@ def pack_tree(
     write: Callable[[bytes], object],
     *,
     epoch: int | None = 0,
+    limits: Sequence[int] | None = None,
 ) -> tuple[str, int, list[bytes]]:
     """Digest and size of the archive of these paths of a tree, and the sockets that were left out.
 
-    A path without a stat is a whiteout: its name is written as an empty file.
+    A path without a stat is a whiteout: its name is written as an empty file. ``limits`` are the numbers of
+    :meth:`Bounds.limits`: a file full of holes costs whoever makes it nothing, and its archive is as large as it looks.
     """
+    rows = sorted(rows, key=lambda row: order(row[0]))
+    if limits is not None:
+        _check_bounds(rows, limits)
     out = Writer(write)
     left_out: list[bytes] = []
     first: dict[tuple[int, int], bytes] = {}
-    for path, found in sorted(rows, key=lambda row: order(row[0])):
+    for path, found in rows:
         if found is None:
             out.put(header(_whiteout(path)))
             continue
@@ -103,6 +108,19 @@ def pack_tree(
                 entry.xattrs.update(attributes(tree.directory(path)))
             out.put(header(entry))
     return out.end(), out.size, left_out
+
+
+def _check_bounds(rows: Sequence[tuple[bytes, os.stat_result | None]], limits: Sequence[int]) -> None:
+    whole, entries, largest = limits[:3]
+    if len(rows) > entries:
+        raise LayerError(rows[entries][0], f"more than {entries} entries: beyond the bounds")
+    size = 0
+    for path, found in rows:
+        if found is not None and stat.S_ISREG(found.st_mode):
+            size += found.st_size
+            if found.st_size > largest or size > whole:
+                limit = largest if found.st_size > largest else whole
+                raise LayerError(path, f"a file of {found.st_size} bytes: beyond the bounds of {limit}")
 
 
 def _whiteout(path: bytes) -> Entry:

@@ -18,6 +18,7 @@ from isolate.images.pack.stack import Stack, is_opaque, is_whiteout
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from isolate.images.bounds import Bounds
     from isolate.namespaces.ids import IdMap
 
 __all__ = ["Written", "difference", "layer_rows", "remove", "write_layer"]
@@ -75,20 +76,32 @@ def difference(
     facts: Sequence[Facts] = (),
     out: int | None = None,
     epoch: int | None = 0,
+    bounds: Bounds | None = None,
     map: IdMap | None = None,
 ) -> tuple[Changes, Written | None]:
     """What changed from the old trees (the uppermost first, seen as one) to the new, and with ``out`` its archive.
 
     ``upper``: the new tree is the upper directory of an overlay on the old ones. ``stubs`` are places in it that
     something was mounted on. ``facts`` are what the old trees could not hold, in their order: a file that still belongs
-    to whom it did keeps the owner that the archive said.
+    to whom it did keeps the owner that the archive said. ``bounds`` are for the archive.
     """
     if map is not None:
-        answer = _asked("diff", new, old, map, out=out, epoch=epoch, facts=facts, upper=upper, stubs=stubs)
+        answer = _asked(
+            "diff", new, old, map, out=out, epoch=epoch, facts=facts, upper=upper, stubs=stubs, bounds=bounds
+        )
         rows = [Change(child.data(str(p)), str(kind), int(size)) for p, kind, size in answer["changes"]]
         left_out = tuple(child.data(str(path)) for path in answer["left"])
         return Changes(rows, left_out), None if out is None else _written(answer)
-    done, written = compare(new, old, facts, upper=upper, stubs=stubs, out=out, epoch=epoch)
+    done, written = compare(
+        new,
+        old,
+        facts,
+        upper=upper,
+        stubs=stubs,
+        out=out,
+        epoch=epoch,
+        limits=None if bounds is None else bounds.limits(),
+    )
     return Changes(done.changes, written.left_out if written else ()), written
 
 
@@ -101,6 +114,7 @@ def compare(
     stubs: Collection[bytes],
     out: int | None,
     epoch: int | None,
+    limits: Sequence[int] | None,
 ) -> tuple[Difference, Written | None]:
     """The same, here."""
     tree, below = Tree(new), Stack(old, facts)
@@ -109,7 +123,7 @@ def compare(
         if out is None:
             return done, None
         tree.facts = Facts(done.kept)
-        return done, Written(*_tuples(*pack_tree(tree, done.rows.items(), _Writing(out), epoch=epoch)))
+        return done, Written(*_tuples(*pack_tree(tree, done.rows.items(), _Writing(out), epoch=epoch, limits=limits)))
     finally:
         tree.close()
         below.close()
@@ -139,6 +153,7 @@ def _asked(
     facts: Sequence[Facts] = (),
     upper: bool = False,
     stubs: Collection[bytes] = (),
+    bounds: Bounds | None = None,
 ) -> dict[str, Any]:
     from isolate.images.confined.start import confined  # loaded late: a program that only reads values needs none of it
 
@@ -152,6 +167,7 @@ def _asked(
         if out is not None:
             fds[child.OUT] = out
         options: dict[str, Any] = {"lower": len(old), "epoch": epoch, "upper": upper, "out": out is not None}
+        options["limits"] = None if bounds is None else bounds.limits()
         options["facts"] = [len(text) for text in texts]
         options["stubs"] = [child.text(path) for path in stubs]
         return confined(task, options, ids=ids, fds=fds, readable=(tree, *old))
