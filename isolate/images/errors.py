@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from isolate.errors import IsolateError
+from isolate.errors import printable as escaped
 
 __all__ = ["DigestError", "ImageError", "LayerError", "RegistryError", "SignatureError", "StoreError", "printable"]
 
@@ -13,12 +14,7 @@ def printable(text: str | bytes, longest: int = 300) -> str:
     """Text that somebody else chose, for a message: cut, and with whatever is not printable escaped."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "surrogateescape")
-    shown = "".join(c if c.isprintable() else _escaped(c) for c in text[: longest + 1])
-    return shown if len(text) <= longest else f"{shown[:longest]}…"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode()
+    return escaped(text) if len(text) <= longest else f"{escaped(text[:longest])}…"
 
 
 class LayerError(IsolateError, ValueError):

@@ -244,7 +244,7 @@ class Image:
             self._tell(document, history)
         return Image(self.layers, dump(document))
 
-    def platform_(self, platform: Platform | str) -> Image:
+    def for_platform(self, platform: Platform | str) -> Image:
         """The same, said to be for another kind of machine."""
         document = self._copy()
         for key in ("variant", "os.version", "os.features"):
