@@ -224,6 +224,21 @@ class Store(Holding):
         with Lease() as lease:
             return self._add(image, name, bounds, unpack, Reporter(progress), lease, "none")
 
+    async def aadd(
+        self,
+        image: Image,
+        name: str | Reference | None = None,
+        *,
+        bounds: Bounds | None = None,
+        unpack: bool = True,
+        progress: ProgressCall | None = None,
+    ) -> Image:
+        """:meth:`add`, without blocking the event loop."""
+        with Lease() as lease:
+            return await self._aside(
+                progress, None, lambda r, _: self._add(image, name, bounds, unpack, r, lease, "none")
+            )
+
     def _add(
         self, image: Image, name: str | Reference | None, bounds: Bounds | None, trees: bool, report: Reporter,
         lease: Lease, compression: str,

@@ -157,7 +157,12 @@ def _pull(store: Store, name: str) -> list[Progress]:
 
 def test_the_asynchronous_twins(registry: str, store: Store, other: Store) -> None:
     async def both() -> Image:
-        await store.apush(image({"a": noise(1000, "async")}), f"{registry}/async/app:1")
+        made = await store.aadd(image({"a": noise(1000, "async")}), "async/app:1")
+        await store.apush(made, f"{registry}/async/app:1")
+        await store.asave(made, f"{store.path}.tar", format="oci-archive")
+        await other.aload(f"{store.path}.tar")
+        assert await other.acheck(deep=True) == []
+        await other.acollect()
         return await other.apull(f"{registry}/async/app:1")
 
     assert asyncio.run(both()).layers
