@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from isolate.attributes.privileges import SetIdFiles as SetIdFiles
     from isolate.attributes.rlimits import Rlimits as Rlimits
     from isolate.attributes.scheduling import Scheduling as Scheduling
-    from isolate.capabilities.part import Cap as Cap
+    from isolate.capabilities.caps import Cap as Cap
+    from isolate.capabilities.caps import SecureBits as SecureBits
     from isolate.capabilities.part import Capabilities as Capabilities
-    from isolate.capabilities.part import SecureBits as SecureBits
     from isolate.cgroups import Cgroup as Cgroup
     from isolate.cgroups import CgroupPool as CgroupPool
     from isolate.cgroups import Limits as Limits
@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from isolate.sandbox.box import Sandbox as Sandbox
     from isolate.sandbox.containers.container import Container as Container
     from isolate.sandbox.containers.detached import reopen as reopen
+    from isolate.sandbox.learn import Learned as Learned
+    from isolate.sandbox.learn import learn as learn
     from isolate.sandbox.pool import Pool as Pool
     from isolate.sandbox.prepared import Prepared as Prepared
     from isolate.sandbox.process import Process as Process
@@ -89,7 +91,8 @@ PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
 _HOMES = {
     "sandbox.aprocess": "AsyncProcess",
     "sandbox.attach": "Attached attach",
-    "capabilities.part": "Cap Capabilities SecureBits",
+    "capabilities.caps": "Cap SecureBits",
+    "capabilities.part": "Capabilities",
     "cgroups": "Cgroup CgroupPool Limits",
     "attributes.credentials": "Credentials",
     "errors": "ConflictError IrreversibleError IsolateError ProgramError RestoreError SetupError ThreadedError"
@@ -101,6 +104,7 @@ _HOMES = {
     "namespaces.part": "CgroupNamespace IpcNamespace MountNamespace NetNamespace PidNamespace TimeNamespace"
     " UserNamespace UtsNamespace",
     "engine.plan": "Context Part Phase Step",
+    "sandbox.learn": "Learned learn",
     "sandbox.pool": "Pool",
     "attributes.privileges": "NoNewPrivs SessionKeyring SetIdFiles",
     "sandbox.prepared": "Prepared",

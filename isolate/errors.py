@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from collections.abc import Mapping
 
-    from isolate.sandbox.result import Result
+    from typing_extensions import Self
 
 __all__ = [
     "ConflictError",
@@ -124,12 +124,48 @@ class RestoreError(IsolateError, RuntimeError):
     """Leaving a ``with`` block failed; the message says what this thread is now."""
 
 
-class ProgramError(IsolateError):
-    """``check=True`` and the verdict is not OK. ``result`` has the rest."""
+class Ended(Protocol):
+    """How a program ended, for :class:`ProgramError`. A :class:`~isolate.Result` is one, and tells the same."""
 
-    def __init__(self, result: Result[str] | Result[bytes]) -> None:
+    @property
+    def args(self) -> tuple[str | bytes, ...]: ...
+    @property
+    def returncode(self) -> int: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def stdout(self) -> str | bytes | None: ...
+    @property
+    def stderr(self) -> str | bytes | None: ...
+    @property
+    def wall_time(self) -> float: ...
+    @property
+    def cpu_time(self) -> float: ...
+    @property
+    def peak_memory(self) -> int: ...
+    @property
+    def peak_charged(self) -> int | None: ...
+    @property
+    def truncated(self) -> frozenset[str]: ...
+    @property
+    def applied(self) -> Mapping[str, bool]: ...
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
+    @property
+    def stats(self) -> Any: ...
+    @property
+    def syscall(self) -> str | None: ...
+    @property
+    def ok(self) -> bool: ...
+    def json(self) -> str: ...
+
+
+class ProgramError(IsolateError):
+    """``check=True`` and the verdict is not OK. ``result``, a :class:`~isolate.Result`, has the rest."""
+
+    def __init__(self, result: Ended) -> None:
         super().__init__(result)
-        self.result: Result[str] | Result[bytes] = result
+        self.result: Ended = result
 
     def __str__(self) -> str:
         r = self.result

@@ -39,7 +39,7 @@ def audit() -> Iterator[str]:
 @pytest.fixture(scope="session", autouse=True)
 def warm() -> None:
     """Makes now what is made once for the whole program: the launcher's memfd, and modules that are imported late."""
-    import isolate.diagnosis
+    import isolate.diagnosis.setup
 
     isolate.Sandbox().run(["true"])
     with isolate.Sandbox().spawn(["true"]):

@@ -22,16 +22,6 @@ BELOW = [{"errors", "_native"}, {"kernel"}, {"engine"}, {"thread"}, {"diagnosis"
 LAYERS = [*BELOW, NOUNS, {"sandbox"}, {"images"}, {"build"}, {"presets"}, {"tools"}, FACE]
 
 
-# What still looks up, and why. This list is to become empty.
-UPWARD = {
-    ("isolate.namespaces.handle", "isolate.sandbox.box"): "a namespace is held open by a program that a sandbox runs",
-    ("isolate.cgroups.group", "isolate.sandbox.box"): "Cgroup.run and .spawn are a verb on a noun",
-    ("isolate.engine.session", "isolate.diagnosis"): "the session raises the error that a person reads",
-    ("isolate.engine.session", "isolate.thread.blocks"): "the session asks whether a block is open",
-    ("isolate.seccomp.policy", "isolate.sandbox.learn"): "Seccomp.learn is a verb on a noun",
-}
-
-
 def modules() -> dict[str, Path]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -53,53 +43,81 @@ def layer(module: str) -> int:
     return next(index for index, names in enumerate(LAYERS) if subject(module) in names)
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-
-
-def imports(node: ast.AST, module: str, *, inside: bool = True) -> list[tuple[str, str, int]]:
-    """(module, name, line) of each import that runs; with ``inside=False`` only those at the top of the module."""
+def imports(tree: ast.AST, module: str) -> list[tuple[str, str, int]]:
+    """(module, name, line) of each import: at the top, in functions, and for type checkers alone."""
     found = []
-    for child in ast.iter_child_nodes(node):
-        if is_type_checking(child):
-            assert isinstance(child, ast.If)
-            for other in child.orelse:
-                found += imports(ast.Module([other], []), module, inside=inside)
-            continue
-        if not inside and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            continue
-        if isinstance(child, ast.Import):
-            found += [(alias.name, "", child.lineno) for alias in child.names if alias.name.split(".")[0] == "isolate"]
-        elif isinstance(child, ast.ImportFrom):
-            source = child.module or ""
-            if child.level:
-                up = child.level - (MODULES[module].name == "__init__.py")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "", node.lineno) for alias in node.names if alias.name.split(".")[0] == "isolate"]
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                up = node.level - (MODULES[module].name == "__init__.py")
                 source = ".".join([*module.split(".")[: -up or None], *source.split(".")]).rstrip(".")
             if source.split(".")[0] == "isolate":
-                for alias in child.names:
+                for alias in node.names:
                     whole = f"{source}.{alias.name}"
-                    is_module = whole in MODULES or alias.name == "_native"
-                    found.append((whole, "", child.lineno) if is_module else (source, alias.name, child.lineno))
-        found += imports(child, module, inside=inside)
+                    # The extension is a module, too: to import it is not to import the face.
+                    is_module = whole in MODULES or whole == "isolate._native"
+                    found.append((whole, "", node.lineno) if is_module else (source, alias.name, node.lineno))
     return found
 
 
-def each_import(*, inside: bool = True) -> list[tuple[str, str, str, int]]:
-    return [
-        (module, *row)
-        for module, path in MODULES.items()
-        for row in imports(ast.parse(path.read_text()), module, inside=inside)
-    ]
+def each_import() -> list[tuple[str, str, str, int]]:
+    return [(module, *row) for module, path in MODULES.items() for row in imports(ast.parse(path.read_text()), module)]
+
+
+EVERY = each_import()
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one node (Tarjan): within each, everything imports everything."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            component = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
 
 
 def test_imports_are_found() -> None:
-    """The walk sees what it is to judge: at the top, within functions, and not what is for type checkers only."""
+    """The walk sees what it is to judge: at the top, within functions, and what is for type checkers alone."""
     tree = ast.parse(
         "from isolate.engine.plan import Step\nif TYPE_CHECKING:\n    from isolate.sandbox.box import Sandbox\n"
-        "def f():\n    import isolate.sandbox.process\n"
+        "def f():\n    import isolate.sandbox.process\n    from isolate import _native\n"
     )
-    assert imports(tree, "x") == [("isolate.engine.plan", "Step", 1), ("isolate.sandbox.process", "", 5)]
-    assert imports(tree, "x", inside=False) == [("isolate.engine.plan", "Step", 1)]
+    assert sorted(imports(tree, "isolate.x"), key=lambda row: row[2]) == [
+        ("isolate.engine.plan", "Step", 1),
+        ("isolate.sandbox.box", "Sandbox", 3),
+        ("isolate.sandbox.process", "", 5),
+        ("isolate._native", "", 6),
+    ]
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a", "f"}, "f": {"e"}}
+    assert circles(graph) == [["b", "c"], ["e", "f"]]
+
+
+def test_one_of_each_layer() -> None:
     one_of_each = (
         "errors",
         "kernel.paths",
@@ -115,8 +133,8 @@ def test_imports_are_found() -> None:
 def test_imports_point_down() -> None:
     wrong = [
         f"{module}:{line} imports {imported} from above"
-        for module, imported, name, line in each_import()
-        if imported != "isolate" and layer(imported) > layer(module) and (module, imported) not in UPWARD
+        for module, imported, name, line in EVERY
+        if imported != "isolate" and layer(imported) > layer(module)
     ]
     assert wrong == []
 
@@ -125,7 +143,7 @@ def test_only_what_a_person_touches_imports_the_package_itself() -> None:
     """``from isolate import X`` below would run the whole package's imports and hide which module is meant."""
     wrong = [
         f"{module}:{line}: from isolate import {name}"
-        for module, imported, name, line in each_import()
+        for module, imported, name, line in EVERY
         if imported == "isolate" and layer(module) < len(LAYERS) - 2
     ]
     assert wrong == []
@@ -134,30 +152,25 @@ def test_only_what_a_person_touches_imports_the_package_itself() -> None:
 def test_nouns_keep_their_internals_to_themselves() -> None:
     wrong = [
         f"{module}:{line}: {imported} {name}"
-        for module, imported, name, line in each_import()
+        for module, imported, name, line in EVERY
         if subject(module) != subject(imported)
         and (name.startswith("_") or any(part.startswith("_") for part in imported.split(".")[2:]))
     ]
     assert wrong == []
 
 
-def test_no_cycles() -> None:
-    """Imports that run when a module is loaded make no cycle."""
+def test_no_circles() -> None:
+    """No module imports, by way of others, itself: also not in a function, and not for type checkers alone."""
     graph: dict[str, set[str]] = {module: set() for module in MODULES}
-    for module, imported, _, _ in each_import(inside=False):
+    for module, imported, _, _ in EVERY:
         if imported in graph and imported != module:
             graph[module].add(imported)
-    done: set[str] = set()
+    assert circles(graph) == []
 
-    def walk(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, " -> ".join((*path[path.index(module) :], module))
-        if module not in done:
-            for other in sorted(graph[module]):
-                walk(other, (*path, module))
-            done.add(module)
 
-    for module in graph:
-        walk(module, ())
+def test_few_modules_beside_the_packages() -> None:
+    beside = [path.stem for path in PACKAGE.glob("*.py")]
+    assert len(beside) <= 8, beside
 
 
 def test_no_ctypes_anywhere() -> None:

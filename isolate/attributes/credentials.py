@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import LINUX_CAPABILITY_VERSION_3
-from isolate.thread.entering import Change, Reversible
+from isolate.thread.entering import Reversible
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from isolate.engine.plan import Argument, Context
+    from isolate.thread.change import Change
 
 __all__ = ["Credentials"]
 

@@ -14,7 +14,7 @@ from isolate.engine import native
 from isolate.engine.native import ffi
 from isolate.engine.plan import number
 from isolate.errors import IrreversibleError, SetupError
-from isolate.thread.entering import Change
+from isolate.thread.change import Change
 
 __all__ = ["CredentialsChange"]
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.engine.plan import Buffer, Load, Phase, Step, Test, call
 from isolate.kernel.constants import Constant
-from isolate.thread.entering import Change, Reversible
+from isolate.thread.entering import Reversible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolate.engine.plan import Context
+    from isolate.thread.change import Change
 
 __all__ = ["UNLIMITED", "Limit", "Rlimits"]
 

@@ -10,7 +10,7 @@ from isolate.engine import native
 from isolate.engine.native import ffi
 from isolate.engine.plan import number
 from isolate.errors import IrreversibleError, SetupError
-from isolate.thread.entering import Change
+from isolate.thread.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

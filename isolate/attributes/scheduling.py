@@ -11,12 +11,13 @@ from isolate.attributes import ordinary
 from isolate.engine.plan import CHILD, Buffer, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDWR, Constant
-from isolate.thread.entering import Change, Reversible
+from isolate.thread.entering import Reversible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from isolate.engine.plan import Context
+    from isolate.thread.change import Change
 
 __all__ = ["Scheduling"]
 

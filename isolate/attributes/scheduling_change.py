@@ -10,7 +10,7 @@ from isolate.engine import native
 from isolate.engine.native import ffi
 from isolate.engine.plan import number
 from isolate.errors import IrreversibleError
-from isolate.thread.entering import Change
+from isolate.thread.change import Change
 from isolate.thread.program import Program, Running, gather
 
 if TYPE_CHECKING:

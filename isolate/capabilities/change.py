@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from isolate.capabilities.part import unmask
+from isolate.capabilities.caps import unmask
 from isolate.engine.native import ffi, lib
 from isolate.engine.plan import number
 from isolate.errors import SetupError
@@ -16,7 +16,7 @@ from isolate.kernel.constants import (
     PR_CAP_AMBIENT_IS_SET,
     PR_CAP_AMBIENT_RAISE,
 )
-from isolate.thread.entering import Change
+from isolate.thread.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

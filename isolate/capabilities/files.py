@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from isolate.capabilities.part import Cap, mask, unmask
+from isolate.capabilities.caps import Cap, mask, unmask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from isolate.capabilities.part import Cap, SecureBits, bits_words, mask
+from isolate.capabilities.caps import Cap, SecureBits, bits_words, mask
 from isolate.engine.plan import COUNTER, Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import (
     LINUX_CAPABILITY_VERSION_3,
@@ -26,7 +26,23 @@ from isolate.kernel.constants import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from isolate.capabilities.part import Capabilities
+
+class Wanted(Protocol):
+    """The five sets, and the securebits that were said by name: :class:`~isolate.Capabilities` is one."""
+
+    @property
+    def effective(self) -> frozenset[Cap]: ...
+    @property
+    def permitted(self) -> frozenset[Cap]: ...
+    @property
+    def inheritable(self) -> frozenset[Cap]: ...
+    @property
+    def ambient(self) -> frozenset[Cap]: ...
+    @property
+    def bounding(self) -> frozenset[Cap]: ...
+    @property
+    def securebits(self) -> SecureBits | None: ...
+
 
 _SETPCAP = 1 << Cap.SETPCAP
 
@@ -61,9 +77,7 @@ def _all_effective(header: Buffer, data: Buffer) -> list[Op]:
     ]
 
 
-def steps(
-    wanted: Capabilities, securebits: SecureBits | None, *, installing: frozenset[Cap] = frozenset()
-) -> Iterator[Step]:
+def steps(wanted: Wanted, securebits: SecureBits | None, *, installing: frozenset[Cap] = frozenset()) -> Iterator[Step]:
     """The steps of :class:`~isolate.Capabilities`.
 
     ``installing`` are kept besides in the permitted and effective sets until exec, which takes them: what a program has
@@ -94,7 +108,7 @@ def steps(
     yield from _verify(wanted, securebits, header, before, changed, installing)
 
 
-def _drop(wanted: Capabilities, before: Buffer) -> Step:
+def _drop(wanted: Wanted, before: Buffer) -> Step:
     done = Label()
     ops: list[Op] = [_holds_setpcap(before, done)]
     # All 64, whatever this kernel knows: EINVAL is for those it does not.
@@ -108,7 +122,7 @@ def _drop(wanted: Capabilities, before: Buffer) -> Step:
 
 
 def _apply(
-    wanted: Capabilities, securebits: SecureBits | None, header: Buffer, changed: Buffer, installing: frozenset[Cap]
+    wanted: Wanted, securebits: SecureBits | None, header: Buffer, changed: Buffer, installing: frozenset[Cap]
 ) -> Iterator[Step]:
     missing = _some("not all of what is wanted is the caller's to give", wanted.permitted | wanted.inheritable)
     now = Buffer(24, "now")
@@ -164,7 +178,7 @@ def _apply(
 
 
 def _verify(
-    wanted: Capabilities,
+    wanted: Wanted,
     securebits: SecureBits | None,
     header: Buffer,
     before: Buffer,

@@ -11,7 +11,8 @@ from isolate.cgroups import files
 from isolate.cgroups.hierarchy import discover
 from isolate.errors import UnsupportedError
 from isolate.thread.blocks import entered
-from isolate.thread.entering import Change, Reversible
+from isolate.thread.change import Change
+from isolate.thread.entering import Reversible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Inside(Reversible):
             raise UnsupportedError(
                 errno.EOPNOTSUPP, "move one thread into the group", part="Cgroup",
                 cause="cgroup v2 moves whole processes",
-                remedy="move the process, inside('process'), or start children in the group by group.spawn(...)",
+                remedy="move the process, inside('process'), or start children by Sandbox(group).spawn(...)",
             )  # fmt: skip
         self._directories = dict(directories)
         self._who = who

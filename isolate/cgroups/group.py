@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from isolate.cgroups.settings import Settings
     from isolate.engine.plan import Context, Part, Step
     from isolate.engine.session import Session
-    from isolate.sandbox.box import Sandbox
-    from isolate.sandbox.process import Process
-    from isolate.sandbox.result import Result
 
 __all__ = ["Cgroup"]
 
@@ -286,26 +283,6 @@ class Cgroup:
 
         return brings()
 
-    def _box(self, sandbox: Sandbox | None) -> Sandbox:
-        from isolate.sandbox.box import Sandbox
-
-        self._made()
-        if sandbox is None:
-            return Sandbox(self)
-        if any(isinstance(part, Limits) for part in sandbox.parts):
-            # A group per child, below this one.
-            parts = [dataclasses.replace(p, parent=self) if isinstance(p, Limits) else p for p in sandbox.parts]
-            return Sandbox(*parts)
-        return sandbox + self
-
-    def run(self, args: Any, *, sandbox: Sandbox | None = None, **options: Any) -> Result[Any]:
-        """As :meth:`Sandbox.run`, inside this group. ``Limits`` of the sandbox make a group below this one."""
-        return self._box(sandbox).run(args, **options)
-
-    def spawn(self, args: Any, *, sandbox: Sandbox | None = None, **options: Any) -> Process:
-        """As :meth:`Sandbox.spawn`, inside this group."""
-        return self._box(sandbox).spawn(args, **options)
-
     # ---- counters ----------------------------------------------------------------------------------------------
 
     def stats(self) -> stats.Stats:
@@ -530,9 +507,7 @@ def destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) 
 
 def _dismiss(guardian: Session | None, owner: int) -> None:
     if guardian is not None and native.owns(owner):
-        guardian.kill()
-        guardian.wait_gone(1.0)
-        guardian.close()
+        guardian.dismiss(1.0)
 
 
 def _abandon(directories: Mapping[str, str], owner: int, text: str, guardian: Session) -> None:

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
-import select
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolate.cgroups import devices, naming, stats
 from isolate.cgroups.cover import cover_steps
-from isolate.cgroups.guardian import CONTROL_FD, OWNER_FD
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.placement import offered, place, removal_order
 from isolate.cgroups.scope import FUTURE, Standing, guide_to
 from isolate.cgroups.settings import home_of, settings
+from isolate.engine.keeper import watched
 from isolate.engine.plan import (
     CONTROL,
     LAUNCHER,
@@ -41,9 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from isolate.cgroups.hierarchy import Hierarchy
-    from isolate.cgroups.limits import Limits
     from isolate.cgroups.placement import Place, Placement
     from isolate.cgroups.settings import Setting
+    from isolate.cgroups.values import LimitValues
     from isolate.engine.plan import Argument, Context, Lent, Op
 
 O_DIRECTORY: Final = Constant(os.O_DIRECTORY, "O_DIRECTORY")
@@ -135,7 +133,7 @@ class RunGroup:
         return Outcome(found, found.cpu_time, found.peak_memory)
 
 
-def limits_steps(limits: Limits, context: Context) -> Iterator[Step]:
+def limits_steps(limits: LimitValues, context: Context) -> Iterator[Step]:
     """The steps of ``Limits``."""
     host = discover()
     placement = place(limits, host)
@@ -215,9 +213,8 @@ def guided_steps(directory: str, context: Context) -> Iterator[Step]:
 
 def guided_step() -> Step:
     """The launcher's wait for ``Context.guide``: a byte on its socket, or this program's end."""
-    watched = Buffer(struct.pack("<ihhihh", CONTROL_FD, select.POLLIN, 0, OWNER_FD, select.POLLIN, 0), "pollfds")
     ops = (
-        call("ppoll", watched, 2, 0, 0, 8),
+        call("ppoll", watched(), 2, 0, 0, 8),
         call("recvfrom", CONTROL, Buffer(8, "a byte"), 1, MSG_DONTWAIT, 0, 0, expect=1),
     )
     text = "wait until systemd has moved this launcher into the scope's leaf (AttachProcessesToUnit)"
@@ -430,7 +427,7 @@ def counter_steps(key: str, directory: str, phase: Phase, buffers: dict[tuple[in
         yield Step(phase, f"read the counters of {key}", tuple(ops))
 
 
-def _real_time(spot: Place, group: Register, limits: Limits) -> Iterator[Step]:
+def _real_time(spot: Place, group: Register, limits: LimitValues) -> Iterator[Step]:
     """A fresh v1 group has no time for real-time programs, and the kernel refuses them in it (sched-rt-group.rst).
 
     What it gets is taken from the group above, for each processor. A quota (``Limits(cpu=)``) does not hold real-time

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from isolate.cgroups.hierarchy import Hierarchy, Host
-    from isolate.cgroups.limits import Limits
+    from isolate.cgroups.values import LimitValues
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def _refusal(hierarchy: Hierarchy, needed: dict[str, str], reasons: list[str]) -
 ACCOUNTING: Final = ("memory", "pids")
 
 
-def place(limits: Limits, host: Host, *, wanted: tuple[str, ...] = ACCOUNTING) -> Placement:
+def place(limits: LimitValues, host: Host, *, wanted: tuple[str, ...] = ACCOUNTING) -> Placement:
     """Where the group of these limits is made. Reads only; nothing is made or enabled here.
 
     ``wanted`` are controllers that are used where they can be had.

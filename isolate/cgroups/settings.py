@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from isolate.cgroups.hierarchy import Hierarchy, Host
-    from isolate.cgroups.limits import Limits
+    from isolate.cgroups.values import LimitValues
 
 #: Names of v2's controllers that v1 calls differently.
 V1_NAMES: Final = {"io": "blkio"}
@@ -62,7 +62,7 @@ def unsupported(
     return UnsupportedError(number, f"limit {field}", part="Limits", path=path, cause=why, remedy=remedy)
 
 
-def controllers(limits: Limits) -> dict[str, str]:
+def controllers(limits: LimitValues) -> dict[str, str]:
     """The controllers that limits need, each with the field that asks for it."""
     needed: dict[str, str] = {}
     for field, controller in _CONTROLLERS.items():
@@ -80,7 +80,7 @@ _CONTROLLERS: Final = {
 }  # fmt: skip
 
 
-def settings(limits: Limits, host: Host, parent_of: Callable[[str], str]) -> Settings:
+def settings(limits: LimitValues, host: Host, parent_of: Callable[[str], str]) -> Settings:
     """The files to write. ``parent_of`` gives the directory in which the group is made, by controller."""
 
     def version(controller: str) -> int:
@@ -157,7 +157,7 @@ def _one(
 # ---- v2 ------------------------------------------------------------------------------------------------------------
 
 
-def _memory2(limits: Limits, parent: str) -> Iterator[Setting]:
+def _memory2(limits: LimitValues, parent: str) -> Iterator[Setting]:
     # High before max: whoever is over both is slowed down first. On a fresh group the order does not matter.
     for field, file in (("memory_min", "min"), ("memory_low", "low"), ("memory_high", "high"), ("memory", "max")):
         value = getattr(limits, field)
@@ -173,11 +173,11 @@ def _memory2(limits: Limits, parent: str) -> Iterator[Setting]:
         yield _one("oom_group", "memory", "memory.oom.group", "1", needed=limits.oom_group is True)
 
 
-def _pids2(limits: Limits, parent: str) -> Iterator[Setting]:
+def _pids2(limits: LimitValues, parent: str) -> Iterator[Setting]:
     yield _one("pids", "pids", "pids.max", _text(limits.pids))
 
 
-def _cpu2(limits: Limits, parent: str) -> Iterator[Setting]:
+def _cpu2(limits: LimitValues, parent: str) -> Iterator[Setting]:
     if limits.cpu is not None:
         yield _one("cpu", "cpu", "cpu.max", f"{limits.quota} {limits.period}")
     if limits.cpu_burst is not None:
@@ -195,7 +195,7 @@ def _online(field: str, wanted: str) -> None:
         raise ValueError(f"{field}: there is no {what} {missing[0]} online ({path})")
 
 
-def _cpuset2(limits: Limits, parent: str) -> Iterator[Setting]:
+def _cpuset2(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for field in ("cpus", "mems"):
         value = getattr(limits, field)
         if value is not None:
@@ -203,7 +203,7 @@ def _cpuset2(limits: Limits, parent: str) -> Iterator[Setting]:
             yield _one(field, "cpuset", f"cpuset.{field}", value)
 
 
-def _devices_of(limits: Limits) -> Iterator[tuple[str, dict[str, int | None]]]:
+def _devices_of(limits: LimitValues) -> Iterator[tuple[str, dict[str, int | None]]]:
     merged: dict[str, dict[str, int | None]] = {}
     for path, rates in _items(limits.io):
         # Two paths may lie on one disk: the stricter rate holds.
@@ -214,7 +214,7 @@ def _devices_of(limits: Limits) -> Iterator[tuple[str, dict[str, int | None]]]:
     yield from merged.items()
 
 
-def _io2(limits: Limits, parent: str) -> Iterator[Setting]:
+def _io2(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for device, rates in _devices_of(limits):
         # All four, or a rate that an update does not name any more would stay.
         full = " ".join([device, *(f"{k}={_text(rates.get(k))}" for k in ("rbps", "wbps", "riops", "wiops"))])
@@ -229,7 +229,7 @@ def _io2(limits: Limits, parent: str) -> Iterator[Setting]:
             yield Setting("io_weight", "io", "io.bfq.weight", weight, b"default " + weight, among=True)
 
 
-def _hugetlb2(limits: Limits, parent: str) -> Iterator[Setting]:
+def _hugetlb2(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for page, value in _items(limits.hugetlb):
         yield _one("hugetlb", "hugetlb", f"hugetlb.{_page(page)}.max", _text(value), _huge(page, value, "max"))
 
@@ -252,14 +252,14 @@ def _huge(page: object, value: object, unlimited: str) -> str:
     return str(value // size * size) if isinstance(value, int) and value < _NO_LIMIT else unlimited
 
 
-def _rdma2(limits: Limits, parent: str) -> Iterator[Setting]:
+def _rdma2(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for device, entries in _items(limits.rdma):
         given = dict(entries)
         full = " ".join([str(device), *(f"{k}={given.get(k, 'max')}" for k in ("hca_handle", "hca_object"))])
         yield Setting("rdma", "rdma", "rdma.max", full.encode(), full.encode(), among=True)
 
 
-def _misc2(limits: Limits, parent: str) -> Iterator[Setting]:
+def _misc2(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for name, value in _items(limits.misc):
         data = f"{name} {_text(value)}".encode()
         yield Setting("misc", "misc", "misc.max", data, data, among=True)
@@ -270,7 +270,7 @@ def _misc2(limits: Limits, parent: str) -> Iterator[Setting]:
 _V1_NO_LIMIT: Final = str(((1 << 63) - 1) // _PAGE * _PAGE)
 
 
-def _memory1(limits: Limits, parent: str) -> Iterator[Setting]:
+def _memory1(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for field in ("memory_high", "memory_low", "memory_min"):
         if getattr(limits, field) is not None:
             why = "cgroup v1's memory controller has nothing like it"
@@ -289,7 +289,7 @@ def _memory1(limits: Limits, parent: str) -> Iterator[Setting]:
         yield from _memsw(limits, parent)
 
 
-def _memsw(limits: Limits, parent: str) -> Iterator[Setting]:
+def _memsw(limits: LimitValues, parent: str) -> Iterator[Setting]:
     """v1 limits the sum of memory and swap; it must never be below memory, so it is written second."""
     if not os.path.exists(os.path.join(parent, "memory.memsw.limit_in_bytes")):
         swaps = read("/proc/swaps").rstrip("\n").split("\n")[1:]
@@ -306,7 +306,7 @@ def _memsw(limits: Limits, parent: str) -> Iterator[Setting]:
     yield _one("swap", "memory", "memory.memsw.limit_in_bytes", "-1" if total is None else str(total), expect)
 
 
-def _cpu1(limits: Limits, parent: str) -> Iterator[Setting]:
+def _cpu1(limits: LimitValues, parent: str) -> Iterator[Setting]:
     if limits.cpu is not None:
         yield _one("cpu", "cpu", "cpu.cfs_period_us", str(limits.period))
         yield _one("cpu", "cpu", "cpu.cfs_quota_us", str(limits.quota))
@@ -317,7 +317,7 @@ def _cpu1(limits: Limits, parent: str) -> Iterator[Setting]:
         yield _one("cpu_weight", "cpu", "cpu.shares", str(max(2, round(limits.cpu_weight * 1024 / 100))))
 
 
-def _cpuset1(limits: Limits, parent: str) -> Iterator[Setting]:
+def _cpuset1(limits: LimitValues, parent: str) -> Iterator[Setting]:
     # A fresh v1 cpuset is empty and takes no task until both are set.
     for field in ("mems", "cpus"):
         value = getattr(limits, field)
@@ -334,7 +334,7 @@ def _cpuset1(limits: Limits, parent: str) -> Iterator[Setting]:
 _V1_IO: Final = {"rbps": "read_bps", "wbps": "write_bps", "riops": "read_iops", "wiops": "write_iops"}
 
 
-def _io1(limits: Limits, parent: str) -> Iterator[Setting]:
+def _io1(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for device, rates in _devices_of(limits):
         for key, rate in rates.items():
             text = f"{device} {rate or 0}".encode()
@@ -345,7 +345,7 @@ def _io1(limits: Limits, parent: str) -> Iterator[Setting]:
         yield _one("io_weight", "io", "blkio.bfq.weight", str(min(limits.io_weight, 1000)))
 
 
-def _hugetlb1(limits: Limits, parent: str) -> Iterator[Setting]:
+def _hugetlb1(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for page, value in _items(limits.hugetlb):
         data = str(value) if isinstance(value, int) else "-1"
         unlimited = _huge(page, (1 << 63) - 1 - _PAGE, "")
@@ -355,7 +355,7 @@ def _hugetlb1(limits: Limits, parent: str) -> Iterator[Setting]:
         )  # fmt: skip
 
 
-def _devices1(limits: Limits, parent: str) -> Iterator[Setting]:
+def _devices1(limits: LimitValues, parent: str) -> Iterator[Setting]:
     rules = _devices.parse_all(limits.devices or ())
     if any(r.kind == "a" for r in rules):
         return
@@ -373,11 +373,11 @@ def _devices1(limits: Limits, parent: str) -> Iterator[Setting]:
         )
 
 
-def _net_class1(limits: Limits, parent: str) -> Iterator[Setting]:
+def _net_class1(limits: LimitValues, parent: str) -> Iterator[Setting]:
     yield _one("net_class", "net_cls", "net_cls.classid", str(limits.net_class))
 
 
-def _net_prio1(limits: Limits, parent: str) -> Iterator[Setting]:
+def _net_prio1(limits: LimitValues, parent: str) -> Iterator[Setting]:
     for interface, priority in _items(limits.net_prio):
         data = f"{interface} {priority}".encode()
         yield Setting("net_prio", "net_prio", "net_prio.ifpriomap", data, data, among=True)

@@ -23,7 +23,7 @@ from isolate.kernel.constants import Constant
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from isolate.engine.plan import Context
+    from isolate.engine.plan import Context, Launched
     from isolate.engine.session import Session
 
 __all__ = ["Closing", "Handing", "Taker", "bind_and_listen", "give"]
@@ -45,7 +45,7 @@ class Closing(Protocol):
 class Taker(Closing, Protocol):
     """What is prepared for one start, and takes what init hands over."""
 
-    def receive(self, fds: list[int], session: Session) -> Closing | None:
+    def receive(self, fds: list[int], session: Launched) -> Closing | None:
         """As ``receive`` of :class:`Handing`."""
         ...
 
@@ -62,7 +62,7 @@ class Handing:
 
     def __init__(
         self,
-        receive: Callable[[list[int], Session], Closing | None] | None = None,
+        receive: Callable[[list[int], Launched], Closing | None] | None = None,
         count: int = 1,
         *,
         prepare: Callable[[], Taker] | None = None,
@@ -129,7 +129,7 @@ class Handed:
         """What stays until the sandbox ends."""
         return tuple(self._kept)
 
-    def started(self, session: Session) -> None:
+    def started(self, session: Launched) -> None:
         """Take what init hands over, then let it go on."""
         theirs, ours = self._theirs, self._ours
         assert theirs is not None
@@ -151,7 +151,7 @@ class Handed:
                 self._ours.send(b"1", socket.MSG_NOSIGNAL)
             self._ours.close()
 
-    def _received(self, ours: socket.socket, session: Session) -> list[int] | None:
+    def _received(self, ours: socket.socket, session: Launched) -> list[int] | None:
         deadline = time.monotonic() + PATIENCE
         poll = select.poll()
         poll.register(ours, select.POLLIN)

@@ -46,8 +46,6 @@ from isolate.kernel.constants import NOTHING, Constant
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from isolate.engine.session import Session
-
 
 class Section(enum.IntEnum):
     """Which process runs a step, and when (the launcher's sections, in ``_native/tape.h``)."""
@@ -254,12 +252,30 @@ class Lender(Protocol):
         ...
 
 
+class Launched(Protocol):
+    """A launcher that runs, as a resource sees it; :class:`~isolate.engine.session.Session` is one."""
+
+    @property
+    def pid(self) -> int:
+        """The launcher's process id."""
+        ...
+
+    @property
+    def pidfd(self) -> int:
+        """The launcher's pidfd."""
+        ...
+
+    def adopt(self, pidfd: int, pid: int) -> None:
+        """Take the program's pidfd, which init has handed over."""
+        ...
+
+
 class Held(Protocol):
     """What a resource gives to one start: descriptors for its slots. Closed with the start's end."""
 
     fds: list[int]
 
-    def started(self, session: Session) -> None:
+    def started(self, session: Launched) -> None:
         """The launcher runs, and has its own copies of the descriptors.
 
         :raises SetupError: the sandbox cannot be had; it is taken down.

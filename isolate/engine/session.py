@@ -19,7 +19,6 @@ from isolate.engine.native import ffi, lib
 from isolate.engine.tape import run_block
 from isolate.errors import ForkedError
 from isolate.kernel.syscalls import number
-from isolate.thread.blocks import children_get_another_pid_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,6 +76,18 @@ def decode(message: bytes) -> Record:
     )  # fmt: skip
 
 
+class StartFailure(Exception):
+    """The launcher could not be started: at which stage (``ISO_SPAWN_*`` and ``ISO_START_*``), and with what errno.
+
+    :mod:`isolate.diagnosis.start` makes of it the :class:`~isolate.SetupError` that a person reads.
+    """
+
+    def __init__(self, stage: int, error: int) -> None:
+        super().__init__(stage, error)
+        self.stage: int = stage
+        self.error: int = error
+
+
 class Session:
     """A launcher that runs, owned by this process."""
 
@@ -88,20 +99,19 @@ class Session:
         slots: Sequence[int],
         *,
         nonblocking: bool = False,
-        direct: bool | None = None,
+        direct: bool = False,
         later: bool = False,
     ) -> None:
         """Start it.
 
         ``stdio`` are three descriptors or PIPE, DEVNULL, STDOUT; ``slots`` what stands behind the fixed descriptors.
-        With ``later`` all is set up but the program (see :meth:`waiting`), and :meth:`hand_over` says which.
+        With ``later`` all is set up but the program (see :meth:`waiting`), and :meth:`hand_over` says which. With
+        ``direct`` the launcher is a child of this process: children of this thread get another pid namespace, of which
+        a middle process that ends at once must not be the PID 1.
 
-        :raises SetupError: with the step that failed; nothing is left of it.
+        :raises StartFailure: the launcher could not be started; nothing is left of it.
         """
-        self._begin(tape, run, direct=direct)
-        # A middle process that ends at once must not be the PID 1 of a namespace that this thread's children get.
-        if direct is None:
-            self.direct = _reaping.direct or children_get_another_pid_namespace()
+        self._begin(tape, run, direct=direct or _reaping.direct)
         if tape.needs_proc:
             proc.check()
         if tape.plan.context.givers:
@@ -114,9 +124,7 @@ class Session:
             self._launcher(), _PATH, self.direct, later,
         )  # fmt: skip
         if result < 0:
-            from isolate.diagnosis import start_error
-
-            raise start_error(self._start.stage, -result)
+            raise StartFailure(self._start.stage, -result)
         guide = tape.plan.context.guide
         if guide is not None:
             self._guided(guide)
@@ -127,10 +135,10 @@ class Session:
                 self.close()
                 raise
 
-    def _begin(self, tape: Tape, run: bytes, *, direct: bool | None = True) -> None:
+    def _begin(self, tape: Tape, run: bytes, *, direct: bool = True) -> None:
         """Nothing is open yet."""
         #: Whoever the launcher is a child of is known to reap it: this process, or a launcher that is parked.
-        self.direct = direct is True
+        self.direct: bool = direct
         self.tape: Tape = tape
         self.run: bytes = run  # for the diagnosis of an error
         self.owner: int = native.owner()
@@ -159,7 +167,7 @@ class Session:
     ) -> Session | None:
         """A start by a launcher that is parked, by its socket; None if it has gone, and nothing has been started.
 
-        :raises SetupError: EMFILE and the like: a stream could not be opened.
+        :raises StartFailure: EMFILE and the like: a stream could not be opened.
         """
         self = cls.__new__(cls)
         self._begin(tape, run)
@@ -167,9 +175,7 @@ class Session:
         if result == -errno.ESTALE:
             return None
         if result < 0:
-            from isolate.diagnosis import start_error
-
-            raise start_error(self._start.stage, -result)
+            raise StartFailure(self._start.stage, -result)
         return self
 
     def _take(self, tape: Tape) -> list[int]:
@@ -201,35 +207,35 @@ class Session:
         native.call(number("sendto"), self.fileno(), b"1", 1, _MSG_NOSIGNAL, 0, 0)
 
     @classmethod
-    def waiting(cls, tape: Tape) -> Session:
+    def waiting(cls, tape: Tape, *, direct: bool = False) -> Session:
         """A sandbox that is set up, or soon will be, and waits for its program.
 
-        :raises SetupError: the launcher could not be started.
+        :raises StartFailure: the launcher could not be started.
         """
         slots = tape.plan.context.slots
         run = run_block(
             [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + len(slots) + 1,
             started=False, tty=False, later=_FREE + len(slots),
         )  # fmt: skip
-        return cls(tape, run, [_DEVNULL] * 3, slots, later=True)
+        return cls(tape, run, [_DEVNULL] * 3, slots, direct=direct, later=True)
 
     @classmethod
-    def alone(cls, tape: Tape) -> Session:
+    def alone(cls, tape: Tape, *, direct: bool = False) -> Session:
         """A sandbox without a program: its init stays until it is killed, and is what is told as the program.
 
-        :raises SetupError: the launcher could not be started.
+        :raises StartFailure: the launcher could not be started.
         """
         slots = tape.plan.context.slots
         run = run_block(
             [b"init"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + len(slots), started=True, tty=False,
             alone=True,
         )  # fmt: skip
-        return cls(tape, run, [_DEVNULL] * 3, slots)
+        return cls(tape, run, [_DEVNULL] * 3, slots, direct=direct)
 
     def hand_over(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> bool:
         """Say what program it is; False if it has gone, and nothing has happened.
 
-        :raises SetupError: EMFILE and the like: a stream could not be opened.
+        :raises StartFailure: EMFILE and the like: a stream could not be opened.
         """
         passed = slots[len(self.tape.plan.context.slots) :]
         result = lib.iso_run_later(self._start, run, len(run), passed, len(passed), *stdio, nonblocking)
@@ -238,9 +244,7 @@ class Session:
         if gone and self._start.stage == lib.ISO_START_CONTROL:
             return False
         if result < 0:
-            from isolate.diagnosis import start_error
-
-            raise start_error(self._start.stage, -result)
+            raise StartFailure(self._start.stage, -result)
         self.run = run
         return True
 
@@ -249,9 +253,7 @@ class Session:
         try:
             return native.launcher_fd()
         except OSError as error:
-            from isolate.diagnosis import start_error
-
-            raise start_error(lib.ISO_SPAWN_EXEC, error.errno or errno.EIO) from None
+            raise StartFailure(lib.ISO_SPAWN_EXEC, error.errno or errno.EIO) from None
 
     @property
     def pid(self) -> int:
@@ -403,6 +405,12 @@ class Session:
         # In C: an exception at the end of each run, which is what an orphan is, costs more than the call.
         if lib.iso_reap(self.pidfd) == -errno.ECHILD:
             _reaping.observe(self)
+
+    def dismiss(self, patience: float = 5.0) -> None:
+        """End it, wait until it has gone for so many seconds at most, and release the descriptors."""
+        self.kill()
+        self.wait_gone(patience)
+        self.close()
 
     def close(self) -> None:
         """Let go and release the descriptors."""

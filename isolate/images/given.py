@@ -10,7 +10,7 @@ from isolate.images.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.engine.session import Session
+    from isolate.engine.plan import Launched
     from isolate.images.store import Store
     from isolate.images.upper import Upper
 
@@ -58,7 +58,7 @@ class Holding:
         self.fds: list[int] = []
         self.upper: Upper | None = None
 
-    def started(self, session: Session) -> None:
+    def started(self, session: Launched) -> None:
         """The launcher holds it as well from here on."""
 
     def close(self) -> None:

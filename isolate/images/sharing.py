@@ -16,7 +16,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.images.confined import child
+from isolate.images.confined import words
 from isolate.images.pack.scan import Tree
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def share(tree: int, objects: int, *, map: IdMap | None = None) -> Shared:
         return share_here(tree, objects)
     from isolate.images.confined.start import confined  # loaded late: for root nothing of it is needed
 
-    fds = {child.TARGET: tree, child.FACTS: objects}
+    fds = {words.TARGET: tree, words.FACTS: objects}
     answer = confined("share", {}, ids=map, fds=fds, writable=(tree, objects))
     return Shared(int(answer["files"]), int(answer["bytes"]))
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from isolate.engine.beneath import Names, Writable, led_astray, open_beneath, place_of, writable_targets
 from isolate.engine.plan import Buffer, Label, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, Constant
-from isolate.landlock.part import CHANGE, FILE, FsAccess, Landlock, LandlockScope, rights_in_words
+from isolate.landlock.rights import CHANGE, FILE, FsAccess, LandlockScope, PathRule, rights_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from isolate.engine.plan import Context
-    from isolate.landlock.part import PathRule
 
 _PATH_BENEATH = Constant(1, "LANDLOCK_RULE_PATH_BENEATH")
 _NET_PORT = Constant(2, "LANDLOCK_RULE_NET_PORT")
@@ -28,8 +27,26 @@ _LOG = {
 }
 
 
-def steps(part: Landlock, abi: int, missing: tuple[str, ...], context: Context) -> Iterator[Step]:
-    """Only what the ABI has; what is missing is told as a step that is not in force."""
+class Wanted(Protocol):
+    """What is to be denied and what not: :class:`~isolate.Landlock` is one."""
+
+    @property
+    def rules(self) -> tuple[PathRule, ...]: ...
+    @property
+    def handled(self) -> FsAccess: ...
+    @property
+    def scopes(self) -> LandlockScope: ...
+    @property
+    def log(self) -> str: ...
+
+
+def steps(
+    part: Wanted, abi: int, missing: tuple[str, ...], context: Context, all_rules: Iterable[PathRule]
+) -> Iterator[Step]:
+    """Only what the ABI has; what is missing is told as a step that is not in force.
+
+    ``all_rules`` are those of every ruleset of the sandbox: what one of them lets the program change, it can change.
+    """
     if missing:
         end = Label()
         yield Step(
@@ -53,7 +70,7 @@ def steps(part: Landlock, abi: int, missing: tuple[str, ...], context: Context) 
         (call("landlock_create_ruleset", attr, len(attr.data), 0, out=ruleset),),
         hints={errno.EOPNOTSUPP: "Landlock is switched off", errno.ENOSYS: "the kernel has no Landlock"},
     )
-    changeable = _changeable(context) if part.rules else Names(())
+    changeable = _changeable(context, all_rules) if part.rules else Names(())
     for rule in part.rules:
         rights = rule.access & handled
         if rights:
@@ -79,10 +96,9 @@ def steps(part: Landlock, abi: int, missing: tuple[str, ...], context: Context) 
     )
 
 
-def _changeable(context: Context) -> Writable:
+def _changeable(context: Context, rules: Iterable[PathRule]) -> Writable:
     """The directories in which the program, or one that ran before it under the same parts, may put something else in
     the place of what is there."""
-    rules = [rule for part in context.parts if isinstance(part, Landlock) for rule in part.rules]
     paths = [os.fsencode(rule.path) for rule in rules if rule.access & CHANGE]
     if any(hasattr(part, "entries") for part in context.parts):
         # Inside a root of its own, which is not there yet.

@@ -10,7 +10,7 @@ from isolate.engine.plan import Buffer, Call, Phase, Register, Step, Store, call
 from isolate.kernel.constants import AT_FDCWD, MNT_DETACH, O_CLOEXEC, O_PATH
 from isolate.mounts.building import Building, move
 from isolate.namespaces.change import CLONE_FS
-from isolate.thread.entering import Change
+from isolate.thread.change import Change
 from isolate.thread.program import HereContext, Program, Running
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from isolate.thread.entering import Change, Reversible
+from isolate.thread.entering import Reversible
 
 if TYPE_CHECKING:
     from isolate.mounts.building import TreeEntry
+    from isolate.thread.change import Change
 
 __all__ = ["ReversibleMount"]
 

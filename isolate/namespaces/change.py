@@ -17,7 +17,7 @@ from isolate.kernel.constants import (
     Constant,
     flags,
 )
-from isolate.thread.entering import Change
+from isolate.thread.change import Change
 from isolate.thread.program import Program, Running, gather, refuse_threads
 
 if TYPE_CHECKING:

@@ -14,9 +14,12 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from isolate.diagnosis import start
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
+from isolate.engine.keeper import until_owner_ends
 from isolate.engine.plan import Buffer, Label, Load, Phase, Plan, Register, Step, Test, call
+from isolate.engine.tape import compile_plan
 from isolate.errors import SetupError, UnsupportedError
 from isolate.kernel.constants import (
     AT_EMPTY_PATH,
@@ -204,11 +207,21 @@ class _ForTheCaller:
 
 
 def _in_a_child(part: Any) -> OwnedDescriptor:
-    from isolate.sandbox.box import Sandbox
-
-    with Sandbox(part, _ForTheCaller()).spawn(["cat"], stdin=-1, stdout=-3) as process:
-        path = f"/proc/{process.pid}/ns/{_FILES[part.kind]}"
-        return OwnedDescriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    """The namespace of a sandbox that has no program: its init is in it until the descriptor is open."""
+    plan = Plan([part, _ForTheCaller()], euid=os.geteuid(), egid=os.getegid())
+    session = start.alone(compile_plan(plan, init=True, pid_namespace=False, share=False, owned=True))
+    try:
+        while not session.started and session.end is None:
+            session.await_record(1.0)
+        if not session.started:
+            raise start.why(session, type(part).__name__)
+        # The time namespace with the offsets is that of init's children; init itself was there before them.
+        kind = "time_for_children" if part.kind == "time" else _FILES[part.kind]
+        return OwnedDescriptor(os.open(f"/proc/{session.program_pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+    except EOFError:
+        raise start.why(session, type(part).__name__) from None
+    finally:
+        session.dismiss()
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -227,7 +240,7 @@ class _Name:
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Make, tell, wait, remove: by the descriptor of a directory that nobody else can write, never by a link."""
-        file, tree, seen = Register("file"), Register("tree"), Register("events")
+        file, tree = Register("file"), Register("tree")
         name = os.path.basename(self.path)
         directory, namespace = context.descriptor(self.directory), context.descriptor(self.fd)
         source = b"/proc/self/fd/%d" % namespace.number
@@ -243,10 +256,7 @@ class _Name:
             call("write", context.descriptor(self.ready), b"1", 1),
         )
         yield Step(Phase.CGROUP, "mount the namespace on its name", making, path=self.path, hints=hints)
-        # The launcher's descriptors 3 and 5: the socket to its owner, and the owner's pidfd (tape.h).
-        watched = Buffer(struct.pack("<ihhihh", 3, 1, 0, 5, 1, 0), "pollfds")
-        wait = (call("ppoll", watched, 2, 0, 0, 8, out=seen), Test(seen, -1, error=errno.ECANCELED))
-        yield Step(Phase.CGROUP, "wait for the owner's end", wait)
+        yield until_owner_ends()
         # With the file it was ours; what stands there now may be somebody else's, who removed it and made it anew.
         for text, ours, removal in (
             ("unmount the name, if it is still this namespace's", on_it,
@@ -268,9 +278,6 @@ class _Name:
 
 
 def _add_name(handle: Handle, name: str) -> None:
-    from isolate.engine.session import Session
-    from isolate.engine.tape import compile_plan, run_block
-
     directory = "/run/netns" if handle.kind == "network" else f"/run/isolate/{_FILES[handle.kind]}"
     path = f"{directory}/{name}"
     fd = handle._descriptor()
@@ -285,29 +292,15 @@ def _add_name(handle: Handle, name: str) -> None:
             remedy="remove it, or give it to root alone: chown root, chmod 755" if unsafe else None,
         ) from None  # fmt: skip
     told, ready = (OwnedDescriptor(end) for end in os.pipe2(os.O_CLOEXEC))
-    plan = Plan([_Name(path.encode(), at, fd, ready)], euid=os.geteuid(), egid=os.getegid())
-    tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
-    slots = plan.context.slots
-    block = run_block(
-        [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=6 + len(slots), started=False, tty=False
-    )  # fmt: skip
-    session = Session(tape, block, [-3] * 3, slots)
+    session = start.keep(_Name(path.encode(), at, fd, ready))
     ready.close()
     at.close()
     if os.read(told, 1) == b"1":
         _names[int(fd)] = native.owner(), session, path
         return
-    error, hints = errno.EIO, plan.steps[0].hints
-    try:
-        while session.end is None:
-            session.await_record(None)
-        error = session.end.error
-    except EOFError:
-        pass
+    error = start.why(session, type(handle).__name__)
     session.close()
-    raise SetupError(
-        error, plan.steps[0].text, part=type(handle).__name__, path=path, cause=hints.get(error),
-    )  # fmt: skip
+    raise error
 
 
 def _remove_name(fd: int) -> None:
@@ -315,9 +308,7 @@ def _remove_name(fd: int) -> None:
     owner, session, path = _names.pop(fd, (0, None, ""))
     if session is None or not native.owns(owner):
         return
-    session.kill()
-    session.wait_gone(5.0)
-    session.close()
+    session.dismiss()
     _remove_leftover(path, fd)
 
 

@@ -53,10 +53,12 @@ from isolate.namespaces import quotas
 from isolate.namespaces.handle import Handle
 from isolate.namespaces.ids import IdMap, IdRange, check_id, mapped
 from isolate.namespaces.quotas import write_file
-from isolate.thread.entering import Change, Irreversible, Reversible
+from isolate.thread.entering import Irreversible, Reversible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from isolate.thread.change import Change
 
 __all__ = [
     "CgroupNamespace",

@@ -1,11 +1,11 @@
 """Networks: a switch with members, addresses, names, published ports; and the netlink that makes them."""
 
+from isolate.network.connecting import connect as connect
 from isolate.network.domains import Asked as Asked
 from isolate.network.domains import Connect as Connect
 from isolate.network.domains import Domains as Domains
 from isolate.network.handle import Network as Network
 from isolate.network.interface import Interface as Interface
-from isolate.network.interface import connect as connect
 from isolate.network.link import Counters as Counters
 from isolate.network.place import Connection as Connection
 from isolate.network.shared import Shared as Shared

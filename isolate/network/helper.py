@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.diagnosis import launcher_lost, setup_error
+from isolate.diagnosis.setup import launcher_lost, setup_error
+from isolate.diagnosis.start import launch
 from isolate.engine.native import lib
 from isolate.engine.ops import CWD, Engine, call
 from isolate.engine.plan import Phase, Plan, Step
-from isolate.engine.session import Session
 from isolate.engine.tape import compile_plan, run_block
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Helper:
             fds=pairs, slots=6 + len(fds), started=True, tty=False,
         )  # fmt: skip
         self._said = b""
-        self.session = Session(tape, block, [-3, -1, -2], list(fds), nonblocking=True)
+        self.session = launch(tape, block, [-3, -1, -2], list(fds), nonblocking=True)
         try:
             self._started()
         except BaseException:
@@ -113,9 +113,7 @@ class Helper:
 
     def close(self) -> None:
         """End it, and whatever it has started."""
-        self.session.kill()
-        self.session.wait_gone(5.0)
-        self.session.close()
+        self.session.dismiss()
 
 
 def find(*names: str) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.handing import Handing
 from isolate.engine.ops import Label, Register, call
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Context
     from isolate.network.address import Address, Net
-    from isolate.network.handle import Network
-    from isolate.network.place import Connection, Running
 
-__all__ = ["Interface", "all_ports", "connect"]
+__all__ = ["Interface", "all_ports"]
 
 _HINTS = {
     5: "it was not attached: the network refused it, or this program ended meanwhile",
@@ -163,18 +161,6 @@ class Interface:
             self.name, self.aliases, self.address, self.address6, self.publish, self.egress, self.rate, self.burst,
             self.mac, self.mtu, self.routes, self.device or f"eth{number}",
         )  # fmt: skip
-
-
-def connect(network: Network, target: NetNamespace | Running | int, **options: Any) -> Connection:
-    """Attach something that runs already to a network: a :class:`~isolate.Process`, a pid, or a network namespace.
-
-    ``options`` are those of :class:`Interface`. The device is the first of ``eth0``, ``eth1``, … that is free there. It
-    is taken out by ``close()`` of what is returned, and with the network.
-
-    :raises SetupError: the process has ended, or the caller may not join its network.
-    """
-    part = Interface(network, **options)
-    return network.connect(target, replace(part.wish(), device=part.device or ""))
 
 
 def all_ports() -> Step:

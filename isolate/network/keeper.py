@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.diagnosis import launcher_lost, setup_error
+from isolate.diagnosis import start
 from isolate.engine.handing import Handing
-from isolate.engine.native import lib
-from isolate.engine.ops import Buffer, Op, Register, Test, call
-from isolate.engine.plan import Phase, Plan, Step
-from isolate.engine.session import Session
-from isolate.engine.tape import compile_plan, run_block
+from isolate.engine.keeper import until_owner_ends
+from isolate.engine.ops import Buffer, Op, Register, call
+from isolate.engine.plan import Phase, Step
 from isolate.kernel.constants import (
     AT_FDCWD,
     CLONE_NEWNET,
@@ -34,16 +31,16 @@ from isolate.network import netlink
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from isolate.engine.plan import Context
+    from isolate.engine.plan import Context, Launched
+    from isolate.engine.session import Session
     from isolate.network.netlink import Message
 
-__all__ = ["SIOCGSKNS", "Bound", "Kept", "capable", "keep", "why"]
+__all__ = ["SIOCGSKNS", "Bound", "Kept", "capable", "keep"]
 
 _CLOEXEC = Constant(0x80000, "SOCK_CLOEXEC")
 _NETLINK = Constant(16, "AF_NETLINK")
 _RAW = Constant(3, "SOCK_RAW") | _CLOEXEC
 _IP_FREEBIND, _IPV6_FREEBIND, _IPV6_V6ONLY = 15, 78, 26
-_CONTROL, _OWNER = 3, 5  # the launcher's descriptors: the socket to its owner, the owner's pidfd (tape.h)
 
 SIOCGSKNS = Constant(0x894C, "SIOCGSKNS")  # of a socket: a descriptor of its network namespace (Linux 4.10)
 
@@ -125,10 +122,7 @@ class _Namespace:
             text = f"a {each.kind} socket at {each.address} port {each.port}"
             yield Step(Phase.CGROUP, text, tuple(each.ops(fd)))
         yield Step(Phase.CGROUP, "hand the sockets over", tuple(self.handing.hand(slot, fds)))
-        watched = Buffer(struct.pack("<ihhihh", _CONTROL, select.POLLIN, 0, _OWNER, select.POLLIN, 0), "pollfds")
-        seen = Register("events")
-        wait = (call("ppoll", watched, 2, 0, 0, 8, out=seen), Test(seen, -1, error=errno.ECANCELED))
-        yield Step(Phase.CGROUP, "wait for the owner's end", wait)
+        yield until_owner_ends()
         for sock, messages in ((own, self.here), (host, self.outside)):
             for message in messages:
                 yield _send(sock, message)
@@ -184,9 +178,7 @@ class Kept:
             os.close(self.fds.pop())
         session, self.session = self.session, None
         if session is not None:
-            session.kill()
-            session.wait_gone(5.0)
-            session.close()
+            session.dismiss()
 
 
 def keep(bound: Sequence[Bound], here: Sequence[Message], outside: Sequence[Message] = ()) -> Kept:
@@ -198,40 +190,16 @@ def keep(bound: Sequence[Bound], here: Sequence[Message], outside: Sequence[Mess
     """
     kept = Kept()
 
-    def receive(fds: list[int], session: Session) -> None:
+    def receive(fds: list[int], session: Launched) -> None:
         kept.fds += fds
 
     handing = Handing(receive, 2 + len(bound), part="Network")
     part = _Namespace(handing, tuple(bound), tuple(here), tuple(outside))
-    plan = Plan([part], euid=os.geteuid(), egid=os.getegid())
-    tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
-    slots = plan.context.slots
-    block = run_block(
-        [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=6 + len(slots), started=False, tty=False
-    )  # fmt: skip
     try:
-        kept.session = Session(tape, block, [-3] * 3, slots)
+        kept.session = start.keep(part)
         if not kept.fds:
-            raise why(kept.session)
+            raise start.why(kept.session, "Network")
     except BaseException:
         kept.close()
         raise
     return kept
-
-
-def why(session: Session) -> Exception:
-    """The error of a launcher that handed nothing over."""
-    poll = select.poll()
-    poll.register(session.fileno(), select.POLLIN)
-    try:
-        while session.end is None:
-            if not poll.poll(10_000):
-                break
-            session.receive()
-    except EOFError:
-        pass
-    if session.end is None or session.end.kind != lib.ISO_RECORD_FAILED:
-        return launcher_lost(session)
-    error = setup_error(session.tape, session.end, [b"-"])
-    error.part = "Network"
-    return error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from isolate.engine.session import Session
+    from isolate.engine.plan import Launched
     from isolate.namespaces import NetNamespace
     from isolate.network.address import Address
-    from isolate.network.handle import Network
     from isolate.network.link import Counters
     from isolate.network.members import Member
 
@@ -41,10 +40,26 @@ class Running(Protocol):
         ...
 
 
+class Joined(Protocol):
+    """What a place asks of its network: :class:`~isolate.network.Network` is one."""
+
+    def _publish(self, wanted: Any) -> Any: ...
+
+    def _attach(self, member: Member, inside: Socket) -> Any: ...
+
+    def counters(self, member: Member) -> Counters:
+        """What has passed its interface."""
+        ...
+
+    def leave(self, member: Member, *, wait: bool) -> None:
+        """Take it out."""
+        ...
+
+
 class Place:
     """A member's place in a network, for one start. What init hands over is a netlink socket of its network."""
 
-    def __init__(self, network: Network, member: Member) -> None:
+    def __init__(self, network: Joined, member: Member) -> None:
         self.network = network
         self.member = member
 
@@ -57,7 +72,7 @@ class Place:
         if wanted:
             self.member.published = self.network._publish(wanted)
 
-    def receive(self, fds: list[int], session: Session) -> None:
+    def receive(self, fds: list[int], session: Launched) -> None:
         """Attach the network that the netlink socket is of."""
         (fd,) = fds
         made = socket.socket(fileno=fd)

@@ -26,7 +26,7 @@ from isolate.network.words import Egress, Publish, host_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from isolate.engine.session import Session
+    from isolate.engine.plan import Launched
     from isolate.network.address import Address
     from isolate.network.members import Member, Wish
 
@@ -275,7 +275,7 @@ class _Lease:
     def __init__(self, asked: _Asked) -> None:
         self._asked = asked
 
-    def receive(self, fds: list[int], session: Session) -> None:
+    def receive(self, fds: list[int], session: Launched) -> None:
         """Hand the netlink socket on."""
         (fd,) = fds
         with socket.socket(fileno=fd) as made:

@@ -12,19 +12,17 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isolate.diagnosis import start
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.handing import Handing
 from isolate.engine.ops import Register, Test, call
-from isolate.engine.plan import Phase, Plan, Step
-from isolate.engine.session import Session
-from isolate.engine.tape import compile_plan, run_block
+from isolate.engine.plan import Phase, Step
 from isolate.kernel.constants import CLONE_NEWNET, CLONE_NEWUSER, Constant
-from isolate.network.keeper import why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from isolate.engine.plan import Context
+    from isolate.engine.plan import Context, Launched
 
 __all__ = ["Supply", "make"]
 
@@ -68,7 +66,7 @@ def make(network: int, family: int, kind: int, protocol: int = 0, *, count: int 
     """
     made: list[int] = []
 
-    def receive(fds: list[int], session: Session) -> None:
+    def receive(fds: list[int], session: Launched) -> None:
         made.extend(fds)
 
     user = OwnedDescriptor(fcntl.ioctl(network, _NS_GET_USERNS))
@@ -77,18 +75,12 @@ def make(network: int, family: int, kind: int, protocol: int = 0, *, count: int 
         same = (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
         handing = Handing(receive, count, part="Network")
         part = _Sockets(handing, None if same else user, network, family, kind, protocol)
-        plan = Plan([part], euid=os.geteuid(), egid=os.getegid())
-        tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
-        slots = plan.context.slots
-        block = run_block(
-            [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=6 + len(slots), started=False, tty=False
-        )  # fmt: skip
-        session = Session(tape, block, [-3] * 3, slots)
+        session = start.keep(part)
     finally:
         user.close()
     try:
         if not made:
-            raise why(session)
+            raise start.why(session, "Network")
         session.wait_gone(5.0)
     finally:
         session.close()

@@ -20,7 +20,7 @@ from isolate.network.keeper import SIOCGSKNS
 from isolate.network.netlink import ROUTE, Socket
 
 if TYPE_CHECKING:
-    from isolate.engine.session import Session
+    from isolate.engine.plan import Launched
     from isolate.network.words import Publish
 
 __all__ = ["HELPERS", "NAMESERVER", "Way", "installed"]
@@ -53,7 +53,7 @@ class Way:
             for port, _ in each.pairs:
                 reserve(each, port).close()  # in use: told here, with a better reason than the helper's
 
-    def receive(self, fds: list[int], session: Session) -> None:
+    def receive(self, fds: list[int], session: Launched) -> None:
         """Attach to the network that the netlink socket is of."""
         (fd,) = fds
         with socket.socket(fileno=fd) as made:

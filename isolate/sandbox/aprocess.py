@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from isolate.sandbox.result import Result
-    from isolate.sandbox.verbs import Box
+    from isolate.sandbox.words import Box
 
 __all__ = ["AsyncProcess", "AsyncReader", "AsyncWriter", "aspawn"]
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from isolate.sandbox.result import Result
-    from isolate.sandbox.verbs import Box
+    from isolate.sandbox.words import Box
 
 
 async def arun(box: Box, args: Any, options: Mapping[str, Any]) -> Result[str] | Result[bytes]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from isolate.engine import waiting
 from isolate.sandbox.capture import Capture
 from isolate.sandbox.streams import write
 
 if TYPE_CHECKING:
-    from isolate.sandbox.process import Process
+    from isolate.engine.session import Session
+    from isolate.sandbox.starting import Start
 
 __all__ = ["Communication"]
 
@@ -20,10 +21,23 @@ _CHUNK = 65536
 _ATOMIC = 4096  # PIPE_BUF: a pipe that poll(2) calls writable takes so much at once
 
 
+class Communicating(Protocol):
+    """The program: a :class:`~isolate.Process`."""
+
+    stdin: IO[Any] | None
+    stdout: IO[Any] | None
+    stderr: IO[Any] | None
+    _session: Session
+    _what: Start
+    _collected: dict[int, Capture]
+
+    def _exceeded(self) -> None: ...
+
+
 class Communication:
     """What is left to write, and what came."""
 
-    def __init__(self, process: Process, input: Any) -> None:
+    def __init__(self, process: Communicating, input: Any) -> None:
         self._process = process
         text = process._what.text
         if isinstance(input, str):

@@ -14,7 +14,8 @@ from isolate.attributes.credentials import Credentials
 from isolate.attributes.privileges import NoNewPrivs, SessionKeyring, SetIdFiles
 from isolate.attributes.rlimits import Rlimits
 from isolate.attributes.scheduling import Scheduling
-from isolate.capabilities.part import Cap, Capabilities
+from isolate.capabilities.caps import Cap
+from isolate.capabilities.part import Capabilities
 from isolate.engine.plan import BOTH, CWD, Buffer, Context, Engine, Label, Load, Part, Phase, Step, Test, call
 from isolate.kernel.constants import (
     PR_GET_SECCOMP,

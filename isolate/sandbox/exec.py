@@ -18,8 +18,8 @@ from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
 from isolate.cgroups.part import SHARED, Outcome, RunGroup, guided_step
 from isolate.cgroups.stats import Stats, verdict
+from isolate.diagnosis.start import launch
 from isolate.engine.plan import Context, Phase, Plan, Register, Section, Step, call
-from isolate.engine.session import Session
 from isolate.engine.tape import compile_plan
 from isolate.engine.waiting import ready
 from isolate.errors import SetupError
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from isolate.engine.plan import Buffer, Lent, Part
+    from isolate.engine.session import Session
     from isolate.engine.tape import Tape
-    from isolate.sandbox.process import Process
 
 __all__ = ["FurtherBox"]
 
@@ -51,6 +51,27 @@ _HINTS = {
     EPERM: "joining a sandbox needs the rights that made it, and a program that the caller may look into (ptrace(2))",
     EINVAL: "the program has gone into a namespace that cannot be joined",
 }
+
+
+class First(Protocol):
+    """The program that was started first: a :class:`~isolate.Process`."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def pidfd(self) -> int:
+        """Its descriptor."""
+        ...
+
+    @property
+    def _session(self) -> Session: ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end."""
+        ...
 
 
 @runtime_checkable
@@ -64,7 +85,7 @@ class Namespace(Protocol):
 class FurtherPlan(Plan):
     """The steps of the first program's start that a further one needs, with "make" become "join"."""
 
-    def __init__(self, process: Process, original: Plan) -> None:
+    def __init__(self, process: First, original: Plan) -> None:
         self.parts = original.parts
         self.context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
         # Steps name them by their numbers. What resources gave was for the start alone: no step here asks for it.
@@ -81,7 +102,7 @@ class FurtherPlan(Plan):
         if isinstance(group, RunGroup):
             self.context.shared[SHARED] = SharedGroup(process, group)
 
-    def _rows(self, process: Process, original: Plan) -> Iterator[tuple[Step, Part]]:
+    def _rows(self, process: First, original: Plan) -> Iterator[tuple[Step, Part]]:
         launch = original.owners[[step.phase for step in original.steps].index(Phase.EXEC)]
         if original.context.guide is not None:  # into the group from where only systemd moves anybody
             self.context.guide = original.context.guide
@@ -126,7 +147,7 @@ class FurtherPlan(Plan):
 class SharedGroup(RunGroup):
     """The first program's group, as a further one sees it: what was counted since that began is its own affair, too."""
 
-    def __init__(self, process: Process, first: RunGroup) -> None:
+    def __init__(self, process: First, first: RunGroup) -> None:
         super().__init__()
         self._process = process
         self._first = first
@@ -207,7 +228,7 @@ def read_bytes(path: str) -> bytes:
 class FurtherBox:
     """What a spawn asks of a sandbox, for a further program in one that runs."""
 
-    def __init__(self, process: Process, plan: Plan) -> None:
+    def __init__(self, process: First, plan: Plan) -> None:
         self._process = process
         self._plan = plan
 
@@ -220,10 +241,10 @@ class FurtherBox:
         self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
     ) -> Session:
         """A launcher of its own."""
-        return Session(tape, run, stdio, slots, nonblocking=nonblocking)
+        return launch(tape, run, stdio, slots, nonblocking=nonblocking)
 
 
-def _lent(process: Process) -> list[int]:
+def _lent(process: First) -> list[int]:
     """The descriptors that were lent to the first program's start."""
     lent = process._session.lent
     if lent is None:
@@ -231,7 +252,7 @@ def _lent(process: Process) -> list[int]:
     return lent.fds
 
 
-def _groups(process: Process) -> list[str]:
+def _groups(process: First) -> list[str]:
     """Directories of the cgroups that the running program is in and the caller is not."""
     membership = read_text(f"/proc/{process.pid}/cgroup")
     # Read by number, so asked after the reading: while the pidfd says that the program lives, the number is its own.

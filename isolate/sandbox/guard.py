@@ -7,14 +7,13 @@ sandbox is below it.
 
 from __future__ import annotations
 
-import errno
-import os
-import select
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Buffer, Label, Load, Phase, Plan, Register, Step, Test, call
+from isolate.diagnosis.start import keep
+from isolate.engine.keeper import until_owner_ends
+from isolate.engine.plan import Buffer, Label, Load, Phase, Step, Test, call
 from isolate.kernel.constants import Constant
 
 if TYPE_CHECKING:
@@ -25,11 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["settings", "watch"]
 
-#: The launcher's descriptors for the socket to its owner and for the owner's pidfd (tape.h).
-CONTROL_FD, OWNER_FD = 3, 5
 TCGETS, TCSETS = Constant(0x5401, "TCGETS"), Constant(0x5402, "TCSETS")
 SIZE = 36  # struct termios of the kernel, on x86-64 and AArch64
-_DEVNULL = -3
 
 
 def settings(fd: int) -> bytes:
@@ -49,10 +45,7 @@ class TerminalGuard:
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Wait; what fails then is meant to: no child is made, and the clean-up runs."""
-        watched = Buffer(struct.pack("<ihhihh", CONTROL_FD, select.POLLIN, 0, OWNER_FD, select.POLLIN, 0), "pollfds")
-        seen = Register("events")
-        wait = (call("ppoll", watched, 2, 0, 0, 8, out=seen), Test(seen, -1, error=errno.ECANCELED))
-        yield Step(Phase.CGROUP, "wait for the owner's end", wait)
+        yield until_owner_ends()
         terminal = context.descriptor(self.fd)
         # Eight more than there are: the last comparison is of eight bytes, too.
         now, end = Buffer(SIZE + 4, "settings"), Label()
@@ -67,13 +60,4 @@ class TerminalGuard:
 
 def watch(fd: int, before: bytes, changed: bytes) -> Session:
     """Start a guard for a terminal whose settings were ``changed``. Closing the session restores them, too."""
-    from isolate.engine.session import Session
-    from isolate.engine.tape import compile_plan, run_block
-
-    plan = Plan([TerminalGuard(fd, before, changed)], euid=os.geteuid(), egid=os.getegid())
-    tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
-    slots = plan.context.slots
-    block = run_block(
-        [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=6 + len(slots), started=False, tty=False
-    )  # fmt: skip
-    return Session(tape, block, [_DEVNULL] * 3, slots)
+    return keep(TerminalGuard(fd, before, changed))

@@ -32,12 +32,12 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
     """
     record = session.end
     if record is None:
-        from isolate.diagnosis import launcher_lost
+        from isolate.diagnosis.setup import launcher_lost
 
         remove_group(session)
         raise launcher_lost(session)
     if record.kind == lib.ISO_RECORD_FAILED:
-        from isolate.diagnosis import setup_error
+        from isolate.diagnosis.setup import setup_error
 
         raise setup_error(session.tape, record, args, session.run)
     if record.error:

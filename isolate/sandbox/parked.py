@@ -17,6 +17,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from isolate.diagnosis.start import from_template, launch
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
 from isolate.engine.session import MOST_PASSED, Session
@@ -75,7 +76,7 @@ class _Launcher:
             run = run_block(
                 [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + 2, started=False, tty=False
             )  # fmt: skip
-            self._session = Session(template.build, run, [_DEVNULL] * 3, [theirs.fileno(), tape.fileno()])
+            self._session = launch(template.build, run, [_DEVNULL] * 3, [theirs.fileno(), tape.fileno()])
 
     def _is_parked(self) -> bool:
         """Whether its tree is there, and as it was asked for."""
@@ -126,9 +127,7 @@ class _Launcher:
     def start(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool) -> Session | None:
         """A sandbox from the tree; None if the launcher has gone."""
         assert self._starts is not None
-        return Session.from_template(
-            self._starts.fileno(), self._template.again, run, stdio, slots, nonblocking=nonblocking
-        )
+        return from_template(self._starts.fileno(), self._template.again, run, stdio, slots, nonblocking=nonblocking)
 
     def end(self) -> None:
         """Let it end; what it has started goes on.

@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING
 
+from isolate.diagnosis import start
 from isolate.engine import native
 from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.waiting import ready
@@ -123,7 +124,7 @@ class Pool(Verbs):
                 # One that has something to say has failed, and one whose launcher is gone is ending. Other ids of the
                 # caller's make another tape.
                 usable = session.tape is tape and not ready(session.fileno(), session.pidfd)
-                if usable and session.hand_over(run, stdio, slots, nonblocking=nonblocking):
+                if usable and start.hand_over(session, run, stdio, slots, nonblocking=nonblocking):
                     return session
             except BaseException:
                 session.close()
@@ -142,7 +143,7 @@ class Pool(Verbs):
         waiting = self._mine()
         while self._open and self._one_more(waiting):
             try:
-                waiting.append(Session.waiting(tape))
+                waiting.append(start.waiting(tape))
             finally:
                 with self._lock:
                     self._beginning -= 1

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from isolate.engine.handing import Handing
 from isolate.engine.plan import SELF, Phase, Plan, Register, Step, call
 from isolate.kernel.proc import fields
-from isolate.sandbox.box import Sandbox
 from isolate.sandbox.defaults import defaults
+from isolate.sandbox.planned import Planned
 from isolate.sandbox.process import await_start
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from isolate.engine.handing import Handed
-    from isolate.engine.plan import Context, Part
+    from isolate.engine.plan import Context, Launched, Part
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
     from isolate.sandbox.process import Process
@@ -43,7 +43,7 @@ class _Hold:
         yield Step(Phase.VERIFY, "tell the pid, and wait until it is to start", ops, hints=hints)
 
 
-class PreparedBox(Sandbox):
+class PreparedBox(Planned):
     """A sandbox whose programs wait before they are executed."""
 
     __slots__ = ("handing", "last")
@@ -52,7 +52,7 @@ class PreparedBox(Sandbox):
         self.handing = Handing(self._receive, part="Sandbox", hold=True)
         super().__init__(*parts)
 
-    def _receive(self, fds: list[int], session: Session) -> None:
+    def _receive(self, fds: list[int], session: Launched) -> None:
         session.adopt(fds[0], _pid_of(fds[0]))
 
     def _plan(self) -> Plan:
@@ -147,7 +147,7 @@ class Prepared:
         self.close()
 
 
-def prepare(box: Sandbox, args: Any, options: dict[str, Any]) -> Prepared:
+def prepare(box: Planned, args: Any, options: dict[str, Any]) -> Prepared:
     """See :meth:`isolate.Sandbox.prepare`."""
     held = PreparedBox(*box.parts)
     process = held.spawn(args, **options)

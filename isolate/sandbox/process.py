@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from isolate.engine.session import Record, Session
     from isolate.network.link import Counters
     from isolate.sandbox.capture import Capture
-    from isolate.sandbox.verbs import Args, Box, SpawnOptions
+    from isolate.sandbox.words import Args, Box, SpawnOptions
 
 __all__ = ["Process", "TimeoutExpired"]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from isolate.engine.session import Record, Session
     from isolate.sandbox.capture import Capture
-    from isolate.sandbox.verbs import Box
+    from isolate.sandbox.words import Box
 
 _CHUNK = 65536
 

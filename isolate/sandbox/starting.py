@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from isolate.sandbox.relay import Relay
     from isolate.sandbox.result import Verdict
     from isolate.sandbox.terminal import Terminal
-    from isolate.sandbox.verbs import Box
+    from isolate.sandbox.words import Box
 
 __all__ = ["DEFAULT_MAX_OUTPUT", "Start", "seconds", "settle"]
 

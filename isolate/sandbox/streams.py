@@ -85,7 +85,7 @@ def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, 
         try:
             _reopenable(fd)  # as for a stream: later the number would be a descriptor of ours
         except OSError as error:
-            from isolate.diagnosis import start_error
+            from isolate.diagnosis.setup import start_error
 
             raise start_error(lib.ISO_SPAWN_FILES, error.errno or 0) from None
     return sorted(pairs.items())

@@ -13,8 +13,8 @@ from .conditions import any_of as any_of
 from .conditions import arg as arg
 from .conditions import arg32 as arg32
 from .conditions import every as every
+from .nested import deny_user_namespaces as deny_user_namespaces
 from .policy import Seccomp as Seccomp
-from .profiles import deny_user_namespaces as deny_user_namespaces
 from .rules import Rule as Rule
 from .rules import allow as allow
 from .rules import deny as deny

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.kernel import syscalls
@@ -12,12 +11,13 @@ from .actions import Action
 from .bpf import AUDIT_ARCH
 from .compiler import Abi, Decision
 from .ranges import Test, either, normal_form
+from .value import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .policy import Seccomp
     from .rules import Rule
+    from .value import Policy
 
 __all__ = ["BLIND", "Answer", "answer", "blind_calls", "covered", "decisions", "otherwise", "running_kernel", "speaks"]
 
@@ -51,17 +51,6 @@ BLIND = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a policy answers to a call, and why."""
-
-    action: Action
-    #: The rule that decided, None where none did.
-    rule: Rule | None
-    #: Why, where no rule did.
-    reason: str = ""
-
-
 def running_kernel() -> tuple[int, int]:
     """Major and minor version of the running kernel."""
     global _kernel
@@ -74,12 +63,12 @@ def running_kernel() -> tuple[int, int]:
 _kernel: tuple[int, int] | None = None
 
 
-def covered(policy: Seccomp, arch: str) -> tuple[str, ...]:
+def covered(policy: Policy, arch: str) -> tuple[str, ...]:
     """The ABIs of an architecture that the policy speaks of, its own first."""
     return (arch, *(other for other in FAMILIES[arch] if other in policy.compat))
 
 
-def answer(policy: Seccomp, name: str | None, args: tuple[int, ...], arch: str, kernel: tuple[int, int]) -> Answer:
+def answer(policy: Policy, name: str | None, args: tuple[int, ...], arch: str, kernel: tuple[int, int]) -> Answer:
     """The policy's answer straight from its rules, last rule first. ``name`` is None for a number without one."""
     if name is None:
         return Answer(policy.unknown_action, None, "no call of the tables has this number")
@@ -93,7 +82,7 @@ def answer(policy: Seccomp, name: str | None, args: tuple[int, ...], arch: str, 
     return otherwise(policy, name, kernel)
 
 
-def otherwise(policy: Seccomp, name: str, kernel: tuple[int, int]) -> Answer:
+def otherwise(policy: Policy, name: str, kernel: tuple[int, int]) -> Answer:
     """The answer to a call that no rule matches."""
     if _later(name, kernel):
         since = syscalls.since(name) or (0, 0)
@@ -101,7 +90,7 @@ def otherwise(policy: Seccomp, name: str, kernel: tuple[int, int]) -> Answer:
     return Answer(policy.otherwise, None, "no rule matches: the policy's `otherwise`")
 
 
-def decisions(policy: Seccomp, arch: str, kernel: tuple[int, int]) -> list[Abi]:
+def decisions(policy: Policy, arch: str, kernel: tuple[int, int]) -> list[Abi]:
     """The decisions for the compiler: one Abi for each value of ``arch`` that the filter knows."""
     blind = blind_calls(policy)
     found: dict[int, Abi] = {}
@@ -192,12 +181,12 @@ def speaks(rule: Rule, name: str, arch: str) -> bool:
     return any(o in rule.calls and syscalls.table(arch).get(o) == number for o in others if o != name)
 
 
-def blind_calls(policy: Seccomp) -> frozenset[str]:
+def blind_calls(policy: Policy) -> frozenset[str]:
     """The calls that answer ENOSYS because they carry arguments past the filter that others are filtered by."""
     return frozenset(name for name in BLIND if _blind(policy, name))
 
 
-def _blind(policy: Seccomp, name: str) -> str | None:
+def _blind(policy: Policy, name: str) -> str | None:
     """The call whose filtered arguments ``name`` would carry past the filter; None if ``name`` is ruled by its own
     name."""
     others = BLIND.get(name)

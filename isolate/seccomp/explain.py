@@ -9,13 +9,13 @@ from isolate.kernel import syscalls
 from . import decide, sets
 
 if TYPE_CHECKING:
-    from .policy import Seccomp
     from .rules import Rule
+    from .value import Policy
 
 __all__ = ["explain"]
 
 
-def explain(policy: Seccomp, name: str, args: tuple[int, ...], arch: str | None) -> str:
+def explain(policy: Policy, name: str, args: tuple[int, ...], arch: str | None) -> str:
     """The text behind ``Seccomp.explain``."""
     arch = syscalls.native_arch() if arch is None else syscalls.canonical_arch(arch)
     number = syscalls.number(name, arch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from isolate.engine.plan import CONTROL, Buffer, Phase, Register, Step, Store, call
 from isolate.kernel import syscalls
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Argument, Context, Op
 
-    from .policy import Seccomp
     from .supervisor import Supervisor
+    from .value import Policy
 
 __all__ = ["in_order", "steps_of", "tell_pid"]
+
+P = TypeVar("P", bound="Policy")
 
 SET_MODE_FILTER = Constant(1, "SECCOMP_SET_MODE_FILTER")
 NEW_LISTENER = Constant(8, "SECCOMP_FILTER_FLAG_NEW_LISTENER")
@@ -52,7 +54,7 @@ _HINTS = {
 }
 
 
-def in_order(policies: Iterable[Seccomp], *, executes: bool) -> list[Seccomp]:
+def in_order(policies: Iterable[P], *, executes: bool) -> list[P]:
     """The policies in an order in which all can be installed. ValueError if none exists or nothing can be executed."""
     found = list(policies)
     for policy in found:
@@ -75,14 +77,14 @@ def in_order(policies: Iterable[Seccomp], *, executes: bool) -> list[Seccomp]:
     ]  # fmt: skip
 
 
-def _may_allow(policy: Seccomp, name: str) -> bool:
+def _may_allow(policy: Policy, name: str) -> bool:
     if any(name in rule.calls and rule.when is not None for rule in policy.rules):
         return True
     action = policy.simulate(name)
     return action.makes_call or action.kind in ("notify", "trace")
 
 
-def steps_of(policy: Seccomp, context: Context) -> Iterator[Step]:
+def steps_of(policy: Policy, context: Context) -> Iterator[Step]:
     """The steps of one policy."""
     program = policy.program()
     if policy.notify:
@@ -106,7 +108,7 @@ def steps_of(policy: Seccomp, context: Context) -> Iterator[Step]:
     )
 
 
-def tell_pid(policies: Iterable[Seccomp]) -> Iterator[Step]:
+def tell_pid(policies: Iterable[Policy]) -> Iterator[Step]:
     """The step without which a kill in the audit log could not be told from another process's.
 
     The kernel puts the sender's pid, as the receiver sees it, beside every message on the control socket: a program in
@@ -121,7 +123,7 @@ def tell_pid(policies: Iterable[Seccomp]) -> Iterator[Step]:
         )
 
 
-def supervisor_of(policy: Seccomp) -> Supervisor:
+def supervisor_of(policy: Policy) -> Supervisor:
     """The policy's supervisor, made at its first use."""
     from .supervisor import Supervisor
 
@@ -152,17 +154,17 @@ def _listener_ops(program: bytes, out: Argument) -> tuple[Op, ...]:
     )
 
 
-def asks_only(policy: Seccomp) -> bytes:
+def asks_only(policy: Policy) -> bytes:
     """The policy's filter with "ask" where it asks, and "allow" everywhere else."""
     return _mapped(policy, lambda value: value if value == Action.NOTIFY.value else Action.ALLOW.value)
 
 
-def without_notify(policy: Seccomp) -> bytes:
+def without_notify(policy: Policy) -> bytes:
     """The policy's filter with "allow" where it asks."""
     return _mapped(policy, lambda value: Action.ALLOW.value if value == Action.NOTIFY.value else value)
 
 
-def _mapped(policy: Seccomp, change: Callable[[int], int]) -> bytes:
+def _mapped(policy: Policy, change: Callable[[int], int]) -> bytes:
     found = []
     for abi in decide.decisions(policy, syscalls.native_arch(), decide.running_kernel()):
         table = {number: _changed(decision, change) for number, decision in abi.decisions.items()}

@@ -10,15 +10,17 @@ import errno as _errno
 import json
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isolate.kernel import syscalls
 
 from . import decide
 from .actions import Action
 from .conditions import MASK64, All, Any_, Compare, Condition, every
-from .policy import Seccomp
 from .rules import Rule
+
+if TYPE_CHECKING:
+    from .value import Policy
 
 __all__ = ["from_oci", "to_oci"]
 
@@ -96,8 +98,8 @@ def from_oci(
     capabilities: Iterable[str] = (),
     arch: str | None = None,
     kernel: tuple[int, int] | None = None,
-) -> Seccomp:
-    """See ``Seccomp.from_oci``."""
+) -> dict[str, Any]:
+    """The arguments of ``Seccomp`` for a profile: see ``Seccomp.from_oci``. ``rules`` are the positional ones."""
     if isinstance(profile, (str, bytes)):
         profile = _parsed(profile)
     elif not isinstance(profile, Mapping):
@@ -134,7 +136,9 @@ def from_oci(
         elif flag not in _NO_FLAGS:
             raise ValueError(f"unknown flag {flag!r}")
     log, spec_allow = flags.get("log", False), flags.get("spec_allow", False)
-    return Seccomp(rules, otherwise=otherwise, compat=_compat(profile, arch), log=log, spec_allow=spec_allow)
+    return {
+        "rules": rules, "otherwise": otherwise, "compat": _compat(profile, arch), "log": log, "spec_allow": spec_allow
+    }  # fmt: skip
 
 
 def _parsed(text: str | bytes) -> Mapping[str, Any]:
@@ -156,7 +160,7 @@ def _parsed(text: str | bytes) -> Mapping[str, Any]:
     return found
 
 
-def to_oci(policy: Seccomp) -> dict[str, Any]:
+def to_oci(policy: Policy) -> dict[str, Any]:
     """See ``Seccomp.to_oci``."""
     if policy.ready is not None:
         raise ValueError("a ready program cannot be written as OCI rules")

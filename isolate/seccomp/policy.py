@@ -15,10 +15,9 @@ from .rules import Rule
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Context, Step
-    from isolate.sandbox.learn import Learned
 
-    from .decide import Answer
     from .notify import Handler
+    from .value import Answer
 
 __all__ = ["Seccomp"]
 
@@ -136,7 +135,10 @@ class Seccomp(Irreversible):
         ``isolate.seccomp.profiles.default``."""
         from .profiles import default
 
-        return default()
+        found = _ready.get("default")
+        if found is None:
+            found = _ready["default"] = cls(default())
+        return found
 
     @classmethod
     def strict(cls, otherwise: Action | str = "EPERM") -> Seccomp:
@@ -144,7 +146,7 @@ class Seccomp(Irreversible):
         what is open already, and end; see ``isolate.seccomp.profiles.strict``."""
         from .profiles import strict
 
-        return strict(otherwise)
+        return cls(strict(), otherwise=otherwise)
 
     @classmethod
     def from_bpf(cls, program: bytes, *, log: bool = False, spec_allow: bool = False) -> Seccomp:
@@ -175,15 +177,8 @@ class Seccomp(Irreversible):
         """
         from .oci import from_oci
 
-        return from_oci(profile, capabilities=capabilities, arch=arch, kernel=kernel)
-
-    @classmethod
-    def learn(cls, args: Any, **options: Any) -> Learned:
-        """Run a program and return what it used, ``.policy`` among it: see ``isolate.sandbox.learn``, which also says
-        what watching cannot see."""
-        from isolate.sandbox.learn import learn
-
-        return learn(args, **options)
+        found = from_oci(profile, capabilities=capabilities, arch=arch, kernel=kernel)
+        return cls(found.pop("rules"), **found)
 
     def to_oci(self) -> dict[str, Any]:
         """The policy as OCI ``linux.seccomp``. ValueError for what that cannot say."""
@@ -415,6 +410,7 @@ class Seccomp(Irreversible):
         return told + [step for policy in policies for step in steps_of(policy, context)]
 
 
+_ready: dict[str, Seccomp] = {}  # kept: compiled once
 _shared: dict[tuple[Seccomp, str, tuple[int, int]], bytes] = {}
 
 

@@ -1,22 +1,19 @@
-"""Ready policies, each a composition that could be written by hand; printing one shows it."""
+"""The rules of the ready policies, each a composition that could be written by hand; printing one shows it."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from .conditions import arg, arg32
-from .policy import Seccomp
 from .rules import allow, deny
 
 if TYPE_CHECKING:
-    from .actions import Action
+    from .rules import Rule
 
-__all__ = ["default", "deny_user_namespaces", "strict"]
+__all__ = ["default", "strict"]
 
 # sched.h
 CLONE_THREAD = 0x10000
-CLONE_NEWUSER = 0x10000000
 #: CLONE_NEWNS|NEWCGROUP|NEWUTS|NEWIPC|NEWUSER|NEWPID|NEWNET. (NEWTIME's bit is part of clone's exit signal.)
 CLONE_NAMESPACES = 0x7E020000
 
@@ -41,8 +38,7 @@ O_TMPFILE = 0o20000000
 PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
 
 
-@lru_cache(maxsize=1)
-def default() -> Seccomp:
+def default() -> list[Rule]:
     """A general policy: what common programs use, without what breaks kernels and containers.
 
     Refused with EPERM: all that Docker's default refuses to a container without capabilities (mounts, modules, clocks,
@@ -70,7 +66,7 @@ def default() -> Seccomp:
 
     Calls later than the tables or the running kernel answer ENOSYS. Other ABIs (i386, x32, arm) end the process.
     """
-    return Seccomp(
+    return [
         allow(
             "@basic-io",
             "@file-system",
@@ -103,10 +99,10 @@ def default() -> Seccomp:
         allow("socket", when=arg32(0).among(AF_UNIX, AF_INET6)),
         allow("socket", when=(arg32(0) == AF_NETLINK) & (arg32(2) == NETLINK_ROUTE)),
         allow("socketpair", when=arg32(0) == AF_UNIX),
-    )
+    ]
 
 
-def strict(otherwise: Action | str = "EPERM") -> Seccomp:
+def strict() -> list[Rule]:
     """Pure computation: start, read files, compute (with threads), write to what is open already, end.
 
     No network, no new processes, no writing to or changing of files, no signals to others but by ``tgkill`` (abort()
@@ -114,7 +110,7 @@ def strict(otherwise: Action | str = "EPERM") -> Seccomp:
     program itself is executed; what it could execute sees the same filter. ``otherwise`` is what the rest answers: an
     errno lets a program go on, "kill" ends it with ``Verdict.SECCOMP``.
     """
-    return Seccomp(
+    return [
         allow(
             "@identity", "@sync", "_llseek", "_newselect", "access", "arch_prctl", "brk", "cacheflush",
             "clock_getres", "clock_getres_time64", "clock_gettime", "clock_gettime64", "clock_nanosleep",
@@ -142,21 +138,4 @@ def strict(otherwise: Action | str = "EPERM") -> Seccomp:
         allow("prlimit64", when=arg(2) == 0),
         # PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_GET_NO_NEW_PRIVS, PR_SET_VMA
         allow("prctl", when=arg32(0).among(3, 15, 16, 21, 23, 39, 0x53564D41)),
-        otherwise=otherwise,
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=1)
-def deny_user_namespaces() -> bytes:
-    """A small ready program: EPERM for ``clone`` and ``unshare`` with CLONE_NEWUSER, ENOSYS for ``clone3``, all else
-    allowed.
-
-    The kernel's other ABIs are covered by the same rules, so nothing but nested user namespaces changes.
-    """
-    policy = Seccomp(
-        deny("clone", "unshare", when=(arg(0) & CLONE_NEWUSER) != 0),
-        otherwise="allow",
-        foreign="allow",
-        compat=("i386", "x32", "arm"),
-    )
-    return policy.program()
+    ]  # fmt: skip

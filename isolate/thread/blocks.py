@@ -16,7 +16,7 @@ from isolate.errors import RestoreError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from isolate.thread.entering import Change
+    from isolate.thread.change import Change
 
 __all__ = [
     "abandon", "children_get_another_pid_namespace", "depth", "enter", "entered", "finish_leaving", "leave", "standing",
@@ -27,6 +27,7 @@ P = TypeVar("P")
 
 _numbers = itertools.count(1)
 _of_main = 0
+_ever = False  # whether any thread of this program was ever in a block, or entered something for good
 
 
 class _Blocks(threading.local):
@@ -65,8 +66,8 @@ class Block:
 
 def children_get_another_pid_namespace() -> bool:
     """Whether the first process that this thread starts will be PID 1, on whose life those after it depend."""
-    if "isolate.namespaces.change" not in sys.modules and "isolate.thread.program" not in sys.modules:
-        return False  # nothing was ever entered
+    if not _ever:
+        return False
     try:
         own, theirs = (os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("pid", "pid_for_children"))
     except OSError:
@@ -77,13 +78,15 @@ def children_get_another_pid_namespace() -> bool:
 
 
 def standing() -> tuple[int, ...]:
-    """What is in force on this thread, as numbers: where they are the same, what it starts is under the same."""
+    """Identifies the parts in force on this thread: processes that two threads with equal tuples start are confined
+    identically."""
     return _here.entered, *(block.number for block in _here.stack)
 
 
 def entered() -> None:
     """Something is put in force on this thread for good."""
-    global _of_main
+    global _of_main, _ever
+    _ever = True
     _here.entered = next(_numbers)
     if threading.current_thread() is threading.main_thread():
         _of_main = _here.entered
@@ -96,6 +99,8 @@ def depth() -> int:
 
 def enter(part: P, make: Callable[[], Change], begun: list[object]) -> P:
     """Put a part in force on this thread. Whatever interrupts it, the thread is then as before."""
+    global _ever
+    _ever = True
     change = make()
     change.check()
     block = Block(part, change)

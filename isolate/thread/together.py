@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.engine.plan import complete
 from isolate.errors import IrreversibleError
-from isolate.thread.entering import Change, Reversible
+from isolate.thread.change import Change
+from isolate.thread.entering import Reversible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

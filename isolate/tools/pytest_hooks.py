@@ -241,7 +241,7 @@ def cgroup(request: pytest.FixtureRequest) -> Iterator[Cgroup]:
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     """A sandbox with a pid, mount, network, IPC and UTS namespace; ``sandbox + isolate.Root(...)`` adds parts."""
     from isolate import errors, namespaces
-    from isolate.diagnosis import Host
+    from isolate.diagnosis.host import Host
     from isolate.sandbox.box import Sandbox
 
     parts = [

@@ -75,7 +75,7 @@ class Lan:
     def host(self, name: str, **options: Any) -> Host:
         """A further host; ``options`` are those of :class:`isolate.network.Interface`: rate, egress, publish, …"""
         from isolate import namespaces
-        from isolate.diagnosis import Host as Facts
+        from isolate.diagnosis.host import Host as Facts
         from isolate.network import Interface
         from isolate.sandbox.attach import attach
         from isolate.sandbox.box import Sandbox

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate import Capabilities, Credentials, IdMap, NoNewPrivs, Sandbox, SessionKeyring, UserNamespace
-from isolate.capabilities.part import Cap
+from isolate.capabilities.caps import Cap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isolate import Cap, Capabilities, Credentials, IdMap, NoNewPrivs, Sandbox, SecureBits, SetupError, UserNamespace
+from isolate.capabilities.caps import mask, unmask
 from isolate.capabilities.files import FileCapabilities
-from isolate.capabilities.part import mask, unmask
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def test_names_that_there_are_not(wrong: str) -> None:
 
 
 def test_the_nearest_name_is_told() -> None:
-    with pytest.raises(ValueError, match="did you mean CAP_NET_ADMIN"):
+    with pytest.raises(ValueError, match="did you mean 'CAP_NET_ADMIN'"):
         Capabilities({"CAP_NET_ADMN"})
 
 

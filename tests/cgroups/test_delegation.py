@@ -84,7 +84,7 @@ print(isolate.Cgroup.take_over() == own)
 print(discover().v2.own.startswith(own + "/isolate-"), discover().v2.own.endswith("-self"))
 print(run().verdict)
 with isolate.Cgroup(isolate.Limits(pids=50)) as group:
-    print(os.path.dirname(group.path) == own, group.run(["true"]).verdict)
+    print(os.path.dirname(group.path) == own, isolate.Sandbox(group).run(["true"]).verdict)
 print(isolate.Cgroup.take_over() == own)
 """
     assert inside(tree, code) == "True True True\nTrue\nTrue True\nOOM\nTrue OK\nTrue\n"

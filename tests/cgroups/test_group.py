@@ -111,11 +111,11 @@ def test_update_in_any_order() -> None:
 def test_a_limit_holds_for_all_inside_together() -> None:
     hold = "x = bytearray(40 << 20); import sys; sys.stdout.write('.'); sys.stdout.flush(); sys.stdin.read()"
     with Cgroup(Limits(memory="64M", oom_group=False)) as group:
-        first = group.spawn([*PYTHON, hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        first = Sandbox(group).spawn([*PYTHON, hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         with first:
             assert first.stdout is not None
             assert first.stdout.read(1) == b"."
-            second = group.run([*PYTHON, hold], input=b"")
+            second = Sandbox(group).run([*PYTHON, hold], input=b"")
             assert second.verdict in (Verdict.SIGNALED, Verdict.OK)
             stats = group.stats()
             assert stats.oom_kill is not None
@@ -126,10 +126,10 @@ def test_a_limit_holds_for_all_inside_together() -> None:
 
 def test_a_group_per_child_below_it() -> None:
     with Cgroup(Limits(pids=100)) as group:
-        box = Sandbox(Limits(memory="64M"))
-        result = group.run([*PYTHON, "print(open('/proc/self/cgroup').read())"], sandbox=box)
+        box = Sandbox(Limits(memory="64M", parent=group))
+        result = box.run([*PYTHON, "print(open('/proc/self/cgroup').read())"])
         assert os.path.basename(group.path).encode() + b"/isolate-" in result.stdout
-        bomb = group.run([*PYTHON, "x = bytearray(160 << 20)"], sandbox=box)
+        bomb = box.run([*PYTHON, "x = bytearray(160 << 20)"])
         assert bomb.verdict is Verdict.OOM
         assert os.path.isdir(group.path)
 
@@ -137,7 +137,7 @@ def test_a_group_per_child_below_it() -> None:
 def test_stats_count() -> None:
     with Cgroup() as group:
         code = "import time\nx = bytearray(30 << 20)\nwhile time.process_time() < 0.3: pass"
-        assert group.run([*PYTHON, code]).verdict is Verdict.OK
+        assert Sandbox(group).run([*PYTHON, code]).verdict is Verdict.OK
         stats = group.stats()
         assert stats.cpu_time is not None
         assert 0.3 <= stats.cpu_time < 5
@@ -152,7 +152,7 @@ def test_stats_count() -> None:
 def test_freeze_and_thaw() -> None:
     code = "import sys\nfor line in sys.stdin.buffer.raw: sys.stdout.buffer.raw.write(line)"
     with Cgroup() as group:
-        process = group.spawn([*PYTHON, code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = Sandbox(group).spawn([*PYTHON, code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         with process:
             assert process.stdin is not None
             assert process.stdout is not None
@@ -191,7 +191,7 @@ def test_kill_and_wait(sleeper) -> None:  # type: ignore[no-untyped-def]
 def test_kill_a_fork_bomb() -> None:
     code = "import os\nwhile True:\n try: os.fork()\n except OSError: pass"
     with Cgroup(Limits(pids=50)) as group:
-        process = group.spawn([*PYTHON, code])
+        process = Sandbox(group).spawn([*PYTHON, code])
         with process, group.events(timeout=30) as events:
             if UNIFIED:
                 assert any(e.kind == "pids_max" for e in events)
@@ -234,7 +234,7 @@ def test_events_of_memory() -> None:
         seen: list[str] = []
         reader = threading.Thread(target=lambda: seen.extend(e.kind for e in until(events, "oom")))
         reader.start()
-        group.run([*PYTHON, "x = bytearray(160 << 20)"])
+        Sandbox(group).run([*PYTHON, "x = bytearray(160 << 20)"])
         reader.join(30)
         assert "oom" in seen
 

@@ -133,4 +133,4 @@ def test_network_class_and_priority() -> None:
         places = [h.own for h in discover().hierarchies if "net_prio" in h.controllers]
         (file,) = [next(Path(p).glob("isolate-*/net_prio.ifpriomap")) for p in places]
         assert "lo 5" in file.read_text().splitlines()
-        assert group.run(["true"]).ok
+        assert Sandbox(group).run(["true"]).ok

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate import Landlock, Sandbox, SetupError
-from isolate.diagnosis import Host, steps
+from isolate.diagnosis import steps
 from isolate.diagnosis.clone import clone, privileged
+from isolate.diagnosis.host import Host
 from tests.login import Login, make_login_user
 
 if TYPE_CHECKING:

@@ -29,7 +29,9 @@ from isolate import (
     UserNamespace,
     Verdict,
 )
-from isolate.diagnosis import Host, clone, program, setup_error, start_error, steps
+from isolate.diagnosis import clone, program, steps
+from isolate.diagnosis.host import Host
+from isolate.diagnosis.setup import setup_error, start_error
 from isolate.engine.native import lib
 from isolate.engine.plan import Phase, Register, RunHost, Step, Target, call
 from isolate.engine.session import Record
@@ -144,7 +146,7 @@ def test_user_namespaces_refused_by_a_seccomp_filter() -> None:
 import struct
 from isolate.engine import native
 from isolate.kernel import syscalls
-from isolate.seccomp.profiles import deny_user_namespaces
+from isolate.seccomp.nested import deny_user_namespaces
 tell(lambda: Sandbox(UserNamespace()).run(["true"]))
 bpf = deny_user_namespaces()
 buffer = native.ffi.from_buffer(bpf)
@@ -818,7 +820,7 @@ def test_machines_by_name() -> None:
 
 def test_nothing_of_the_host_is_read_while_all_goes_well() -> None:
     """The diagnosis is not even imported by a sandbox that starts."""
-    code = "import sys, isolate; isolate.Sandbox().run(['true']); print('isolate.diagnosis' in sys.modules)"
+    code = "import sys, isolate; isolate.Sandbox().run(['true']); print('isolate.diagnosis.setup' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

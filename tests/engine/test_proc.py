@@ -10,7 +10,7 @@ import pytest
 
 from isolate import Capabilities, Sandbox, attach
 from isolate.cgroups.hierarchy import parse_membership, parse_mountinfo
-from isolate.diagnosis import Host
+from isolate.diagnosis.host import Host
 from isolate.kernel import proc
 from isolate.sandbox import outcome
 

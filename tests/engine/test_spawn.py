@@ -302,7 +302,7 @@ def test_low_limit_of_descriptors(way: str, clean: Snapshot) -> None:
         told = []
         os.closerange(3, 700)
         BOX.run(["true"])
-        import isolate.diagnosis  # noqa: F401
+        import isolate.diagnosis.setup  # noqa: F401
 
         base = max(fd for fd in map(int, os.listdir("/proc/self/fd")) if fd != 777)
         for limit in range(base, base + 40):

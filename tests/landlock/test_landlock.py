@@ -32,7 +32,8 @@ from isolate import (
     UnsupportedError,
     UserNamespace,
 )
-from isolate.landlock.part import FILE, READ, WRITE, FsAccess, LandlockScope, PathRule, landlock_abi
+from isolate.landlock.part import landlock_abi
+from isolate.landlock.rights import FILE, READ, WRITE, FsAccess, LandlockScope, PathRule
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from isolate import Bind, Landlock, Overlay, Root, Sandbox, SetupError, Tmpfs, UserNamespace
-from isolate.landlock.part import PathRule, landlock_abi
+from isolate.landlock.part import landlock_abi
+from isolate.landlock.rights import PathRule
 from tests.mounts.conftest import SYSTEM, Shell
 
 if TYPE_CHECKING:

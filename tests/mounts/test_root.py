@@ -218,7 +218,7 @@ def test_a_target_missing_in_something_read_only(parts: tuple[Any, ...], place: 
 
 
 LIST = (
-    "import isolate, os, isolate.diagnosis\n"
+    "import isolate, os, isolate.diagnosis.setup\n"
     "b = isolate.Sandbox(isolate.Root(isolate.Bind('/usr'), isolate.Bind('/lib64'), isolate.Bind('/lib')))\n"
     "b.run(['/usr/bin/true'])\n"  # what Python loads late, it loads now
     "%s\n"

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from isolate import Sandbox, Seccomp, Verdict
-from isolate.sandbox.learn import BLIND, _Recorder
+from isolate.sandbox.learn import BLIND, _Recorder, learn
 from isolate.seccomp.actions import Action
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if len(sys.argv) > 1: os.mkdir(sys.argv[1])
 
 def test_learned_is_enough_and_no_more(tmp_path_factory: pytest.TempPathFactory) -> None:
     args = [sys.executable, "-c", CODE]
-    learned = Seccomp.learn(args, text=True, env=ENV)
+    learned = learn(args, text=True, env=ENV)
     assert learned.result.verdict is Verdict.OK, learned
     assert learned.result.stdout.split() == ["thread", "child"]
     assert {"execve", "openat", "socketpair", "mmap", "sendmsg"} <= set(learned.counts)
@@ -50,7 +50,7 @@ def test_learned_is_enough_and_no_more(tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_learn_beside_other_parts() -> None:
-    learned = Seccomp.learn(["/bin/sh", "-c", "echo x"], parts=[Seccomp.default()], otherwise="kill")
+    learned = learn(["/bin/sh", "-c", "echo x"], parts=[Seccomp.default()], otherwise="kill")
     assert learned.result.stdout == b"x\n"
     assert "seccomp" not in learned.counts
     assert learned.policy.otherwise == Action.KILL_PROCESS
@@ -80,14 +80,14 @@ if pid > 0: os.waitpid(pid, 0)
 def test_40_learning_a_thread_allows_no_user_namespace() -> None:
     """glibc starts threads by clone3, whose flags no filter sees: learned is the clone that it falls back to."""
     args = [sys.executable, "-c", THREAD]
-    learned = Seccomp.learn(args, text=True, env=ENV)
+    learned = learn(args, text=True, env=ENV)
     assert learned.result.stdout == "thread\n", learned.result
     assert learned.policy.simulate("clone3", 0, 0) == Action.ENOSYS
     assert "clone3" not in learned.counts
     assert learned.refused.get("clone3", 0) >= (1 if "clone" in learned.counts else 0)
     assert Sandbox(learned.policy).run(args, text=True, env=ENV, timeout=60).stdout == "thread\n"
     # The attack, and the control: without the policy the kernel makes a user namespace.
-    wider = Seccomp.learn([sys.executable, "-c", THREAD + "; import ctypes, struct, os"], env=ENV).policy
+    wider = learn([sys.executable, "-c", THREAD + "; import ctypes, struct, os"], env=ENV).policy
     code = [sys.executable, "-c", USER]
     assert "made" not in Sandbox(wider).run(code, text=True, env=ENV, timeout=60).stdout
     assert "clone3 made" in subprocess.run(code, capture_output=True, text=True, check=False).stdout
@@ -95,7 +95,7 @@ def test_40_learning_a_thread_allows_no_user_namespace() -> None:
 
 def test_40_every_call_with_arguments_out_of_sight() -> None:
     assert {"clone3", "io_uring_setup", "io_uring_enter", "socketcall"} <= BLIND
-    learned = Seccomp.learn(
+    learned = learn(
         [sys.executable, "-c", "import ctypes; print(ctypes.CDLL(None).syscall(425, 8, 0))"], text=True, env=ENV
     )
     assert learned.result.stdout == "-1\n"

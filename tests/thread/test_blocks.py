@@ -570,3 +570,29 @@ finally:
     stop.set()
 """
     assert subprocess.check_output([sys.executable, "-c", code]) == b"refused\n"
+
+
+# ---- a question of the engine -------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_whether_children_get_another_pid_namespace() -> None:
+    """Asked of this thread alone, by a flag that whatever puts a part in force sets, whatever its module is named."""
+    from isolate.thread import blocks
+
+    assert not blocks.children_get_another_pid_namespace()
+    with isolate.PidNamespace():
+        assert blocks._ever
+        assert blocks.children_get_another_pid_namespace()
+        with isolate.Sandbox().spawn(["true"]) as process:
+            assert process._session.direct, "or a middle process that ends at once is PID 1 of the namespace"
+            assert process.wait(10) == 0
+    assert not blocks.children_get_another_pid_namespace()
+    with isolate.Sandbox().spawn(["true"]) as process:
+        assert process.wait(10) == 0
+
+
+def test_a_fresh_program_does_not_ask() -> None:
+    code = "import isolate; isolate.Sandbox().run(['true']); from isolate.thread import blocks; print(blocks._ever)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -101,8 +101,9 @@ def test_sandbox(sandbox):
 """
 CGROUP = """
 import os
+import isolate
 def test_cgroup(cgroup):
-    child = cgroup.spawn(["sleep", "100"])
+    child = isolate.Sandbox(cgroup).spawn(["sleep", "100"])
     assert child.pid in cgroup.processes()
     os.environ["PATH"]  # closed with the group
     child.close()

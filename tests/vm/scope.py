@@ -83,7 +83,7 @@ def take_over() -> None:
     assert free.verdict is isolate.Verdict.OK, free
     with isolate.Cgroup(isolate.Limits(memory="64M")) as group:
         assert os.path.dirname(group.path) == top
-        assert group.run(["true"], sandbox=isolate.Sandbox(*USER)).verdict is isolate.Verdict.OK
+        assert isolate.Sandbox(*USER, group).run(["true"]).verdict is isolate.Verdict.OK
     assert isolate.Cgroup.take_over() == top
     assert not [n for n in os.listdir(top) if n.startswith("isolate-") and not n.endswith("-self")]
     assert not scopes.mine().directory()
@@ -152,10 +152,10 @@ def further(top: str) -> None:
     """What else is started in groups: a Cgroup, a pool, a further program."""
     with isolate.Cgroup(isolate.Limits(memory="64M")) as group:
         assert os.path.dirname(group.path) == top, group.path
-        assert group.run(BOMB, sandbox=isolate.Sandbox(*USER)).verdict is isolate.Verdict.SIGNALED
+        assert isolate.Sandbox(*USER, group).run(BOMB).verdict is isolate.Verdict.SIGNALED
         assert group.stats().oom_kill
-        inner = isolate.Sandbox(isolate.Limits(pids=20), *USER)
-        assert group.run(["true"], sandbox=inner).verdict is isolate.Verdict.OK
+        inner = isolate.Sandbox(isolate.Limits(pids=20, parent=group), *USER)
+        assert inner.run(["true"]).verdict is isolate.Verdict.OK
     with isolate.Cgroup() as group:
         child = subprocess.Popen(["sleep", "60"])
         group.add(child.pid)

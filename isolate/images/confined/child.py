@@ -6,26 +6,14 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from isolate.images.confined.words import FACTS, LOWER, OUT, TARGET, data, text
 from isolate.images.errors import LayerError
 
 if TYPE_CHECKING:
     from isolate.images.facts import Facts
     from isolate.images.pack.start import Written
 
-__all__ = ["FACTS", "LOWER", "OUT", "TARGET", "data", "main", "text"]
-
-#: Descriptors by number: the directory to work on, and where facts go. The archive is standard input.
-TARGET, FACTS, OUT, LOWER = 3, 4, 5, 10
-
-
-def text(data: bytes) -> str:
-    """Bytes of any kind as text for JSON, whatever the locale."""
-    return data.decode("utf-8", "surrogateescape")
-
-
-def data(text: str) -> bytes:
-    """The way back."""
-    return text.encode("utf-8", "surrogateescape")
+__all__ = ["main"]
 
 
 def main(arguments: list[str]) -> None:

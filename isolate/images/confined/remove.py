@@ -27,12 +27,12 @@ def remove_tree(directory: int, name: bytes, ids: IdMap | None) -> None:
     except PermissionError as error:
         if os.geteuid() == 0:
             raise _failed(error) from error
-        from isolate.images.confined import child
+        from isolate.images.confined import words
         from isolate.images.confined.maps import map_for
         from isolate.images.confined.start import confined  # loaded late: mostly the caller alone is enough
 
-        fds = {child.TARGET: directory}
-        confined("remove", {"name": child.text(name)}, ids=map_for(ids), fds=fds, writable=(directory,))
+        fds = {words.TARGET: directory}
+        confined("remove", {"name": words.text(name)}, ids=map_for(ids), fds=fds, writable=(directory,))
     except OSError as error:
         raise _failed(error) from error
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.attributes.privileges import SetIdFiles
 from isolate.attributes.rlimits import Rlimits
 from isolate.capabilities import Cap, Capabilities
-from isolate.images.confined import child, python
+from isolate.images.confined import python, words
 from isolate.images.errors import LayerError, StoreError, printable
 from isolate.landlock import FsAccess, Landlock, PathRule, landlock_abi
 from isolate.mounts import Bind, Root
@@ -102,8 +102,8 @@ def confined(
     assert result.stdout is not None
     assert result.stderr is not None
     if result.returncode != 0 or str(result.verdict) != "OK":
-        words = printable(result.stderr[-2000:].decode("utf-8", "replace")) or f"returncode {result.returncode}"
-        raise StoreError(f"the child that works on layers ended with {result.verdict}", cause=words)
+        said = printable(result.stderr[-2000:].decode("utf-8", "replace")) or f"returncode {result.returncode}"
+        raise StoreError(f"the child that works on layers ended with {result.verdict}", cause=said)
     return _answer(result.stdout)
 
 
@@ -112,10 +112,10 @@ def _answer(data: bytes) -> dict[str, Any]:
         answer = json.loads(data)
         if "layer" in answer:
             entry, rule, number = answer["layer"]
-            raise _layer_error(child.data(str(entry)), str(rule), number)
+            raise _layer_error(words.data(str(entry)), str(rule), number)
         if "os" in answer:
-            number, words = answer["os"]
-            raise StoreError(f"the file system refuses it: {words}", errno=int(number) if number else None)
+            number, reason = answer["os"]
+            raise StoreError(f"the file system refuses it: {reason}", errno=int(number) if number else None)
         done = answer["done"]
         if not isinstance(done, dict):
             raise TypeError(done)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolate.images.archive.names import OPAQUE, WHITEOUT
-from isolate.images.confined import child
+from isolate.images.confined import words
 from isolate.images.facts import Facts
 from isolate.images.pack.change import Change, Changes
 from isolate.images.pack.diff import Difference, of_trees, of_upper
@@ -89,8 +89,8 @@ def difference(
         answer = _asked(
             "diff", new, old, map, out=out, epoch=epoch, facts=facts, upper=upper, stubs=stubs, bounds=bounds
         )
-        rows = [Change(child.data(str(p)), str(kind), int(size)) for p, kind, size in answer["changes"]]
-        left_out = tuple(child.data(str(path)) for path in answer["left"])
+        rows = [Change(words.data(str(p)), str(kind), int(size)) for p, kind, size in answer["changes"]]
+        left_out = tuple(words.data(str(path)) for path in answer["left"])
         return Changes(rows, left_out), None if out is None else _written(answer)
     done, written = compare(
         new,
@@ -163,20 +163,20 @@ def _asked(
         with open(held, "wb", closefd=False) as file:
             file.writelines(texts)
         os.lseek(held, 0, os.SEEK_SET)
-        fds = {child.TARGET: tree, child.FACTS: held, **{child.LOWER + i: fd for i, fd in enumerate(old)}}
+        fds = {words.TARGET: tree, words.FACTS: held, **{words.LOWER + i: fd for i, fd in enumerate(old)}}
         if out is not None:
-            fds[child.OUT] = out
+            fds[words.OUT] = out
         options: dict[str, Any] = {"lower": len(old), "epoch": epoch, "upper": upper, "out": out is not None}
         options["limits"] = None if bounds is None else bounds.limits()
         options["facts"] = [len(text) for text in texts]
-        options["stubs"] = [child.text(path) for path in stubs]
+        options["stubs"] = [words.text(path) for path in stubs]
         return confined(task, options, ids=ids, fds=fds, readable=(tree, *old))
     finally:
         os.close(held)
 
 
 def _written(answer: dict[str, Any]) -> Written:
-    left_out = tuple(child.data(str(path)) for path in answer["left"])
+    left_out = tuple(words.data(str(path)) for path in answer["left"])
     return Written(str(answer["diffid"]), int(answer["size"]), left_out)
 
 

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from isolate.images.archive.compression import COMPRESSIONS
 from isolate.images.bounds import Bounds
-from isolate.images.confined import child
+from isolate.images.confined import words
 from isolate.images.confined.maps import inside_ranges, map_for
 from isolate.images.errors import DigestError
 from isolate.images.facts import Facts
@@ -122,7 +122,7 @@ def extract(
                 "extract",
                 options,
                 ids=ids,
-                fds={child.TARGET: target, child.FACTS: facts, **{child.LOWER + i: fd for i, fd in enumerate(lower)}},
+                fds={words.TARGET: target, words.FACTS: facts, **{words.LOWER + i: fd for i, fd in enumerate(lower)}},
                 writable=(target,),
                 readable=tuple(lower),
                 devices=devices,
@@ -138,11 +138,11 @@ def extract(
             size=int(answer["packed"]),
             entries=int(answer["entries"]),
             facts=Facts(_whole(facts)),
-            replaced_links=tuple((child.data(str(a)), child.data(str(b))) for a, b in answer["replaced"]),
+            replaced_links=tuple((words.data(str(a)), words.data(str(b))) for a, b in answer["replaced"]),
             compression=str(answer["compression"]),
             unpacked=int(answer["size"]),
             data=int(answer["bytes"]),
-            from_lower=tuple(child.data(str(name)) for name in answer["lower"]),
+            from_lower=tuple(words.data(str(name)) for name in answer["lower"]),
         )
     finally:
         os.close(facts)

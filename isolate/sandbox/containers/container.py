@@ -14,15 +14,14 @@ from isolate.attributes.scheduling import Scheduling
 from isolate.capabilities.part import Capabilities
 from isolate.cgroups import Cgroup, Limits
 from isolate.cgroups.part import O_DIRECTORY, SHARED, RunGroup
+from isolate.diagnosis import start
 from isolate.engine.plan import Phase, Plan, Register, Step, call
-from isolate.engine.session import Session
 from isolate.engine.tape import compile_plan
 from isolate.errors import ConflictError, SetupError
 from isolate.kernel.constants import CLONE_NEWPID, O_CLOEXEC, O_PATH
 from isolate.landlock.part import Landlock
 from isolate.mounts.dev_null import tree_of_null
 from isolate.namespaces.part import PidNamespace
-from isolate.sandbox.box import Sandbox
 from isolate.sandbox.containers.acting import actor_of
 from isolate.sandbox.containers.command import CommandPlan
 from isolate.sandbox.containers.doors import ROOT, Doors, kinds_of, take_doors
@@ -30,6 +29,7 @@ from isolate.sandbox.containers.files import Files
 from isolate.sandbox.containers.life import Life
 from isolate.sandbox.containers.with_files import WithFiles
 from isolate.sandbox.defaults import defaults
+from isolate.sandbox.planned import Planned
 from isolate.sandbox.process import await_start
 from isolate.sandbox.verbs import Verbs
 from isolate.seccomp import Seccomp
@@ -44,15 +44,16 @@ if TYPE_CHECKING:
     from isolate.cgroups.stats import Stats
     from isolate.engine.descriptors import OwnedDescriptor
     from isolate.engine.plan import Part
+    from isolate.engine.session import Session
     from isolate.engine.tape import Tape
-    from isolate.sandbox.containers.detached import Kept
+    from isolate.sandbox.containers.kept import Kept
 
 __all__ = ["Command", "Container", "open_container"]
 
 ESRCH, EBUSY = 3, 16
 
 
-class ContainerBox(Sandbox):
+class ContainerBox(Planned):
     """A sandbox whose init hands its namespaces over, and stays without a program.
 
     Should the kernel kill for memory, it is to kill a command and not all inside: its group is not killed as a whole
@@ -114,15 +115,10 @@ def check_parts(parts: Sequence[Part]) -> None:
         raise ConflictError("open: PidNamespace(init=False) leaves nobody who could stay without a program")
 
 
-def open_container(box: Sandbox) -> Container:
-    """See :meth:`isolate.Sandbox.open`."""
-    check_parts(box.parts)
-    with box._lock:
-        if box._container is None:
-            box._container = ContainerBox(*box.parts)
-        own = box._container
+def open_container(box: Planned, own: Planned) -> Container:
+    """See :meth:`isolate.Sandbox.open`. ``own`` is the :class:`ContainerBox` with the same parts."""
     tape = own.compile()
-    session = Session.alone(tape)
+    session = start.alone(tape)
     try:
         await_start(session, (b"init",))
         group = tape.plan.context.shared.get(SHARED)
@@ -213,10 +209,10 @@ class Container(_Inside, WithFiles):
     """
 
     def __init__(
-        self, box: Sandbox, life: Life | Kept, doors: Mapping[int, OwnedDescriptor], directories: Mapping[str, str]
+        self, box: Planned, life: Life | Kept, doors: Mapping[int, OwnedDescriptor], directories: Mapping[str, str]
     ) -> None:
         super().__init__()
-        self.box: Sandbox = box
+        self.box: Planned = box
         self._life = life
         self._root = doors[ROOT]
         self._doors = {flag: door for flag, door in doors.items() if flag != ROOT}
@@ -234,7 +230,7 @@ class Container(_Inside, WithFiles):
     def _make(self) -> Tape:
         return self._tape(self.box, None)
 
-    def _tape(self, box: Sandbox, limits: Limits | None) -> Tape:
+    def _tape(self, box: Planned, limits: Limits | None) -> Tape:
         own: list[Part] = []
         if limits is None and list(self._directories) == ["v2"]:
             limits = Limits()  # where no process may be beside the groups, each command has one
@@ -271,7 +267,7 @@ class Container(_Inside, WithFiles):
             raise SetupError(
                 ESRCH, "run a command", part="Container", cause="the container has ended", remedy="open another one"
             )
-        session = Session(tape, run, stdio, slots, nonblocking=nonblocking)
+        session = start.launch(tape, run, stdio, slots, nonblocking=nonblocking)
         session.joined = self._joined
         return session
 

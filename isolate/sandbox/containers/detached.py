@@ -15,18 +15,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from isolate.cgroups.group import freeze_groups
 from isolate.engine.descriptors import OwnedDescriptor
-from isolate.engine.waiting import READABLE, wait
 from isolate.errors import SetupError
-from isolate.kernel.proc import fields
 from isolate.kernel.sizes import size as parse_size
-from isolate.sandbox.box import Sandbox
 from isolate.sandbox.containers import records
 from isolate.sandbox.containers.container import Container, check_parts
+from isolate.sandbox.containers.kept import Kept
 from isolate.sandbox.containers.log import read_log
 from isolate.sandbox.containers.written import from_bytes, to_bytes
-from isolate.sandbox.process import TimeoutExpired
+from isolate.sandbox.planned import Planned
 from isolate.sandbox.streams import arguments
 
 if TYPE_CHECKING:
@@ -48,7 +45,7 @@ def _raised(answer: dict[str, Any]) -> None:
         raise SetupError(errno.EINVAL, "ask the container's keeper", part="Container", cause=str(answer["refused"]))
 
 
-def open_detached(box: Sandbox, name: str, log_size: int | str = "1M") -> DetachedContainer:
+def open_detached(box: Planned, name: str, log_size: int | str = "1M") -> DetachedContainer:
     """See :meth:`isolate.Sandbox.open`."""
     check_parts(box.parts)
     records.check_name(name)
@@ -88,7 +85,7 @@ def reopen(name: str) -> DetachedContainer:
         )
     doors = dict(zip(map(int, answer["flags"]), fds[1:], strict=True))
     directories = {str(key): str(value) for key, value in answer["directories"].items()}
-    return DetachedContainer(Sandbox(*parts), Kept(fds[0], directories), doors, directories, name)
+    return DetachedContainer(Planned(*parts), Kept(fds[0], directories), doors, directories, name)
 
 
 def _ask(directory: int, name: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], list[OwnedDescriptor]]:
@@ -120,64 +117,6 @@ def _ask(directory: int, name: str, request: Mapping[str, Any]) -> tuple[dict[st
     return answer, owned
 
 
-class Kept:
-    """The life of a container that a keeper holds, by its init's pidfd."""
-
-    def __init__(self, pidfd: OwnedDescriptor, directories: Mapping[str, str]) -> None:
-        self.pidfd = pidfd
-        self._directories = dict(directories)
-
-    @property
-    def pid(self) -> int:
-        """Its process id; 0 once it has gone."""
-        if self.pidfd.closed:
-            return 0
-        with open(f"/proc/self/fdinfo/{self.pidfd}", "rb") as file:
-            return max(int(fields(file.read()).get("Pid", "0")), 0)
-
-    def fileno(self) -> int:
-        """Readable once all inside has ended."""
-        return int(self.pidfd)
-
-    def ended(self) -> bool:
-        """Whether it has ended, or this handle was closed."""
-        return self.pidfd.closed or bool(wait([(self.pidfd, READABLE)], 0))
-
-    def wait(self, timeout: float | None) -> bool:
-        """Wait for its end; whether it has come."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self.ended():
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            wait([(self.pidfd, READABLE)], left)
-        return True
-
-    def kill(self) -> None:
-        """Kill all inside, frozen or not."""
-        if self.ended():
-            return
-        signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        if any("freezer" in key.split(",") for key in self._directories):
-            try:  # what is frozen by v1 takes its signals when it is thawed
-                freeze_groups(self._directories, False, 1.0)
-            except (OSError, TimeoutError):
-                pass  # the group has gone with what was in it
-
-    def close(self) -> None:
-        """Let go. The container goes on."""
-        self.pidfd.close()
-
-    @property
-    def ours(self) -> bool:
-        """Any process that has the descriptor may use it."""
-        return True
-
-    def expired(self, timeout: float | None) -> TimeoutExpired:
-        """The error of a wait that ran out."""
-        return TimeoutExpired((b"init",), timeout or 0.0)
-
-
 class DetachedContainer(Container):
     """A container that outlives the program that opened it: made by ``Sandbox.open(name=…, detached=True)``, and by
     :func:`isolate.reopen` in any program of the same user.
@@ -187,7 +126,7 @@ class DetachedContainer(Container):
     """
 
     def __init__(
-        self, box: Sandbox, life: Kept, doors: Mapping[int, OwnedDescriptor], directories: Mapping[str, str], name: str
+        self, box: Planned, life: Kept, doors: Mapping[int, OwnedDescriptor], directories: Mapping[str, str], name: str
     ) -> None:
         super().__init__(box, life, doors, directories)
         #: What :func:`isolate.reopen` takes.

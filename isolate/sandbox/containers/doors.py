@@ -33,8 +33,7 @@ from isolate.kernel.constants import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from isolate.engine.plan import Context, Part
-    from isolate.engine.session import Session
+    from isolate.engine.plan import Context, Launched, Part
 
 __all__ = ["KINDS", "ROOT", "Doors", "kinds_of", "take_doors"]
 
@@ -49,7 +48,7 @@ KINDS: dict[int, str] = {
 #: In the place of a flag: the descriptor of the root.
 ROOT = 0
 
-_came: weakref.WeakKeyDictionary[Session, dict[int, OwnedDescriptor]] = weakref.WeakKeyDictionary()
+_came: weakref.WeakKeyDictionary[Launched, dict[int, OwnedDescriptor]] = weakref.WeakKeyDictionary()
 
 
 def kinds_of(parts: Sequence[Part]) -> tuple[int, ...]:
@@ -57,7 +56,7 @@ def kinds_of(parts: Sequence[Part]) -> tuple[int, ...]:
     return tuple(sorted({int(part.flag) for part in parts if hasattr(part, "flag") and hasattr(part, "kind")}))
 
 
-def take_doors(session: Session) -> dict[int, OwnedDescriptor]:
+def take_doors(session: Launched) -> dict[int, OwnedDescriptor]:
     """What the init of this session has handed over: flag to descriptor."""
     return _came.pop(session, {})
 
@@ -68,7 +67,7 @@ class _Kept:
 
     flags: tuple[int, ...]
 
-    def receive(self, fds: list[int], session: Session) -> None:
+    def receive(self, fds: list[int], session: Launched) -> None:
         """Keep them."""
         _came[session] = {flag: OwnedDescriptor(fd) for flag, fd in zip((*self.flags, ROOT), fds, strict=True)}
 

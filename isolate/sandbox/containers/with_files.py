@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from isolate.sandbox.containers.beneath import FileInfo
-    from isolate.sandbox.verbs import StrOrBytesPath
+    from isolate.sandbox.words import StrOrBytesPath
 
 __all__ = ["WithFiles"]
 

@@ -90,7 +90,8 @@ def seccomp() -> Proof:
 
 def landlock(detail: str) -> Proof:
     """A rule about one right."""
-    from isolate.landlock.part import FsAccess, Landlock
+    from isolate.landlock.part import Landlock
+    from isolate.landlock.rights import FsAccess
 
     part = Landlock(rules=[], handled=FsAccess.WRITE_FILE)
     return _prove("a file cannot be opened for writing", "open('/dev/null', 'wb', 0)", [part], [], detail)

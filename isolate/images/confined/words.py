@@ -1,0 +1,18 @@
+"""What the two sides of a confined child agree on: descriptors by number, and bytes as text."""
+
+from __future__ import annotations
+
+__all__ = ["FACTS", "LOWER", "OUT", "TARGET", "data", "text"]
+
+#: Descriptors by number: the directory to work on, and where facts go. The archive is standard input.
+TARGET, FACTS, OUT, LOWER = 3, 4, 5, 10
+
+
+def text(data: bytes) -> str:
+    """Bytes of any kind as text for JSON, whatever the locale."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def data(text: str) -> bytes:
+    """The way back."""
+    return text.encode("utf-8", "surrogateescape")

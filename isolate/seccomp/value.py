@@ -1,0 +1,67 @@
+"""A policy as a value, for what compiles, explains and installs it: :class:`~isolate.Seccomp` is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .actions import Action
+    from .notify import Handler
+    from .rules import Rule
+
+__all__ = ["Answer", "Policy"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a policy answers to a call, and why."""
+
+    action: Action
+    #: The rule that decided, None where none did.
+    rule: Rule | None
+    #: Why, where no rule did.
+    reason: str = ""
+
+
+class Policy(Protocol):
+    """Rules, what is answered where none matches, and the filter that they make."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]: ...
+    @property
+    def otherwise(self) -> Action: ...
+    @property
+    def unknown_action(self) -> Action: ...
+    @property
+    def foreign(self) -> Action: ...
+    @property
+    def compat(self) -> tuple[str, ...]: ...
+    @property
+    def ready(self) -> bytes | None: ...
+    @property
+    def notify(self) -> tuple[tuple[str, Handler], ...]: ...
+    @property
+    def notify_timeout(self) -> float: ...
+    @property
+    def flags(self) -> int: ...
+    @property
+    def log(self) -> bool: ...
+    @property
+    def spec_allow(self) -> bool: ...
+
+    def program(self, arch: str | None = None, kernel: tuple[int, int] | None = None) -> bytes:
+        """The compiled filter."""
+        ...
+
+    def simulate(
+        self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
+    ) -> Action:
+        """What the filter answers to a call."""
+        ...
+
+    def answer(
+        self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
+    ) -> Answer:
+        """What the rules answer to a call, and which decides."""
+        ...
