@@ -70,6 +70,7 @@ def test_what_is_written_is_read_in_whatever_pieces_it_comes(case: Case, piece: 
     assert found == [entry for entry, _ in case.rows]
 
 
+@settings(**QUIET)  # type: ignore[arg-type]
 @given(st.binary(max_size=2000))
 def test_a_record_of_any_value(value: bytes) -> None:
     """The length of a PAX record counts itself, which is off by one somewhere."""
@@ -80,7 +81,7 @@ def test_a_record_of_any_value(value: bytes) -> None:
     assert read(header(entry) + bytes(1024)) == [entry]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, **QUIET)  # type: ignore[arg-type]
 @given(st.one_of(st.binary(max_size=80), st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.sampled_from(["uid", "kind", "device"])),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(
