@@ -7,7 +7,8 @@ uts and cgroup namespace (and a network one), with a root of four read-only bind
 capabilities, with no_new_privs and a small filter. Rows take turns, so that whatever
 else the machine does hits all alike:
 
-    isolate      Sandbox.run from this Python program
+    isolate      Sandbox.run from this Python program: from the second start on from a tree that is made once
+    each time    the same with template=False: all is set up anew, which is what the twin does, too
     twin         twin.c: the same processes and the same system calls, in C, written from this very sandbox's plan
     pool         Pool.run: a sandbox that has been set up and waits for its program; another begins meanwhile
     unmasked     isolate with a /proc that is neither masked nor read-only in parts, as bubblewrap's is
@@ -26,6 +27,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import statistics
 import struct
@@ -53,7 +55,9 @@ PROGRAM = "/bin/true"
 BINDS = ("/usr", "/etc", "/var")  # with the programs, four read-only binds
 
 
-def box(programs: Path, *, net: bool, proc: isolate.Proc | None = None) -> isolate.Sandbox:
+def box(
+    programs: Path, *, net: bool, proc: isolate.Proc | None = None, template: bool = True, parts: tuple[Any, ...] = ()
+) -> isolate.Sandbox:
     """The sandbox that is measured."""
     return isolate.Sandbox(
         isolate.UserNamespace(),
@@ -67,6 +71,8 @@ def box(programs: Path, *, net: bool, proc: isolate.Proc | None = None) -> isola
             proc or isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp", size="16M"),
         ),
         *([isolate.NetNamespace()] if net else []),
+        *parts,
+        template=template,
     )  # fmt: skip
 
 
@@ -124,14 +130,17 @@ def calls(tape: tapes.Tape) -> str:
     ]
     for index, name in enumerate(("outer", "supervisor", "init", "payload", "after", "report", "cleanup", "aside")):
         first, count = sections[2 * index : 2 * index + 2]
+        begin = len(lines)
         lines += [f"static void {name}(void)", "{", "\tlong r = 0;", "\t(void)r;"]
         targets = {row[16] for row in rows[first : first + count] if row[1] & (lib.ISO_JUMP | lib.ISO_OPTIONAL)}
         for at in range(first, first + count):
             if at in targets:
                 lines.append(f"l{at}:;")
             lines += [f"\t{line}" for line in statement(rows[at])]
-        if first + count in targets:
-            lines.append(f"l{first + count}:;")
+        # Jumps to the end of the section, and beyond what is here: wherever there is a goto there is its label.
+        text = "\n".join(lines[begin:])
+        used = set(re.findall(r"goto (l\d+);", text)) - set(re.findall(r"^(l\d+):;", text, re.M))
+        lines += [f"{label}:;" for label in sorted(used)]
         lines.append("}")
     return "\n".join(lines) + "\n"
 
@@ -376,6 +385,7 @@ def main() -> None:
             twin = build(directory, sandbox, f"twin-{'net' if net else 'nonet'}")
             rows: dict[str, Callable[[], float]] = {
                 "isolate": python(sandbox),
+                "each time": python(box(programs, net=net, template=False)),
                 "pool": python(pool),
                 "unmasked": python(box(programs, net=net, proc=isolate.Proc(masked=(), read_only=()))),
                 "twin": Driver(driver, "twin", [str(twin)]),

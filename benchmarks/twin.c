@@ -5,6 +5,7 @@
  *   -DTWIN_LAUNCHER  stands where the launcher stands: supervisor, init and payload. Its calls are straight-line C that
  *                    spawn.py writes from the plan of the very sandbox it is compared with (TWIN_CALLS)
  *   -DTWIN_TRUE      the program that is run: it exits
+ *   -DTWIN_WAIT      one that stays until its standard input ends
  * No error is diagnosed here: whatever fails ends the launcher with 1, and the benchmark with it. */
 #define _GNU_SOURCE
 #ifndef TWIN_DRIVER
@@ -15,10 +16,15 @@
 #include <linux/sched.h>
 #include <linux/time_types.h>
 
-#ifdef TWIN_TRUE
+#if defined(TWIN_TRUE) || defined(TWIN_WAIT)
 __attribute__((used)) void twin_main(void);
 void twin_main(void)
 {
+#ifdef TWIN_WAIT
+	char byte;
+	while (SYS3(read, 0, PTR(&byte), 1) > 0)
+		;
+#endif
 	for (;;)
 		SYS1(exit_group, 0);
 }

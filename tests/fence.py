@@ -91,7 +91,7 @@ class Call:
 Decide = Callable[[Call], "int | None"]
 
 #: Whose child is what: the launcher's first child is init, any other a program of the host's that it runs.
-CHILD_OF = {"caller": "middle", "middle": "launcher", "launcher": "init", "init": "payload"}
+CHILD_OF = {"caller": "middle", "middle": "launcher", "parked": "launcher", "launcher": "init", "init": "payload"}
 #: Once they have executed something, their calls are another program's.
 EXECUTING = ("init", "payload", "helper")
 
@@ -103,6 +103,15 @@ def parent_of(pid: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[1])
     except OSError:  # killed meanwhile
         return 0
+
+
+def is_launcher(pid: int) -> bool:
+    """Whether a process is one of ours that stands outside."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return file.read() == b"isolate-launche\n"
+    except OSError:
+        return False
 
 
 @dataclass
@@ -223,6 +232,8 @@ class Fence:
                 role = "other" if parent in self._executed else CHILD_OF.get(self._roles.get(parent, ""), "other")
                 if role == "payload" and number == nr("prctl"):
                     role = "aside"  # init's second process, whose first call this is
+                if role == "other" and parent not in self._roles and is_launcher(pid):
+                    role = "parked"  # it was there before: what it forks is the launcher of a start
                 if role in self._roles.values():
                     role = "helper" if role == "init" else "other"
                 self._roles[pid] = role

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from isolate.sandbox import parked
+
 
 def descriptors(pid: int | str = "self") -> dict[int, str]:
     found = {}
@@ -59,6 +61,7 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> Snapshot:
+        parked.end_all()  # what is kept for the next start is not left behind
         gc.collect()
         mounts = Path("/proc/self/mountinfo").read_text()
         return cls(descriptors(), threading.active_count(), mounts, children(), cgroups())

@@ -36,6 +36,7 @@ _STAGES = {
     lib.ISO_STAGE_POLL: "watch over the sandbox",
     lib.ISO_STAGE_SIGNALS: "reset signals",
     lib.ISO_STAGE_LATER: "take the program that the sandbox waited for",
+    lib.ISO_STAGE_TEMPLATE: "enter the tree that was made once",
     lib.ISO_STAGE_PROC: "open a /proc of this pid namespace",
 }
 

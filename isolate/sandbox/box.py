@@ -36,7 +36,7 @@ class Sandbox(Planned, Reversible):
 
     __slots__ = ("_container",)
 
-    def __init__(self, *parts: Part, template: bool = False) -> None:
+    def __init__(self, *parts: Part, template: bool = True) -> None:
         super().__init__(*parts, template=template)
         self._container: Planned | None = None  # with the steps that a container has besides, once one was opened
 

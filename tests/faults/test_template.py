@@ -1,0 +1,127 @@
+"""Each system call of a start from a tree that is made once fails once: in the caller, in the launcher that is parked,
+in the supervisor that it forks, in init and in the program up to its execve. The caller is killed at each of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isolate import Bind, Dev, NetNamespace, Proc, Root, Sandbox, SetupError, Symlink, Tmpfs, UserNamespace
+from isolate.sandbox import parked
+from tests.fence import Call, Fence
+from tests.sandbox.test_template import parked_box, used
+
+from .test_faults import ERRORS, Case, distinct, host_namespaces
+
+
+def box_with(audit: str) -> Sandbox:
+    """A whole root, with the program that tells what holds."""
+    entries = (
+        Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), Symlink("usr/lib64", "/lib64"),
+        Bind(str(Path(audit).parent), "/audit"), Proc(), Dev(), Tmpfs("/tmp", size="1M"),
+    )  # fmt: skip
+    return Sandbox(UserNamespace(), NetNamespace(), Root(*entries))
+
+
+class TreeCase(Case):
+    """Starts from the tree, made in each forked child before its calls are counted."""
+
+    def __init__(self, audit: str) -> None:
+        self.box, self.directory = box_with(audit), str(Path(audit).parent)
+        self.command = [f"/audit/{Path(audit).name}", *host_namespaces()]
+        self.ordinary, self.groups = False, []
+        assert self.box.run(self.command).ok
+        self.undisturbed = Fence(self.once).drive()
+        assert self.undisturbed.error is None, self.undisturbed.error
+        assert self.undisturbed.gone is not None
+        self.expected, leaked = self.undisturbed.value
+        assert self.expected[:2] == ("result", "OK")
+        assert leaked == []
+
+    def once(self, begin: Any, end: Any) -> tuple[tuple[Any, ...], list[int]]:
+        parked_box(self.box)
+        before = set(os.listdir("/proc/self/fd"))
+        begin()
+        told: tuple[Any, ...]
+        try:
+            result = self.box.run(self.command)
+            # The same mounts stand in another order.
+            stdout = b"\n".join(sorted(result.stdout.splitlines()))
+            told = ("result", str(result.verdict), stdout, dict(result.applied))
+        except SetupError as error:
+            told = ("setup", error.errno, error.step, str(error))
+        except OSError as error:
+            told = ("os", error.errno, "", repr(error))
+        except MemoryError as error:
+            told = ("os", errno.ENOMEM, "", repr(error))
+        end()
+        if told[0] == "result":
+            self.from_tree = used(self.box)
+        left = set(os.listdir("/proc/self/fd")) - before
+        parked.end_all()
+        still = set(os.listdir("/proc/self/fd"))
+        return told, sorted(int(fd) for fd in left & still)
+
+
+@pytest.mark.root
+def test_one_call_fails(audit: str) -> None:
+    case = TreeCase(audit)
+    roles = {call.role for call in case.undisturbed.calls}
+    assert {"caller", "parked", "launcher", "init", "payload"} <= roles, roles
+    chosen = list(enumerate(distinct(case.undisturbed.calls)))
+    # All of the launcher that is parked, and a sample of the others: those have a lane of their own without a tree.
+    chosen = [(i, call) for i, call in chosen if call.role == "parked" or i % 5 == 0]
+    wrong = [case.wrong(call, ERRORS[i % len(ERRORS)]) for i, call in chosen]
+    assert not [w for w in wrong if w]
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_every_call_fails(error: int, audit: str) -> None:
+    case = TreeCase(audit)
+    wrong = [case.wrong(call, error) for call in case.undisturbed.calls]
+    assert not [w for w in wrong if w]
+
+
+def killed_at(case: TreeCase, call: Call) -> str | None:
+    """What is left one second after the caller was killed at a call."""
+    fence = Fence(case.once)
+
+    def decide(one: Call) -> int | None:
+        if (one.role, one.index) == (call.role, call.index):
+            os.kill(fence.pid, signal.SIGKILL)
+        return None
+
+    outcome = fence.drive(decide, limit=8)
+    return f"{call.role} {call.index} {call.name}: {outcome.left}" if outcome.gone is None else None
+
+
+@pytest.mark.root
+def test_the_caller_is_killed(audit: str) -> None:
+    case = TreeCase(audit)
+    calls = case.undisturbed.calls
+    assert not [left for call in calls[:: max(1, len(calls) // 20)] if (left := killed_at(case, call))]
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_each_kind_of_call_fails(audit: str) -> None:
+    case = TreeCase(audit)
+    wrong = [case.wrong(call, ERRORS[i % len(ERRORS)]) for i, call in enumerate(distinct(case.undisturbed.calls))]
+    assert not [w for w in wrong if w]
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_caller_is_killed_at_each_call(audit: str) -> None:
+    case = TreeCase(audit)
+    assert not [left for call in case.undisturbed.calls if (left := killed_at(case, call))]
