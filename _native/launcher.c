@@ -973,10 +973,11 @@ static void run_init(struct iso_machine *m, int32_t group)
 	int64_t r = SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
 	if (r == 0 && !(m->header->flags & ISO_TAPE_PIDNS))
 		r = SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
-	/* A session of its own: what is sent to the launcher's process group is not for init. Where there is no init, the
-	 * program itself does so later (OP_SESSION). */
-	if (r == 0 && (m->header->flags & ISO_TAPE_INIT) && (r = SYS0(setsid)) > 0)
-		r = 0;
+	/* A process group of its own: what is sent to the launcher's is not for init. The session stays the launcher's, which
+	 * has no terminal: with each new one the scheduler makes a group (autogroup), which takes longer than all else here.
+	 * Where there is no init, the program itself makes a session later (OP_SESSION). */
+	if (r == 0 && (m->header->flags & ISO_TAPE_INIT))
+		r = SYS2(setpgid, 0, 0);
 	if (r < 0) {
 		fail(shared, ISO_STAGE_OWNER, ISO_OP_NONE, r);
 		exit_now(1);
@@ -1829,14 +1830,15 @@ static void run_supervisor(struct supervisor *s)
 }
 
 /* The state of a supervisor that has run nothing yet. */
-static void begin_supervisor(struct supervisor *s)
+static void begin_supervisor(struct supervisor *s, int forked)
 {
 	s->child_fd = -1;
 	s->exec_fd = -1;
 	s->sync_fd = -1;
 	s->proc = -ENOENT;
-	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. */
-	int64_t r = SYS0(setsid);
+	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. A launcher
+	 * that is parked has one, so for its forks it takes no more than a process group. */
+	int64_t r = forked ? SYS2(setpgid, 0, 0) : SYS0(setsid);
 	if (r >= 0)
 		r = SYS2(prctl, PR_SET_CHILD_SUBREAPER, 1);
 	if (r < 0)
@@ -1887,7 +1889,7 @@ static int wait_for(int32_t fd, uint64_t seconds)
 static int64_t build_tree(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
-	int32_t fds[ISO_MAX_PASSED + 5];
+	int32_t fds[ISO_MAX_PASSED + 5] = {-1, -1, -1};
 	uint8_t byte;
 	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
 	int64_t r = iso_machine_run(m, ISO_OUTER);
@@ -2005,7 +2007,7 @@ static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run
 	r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
 	if (r < 0)
 		refuse(ISO_STAGE_SIGNALS, r);
-	begin_supervisor(s);
+	begin_supervisor(s, 1);
 	equip(s, tape);
 	s->machine.run = run;
 	/* From here on it is known who is to be waited for. */
@@ -2090,7 +2092,7 @@ void iso_main(void)
 	if (r < 0)
 		refuse(ISO_STAGE_OWNER, r);
 	s.root = SYS0(geteuid) == 0;
-	begin_supervisor(&s);
+	begin_supervisor(&s, 0);
 	if (s.machine.header->flags & ISO_TAPE_PARKED)
 		park(&s);
 	to_the_end(&s);

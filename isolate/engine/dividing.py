@@ -78,6 +78,8 @@ def divide(plan: Plan) -> Halves:
     for flag, what in ((CLONE_NEWUSER, "user"), (CLONE_NEWNS, "mount"), (CLONE_NEWPID, "pid")):
         if not int(plan.clone_flags) & int(flag):
             raise NotDivided(f"it has no {what} namespace of its own, new with each start")
+    if not any(step.phase is Phase.PIVOT for step in plan.steps):
+        raise NotDivided("it has no root of its own")
     splits = [_split(step, privileged=context.privileged) for step in plan.steps]
     first: list[Step] = []
     if not context.privileged:

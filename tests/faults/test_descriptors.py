@@ -13,7 +13,10 @@ from isolate import PIPE, PidNamespace, Sandbox, SetupError, UserNamespace
 from tests.boxes import boxes
 from tests.fence import Fence
 
-BOXES = {"user": Sandbox(UserNamespace(), PidNamespace()), "root and limits": boxes()["root and limits"]}
+BOXES = {
+    "user": Sandbox(UserNamespace(), PidNamespace(), template=False),
+    "root and limits": Sandbox(*boxes()["root and limits"].parts, template=False),
+}
 #: More than any start takes beside those in use.
 ENOUGH = 40
 

@@ -131,6 +131,8 @@ def test_killed_at_many_random_instants(name: str, clean: Snapshot) -> None:
 
 
 def undisturbed(box: Sandbox) -> list[Call]:
+    box = Sandbox(*box.parts, template=False)  # starts from a tree have a lane of their own: tests/faults
+
     def program(begin: Any, end: Any) -> str:
         begin()
         return str(box.run(["true"]).verdict)
@@ -143,6 +145,7 @@ def undisturbed(box: Sandbox) -> list[Call]:
 def kill_at(box: Sandbox, victim: str, when: Call, args: list[str]) -> tuple[str | None, Any]:
     """Kill the process of that role just before a call, of whichever process; what was wrong, and what was told."""
     roles: dict[str, int] = {}
+    box = Sandbox(*box.parts, template=False)
 
     def program(begin: Any, end: Any) -> str:
         begin()

@@ -619,7 +619,7 @@ class PoolCase(Case):
 
     def __init__(self, name: str, audit: str) -> None:
         super().__init__(name, audit)
-        self.box = Pooled(Sandbox(*self.box.parts, template=False))  # type: ignore[assignment]
+        self.box = Pooled(self.box)  # type: ignore[assignment]
         self.undisturbed = Fence(self.once).drive()
         assert self.undisturbed.error is None, self.undisturbed.error
         assert self.undisturbed.value == (self.expected, [])

@@ -447,6 +447,7 @@ def test_which_sandboxes_have_one(tmp_path: Path) -> None:
     for reason, box in {
         "user namespace": isolate.Sandbox(isolate.Root(*SYSTEM, isolate.Proc())),
         "mount namespace": isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace()),
+        "no root": isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace(), isolate.MountNamespace()),
         "no tree": box_of(isolate.Overlay("/o", lower=[str(tmp_path)])),
     }.items():
         with pytest.raises(NotDivided, match=reason):
