@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from isolate.sandbox.result import Result as Result
     from isolate.sandbox.result import Verdict as Verdict
     from isolate.sandbox.surroundings import Surroundings as Surroundings
+    from isolate.sandbox.workspace import Workspace as Workspace
     from isolate.seccomp import Seccomp as Seccomp
     from isolate.thread import Change as Change
     from isolate.thread import Irreversible as Irreversible
@@ -116,6 +117,7 @@ _HOMES = {
     "sandbox.containers.container": "Container",
     "sandbox.containers.detached": "reopen",
     "attributes.scheduling": "Scheduling",
+    "sandbox.workspace": "Workspace",
     "seccomp": "Seccomp",
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = ["streams.rst"]
+PAGES = ["streams.rst", "workspace.rst"]
 
 
 @pytest.mark.parametrize("page", PAGES)

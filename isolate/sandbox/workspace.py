@@ -1,0 +1,312 @@
+"""``Workspace``: a bounded directory that programs can write and the caller can read afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from isolate.attributes.credentials import Credentials
+from isolate.engine.native import call
+from isolate.errors import SetupError
+from isolate.kernel.paths import inside
+from isolate.kernel.sizes import size as parse_size
+from isolate.kernel.syscalls import number
+from isolate.mounts.bind import Bind
+from isolate.namespaces.ids import IdMap, is_host_root
+from isolate.namespaces.part import UserNamespace
+from isolate.sandbox.containers.acting import Actor
+from isolate.sandbox.containers.beneath import Opened, open_beneath
+from isolate.sandbox.containers.files import Bounds, Files
+from isolate.sandbox.containers.with_files import WithFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from isolate.engine.plan import Context, Register, Step
+    from isolate.kernel.paths import StrOrBytesPath
+    from isolate.mounts.building import Building
+
+__all__ = ["Usage", "Workspace"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_TREE_CLONE, _AT_EMPTY_PATH = 1, 0x1000
+_FILES, _DEPTH = 10_000_000, 4096  # what is looked at when nobody says how many there may be
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What is in a workspace."""
+
+    #: Bytes of all files together, as the file system allots them, and how many files and directories there are.
+    size: int
+    files: int
+    #: Whether that is within what was allowed.
+    within: bool
+
+
+class Workspace(WithFiles):
+    """A directory of the caller's that programs find at ``target`` and may write, whoever they are inside.
+
+    .. code-block:: python
+
+        with Workspace(size="64M", contents={"main.py": code}) as work:
+            box = presets.untrusted(work)
+            box.run(["python3", "main.py"], cwd="/workspace", timeout=5)
+            print(work.read("out.txt"), work.usage())
+
+    It is an entry for a :class:`~isolate.Root`, and goes into presets as any other. ``contents`` are there from the
+    start: a mapping of paths to bytes or str, or a directory, whose files are copied. ``read``, ``write``,
+    ``put``, ``get`` and ``list`` are those of a :class:`~isolate.Container`, with paths from the workspace
+    on: no symbolic link that a program left is followed, no FIFO or device is opened. Whatever modes a program left on
+    files of the caller's, they are read.
+
+    ``hold`` says who holds ``size`` and ``files``:
+
+    ``"memory"``
+        The kernel: the workspace is a tmpfs, which shows in nobody's mount table. For root; Linux 6.15.
+    ``"measured"``
+        Nobody: it is a directory of a file system, ``path`` or a temporary one, and :meth:`usage` tells.
+    ``"auto"``
+        Memory where that can be had and no ``path`` is given.
+
+    :attr:`held` is which it is. A context manager: at the end of the block a temporary workspace is removed.
+    """
+
+    def __init__(
+        self,
+        path: StrOrBytesPath | None = None,
+        *,
+        size: int | str = "1G",
+        files: int | str = "100k",
+        target: StrOrBytesPath = "/workspace",
+        contents: Mapping[str, str | bytes] | StrOrBytesPath | None = None,
+        hold: str = "auto",
+    ) -> None:
+        if hold not in ("auto", "memory", "measured"):
+            raise ValueError(f"Workspace: hold must be 'auto', 'memory' or 'measured', not {hold!r}")
+        if hold == "memory" and path is not None:
+            raise ValueError("Workspace: a path is a directory of some file system; hold='memory' needs none")
+        self.size: int = parse_size(size, "Workspace: size", smallest=4096)
+        self.files: int = _count(files)
+        self.target: str = os.fsdecode(inside(target, "Workspace: target"))
+        self.path: str | None = None
+        self._made: str | None = None
+        self._mount = self._fd = -1
+        try:
+            if path is None and hold != "measured":
+                self._in_memory(required=hold == "memory")
+            if self._mount < 0:
+                self._on_disk(path)
+            self._open(contents)
+        except BaseException:
+            self.close()
+            raise
+
+    def _in_memory(self, *, required: bool) -> None:
+        if not is_host_root():
+            if required:
+                raise SetupError(
+                    errno.EPERM, "make a tmpfs", part="Workspace", cause="only root on the host may mount one here",
+                    remedy="hold='measured', or a Container, whose own Tmpfs bounds what is written",
+                )  # fmt: skip
+            return
+        error = self._tmpfs()
+        if error and required:
+            raise SetupError(
+                error, "make a tmpfs that several sandboxes can show", part="Workspace",
+                cause="a mount that is attached nowhere can be shown from Linux 6.15 on", remedy="hold='measured'",
+            )  # fmt: skip
+
+    def _tmpfs(self) -> int:
+        """Make it; or the errno why not."""
+        context = call(number("fsopen"), b"tmpfs\0", 1)
+        if context < 0:
+            return -context
+        try:
+            for name, value in (("size", self.size), ("nr_inodes", self.files + 1), ("mode", "0755")):
+                done = call(number("fsconfig"), context, 1, name.encode() + b"\0", str(value).encode() + b"\0", 0)
+                if done < 0:
+                    return -done
+            done = call(number("fsconfig"), context, 6, 0, 0, 0)
+            mount = call(number("fsmount"), context, 1, 0x2 | 0x4) if done >= 0 else done  # nosuid, nodev
+        finally:
+            os.close(context)
+        if mount < 0:
+            return -mount
+        probe = call(number("open_tree"), mount, b"\0", _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC)
+        if probe < 0:
+            os.close(mount)
+            return -probe
+        os.close(probe)
+        self._mount = mount
+        return 0
+
+    def _on_disk(self, path: StrOrBytesPath | None) -> None:
+        if path is None:
+            self._made = tempfile.mkdtemp(prefix="isolate-workspace-")
+            path = self._made
+        self.path = os.path.abspath(os.fsdecode(path))
+
+    def _open(self, contents: Mapping[str, str | bytes] | StrOrBytesPath | None) -> None:
+        if self._mount >= 0:
+            self._fd = os.open(".", _DIRECTORY, dir_fd=self._mount)
+        else:
+            assert self.path is not None
+            self._fd = os.open(self.path, _DIRECTORY)
+        if contents is not None:
+            self.put(contents)
+
+    @property
+    def held(self) -> str:
+        """Who holds its size: "memory" (the kernel), or "measured" (nobody: :meth:`usage` tells)."""
+        return "memory" if self._mount >= 0 else "measured"
+
+    def __repr__(self) -> str:
+        return f"<Workspace {self.path or 'in memory'} at {self.target}, {self.held}>"
+
+    # ---- an entry of a root --------------------------------------------------------------------------------------
+
+    def _bind(self, context: Context | None = None) -> Bind:
+        if self._fd < 0:
+            raise ValueError("the workspace is closed")
+        source: Any = self._mount if self._mount >= 0 else self.path
+        bind = Bind(source, self.target, read_only=False)
+        if context is None or not context.privileged or context.find(UserNamespace) is not None:
+            return bind  # a user namespace brings its map: see isolate.mounts.owners
+        who = context.find(Credentials)
+        owner = os.fstat(self._fd)
+        if who is None or who.uid in (None, owner.st_uid) or not is_host_root():
+            return bind
+        gid = owner.st_gid if who.gid is None else who.gid
+        ids = IdMap.single(owner.st_uid, owner.st_gid, host_uid=who.uid, host_gid=gid)
+        return dataclasses.replace(bind, idmap=ids)
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return os.fsencode(self.target)
+
+    def steps_in(self, building: Building) -> Iterable[Step]:
+        """Those of a bind mount."""
+        return self._bind(building.context).steps_in(building)
+
+    def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
+        """That of a bind mount."""
+        return self._bind(building.context).tree(building)
+
+    def writes_to(self) -> Iterator[bytes | int]:
+        """The directory."""
+        return self._bind().writes_to()
+
+    def writes_at(self) -> Iterator[bytes]:
+        """Its target."""
+        return self._bind().writes_at()
+
+    # ---- files ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _files(self) -> Files:
+        if self._fd < 0:
+            raise ValueError("the workspace is closed")
+        if os.geteuid() != 0:
+            self._unlock(self._fd, Bounds.of("open what a program closed", 0, _FILES, _DEPTH, 600.0))
+        return Files(self._fd, Actor(None))
+
+    def _unlock(self, directory: int, bounds: Bounds, depth: int = 0) -> None:
+        """Let the owner read what a program has closed to its owner. Root needs no right for it."""
+        own = os.geteuid()
+        bounds.deep(depth, b"")
+        for name in os.listdir(directory):
+            bounds.one_file(os.fsencode(name))
+            try:
+                with Opened(open_beneath(directory, os.fsencode(name), os.O_PATH)) as handle:
+                    found = os.fstat(handle)
+                    wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o400 if stat.S_ISREG(found.st_mode) else 0
+                    if found.st_uid == own and found.st_mode & wanted != wanted:
+                        os.chmod(f"/proc/self/fd/{handle}", stat.S_IMODE(found.st_mode) | wanted)
+                    if stat.S_ISDIR(found.st_mode):
+                        with Opened(os.open(f"/proc/self/fd/{handle}", _DIRECTORY)) as fd:
+                            self._unlock(fd, bounds, depth + 1)
+            except (FileNotFoundError, PermissionError, NotADirectoryError):
+                continue  # gone meanwhile, or another id's, of which reading it tells
+            except OSError as error:
+                if error.errno != errno.ELOOP:  # a symbolic link has no mode
+                    raise
+
+    def usage(self) -> Usage:
+        """What is in it now: of a tmpfs by its own figures, else by a walk that follows no link."""
+        if self._fd < 0:
+            raise ValueError("the workspace is closed")
+        if self._mount >= 0:
+            told = os.fstatvfs(self._fd)
+            used, count = (told.f_blocks - told.f_bfree) * told.f_frsize, told.f_files - told.f_ffree - 1
+        else:
+            used = count = 0
+            if os.geteuid() != 0:
+                self._unlock(self._fd, Bounds.of("measure a workspace", 0, _FILES, _DEPTH, 600.0))
+            for _, names, others, fd in os.fwalk(".", dir_fd=self._fd):
+                for name in (*names, *others):
+                    try:
+                        used += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+                    except FileNotFoundError:
+                        continue
+                    count += 1
+        return Usage(used, count, used <= self.size and count <= self.files)
+
+    # ---- life ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of it; a temporary one is removed. What runs keeps it until it ends."""
+        fd, self._fd = self._fd, -1
+        mount, self._mount = self._mount, -1
+        made, self._made = self._made, None
+        for each in (fd, mount):
+            if each >= 0:
+                os.close(each)
+        if made is not None:
+            shutil.rmtree(made, onerror=_let_in)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _let_in(function: Any, path: str, error: Any) -> None:
+    """A program has closed a directory to its owner."""
+    parent = os.path.dirname(path)
+    for each in (parent, path):
+        if not os.path.islink(each):
+            os.chmod(each, 0o700)
+    if function in (os.open, os.scandir, os.listdir, os.lstat):
+        shutil.rmtree(path)
+    else:
+        function(path)
+
+
+def _count(files: int | str) -> int:
+    """How many files there may be: an int, or "100k", "2M" (thousands)."""
+    if isinstance(files, str):
+        word = files.strip().lower()
+        factor = {"k": 1000, "m": 1000_000}.get(word[-1:], 1)
+        digits = word[:-1] if factor > 1 else word
+        if not (digits.isascii() and digits.isdecimal()):
+            raise ValueError(f"Workspace: files must be a number, or look like '100k', not {files!r}")
+        files = int(digits) * factor
+    if isinstance(files, bool) or not isinstance(files, int):
+        raise TypeError(f"Workspace: files must be an int or a str such as '100k', not {files!r}")
+    if not 1 <= files <= _FILES:
+        raise ValueError(f"Workspace: files must be from 1 to {_FILES}, not {files}")
+    return files

@@ -1,0 +1,150 @@
+"""A workspace: written by programs under any id map, read by the caller whatever was left, held to its size."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from isolate import (
+    Bind,
+    Credentials,
+    IdMap,
+    PidNamespace,
+    Proc,
+    Root,
+    Sandbox,
+    SetupError,
+    Symlink,
+    UserNamespace,
+    Workspace,
+    presets,
+)
+from tests.ordinary import as_ordinary_user
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.snapshot import Snapshot
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else inside")
+ENTRIES = (Bind("/usr"), *(Symlink(f"usr/{name}", f"/{name}") for name in ("bin", "lib", "lib64")), Proc())
+WHO: dict[str, tuple[Any, ...]] = {
+    "as it is": (),
+    "a user namespace": (UserNamespace(),),
+    "another uid": (Credentials(uid=1234, gid=1234),),
+    "mapped to nobody": (UserNamespace(map=IdMap.single(0, 0, host_uid=65534, host_gid=65534)),),
+    "a range, and not its root": (
+        UserNamespace(map=IdMap([(0, 100000, 1000)], [(0, 100000, 1000)])),
+        Credentials(uid=5, gid=5),
+    ),
+}
+SCRIPT = (
+    "cat given sub/given && echo more >>given && mkdir out out/deep && echo result >out/deep/file"
+    " && ln -s /etc/passwd link && mkfifo fifo && chmod 0 out/deep/file out/deep out given"
+)
+
+
+def holds() -> list[str]:
+    try:
+        Workspace(hold="memory").close()
+    except SetupError:
+        return ["measured"]
+    return ["memory", "measured"]
+
+
+@root_only
+@pytest.mark.parametrize("hold", ["memory", "measured"])
+@pytest.mark.parametrize("name", [name for name in WHO if name != "a range, and not its root"])
+def test_any_id_map_writes_and_the_caller_reads(name: str, hold: str, clean: Snapshot) -> None:
+    if hold not in holds():
+        pytest.skip("a mount that is attached nowhere can be shown from Linux 6.15 on")
+    with Workspace(contents={"given": "one\n", "sub/given": b"two\n"}, hold=hold) as work:
+        assert work.held == hold
+        box = Sandbox(PidNamespace(), *WHO[name], Root(*ENTRIES, work))
+        result = box.run(["sh", "-c", SCRIPT], cwd="/workspace", text=True)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "one\ntwo\n", "")
+        assert work.read("given") == b"one\nmore\n"
+        assert work.get("out")["/out/deep/file"] == b"result\n"
+        kinds = {info.path: info.kind for info in work.list(recursive=True)}
+        assert (kinds["/link"], kinds["/fifo"], kinds["/out/deep/file"]) == ("symlink", "fifo", "file")
+        for path in ("link", "fifo"):  # led nowhere, and waited for nobody
+            with pytest.raises(SetupError):
+                work.read(path)
+
+
+def test_an_ordinary_user_reads_what_was_closed() -> None:
+    code = (
+        "from isolate import *; from isolate import presets\n"
+        "with Workspace(contents={'given': 'one'}) as work:\n"
+        f"    result = presets.untrusted(work).run(['sh', '-c', {SCRIPT!r}], cwd='/workspace', text=True)\n"
+        "    assert result.ok, result\n"
+        "    print(work.held, work.read('given'), work.get('out'), work.usage().within)\n"
+        "    path = work.path\n"
+        "import os; assert not os.path.exists(path)\n"
+    ).replace("cat given sub/given", "cat given")
+    assert as_ordinary_user(code) == "measured b'onemore\\n' {'/out/deep/file': b'result\\n'} True\n"
+
+
+@root_only
+def test_it_is_held_to_its_size() -> None:
+    if "memory" not in holds():
+        pytest.skip("a mount that is attached nowhere can be shown from Linux 6.15 on")
+    script = "for i in $(seq 50); do : >f$i || break; done; dd if=/dev/zero of=big bs=64k count=64"
+    with Workspace(size="1M", files=20) as work:
+        box = presets.untrusted(work)
+        result = box.run(["sh", "-c", script], cwd="/workspace", text=True)
+        assert result.stderr is not None
+        assert "No space left" in result.stderr
+        usage = work.usage()
+        assert usage.within
+        assert usage.files <= 20
+        assert usage.size <= 1 << 20
+        # A second program finds what the first one left.
+        assert b"f1\n" in (box.run(["ls"], cwd="/workspace").stdout or b"")
+    with Workspace(size="1M", files=20, hold="measured") as work:  # the control: nobody holds it, and it is told
+        presets.untrusted(work).run(["sh", "-c", script], cwd="/workspace")
+        usage = work.usage()
+        assert not usage.within
+        assert usage.files > 20
+        assert usage.size > 1 << 20
+
+
+def test_a_directory_of_the_callers(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a").write_text("a")
+    place = tmp_path / "place"
+    place.mkdir()
+    with Workspace(place, target="/w", contents=tmp_path / "tree") as work:
+        assert work.path == str(place)
+        box = Sandbox(UserNamespace(), PidNamespace(), Root(*ENTRIES, work))
+        assert box.run(["sh", "-c", "cat /w/a; echo b >/w/b"]).stdout == b"a"
+    assert (place / "b").read_text() == "b\n"
+    with pytest.raises(ValueError, match="closed"):
+        work.read("b")
+
+
+def test_nothing_is_left(clean: Snapshot) -> None:
+    for _ in range(3):
+        with Workspace(contents={"a": "b"}) as work:
+            path = work.path
+            presets.untrusted(work).run(["sh", "-c", "mkdir -p x/y; chmod 0 x"], cwd="/workspace")
+        assert path is None or not os.path.exists(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hold": "firmly"},
+        {"size": "1"},
+        {"files": "many"},
+        {"files": 0},
+        {"target": "relative"},
+        {"hold": "memory", "path": "/tmp"},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        Workspace(**wrong)
