@@ -18,7 +18,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
-from isolate.network import address, link, nft, ruleset
+from isolate.network import address, conntrack, link, nft, ruleset
 from isolate.network.keeper import SIOCGSKNS, Kept, keep
 from isolate.network.link import FORWARDING, ROUTE_LOCALNET
 from isolate.network.netlink import NETFILTER, ROUTE, Socket
@@ -85,6 +85,9 @@ class Published:
                     for p, _, wire, inside in self.ports
                 ]
             )
+        ports = {outside for each, outside, _, _ in self.ports if each.protocol == "udp"}
+        if ports and self._to is not None:
+            self._host.forget(ports)
         for each, _, wire, _ in self.ports:
             self._host.free(each.protocol, wire)
         self.ports = []
@@ -141,6 +144,7 @@ class HostLink:
                 address.route(None, index=_INDEX, via=self.here),
             ]
         )
+        link.settle(self._route, self.device)
 
     def _addresses(self) -> tuple[Address, Address]:
         """A pair that nobody else has here: by the index of the host's end, which the kernel gives out once."""
@@ -226,6 +230,12 @@ class HostLink:
         named = {"published": exact, "published_everywhere": everywhere}
         assert self.table is not None
         return [self.table.elements(name, found, remove=remove) for name, found in named.items() if found]
+
+    def forget(self, ports: set[int]) -> None:
+        """Clients of these UDP ports begin anew: what they send goes to whom the port leads to then, or to nobody."""
+        if self._filters is not None and not self._filters.closed:
+            with self.switch.lock, contextlib.suppress(OSError):  # a kernel without ctnetlink waits for their end
+                conntrack.forget(self._filters, PROTOCOLS["udp"], ports)
 
     # ---- ports on the wire ---------------------------------------------------------------------------------------
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from isolate.engine.native import ffi
 from isolate.network.netlink import (
     CREATE,
     DUMP,
@@ -32,7 +34,7 @@ _INET = 2
 _INET_CONF = 1
 FORWARDING, ROUTE_LOCALNET = 1, 26  # IPV4_DEVCONF_…
 _UP = 1
-_SIOCGIFINDEX = 0x8933
+_SIOCGIFINDEX, _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8933, 0x8946, 0xA
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
 
 #: Names of devices have at most so many bytes (IFNAMSIZ less its NUL).
@@ -217,6 +219,18 @@ def index_of(sock: Socket, name: str) -> int:
     """
     answer = fcntl.ioctl(sock.fileno(), _SIOCGIFINDEX, struct.pack("=16si20x", name.encode(), 0))
     return int(struct.unpack_from("=16si", answer)[1])
+
+
+def settle(sock: Socket, name: str) -> None:
+    """Have a device's carrier known now to all that go by it: the bridge, the queue of what it sends.
+
+    The kernel tells them by a worker, a little later, and what comes meanwhile is dropped: a first connection then
+    waits a second to try again. Who asks for the state of the link (ETHTOOL_GLINK) has the worker's part done at once.
+    """
+    value = ffi.new("uint32_t[2]", [_ETHTOOL_GLINK, 0])
+    request = struct.pack("=16sQ16x", name.encode(), int(ffi.cast("uintptr_t", value)))
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, request)
 
 
 def peer_of(sock: Socket, link: int) -> int:

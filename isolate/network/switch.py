@@ -169,6 +169,7 @@ class Switch:
                 self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
             index = link.index_of(inside, plug.device)
             inside.batch(self._inside(plug, index))
+            link.settle(self.route, plug.port)
         except BaseException:
             self.unplug(plug)
             raise

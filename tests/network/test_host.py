@@ -49,6 +49,22 @@ def test_published_ports_lead_to_the_member() -> None:
     assert [row["ifname"] for row in told(HERE, "ip", "-j", "link")] == ["lo"]
 
 
+def test_a_client_of_udp_follows_the_port() -> None:
+    """Also one that goes on while the port leads to another member."""
+    with network.Network() as lan, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind(("127.0.0.1", 0))
+        client.settimeout(5)
+        for name in ("one", "two"):
+            with (
+                host(lan, name, publish={"5353/udp": 53}) as member,
+                member.listen(53, kind=socket.SOCK_DGRAM) as there,
+            ):
+                client.sendto(b"hello", ("127.0.0.1", 5353))
+                _, peer = there.recvfrom(9)
+                there.sendto(name.encode(), peer)
+                assert client.recv(9) == name.encode()
+
+
 def test_a_port_that_is_in_use_is_refused_before_anything_starts() -> None:
     with network.Network() as lan, socket.create_server(("127.0.0.1", 8080)):
         box = Sandbox(network.Interface(lan, name="web", publish={8079: 1, 8080: 80}))

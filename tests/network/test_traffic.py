@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import NetNamespace, PidNamespace, Sandbox, network
-from isolate.errors import SetupError, UnsupportedError
+from isolate import MountNamespace, NetNamespace, PidNamespace, Sandbox, network
+from isolate.errors import ConflictError, SetupError, UnsupportedError
 from tests.network.hosts import connects, host, told, until
 
 if TYPE_CHECKING:
@@ -205,3 +205,26 @@ def test_join_and_leave_while_running() -> None:
             network.connect(lan, NetNamespace())
         assert lan.members.keys() == {"db"}
     assert os.getpid()
+
+
+def test_a_container_joins_and_leaves() -> None:
+    with network.Network() as lan, host(lan, "db") as db, db.listen(5432):
+        code = f"import socket; socket.create_connection(({db.address!r}, 5432), 1)"
+        with Sandbox(PidNamespace(), MountNamespace(), NetNamespace()).open() as container:
+            assert container.run(["python3", "-c", code]).returncode == 1
+            connection = container.connect(lan, name="app")
+            assert lan.members["app"] == connection.addresses
+            assert container.run(["python3", "-c", code]).returncode == 0
+            connection.close()
+            assert container.run(["python3", "-c", code]).returncode == 1
+            container.connect(lan, name="app")
+        assert list(lan.members) == ["db"]
+        with Sandbox(PidNamespace(), MountNamespace(), network.Interface(lan, name="own")).open() as container:
+            assert container.run(["python3", "-c", code]).returncode == 0
+            assert set(lan.members) == {"db", "own"}
+        assert list(lan.members) == ["db"]
+        with (
+            Sandbox(PidNamespace(), MountNamespace()).open() as container,
+            pytest.raises(ConflictError, match="host's"),
+        ):
+            container.connect(lan)

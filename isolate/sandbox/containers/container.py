@@ -18,10 +18,10 @@ from isolate.diagnosis import start
 from isolate.engine.plan import Phase, Plan, Register, Step, call
 from isolate.engine.tape import compile_plan
 from isolate.errors import ConflictError, SetupError
-from isolate.kernel.constants import CLONE_NEWPID, O_CLOEXEC, O_PATH
+from isolate.kernel.constants import CLONE_NEWNET, CLONE_NEWPID, O_CLOEXEC, O_PATH
 from isolate.landlock.part import Landlock
 from isolate.mounts.dev_null import tree_of_null
-from isolate.namespaces.part import PidNamespace
+from isolate.namespaces.part import NetNamespace, PidNamespace
 from isolate.sandbox.containers.acting import actor_of
 from isolate.sandbox.containers.command import CommandPlan
 from isolate.sandbox.containers.doors import ROOT, Doors, kinds_of, take_doors
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Part
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
+    from isolate.network import Connection, Network
     from isolate.sandbox.containers.kept import Kept
 
 __all__ = ["Command", "Container", "open_container"]
@@ -216,6 +217,7 @@ class Container(_Inside, WithFiles):
         self._life = life
         self._root = doors[ROOT]
         self._doors = {flag: door for flag, door in doors.items() if flag != ROOT}
+        self._connections: list[Connection] = []
         self._directories = dict(directories)
         limits = next((part for part in box.parts if isinstance(part, Limits)), Limits())
         self._group: Cgroup | None = Cgroup.view(self._directories, limits) if self._directories else None
@@ -320,6 +322,21 @@ class Container(_Inside, WithFiles):
             changes = {f.name: getattr(limits, f.name) for f in dataclasses.fields(limits) if f.name not in fixed}
         group.update(**changes)
 
+    def connect(self, network: Network, **options: Any) -> Connection:
+        """Put it into a network while it runs, besides those that it is in; ``options`` are those of
+        :class:`isolate.network.Interface`. It is taken out by ``close()`` of what is returned, and when it ends.
+
+        :raises ConflictError: it has no network namespace of its own.
+        """
+        from isolate.network import connect  # loaded late: few containers join networks while they run
+
+        namespace = self._doors.get(CLONE_NEWNET)
+        if namespace is None:
+            raise ConflictError("connect: the container is in the host's network: add NetNamespace() to the sandbox")
+        connection = connect(network, NetNamespace(fd=namespace), **options)
+        self._connections.append(connection)
+        return connection
+
     # ---- life --------------------------------------------------------------------------------------------------
 
     @property
@@ -356,6 +373,8 @@ class Container(_Inside, WithFiles):
     def close(self) -> None:
         """Kill everything inside, wait for the end, release every descriptor."""
         self._life.close()
+        while self._connections:
+            self._connections.pop().close()
         for descriptor in (*self._doors.values(), self._root, self._null):
             if descriptor is not None:
                 descriptor.close()
