@@ -129,12 +129,18 @@ class Handed:
         """What stays until the sandbox ends."""
         return tuple(self._kept)
 
+    def ready(self) -> int:
+        """A descriptor that is readable once there is something to take, or the start has failed."""
+        assert self._theirs is not None
+        assert self._ours is not None
+        self._theirs.close()  # the launcher has its own: when all of those are gone, ours ends
+        return self._ours.fileno()
+
     def started(self, session: Launched) -> None:
         """Take what init hands over, then let it go on."""
-        theirs, ours = self._theirs, self._ours
-        assert theirs is not None
+        self.ready()
+        ours = self._ours
         assert ours is not None
-        theirs.close()  # the launcher has its own: when all of those are gone, ours ends
         fds = self._received(ours, session)
         if fds is None:
             return  # the start has failed before: its record says how

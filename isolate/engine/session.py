@@ -128,12 +128,15 @@ class Session:
         guide = tape.plan.context.guide
         if guide is not None:
             self._guided(guide)
-        for held in self.held:
-            try:
+        pending = list(self.held)
+        try:
+            while pending:
+                held = waiting.first_ready(pending)
+                pending.remove(held)
                 held.started(self)
-            except BaseException:
-                self.close()
-                raise
+        except BaseException:
+            self.close()
+            raise
 
     def _begin(self, tape: Tape, run: bytes, *, direct: bool = True) -> None:
         """Nothing is open yet."""

@@ -12,12 +12,16 @@ from isolate.engine.native import ffi
 from isolate.kernel.syscalls import number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["READABLE", "WRITABLE", "ready", "wait"]
+    from isolate.engine.plan import Held
+
+__all__ = ["READABLE", "WRITABLE", "first_ready", "ready", "wait"]
 
 #: For :func:`wait`: there is something to read, or the other side is gone; there is room to write, or it is gone.
 READABLE, WRITABLE = 0x1 | 0x8 | 0x10, 0x4 | 0x8  # POLLIN, POLLOUT, POLLERR, POLLHUP: the same numbers on every Linux
+#: Seconds to wait for the first of several things that init hands over; each has a limit of its own.
+_PATIENCE = 30.0
 _LONGEST = 86400.0  # poll(2) takes an int of milliseconds, which ends after 24.8 days
 _POLLFD = struct.Struct("=ihh")
 
@@ -55,3 +59,15 @@ def _raw(wanted: list[tuple[int, int]], milliseconds: int) -> list[int]:
 def ready(*fds: int) -> bool:
     """Whether one of the descriptors is readable now."""
     return bool(wait([(fd, READABLE) for fd in fds], 0))
+
+
+def first_ready(pending: Sequence[Held]) -> Held:
+    """That which comes first: init waits for one to be taken before it makes what another is for."""
+    found: dict[int, Held] = {}
+    for held in pending:
+        waits = getattr(held, "ready", None)
+        if waits is None:
+            return held
+        found[waits()] = held
+    came = wait([(fd, READABLE) for fd in found], _PATIENCE) if len(pending) > 1 else []
+    return found[came[0]] if came else pending[0]
