@@ -1,0 +1,172 @@
+"""Where the files of a build come from: a directory with its ``.dockerignore``, or the tree of an image."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from isolate.build.errors import BuildError
+from isolate.build.ignore import LARGEST, Ignore
+from isolate.images.pack.stack import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from typing_extensions import Self
+
+    from isolate.kernel.paths import StrOrBytesPath
+
+__all__ = ["Context", "Files"]
+
+_LINKS: Final = 40
+_DEEPEST: Final = 256
+
+
+class Context:
+    """A directory whose files a build may copy.
+
+    No symbolic link in it is followed out of it: a link that leads outside is a link that leads nowhere. What
+    ``.dockerignore`` names is not there for the build.
+
+    :param path: the directory.
+    :param ignore: patterns instead of those in ``.dockerignore``; ``()`` for none.
+    :raises BuildError: there is no such directory. :raises IgnoreError: a pattern is malformed.
+    """
+
+    def __init__(self, path: StrOrBytesPath, *, ignore: Iterable[str] | None = None) -> None:
+        self.path: str = os.path.abspath(os.fsdecode(path))
+        if not os.path.isdir(self.path):
+            raise BuildError(f"the context {self.path} is no directory")
+        self._given = None if ignore is None else Ignore(tuple(ignore))
+
+    def __repr__(self) -> str:
+        return f"Context({self.path!r})"
+
+    def open(self) -> Files:
+        """The files, to be closed."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return Files((fd,), self._given if self._given is not None else _read_ignore(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+def _read_ignore(top: int) -> Ignore:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(".dockerignore", flags, dir_fd=top)
+    except FileNotFoundError:
+        return Ignore()
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise BuildError(".dockerignore is no regular file")
+        return Ignore.parse(file.read(LARGEST + 1))
+
+
+class Files:
+    """Trees, the uppermost first, looked up beneath their top.
+
+    Paths have no slash at either end; ``b""`` is the top.
+    """
+
+    def __init__(self, tops: Sequence[int], ignore: Ignore | None = None) -> None:
+        self._tops = tops
+        self._ignore = ignore or Ignore()
+        self.stack = Stack(tops)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        self.stack.close()
+        for fd in self._tops:
+            os.close(fd)
+
+    def ignored(self, path: bytes) -> bool:
+        """Whether the file is left out."""
+        return self._ignore.matches(os.fsdecode(path))
+
+    def look(self, path: bytes) -> os.stat_result | None:
+        """What is at a path, a link for itself; None where nothing is."""
+        try:
+            found = self.stack.lookup(path)
+        except (NotADirectoryError, FileNotFoundError):
+            return None
+        except OSError as error:
+            raise BuildError(f"{os.fsdecode(path)}: {error.strerror}") from None
+        return found[1] if found is not None else None
+
+    def names(self, path: bytes) -> list[bytes]:
+        """What is in a directory, in the order of its bytes."""
+        return sorted(self.stack.names(path))
+
+    def link(self, path: bytes) -> bytes:
+        """Where a symbolic link leads."""
+        found = self.stack.lookup(path)
+        assert found is not None
+        parent, _, base = path.rpartition(b"/")
+        return os.readlink(base, dir_fd=found[0].directory(parent))
+
+    def read(self, path: bytes) -> int:
+        """The descriptor of a regular file, to read."""
+        found = self.stack.lookup(path)
+        assert found is not None
+        return found[0].open(path)
+
+    def real(self, path: bytes, *, missing: bool = False) -> bytes:
+        """The path with every link followed, as it would be with this tree as the root.
+
+        :param missing: whether parts of it may not be there.
+        :raises BuildError: too many links, or a part that is not there or is no directory.
+        """
+        left = [part for part in path.split(b"/") if part]
+        done: list[bytes] = []
+        links = 0
+        while left:
+            part = left.pop(0)
+            if part == b".":
+                continue
+            if part == b"..":
+                del done[-1:]
+                continue
+            here = b"/".join([*done, part])
+            found = self.look(here)
+            if found is None:
+                if not missing:
+                    raise BuildError(f"/{os.fsdecode(path)}: there is no /{os.fsdecode(here)}")
+            elif stat.S_ISLNK(found.st_mode):
+                links += 1
+                if links > _LINKS:
+                    raise BuildError(f"/{os.fsdecode(path)}: too many symbolic links")
+                to = self.link(here)
+                left = [each for each in to.split(b"/") if each] + left
+                if to.startswith(b"/"):
+                    done = []
+                continue
+            elif left and not stat.S_ISDIR(found.st_mode):
+                raise BuildError(f"/{os.fsdecode(path)}: /{os.fsdecode(here)} is no directory")
+            done.append(part)
+        return b"/".join(done)
+
+    def walk(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Everything below a directory that is not ignored, parents first, in the order of the bytes."""
+        left = [b"/".join([path, name]) if path else name for name in reversed(self.names(path))]
+        while left:
+            each = left.pop()
+            found = self.look(each)
+            if found is None:
+                continue
+            if each.count(b"/") > _DEEPEST:
+                raise BuildError(f"{os.fsdecode(each[:200])}…: more than {_DEEPEST} directories deep")
+            directory = stat.S_ISDIR(found.st_mode)
+            ignored = self.ignored(each)
+            if not ignored:
+                yield each, found
+            if directory and (not ignored or self._ignore.has_exceptions):
+                left += [each + b"/" + name for name in reversed(self.names(each))]

@@ -1,0 +1,246 @@
+"""COPY and ADD: files of a context or an image become a layer on top of another, by the rules that Docker has."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import re
+import stat
+from typing import TYPE_CHECKING, Final
+
+from isolate.build.errors import BuildError
+from isolate.build.ignore import Ignore
+from isolate.images.archive import entry as kinds
+from isolate.images.archive.entry import Entry
+from isolate.images.archive.write import header, order, padding
+from isolate.images.layer import FileBytes, Layer, unnamed
+from isolate.images.pack.pack import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from isolate.build.context import Files
+
+__all__ = ["Plan", "expand", "target_of"]
+
+_PIECE: Final = 1 << 20
+_ARCHIVE: Final = re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ")
+
+
+class Plan:
+    """What a copy makes, before it is made: entries by path, and where their bytes are."""
+
+    def __init__(self, base: Files | None, owner: tuple[int, int] = (0, 0), mode: int | None = None) -> None:
+        self._base = base
+        self._owner = owner
+        self._mode = mode
+        self.rows: dict[bytes, tuple[Entry, tuple[Files, bytes] | bytes | None]] = {}
+
+    # ---- what is to be there -----------------------------------------------------------------------------------
+
+    def parents(self, path: bytes) -> None:
+        """Directories above a path that are neither below nor in the plan: 0755, of the owner."""
+        parts = path.split(b"/")[:-1]
+        for n in range(1, len(parts) + 1):
+            above = b"/".join(parts[:n])
+            if above in self.rows:
+                continue
+            found = self._base.look(above) if self._base is not None else None
+            if found is None:
+                self._put(Entry(above, kinds.DIRECTORY, mode=0o755), None)
+            elif not stat.S_ISDIR(found.st_mode):
+                raise BuildError(f"/{os.fsdecode(above)} is no directory")
+
+    def _put(self, entry: Entry, data: tuple[Files, bytes] | bytes | None) -> None:
+        entry.uid, entry.gid = self._owner
+        known = self.rows.get(entry.path)
+        if known is not None and (known[0].kind == kinds.DIRECTORY) != (entry.kind == kinds.DIRECTORY):
+            raise BuildError(f"/{os.fsdecode(entry.path)} would be a directory and a file")
+        self.rows[entry.path] = entry, data
+
+    def data(self, path: bytes, data: bytes, mode: int = 0o644) -> None:
+        """A file with this content."""
+        self.parents(path)
+        self._put(Entry(path, kinds.FILE, mode=mode if self._mode is None else self._mode, size=len(data)), data)
+
+    def directory(self, path: bytes, mode: int = 0o755) -> None:
+        """A directory, unless there is one."""
+        if not path:
+            return
+        found = self._base.look(path) if self._base is not None else None
+        self.parents(path)
+        if found is None and path not in self.rows:
+            self._put(Entry(path, kinds.DIRECTORY, mode=mode), None)
+
+    def one(self, files: Files, source: bytes, found: os.stat_result, path: bytes) -> None:
+        """A file, link or directory of the source as it is there, at another path."""
+        mode = stat.S_IMODE(found.st_mode) if self._mode is None else self._mode
+        below = self._base.look(path) if self._base is not None else None
+        directory = stat.S_ISDIR(found.st_mode)
+        if (
+            below is not None
+            and stat.S_ISDIR(below.st_mode) != directory
+            and (directory or stat.S_ISDIR(below.st_mode))
+        ):
+            what = "a directory over a file" if directory else "a file over a directory"
+            raise BuildError(f"/{os.fsdecode(path)}: {what} cannot be copied")
+        self.parents(path)
+        if directory:
+            self._put(Entry(path, kinds.DIRECTORY, mode=mode), None)
+        elif stat.S_ISLNK(found.st_mode):
+            self._put(Entry(path, kinds.SYMLINK, mode=0o777, link=files.link(source)), None)
+        elif stat.S_ISREG(found.st_mode):
+            self._put(Entry(path, kinds.FILE, mode=mode, size=found.st_size), (files, source))
+        else:
+            raise BuildError(f"{os.fsdecode(source)} is a device, a socket or a FIFO, which is not copied")
+
+    def tree(self, files: Files, source: bytes, path: bytes, exclude: Ignore) -> None:
+        """What is in a directory of the source, into a directory."""
+        self.directory(path, stat.S_IMODE(found.st_mode) if source and (found := files.look(source)) else 0o755)
+        for each, found in files.walk(source):
+            below = each[len(source) :].lstrip(b"/")
+            if not exclude.matches(os.fsdecode(below)):
+                self.one(files, each, found, b"/".join([path, below]) if path else below)
+
+    # ---- what is made of it ------------------------------------------------------------------------------------
+
+    def layer(self) -> Layer:
+        """The layer: the same files give the same bytes, whenever and by whom it is made."""
+        out = unnamed()
+        with open(os.dup(out), "wb") as file:
+            writer = Writer(file.write)
+            for path in sorted(self.rows, key=order):
+                entry, data = self.rows[path]
+                if isinstance(data, tuple):
+                    self._stream(writer, entry, *data)
+                else:
+                    writer.put(header(entry))
+                    if data:
+                        writer.put(data + padding(len(data)))
+            diffid = writer.end()
+        return Layer(diffid, diffid, writer.size, source=FileBytes(out))
+
+    @staticmethod
+    def _stream(writer: Writer, entry: Entry, files: Files, source: bytes) -> None:
+        fd = files.read(source)
+        try:
+            entry.size = os.fstat(fd).st_size
+            writer.put(header(entry))
+            left = entry.size
+            while left:
+                piece = os.read(fd, min(_PIECE, left))
+                if not piece:
+                    raise BuildError(f"{os.fsdecode(source)} became shorter while it was read")
+                writer.put(piece)
+                left -= len(piece)
+            writer.put(padding(entry.size))
+        finally:
+            os.close(fd)
+
+    def digest(self) -> str:
+        """What the inputs are, for a cache key: names, modes, owners, links and contents; no times."""
+        whole = hashlib.sha256()
+        for path in sorted(self.rows, key=order):
+            entry, data = self.rows[path]
+            whole.update(repr((path, entry.kind, entry.mode, entry.uid, entry.gid, entry.link)).encode())
+            if isinstance(data, tuple):
+                fd = data[0].read(data[1])
+                try:
+                    while piece := os.read(fd, _PIECE):
+                        whole.update(piece)
+                finally:
+                    os.close(fd)
+            elif data:
+                whole.update(data)
+        return whole.hexdigest()
+
+
+def expand(files: Files, pattern: str) -> list[bytes]:
+    """The paths that a source names: itself, or what a wildcard matches (Go's filepath.Match), in order.
+
+    :raises BuildError: it leads out of the context, or there is nothing.
+    """
+    clean = posixpath.normpath("/" + pattern).lstrip("/")
+    raw = os.fsencode(clean)
+    if not re.search(r"[*?\[\\]", clean):
+        if files.look(raw) is None and raw:
+            real = files.real(raw)
+            return [real]
+        if raw and files.ignored(raw):
+            raise BuildError(f"{pattern}: it is there, but .dockerignore leaves it out")
+        return [raw]
+    found: list[bytes] = [b""]
+    for part in clean.split("/"):
+        matches = Ignore([part.replace("**", "*")]).matches if re.search(r"[*?\[\\]", part) else part.__eq__
+        found = [
+            b"/".join([above, name]) if above else name
+            for above in found
+            if _is_directory(files, above)
+            for name in files.names(above)
+            if matches(os.fsdecode(name))
+        ]
+    found = [path for path in found if not files.ignored(path)]
+    if not found:
+        raise BuildError(f"{pattern}: nothing matches")
+    return found
+
+
+def _is_directory(files: Files, path: bytes) -> bool:
+    found = files.look(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def target_of(base: Files | None, workdir: str, target: str) -> tuple[bytes, bool]:
+    """Where a target is, its links followed beneath the root, and whether it is a directory."""
+    whole = posixpath.join("/", workdir, target)
+    raw = os.fsencode(posixpath.normpath(whole).lstrip("/"))
+    directory = whole.endswith(("/", "/."))
+    if base is not None:
+        raw = base.real(raw, missing=True)
+        directory = directory or not raw or _is_directory(base, raw)
+    return raw, directory or not raw
+
+
+def copy_into(
+    plan: Plan, files: Files, sources: Iterable[bytes], target: bytes, directory: bool, *, parents: bool = False,
+    exclude: Ignore | None = None, unpack: Callable[[Files, bytes, bytes], bool] | None = None,
+) -> None:  # fmt: skip
+    """Plan the copy of some sources.
+
+    :raises BuildError: several sources and a target that is no directory, or what cannot be copied.
+    """
+    several = list(sources)
+    leave_out = exclude or Ignore()
+    if len(several) > 1 and not directory:
+        raise BuildError(f"several sources go into a directory: write /{os.fsdecode(target)}/")
+    for source in several:
+        base = source.rpartition(b"/")[2]  # also of a link, which is followed: it keeps its name
+        found = files.look(source)
+        if found is not None and stat.S_ISLNK(found.st_mode):
+            source = files.real(source)
+            found = files.look(source)
+        if found is None:
+            raise BuildError(f"/{os.fsdecode(source)}: there is no such file")
+        under = b"/".join(filter(None, [target, source])) if parents else target
+        if stat.S_ISDIR(found.st_mode):
+            plan.tree(files, source, under, leave_out)
+            continue
+        if leave_out.matches(os.fsdecode(source)):
+            continue
+        if unpack is not None and unpack(files, source, target):
+            continue
+        path = under if parents else b"/".join(filter(None, [target, base])) if directory else target
+        plan.one(files, source, found, path)
+
+
+def is_archive(files: Files, source: bytes) -> bool:
+    """Whether ADD unpacks the file: a tar archive, plain, gzip or zstd, told by its first bytes."""
+    fd = files.read(source)
+    try:
+        start = os.read(fd, 512)
+    finally:
+        os.close(fd)
+    if _ARCHIVE.match(start):
+        return True
+    return len(start) == 512 and start[257:262] == b"ustar"

@@ -1,0 +1,177 @@
+"""RUN: a command in a sandbox over the image so far; what it changed becomes a layer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING, Any, Final
+
+from isolate.attributes.credentials import Credentials
+from isolate.build.copying import Plan, copy_into
+from isolate.build.errors import BuildError
+from isolate.capabilities import Capabilities
+from isolate.images.accounts import account
+from isolate.images.image import Image
+from isolate.images.root import ImageRoot
+from isolate.images.upper import Upper
+from isolate.mounts import Bind, Dev, File, Proc, Root, Tmpfs
+from isolate.namespaces import (
+    CgroupNamespace,
+    IpcNamespace,
+    MountNamespace,
+    NetNamespace,
+    PidNamespace,
+    UserNamespace,
+    UtsNamespace,
+)
+from isolate.namespaces.ids import IdMap
+from isolate.sandbox.box import Sandbox
+from isolate.seccomp import Seccomp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from isolate.build.context import Files
+    from isolate.build.instructions import Mount
+    from isolate.engine.plan import Part
+    from isolate.images.layer import Layer
+    from isolate.images.store import Store
+
+__all__ = ["Command", "run"]
+
+_TAIL: Final = 4000
+_PIPES: Final = "/dev/pipes"
+
+
+class Command:
+    """What one RUN is, with everything expanded."""
+
+    def __init__(
+        self,
+        words: tuple[str, ...],
+        env: Mapping[str, str],
+        *,
+        network: bool,
+        mounts: tuple[tuple[Mount, Files | None], ...] = (),
+        script: tuple[str, bytes] | None = None,
+        secrets: Mapping[str, bytes] | None = None,
+        parts: tuple[Part, ...] = (),
+        timeout: float | None = None,
+    ) -> None:
+        self.words, self.env, self.network = words, env, network
+        self.mounts, self.script = mounts, script
+        self.secrets: Mapping[str, bytes] = secrets or {}
+        self.parts, self.timeout = parts, timeout
+
+
+def run(command: Command, image: Image, store: Store, output: Any = None) -> Layer:
+    """Run it, and commit what it changed.
+
+    :raises BuildError: it failed; with the end of its output. :raises SetupError: the host cannot run it.
+    """
+    who = account(image, store)
+    with contextlib.ExitStack() as stack, Upper(store) as upper:
+        entries = list(_mounts(command, store, stack))
+        user: Part
+        if os.geteuid() == 0:
+            user = UserNamespace(map=store.trees.map or IdMap.unprivileged())
+        elif store.trees.map is not None:
+            user = UserNamespace(map=store.trees.map)
+        else:
+            user = UserNamespace(uid=who.uid, gid=who.gid)
+        groups = who.groups if os.geteuid() == 0 or store.trees.map is not None else ()
+        env = dict(command.env)
+        env.setdefault("HOME", who.home or "/")
+        if command.script is not None:
+            name, data = command.script
+            entries += [Tmpfs(_PIPES, size="1M"), File(f"{_PIPES}/{name}", data, mode=0o755)]
+        root = Root(ImageRoot(image, store=store, writable=upper), Proc(), Dev(), *entries)
+        parts: list[Part] = [
+            user, Credentials(uid=who.uid, gid=who.gid, groups=groups), MountNamespace(), PidNamespace(),
+            IpcNamespace(), UtsNamespace(hostname="build"), CgroupNamespace(), root, Capabilities.docker(),
+            Seccomp.default(),
+        ]  # fmt: skip
+        kinds = {type(part) for part in command.parts}
+        parts = [part for part in parts if type(part) not in kinds] + list(command.parts)
+        if not command.network and not any(isinstance(part, NetNamespace) for part in parts):
+            parts.append(NetNamespace())
+        where = image.config.workdir or "/"
+        result = Sandbox(*parts).run(
+            command.words, env=env, cwd=where, timeout=command.timeout, max_output="16M", stderr=-2,
+        )  # fmt: skip
+        if output is not None and result.stdout:
+            output(result.stdout)
+        if not result.ok:
+            text = (result.stdout or b"")[-_TAIL:].decode(errors="backslashreplace")
+            raise BuildError(
+                f"the command {' '.join(map(repr, command.words))[:300]} ended with {result.verdict.value}"
+                f" ({result.returncode})", output=text,
+            )  # fmt: skip
+        return upper.commit(epoch=0)
+
+
+def _mounts(command: Command, store: Store, stack: contextlib.ExitStack) -> Iterator[Any]:
+    for mount, files in command.mounts:
+        target = mount.target or f"/run/secrets/{mount.id}"
+        if mount.kind == "tmpfs":
+            yield Tmpfs(target, size=mount.size or "256M", mode=mount.mode if mount.mode is not None else 0o1777)
+        elif mount.kind == "cache":
+            yield Bind(_cache(mount, store, stack), target, read_only=mount.read_only)
+        elif mount.kind == "secret":
+            data = command.secrets.get(mount.id or "")
+            if data is None:
+                if mount.required:
+                    raise BuildError(f"the secret {mount.id!r} is required and was not given")
+                continue
+            if mount.env is None or mount.target is not None:
+                yield Bind(_secret(data, stack), target, read_only=True)
+        else:
+            assert files is not None
+            yield ImageRoot(_tree(mount, files, store), target, store=store, read_only=mount.read_only)
+
+
+def _secret(data: bytes, stack: contextlib.ExitStack) -> str:
+    """A file in memory that only this user and the sandbox can read; gone when the step is."""
+    where = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    directory = tempfile.mkdtemp(prefix="isolate-secret-", dir=where)
+    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    path = os.path.join(directory, "secret")
+    with open(path, "wb") as file:
+        file.write(data)
+    os.chmod(path, 0o444)  # the directory keeps others out; inside another id reads it
+    return path
+
+
+def _cache(mount: Mount, store: Store, stack: contextlib.ExitStack) -> str:
+    """A directory that outlives the step and is in no layer. ``locked``: one step at a time has it."""
+    import fcntl
+
+    name = hashlib.sha256((mount.id or mount.target or "").encode()).hexdigest()[:32]
+    caches = os.path.join(store.path, "caches")
+    if mount.sharing == "private":
+        path = tempfile.mkdtemp(prefix="private-", dir=_made(caches))
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        return path
+    path = _made(os.path.join(_made(caches), name))
+    if mount.sharing == "locked":
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    return path
+
+
+def _made(path: str) -> str:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    return path
+
+
+def _tree(mount: Mount, files: Files, store: Store) -> Image:
+    """A bind of a directory as an image of one layer: nothing of the host's is mounted."""
+    source = files.real(os.fsencode((mount.source or "").strip("/")))
+    plan = Plan(None)
+    copy_into(plan, files, [source], b"", directory=True)
+    return store.add(Image.empty() + plan.layer())

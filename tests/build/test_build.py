@@ -1,0 +1,386 @@
+"""Builds: what comes out, what is found again, what is refused, and what a step cannot reach."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tarfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from isolate.build import BuildError, Context, Dockerfile, DockerfileError, Recipe, forget
+from isolate.images import Config, Image, Layer, Store
+from isolate.images.pack.stack import Stack
+from tests.ordinary import as_ordinary_user
+
+from .corpora import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BUSYBOX = shutil.which("busybox") or "/bin/busybox"
+USERS = {
+    "etc/passwd": "root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/home/me:/bin/sh\n",
+    "etc/group": "root:x:0:\nme:x:1000:\n",
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    if not os.path.exists(BUSYBOX):
+        pytest.skip("busybox-static is not installed")
+    with Store(tmp_path / "store") as made:
+        add_base(made)
+        yield made
+        assert made.check(deep=True) == []
+        assert os.listdir(tmp_path / "store/uppers") == []
+
+
+def add_base(store: Store) -> None:
+    program = Path(BUSYBOX).read_bytes()
+    image = Image.empty() + Layer.files({"bin/busybox": program, "bin/sh": program}, mode=0o755)
+    image = image + Layer.files({**USERS, "tmp/": b"", "usr/bin/tool": "x"})
+    store.add(image.with_(Config(env={"PATH": "/bin"})), "base:1")
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    where = tmp_path / "context"
+    (where / "sub/deep").mkdir(parents=True)
+    (where / "a.txt").write_text("hello\n")
+    (where / "b.log").write_text("no\n")
+    (where / "sub/c.txt").write_text("c\n")
+    (where / "sub/deep/d.txt").write_text("d\n")
+    (where / ".dockerignore").write_text("*.log\n")
+    return where
+
+
+def tree(store: Store, image: Image) -> dict[str, str | None]:
+    """The files that an image shows: contents, None for directories, "-> x" for links."""
+    lease, trees = store.lease(image)
+    with lease:
+        stack = Stack(tuple(reversed(trees)))
+        found: dict[str, str | None] = {}
+        left = [b""]
+        while left:
+            directory = left.pop()
+            for name in sorted(stack.names(directory)):
+                path = directory + b"/" + name if directory else name
+                row = stack.lookup(path)
+                assert row is not None
+                kind = row[1].st_mode & 0o170000
+                if kind == 0o040000:
+                    found[path.decode() + "/"] = None
+                    left.append(path)
+                elif kind == 0o120000:
+                    found[path.decode()] = "-> " + os.readlink(name, dir_fd=row[0].directory(directory)).decode()
+                else:
+                    with open(row[0].open(path), "rb") as file:
+                        found[path.decode()] = file.read(1 << 20).decode("latin-1")
+        stack.close()
+        return found
+
+
+WHOLE = """
+ARG V=1
+FROM base:$V AS one
+ARG V
+ENV GREETING="hi $V"
+WORKDIR /srv/app
+COPY . .
+RUN busybox cat a.txt > out && echo "$GREETING" >> out && busybox id -u >> out
+COPY --chown=me:me <<EOF /etc/greeting
+$GREETING there
+EOF
+RUN <<EOT
+echo done > /tmp/done
+busybox ln -s out again
+EOT
+FROM scratch
+COPY --from=one /srv/app/out /srv/app/again /
+COPY --from=one --chmod=600 /etc/greeting /
+USER 1000
+LABEL a=b
+CMD ["/bin/sh"]
+"""
+
+
+def test_stages_files_and_configuration(store: Store, context: Path) -> None:
+    steps: list[Any] = []
+    built = Dockerfile.parse(WHOLE).built(store, context, name="app:1", progress=steps.append)
+    assert tree(store, built.image) == {
+        "out": "hello\nhi 1\n0\n", "again": "hello\nhi 1\n0\n", "greeting": "hi 1 there\n",
+    }  # fmt: skip
+    config = built.image.config
+    assert (config.user, config.cmd, dict(config.labels or ())) == ("1000", ("/bin/sh",), {"a": "b"})
+    assert store.open("app:1").digest == built.image.digest
+    first = tree(store, Dockerfile.parse(WHOLE).build(store, context, target="one"))
+    assert "srv/app/sub/deep/d.txt" in first
+    assert "srv/app/b.log" not in first
+    assert first["tmp/done"] == "done\n"
+    assert [step.text for step in steps if step.state == "begun"][-1].startswith("CMD")
+
+
+def test_the_same_bytes_whatever_the_time_and_the_order(store: Store, context: Path, tmp_path: Path) -> None:
+    one = Dockerfile.parse(WHOLE).build(store, context)
+    os.utime(context / "a.txt", (1, 1))
+    other = tmp_path / "other"
+    shutil.copytree(context, other)
+    assert Dockerfile.parse(WHOLE).build(store, other, cache=False, jobs=1).digest == one.digest
+
+
+def test_what_is_found_in_the_cache(store: Store, context: Path) -> None:
+    text = "FROM base:1\nARG A\nCOPY a.txt /\nRUN --mount=type=secret,id=s busybox cat /a.txt > /b; echo $A >> /b\n"
+    recipe = Dockerfile.parse(text)
+
+    def cached(**said: Any) -> int:
+        return recipe.built(store, context, **said).cached
+
+    assert cached() == 0
+    assert cached() == 1
+    assert cached(secrets={"s": b"another"}) == 1, "a secret is in no key"
+    assert cached(args={"A": "1"}) == 0, "an argument is"
+    (context / "sub/c.txt").write_text("changed")
+    assert cached() == 1, "a file that is not copied is not"
+    (context / "a.txt").write_text("changed")
+    assert cached() == 0
+    os.utime(context / "a.txt", (5, 5))
+    assert cached() == 1, "a time is not"
+    (context / "a.txt").chmod(0o755)
+    assert cached() == 0, "a mode is"
+    assert cached(cache=False) == 0
+    assert forget(store) > 0
+    assert cached() == 0
+
+
+def test_a_secret_is_in_no_layer(store: Store) -> None:
+    text = (
+        "FROM base:1\nRUN --mount=type=secret,id=t,target=/root/.token busybox cat /root/.token | busybox wc -c > /n\n"
+        "RUN --mount=type=secret,id=t,env=TOKEN echo ${#TOKEN} >> /n\n"
+    )
+    built = Dockerfile.parse(text).built(store, secrets={"t": b"a-secret-of-19-chars"})
+    shown = tree(store, built.image)
+    assert shown["n"] == "20\n20\n"
+    assert "root/.token" not in shown
+    for layer in built.image.layers[2:]:
+        with layer.open() as file:
+            assert b"a-secret" not in file.read()
+    assert b"a-secret" not in built.image.document
+    with pytest.raises(BuildError, match="'t' is required"):
+        Dockerfile.parse("FROM base:1\nRUN --mount=type=secret,id=t,required echo\n").build(store)
+
+
+def test_mounts(store: Store, context: Path) -> None:
+    text = """
+FROM base:1
+RUN --mount=type=cache,target=/cache echo x >> /cache/log; busybox cp /cache/log /log
+RUN --mount=type=bind,source=sub,target=/in busybox cat /in/c.txt /in/deep/d.txt > /seen; echo no > /in/new || true
+RUN --mount=type=tmpfs,target=/scratch echo y > /scratch/y; busybox ls /scratch > /listed
+"""
+    built = Dockerfile.parse(text).built(store, context)
+    shown = tree(store, built.image)
+    assert (shown["log"], shown["seen"], shown["listed"]) == ("x\n", "c\nd\n", "y\n")
+    assert not any(path.startswith(("cache/l", "in/", "scratch/y")) for path in shown)
+    again = Dockerfile.parse(text).built(store, context, cache=False)
+    assert tree(store, again.image)["log"] == "x\nx\n", "a cache outlives the build"
+
+
+def test_a_step_has_no_network(store: Store) -> None:
+    run = "RUN busybox cat /proc/net/dev | busybox grep -c : > /devices\n"
+    assert tree(store, Dockerfile.parse(f"FROM base:1\n{run}").build(store))["devices"] == "1\n"
+    if os.geteuid() == 0:
+        own = len([line for line in Path("/proc/net/dev").read_text().split("\n") if ":" in line])
+        text = f"FROM base:1\n{run.replace('RUN', 'RUN --network=host')}"
+        assert tree(store, Dockerfile.parse(text).build(store))["devices"] == f"{own}\n", "control"
+
+
+def test_copies(store: Store, context: Path) -> None:
+    def copied(line: str, *, base: str = "scratch", before: str = "") -> dict[str, str | None]:
+        return tree(store, Dockerfile.parse(f"FROM {base}\n{before}{line}\n").build(store, context))
+
+    assert copied("COPY a.txt /x") == {"x": "hello\n"}
+    assert copied("COPY a.txt /x/") == {"x/": None, "x/a.txt": "hello\n"}
+    assert copied("COPY sub /x") == {"x/": None, "x/c.txt": "c\n", "x/deep/": None, "x/deep/d.txt": "d\n"}
+    assert copied("COPY a.txt sub /x/")["x/c.txt"] == "c\n"
+    assert copied("COPY su?/*.txt /x/") == {"x/": None, "x/c.txt": "c\n"}
+    assert copied("COPY --parents sub/deep/d.txt /x/")["x/sub/deep/d.txt"] == "d\n"
+    assert "c.txt" not in copied("COPY --exclude=*.txt sub /")
+    assert copied("COPY a.txt b", before="WORKDIR /w\n")["w/b"] == "hello\n"
+    # A link of the base is followed, beneath its root.
+    link = "RUN busybox rm -r /usr/bin; busybox ln -s /opt/tools /usr/bin; busybox mkdir -p /opt/tools\n"
+    shown = copied("COPY a.txt /usr/bin/", base="base:1", before=link)
+    assert shown["opt/tools/a.txt"] == "hello\n"
+    assert shown["usr/bin"] == "-> /opt/tools"
+    for line, words in {
+        "COPY a.txt sub /x": "several sources go into a directory", "COPY none /": "there is no /none",
+        "COPY *.none /": "nothing matches", "COPY b.log /": ".dockerignore leaves it out",
+        "COPY sub/c.txt /etc": "", "COPY --chown=nobody a.txt /": "nobody",
+    }.items():  # fmt: skip
+        if words:
+            with pytest.raises(BuildError, match=words):
+                copied(line, base="base:1")
+    with pytest.raises(BuildError, match="there is no context"):
+        Dockerfile.parse("FROM scratch\nCOPY a /\n").build(store)
+
+
+def test_no_link_leads_out_of_the_context(store: Store, context: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("SECRET")
+    (context / "out").symlink_to(tmp_path / "outside")
+    (context / "up").symlink_to("../outside")
+    (context / "inside").symlink_to("a.txt")
+    (context / "dir").symlink_to("..")
+    os.mkfifo(context / "pipe")
+    for source in ("out", "up", "dir/outside", "../outside", "/../outside"):
+        with pytest.raises(BuildError, match="there is no"):
+            Dockerfile.parse(f"FROM scratch\nCOPY {source} /x\n").build(store, context)
+    with pytest.raises(BuildError, match="not copied"):
+        Dockerfile.parse("FROM scratch\nCOPY pipe /x\n").build(store, context)
+    (context / "pipe").unlink()
+    shown = tree(store, Dockerfile.parse("FROM scratch\nCOPY inside /x\nCOPY . /all\n").build(store, context))
+    assert shown["x"] == "hello\n", "control"
+    assert shown["all/up"] == "-> ../outside"
+
+
+def test_archives_are_unpacked_by_add(store: Store, context: Path) -> None:
+    def archive(name: str, members: dict[str, bytes]) -> None:
+        with tarfile.open(context / name, "w:gz") as file:
+            for path, data in members.items():
+                info = tarfile.TarInfo(path)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+
+    archive("good.tar.gz", {"x/y": b"y", "z": b"z"})
+    archive("evil.tar.gz", {"../escape": b"x"})
+    shown = tree(store, Dockerfile.parse("FROM scratch\nADD good.tar.gz /in/\n").build(store, context))
+    assert {path: text for path, text in shown.items() if text} == {"in/x/y": "y", "in/z": "z"}
+    assert list(tree(store, Dockerfile.parse("FROM scratch\nCOPY good.tar.gz /\n").build(store, context))) == [
+        "good.tar.gz"
+    ]
+    with pytest.raises(BuildError, match=r"'\.\.' in the name"):
+        Dockerfile.parse("FROM scratch\nADD evil.tar.gz /\n").build(store, context)
+
+
+def test_onbuild_shell_and_the_rest(store: Store, context: Path) -> None:
+    Dockerfile.parse(
+        'FROM base:1\nSHELL ["/bin/sh", "-ec"]\nONBUILD COPY a.txt /onbuild\nEXPOSE 80 53/udp\nVOLUME /data\n'
+        "ENTRYPOINT echo a\nHEALTHCHECK --interval=5s CMD true\nSTOPSIGNAL SIGINT\n"
+    ).build(store, context, name="parent:1")
+    image = Dockerfile.parse("FROM parent:1\nENV X=$PATH:/more\nCMD b\n").build(store, context)
+    config = image.config
+    assert tree(store, image)["onbuild"] == "hello\n"
+    assert config.on_build in (None, ())
+    assert (config.ports, config.volumes, config.stop_signal) == (("53/udp", "80/tcp"), ("/data",), "SIGINT")
+    assert config.entrypoint == ("/bin/sh", "-ec", "echo a")
+    assert config.cmd == ("/bin/sh", "-ec", "b")
+    assert config.environment["X"] == "/bin:/more"
+    assert config.health is not None
+    assert config.health.interval == 5.0
+
+
+def test_a_recipe_in_python(store: Store, context: Path) -> None:
+    base = Recipe("base:1").env(PATH="/bin").workdir("/app").copy(Context(context), "sub", target="in/", mode=0o600)
+    recipe = base.run(["busybox", "sh", "-c", "echo $PATH > path"]).cmd("sh").label(a="b")
+    assert recipe == base.run(["busybox", "sh", "-c", "echo $PATH > path"]).cmd("sh").label(a="b")
+    image = recipe.build(store)
+    assert tree(store, image)["app/path"] == "/bin\n"
+    assert tree(store, image)["app/in/c.txt"] == "c\n"
+    final = Recipe(recipe).user("me").build(store)
+    assert final.config.user == "me"
+    assert final.diffids == image.diffids
+    # In a program a dollar is a dollar.
+    assert Recipe("base:1").env(A="$PATH").build(store).config.environment["A"] == "$PATH"
+    text = recipe.explain(store)
+    assert "no network" in text
+    assert "stage 0: on base:1 (sha256:" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FROM base:1\nRUN echo to-be-seen; exit 3\n", r"line 2: RUN echo.*EXITED \(3\)\nto-be-seen"),
+        ("FROM none:1\n", "the store has no image none:1"),
+        ("FROM $X\n", "a variable in it has no value"),
+        ("FROM base:1\nCOPY --from=none /a /\n", "no image none"),
+        ("FROM base:1\nRUN cat <<EOF\n", "is not ended"),
+        ("FROM base:1\nENV A=\"${B:?must be set}\"\n", "must be set"),
+        ("ENV A=1\nFROM base:1\n", "only ARG may stand"),
+        ("FROM base:1 AS a\nFROM base:1 AS a\n", "two stages named a"),
+        ("FROM base:1\nCOPY --from=3 a /\n", "only stages before"),
+        ("ARG A=1\n", "there is no FROM"),
+    ],
+)
+def test_refused(text: str, message: str, store: Store, context: Path) -> None:
+    with pytest.raises((BuildError, DockerfileError), match=message):
+        Dockerfile.parse(text).build(store, context)
+
+
+def test_arguments_that_nothing_asks_for(store: Store) -> None:
+    recipe = Dockerfile.parse("FROM base:1\nARG A\n")
+    with pytest.raises(BuildError, match="no ARG asks for B"):
+        recipe.build(store, args={"B": "1"})
+    recipe.build(store, args={"A": "1", "http_proxy": "http://x"})
+    with pytest.raises(BuildError, match="there is no stage 'x'"):
+        recipe.build(store, target="x")
+
+
+def test_two_builds_at_once(store: Store, context: Path) -> None:
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(Dockerfile.parse(WHOLE).build(store, context).digest))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 3
+    assert len(set(found)) == 1
+
+
+def test_nothing_stays_open(store: Store, context: Path) -> None:
+    Dockerfile.parse(WHOLE).build(store, context)
+    before = set(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        Dockerfile.parse(WHOLE).build(store, context, cache=False)
+        with pytest.raises(BuildError):
+            Dockerfile.parse("FROM base:1\nRUN exit 1\n").build(store)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_published_dockerfiles_are_recipes() -> None:
+    if not ROOT.exists():
+        pytest.skip("shared/corpora is not beside the checkout")
+    files = [p for name in ("dockerfiles-official", "dockerfiles-scratch") for p in (ROOT / name).rglob("*Dockerfile*")]
+    assert len(files) > 30
+    for path in files:
+        assert Dockerfile.parse(path.read_bytes()).explain(), path
+
+
+def digest_of_a_build(place: str) -> str:
+    """For an ordinary user: the digest of the whole example."""
+    context = Path(place, "context")
+    (context / "sub").mkdir(parents=True)
+    (context / "a.txt").write_text("hello\n")
+    (context / "a.txt").chmod(0o644)
+    (context / "sub").chmod(0o755)
+    with Store(Path(place, "store")) as store:
+        add_base(store)
+        text = WHOLE.replace("--chown=me:me ", "").replace("&& busybox id -u >> out", "")
+        return Dockerfile.parse(text).build(store, context).digest
+
+
+@pytest.mark.root
+def test_the_same_digest_as_an_ordinary_user(tmp_path: Path) -> None:
+    if not os.path.exists(BUSYBOX):
+        pytest.skip("busybox-static is not installed")
+    root = Path(__file__).parents[2]
+    printed = as_ordinary_user(
+        f"import sys, tempfile; sys.path.insert(0, {str(root)!r})\n"
+        "from tests.build.test_build import digest_of_a_build\n"
+        "with tempfile.TemporaryDirectory() as place: print(digest_of_a_build(place))"
+    )
+    assert printed.strip() == digest_of_a_build(str(tmp_path))
