@@ -306,7 +306,7 @@ def test_a_recipe_in_python(store: Store, context: Path) -> None:
         ("FROM $X\n", "a variable in it has no value"),
         ("FROM base:1\nCOPY --from=none /a /\n", "no image none"),
         ("FROM base:1\nRUN cat <<EOF\n", "is not ended"),
-        ("FROM base:1\nENV A=\"${B:?must be set}\"\n", "must be set"),
+        ('FROM base:1\nENV A="${B:?must be set}"\n', "must be set"),
         ("ENV A=1\nFROM base:1\n", "only ARG may stand"),
         ("FROM base:1 AS a\nFROM base:1 AS a\n", "two stages named a"),
         ("FROM base:1\nCOPY --from=3 a /\n", "only stages before"),

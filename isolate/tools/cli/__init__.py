@@ -73,6 +73,12 @@ def _net(options: argparse.Namespace) -> int:
     return net.command(options)
 
 
+def _build(options: argparse.Namespace) -> int:
+    from isolate.tools.cli import build
+
+    return build.command(options)
+
+
 def _image(options: argparse.Namespace) -> int:
     from isolate.tools.cli.image import image
 
@@ -228,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.program = argv[cut + 1 :]
     own = {
         "run": _run, "shell": _shell, "attach": _attach, "exec": _exec, "explain": _explain,
-        "doctor": _doctor, "probe": _doctor, "image": _image, "net": _net,
+        "doctor": _doctor, "probe": _doctor, "image": _image, "net": _net, "build": _build,
     }  # fmt: skip
     command = own.get(options.command) or COMMANDS[options.command]
     try:

@@ -20,12 +20,14 @@ def options(commands: Any, common: dict[str, Any]) -> None:
     build = commands.add_parser(
         "build",
         help="build an image from a Dockerfile, in sandboxes, without a daemon",
-        description="Build an image from a Dockerfile. Each RUN is in a sandbox without a network unless it is asked for.",
+        description="Build an image from a Dockerfile. Each RUN is in a sandbox, without a network unless asked for.",
         **common,
     )
     add = build.add_argument
     add("context", nargs="?", default=".", metavar="DIRECTORY", help="where its files are (default: here)")
-    add("-f", "--file", metavar="FILE", help="the Dockerfile (default: Dockerfile in the context; - for standard input)")
+    add(
+        "-f", "--file", metavar="FILE", help="the Dockerfile (default: Dockerfile in the context; - for standard input)"
+    )
     add("-t", "--tag", metavar="NAME", help="the image's name in the store")
     add("--target", metavar="STAGE", help="the stage that is wanted (default: the last)")
     add("--build-arg", action="append", default=[], metavar="NAME[=VALUE]", help="a value for ARG")
@@ -122,7 +124,9 @@ def _build(given: argparse.Namespace) -> int:
             output=None if given.quiet or given.json else _shown,
         )
     if given.json:
-        print(json.dumps({"digest": built.image.digest, "id": built.image.id, "done": built.done, "cached": built.cached}))
+        print(
+            json.dumps({"digest": built.image.digest, "id": built.image.id, "done": built.done, "cached": built.cached})
+        )
     else:
         print(built.image.digest)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from isolate.tools.cli import net
+from isolate.tools.cli import build, net
 from isolate.tools.cli.containers import add_commands
 from isolate.tools.cli.image_options import add_image_commands, add_store
 
@@ -214,4 +214,5 @@ def parser() -> argparse.ArgumentParser:
         doctor.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
     add_image_commands(commands, common)
     net.options(commands, common)
+    build.options(commands, common)
     return top
