@@ -60,6 +60,7 @@ class Relay:
         self._changed: tuple[list[Any], bytes] = ([], b"")
         self._finishing = False
         self._adopted = -1
+        self._settled = terminal is not None
         self._dropped = False
         self._until: float | None = None
         self._pending = b""
@@ -101,6 +102,11 @@ class Relay:
             os.close(fd)
             return
         self._adopted = fd
+        self._stir()
+
+    def settle(self) -> None:
+        """The program runs: which terminal it has is known, and what was typed meanwhile goes there."""
+        self._settled = True
         self._stir()
 
     @property
@@ -233,11 +239,11 @@ class Relay:
             ours = self.terminal.fileno()
             if reading:
                 foreground = self._foreground()
-                if foreground:
+                if foreground and self._settled:  # until then Ctrl-C is for whoever starts it
                     self._make_raw()
             self._follow_window()
             wanted = [(ours, waiting.READABLE | (waiting.WRITABLE if self._pending else 0))]
-            if reading and foreground and len(self._pending) < _PENDING and not self._finishing:
+            if reading and foreground and self._settled and len(self._pending) < _PENDING and not self._finishing:
                 wanted.append((self._in, waiting.READABLE))
             if self._wake >= 0:
                 wanted.append((self._wake, waiting.READABLE))

@@ -214,6 +214,9 @@ class Start:
         """Take the terminal of the sandbox's own, if the program has made one, in the place of the one made here."""
         if self.relays and (fd := session.take_terminal()) >= 0:
             self.relays[0].adopt(fd)
+        if session.started or session.end is not None:
+            for relay in self.relays:
+                relay.settle()
 
     def abandon(self) -> None:
         """Let go of what it holds: nothing was started, or all has ended."""
