@@ -61,3 +61,20 @@ def test_equivalent_is_code_that_works(code: str) -> None:
         assert isolate.Sandbox(value).parts == (value,)
     else:
         assert isinstance(value, (isolate.Result, int, str))
+
+
+def test_the_readmes_program_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 100  # two screens
+    program = re.search(r"```python\n(.*?)```", text, re.S)
+    shown = re.search(r"```text\n(OK .*?)```", text, re.S)
+    assert program
+    assert shown
+    try:
+        exec(compile(program[1], "README.md", "exec"), {})
+    except isolate.SetupError as error:
+        if error.part != "Limits":
+            raise
+        pytest.skip(f"this user has no cgroup to give: {error.cause}")
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed == [line.partition("#")[0].rstrip() for line in shown[1].splitlines()]
