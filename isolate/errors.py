@@ -24,14 +24,23 @@ __all__ = [
 
 
 class IsolateError(Exception):
-    """The base of all errors of this library. Its text never holds what cannot be printed."""
+    """The base of all errors of this library. Its text never holds what cannot be printed.
+
+    >>> issubclass(SetupError, IsolateError)
+    True
+    """
 
     def __str__(self) -> str:
         return printable_lines(super().__str__())
 
 
 class ConflictError(IsolateError, ValueError):
-    """Parts that contradict one another, or the same part twice. Raised before anything starts."""
+    """Parts that contradict one another, or the same part twice. Raised before anything starts.
+
+    >>> Sandbox(PidNamespace(), PidNamespace())
+    Traceback (most recent call last):
+    isolate.errors.ConflictError: ...
+    """
 
 
 class SetupError(IsolateError, OSError):
@@ -42,6 +51,16 @@ class SetupError(IsolateError, OSError):
     a sandbox's program may have chosen the names in them. ``path`` stays as it is.
 
     As any ``OSError`` it is also the subclass of its errno: ``except FileNotFoundError`` catches one with ENOENT.
+
+    :param errno: of the call.
+    :param step: what was being done.
+    :param path: that it was about.
+
+    >>> try:
+    ...     Sandbox().run(["no-such-program"])
+    ... except SetupError as error:
+    ...     error.errno, error.syscall
+    (2, 'execve')
     """
 
     def __new__(cls, errno: int, step: str, *, path: str | None = None, **rest: object) -> Self:
@@ -105,15 +124,33 @@ def _rebuild(kind: type[SetupError], errno: int, step: str, path: str | None, st
 
 
 class UnsupportedError(SetupError):
-    """This host cannot do it: the kernel is too old, lacks the feature, or an administrator has forbidden it."""
+    """This host cannot do it: the kernel is too old, lacks the feature, or an administrator has forbidden it.
+
+    :param errno: of the call.
+    :param step: what was being done.
+    :param path: that it was about.
+
+    >>> issubclass(UnsupportedError, SetupError)
+    True
+    """
 
 
 class IrreversibleError(IsolateError, TypeError):
-    """``with`` on a part that the kernel gives no way back from. The message names the remedy."""
+    """``with`` on a part that the kernel gives no way back from. The message names the remedy.
+
+    >>> with Seccomp.default():
+    ...     pass
+    Traceback (most recent call last):
+    isolate.errors.IrreversibleError: ...
+    """
 
 
 class ThreadedError(IsolateError, RuntimeError):
-    """The kernel does this only for a process with one thread, and there are more."""
+    """The kernel does this only for a process with one thread, and there are more.
+
+    >>> issubclass(ThreadedError, IsolateError)
+    True
+    """
 
 
 class ForkedError(IsolateError, RuntimeError):
@@ -121,7 +158,11 @@ class ForkedError(IsolateError, RuntimeError):
 
 
 class RestoreError(IsolateError, RuntimeError):
-    """Leaving a ``with`` block failed; the message says what this thread is now."""
+    """Leaving a ``with`` block failed; the message says what this thread is now.
+
+    >>> issubclass(RestoreError, IsolateError)
+    True
+    """
 
 
 class Ended(Protocol):
@@ -161,7 +202,14 @@ class Ended(Protocol):
 
 
 class ProgramError(IsolateError):
-    """``check=True`` and the verdict is not OK. ``result``, a :class:`~isolate.Result`, has the rest."""
+    """``check=True`` and the verdict is not OK. ``result``, a :class:`~isolate.Result`, has the rest.
+
+    :param result: the whole :class:`Result`.
+
+    >>> Sandbox().run(["false"], check=True)
+    Traceback (most recent call last):
+    isolate.errors.ProgramError: ...
+    """
 
     def __init__(self, result: Ended) -> None:
         super().__init__(result)

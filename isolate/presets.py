@@ -78,6 +78,15 @@ def untrusted(
     one of a class that is here already takes the place of it, and so does a policy that extends the one here:
     ``Seccomp.default() + allow("@debug")`` gives debuggers back. ``limits`` bound memory,
     processes and CPU of the whole (a cgroup): without, a program can use as much as an ordinary process.
+
+    :param entries: put into the root after the preset's own.
+    :param limits: of the whole, by a cgroup: a :class:`~isolate.Limits`.
+    :param network: keep the caller's network.
+    :param extra: further parts; one takes the place of the preset's own of its class.
+
+    >>> result = isolate.presets.untrusted().run(["id", "-u"], text=True)
+    >>> result.verdict, result.stdout
+    (<Verdict.OK: 'OK'>, '65534\\n')
     """
     host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     system: list[Entry] = []
@@ -183,6 +192,19 @@ def container(
     command (``box.run([])`` starts the image's own program, ``box.run(["--help"])`` gives its entry point these words;
     see :class:`isolate.Surroundings`). ``writes`` may be an :class:`isolate.images.Upper`, which keeps them; there, and
     with ``"deny"``, the image's volumes are empty and in memory, so that they are writable and in no layer.
+
+    :param root: directory that holds bin, etc, usr and the rest; or an image.
+    :param entries: put into the root after the preset's own.
+    :param writes: ``"discard"``, ``"deny"`` or ``"keep"``.
+    :param hostname: host name inside.
+    :param extra: further parts; one takes the place of the preset's own of its class.
+    :param beneath: directory that the root is opened beneath.
+
+    >>> box = isolate.presets.container("/", hostname="box")  # doctest: +SKIP
+    >>> box.run(["uname", "-n"]).stdout  # doctest: +SKIP
+    b'box\\n'
+
+    :param store: that has the image.
     """
     if not isinstance(root, (str, os.PathLike)):
         return _of_image(root, store, entries, writes, hostname, extra)

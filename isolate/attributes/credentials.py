@@ -55,6 +55,14 @@ class Credentials(Reversible):
 
     Errors: EINVAL for an id that the user namespace does not map; EPERM without the capability.
     Source: setresuid(2), setgroups(2), credentials(7), user_namespaces(7).
+
+    :param uid: user id inside; None leaves it.
+    :param gid: group id inside; None leaves it.
+    :param groups: supplementary groups; None leaves the caller's.
+    :param umask: permission bits that new files do not get, 0 to 0o777.
+
+    >>> Sandbox(UserNamespace(), Credentials(umask=0o077)).run(["sh", "-c", "umask"]).stdout
+    b'0077\\n'
     """
 
     uid: int | None = None

@@ -38,6 +38,11 @@ class NoNewPrivs(Irreversible):
     Landlock and seccomp filters need it (or CAP_SYS_ADMIN).
 
     Source: prctl(2), PR_SET_NO_NEW_PRIVS; Linux 3.5.
+
+    :param enabled: False leaves it as the caller has it.
+
+    >>> Sandbox(NoNewPrivs()).run(["grep", "NoNewPrivs", "/proc/self/status"]).stdout
+    b'NoNewPrivs:\\t1\\n'
     """
 
     enabled: bool = True
@@ -77,6 +82,12 @@ class SessionKeyring(Irreversible):
     refuses the new keyring alone stays an error, since the caller's keys would be in reach.
 
     Source: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
+
+    :param enabled: False keeps the caller's.
+    :param or_refused: a filter that refuses all calls about keys is as good.
+
+    >>> Sandbox(SessionKeyring()).run(["true"]).applied["SessionKeyring"]
+    True
     """
 
     enabled: bool = True
@@ -157,6 +168,9 @@ class SetIdFiles:
 
     Not covered: a file of the tree that has such a bit already and belongs to an id that the program has. The kernel
     takes the bit away when the file is written to, but not when it is written through a shared mapping.
+
+    >>> Sandbox(SetIdFiles()).run(["true"]).ok
+    True
     """
 
     def steps(self, context: Context) -> Iterator[Step]:

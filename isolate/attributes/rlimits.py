@@ -96,6 +96,26 @@ class Rlimits(Reversible):
     namespace (EPERM). ``nofile`` has the ceiling ``fs.nr_open``.
 
     :raises ValueError: soft above hard, negative, beyond the kernel's range.
+
+    :param as_: bytes of address space (RLIMIT_AS).
+    :param core: bytes of a core file.
+    :param cpu: seconds of CPU of each process.
+    :param data: bytes of data segment.
+    :param fsize: bytes of a file that is written.
+    :param locks: no effect since Linux 2.4.25.
+    :param memlock: bytes that may be locked.
+    :param msgqueue: bytes of POSIX message queues.
+    :param nice: 20 minus the lowest nice value, 1 to 40.
+    :param nofile: descriptors: one above the highest.
+    :param nproc: processes of the real user id.
+    :param rss: no effect since Linux 2.4.30.
+    :param rtprio: highest real-time priority.
+    :param rttime: microseconds of real-time CPU without a blocking call.
+    :param sigpending: signals that may be queued.
+    :param stack: bytes of stack.
+
+    >>> Sandbox(Rlimits(nofile=64)).run(["sh", "-c", "ulimit -n"]).stdout
+    b'64\\n'
     """
 
     as_: Limit = None

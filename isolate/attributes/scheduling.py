@@ -77,6 +77,16 @@ class Scheduling(Reversible):
     :raises ValueError: out of range, or contradictory: ``priority`` without a real-time policy, ``nice`` with one.
 
     Source: sched(7), ioprio_set(2), proc(5).
+
+    :param nice: -20 to 19.
+    :param policy: ``"other"``, ``"batch"``, ``"idle"``, ``"fifo"``, ``"rr"`` or ``"inherit"``.
+    :param priority: 1 to 99, with ``"fifo"`` and ``"rr"``.
+    :param affinity: numbers of CPUs.
+    :param ioprio: class, or (class, level 0 to 7), or ``"inherit"``.
+    :param oom_score_adj: -1000 to 1000, or ``"inherit"``.
+
+    >>> Sandbox(Scheduling(nice=19)).run(["nice"]).stdout
+    b'19\\n'
     """
 
     nice: int | None = None

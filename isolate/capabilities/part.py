@@ -61,6 +61,17 @@ class Capabilities(Reversible):
     Sets have arithmetic: ``a | b``, ``a & b``, ``a - b``, ``<=``, each of the five with its own. ``str()`` is readable.
 
     :raises ValueError: for unknown names (with the nearest), and sets that the kernel does not admit together.
+
+    :param effective: what the kernel checks.
+    :param permitted: what may be made effective.
+    :param inheritable: what the ambient set needs.
+    :param ambient: what is kept over exec.
+    :param bounding: the most that exec can give.
+    :param securebits: a :class:`SecureBits`, or None.
+
+    >>> box = Sandbox(UserNamespace(), Capabilities({"CHOWN"}))
+    >>> box.run(["grep", "CapEff", "/proc/self/status"]).stdout
+    b'CapEff:\\t0000000000000001\\n'
     """
 
     effective: frozenset[Cap]

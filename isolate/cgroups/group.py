@@ -58,6 +58,10 @@ class Cgroup:
     :param limits: limits for all that will be inside together.
     :param name: the last part of its name; a number otherwise. Letters, digits, ``_`` and ``.``.
     :param parent: the group to make it in; found by itself otherwise.
+
+    >>> with Cgroup(Limits(pids=16)) as group:  # doctest: +SKIP
+    ...     Sandbox(group).run(["true"]).ok
+    True
     """
 
     #: Controllers that it gets where they can be had, so that limits can be set later.

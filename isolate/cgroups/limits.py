@@ -38,7 +38,8 @@ class Limits(LimitValues):
     :param cpu_period: seconds from 0.001 to 1.
     :param cpu_burst: seconds of unused quota that may be saved up; at most the quota. Linux 5.14.
     :param cpu_weight: share against neighbours when the processors are busy; 1 to 10000, usually 100.
-    :param cpus: processors, as ``"0-3,8"`` or numbers. :param mems: memory nodes, likewise.
+    :param cpus: processors, as ``"0-3,8"`` or numbers.
+    :param mems: memory nodes, likewise.
     :param io: per device ``{"/dev/sda": {"rbps": "10M", "wbps": …, "riops": 500, "wiops": …}}``: bytes and operations a
         second. A partition, or a file or directory on it, means its disk; ``"8:0"`` is taken too.
     :param io_weight: 1 to 10000, usually 100. Needs a scheduler that knows weights (bfq) or io.cost.
@@ -54,6 +55,10 @@ class Limits(LimitValues):
         is found.
 
     :raises ValueError: negative, absurd or contradictory values. :raises TypeError: values of the wrong type.
+
+    >>> box = Sandbox(Limits(memory="64M", pids=16))  # doctest: +SKIP
+    >>> box.run(["tail", "/dev/zero"]).verdict  # doctest: +SKIP
+    <Verdict.OOM: 'OOM'>
     """
 
     def steps(self, context: Context) -> Iterator[Step]:

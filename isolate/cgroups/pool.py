@@ -103,6 +103,10 @@ class CgroupPool:
 
     :param limits: for each start alone, not for all together.
     :param size: how many stand ready; from 1 to 1000.
+
+    >>> with CgroupPool(Limits(pids=16), size=2) as pool:  # doctest: +SKIP
+    ...     Sandbox(pool).run(["true"]).ok
+    True
     """
 
     def __init__(self, limits: Limits | None = None, *, size: int = 8) -> None:

@@ -62,7 +62,11 @@ class Section(enum.IntEnum):
 
 
 class Phase(enum.IntEnum):
-    """When a step runs. The hundreds are the section; the order within is the kernel's, with its reason beside it."""
+    """When a step runs. The hundreds are the section; the order within is the kernel's, with its reason beside it.
+
+    >>> Phase.VERIFY < Phase.EXEC
+    True
+    """
 
     # The supervisor, outside the sandbox, before the child exists.
     INHERITED = 3  # first, with the caller's own rights: what the child would inherit and is not to
@@ -165,7 +169,23 @@ BOTH = Split(build=None, again=None)
 
 
 class Step:
-    """One thing that a part does: in a phase, in words, with its ops."""
+    """One thing that a part does: in a phase, in words, with its ops.
+
+    :param phase: when, and in which process.
+    :param text: what it does, for errors and ``explain()``.
+    :param ops: calls, in order.
+    :param clone_flags: flags of clone that it needs.
+    :param path: that it is about.
+
+    >>> Step(Phase.VERIFY, "nothing to do").text
+    'nothing to do'
+
+    :param cgroup: whether the step is about the child's cgroup.
+    :param needs: capabilities or parts that it needs.
+    :param hints: errno to what a person should read.
+
+    :param template: whether the step may be done once for many starts.
+    """
 
     __slots__ = ("cgroup", "clone_flags", "hints", "needs", "ops", "path", "phase", "template", "text")
 
@@ -223,6 +243,9 @@ class Part(Protocol):
         takes longer. So may an entry of :class:`~isolate.Root` say.
 
     A part should be a frozen, hashable dataclass, and refuse bad arguments when it is made.
+
+    >>> isinstance(NoNewPrivs(), Part)
+    True
     """
 
     def steps(self, context: Context) -> Iterable[Step]:
@@ -316,7 +339,14 @@ class Guide(Protocol):
 
 
 class Context:
-    """What a part may know and ask while it yields its steps."""
+    """What a part may know and ask while it yields its steps.
+
+    >>> class Nice:
+    ...     def steps(self, context: Context):
+    ...         yield Step(Phase.VERIFY, f"{len(context.parts)} parts and more")
+    >>> "parts and more" in Sandbox(Nice()).explain()
+    True
+    """
 
     #: Whether a program is executed when all holds; not so for what is put in force on the calling thread.
     executes: bool = True

@@ -81,6 +81,21 @@ class Landlock(Irreversible):
 
     Errors: ENOENT and EACCES for a path; UnsupportedError (ENOSYS, EOPNOTSUPP) for the kernel.
     Source: landlock(7), Linux 5.13.
+
+    :param read: paths that may be read.
+    :param execute: paths that may be read and executed.
+    :param write: paths that may be read and changed.
+    :param rules: further (path, rights) pairs.
+    :param handled: rights that are denied where no rule gives them.
+    :param bind_tcp: TCP ports that may be bound; None leaves TCP alone.
+    :param connect_tcp: TCP ports that may be connected to.
+    :param scopes: ``"abstract_unix_socket"``, ``"signal"``.
+    :param log: ``"default"``, ``"all"`` or ``"off"``.
+    :param required: an older kernel is an error.
+
+    >>> box = Sandbox(Landlock(read=["/"], execute=["/"]))
+    >>> box.run(["sh", "-c", "echo x > /dev/null"]).ok
+    False
     """
 
     rules: tuple[PathRule, ...]

@@ -105,6 +105,22 @@ class Bind(Shown, ReversibleMount):
     A restriction that the host's mount has stays. Mounts come private: what the host mounts later does not show.
     In a user namespace the kernel refuses ``recursive=False`` where the source has mounts below (EINVAL): it could
     uncover what they hide.
+
+    :param source: absolute path of the host, or a descriptor.
+    :param target: absolute path inside; the source's own unless given.
+    :param read_only: nothing below can be changed.
+    :param recursive: with the mounts below.
+    :param suid: set-user-ID bits work.
+    :param dev: device nodes work.
+    :param exec: programs can be executed.
+    :param symlinks: symbolic links below are followed.
+    :param atime: ``"noatime"``, ``"relatime"``, ``"strictatime"``; None is the host's.
+    :param optional: leave out a source that does not exist.
+    :param idmap: owners of the files: an :class:`~isolate.IdMap`, True or False.
+    :param beneath: directory that the source is opened beneath, through no link.
+
+    >>> Sandbox(UserNamespace(), Root(Bind("/", "/"), Bind("/usr", "/mnt"))).run(["ls", "/mnt/bin/env"]).stdout
+    b'/mnt/bin/env\\n'
     """
 
     source: Source

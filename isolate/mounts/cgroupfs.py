@@ -27,6 +27,11 @@ class CgroupFs:
 
     Brings the cgroup namespace; put :class:`isolate.Limits` beside it, or the group is that of the caller. Always
     read-only: a program that could write there could lift the limits of what it starts.
+
+    :param target: absolute path inside the sandbox.
+
+    >>> CgroupFs().target
+    b'/sys/fs/cgroup'
     """
 
     target: StrOrBytesPath = "/sys/fs/cgroup"

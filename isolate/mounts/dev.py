@@ -60,6 +60,15 @@ class Dev(Shown):
     not be allowed; their modes and owners cannot be changed from inside. Terminals (devpts) are its own, at most
     1024. ``shm`` is the size of /dev/shm, None for none. ``mqueue`` adds /dev/mqueue and brings an IPC namespace. The
     directory itself is read-only once the root is complete.
+
+    :param target: absolute path inside the sandbox.
+    :param shm: size of /dev/shm; None for none.
+    :param pts: terminals of its own.
+    :param mqueue: with /dev/mqueue; brings an IPC namespace.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Dev()))
+    >>> box.run(["sh", "-c", "test -e /dev/sda || test -e /dev/kmsg"]).ok
+    False
     """
 
     target: StrOrBytesPath = "/dev"

@@ -32,6 +32,14 @@ class Etc(Shown):
     The program's user and group have names (passwd(5), group(5)), ``localhost`` and the sandbox's host name are
     addresses of the loopback (hosts(5)), and nothing else is asked but these files, with ``dns=True`` name servers too
     (nsswitch.conf(5)). ``home`` is the user's home directory. Each is a read-only file of its own, over what is there.
+
+    :param target: directory inside.
+    :param home: the user's home directory inside.
+    :param dns: ask name servers too.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Etc(home="/root")))
+    >>> box.run(["cat", "/etc/passwd"]).stdout.startswith(b"root:x:0:0:")
+    True
     """
 
     target: StrOrBytesPath = "/etc"

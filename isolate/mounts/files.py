@@ -46,6 +46,15 @@ class File(Shown):
 
     ``data`` is bytes, or a str written as UTF-8, at most 128 MiB. The file belongs to the sandbox's root user and is in
     memory; ``read_only=False`` lets the sandbox write to it, within the same size.
+
+    :param target: absolute path inside the sandbox.
+    :param data: contents, at most 128 MiB.
+    :param mode: permission bits.
+    :param read_only: the sandbox cannot write to it.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), File("/etc/motd", "hello\\n")))
+    >>> box.run(["cat", "/etc/motd"]).stdout
+    b'hello\\n'
     """
 
     target: StrOrBytesPath
@@ -105,7 +114,13 @@ class File(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Dir(Shown):
-    """A directory at ``target``, made with ``mode`` if it is not there; one that is there stays as it is."""
+    """A directory at ``target``, made with ``mode`` if it is not there; one that is there stays as it is.
+
+    :param target: absolute path inside the sandbox.
+    :param mode: permission bits of a directory that is made.
+
+    >>> Sandbox(UserNamespace(), Root(Bind("/usr"), Dir("/srv/empty"))).check()
+    """
 
     target: StrOrBytesPath
     _: KW_ONLY
@@ -135,6 +150,11 @@ class Symlink(Shown):
     """A symbolic link at ``target`` that says ``to``, which may be relative and need not exist.
 
     Errors: EEXIST if something is there already.
+
+    :param to: what the link says.
+    :param target: absolute path inside the sandbox.
+
+    >>> Sandbox(UserNamespace(), Root(Bind("/usr"), Symlink("usr/bin", "/bin"))).check()
     """
 
     to: StrOrBytesPath
@@ -178,6 +198,13 @@ class Mask(Shown):
     """Cover what is at ``target``: a directory looks empty, a file is empty, both are read-only.
 
     A path that does not exist is an error, unless ``optional``. A symbolic link inside is followed, within the root.
+
+    :param target: absolute path inside the sandbox.
+    :param optional: a path that does not exist is no error.
+
+    >>> Sandbox(UserNamespace(), Root(Bind("/", "/"), Mask("/usr"))).run(["/usr/bin/env"]).ok
+    Traceback (most recent call last):
+    isolate.errors.SetupError: ...
     """
 
     target: StrOrBytesPath
@@ -199,7 +226,15 @@ class Mask(Shown):
 
 @dataclass(frozen=True, repr=False)
 class ReadOnly(Shown):
-    """Make what is at ``target`` read-only from here on, with the mounts below unless ``recursive=False``."""
+    """Make what is at ``target`` read-only from here on, with the mounts below unless ``recursive=False``.
+
+    :param target: absolute path inside the sandbox.
+    :param recursive: with the mounts below.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Tmpfs("/tmp"), ReadOnly("/tmp")))
+    >>> box.run(["touch", "/tmp/x"]).ok
+    False
+    """
 
     target: StrOrBytesPath
     _: KW_ONLY

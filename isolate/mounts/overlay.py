@@ -65,6 +65,22 @@ class Overlay(Shown, ReversibleMount):
 
     :raises ConflictError: work without upper or the reverse, upper with read_only, redirects in a user namespace, one
         directory that is two layers.
+
+    :param target: absolute path inside the sandbox.
+    :param lower: directories, the uppermost first: at least one.
+    :param upper: directory of the host for changes.
+    :param work: empty directory in the file system of ``upper``.
+    :param read_only: no changes at all.
+    :param exec: programs can be executed.
+    :param size: limit of changes in memory, where there is no ``upper``.
+    :param inodes: limit of changed files in memory.
+    :param redirects: follow redirects of layers; not in a user namespace.
+    :param beneath: directory that all its paths lie beneath.
+    :param idmap: owners of the files of ``lower``.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Overlay("/mnt", lower=["/usr"])))
+    >>> box.run(["touch", "/mnt/new"]).ok, os.path.exists("/usr/new")
+    (True, False)
     """
 
     target: StrOrBytesPath

@@ -124,6 +124,16 @@ class Proc(Shown):
     ``"invisible"`` or ``"ptraceable"``: whose processes a user sees (proc(5)). nosuid, nodev, noexec.
 
     Errors: EPERM in a user namespace where the host's own /proc is partly covered.
+
+    :param target: absolute path inside the sandbox.
+    :param subset: ``"pid"``: processes alone.
+    :param hidepid: ``"noaccess"``, ``"invisible"`` or ``"ptraceable"``.
+    :param masked: paths in it that are covered.
+    :param read_only: paths in it that cannot be written.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Proc()))
+    >>> box.run(["sh", "-c", "cd /proc; echo [0-9]*"]).stdout
+    b'1 2\\n'
     """
 
     target: StrOrBytesPath = "/proc"
@@ -186,6 +196,13 @@ class Sys(Shown):
 
     It shows the sandbox's own network namespace. In a user namespace without a network namespace of its own the kernel
     refuses a new one: then it is the host's, with the mounts below, read-only, and /sys/fs/cgroup covered.
+
+    :param target: absolute path inside the sandbox.
+    :param masked: paths in it that are covered.
+
+    >>> box = Sandbox(UserNamespace(), NetNamespace(), Root(Bind("/", "/"), Sys()))
+    >>> box.run(["ls", "/sys/class/net"]).stdout
+    b'lo\\n'
     """
 
     target: StrOrBytesPath = "/sys"
@@ -247,7 +264,13 @@ def _host_sys(fs: Register) -> Step:
 
 @dataclass(frozen=True, repr=False)
 class Mqueue(Shown):
-    """The POSIX message queues of the sandbox's own IPC namespace (which it brings), as files (mq_overview(7))."""
+    """The POSIX message queues of the sandbox's own IPC namespace (which it brings), as files (mq_overview(7)).
+
+    :param target: absolute path inside the sandbox.
+
+    >>> Sandbox(UserNamespace(), Root(Bind("/", "/"), Dev(mqueue=True))).run(["ls", "/dev/mqueue"]).ok
+    True
+    """
 
     target: StrOrBytesPath = "/dev/mqueue"
 

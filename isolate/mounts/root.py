@@ -76,6 +76,15 @@ class Root(Irreversible):
     Needs CAP_SYS_ADMIN or a user namespace; Linux 5.14.
 
     :raises ConflictError: an entry other than the first has the target ``/``, or the first cannot be a root.
+
+    :param entries: what it is made of, in this order.
+    :param size: of the small tmpfs that the root is, in bytes.
+    :param inodes: of that tmpfs, besides the entries' places.
+    :param mode: permission bits of the top directory.
+    :param read_only: nobody inside can write to the root itself.
+
+    >>> Sandbox(UserNamespace(), Root(Bind("/", "/"))).run(["touch", "/new"]).ok
+    False
     """
 
     entries: tuple[Entry, ...]

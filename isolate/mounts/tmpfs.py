@@ -69,6 +69,17 @@ class Tmpfs(Shown, ReversibleMount):
     directory that stays so.
 
     Needs CAP_SYS_ADMIN or a user namespace. Errors: EROFS if the target is missing in something read-only.
+
+    :param target: absolute path inside the sandbox.
+    :param size: limit in bytes, such as ``"64M"``.
+    :param inodes: limit of files and directories; one for each 4 KiB of ``size`` unless given.
+    :param mode: of the top directory, 0 to 0o7777.
+    :param exec: programs on it can be executed.
+    :param read_only: nothing can be written.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Tmpfs("/tmp", size="1M")))
+    >>> box.run(["dd", "if=/dev/zero", "of=/tmp/x", "bs=1M", "count=2"]).ok
+    False
     """
 
     target: StrOrBytesPath

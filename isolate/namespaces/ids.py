@@ -33,7 +33,15 @@ def check_id(value: object, what: str) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class IdRange:
-    """``count`` ids from ``inside`` on are ``outside`` and following on the host."""
+    """``count`` ids from ``inside`` on are ``outside`` and following on the host.
+
+    :param inside: first id inside.
+    :param outside: first id on the host.
+    :param count: how many, at least 1.
+
+    >>> IdRange(0, 100000, 65536).outside
+    100000
+    """
 
     inside: int
     outside: int
@@ -86,6 +94,14 @@ class IdMap:
     which grant what /etc/subuid and /etc/subgid list: ``helpers=True``.
 
     :raises ValueError: for overlapping, empty or too many ranges.
+
+    :param uids: ranges of user ids.
+    :param gids: ranges of group ids.
+    :param helpers: let newuidmap and newgidmap write them.
+
+    >>> ids = IdMap.single(1000, 1000, host_uid=os.geteuid(), host_gid=os.getegid())
+    >>> Sandbox(UserNamespace(uid=1000, gid=1000, map=ids)).run(["id", "-u"]).stdout
+    b'1000\\n'
     """
 
     uids: tuple[IdRange, ...]

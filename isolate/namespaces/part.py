@@ -162,6 +162,20 @@ class UserNamespace(_Namespace, Irreversible):
     :class:`PidNamespace` that is joined, in which others may live, it is an error instead (EACCES).
 
     No process has a way back from a user namespace.
+
+    :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
+        ``fd``.
+    :param pid: join the namespace of this process.
+    :param fd: join the namespace that this descriptor is of.
+    :param uid: the caller's user id inside.
+    :param gid: the caller's group id inside.
+    :param map: more ids than one: an :class:`~isolate.IdMap`.
+    :param setgroups: allow setgroups(2) inside.
+    :param nested: allow further user namespaces inside.
+    :param quotas: limits of what is counted for a user, by names of /proc/sys/user.
+
+    >>> Sandbox(UserNamespace(uid=1000, gid=1000)).run(["id", "-u"]).stdout
+    b'1000\\n'
     """
 
     uid: int = 0
@@ -353,6 +367,15 @@ class MountNamespace(_Namespace, Reversible):
     """A mount table of its own (mount_namespaces(7)); the host's never changes.
 
     ``propagation`` ``"private"``: nothing passes either way; ``"slave"``: what the host mounts later shows inside too.
+
+    :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
+        ``fd``.
+    :param pid: join the namespace of this process.
+    :param fd: join the namespace that this descriptor is of.
+    :param propagation: ``"private"`` or ``"slave"``.
+
+    >>> Sandbox(UserNamespace(), MountNamespace()).run(["true"]).ok
+    True
     """
 
     propagation: str = "private"
@@ -401,6 +424,15 @@ class PidNamespace(_Namespace, Reversible):
 
     PID 1 is an init of isolate's that forwards signals and reaps; with ``init=False`` it is the program itself, which
     then must reap what it inherits.
+
+    :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
+        ``fd``.
+    :param pid: join the namespace of this process.
+    :param fd: join the namespace that this descriptor is of.
+    :param init: PID 1 is isolate's; otherwise the program itself.
+
+    >>> Sandbox(UserNamespace(), PidNamespace()).run(["sh", "-c", "echo $$"]).stdout
+    b'2\\n'
     """
 
     init: bool = True
@@ -417,7 +449,18 @@ class PidNamespace(_Namespace, Reversible):
 
 @dataclass(frozen=True, kw_only=True)
 class NetNamespace(_Namespace, Reversible):
-    """A network of its own (network_namespaces(7)): only loopback, which is up unless ``loopback=False``."""
+    """A network of its own (network_namespaces(7)): only loopback, which is up unless ``loopback=False``.
+
+    :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
+        ``fd``.
+    :param pid: join the namespace of this process.
+    :param fd: join the namespace that this descriptor is of.
+    :param loopback: bring lo up.
+
+    >>> box = Sandbox(UserNamespace(), NetNamespace())
+    >>> box.run(["sh", "-c", "grep -c : /proc/self/net/dev"]).stdout
+    b'1\\n'
+    """
 
     loopback: bool = True
 
@@ -464,7 +507,16 @@ def _socket(*, loopback: bool, namespace: Register | None = None) -> list[Op]:
 
 @dataclass(frozen=True, kw_only=True)
 class IpcNamespace(_Namespace, Reversible):
-    """System V IPC and POSIX message queues of its own (ipc_namespaces(7))."""
+    """System V IPC and POSIX message queues of its own (ipc_namespaces(7)).
+
+    :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
+        ``fd``.
+    :param pid: join the namespace of this process.
+    :param fd: join the namespace that this descriptor is of.
+
+    >>> Sandbox(UserNamespace(), IpcNamespace()).run(["true"]).ok
+    True
+    """
 
     kind: ClassVar[str] = "ipc"
     flag: ClassVar[Constant] = CLONE_NEWIPC
@@ -472,7 +524,18 @@ class IpcNamespace(_Namespace, Reversible):
 
 @dataclass(frozen=True, kw_only=True)
 class UtsNamespace(_Namespace, Reversible):
-    """A host name and domain name of its own (uts_namespaces(7)); those not given are the host's."""
+    """A host name and domain name of its own (uts_namespaces(7)); those not given are the host's.
+
+    :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
+        ``fd``.
+    :param pid: join the namespace of this process.
+    :param fd: join the namespace that this descriptor is of.
+    :param hostname: host name inside, at most 64 bytes.
+    :param domainname: NIS domain name inside.
+
+    >>> Sandbox(UserNamespace(), UtsNamespace(hostname="box")).run(["uname", "-n"]).stdout
+    b'box\\n'
+    """
 
     hostname: str | None = None
     domainname: str | None = None
@@ -501,7 +564,16 @@ class UtsNamespace(_Namespace, Reversible):
 
 @dataclass(frozen=True, kw_only=True)
 class CgroupNamespace(_Namespace, Reversible):
-    """A view of the cgroup tree whose root is the sandbox's own group (cgroup_namespaces(7))."""
+    """A view of the cgroup tree whose root is the sandbox's own group (cgroup_namespaces(7)).
+
+    :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
+        ``fd``.
+    :param pid: join the namespace of this process.
+    :param fd: join the namespace that this descriptor is of.
+
+    >>> Sandbox(UserNamespace(), CgroupNamespace()).run(["true"]).ok
+    True
+    """
 
     kind: ClassVar[str] = "cgroup"
     flag: ClassVar[Constant] = CLONE_NEWCGROUP
@@ -523,6 +595,17 @@ class TimeNamespace(_Namespace, Reversible):
     ``monotonic`` and ``boottime`` are seconds, rounded to the nearest nanosecond, or exact: (seconds, nanoseconds), of
     which the second is from 0 to 999,999,999 also where the first is negative. Offsets are between -2**31 and 2**31
     seconds; one that would make a clock negative is refused by the kernel (ERANGE).
+
+    :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
+        ``fd``.
+    :param pid: join the namespace of this process.
+    :param fd: join the namespace that this descriptor is of.
+    :param monotonic: seconds that CLOCK_MONOTONIC is ahead.
+    :param boottime: seconds that CLOCK_BOOTTIME, and so uptime(1), is ahead.
+
+    >>> box = Sandbox(UserNamespace(), TimeNamespace(boottime=864000))
+    >>> float(box.run(["cat", "/proc/uptime"]).stdout.split()[0]) > 864000
+    True
     """
 
     monotonic: float | tuple[int, int] = 0

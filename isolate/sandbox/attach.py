@@ -67,6 +67,13 @@ class Attached:
     Each of ``user``, ``mount``, ``pid``, ``net``, ``ipc``, ``uts``, ``cgroup`` and ``time`` is a part that joins it:
     ``with attach(pid).net:`` has the calling thread in that network, ``Sandbox(attach(pid).net)`` a child. They stay
     valid after the process has ended, and as long as one of these parts is there.
+
+    :param pid: of the process.
+    :param pidfd: that pins it.
+
+    >>> with Sandbox().spawn(["sleep", "9"]) as process, attach(process) as there:
+    ...     there.run(["true"]).ok
+    True
     """
 
     def __init__(self, pid: int, pidfd: int) -> None:
@@ -272,6 +279,12 @@ def attach(process: int | Process) -> Attached:
     Needs the right to look into it (ptrace(2), PTRACE_MODE_READ): root, or the same user, and it is dumpable.
 
     :raises SetupError: ESRCH: there is no such process (any more); EACCES: the caller may not look into it.
+
+    :param process: its pid, or a :class:`Process`.
+
+    >>> with Sandbox().spawn(["sleep", "9"]) as process, attach(process) as there:
+    ...     there.net.identity.inode > 0
+    True
     """
     if isinstance(process, Process):
         if process.pidfd < 0:

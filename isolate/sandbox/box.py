@@ -32,6 +32,14 @@ class Sandbox(Planned, Reversible):
     parts. What is not said is at its safe default: see :mod:`isolate.sandbox.defaults`.
 
     :raises ConflictError: for the same part twice, or parts that contradict one another.
+
+    :param parts: what shall hold: parts of the library, or of your own.
+
+    >>> box = Sandbox(UserNamespace()) + PidNamespace()
+    >>> box.run(["id", "-u"], text=True).stdout
+    '0\\n'
+
+    :param template: start from a tree of mounts that is made once, from the second start on.
     """
 
     __slots__ = ("_container",)

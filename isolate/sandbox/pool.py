@@ -59,6 +59,13 @@ class Pool(Verbs):
     :raises ConflictError: a sandbox without an init of isolate's (``PidNamespace(init=False)``): its program would have
         to be the process that waits.
     :raises ValueError: ``size`` is not from 1 to 1024.
+
+    :param box: the sandbox, as it shall be each time.
+    :param size: how many wait, at least 1.
+
+    >>> with Pool(Sandbox(UserNamespace(), PidNamespace()), size=1) as pool:
+    ...     pool.run(["echo", "hello"]).stdout
+    b'hello\\n'
     """
 
     def __init__(self, box: Sandbox, size: int = 1) -> None:

@@ -89,6 +89,13 @@ class Prepared:
     Everything holds but the filter of system calls, which comes with the execution: namespaces, mounts, the cgroup,
     credentials; and the program has been found. A context manager: what was not started when the block ends is taken
     down.
+
+    :param process: that waits.
+    :param handed: what it was handed.
+
+    >>> with Sandbox().prepare(["echo", "hello"]) as ready:
+    ...     ready.pid > 0
+    True
     """
 
     def __init__(self, process: Process, handed: Handed) -> None:

@@ -46,7 +46,16 @@ _PATIENCE = 10.0  # seconds for a further program's start: nothing has to be mad
 
 class TimeoutExpired(TimeoutError, subprocess.TimeoutExpired):
     """``wait(timeout)`` ran out; the program still runs. It is also a :class:`subprocess.TimeoutExpired`, with ``cmd``
-    and ``timeout``."""
+    and ``timeout``.
+
+    :param cmd: the program.
+    :param timeout: in seconds.
+
+    >>> with Sandbox().spawn(["sleep", "9"]) as process:
+    ...     process.wait(0.01)
+    Traceback (most recent call last):
+    isolate.sandbox.process.TimeoutExpired: ...
+    """
 
     def __init__(self, cmd: tuple[bytes, ...], timeout: float) -> None:
         program = printable(os.fsdecode(cmd[0])) if cmd else "the program"
@@ -68,6 +77,15 @@ class Process:
 
     Waiting is on descriptors: ``pidfd`` (readable when the program has ended) and :meth:`fileno` (readable when
     everything inside has), so threads, select and event loops all work. Methods may be called from any thread.
+
+    :param session: of the launcher, which tells about it.
+    :param args: of the program.
+    :param pty: whether it has a terminal of its own.
+
+    >>> with Sandbox().spawn(["cat"], stdin=PIPE, stdout=PIPE) as process:
+    ...     out, _ = process.communicate(b"hello")
+    >>> out
+    b'hello'
     """
 
     def __init__(self, session: Session, what: Start, pty: Terminal | None, bufsize: int = -1) -> None:

@@ -13,7 +13,11 @@ __all__ = ["Result", "Verdict"]
 
 
 class Verdict(str, enum.Enum):
-    """One word for why a program ended."""
+    """One word for why a program ended.
+
+    >>> Sandbox().run(["sleep", "9"], timeout=0.1).verdict
+    <Verdict.TIMEOUT: 'TIMEOUT'>
+    """
 
     OK = "OK"  #: it exited with 0
     EXITED = "EXITED"  #: it exited with another status
@@ -38,6 +42,10 @@ class Result(Generic[AnyStr]):
     resident set of the largest process (ru_maxrss), which is all that is known without a cgroup. It does not depend on
     whether the files that the program read were in the page cache. ``peak_charged`` does: it is what the cgroup was
     charged at its peak, the page cache that the program filled included, and what the limit is held against.
+
+    >>> result = Sandbox().run(["sh", "-c", "echo hello; exit 3"], text=True)
+    >>> result.verdict, result.returncode, result.stdout
+    (<Verdict.EXITED: 'EXITED'>, 3, 'hello\\n')
     """
 
     args: tuple[str | bytes, ...]

@@ -34,6 +34,11 @@ class Surroundings:
     b'1\\n/tmp\\n'
 
     :raises TypeError: a value of another type. :raises ValueError: a relative directory, a name with ``=``.
+
+    :param env: variables.
+    :param cwd: working directory.
+    :param entrypoint: program and first arguments.
+    :param cmd: arguments where none are given.
     """
 
     required: ClassVar[bool] = True

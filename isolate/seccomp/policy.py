@@ -57,6 +57,21 @@ class Seccomp(Irreversible):
     policies stack: for each call the kernel takes the strictest answer. There is no way back: a filter holds for the
     process and all its children until they end. Refused: values of the wrong type (TypeError), impossible or unknown
     ones (ValueError). Needs Linux 3.17; see seccomp(2).
+
+    :param rules: what :func:`~isolate.seccomp.allow`, ``deny`` and ``rule`` return; later ones win.
+    :param otherwise: answer where no rule matches.
+    :param unknown: answer to calls that the tables or this kernel do not know.
+    :param foreign: answer to calls of another ABI.
+    :param compat: further ABIs that the rules cover.
+    :param log: refused calls go to the audit log.
+    :param spec_allow: leave Speculative Store Bypass on.
+    :param notify: handlers in Python, by call or set.
+    :param notify_timeout: seconds that a handler may take.
+
+    >>> from isolate.seccomp import deny
+    >>> box = Sandbox(Seccomp.default() + deny("mkdirat", "mkdir"))
+    >>> box.run(["mkdir", "/tmp/never"]).ok
+    False
     """
 
     rules: tuple[Rule, ...]

@@ -40,6 +40,12 @@ class Reversible(Enterable):
     Blocks nest, also of the same part (twice entered is entered twice). They end on the thread that entered them, in
     reverse order. Anything else is a RestoreError that says what this thread is now: leaving on another thread or in a
     forked child, leaving out of order, or an ``await`` inside at which other tasks could run.
+
+    >>> before = os.umask(0o022)
+    >>> with Credentials(umask=0o077):
+    ...     inside = os.umask(0o077)
+    >>> inside == 0o077
+    True
     """
 
     __slots__ = ()
@@ -78,7 +84,13 @@ class Reversible(Enterable):
 
 
 class Irreversible(Enterable):
-    """A part that the kernel gives no way back from: ``with`` is refused, by type checkers too."""
+    """A part that the kernel gives no way back from: ``with`` is refused, by type checkers too.
+
+    >>> with NoNewPrivs():
+    ...     pass
+    Traceback (most recent call last):
+    isolate.errors.IrreversibleError: ...
+    """
 
     __slots__ = ()
     #: What to do instead of ``with``, for the error.

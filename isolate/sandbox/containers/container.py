@@ -207,6 +207,10 @@ class Container(_Inside, WithFiles):
     reached while several commands ran, those that failed meanwhile are told so.
 
     A context manager: at the end of the block everything inside is killed.
+
+    >>> with Sandbox(UserNamespace(), PidNamespace()).open() as container:
+    ...     container.run(["echo", "hello"]).stdout
+    b'hello\\n'
     """
 
     def __init__(

@@ -75,6 +75,12 @@ def reopen(name: str) -> DetachedContainer:
     """A container that was opened detached, by this program or another one of the same user.
 
     :raises SetupError: ENOENT: there is none of this name; ESRCH: it has ended, or its keeper is dead.
+
+    :param name: that it was given, as ``open(name=...)``.
+
+    >>> reopen("nobody-made-this")
+    Traceback (most recent call last):
+    isolate.errors.SetupError: ...
     """
     with records.opened(name) as directory:
         answer, fds = _ask(directory, name, {"do": "join"})
