@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import doctest
 import enum
 import inspect
@@ -42,7 +43,7 @@ def test_example_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = thing(name)
     monkeypatch.chdir("/")
     names = {word: getattr(isolate, word) for word in isolate.__all__}
-    names |= {"os": os, "isolate": isolate}
+    names |= {"os": os, "asyncio": asyncio, "isolate": isolate}
     flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL | doctest.NORMALIZE_WHITESPACE
     text = inspect.getdoc(found) or ""
     if os.geteuid() == 0:  # examples with a cgroup run as root

@@ -16,7 +16,11 @@ _MAX = 64  # the kernel's sets have 64 bits
 
 
 class Cap(enum.IntEnum):
-    """A capability; ``allows`` tells what it is for. Those of later kernels go by number: ``Cap(41)``."""
+    """A capability; ``allows`` tells what it is for. Those of later kernels go by number: ``Cap(41)``.
+
+    >>> Cap.parse("net_admin")
+    Cap.NET_ADMIN
+    """
 
     CHOWN = 0
     DAC_OVERRIDE = 1
@@ -113,7 +117,11 @@ Caps: TypeAlias = "Iterable[Cap | str | int]"
 
 
 class SecureBits(enum.IntFlag):
-    """Whether uid 0 is special to the kernel (capabilities(7)); ``_LOCKED``: the bit can never be changed again."""
+    """Whether uid 0 is special to the kernel (capabilities(7)); ``_LOCKED``: the bit can never be changed again.
+
+    >>> SecureBits.LOCKED & SecureBits.NOROOT == SecureBits.NOROOT
+    True
+    """
 
     NOROOT = 1
     NOROOT_LOCKED = 2

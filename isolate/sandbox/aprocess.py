@@ -161,7 +161,16 @@ class AsyncWriter:
 
 
 class AsyncProcess:
-    """A program in a sandbox, awaited. Made by :meth:`isolate.Sandbox.aspawn`; ``async with`` ends it."""
+    """A program in a sandbox, awaited. Made by :meth:`isolate.Sandbox.aspawn`; ``async with`` ends it.
+
+    :param process: that is awaited.
+
+    >>> async def hello():
+    ...     async with await Sandbox().aspawn(["true"]) as process:
+    ...         return await process.wait()
+    >>> asyncio.run(hello())
+    0
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process

@@ -63,7 +63,16 @@ _ALWAYS = ("exit", "exit_group", "restart_syscall", "rt_sigreturn")
 
 @dataclass(frozen=True)
 class Learned:
-    """What a run used."""
+    """What a run used.
+
+    :param policy: that allows what was used.
+    :param counts: how often each call was made.
+    :param result: of the run.
+    :param refused: calls that answered ENOSYS, with their number.
+
+    >>> "execve" in learn(["true"]).counts
+    True
+    """
 
     #: The policy that allows it.
     policy: Seccomp
@@ -146,6 +155,15 @@ def learn(
 
     Calls that do what others do with arguments that no filter sees (``clone3``, ``io_uring``) answer ENOSYS, as they do
     under the policy; else the run is not restricted: what it does, it does. Run what you trust, in a sandbox.
+
+    :param parts: of the sandbox that it runs in.
+    :param otherwise: what the policy answers to the rest.
+    :param timeout: in seconds, for the whole run.
+    :param options: those of :meth:`isolate.Sandbox.run`.
+
+    >>> learned = learn(["true"])
+    >>> Sandbox(learned.policy).run(["true"]).ok
+    True
     """
     from isolate.sandbox.box import Sandbox
     from isolate.seccomp.install import SENDMSG_FLAGS

@@ -11,6 +11,9 @@ class Change:
     A subclass says ``text`` (in words, for errors) and overrides :meth:`apply` and :meth:`undo`. ``undo`` is called
     also after an ``apply`` that failed or was interrupted half-way, and again if it was interrupted itself: it takes
     back what was done so far and nothing else, and may run twice. It raises OSError if the kernel gives no way back.
+
+    >>> issubclass(type(Rlimits().here()), Change)
+    True
     """
 
     text: str = "a change of this thread"

@@ -128,7 +128,7 @@ class DetachedContainer(Container):
     :func:`isolate.reopen` in any program of the same user.
 
     The end of the block, and of this program, ends this handle and the commands that were started by it, and nothing
-    else. :meth:`keep` starts programs that run on. :meth:`kill` ends the container.
+    else. :meth:`keep` starts programs that run on. ``kill()`` ends the container.
     """
 
     def __init__(
