@@ -187,11 +187,23 @@ def test_no_ctypes_anywhere() -> None:
     assert wrong == []
 
 
+def _lines_of_code(path: Path) -> int:
+    """Lines but those of docstrings: lists of parameters and examples make no module harder to find one's way in."""
+    text = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    strings = [
+        node.body[0]
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None
+    ]
+    return len(text.splitlines()) - sum((string.end_lineno or 0) - string.lineno + 1 for string in strings)
+
+
 def test_size_of_modules() -> None:
-    sizes = {m: len(p.read_text().splitlines()) for m, p in MODULES.items() if m not in TABLES}
+    sizes = {m: _lines_of_code(p) for m, p in MODULES.items() if m not in TABLES}
     long = {m: n for m, n in sizes.items() if n > 400}
     print("longer than 400 lines:", long)
-    assert max(sizes.values()) <= 600, long
+    assert max(sizes.values()) <= 520, long
     assert len(long) <= len(sizes) // 8, long
 
 

@@ -26,7 +26,7 @@ _DEVNULL = -3
 
 
 def launch(tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> Session:
-    """Start the program of a run block: see :class:`~isolate.engine.session.Session`.
+    """Start the program of a run block: see ``isolate.engine.session.Session``.
 
     :raises SetupError: the launcher could not be started; nothing is left of it.
     """

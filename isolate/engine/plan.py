@@ -276,7 +276,7 @@ class Lender(Protocol):
 
 
 class Launched(Protocol):
-    """A launcher that runs, as a resource sees it; :class:`~isolate.engine.session.Session` is one."""
+    """A launcher that runs, as a resource sees it; ``isolate.engine.session.Session`` is one."""
 
     @property
     def pid(self) -> int:

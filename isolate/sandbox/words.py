@@ -61,5 +61,5 @@ class Box(Protocol):
     def launch(
         self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
     ) -> Session:
-        """A launcher that starts the program of a run block (see :class:`isolate.engine.session.Session`)."""
+        """A launcher that starts the program of a run block (see ``isolate.engine.session.Session``)."""
         ...
