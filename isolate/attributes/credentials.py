@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import LINUX_CAPABILITY_VERSION_3
 from isolate.thread.entering import Reversible
 
@@ -32,6 +33,7 @@ def _check_id(what: str, value: object) -> None:
         raise ValueError(f"Credentials: {what} must be in 0 … {_MAX_ID}, not {value}")
 
 
+@keywords
 @dataclass(frozen=True)
 class Credentials(Reversible):
     """The ids that the program runs with: real, effective and saved alike.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Label, Phase, Register, Step, Test, call
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     KEY_SPEC_SESSION_KEYRING,
     KEYCTL_GET_KEYRING_ID,
@@ -29,6 +30,7 @@ def _switch(part: object, value: object) -> None:
         raise TypeError(f"{type(part).__name__}: enabled must be True or False, not {value!r}")
 
 
+@keywords
 @dataclass(frozen=True)
 class NoNewPrivs(Irreversible):
     """``no_new_privs``: no exec gives the program or a descendant more than it has, whatever the file's bits say.
@@ -67,6 +69,7 @@ class NoNewPrivs(Irreversible):
         )
 
 
+@keywords
 @dataclass(frozen=True)
 class SessionKeyring(Irreversible):
     """A session keyring of its own: keyrings belong to no namespace, so the caller's keys would be there to be read.
@@ -155,6 +158,7 @@ def _all_of_keyctl_refused(serial: Register, done: Label) -> Iterator[Op]:
     yield Test(serial, -errno.ENOSYS, label=done, skip=True)
 
 
+@keywords
 @dataclass(frozen=True)
 class SetIdFiles:
     """Says that the program may leave files on the host that give rights to whoever executes them there.

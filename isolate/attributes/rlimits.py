@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.engine.plan import Buffer, Load, Phase, Step, Test, call
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import Constant
 from isolate.thread.entering import Reversible
 
@@ -44,7 +46,6 @@ _RESOURCES: dict[str, tuple[int, str]] = {
     "rtprio": (14, "priority"),
     "rttime": (15, "µs"),
 }
-_SUFFIXES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _TOP = {"nice": 40, "rtprio": 99}
 # Below this many descriptors the setting up itself could run out of them, so the limit comes later.
 _ROOM = 1024
@@ -52,29 +53,20 @@ _ROOM = 1024
 
 def _value(name: str, value: object) -> int:
     what = f"Rlimits: {name.rstrip('_')}"
-    unit = _RESOURCES[name][1]
+    if value == UNLIMITED or (isinstance(value, str) and value.strip().lower() in checks.UNLIMITED):
+        return UNLIMITED
+    if _RESOURCES[name][1] == "bytes":
+        return checks.size(what, value)
     if isinstance(value, str):
-        if value == "unlimited":
-            return UNLIMITED
-        number, suffix = (value[:-1], value[-1:].upper()) if value[-1:].isalpha() else (value, "")
-        if unit != "bytes" or not (number.isascii() and number.isdigit()) or suffix not in _SUFFIXES:
-            kind = "bytes, a size such as '64M'" if unit == "bytes" else f"an int ({unit})"
-            raise ValueError(f"{what} takes {kind} or 'unlimited', not {value!r}")
-        return _value(name, int(number) * _SUFFIXES[suffix])
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} takes an int, a pair (soft, hard) or 'unlimited', not {value!r}")
-    if value == UNLIMITED:
-        return value
-    top = _TOP.get(name, 2**63 - 1)
-    if not 0 <= value <= top:
-        raise ValueError(f"{what} must be in 0 … {top} ({unit}), not {value}; 'unlimited' is a word of its own")
-    return value
+        raise ValueError(f"{what}: an int ({_RESOURCES[name][1]}) or 'unlimited' is wanted, not {value!r}")
+    return checks.integer(what, value, 0, _TOP.get(name, checks.LARGEST))
 
 
 def _show(value: int) -> str:
     return "unlimited" if value == UNLIMITED else str(value)
 
 
+@keywords
 @dataclass(frozen=True)
 class Rlimits(Reversible):
     """Limits that the kernel keeps for each process by itself; a child starts with a copy.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from isolate.attributes import ordinary
 from isolate.engine.plan import CHILD, Buffer, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDWR, Constant
 from isolate.thread.entering import Reversible
 
@@ -38,13 +39,12 @@ def _int(name: str, value: object, low: int, high: int) -> None:
 def _word(name: str, value: object, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:
-        import difflib
+        from isolate.kernel.checks import nearest
 
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Scheduling: {name} must be one of {', '.join(known)}, not {value!r}{hint}")
+        raise ValueError(f"Scheduling: {name} must be one of {', '.join(known)}, not {value!r}{nearest(value, known)}")
 
 
+@keywords
 @dataclass(frozen=True)
 class Scheduling(Reversible):
     """Scheduling of the program and what it starts.

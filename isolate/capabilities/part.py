@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from isolate.attributes.privileges import NoNewPrivs
 from isolate.capabilities.caps import Cap, SecureBits, bits_words, mask, unmask
 from isolate.errors import IrreversibleError
+from isolate.kernel.checks import keywords
 from isolate.kernel.proc import status
 from isolate.thread.entering import Reversible
 
@@ -31,6 +32,7 @@ def _set(value: object, what: str) -> frozenset[Cap]:
     return frozenset(Cap.parse(cap) for cap in value)  # type: ignore[attr-defined]
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class Capabilities(Reversible):
     """The five sets of capabilities: as a value, and as the part that puts them in force.

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from isolate.cgroups.limit_values import integer, no_nul
+from isolate.kernel import checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,7 +39,7 @@ class Device:
         for name in ("major", "minor"):
             value = getattr(self, name)
             if value is not None:
-                integer(f"device {name}", value, 0, (1 << 20) - 1)
+                checks.integer(f"device {name}", value, 0, (1 << 20) - 1)
         if not self.access or set(self.access) - set("rwm") or len(set(self.access)) != len(self.access):
             raise ValueError(f"device: access is made of r, w and m, each at most once, not {self.access!r}")
         object.__setattr__(self, "access", "".join(a for a in "rwm" if a in self.access))
@@ -61,7 +61,7 @@ def parse(rule: object) -> Device:
         rule = os.fspath(rule)
     if not isinstance(rule, str):
         raise TypeError(f"devices: a Device, 'c 1:3 rw' or a path is wanted, not {rule!r}")
-    no_nul("devices", rule)
+    checks.text("devices", rule)
     if rule.startswith("/"):
         path, _, access = rule.partition(" ")
         try:

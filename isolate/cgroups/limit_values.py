@@ -5,50 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from typing import Final
+
+from isolate.kernel import checks
 
 #: What a size may be: bytes, ``"256M"`` (binary multiples), or ``"max"`` for no limit.
 Size = int | str
-
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
-_LARGEST: Final = (1 << 63) - 1
-
-
-def integer(name: str, value: object, low: int, high: int) -> int:
-    """An int within a range. bool is refused: ``pids=True`` is a mistake."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: an int is wanted, not {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} is not within {low} … {high}")
-    return value
-
-
-def number(name: str, value: object, low: float, high: float) -> float:
-    """A finite number within a range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: a number is wanted, not {value!r}")
-    if not low <= value <= high:  # false for NaN, too
-        raise ValueError(f"{name}: {value} is not within {low} … {high}")
-    return float(value)
-
-
-def size(name: str, value: object, *, low: int = 0) -> int | None:
-    """Bytes; None for ``"max"``, which means no limit."""
-    if isinstance(value, str):
-        text = value.strip()
-        if text == "max":
-            return None
-        digits = text.upper().removesuffix("IB") if text.upper().endswith("IB") else text.upper().removesuffix("B")
-        unit = digits[-1:] if digits[-1:].isalpha() else ""
-        if unit not in _UNITS:
-            raise ValueError(f"{name}: {value!r} is no size; write bytes, or K, M, G, T behind a number, or 'max'")
-        body = digits[: len(digits) - len(unit)].strip()
-        whole, _, part = body.partition(".")
-        if not whole.isascii() or not whole.isdigit() or (part and not (part.isascii() and part.isdigit())):
-            raise ValueError(f"{name}: {value!r} is no size; write bytes, or K, M, G, T behind a number, or 'max'")
-        scale = _UNITS[unit]
-        value = int(whole) * scale + (int(part) * scale // 10 ** len(part) if part else 0)
-    return integer(name, value, low, _LARGEST)
 
 
 def parse_list(name: str, text: str) -> frozenset[int]:
@@ -85,22 +46,10 @@ def number_set(name: str, value: str | Iterable[int] | int) -> str:
     if isinstance(value, str):
         numbers = parse_list(name, value)
     else:
-        numbers = frozenset(integer(name, n, 0, (1 << 16) - 1) for n in value)
+        numbers = frozenset(checks.integer(name, n, 0, (1 << 16) - 1) for n in value)
     if not numbers:
         raise ValueError(f"{name}: an empty set leaves nothing to run on")
     return format_list(numbers)
-
-
-def known(name: str, key: str, names: Iterable[str]) -> str:
-    """``key`` if it is one of ``names``, else ValueError with the nearest."""
-    names = tuple(names)
-    if key in names:
-        return key
-    from difflib import get_close_matches
-
-    near = get_close_matches(str(key), names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
-    raise ValueError(f"{name}: unknown {key!r}{hint}")
 
 
 def mapping(name: str, value: object) -> Mapping[object, object]:
@@ -108,13 +57,6 @@ def mapping(name: str, value: object) -> Mapping[object, object]:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name}: a mapping is wanted, not {value!r}")
     return value
-
-
-def no_nul(name: str, text: str) -> str:
-    """A string that the kernel can be given."""
-    if "\0" in text or "\n" in text:
-        raise ValueError(f"{name}: {text!r} holds a NUL or a line break")
-    return text
 
 
 def is_device_number(text: str) -> bool:

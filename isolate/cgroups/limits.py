@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from isolate.cgroups.values import LimitValues
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Limits"]
 
 
+@keywords
 @dataclass(frozen=True)
 class Limits(LimitValues):
     """A fresh cgroup per child: limits, accounting, and a name for why it ended.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from isolate.cgroups import devices as _devices
-from isolate.cgroups.limit_values import Size, integer, known, mapping, no_nul, number, number_set, size
+from isolate.cgroups.limit_values import Size, mapping, number_set
+from isolate.kernel import checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -67,12 +68,12 @@ class LimitValues:
         for name, low in (("memory", _MEMORY), ("swap", 0), ("memory_high", 0), ("memory_low", 0), ("memory_min", 0)):
             value = getattr(self, name)
             if value is not None:
-                found = size(name, value, low=low)
+                found = checks.limit(name, value, low)
                 put(self, name, "max" if found is None else found)
         if self.pids is not None and self.pids != "max":
-            integer("pids", self.pids, 1, _PIDS)
-        if self.oom_group is not None and not isinstance(self.oom_group, bool):
-            raise TypeError(f"oom_group: True, False or None is wanted, not {self.oom_group!r}")
+            checks.integer("pids", self.pids, 1, _PIDS)
+        if self.oom_group is not None:
+            checks.flag("oom_group", self.oom_group)
         self._check_memory()
         self._check_cpu()
         for name in ("cpus", "mems"):
@@ -81,28 +82,28 @@ class LimitValues:
                 put(self, name, number_set(name, value))
         for name in ("cpu_weight", "io_weight"):
             if getattr(self, name) is not None:
-                integer(name, getattr(self, name), 1, 10_000)
+                checks.integer(name, getattr(self, name), 1, 10_000)
         if self.io is not None:
             put(self, "io", _io(self.io))
         if self.hugetlb is not None:
             put(self, "hugetlb", _sizes("hugetlb", self.hugetlb, _page_size))
         if self.misc is not None:
-            put(self, "misc", _sizes("misc", self.misc, lambda key: no_nul("misc", key)))
+            put(self, "misc", _sizes("misc", self.misc, lambda key: checks.text("misc", key)))
         if self.rdma is not None:
             put(self, "rdma", _rdma(self.rdma))
         if self.devices is not None:
             put(self, "devices", _devices.parse_all(self.devices))
         if self.net_class is not None:
-            integer("net_class", self.net_class, 1, (1 << 32) - 1)
+            checks.integer("net_class", self.net_class, 1, (1 << 32) - 1)
         if self.net_prio is not None:
             items = _pairs("net_prio", self.net_prio)
             put(
                 self,
                 "net_prio",
-                tuple((no_nul("net_prio", str(k)), integer("net_prio", v, 0, 1 << 31)) for k, v in items),
+                tuple((checks.text("net_prio", str(k)), checks.integer("net_prio", v, 0, 1 << 31)) for k, v in items),
             )
         if isinstance(self.parent, (str, os.PathLike)):
-            path = no_nul("parent", os.fspath(self.parent))
+            path = checks.text("parent", os.fspath(self.parent))
             if not os.path.isabs(path):
                 raise ValueError(f"parent: {path!r} is not an absolute path")
             put(self, "parent", path)
@@ -119,9 +120,11 @@ class LimitValues:
                 raise ValueError(f"{below}: {a} is above {above} ({b})")
 
     def _check_cpu(self) -> None:
-        object.__setattr__(self, "cpu_period", number("cpu_period", self.cpu_period, _SHORTEST / 1e6, _LONGEST / 1e6))
+        object.__setattr__(
+            self, "cpu_period", checks.number("cpu_period", self.cpu_period, _SHORTEST / 1e6, _LONGEST / 1e6)
+        )
         if self.cpu is not None:
-            object.__setattr__(self, "cpu", number("cpu", self.cpu, 0.001, 65536.0))
+            object.__setattr__(self, "cpu", checks.number("cpu", self.cpu, 0.001, 65536.0))
             if self.quota < _SHORTEST:
                 raise ValueError(
                     f"cpu: {self.cpu} of a period of {self.cpu_period} s is {self.quota} µs; the kernel's least is "
@@ -130,7 +133,7 @@ class LimitValues:
         if self.cpu_burst is not None:
             if self.cpu is None:
                 raise ValueError("cpu_burst: there is nothing to save up without cpu")
-            number("cpu_burst", self.cpu_burst, 0, self.quota / 1e6)
+            checks.number("cpu_burst", self.cpu_burst, 0, self.quota / 1e6)
 
     @property
     def quota(self) -> int:
@@ -160,11 +163,11 @@ def _pairs(name: str, value: object) -> list[tuple[Any, Any]]:
 def _io(value: object) -> tuple[tuple[str, tuple[tuple[str, int | None], ...]], ...]:
     found = []
     for path, rates in _pairs("io", value):
-        where = no_nul("io", os.fspath(path))
+        where = checks.text("io", os.fspath(path))
         limits = []
         for key, rate in _pairs(f"io[{where!r}]", rates):
-            known(f"io[{where!r}]", key, _IO_KEYS)
-            limits.append((key, size(f"io[{where!r}].{key}", rate, low=1) if rate is not None else None))
+            checks.choice(f"io[{where!r}]", key, _IO_KEYS)
+            limits.append((key, checks.limit(f"io[{where!r}].{key}", rate, 1) if rate is not None else None))
         if not limits:
             raise ValueError(f"io[{where!r}]: says nothing; known: {', '.join(_IO_KEYS)}")
         found.append((where, tuple(limits)))
@@ -173,7 +176,7 @@ def _io(value: object) -> tuple[tuple[str, tuple[tuple[str, int | None], ...]], 
 
 def _page_size(key: object) -> str:
     """``2MB``, as the kernel names the files."""
-    found = size("hugetlb", key, low=4096)
+    found = checks.limit("hugetlb", key, 4096)
     if found is None or found & (found - 1):
         raise ValueError(f"hugetlb: {key!r} is no page size")
     for unit, scale in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)):
@@ -183,15 +186,18 @@ def _page_size(key: object) -> str:
 
 
 def _sizes(name: str, value: object, key_of: Any) -> tuple[tuple[str, int | None], ...]:
-    return tuple((key_of(k), size(f"{name}[{k!r}]", v)) for k, v in _pairs(name, value))
+    return tuple((key_of(k), checks.limit(f"{name}[{k!r}]", v)) for k, v in _pairs(name, value))
 
 
 def _rdma(value: object) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
     found = []
     for device, limits in _pairs("rdma", value):
         entries = tuple(
-            (known(f"rdma[{device!r}]", k, _RDMA_KEYS), integer(f"rdma[{device!r}].{k}", v, 0, (1 << 31) - 1))
+            (
+                checks.choice(f"rdma[{device!r}]", k, _RDMA_KEYS),
+                checks.integer(f"rdma[{device!r}].{k}", v, 0, (1 << 31) - 1),
+            )
             for k, v in _pairs(f"rdma[{device!r}]", limits)
         )
-        found.append((no_nul("rdma", str(device)), entries))
+        found.append((checks.text("rdma", str(device)), entries))
     return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isolate.kernel.sizes import size as parse_size
+from isolate.kernel import checks
 
 __all__ = ["Bounds"]
 
@@ -32,9 +32,9 @@ class Bounds:
     ratio: int | None = None
 
     def __post_init__(self) -> None:
-        parse_size(self.bytes, "Bounds: bytes", smallest=1)
+        checks.size("Bounds: bytes", self.bytes, 1)
         if self.file is not None:
-            parse_size(self.file, "Bounds: file", smallest=1)
+            checks.size("Bounds: file", self.file, 1)
         for name in ("entries", "ratio"):
             value = getattr(self, name)
             if value is None and name == "ratio":
@@ -46,5 +46,5 @@ class Bounds:
 
     def limits(self) -> tuple[int, int, int, int]:
         """Bytes, entries, bytes of a file, and the ratio (0: none), as numbers."""
-        whole = parse_size(self.bytes)
-        return whole, self.entries, whole if self.file is None else parse_size(self.file), self.ratio or 0
+        whole = checks.size("size", self.bytes)
+        return whole, self.entries, whole if self.file is None else checks.size("size", self.file), self.ratio or 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
+
+from isolate.kernel.checks import nearest
 
 __all__ = ["Config", "Health"]
 
@@ -108,8 +109,7 @@ class Config:
     ) -> None:
         if unknown:
             name = next(iter(unknown))
-            near = difflib.get_close_matches(name, [field.name for field in fields(Config)], n=1)
-            raise TypeError(f"Config has no {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise TypeError(f"Config has no {name!r}{nearest(name, [field.name for field in fields(Config)])}")
         if isinstance(user, int) and not isinstance(user, bool):
             user = str(user)
         if health is not None and not isinstance(health, Health):

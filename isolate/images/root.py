@@ -12,9 +12,10 @@ from isolate.images.given import Given
 from isolate.images.image import Image
 from isolate.images.store import Store
 from isolate.images.upper import Upper
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.kernel.sizes import size as parse_size
 from isolate.mounts import owners
 from isolate.mounts.building import STATX_DEV, STATX_INO, STATX_SIZE, TARGET_HINTS, attributes, clone, move_to, stat
 from isolate.mounts.overlay import MAX_LAYERS
@@ -44,6 +45,7 @@ _LAYER_HINTS = {
 }
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class ImageRoot(Shown):
     """The layers of an image as one tree, at ``target``: the root, as a rule.
@@ -87,7 +89,7 @@ class ImageRoot(Shown):
             raise ConflictError("ImageRoot: writable and read_only contradict one another")
         if len(self.image.diffids) > MAX_LAYERS:
             raise ConflictError(f"ImageRoot: the kernel stacks {MAX_LAYERS} layers, not {len(self.image.diffids)}")
-        parse_size(self.size, "ImageRoot: size", smallest=PAGE)
+        checks.size("ImageRoot: size", self.size, PAGE)
         if self.inodes is not None:
             check_inodes(self.inodes)
         if self.writable is not None:

@@ -21,6 +21,7 @@ __all__ = [
     "inside",
     "integer",
     "keywords",
+    "limit",
     "nearest",
     "number",
     "of_type",
@@ -43,7 +44,9 @@ def nearest(word: object, known: Iterable[str]) -> str:
 
     words = list(known)
     folded = {each.lower(): each for each in words}
-    near = difflib.get_close_matches(str(word).lower(), list(folded), n=1)
+    wanted = str(word).lower()
+    begun = [each for each in folded if len(wanted) > 2 and each.startswith(wanted)]  # mem, of memory
+    near = begun[:1] or difflib.get_close_matches(wanted, list(folded), n=1)
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
@@ -94,7 +97,8 @@ def size(name: str, value: object, low: int = 0, high: int = LARGEST) -> int:
         found = value
     if not low <= found <= high:
         most = "" if high == LARGEST else f" and at most {high}"
-        raise ValueError(f"{name}: at least {low}{most} bytes are wanted, not {value!r}")
+        hint = f"; did you mean '{value}M'?" if isinstance(value, int) and 0 < value < low <= value << 20 else ""
+        raise ValueError(f"{name}: at least {low}{most} bytes are wanted, not {value!r}{hint}")
     return found
 
 

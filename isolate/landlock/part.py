@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from isolate.attributes.privileges import NoNewPrivs
 from isolate.errors import ConflictError, UnsupportedError
-from isolate.kernel.checks import nearest
+from isolate.kernel.checks import keywords, nearest
 from isolate.landlock.rights import READ, WRITE, FsAccess, LandlockScope, PathRule, access_of, rights_in_words, shown
 from isolate.thread.entering import Irreversible
 
@@ -52,6 +52,7 @@ def _ports(name: str, ports: object) -> tuple[int, ...]:
     return found
 
 
+@keywords
 @dataclass(frozen=True, init=False, repr=False)
 class Landlock(Irreversible):
     """What the program may reach; the rest is denied (EACCES, EXDEV for links and renames, EPERM for scopes).

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.engine.beneath import check_beneath
 from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -105,6 +106,7 @@ def access_of(given: object) -> FsAccess:
     return rights
 
 
+@keywords
 @dataclass(frozen=True)
 class PathRule:
     """Rights on a file, or on a directory with everything beneath it.

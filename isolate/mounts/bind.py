@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Split, Step, Store, Test, call
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     AT_FDCWD,
     MOUNT_ATTR__ATIME,
@@ -80,6 +81,7 @@ def descriptor_of(value: object) -> int | None:
     return None if fileno is None else int(fileno())
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Bind(Shown, ReversibleMount):
     """Show a file or directory of the host at ``target`` (where the host has it, unless given).

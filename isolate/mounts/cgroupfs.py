@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Phase, Register, Step, call
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import ENODEV, EPERM, TARGET_HINTS, new_file_system
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["CgroupFs"]
 
 
+@keywords
 @dataclass(frozen=True)
 class CgroupFs:
     """The v2 hierarchy, read-only, from the sandbox's own group downwards (cgroup_namespaces(7)).

@@ -6,6 +6,8 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import EACH, KEPT, Buffer, Load, Op, Phase, Register, Split, Step, Target, Test, call
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     AT_FDCWD,
     MOUNT_ATTR_NODEV,
@@ -18,7 +20,6 @@ from isolate.kernel.constants import (
     S_IFMT,
 )
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import (
     EINVAL,
     ENODEV,
@@ -52,6 +53,7 @@ LINKS = {"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/sel
 PTYS = 1024
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Dev(Shown):
     """A /dev of its own: null, zero, full, random, urandom, tty; fd, stdin, stdout, stderr; pts and ptmx; shm.
@@ -80,7 +82,7 @@ class Dev(Shown):
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", inside(self.target, "Dev: target"))
         if self.shm is not None:
-            parse_size(self.shm, "Dev: shm", smallest=PAGE)
+            checks.size("Dev: shm", self.shm, PAGE)
 
     @property
     def place(self) -> bytes:

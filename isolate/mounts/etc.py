@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from isolate.attributes.credentials import Credentials
 from isolate.engine.plan import Op, Register, call
+from isolate.kernel.checks import keywords
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import CREATE
 from isolate.mounts.files import File
@@ -25,6 +26,7 @@ __all__ = ["Etc"]
 _NOBODY = 65534
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Etc(Shown):
     """``passwd``, ``group``, ``hosts`` and ``nsswitch.conf`` for the ids and the host name inside, in ``target``.

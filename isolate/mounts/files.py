@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Phase, Register, Step, Target, call
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import (
@@ -40,6 +41,7 @@ READ_ONLY_HINTS = {
 }
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class File(Shown):
     """A file with these bytes at ``target``, as a mount of its own: what lies below is covered and not changed.
@@ -112,6 +114,7 @@ class File(Shown):
         )
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Dir(Shown):
     """A directory at ``target``, made with ``mode`` if it is not there; one that is there stays as it is.
@@ -145,6 +148,7 @@ class Dir(Shown):
         )
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Symlink(Shown):
     """A symbolic link at ``target`` that says ``to``, which may be relative and need not exist.
@@ -193,6 +197,7 @@ class Symlink(Shown):
         )
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Mask(Shown):
     """Cover what is at ``target``: a directory looks empty, a file is empty, both are read-only.
@@ -224,6 +229,7 @@ class Mask(Shown):
         yield Step(Phase.ROOT, f"cover {text(path)}", tuple(ops), path=path, hints=MASK_HINTS, template=split)
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class ReadOnly(Shown):
     """Make what is at ``target`` read-only from here on, with the mounts below unless ``recursive=False``.

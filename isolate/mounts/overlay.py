@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
 from isolate.engine.plan import Argument, Phase, Register, Step, call
 from isolate.errors import ConflictError
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     AT_FDCWD,
     O_CLOEXEC,
     O_PATH,
 )
 from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
-from isolate.kernel.sizes import size as parse_size
 from isolate.mounts import owners
 from isolate.mounts.bind import Source, by_name, check_idmap, descriptor_of
 from isolate.mounts.building import (
@@ -41,6 +42,7 @@ __all__ = ["Overlay"]
 MAX_LAYERS = 500  # OVL_MAX_STACK
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Overlay(Shown, ReversibleMount):
     """The directories ``lower``, the uppermost first, with what is written kept apart from them, at ``target``.
@@ -127,7 +129,7 @@ class Overlay(Shown, ReversibleMount):
             )
         if not isinstance(self.redirects, bool):
             raise TypeError(f"Overlay: redirects must be True or False, not {self.redirects!r}")
-        parse_size(self.size, "Overlay: size", smallest=PAGE)
+        checks.size("Overlay: size", self.size, PAGE)
         if self.inodes is not None:
             check_inodes(self.inodes)
 

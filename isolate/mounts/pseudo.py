@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from isolate.engine.plan import EACH, Buffer, Label, Load, Op, Phase, Register, Step, Test, call
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
@@ -115,6 +116,7 @@ def freezes(building: Building, fs: Register, paths: Iterable[str], magic: int) 
         yield end
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Proc(Shown):
     """A procfs of the sandbox's own pid namespace (which it brings), at ``target``.
@@ -190,6 +192,7 @@ class Proc(Shown):
         yield Step(Phase.ROOT, words, (*frozen, call("close", fs)), path=path, hints=TARGET_HINTS, template=EACH)
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Sys(Shown):
     """A sysfs, read-only, at ``target``. ``masked`` paths in it are covered where they exist.
@@ -262,6 +265,7 @@ def _host_sys(fs: Register) -> Step:
     )
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Mqueue(Shown):
     """The POSIX message queues of the sandbox's own IPC namespace (which it brings), as files (mq_overview(7)).

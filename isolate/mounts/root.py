@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from isolate.engine.beneath import O_DIRECTORY
 from isolate.engine.plan import KEPT, Buffer, Label, Load, Op, Part, Phase, Register, Split, Step, Test, call
 from isolate.errors import ConflictError
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -20,7 +22,6 @@ from isolate.kernel.constants import (
     O_PATH,
     Constant,
 )
-from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import (
     EBUSY,
     EINVAL,
@@ -61,6 +62,7 @@ def _way(entry: object) -> int:
     return os.fsencode(place).count(b"/") if isinstance(place, (str, bytes, os.PathLike)) else 0
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class Root(Irreversible):
     """A root file system made of ``entries``, in their order; it brings a mount namespace of its own.
@@ -104,7 +106,7 @@ class Root(Irreversible):
                 elif isinstance(entry, (list, tuple, set)):
                     hint = "; entries are given one by one: Root(*entries)"
                 raise TypeError(f"Root: not an entry: {entry!r}{hint}")
-        parse_size(size, "Root: size", smallest=4096)
+        checks.size("Root: size", size, 4096)
         check_inodes(inodes)
         check_mode(mode)
         for index, entry in enumerate(entries):
@@ -200,7 +202,7 @@ class Root(Irreversible):
             # Nobody ever writes there but the entries.
             building.own = b"root"
             flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
-            room = parse_size(self.size)
+            room = checks.size("size", self.size)
             first.append(
                 building.directory("the root", b"root", building.root, flags, room=room, inodes=inodes, mode=self.mode)
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
+from isolate.kernel import checks
 from isolate.kernel.constants import (
     AT_EMPTY_PATH,
     FSCONFIG_CMD_CREATE,
@@ -29,7 +30,6 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.kernel.paths import text
-from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import (
     EBADF,
     EBUSY,
@@ -133,7 +133,7 @@ class Stacking:
     def _memory(
         self, building: Building, memory: Register, first: Register | None, directories: list[tuple[bytes, Register]]
     ) -> Step:
-        limit = pages(parse_size(self.size))
+        limit = pages(checks.size("size", self.size))
         inodes = self.inodes or default_inodes(limit)
         options = [(b"size", b"%d" % limit), (b"nr_inodes", b"%d" % inodes), (b"mode", b"0700")]
         buffer = Buffer(STATX_SIZE, "stat")

@@ -6,9 +6,10 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import EACH, Phase, Register, Step, call
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.kernel.sizes import size as parse_size
 from isolate.mounts.building import EINVAL, ENODEV, EPERM, TARGET_HINTS, new_file_system
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
@@ -59,6 +60,7 @@ def default_inodes(size: int) -> int:
     return min(max(size // PAGE, 64), 1 << 20)
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Tmpfs(Shown, ReversibleMount):
     """An empty, writable file system in memory at ``target``, gone with the sandbox.
@@ -92,7 +94,7 @@ class Tmpfs(Shown, ReversibleMount):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", inside(self.target))
-        parse_size(self.size, "Tmpfs: size", smallest=PAGE)
+        checks.size("Tmpfs: size", self.size, PAGE)
         check_mode(self.mode)
         if self.inodes is not None:
             check_inodes(self.inodes)
@@ -105,7 +107,7 @@ class Tmpfs(Shown, ReversibleMount):
     def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
         """A new tmpfs, attached nowhere yet."""
         fs = Register("tmpfs")
-        limit = pages(parse_size(self.size))
+        limit = pages(checks.size("size", self.size))
         inodes = self.inodes or default_inodes(limit)
         options = [(b"size", b"%d" % limit), (b"nr_inodes", b"%d" % inodes), (b"mode", b"%o" % self.mode)]
         flags: Constant = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV

@@ -30,6 +30,7 @@ from isolate.engine.plan import (
     call,
 )
 from isolate.errors import ConflictError
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     AT_FDCWD,
     CLONE_NEWCGROUP,
@@ -139,6 +140,7 @@ class _Namespace(Handle):
         )
 
 
+@keywords
 @dataclass(frozen=True, kw_only=True)
 class UserNamespace(_Namespace, Irreversible):
     """A user namespace: ids and capabilities of its own (user_namespaces(7)).
@@ -362,6 +364,7 @@ def _forbid_nested(filtered: bool) -> Step:
     )  # fmt: skip
 
 
+@keywords
 @dataclass(frozen=True, kw_only=True)
 class MountNamespace(_Namespace, Reversible):
     """A mount table of its own (mount_namespaces(7)); the host's never changes.
@@ -418,6 +421,7 @@ class MountNamespace(_Namespace, Reversible):
             )
 
 
+@keywords
 @dataclass(frozen=True, kw_only=True)
 class PidNamespace(_Namespace, Reversible):
     """Process ids of its own (pid_namespaces(7)): nothing outside can be seen or signalled, all inside die together.
@@ -447,6 +451,7 @@ class PidNamespace(_Namespace, Reversible):
             raise ConflictError("PidNamespace: one that is joined has its PID 1 already, so init=False cannot be")
 
 
+@keywords
 @dataclass(frozen=True, kw_only=True)
 class NetNamespace(_Namespace, Reversible):
     """A network of its own (network_namespaces(7)): only loopback, which is up unless ``loopback=False``.
@@ -505,6 +510,7 @@ def _socket(*, loopback: bool, namespace: Register | None = None) -> list[Op]:
     return [*ops, call("close", fd)]
 
 
+@keywords
 @dataclass(frozen=True, kw_only=True)
 class IpcNamespace(_Namespace, Reversible):
     """System V IPC and POSIX message queues of its own (ipc_namespaces(7)).
@@ -522,6 +528,7 @@ class IpcNamespace(_Namespace, Reversible):
     flag: ClassVar[Constant] = CLONE_NEWIPC
 
 
+@keywords
 @dataclass(frozen=True, kw_only=True)
 class UtsNamespace(_Namespace, Reversible):
     """A host name and domain name of its own (uts_namespaces(7)); those not given are the host's.
@@ -562,6 +569,7 @@ class UtsNamespace(_Namespace, Reversible):
                 yield Step(Phase.SYSTEM, f"{name} {value}", (call(f"set{name}", data, len(data)),))
 
 
+@keywords
 @dataclass(frozen=True, kw_only=True)
 class CgroupNamespace(_Namespace, Reversible):
     """A view of the cgroup tree whose root is the sandbox's own group (cgroup_namespaces(7)).
@@ -588,6 +596,7 @@ class CgroupNamespace(_Namespace, Reversible):
             yield Step(Phase.NAMESPACES, text, (call("unshare", self.flag),))
 
 
+@keywords
 @dataclass(frozen=True, kw_only=True)
 class TimeNamespace(_Namespace, Reversible):
     """Monotonic and boot-time clocks with an offset (time_namespaces(7), Linux 5.6).

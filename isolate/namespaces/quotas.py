@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Label, Op, Phase, Register, Step, call
+from isolate.kernel.checks import nearest
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_WRONLY
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def checked(given: object) -> tuple[tuple[str, int], ...] | None:
     known = (*WATCHING, *NAMESPACES)
     for name, value in pairs:
         if name not in known:
-            near = difflib.get_close_matches(str(name).removeprefix("max_"), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = nearest(str(name).removeprefix("max_"), known)
             hint = "; nested=True allows user namespaces inside" if name == "user_namespaces" else hint
             raise ValueError(f"UserNamespace: quotas are of {', '.join(known)}, not of {name!r}{hint}")
         if isinstance(value, bool) or not isinstance(value, int):

@@ -11,8 +11,9 @@ from isolate.engine.handing import Handing
 from isolate.engine.ops import Label, Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_WRONLY, Constant
-from isolate.kernel.sizes import size
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
 from isolate.network import link, resolv
@@ -33,6 +34,7 @@ _HINTS = {
 }
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class Interface:
     """A place in a :class:`Network`: a device inside, with addresses of it. Any number of them, of one or more
@@ -101,7 +103,7 @@ class Interface:
             "publish": publications(publish),
             "egress": egress,
             "rate": _rate(rate),
-            "burst": None if burst is None else size(burst, "Interface: burst", smallest=1600),
+            "burst": None if burst is None else checks.size("Interface: burst", burst, 1600),
             "mac": _mac(mac),
             "mtu": _mtu(mtu, network),
             "device": _device(device),

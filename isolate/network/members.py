@@ -101,11 +101,9 @@ class Members:
         """
         found = self._by_name.get(host_name(name))
         if not found:
-            import difflib
+            from isolate.kernel.checks import nearest
 
-            near = difflib.get_close_matches(name, self._by_name, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"no member of the network is named {name!r}{hint}")
+            raise ValueError(f"no member of the network is named {name!r}{nearest(name, self._by_name)}")
         return found[0]
 
     def add(self, wish: Wish) -> Member:

@@ -10,6 +10,7 @@ from isolate.engine.handing import Handing
 from isolate.engine.ops import Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import Constant
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Userspace"]
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class Userspace:
     """A way out for one sandbox that needs no privileges: pasta, or slirp4netns where that is what is installed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from isolate.kernel.sizes import size
+from isolate.kernel import checks
 from isolate.network.capture import Capture
 from isolate.network.impair import Impaired
 from isolate.network.sockets import make
@@ -69,7 +69,7 @@ class Watching:
 
         :raises OSError: the file cannot be written.
         """
-        largest = size(limit, "capture: limit", smallest=4096)
+        largest = checks.size("capture: limit", limit, 4096)
         if isinstance(snap, bool) or not isinstance(snap, int) or not 64 <= snap <= 1 << 18:
             raise ValueError(f"capture: snap must be from 64 to 262144 bytes, not {snap!r}")
         plug = self._plug(name)

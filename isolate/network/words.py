@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.errors import ConflictError
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -109,6 +110,7 @@ def _protocol(text: str, what: str) -> tuple[str, str]:
     return rest, word
 
 
+@keywords
 @dataclass(frozen=True)
 class Publish:
     """A port of the host's that leads to a port of a member.
@@ -176,6 +178,7 @@ def publications(value: PublishLike) -> tuple[Publish, ...]:
     return tuple(found)
 
 
+@keywords
 @dataclass(frozen=True)
 class Reach:
     """Something that may be reached: a member by its name or addresses, ports of a protocol; None is every one."""
@@ -212,6 +215,7 @@ def _reach(text: object) -> Reach:
     return Reach(net, found, protocol if found else None)
 
 
+@keywords
 @dataclass(frozen=True)
 class Egress:
     """What an interface may open connections to; everything else is refused. Answers to others' connections pass.

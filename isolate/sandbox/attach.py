@@ -314,11 +314,10 @@ def attach(process: int | Process) -> Attached:
 def _kind(word: str) -> str:
     name = "mnt" if word == "mount" else word
     if name not in _KINDS or word == "mnt":
-        import difflib
+        from isolate.kernel.checks import nearest
 
         words = [kind.replace("mnt", "mount") for kind in _KINDS]
-        near = difflib.get_close_matches(word, words, n=1)
-        raise ValueError(f"no kind of namespace is named {word!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise ValueError(f"no kind of namespace is named {word!r}{nearest(word, words)}")
     return name
 
 

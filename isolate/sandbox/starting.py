@@ -6,7 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
-from isolate.kernel.sizes import size
+from isolate.kernel import checks
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.capture import Capture, Text, keeping
 from isolate.sandbox.streams import PIPE
@@ -131,7 +131,7 @@ class Start:
         self.ends_at: float | None
         self.timeout, self.ends_at = _timeout(timeout)
         self.cpu_time: float | None = seconds(cpu_time, "cpu_time")
-        self.max_output: int | None = None if max_output is None else size(max_output, "max_output")
+        self.max_output: int | None = None if max_output is None else checks.size("max_output", max_output)
         self.keep: str | None = keeping(keep)
         self.text: Text | None = Text(encoding, errors) if text or encoding is not None or errors is not None else None
         wanted = [stdin, stdout, stderr]

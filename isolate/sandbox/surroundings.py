@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.kernel.checks import keywords
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Surroundings"]
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class Surroundings:
     """Defaults for every program that a sandbox starts, as a container image has them.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from isolate.attributes.credentials import Credentials
 from isolate.engine.native import call
 from isolate.errors import SetupError
+from isolate.kernel import checks
 from isolate.kernel.paths import inside
-from isolate.kernel.sizes import size as parse_size
 from isolate.kernel.syscalls import number
 from isolate.mounts.bind import Bind
 from isolate.namespaces.ids import IdMap, is_host_root
@@ -95,7 +95,7 @@ class Workspace(WithFiles):
             raise ValueError(f"Workspace: hold must be 'auto', 'memory' or 'measured', not {hold!r}")
         if hold == "memory" and path is not None:
             raise ValueError("Workspace: a path is a directory of some file system; hold='memory' needs none")
-        self.size: int = parse_size(size, "Workspace: size", smallest=4096)
+        self.size: int = checks.size("Workspace: size", size, 4096)
         self.files: int = _count(files)
         self.target: str = os.fsdecode(inside(target, "Workspace: target"))
         self.path: str | None = None

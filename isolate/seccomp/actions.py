@@ -145,10 +145,9 @@ def _errno_number(number: int | str) -> int:
     if isinstance(number, str):
         value = getattr(_errno, number, None)
         if not number.startswith("E") or not isinstance(value, int):
-            import difflib
+            from isolate.kernel.checks import nearest
 
-            near = difflib.get_close_matches(number, list(_errno.errorcode.values()), n=1)
-            raise ValueError(f"no errno is named {number!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"no errno is named {number!r}{nearest(number, _errno.errorcode.values())}")
         return value
     return number
 

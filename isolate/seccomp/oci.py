@@ -277,11 +277,9 @@ def _argument(compare: Compare) -> dict[str, Any]:
 def _known(entry: Mapping[str, Any], fields: set[str], where: str) -> None:
     for key in entry:
         if key not in fields:
-            import difflib
+            from isolate.kernel.checks import nearest
 
-            near = difflib.get_close_matches(str(key), sorted(fields), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where} has the unknown field {key!r}{hint}")
+            raise ValueError(f"{where} has the unknown field {key!r}{nearest(key, sorted(fields))}")
 
 
 def _list(entry: Mapping[str, Any], key: str, where: str) -> list[Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from isolate.kernel import syscalls
+from isolate.kernel.checks import keywords
 from isolate.thread.entering import Irreversible
 
 from .actions import Action
@@ -26,6 +27,7 @@ SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 
 
+@keywords
 @dataclass(frozen=True, init=False, repr=False)
 class Seccomp(Irreversible):
     """Which system calls a program may make, with which arguments, and what happens at the others.

@@ -137,10 +137,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for name in mark.args:
             known = _abilities()
             if name not in known:
-                import difflib
+                from isolate.kernel.checks import nearest
 
-                near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+                hint = nearest(name, known) or f"; there are {', '.join(known)}"
                 raise pytest.UsageError(f"{_MARK}: no ability is named {name!r}{hint}")
             if not known[name].ok:
                 found = known[name]

@@ -62,7 +62,7 @@ def test_sizes(count: int, suffix: tuple[str, int]) -> None:
     "wrong",
     [
         {"nofile": -1}, {"nofile": 2**63}, {"nofile": "64K"}, {"as_": "64X"}, {"as_": "-1M"}, {"as_": ""},
-        {"as_": "1.5G"}, {"nice": 41}, {"rtprio": 100}, {"cpu": (1, 2, 3)}, {"cpu": ()}, {"as_": "4M\0"},
+        {"nice": 41}, {"rtprio": 100}, {"cpu": (1, 2, 3)}, {"cpu": ()}, {"as_": "4M\0"},
         {"as_": "²M"}, {"as_": "99999999999T"},
     ],
     ids=str,

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from isolate.cgroups import Device, Limits
 from isolate.cgroups.hierarchy import Hierarchy, Host
-from isolate.cgroups.limit_values import format_list, parse_list, size
+from isolate.cgroups.limit_values import format_list, parse_list
 from isolate.cgroups.settings import settings
 from isolate.errors import UnsupportedError
+from isolate.kernel.checks import limit
 
 _CONTROLLERS = frozenset({"cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc"})
 HOST2 = Host((Hierarchy(2, _CONTROLLERS, "/x", "/x", False),))
@@ -37,13 +38,13 @@ def files(limits: Limits, host: Host) -> dict[str, tuple[bytes, bytes | None]]:
      (" 7 k ", 7168), ("max", None), (123, 123), ("1T", 1 << 40)],
 )  # fmt: skip
 def test_sizes(text: int | str, value: int | None) -> None:
-    assert size("x", text) == value
+    assert limit("x", text) == value
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1", "1X", "1.M5", "1..5M", "٣M", "1 2", "0x10", -1, 1 << 63, "1\x00"])
 def test_bad_sizes(text: int | str) -> None:
     with pytest.raises(ValueError, match=r"^x: "):
-        size("x", text)
+        limit("x", text)
 
 
 @given(st.sets(st.integers(0, 300), min_size=1))

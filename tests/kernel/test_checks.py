@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import isolate
+from isolate.attributes import rlimits
 from isolate.kernel import checks
 
 FORM = re.compile(r"^[\w.() ]+: .+ (is|are) wanted, not .+")
@@ -103,3 +107,118 @@ def test_keywords() -> None:
         Limits(memory=-1)
     with pytest.raises(TypeError, match="positional"):
         Limits(1, 2, 3)  # type: ignore[call-arg]
+
+
+# ---- sizes as they are written -----------------------------------------------------------------------------------
+
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
+
+
+@given(st.integers(0, 1 << 20), st.sampled_from(sorted(UNITS)), st.sampled_from(["", "B", "iB"]), st.booleans())
+def test_size_as_written(number: int, unit: str, ending: str, lower: bool) -> None:
+    if not unit and ending == "iB":
+        ending = "B"
+    text = f"{number}{unit}{ending}"
+    expected = number << UNITS[unit]
+    if expected > checks.LARGEST:
+        with pytest.raises(ValueError):
+            checks.size("x", text)
+    else:
+        assert checks.size("x", text.lower() if lower else text) == expected
+
+
+@given(st.integers())
+def test_size_as_int(number: int) -> None:
+    if 0 <= number <= checks.LARGEST:
+        assert checks.size("x", number) == number
+    else:
+        with pytest.raises(ValueError, match="bytes are wanted"):
+            checks.size("x", number)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_size_or_refused(text: str) -> None:
+    try:
+        number = checks.size("x", text)
+    except ValueError:
+        return
+    assert 0 <= number <= checks.LARGEST
+    assert any(c in "0123456789" for c in text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", " ", "-1", "+1", "1e3", "0x10", "1,5K", "K", "1KK", "1 2", "1Q", "nan", "inf", "٣", ".5M", "1.M5"],
+)
+def test_not_a_size(wrong: str) -> None:
+    with pytest.raises(ValueError):
+        checks.size("x", wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, True, 1.5, b"1M", [1]])
+def test_not_a_size_at_all(wrong: object) -> None:
+    with pytest.raises(TypeError):
+        checks.size("x", wrong)
+
+
+def test_smallest() -> None:
+    assert checks.size("x", "4K", 4096) == 4096
+    with pytest.raises(ValueError, match="tmpfs: at least 4096 bytes"):
+        checks.size("tmpfs", 4095, 4096)
+    assert checks.size("x", "1.5K") == 1536
+
+
+# ---- keywords of the public parts -----------------------------------------------------------------------------------
+
+PARTS = [
+    value
+    for name in isolate.__all__
+    if isinstance(value := getattr(isolate, name), type) and dataclasses.is_dataclass(value)
+    and name not in ("Result", "IdMap", "IdRange", "Learned")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
+def test_every_part_names_its_keywords(part: Any) -> None:
+    with pytest.raises(TypeError, match=f"{part.__name__}: there is no keyword 'nonsense'"):
+        part(nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: isolate.Limits(mem="1G"), "did you mean 'memory'"),
+        (lambda: isolate.Bind("/usr", readonly=False), "did you mean 'read_only'"),
+        (lambda: isolate.Rlimits(nofiles=5), "did you mean 'nofile'"),
+    ],
+)
+def test_the_nearest_keyword(make: Any, hint: str) -> None:
+    with pytest.raises(TypeError, match=hint):
+        make()
+
+
+def test_bytes_where_megabytes_were_meant() -> None:
+    with pytest.raises(ValueError, match="did you mean '256M'"):
+        isolate.Limits(memory=256)
+
+
+@pytest.mark.parametrize("text", ["64MiB", "1.5G", "1.3K", "64M"])
+def test_one_grammar_everywhere(text: str) -> None:
+    expected = checks.size("x", text)
+    assert isolate.Limits(memory="2G", swap=text).swap == expected
+    assert rlimits._value("as_", text) == expected
+    isolate.Tmpfs("/tmp", size="1G" if expected < 4096 else text)
+
+
+@pytest.mark.parametrize("word", ["max", "unlimited", " MAX "])
+def test_no_limit_is_both_words(word: str) -> None:
+    assert isolate.Limits(memory=word) == isolate.Limits(memory="max")
+    assert rlimits._value("nofile", word) == rlimits.UNLIMITED
+
+
+def test_there_is_one_reader() -> None:
+    """No other module looks for the nearest word by itself, but where more than one is told."""
+    package = Path(isolate.__file__).parent
+    own = [path for path in package.rglob("*.py") if "get_close_matches" in path.read_text()]
+    known = {"kernel/checks.py", "kernel/syscalls.py", "images/holding.py", "seccomp/sets.py", "build/instructions.py"}
+    assert {str(path.relative_to(package)) for path in own} <= known

@@ -10,9 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolate.kernel.paths import absolute, inside
-from isolate.kernel.sizes import size
 
-UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"/" not in name and b"\0" not in name)
 SLASHES = st.sampled_from([b"/", b"//", b"/./", b"///"])
 
@@ -68,57 +66,3 @@ def test_lengths() -> None:
     with pytest.raises(ValueError, match="at most 255"):
         inside("/" + "x" * 256)
     assert inside(Path("/a")) == b"/a"
-
-
-@given(st.integers(0, 1 << 20), st.sampled_from(sorted(UNITS)), st.sampled_from(["", "B", "iB"]), st.booleans())
-def test_size_as_written(number: int, unit: str, ending: str, lower: bool) -> None:
-    if not unit and ending == "iB":
-        ending = "B"
-    text = f"{number}{unit}{ending}"
-    expected = number << UNITS[unit]
-    if expected > 1 << 60:
-        with pytest.raises(ValueError):
-            size(text)
-    else:
-        assert size(text.lower() if lower else text) == expected
-
-
-@given(st.integers())
-def test_size_as_int(number: int) -> None:
-    if 0 <= number <= 1 << 60:
-        assert size(number) == number
-    else:
-        with pytest.raises(ValueError, match=r"2\*\*60"):
-            size(number)
-
-
-@given(st.text(max_size=12))
-def test_any_text_is_a_size_or_refused(text: str) -> None:
-    try:
-        number = size(text)
-    except ValueError:
-        return
-    assert 0 <= number <= 1 << 60
-    assert any(c in "0123456789" for c in text)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    ["", " ", "-1", "+1", "1e3", "0x10", "1,5K", "K", "1KK", "1 2", "1Q", "nan", "inf", "٣", ".5M", "1.M5", "1.3"],
-)
-def test_not_a_size(wrong: str) -> None:
-    with pytest.raises(ValueError):
-        size(wrong)
-
-
-@pytest.mark.parametrize("wrong", [None, True, 1.5, b"1M", [1]])
-def test_not_a_size_at_all(wrong: object) -> None:
-    with pytest.raises(TypeError):
-        size(wrong)  # type: ignore[arg-type]
-
-
-def test_smallest() -> None:
-    assert size("4K", smallest=4096) == 4096
-    with pytest.raises(ValueError, match="tmpfs must be from 4096"):
-        size(4095, "tmpfs", smallest=4096)
-    assert size("1.5K") == 1536

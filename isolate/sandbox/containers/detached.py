@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
-from isolate.kernel.sizes import size as parse_size
+from isolate.kernel import checks
 from isolate.sandbox.containers import records
 from isolate.sandbox.containers.container import Container, check_parts
 from isolate.sandbox.containers.kept import Kept
@@ -52,7 +52,7 @@ def open_detached(box: Planned, name: str, log_size: int | str = "1M") -> Detach
     options = {
         "name": name,
         "parts": base64.b64encode(to_bytes(box.parts)).decode(),
-        "log_size": parse_size(log_size, "log_size", smallest=4096),
+        "log_size": checks.size("log_size", log_size, 4096),
     }
     path = [os.path.abspath(place) for place in sys.path if place and os.path.exists(place)]
     known = ("PATH", "HOME", "XDG_RUNTIME_DIR")

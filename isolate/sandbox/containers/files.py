@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from isolate.errors import SetupError
-from isolate.kernel.sizes import size as parse_size
+from isolate.kernel import checks
 from isolate.sandbox.containers.beneath import (
     FileInfo,
     Opened,
@@ -57,7 +57,7 @@ class Bounds:
         for name, value in (("max_files", max_files), ("max_depth", max_depth)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an int from 1 on, not {value!r}")
-        return cls(parse_size(max_size, "max_size"), max_files, max_depth, step, time.monotonic() + timeout)
+        return cls(checks.size("max_size", max_size), max_files, max_depth, step, time.monotonic() + timeout)
 
     def _over(self, number: int, cause: str, path: bytes) -> SetupError:
         return SetupError(number, self.step, part="Container", path=os.fsdecode(path), cause=cause)

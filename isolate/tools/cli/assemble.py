@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from isolate.kernel.checks import nearest
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
@@ -110,10 +112,7 @@ def _bare(options: argparse.Namespace) -> list[Part]:
     known = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time")
     for kind in filter(None, options.new.split(",")):
         if kind not in known:
-            import difflib
-
-            near = difflib.get_close_matches(kind, known, n=1)
-            raise ValueError(f"--new: no namespace is named {kind!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise ValueError(f"--new: no namespace is named {kind!r}{nearest(kind, known)}")
         made.append(getattr(namespaces, f"{kind.capitalize()}Namespace")())
     entries = _entries(options)
     if entries:
@@ -186,10 +185,7 @@ def _rlimits(words: Sequence[str]) -> dict[str, Any]:
         if not equal:
             raise ValueError(f"--rlimit wants NAME=N, not {word!r}")
         if name not in known:
-            import difflib
-
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            raise ValueError(f"--rlimit: no limit is named {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+            raise ValueError(f"--rlimit: no limit is named {name!r}{nearest(name, sorted(known))}")
         pair = [int(v) if v.isdecimal() else v for v in value.split(":")]
         if len(pair) > 2:
             raise ValueError(f"--rlimit wants NAME=SOFT or NAME=SOFT:HARD, not {word!r}")
