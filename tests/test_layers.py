@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,22 @@ def test_no_circles() -> None:
         if imported in graph and imported != module:
             graph[module].add(imported)
     assert circles(graph) == []
+
+
+def test_the_picture_of_the_layers_is_theirs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "design.rst").read_text()
+    drawn = page.split("the one that it checks::\n")[1].strip("\n").split("\n\n")[0].splitlines()
+    names = [set(line.strip().split("   ")[0].split()) for line in drawn]
+    assert names == [set(layer) for layer in reversed(LAYERS)]
+
+
+def test_what_the_walks_name_is_there() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "design.rst").read_text()
+    walks = page.split("Three walks\n")[1].split("A part of yours")[0]
+    named = re.findall(r"``((?:_native/)?[\w/]+\.(?:py|c))``", walks)
+    assert len(named) > 15
+    root = PACKAGE.parent if (PACKAGE.parent / "_native").is_dir() else Path(__file__).parents[1]
+    assert [n for n in named if not (root / n if n.startswith("_native") else PACKAGE / n).is_file()] == []
 
 
 def test_few_modules_beside_the_packages() -> None:
