@@ -92,6 +92,8 @@ class Upstream:
             try:
                 if self.datagrams:
                     _, peer = self.sock.recvfrom(4096)
+                    if peer is None:
+                        return  # shut down
                     self.sock.sendto(b"SECRET", peer)
                 else:
                     connection, _ = self.sock.accept()
