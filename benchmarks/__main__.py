@@ -201,6 +201,7 @@ def changed(kind: str, number: int, directory: Path, programs: Path) -> Iterator
         assert libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) == 0
         place = directory / "mounts"
         place.mkdir()
+        assert libc.mount(bytes(place), bytes(place), None, MS_BIND, None) == 0
         for n in range(number - machine()["mounts"]):
             target = place / str(n)
             target.mkdir()
@@ -306,7 +307,7 @@ def parts(programs: Path, rounds: int) -> dict[str, Any]:
         "nothing more": (),
         "NetNamespace": (isolate.NetNamespace(),),
         "Seccomp.default": (isolate.Seccomp.default(),),
-        "Landlock": (isolate.Landlock(read=["/"]),),
+        "Landlock": (isolate.Landlock(read=["/"], execute=["/"]),),
         "Rlimits": (isolate.Rlimits(nofile=64),),
         "Limits": (isolate.Limits(memory="256M", pids=64),),
     }

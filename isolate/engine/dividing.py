@@ -103,8 +103,6 @@ def _split(step: Step, *, privileged: bool) -> Split:
     phase, section = step.phase, step.phase.section
     if phase in _NEVER:
         raise NotDivided(f"each start has to {step.text}" if phase is Phase.TREES else step.text)
-    if phase is Phase.COVER:
-        raise NotDivided(f"{step.text}: of each start's own mounts")
     if step.template is not None:
         return step.template
     if phase in _TREE or phase is Phase.ID_MAPS:

@@ -388,6 +388,26 @@ def test_streams_and_descriptors_and_long_arguments(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+def test_limits_hold_and_groups_go() -> None:
+    before = Snapshot.take()
+    limits = isolate.Limits(memory="32M", pids=10)
+    plain, tree = (box_of(parts=(limits,), template=template) for template in (False, True))
+    parked_box(tree)
+    code = "head -c 100000000 /dev/zero | tail -c 99999999 | wc -c"
+    told = [box.run(["sh", "-c", code]) for box in (plain, tree)]
+    assert used(tree) == 1
+    assert [result.verdict for result in told] == [isolate.Verdict.OOM] * 2
+    forks = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done 2>/dev/null; exit 0"
+    assert tree.run(["sh", "-c", forks]).verdict == plain.run(["sh", "-c", forks]).verdict
+    result = tree.run(["true"])
+    assert result.ok
+    assert result.applied["Limits"]
+    assert result.peak_memory > 0
+    assert used(tree) == 3
+    before.compare(5)
+
+
+@pytest.mark.root
 def test_what_lies_beneath_is_not_reached() -> None:
     """Whoever has all capabilities inside cannot take the root off, under which the hidden directory lies."""
     caps = isolate.Capabilities.all()
