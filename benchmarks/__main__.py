@@ -156,7 +156,7 @@ def starts(directory: Path, programs: Path, driver: Path, *, net: bool, few: boo
     rows: Rows = {}
     with contextlib.ExitStack() as stack:
         box = spawn.box(programs, net=net)
-        rows["isolate"] = spawn.python(box)
+        rows["isolate"] = spawn.python(spawn.warm(box))
         rows["each time"] = spawn.python(spawn.box(programs, net=net, template=False))
         command = spawn.bubblewrap(programs, net=net, masked=True)
         if command is not None:
@@ -261,10 +261,7 @@ def together(number: int, rounds: int, programs: Path) -> dict[str, Any]:
     """Starts in a second by so many threads."""
     told = {}
     for name, template in (("isolate", True), ("each time", False)):
-        once = spawn.python(spawn.box(programs, net=False, template=template))
-        for _ in range(3):
-            once()
-        time.sleep(0.1)
+        once = spawn.python(spawn.warm(spawn.box(programs, net=False, template=template)))
 
         def some(once: Callable[[], float] = once) -> None:
             for _ in range(max(1, rounds // number)):
@@ -314,8 +311,9 @@ def parts(programs: Path, rounds: int) -> dict[str, Any]:
     rows: Rows = {}
     for name, more in kinds.items():
         try:
-            once = spawn.python(spawn.box(programs, net=False, parts=more))
-            once()
+            box = spawn.box(programs, net=False, parts=more)
+            box.run([spawn.PROGRAM], stdout=isolate.DEVNULL, stderr=isolate.DEVNULL, check=True)
+            once = spawn.python(spawn.warm(box))
         except (isolate.IsolateError, TypeError, ValueError, SystemExit) as error:
             print(f"  {name} is left out: {str(error).splitlines()[0]}")
             continue
