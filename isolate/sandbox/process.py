@@ -207,9 +207,12 @@ class Process:
             raise ValueError("Cannot send input after starting communication")
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self._talk.drive(deadline):
-            raise TimeoutExpired(self._args, timeout or 0.0)
+            raise self._late(timeout)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        self.wait(left)
+        try:
+            self.wait(left)
+        except TimeoutExpired:
+            raise self._late(timeout) from None
         text = self._what.text
         found = [self._collected[n].data() if n in self._collected else None for n in (1, 2)]
         if text is not None:
@@ -218,6 +221,13 @@ class Process:
             out, err = (None if t is None else t.replace("\r\n", "\n").replace("\r", "\n") for t in whole)
             return out, err
         return found[0], found[1]
+
+    def _late(self, timeout: float | None) -> TimeoutExpired:
+        """With what has come so far, as in subprocess: bytes, also with text."""
+        error = TimeoutExpired(self._args, timeout or 0.0)
+        came = {number: self._collected[number].data() or None for number in self._collected}
+        error.output, error.stderr = came.get(1), came.get(2)
+        return error
 
     def _take(self, timeout: float | None) -> bool:
         """Wait for the final record; whether it is there."""

@@ -28,7 +28,7 @@ DEFAULT_MAX_OUTPUT: Final = 64 << 20
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "stdin": None, "stdout": None, "stderr": None, "timeout": None, "cpu_time": None, "max_output": DEFAULT_MAX_OUTPUT,
     "keep": None, "on_stdout": None, "on_stderr": None, "text": False, "encoding": None, "errors": None,
-    "pass_fds": (), "env": None, "cwd": None,
+    "pass_fds": (), "env": None, "cwd": None, "executable": None,
 }  # fmt: skip
 #: What subprocess has a keyword for, and is said otherwise here.
 _OTHERWISE: Final[Mapping[str, str]] = {
@@ -119,6 +119,7 @@ class Start:
         pass_fds: Any,
         env: Any,
         cwd: Any,
+        executable: Any,
         collect: bool,
         started: bool,
         said: bool = True,
@@ -167,7 +168,7 @@ class Start:
             self._block = streams.block(
                 self.tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=started or reads,
                 tty=reads or terminal is not None, timeout=self.ends_at, cpu_time=self.cpu_time,
-                terminal=(mask, _owner(self.tape) if mask else -1),
+                terminal=(mask, _owner(self.tape) if mask else -1), executable=executable,
             )  # fmt: skip
             if self.cpu_time is not None:
                 outcome.check_countable(self.tape)

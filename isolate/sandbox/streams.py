@@ -108,14 +108,16 @@ def block(
     timeout: float | None = None,
     cpu_time: float | None = None,
     terminal: tuple[int, int] = (0, -1),
+    executable: object = None,
 ) -> Block:
     """The run block, the descriptors to hand over after 0, 1 and 2, and the argument vector.
 
     The same program is often started again and again: what was made of plain arguments is kept.
     """
     limits = (timeout, cpu_time, terminal)
-    if env is not None or cwd is not None or pass_fds or not isinstance(args, (list, tuple)):
-        return _block(tape, args, env, cwd, pass_fds, started, tty, limits)
+    plain = env is None and cwd is None and executable is None and not pass_fds
+    if not plain or not isinstance(args, (list, tuple)):
+        return _block(tape, args, env, cwd, pass_fds, started, tty, limits, executable)
     # Other types may be equal to a string and stand for something else; and bytes have the same hash as a string of the
     # same letters, but python -bb refuses to compare the two.
     kind = type(args[0]) if args else None
@@ -141,6 +143,7 @@ def _block(
     started: bool,
     tty: bool,
     limits: tuple[float | None, float | None, tuple[int, int]],
+    executable: object = None,
 ) -> Block:
     given = tape.plan.context.find(Surroundings)
     if given is not None:
@@ -154,6 +157,9 @@ def _block(
             told.update(getattr(part, "variables", dict)())
         env = {"PATH": DEFAULT_PATH, **told} if told or (given is not None and given.env is not None) else None
     argv = arguments(args)
+    program = argv[0] if executable is None else argument(executable, "executable")
+    if not program:
+        raise ValueError("executable is empty")
     variables, path = environment(env)
     directory = argument("." if cwd is None else cwd, "cwd")
     if not directory:
@@ -169,7 +175,7 @@ def _block(
     fds = [(0, 0), (1, 1), (2, 2), *((first + i, inside) for i, (inside, _) in enumerate(passed))]
     slots += [fd for _, fd in passed]
     run = run_block(
-        argv, variables, program=argv[0], path=path, cwd=directory, fds=fds, slots=6 + len(slots),
+        argv, variables, program=program, path=path, cwd=directory, fds=fds, slots=6 + len(slots),
         started=started, tty=tty, timeout=limits[0], cpu_time=limits[1],
         terminal=limits[2],
     )  # fmt: skip

@@ -67,6 +67,7 @@ class Verbs:
         :param pass_fds: descriptors it gets under the same number, or {number inside: descriptor}.
         :param env: the whole environment; None is PATH alone.
         :param cwd: a path inside; None is ``/`` in a root of its own.
+        :param executable: the program, where ``args[0]`` is another name; without a slash it is looked up in PATH.
 
         :raises SetupError: a part is not in force, or the program cannot be executed; nothing is left of it.
         """

@@ -34,6 +34,7 @@ class StartOptions(TypedDict, total=False):
     pass_fds: Iterable[int] | Mapping[int, int]
     env: Mapping[str, str] | Mapping[bytes, bytes] | None
     cwd: StrOrBytesPath | None
+    executable: StrOrBytesPath | None
 
 
 class RunOptions(StartOptions, total=False):

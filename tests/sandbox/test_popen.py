@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import select
 import signal
 import subprocess
 import sys
@@ -285,3 +286,22 @@ def test_terminate_with_grace(clean: Snapshot) -> None:
         assert process.terminate(grace=20) == -signal.SIGTERM
         with pytest.raises(ValueError, match="grace"):
             process.terminate(grace=-1)
+
+
+def test_another_name_for_the_program() -> None:
+    result = BOX.run(["called", "-c", "echo $0"], executable="sh")
+    assert result.stdout == b"called\n"
+    with pytest.raises(ValueError, match="executable"):
+        BOX.run(["sh"], executable="")
+    with pytest.raises(FileNotFoundError):
+        BOX.run(["sh"], executable="/no/such")
+
+
+def test_what_came_before_a_timeout_is_told() -> None:
+    with BOX.spawn(["sh", "-c", "echo early; sleep 1000"], stdout=PIPE) as process:
+        assert process.stdout
+        while not select.select([process.stdout], [], [], 1)[0]:
+            pass
+        with pytest.raises(TimeoutExpired) as caught:
+            process.communicate(timeout=0.1)
+        assert caught.value.output == b"early\n"
