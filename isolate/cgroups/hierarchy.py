@@ -17,7 +17,6 @@ from isolate.kernel.proc import lines, mount_rows
 Mode = Literal["unified", "hybrid", "legacy", "none"]
 
 #: Controllers of v1 that the v2 hierarchy replaces by something that needs no controller.
-V2_CORE: Final = frozenset({"freezer", "cpuacct", "devices", "perf_event"})
 
 
 @dataclass(frozen=True)

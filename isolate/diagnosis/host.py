@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
+from isolate.engine.finding import Finding as Finding
 from isolate.kernel import proc
 
 CAP_SYS_ADMIN = 21
@@ -27,14 +27,6 @@ MACHINES = {
     2: "sparc", 3: "i386", 4: "m68k", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 42: "sh",
     43: "sparc64", 50: "ia64", 62: "x86_64", 94: "xtensa", 183: "aarch64", 243: "riscv64", 258: "loongarch64",
 }  # fmt: skip
-
-
-class Finding(NamedTuple):
-    """Why, what to do, and whether the host cannot do it at all."""
-
-    cause: str
-    remedy: str | None = None
-    unsupported: bool = False
 
 
 class Host:

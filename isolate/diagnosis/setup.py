@@ -20,6 +20,8 @@ from isolate.errors import SetupError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from isolate.engine.ops import Op
+    from isolate.engine.plan import Step
     from isolate.engine.session import Record, Session
     from isolate.engine.tape import Tape
 
@@ -132,15 +134,24 @@ def _setup_error(tape: Tape, record: Record, args: Sequence[bytes], run: bytes, 
     if step.phase is Phase.DIRECTORY and path is None and start is not None:
         path = program.show(start.cwd)
     finding = steps.certain(host, record.error, step, op, flags)
-    hint = step.hints.get(record.error)
-    if finding is None and hint is not None:
-        finding = Finding(hint)
-        filtered = clone.seccomp(host, steps.call_name(op) or "it") if record.error == errno.EPERM else None
-        if filtered is not None:
-            finding = Finding(f"{hint}; or else {filtered.cause}", filtered.remedy)
+    hinted = step.hints.get(record.error)
     if finding is None:
-        finding = steps.likely(host, record.error, step, op)
+        finding = hinted if isinstance(hinted, Finding) else _likely(host, record.error, step, op, hinted)
     return _error(record.error, step.text, part_name, finding, steps.call_name(op), path)
+
+
+def _likely(host: Host, error: int, step: Step, op: Op, hint: str | None) -> Finding | None:
+    """What the step says of its errno, with the remedy that is known for such a failure.
+
+    A hint is a cause alone: it covers neither the remedy nor that the host cannot do it at all.
+    """
+    found = steps.likely(host, error, step, op)
+    if hint is None:
+        return found
+    if error == errno.EPERM:
+        filtered = clone.seccomp(host, steps.call_name(op) or "it")
+        return Finding(hint) if filtered is None else Finding(f"{hint}; or else {filtered.cause}", filtered.remedy)
+    return Finding(hint) if found is None or error == errno.EACCES else found._replace(cause=hint)
 
 
 def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupError:

@@ -46,6 +46,8 @@ from isolate.kernel.constants import NOTHING, Constant
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from isolate.engine.finding import Finding
+
 
 class Section(enum.IntEnum):
     """Which process runs a step, and when (the launcher's sections, in ``_native/tape.h``)."""
@@ -198,7 +200,7 @@ class Step:
         path: bytes | None = None,
         cgroup: Register | None = None,
         needs: Register | None = None,
-        hints: Mapping[int, str] = MappingProxyType({}),
+        hints: Mapping[int, str | Finding] = MappingProxyType({}),
         template: Split | None = None,
     ) -> None:
         self.phase: Phase = phase
@@ -212,8 +214,8 @@ class Step:
         self.cgroup: Register | None = cgroup
         #: The step needs this register's descriptor; if the step that fills it was skipped, so is this one.
         self.needs: Register | None = needs
-        #: Hints for the diagnosis of an error: errno to cause and remedy.
-        self.hints: Mapping[int, str] = hints
+        #: What an errno means here: a whole finding, or a cause alone, whose remedy the diagnosis finds.
+        self.hints: Mapping[int, str | Finding] = hints
         #: How it is divided between a tree that is made once and the starts from it. None in a phase that makes the
         #: tree: not at all, and a sandbox with such a step is set up anew each time.
         self.template: Split | None = template

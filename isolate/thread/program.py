@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isolate import errors
+from isolate.engine.finding import Finding
 from isolate.engine.native import ffi, lib
 from isolate.engine.plan import Call, Context, Phase, Plan, Register, Section, Step, Target, call, complete
 from isolate.engine.tape import HEADER, OP, compile_plan
@@ -199,8 +200,8 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
         return SetupError(error, "run the steps on this thread")
     step, part = found
     op = tape.ops[index]
-    cause = step.hints.get(error)
-    remedy = None
+    hint = step.hints.get(error)
+    cause, remedy = (hint.cause, hint.remedy) if isinstance(hint, Finding) else (hint, None)
     if error == errno.EPERM and (cause is None or "CAP_SYS_ADMIN" in cause):
         cause = cause or "it needs CAP_SYS_ADMIN in the user namespace that this thread is in"
         name = type(part).__name__ if type(part).__name__.endswith("Namespace") else "MountNamespace"

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from isolate import (
     Bind,
     Limits,
     NetNamespace,
+    Overlay,
     PidNamespace,
     Root,
     Sandbox,
@@ -32,6 +34,7 @@ from isolate import (
 from isolate.diagnosis import clone, program, steps
 from isolate.diagnosis.host import Host
 from isolate.diagnosis.setup import setup_error, start_error
+from isolate.engine.finding import Finding
 from isolate.engine.native import lib
 from isolate.engine.plan import Phase, Register, RunHost, Step, Target, call
 from isolate.engine.session import Record
@@ -39,7 +42,9 @@ from isolate.kernel.constants import FSOPEN_CLOEXEC
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from isolate.engine.plan import Context
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make the situation")
 FIELDS = ("part", "step", "syscall", "path", "errno", "cause", "remedy")
@@ -832,3 +837,61 @@ def test_the_run_block_is_read_back() -> None:
         tty=False,
     )  # fmt: skip
     assert program.Start.read(block) == ((b"a", b"bc"), (b"X=1", b"PATH=/p"), b"/p", b"/w")
+
+
+# ---- what a step says of an errno covers no remedy -------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_work_on_another_file_system_has_a_remedy(tmp_path: Path) -> None:
+    """By the library's own part: its step has a word on the errno, and the remedy is told all the same."""
+    lower, upper = tmp_path / "lower", tmp_path / "upper"
+    lower.mkdir()
+    upper.mkdir()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as work:
+        box = Sandbox(Root(Bind("/usr"), Overlay("/layer", lower=[lower], upper=upper, work=work)))
+        error = failure(lambda: box.run(["true"]))
+    assert error.cause
+    assert error.remedy
+    # Control: beside upper it is an overlay.
+    (tmp_path / "work").mkdir()
+    box = Sandbox(Root(Bind("/usr"), Overlay("/layer", lower=[lower], upper=upper, work=tmp_path / "work")))
+    box.check()
+
+
+def test_a_hint_is_a_cause_or_a_whole_finding() -> None:
+    """For every step of the library: a cause alone leaves remedy and unsupported to what the diagnosis finds."""
+    host = Host()
+    own = Step(Phase.ROOT, "mount", (call("fsopen", b"overlay", 0),), hints={errno.ENODEV: "no such thing here"})
+    plain = Sandbox(_Saying(own))
+    record = _record(plain, own, errno.ENODEV)
+    error = setup_error(plain.compile(), record, [b"true"], b"", host)
+    assert type(error) is not SetupError
+    assert isinstance(error, UnsupportedError)
+    assert (error.cause, error.remedy) == ("no such thing here", "as root: modprobe overlay")
+    whole = Step(
+        Phase.ROOT, "mount", (call("fsopen", b"overlay", 0),), hints={errno.ENODEV: Finding("this", "and that")}
+    )
+    box = Sandbox(_Saying(whole))
+    error = setup_error(box.compile(), _record(box, whole, errno.ENODEV), [b"true"], b"", host)
+    assert (error.cause, error.remedy, isinstance(error, UnsupportedError)) == ("this", "and that", False)
+
+
+class _Saying:
+    """A part of one step."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    def steps(self, context: Context) -> Iterable[Step]:
+        return (self.step,)
+
+
+def _record(box: Sandbox, step: Step, error: int) -> Record:
+    tape = box.compile()
+    index = next(i for i, s in enumerate(tape.plan.steps) if s.text == step.text)
+    op = tape.op_steps.index(index)
+    return Record(
+        kind=lib.ISO_RECORD_FAILED, error=error, op=op, stage=lib.ISO_STAGE_OPS, status=0, init_status=0, complete=0,
+        user_ns=0, system_ns=0, max_rss=0, wall_ns=0, program_ns=0, head=b"", skipped=b"", report=b"",
+    )  # fmt: skip
