@@ -514,8 +514,8 @@ def test_closed_by_one_thread_while_another_runs(clean: Snapshot, monkeypatch: p
     waiting = Session.waiting
     pool = Pool(USER, size=2)
 
-    def closed_meanwhile(tape: Tape) -> Session:
-        session = waiting(tape)
+    def closed_meanwhile(tape: Tape, *, direct: bool = False) -> Session:
+        session = waiting(tape, direct=direct)
         other = threading.Thread(target=pool.close)
         other.start()
         other.join()
