@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sphinx import addnodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 if TYPE_CHECKING:
     from docutils import nodes
@@ -54,12 +55,42 @@ def _documented(env: BuildEnvironment, target: str, package: str) -> str | None:
     if "." in target and len(found) > 1:
         owner = target.split(".")[-2]
         found = [name for name in found if name.split(".")[-2:-1] == [owner]] or found
-    near = [name for name in found if package and name.startswith(package + ".")]
+    near = [name for name in found if package.count(".") and name.startswith(package + ".")]
+    near = [name for name in near if name.count(".") == min(map(len, (n.split(".") for n in near))) - 1]
     top = [name for name in found if name.startswith("isolate.") and name.count(".") == 1]
-    for names in (found, near, top):
+    for names in (found, near, _home(last, found), top):
         if len(names) == 1:
             return names[0]
     return None
+
+
+def _home(word: str, found: list[str]) -> list[str]:
+    """Where the package's own name of that word is documented."""
+    import isolate
+
+    if word not in isolate.__all__:
+        return []
+    home = f"{getattr(getattr(isolate, word), '__module__', '')}.{word}"
+    return [name for name in found if name == home]
+
+
+class Exact(SphinxPostTransform):
+    """Names of types in signatures: the one that is meant, in place of any that ends alike."""
+
+    default_priority = 5  # before Sphinx resolves references
+
+    def run(self, **_: object) -> None:
+        """Go through the document."""
+        for node in self.document.findall(addnodes.pending_xref):
+            if node.get("refdomain") == "py" and "refspecific" in node:
+                name = _documented(self.env, node["reftarget"], _package(node))
+                if name is not None:
+                    node["reftarget"] = name
+                    del node["refspecific"]
+
+
+def _package(node: pending_xref) -> str:
+    return ".".join((node.get("py:module") or "").split(".")[:2])
 
 
 def _in_signature(node: nodes.Node) -> bool:
@@ -75,8 +106,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nod
     if node.get("refdomain") != "py":
         return None
     target = node["reftarget"]
-    package = ".".join((node.get("py:module") or "").split(".")[:2])
-    name = None if target.partition(".")[0] in _LIBRARY else _documented(env, target, package)
+    name = None if target.partition(".")[0] in _LIBRARY else _documented(env, target, _package(node))
     if name is None:
         # A type that users have no name for is text in a signature. In prose it stays an error.
         return content if _in_signature(node) else None
@@ -90,4 +120,5 @@ _LIBRARY = frozenset({"os", "subprocess", "collections", "sys", "pathlib", "typi
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to Sphinx."""
     app.connect("missing-reference", resolve)
+    app.add_post_transform(Exact)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -34,12 +34,11 @@ class Sandbox(Planned, Reversible):
     :raises ConflictError: for the same part twice, or parts that contradict one another.
 
     :param parts: what shall hold: parts of the library, or of your own.
+    :param template: start from a tree of mounts that is made once, from the second start on.
 
     >>> box = Sandbox(UserNamespace()) + PidNamespace()
     >>> box.run(["id", "-u"], text=True).stdout
     '0\\n'
-
-    :param template: start from a tree of mounts that is made once, from the second start on.
     """
 
     __slots__ = ("_container",)
