@@ -41,14 +41,19 @@ def run(code: str, files: dict[str, bytes], *, seconds: float = 5) -> Answer:
             extra=[isolate.Rlimits(nofile=128, fsize="16M", as_="1G", core=0)],
         )
         result = box.run(
-            ["python3", "-c", code], cwd="/work", timeout=seconds, cpu_time=seconds, max_output="64K",
-            stderr=isolate.STDOUT, text=True,
-        )  # fmt: skip
+            ["python3", "-c", code],
+            cwd="/work",
+            timeout=seconds,
+            cpu_time=seconds,
+            max_output="64K",
+            stderr=isolate.STDOUT,
+            text=True,
+        )
         return Answer(str(result.verdict), result.stdout or "", _files(work))
 
 
 def _files(work: Path) -> dict[str, bytes]:
-    """What was left behind. The program may have made links or pipes: nothing but regular files is opened."""
+    """What was left behind: regular files, since the program may have made links or pipes."""
     found = {}
     for entry in os.scandir(work):
         descriptor = (

@@ -56,12 +56,17 @@ def _documented(env: BuildEnvironment, target: str, package: str) -> str | None:
         owner = target.split(".")[-2]
         found = [name for name in found if name.split(".")[-2:-1] == [owner]] or found
     near = [name for name in found if package.count(".") and name.startswith(package + ".")]
-    near = [name for name in near if name.count(".") == min(map(len, (n.split(".") for n in near))) - 1]
     top = [name for name in found if name.startswith("isolate.") and name.count(".") == 1]
-    for names in (found, near, _home(last, found), top):
+    for names in (found, _shallowest(near), _home(last, found), top, _shallowest(found)):
         if len(names) == 1:
             return names[0]
     return None
+
+
+def _shallowest(names: list[str]) -> list[str]:
+    """Those that the fewest modules lead to: ``isolate.network.Network`` before one of a module of its own."""
+    least = min((name.count(".") for name in names), default=0)
+    return [name for name in names if name.count(".") == least]
 
 
 def _home(word: str, found: list[str]) -> list[str]:
