@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from isolate.mounts import Bind as Bind
     from isolate.mounts import CgroupFs as CgroupFs
     from isolate.mounts import Dev as Dev
+    from isolate.mounts import Device as Device
     from isolate.mounts import Dir as Dir
     from isolate.mounts import Etc as Etc
     from isolate.mounts import File as File
+    from isolate.mounts import FileSystem as FileSystem
     from isolate.mounts import Mask as Mask
     from isolate.mounts import Mqueue as Mqueue
     from isolate.mounts import Overlay as Overlay
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from isolate.namespaces.part import UserNamespace as UserNamespace
     from isolate.namespaces.part import UtsNamespace as UtsNamespace
     from isolate.sandbox.aprocess import AsyncProcess as AsyncProcess
+    from isolate.namespaces.sysctl import Sysctl as Sysctl
     from isolate.sandbox.attach import Attached as Attached
     from isolate.sandbox.attach import attach as attach
     from isolate.sandbox.box import Sandbox as Sandbox
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from isolate.sandbox.containers.detached import reopen as reopen
     from isolate.sandbox.learn import Learned as Learned
     from isolate.sandbox.learn import learn as learn
+    from isolate.sandbox.host_program import HostProgram as HostProgram
     from isolate.sandbox.pool import Pool as Pool
     from isolate.sandbox.prepared import Prepared as Prepared
     from isolate.sandbox.process import Process as Process
@@ -101,11 +105,14 @@ _HOMES = {
     "thread": "Change Irreversible Reversible in_thread",
     "namespaces.ids": "IdMap IdRange",
     "landlock.part": "Landlock",
-    "mounts": "Bind CgroupFs Dev Dir Etc File Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys Tmpfs",
+    "mounts": "Bind CgroupFs Dev Device Dir Etc File FileSystem Mask Mqueue Overlay Proc ReadOnly Root Symlink Sys"
+    " Tmpfs",
     "namespaces.part": "CgroupNamespace IpcNamespace MountNamespace NetNamespace PidNamespace TimeNamespace"
     " UserNamespace UtsNamespace",
     "engine.plan": "Context Part Phase Step",
     "sandbox.learn": "Learned learn",
+    "namespaces.sysctl": "Sysctl",
+    "sandbox.host_program": "HostProgram",
     "sandbox.pool": "Pool",
     "attributes.privileges": "NoNewPrivs SessionKeyring SetIdFiles",
     "sandbox.prepared": "Prepared",

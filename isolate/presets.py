@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from isolate.attributes.credentials import Credentials
 from isolate.attributes.rlimits import Rlimits
+from isolate.engine.plan import Part
 from isolate.errors import SetupError
 from isolate.landlock.part import Landlock
 from isolate.mounts import Bind, Dev, Etc, Overlay, Proc, Root, Symlink, Tmpfs
@@ -33,10 +34,9 @@ if TYPE_CHECKING:
 
     import isolate.images
     from isolate.cgroups import Limits
-    from isolate.engine.plan import Part
     from isolate.mounts import Entry
 
-__all__ = ["NOBODY", "container", "untrusted"]
+__all__ = ["NOBODY", "container", "nested", "untrusted"]
 
 #: The id that a root caller's untrusted programs have on the host: the kernel's overflow id, nobody's.
 NOBODY = 65534
@@ -60,23 +60,24 @@ _CONFIGURATION = (
 
 
 def untrusted(
-    *entries: Entry, limits: Limits | None = None, network: bool = False, extra: Iterable[Part] = ()
+    *entries: Entry | Part, limits: Limits | None = None, network: bool | Part = False, extra: Iterable[Part] = ()
 ) -> Sandbox:
     """A sandbox for a program that nobody vouches for.
 
     All namespaces are new; the host's ``/usr`` (and ``/bin``, ``/lib``, …) is there read-only, ``/tmp`` is a tmpfs of
     64 MiB, ``/proc`` and ``/dev`` are its own. Of ``/etc`` there is what programs under ``/usr`` keep there
     (certificates, the configuration of languages), and :class:`Etc` names the ids inside. Nothing else is there.
-    Loopback is the only network (``network=True`` keeps the caller's). It has no capability, gains none, and
+    Loopback is the only network (``network=True`` keeps the caller's; a part is that network: a :class:`NetNamespace`
+    that joins one, a handle, an interface). It has no capability, gains none, and
     :meth:`Seccomp.default` filters its system calls. Run by root it is an unprivileged id on the host, never root;
     inside, its ids are 65534 either way.
 
     With ``network=True`` the host's abstract sockets, which belong to its network, are kept out of reach by a scope of
     Landlock, where the kernel has it (Linux 6.12): ``Result.applied["Landlock"]`` tells.
 
-    ``entries`` are put into the root after these (such as ``Bind("/srv/task", "/task")``). ``extra`` are more parts;
-    one of a class that is here already takes the place of it, and so does a policy that extends the one here:
-    ``Seccomp.default() + allow("@debug")`` gives debuggers back. ``limits`` bound memory,
+    ``entries`` are put into the root after these (such as ``Bind("/srv/task", "/task")``). They may be parts, too, as
+    ``extra`` are: one of a class that is here already takes the place of it, and so does a policy that extends the one
+    here: ``Seccomp.default() + allow("@debug")`` gives debuggers back. ``limits`` bound memory,
     processes and CPU of the whole (a cgroup): without, a program can use as much as an ordinary process.
 
     :param entries: put into the root after the preset's own.
@@ -88,6 +89,7 @@ def untrusted(
     >>> result.verdict, result.stdout
     (<Verdict.OK: 'OK'>, '65534\\n')
     """
+    entries, extra = _apart(entries, extra)
     host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     system: list[Entry] = []
     for path in _SYSTEM:
@@ -97,9 +99,10 @@ def untrusted(
         elif os.path.isdir(path):
             system.append(Bind(path))
     system += [Bind(path) for path in _configuration()]
-    if network and os.path.isfile("/etc/resolv.conf"):
+    keeps = network is True
+    if keeps and os.path.isfile("/etc/resolv.conf"):
         system.append(Bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf"))
-    system.append(Etc(dns=network))
+    system.append(Etc(dns=keeps))
     parts: list[Part] = [
         UserNamespace(uid=NOBODY, gid=NOBODY, map=IdMap.single(NOBODY, NOBODY, host_uid=host_uid, host_gid=host_gid)),
         MountNamespace(),
@@ -111,7 +114,9 @@ def untrusted(
         _rlimits(nofile=1024),
         Seccomp.default(),
     ]
-    if network:
+    if isinstance(network, Part):
+        extra = (*_of_network(network), *extra)
+    elif network:
         # The host's abstract sockets belong to its network namespace, and have no modes that keep anybody out.
         parts.append(Landlock(scopes=["abstract_unix_socket"], required=False))
     else:
@@ -119,6 +124,29 @@ def untrusted(
     if limits is not None:
         parts.append(limits)
     return Sandbox(*_with(parts, extra))
+
+
+def nested(
+    *entries: Entry | Part, limits: Limits | None = None, network: bool | Part = False, extra: Iterable[Part] = ()
+) -> Sandbox:
+    """As :func:`untrusted`, for use inside of a container whose own ``/proc`` is partly covered (Docker, Kubernetes).
+
+    There the kernel refuses a new procfs in a user namespace. So this one shows the outer container's ``/proc``,
+    read-only and with Docker's masks as they are: the program sees the numbers of the outer container's processes, and
+    may look into none of them. Everything else is as in :func:`untrusted`; the outer container has to allow user
+    namespaces (docker: ``--security-opt seccomp=…`` with a profile that lets unshare and clone make one).
+    """
+    box = untrusted(*entries, limits=limits, network=network, extra=extra)
+    parts: list[Part] = []
+    for part in box.parts:
+        if isinstance(part, Root):
+            shown = [
+                Bind("/proc") if type(entry) is Proc and entry.place == b"/proc" else entry for entry in part.entries
+            ]
+            parts.append(part.with_entries(*shown))
+        else:
+            parts.append(part)
+    return Sandbox(*parts)
 
 
 def _configuration() -> list[str]:
@@ -146,6 +174,18 @@ def _rlimits(**others: int) -> Rlimits:
     return Rlimits(core=0, **most, **others)
 
 
+def _apart(entries: Iterable[Entry | Part], extra: Iterable[Part]) -> tuple[tuple[Entry, ...], tuple[Part, ...]]:
+    """What was listed: entries of the root, and parts besides those of ``extra``."""
+    listed = tuple(entries)
+    parts = tuple(each for each in listed if isinstance(each, Part) and not isinstance(each, type))
+    return tuple(each for each in listed if not any(each is part for part in parts)), (*parts, *extra)  # type: ignore[misc]
+
+
+def _of_network(network: Part) -> tuple[Part, ...]:
+    """A network that is a part: one that joins or makes the namespace stands alone, others are in a new one."""
+    return (network,) if isinstance(network, NetNamespace) else (network, NetNamespace())
+
+
 def _with(parts: Iterable[Part], extra: Iterable[Part]) -> list[Part]:
     """The parts of a preset with those of a caller, which take the place of the preset's own of the same class."""
     given = list(extra)
@@ -165,9 +205,11 @@ def _replaces(other: Part, part: Part) -> bool:
 
 def container(
     root: str | os.PathLike[str] | isolate.images.Image,
-    *entries: Entry,
+    *entries: Entry | Part,
     writes: str | isolate.images.Upper = "discard",
     hostname: str = "container",
+    limits: Limits | None = None,
+    network: bool | Part = False,
     extra: Iterable[Part] = (),
     beneath: str | os.PathLike[str] | None = None,
     store: isolate.images.Store | None = None,
@@ -180,8 +222,10 @@ def container(
     ``Capabilities.docker()`` for more. Outside it is the caller; or, run by root, one of 65,536 ids that nobody has
     (:meth:`isolate.IdMap.unprivileged`), and the root's files are shown by an id map, so that root's own are those of
     the root inside: the file system must be one that can (ext4, xfs, btrfs and others; Linux 5.19 for ``"discard"``).
-    ``extra=[UserNamespace()]`` makes it the host's root, as it would be without. Parts of ``extra`` take the place of
-    those of their class, and so does a policy that extends the one here.
+    ``extra=[UserNamespace()]`` makes it the host's root, as it would be without. Parts of ``extra``, or among the
+    entries, take the place of those of their class, and so does a policy that extends the one here.
+
+    ``limits`` and ``network`` are as for :func:`untrusted`.
 
     With ``"keep"`` it leaves no files on the host that give rights to others; an image that needs set-user-ID programs
     is made with ``extra=[SetIdFiles()]``, below a directory that other users cannot enter. ``beneath`` is a directory
@@ -206,6 +250,18 @@ def container(
 
     :param store: that has the image.
     """
+    entries, extra = _apart(entries, extra)
+    if limits is not None:
+        extra = (limits, *extra)
+    if isinstance(network, Part):
+        extra = (*_of_network(network), *extra)
+    elif network:
+        alone = container(
+            root, *entries, writes=writes, hostname=hostname, extra=extra, beneath=beneath, store=store
+        ).without(NetNamespace)  # fmt: skip
+        if any(isinstance(part, Landlock) for part in extra):
+            return alone
+        return alone + Landlock(scopes=["abstract_unix_socket"], required=False)
     if not isinstance(root, (str, os.PathLike)):
         return _of_image(root, store, entries, writes, hostname, extra)
     if store is not None or not isinstance(writes, str):

@@ -236,7 +236,7 @@ def _kernel_mount(host: Host, kind: str, flags: int) -> Finding | None:
         return Finding(
             f"the caller's own /proc is masked ({shown}), and the kernel mounts no new one in a user namespace that "
             "would show more",
-            f"{remedy}; or leave Proc out",
+            f"{remedy}; or show that /proc: presets.nested(), isolate run --preset nested",
             True,
         )
     if own is None or own[1] != kind:

@@ -6,7 +6,9 @@ from isolate.mounts.building import Entry as Entry
 from isolate.mounts.building import TreeEntry as TreeEntry
 from isolate.mounts.cgroupfs import CgroupFs as CgroupFs
 from isolate.mounts.dev import Dev as Dev
+from isolate.mounts.device import Device as Device
 from isolate.mounts.etc import Etc as Etc
+from isolate.mounts.file_system import FileSystem as FileSystem
 from isolate.mounts.files import Dir as Dir
 from isolate.mounts.files import File as File
 from isolate.mounts.files import Mask as Mask
@@ -24,10 +26,12 @@ __all__ = [
     "Building",
     "CgroupFs",
     "Dev",
+    "Device",
     "Dir",
     "Entry",
     "Etc",
     "File",
+    "FileSystem",
     "Mask",
     "Mqueue",
     "Overlay",

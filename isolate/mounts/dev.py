@@ -16,6 +16,7 @@ from isolate.kernel.constants import (
     MOUNT_ATTR_RDONLY,
     O_CLOEXEC,
     O_RDWR,
+    S_IFBLK,
     S_IFCHR,
     S_IFMT,
 )
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Part
     from isolate.mounts.building import Building
 
-__all__ = ["Dev"]
+__all__ = ["Dev", "open_device"]
 
 #: Major and minor numbers (Documentation/admin-guide/devices.txt).
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
@@ -99,7 +100,7 @@ class Dev(Shown):
         dev, path = Register("dev"), self.place
         trees = {name: Register(name) for name in DEVICES}
         for name, tree in trees.items():
-            yield _open_device(name, tree)
+            yield open_device(b"/dev/" + name.encode(), DEVICES[name], tree)
         flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
         yield building.directory(text(path), building.next_name(), dev, flags, room=65536, inodes=64, mode=0o755)
         yield Step(
@@ -165,13 +166,14 @@ class Dev(Shown):
         )
 
 
-def _open_device(name: str, tree: Register) -> Step:
-    path, buffer, pinned = b"/dev/" + name.encode(), Buffer(STATX_SIZE, "stat"), Buffer(STATX_SIZE, "p", report=True)
-    major, minor = DEVICES[name]
+def open_device(path: bytes, number: tuple[int, int], tree: Register, *, block: bool = False) -> Step:
+    """The host's node of a device, verified to be it, as a mount that cannot change the node."""
+    buffer, pinned = Buffer(STATX_SIZE, "stat"), Buffer(STATX_SIZE, "p", report=True)
+    major, minor = number
     ops: tuple[Op, ...] = (
         clone(AT_FDCWD, path, tree, recursive=False),
         stat(tree, buffer),
-        Test(Load(buffer, STATX_MODE, 4), S_IFCHR, mask=int(S_IFMT), error=ENODEV),
+        Test(Load(buffer, STATX_MODE, 4), S_IFBLK if block else S_IFCHR, mask=int(S_IFMT), error=ENODEV),
         Test(Load(buffer, STATX_RDEV), major | minor << 32, error=ENODEV),
         # Read-only is no bar to writing to a device, but to changing the host's node: its mode, its owner, its times.
         attributes(tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, private=True),

@@ -21,6 +21,7 @@ from isolate.mounts.building import (
     TARGET_HINTS,
     attributes,
     clone,
+    read_only,
 )
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import check_mode
@@ -36,7 +37,7 @@ LARGEST_FILE = 128 << 20  # a tape is at most 256 MiB
 MASK_HINTS = {**TARGET_HINTS, ENOENT: "there is nothing to cover: a misspelt path? (optional=True lets it be missing)"}
 READ_ONLY_HINTS = {
     **TARGET_HINTS,
-    ENOENT: "there is nothing there: mount it before it is made read-only",
+    ENOENT: "there is nothing there: mount it before it is made read-only (optional=True lets it be missing)",
     EINVAL: "there are mounts below that a user namespace may not uncover: say recursive=True",
 }
 
@@ -234,8 +235,13 @@ class Mask(Shown):
 class ReadOnly(Shown):
     """Make what is at ``target`` read-only from here on, with the mounts below unless ``recursive=False``.
 
+    A path that does not exist is an error, unless ``optional``. ``ReadOnly("/")`` is the root itself, once every entry
+    is in place, whatever stands behind it in the list: so targets can still be made in a writable one. With
+    ``recursive`` that is all of its mounts; ``recursive=False`` leaves those below as they are.
+
     :param target: absolute path inside the sandbox.
     :param recursive: with the mounts below.
+    :param optional: a target that does not exist is left out.
 
     >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Tmpfs("/tmp"), ReadOnly("/tmp")))
     >>> box.run(["touch", "/tmp/x"]).ok
@@ -245,15 +251,19 @@ class ReadOnly(Shown):
     target: StrOrBytesPath
     _: KW_ONLY
     recursive: bool = True
+    optional: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", inside(self.target, "ReadOnly: target"))
-        if self.target == b"/":
-            raise ValueError("ReadOnly: for the root say read_only=True of Root, or of its first entry")
 
     def steps_in(self, building: Building) -> Iterator[Step]:
-        """Mount it over itself."""
+        """Mount it over itself; the root at the end."""
         path = inside(self.target)
-        ops = building.freeze(building.root, path, symlinks=True, recursive=self.recursive)
+        if path == b"/":
+            words = "the root is read-only" + (", with all its mounts" if self.recursive else "")
+            building.at_end(Step(Phase.ROOT, words, (read_only(building.root, recursive=self.recursive),), path=path))
+            return
+        missing = "ignore" if self.optional else "error"
+        ops = building.freeze(building.root, path, symlinks=True, recursive=self.recursive, missing=missing)
         words, split = f"make {text(path)} read-only", building.kept(path)
         yield Step(Phase.ROOT, words, tuple(ops), path=path, hints=READ_ONLY_HINTS, template=split)

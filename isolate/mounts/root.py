@@ -128,13 +128,14 @@ class Root(Irreversible):
         names = [name for name in ("size", "inodes", "mode", "read_only") if getattr(self, name) != getattr(own, name)]
         return f"Root({', '.join([*map(repr, self.entries), *(f'{n}={getattr(self, n)!r}' for n in names)])})"
 
-    def _changed(self, entries: Iterable[Entry]) -> Root:
+    def with_entries(self, *entries: Entry) -> Root:
+        """The same root with other entries."""
         return Root(*entries, **{name: getattr(self, name) for name in ("size", "inodes", "mode", "read_only")})
 
     def __add__(self, other: Entry | Iterable[Entry]) -> Root:
         """With more entries, behind these."""
         more = (other,) if isinstance(other, (Entry, type)) else tuple(other)
-        return self._changed((*self.entries, *more))
+        return self.with_entries(*self.entries, *more)
 
     def replace(self, *entries: Entry) -> Root:
         """With these entries where those of the same kind at the same place are; others are added behind.
@@ -151,7 +152,7 @@ class Root(Irreversible):
                 found[same[-1]] = entry
             else:
                 found.append(entry)
-        return self._changed(found)
+        return self.with_entries(*found)
 
     def without(self, *kinds: type[Entry] | str | bytes | os.PathLike[str]) -> Root:
         """Without the entries of these kinds, or at these places: ``without(Tmpfs)``, ``without("/tmp")``.
@@ -168,7 +169,7 @@ class Root(Irreversible):
                 name = kind.__name__ if isinstance(kind, type) else repr(os.fsdecode(kind))
                 raise ValueError(f"without: there is no entry {name} in this root")
             found = kept
-        return self._changed(found)
+        return self.with_entries(*found)
 
     def leaves_files(self) -> bool:
         """Whether an entry lets the program change files of the host, which are there afterwards."""

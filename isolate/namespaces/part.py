@@ -43,6 +43,7 @@ from isolate.kernel.constants import (
     CLONE_NEWUTS,
     MS_PRIVATE,
     MS_REC,
+    MS_SHARED,
     MS_SLAVE,
     O_CLOEXEC,
     O_PATH,
@@ -369,13 +370,15 @@ def _forbid_nested(filtered: bool) -> Step:
 class MountNamespace(_Namespace, Reversible):
     """A mount table of its own (mount_namespaces(7)); the host's never changes.
 
-    ``propagation`` ``"private"``: nothing passes either way; ``"slave"``: what the host mounts later shows inside too.
+    ``propagation`` ``"private"``: nothing passes either way; ``"slave"``: what the host mounts later shows inside too;
+    ``"shared"``: nothing passes to or from the host, and what is mounted inside later shows in mount namespaces that
+    programs make inside, and the other way round (a container manager in a sandbox wants that).
 
     :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
         ``fd``.
     :param pid: join the namespace of this process.
     :param fd: join the namespace that this descriptor is of.
-    :param propagation: ``"private"`` or ``"slave"``.
+    :param propagation: ``"private"``, ``"slave"`` or ``"shared"``.
 
     >>> Sandbox(UserNamespace(), MountNamespace()).run(["true"]).ok
     True
@@ -388,8 +391,8 @@ class MountNamespace(_Namespace, Reversible):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.propagation not in ("private", "slave"):
-            raise ValueError(f"propagation must be 'private' or 'slave', not {self.propagation!r}")
+        if self.propagation not in ("private", "slave", "shared"):
+            raise ValueError(f"propagation must be 'private', 'slave' or 'shared', not {self.propagation!r}")
 
     def leaves_files(self) -> bool:
         """Whether there may be files in it that are there afterwards: of one that is joined nothing is known."""
@@ -407,7 +410,7 @@ class MountNamespace(_Namespace, Reversible):
             yield self._join(context, Phase.PROPAGATION)
         else:
             yield from super().steps(context)
-            how = MS_PRIVATE if self.propagation == "private" else MS_SLAVE
+            how = MS_SLAVE if self.propagation == "slave" else MS_PRIVATE
             yield Step(
                 Phase.PROPAGATION,
                 f"mounts made inside never show on the host ({self.propagation} propagation)",
@@ -419,6 +422,12 @@ class MountNamespace(_Namespace, Reversible):
                     " chroot, mount its directory over itself (mount --rbind DIRECTORY DIRECTORY)"
                 },
             )
+            if self.propagation == "shared":
+                # Once all that the sandbox has is mounted: groups of its own, which the host is no member of.
+                sharing = (call("mount", 0, b"/", 0, MS_REC | MS_SHARED, 0),)
+                yield Step(
+                    Phase.COVER, "mounts inside are shared with namespaces that are made inside", sharing, path=b"/"
+                )
 
 
 @keywords

@@ -60,10 +60,10 @@ def sandbox(options: argparse.Namespace) -> Sandbox:
 
         extra = [] if limits is None else [limits]
         box = presets.container(os.path.abspath(options.root), *_entries(options), extra=extra)
-    elif options.preset == "untrusted":
+    elif options.preset in ("untrusted", "nested"):
         from isolate import presets
 
-        box = presets.untrusted(*_entries(options), limits=limits)
+        box = getattr(presets, options.preset)(*_entries(options), limits=limits)
     else:
         box = Sandbox(*_bare(options), *([] if limits is None else [limits]))
     parts = {type(part): part for part in box.parts}

@@ -62,8 +62,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     """The options that make a sandbox."""
     add = parser.add_argument
     add(
-        "--preset", choices=("untrusted", "bare"), default="untrusted",
-        help="what to start from: the host's programs for a program that nobody vouches for (default), or nothing",
+        "--preset", choices=("untrusted", "nested", "bare"), default="untrusted",
+        help="what to start from: the host's programs for a program that nobody vouches for (default), the same inside"
+        " of a container whose /proc is covered, or nothing",
     )  # fmt: skip
     add("--root", metavar="DIR", help="start from this root file system, read-only, in place of a preset")
     add("--image", metavar="NAME", help="start from this image of the store; it says what else holds and what is run")

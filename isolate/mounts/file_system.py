@@ -1,0 +1,127 @@
+"""A file system of any type that the kernel knows, with its own options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING
+
+from isolate.engine.plan import EACH, Phase, Register, Step, call
+from isolate.kernel.constants import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    NOTHING,
+    Constant,
+)
+from isolate.kernel.paths import StrOrBytesPath, inside, text
+from isolate.mounts.building import EINVAL, ENODEV, ENOENT, EPERM, TARGET_HINTS, new_file_system
+from isolate.mounts.showing import Shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from isolate.mounts.building import Building
+
+__all__ = ["FileSystem"]
+
+_HINTS = {
+    EPERM: "this type of file system cannot be mounted in a user namespace, or CAP_SYS_ADMIN is missing: be root, and "
+    "leave UserNamespace() out",
+    ENODEV: "this kernel has no such file system (/proc/filesystems), and no module for it was loaded",
+    EINVAL: "this file system does not know one of the options, or refuses its value",
+    ENOENT: "the source is not there",
+}
+
+
+@dataclass(frozen=True, repr=False)
+class FileSystem(Shown):
+    """A new mount of a file system by its type at ``target``: what has no entry of its own.
+
+    .. code-block:: python
+
+        FileSystem("ramfs", "/scratch", options={"mode": "700"})
+        FileSystem("ext4", "/data", source="/dev/loop3", options={"errors": "remount-ro", "noload": True})
+
+    ``options`` are the file system's own: a str or an int as their value, True for an option without one. ``source`` is
+    the device, or whatever this type calls so. ``read_only``, ``suid``, ``dev`` and ``exec`` are those of the mount, as
+    for :class:`Bind`. It is mounted with fsopen(2), so options are never taken for others, whatever is in them.
+
+    Which types can be mounted in a user namespace is said by the kernel (FS_USERNS_MOUNT: tmpfs, ramfs, proc, overlay,
+    fuse and few others); root mounts all. An image that somebody else made is read by the kernel itself: a file
+    system that was made to harm can.
+
+    Errors: ENODEV: there is no such type; EINVAL: an option; EPERM.
+    """
+
+    type: str
+    target: StrOrBytesPath
+    _: KW_ONLY
+    source: StrOrBytesPath | None = None
+    options: Mapping[str, str | int | bool] = field(default_factory=dict)
+    read_only: bool = False
+    suid: bool = False
+    dev: bool = False
+    exec: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.type, str) or not self.type or not self.type.isprintable() or "/" in self.type:
+            raise ValueError(f"FileSystem: type must be the name of a file system such as 'ext4', not {self.type!r}")
+        object.__setattr__(self, "target", inside(self.target, "FileSystem: target"))
+        if not isinstance(self.options, Mapping):
+            raise TypeError(f"FileSystem: options must be a mapping of names to values, not {self.options!r}")
+        for name, value in self.options.items():
+            if not isinstance(name, str) or not name or "\0" in name or name == "source":
+                hint = "; source= says it" if name == "source" else ""
+                raise ValueError(f"FileSystem: not an option's name: {name!r}{hint}")
+            if not isinstance(value, (str, int)) or value is False or (isinstance(value, str) and "\0" in value):
+                raise TypeError(f"FileSystem: option {name}: a str, an int or True is wanted, not {value!r}")
+        object.__setattr__(self, "options", _Frozen(self.options))
+
+    @property
+    def place(self) -> bytes:
+        """Its target."""
+        return inside(self.target)
+
+    def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
+        """A new mount, attached nowhere yet."""
+        out = Register("file system")
+        options: list[tuple[bytes, bytes | None]] = []
+        if self.source is not None:
+            import os
+
+            options.append((b"source", os.fsencode(self.source)))
+        for name, value in self.options.items():
+            options.append((name.encode(), None if value is True else str(value).encode()))
+        flags: Constant = NOTHING
+        for wanted, flag in (
+            (self.read_only, MOUNT_ATTR_RDONLY),
+            (not self.suid, MOUNT_ATTR_NOSUID),
+            (not self.dev, MOUNT_ATTR_NODEV),
+            (not self.exec, MOUNT_ATTR_NOEXEC),
+        ):
+            flags = flags | flag if wanted else flags
+        words = f"a new {self.type} for {text(self.place)}"
+        ops = tuple(new_file_system(self.type.encode(), out, options, flags))
+        return out, [Step(Phase.ROOT, words, ops, path=self.place, hints=_HINTS, template=EACH)]
+
+    def steps_in(self, building: Building) -> Iterator[Step]:
+        """Make it, mount it."""
+        out, steps = self.tree(building)
+        yield from steps
+        yield Step(
+            Phase.ROOT,
+            f"mount it on {text(self.place)}",
+            (*building.attach(out, self.place), call("close", out)),
+            path=self.place,
+            hints=TARGET_HINTS,
+            template=building.each(self.place),
+        )
+
+
+class _Frozen(dict[str, "str | int | bool"]):
+    """Options that can be hashed, in their order."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self.items()))
