@@ -27,7 +27,7 @@ if TYPE_CHECKING:
             "a single string is a program's name, not a command line",
         ),
         (lambda: Sandbox([UserNamespace()]), TypeError, r"one by one: Sandbox\(\*parts\)"),
-        (lambda: presets.untrusted(Limits(pids=5)), TypeError, "it is a part"),
+        (lambda: isolate.Root(Limits(pids=5)), TypeError, "it is a part"),
         (lambda: Sandbox().spawn(["true"], pty=24), TypeError, r"pty: True, False or \(rows, columns\)"),
         (lambda: Sandbox().spawn(["true"], pty=(24,)), TypeError, r"pty: True, False or \(rows, columns\)"),
         (lambda: Sandbox().spawn(["true"], pty=(24, "x")), ValueError, "rows and columns must"),

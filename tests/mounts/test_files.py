@@ -200,7 +200,6 @@ def test_order_is_the_users(shell: Shell, place: Path) -> None:
         (lambda: Symlink("/a", "/"), ValueError),
         (lambda: Mask("/"), ValueError),
         (lambda: Mask("/a/.."), ValueError),
-        (lambda: ReadOnly("/"), ValueError),
     ],
 )
 def test_refused(make: Any, error: type[Exception]) -> None:
