@@ -64,16 +64,16 @@ if TYPE_CHECKING:
     from isolate.namespaces.part import TimeNamespace as TimeNamespace
     from isolate.namespaces.part import UserNamespace as UserNamespace
     from isolate.namespaces.part import UtsNamespace as UtsNamespace
-    from isolate.sandbox.aprocess import AsyncProcess as AsyncProcess
     from isolate.namespaces.sysctl import Sysctl as Sysctl
+    from isolate.sandbox.aprocess import AsyncProcess as AsyncProcess
     from isolate.sandbox.attach import Attached as Attached
     from isolate.sandbox.attach import attach as attach
     from isolate.sandbox.box import Sandbox as Sandbox
     from isolate.sandbox.containers.container import Container as Container
     from isolate.sandbox.containers.detached import reopen as reopen
+    from isolate.sandbox.host_program import HostProgram as HostProgram
     from isolate.sandbox.learn import Learned as Learned
     from isolate.sandbox.learn import learn as learn
-    from isolate.sandbox.host_program import HostProgram as HostProgram
     from isolate.sandbox.pool import Pool as Pool
     from isolate.sandbox.prepared import Prepared as Prepared
     from isolate.sandbox.process import Process as Process

@@ -29,9 +29,9 @@ class HostProgram:
         HostProgram(["/usr/sbin/ldconfig", "-r", "/.."])
 
     It sees the host's files, with ``/..`` as the new root, where there is a :class:`Root`; it has the rights of who
-    sets up (in a user namespace, those over it alone), an empty environment, no descriptor but the program's streams, and
-    must end with 0: anything else ends the start. The program inside does not run yet. ``args`` are the absolute path
-    and the arguments. Several of them run in their order of names.
+    sets up (in a user namespace, those over it alone), an empty environment, no descriptor but the program's streams,
+    and must end with 0: anything else ends the start. The program inside does not run yet. ``args`` are the absolute
+    path and the arguments. Several of them run in their order of names.
 
     Needs what the program needs. It is trusted as the caller is: never a program that a sandbox could have written.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from isolate import Limits, Sandbox, Seccomp, UserNamespace, attach, presets
+from isolate import Limits, Root, Sandbox, Seccomp, UserNamespace, attach
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
             "a single string is a program's name, not a command line",
         ),
         (lambda: Sandbox([UserNamespace()]), TypeError, r"one by one: Sandbox\(\*parts\)"),
-        (lambda: isolate.Root(Limits(pids=5)), TypeError, "it is a part"),
+        (lambda: Root(Limits(pids=5)), TypeError, "it is a part"),
         (lambda: Sandbox().spawn(["true"], pty=24), TypeError, r"pty: True, False or \(rows, columns\)"),
         (lambda: Sandbox().spawn(["true"], pty=(24,)), TypeError, r"pty: True, False or \(rows, columns\)"),
         (lambda: Sandbox().spawn(["true"], pty=(24, "x")), ValueError, "rows and columns must"),

@@ -142,7 +142,8 @@ def test_a_root_that_is_made_read_only_last(recursive: bool) -> None:
 
 def test_what_is_mounted_inside_shows_in_namespaces_that_are_made_inside() -> None:
     inside = (
-        "unshare --mount --propagation unchanged sleep 100 & while [ $(readlink /proc/$!/ns/mnt) = $(readlink /proc/$$/ns/mnt) ]; do :; done; "
+        "unshare --mount --propagation unchanged sleep 100 & "
+        "while [ $(readlink /proc/$!/ns/mnt) = $(readlink /proc/$$/ns/mnt) ]; do :; done; "
         "mount -t tmpfs none /tmp; echo x > /tmp/mark; "
         "cat /proc/$!/root/tmp/mark 2>/dev/null || echo nothing; kill $!"
     )
@@ -150,7 +151,8 @@ def test_what_is_mounted_inside_shows_in_namespaces_that_are_made_inside() -> No
     for propagation in ("private", "shared"):
         box = Sandbox(
             UserNamespace(), PidNamespace(), MountNamespace(propagation=propagation),
-            Root(*SYSTEM, Proc(), Dev(), Tmpfs("/tmp")), Capabilities.all(), Seccomp(otherwise="allow", foreign="allow"),
+            Root(*SYSTEM, Proc(), Dev(), Tmpfs("/tmp")), Capabilities.all(),
+            Seccomp(otherwise="allow", foreign="allow"),
         )  # fmt: skip
         before = Path("/proc/self/mountinfo").read_text()
         found[propagation] = out(box, inside)

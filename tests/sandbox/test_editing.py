@@ -34,7 +34,7 @@ def part(box: Sandbox, kind: type) -> object:
 
 def test_plus_adds_parts_and_refuses_a_kind_that_is_there() -> None:
     assert part(BASE + UtsNamespace(), UtsNamespace) == UtsNamespace()
-    assert (BASE + [UtsNamespace(), NetNamespace()]).parts == (*BASE.parts, UtsNamespace(), NetNamespace())
+    assert (BASE.__add__([UtsNamespace(), NetNamespace()])).parts == (*BASE.parts, UtsNamespace(), NetNamespace())
     assert (BASE + Sandbox(UtsNamespace())).parts == (*BASE.parts, UtsNamespace())
     with pytest.raises(ConflictError) as caught:
         BASE + PidNamespace()
@@ -64,7 +64,7 @@ def test_without_leaves_parts_and_entries_out() -> None:
 
 def test_an_entry_goes_into_the_root() -> None:
     assert part(BASE + File("/note", "x"), Root) == Root(Bind("/usr"), Tmpfs("/tmp", size="1M"), File("/note", "x"))
-    both = BASE + [Dir("/a"), UtsNamespace()]
+    both = BASE + Dir("/a") + UtsNamespace()
     assert part(both, Root) == Root(Bind("/usr"), Tmpfs("/tmp", size="1M"), Dir("/a"))
     with pytest.raises(ConflictError, match=r"\+ Root\(Bind\(…\)\)"):
         Sandbox(UserNamespace()) + Bind("/usr")
