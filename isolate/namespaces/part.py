@@ -41,10 +41,6 @@ from isolate.kernel.constants import (
     CLONE_NEWTIME,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
-    MS_PRIVATE,
-    MS_REC,
-    MS_SHARED,
-    MS_SLAVE,
     O_CLOEXEC,
     O_PATH,
     O_RDONLY,
@@ -54,6 +50,7 @@ from isolate.kernel.constants import (
 from isolate.namespaces import quotas
 from isolate.namespaces.handle import Handle
 from isolate.namespaces.ids import IdMap, IdRange, check_id, mapped
+from isolate.namespaces.propagation import propagation_steps
 from isolate.namespaces.quotas import write_file
 from isolate.thread.entering import Irreversible, Reversible
 
@@ -410,24 +407,7 @@ class MountNamespace(_Namespace, Reversible):
             yield self._join(context, Phase.PROPAGATION)
         else:
             yield from super().steps(context)
-            how = MS_SLAVE if self.propagation == "slave" else MS_PRIVATE
-            yield Step(
-                Phase.PROPAGATION,
-                f"mounts made inside never show on the host ({self.propagation} propagation)",
-                (call("mount", 0, b"/", 0, MS_REC | how, 0),),
-                template=KEPT if self.propagation == "private" else None,
-                path=b"/",
-                hints={
-                    EINVAL: "this program's root is no mount point (it runs in a plain chroot): before entering the"
-                    " chroot, mount its directory over itself (mount --rbind DIRECTORY DIRECTORY)"
-                },
-            )
-            if self.propagation == "shared":
-                # Once all that the sandbox has is mounted: groups of its own, which the host is no member of.
-                sharing = (call("mount", 0, b"/", 0, MS_REC | MS_SHARED, 0),)
-                yield Step(
-                    Phase.COVER, "mounts inside are shared with namespaces that are made inside", sharing, path=b"/"
-                )
+            yield from propagation_steps(self.propagation)
 
 
 @keywords
