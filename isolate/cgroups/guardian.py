@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.diagnosis.start import keep
 from isolate.engine.keeper import until_owner_ends
 from isolate.engine.plan import Phase, RemoveTree, Step
 from isolate.kernel.constants import AT_FDCWD
@@ -39,4 +38,6 @@ def watch(directories: list[str]) -> Session:
 
     For none it does nothing but end when its owner does: what keeps a scope (:mod:`isolate.cgroups.scope`).
     """
+    from isolate.diagnosis.start import keep  # loaded late: a sandbox that is only made starts nothing
+
     return keep(Guardian(tuple(directories)))

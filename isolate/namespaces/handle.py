@@ -14,12 +14,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from isolate.diagnosis import start
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.keeper import until_owner_ends
 from isolate.engine.plan import Buffer, Label, Load, Phase, Plan, Register, Step, Test, call
-from isolate.engine.tape import compile_plan
 from isolate.errors import SetupError, UnsupportedError
 from isolate.kernel.constants import (
     AT_EMPTY_PATH,
@@ -208,6 +206,9 @@ class _ForTheCaller:
 
 def _in_a_child(part: Any) -> OwnedDescriptor:
     """The namespace of a sandbox that has no program: its init is in it until the descriptor is open."""
+    from isolate.diagnosis import start  # loaded late: a sandbox that is only made starts nothing
+    from isolate.engine.tape import compile_plan
+
     plan = Plan([part, _ForTheCaller()], euid=os.geteuid(), egid=os.getegid())
     session = start.alone(compile_plan(plan, init=True, pid_namespace=False, share=False, owned=True))
     try:
@@ -278,6 +279,8 @@ class _Name:
 
 
 def _add_name(handle: Handle, name: str) -> None:
+    from isolate.diagnosis import start  # loaded late: a sandbox that is only made starts nothing
+
     directory = "/run/netns" if handle.kind == "network" else f"/run/isolate/{_FILES[handle.kind]}"
     path = f"{directory}/{name}"
     fd = handle._descriptor()
