@@ -67,6 +67,12 @@ def _close(options: argparse.Namespace) -> None:
         lan.close()
 
 
+def _profile(options: argparse.Namespace) -> int:
+    from isolate.tools.cli.profile import command
+
+    return command(options)
+
+
 def _net(options: argparse.Namespace) -> int:
     from isolate.tools.cli import net
 
@@ -235,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = {
         "run": _run, "shell": _shell, "attach": _attach, "exec": _exec, "explain": _explain,
         "doctor": _doctor, "probe": _doctor, "image": _image, "net": _net, "build": _build,
+        "profile": _profile,
     }  # fmt: skip
     command = own.get(options.command) or COMMANDS[options.command]
     try:

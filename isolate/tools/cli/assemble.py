@@ -53,7 +53,9 @@ def sandbox(options: argparse.Namespace) -> Sandbox:
     from isolate.sandbox.box import Sandbox
 
     limits: Any = _limits(options)
-    if getattr(options, "image", None) is not None:
+    if getattr(options, "profile", None) is not None:
+        box = _of_profile(options, [] if limits is None else [limits])
+    elif getattr(options, "image", None) is not None:
         box = _of_image(options, [] if limits is None else [limits])
     elif options.root is not None:
         from isolate import presets
@@ -66,11 +68,33 @@ def sandbox(options: argparse.Namespace) -> Sandbox:
         box = getattr(presets, options.preset)(*_entries(options), limits=limits)
     else:
         box = Sandbox(*_bare(options), *([] if limits is None else [limits]))
-    parts = {type(part): part for part in box.parts}
+    parts: dict[Any, Part] = {}
+    for at, part in enumerate(box.parts):
+        # Several of one class stand beside one another: an option takes the place of the first, never of the others.
+        parts[(type(part), at) if type(part) in parts else type(part)] = part
     if options.new and options.preset != "bare":
         raise ValueError("--new goes with --preset bare: the others have all namespaces")
     _change(parts, options)
-    return Sandbox(*parts.values())
+    return Sandbox(*parts.values(), template=box.template)
+
+
+def _of_profile(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
+    from isolate.mounts import Root
+    from isolate.sandbox.box import Sandbox
+    from isolate.tools.profiles import load
+
+    if options.root is not None or options.preset != "untrusted" or getattr(options, "image", None) is not None:
+        raise ValueError("--profile stands in the place of --root, --image and --preset")
+    box = load(options.profile)
+    kept = [part for part in box.parts if not any(type(part) is type(other) for other in extra)]
+    entries = _entries(options)
+    if entries:
+        if not any(isinstance(part, Root) for part in kept):
+            kept.append(Root(*entries))
+            entries = []
+        box = Sandbox(*kept, *extra, template=box.template)
+        return box + entries if entries else box
+    return Sandbox(*kept, *extra, template=box.template)
 
 
 def _of_image(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
@@ -120,7 +144,7 @@ def _bare(options: argparse.Namespace) -> list[Part]:
     return made
 
 
-def _change(parts: dict[type[Any], Part], options: argparse.Namespace) -> None:
+def _change(parts: dict[Any, Part], options: argparse.Namespace) -> None:
     """Put what single options say in the place of what is there."""
     from isolate.attributes.credentials import Credentials
     from isolate.attributes.rlimits import Rlimits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from isolate.tools.cli import build, net
+from isolate.tools.cli import build, net, profile
 from isolate.tools.cli.containers import add_commands
 from isolate.tools.cli.image_options import add_image_commands, add_store
 
@@ -66,6 +66,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="what to start from: the host's programs for a program that nobody vouches for (default), the same inside"
         " of a container whose /proc is covered, or nothing",
     )  # fmt: skip
+    add("--profile", metavar="FILE", help="start from this profile (isolate profile), in place of a preset")
     add("--root", metavar="DIR", help="start from this root file system, read-only, in place of a preset")
     add("--image", metavar="NAME", help="start from this image of the store; it says what else holds and what is run")
     add_store(parser)
@@ -213,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         doctor.add_argument("--json", action="store_true", help="as JSON")
         doctor.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
+    profile.add_commands(commands, common)
     add_image_commands(commands, common)
     net.options(commands, common)
     build.options(commands, common)
