@@ -178,14 +178,20 @@ _C = TypeVar("_C", bound=type)
 def keywords(cls: _C) -> _C:
     """A class decorator: an unknown keyword of the constructor is refused with the nearest known one.
 
+    A keyword that is annotated as a bool takes True and False alone: ``read_only="no"`` would be true.
+
     The signature that type checkers and ``help()`` see stays the constructor's own.
     """
     import functools
 
     made: Callable[..., None] = cls.__init__  # type: ignore[misc]
+    flags = {name for name, annotation in made.__annotations__.items() if annotation in ("bool", "bool | None")}
 
     @functools.wraps(made)
     def __init__(self: object, *args: Any, **given: Any) -> None:
+        for name in flags & given.keys():
+            if given[name] is not None or made.__annotations__[name] == "bool":
+                flag(f"{cls.__name__}: {name}", given[name])
         try:
             made(self, *args, **given)
         except TypeError as error:

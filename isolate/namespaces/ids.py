@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
+from isolate.kernel.checks import keywords
 from isolate.kernel.proc import lines
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def check_id(value: object, what: str) -> int:
     return value
 
 
+@keywords
 @dataclass(frozen=True, slots=True, order=True)
 class IdRange:
     """``count`` ids from ``inside`` on are ``outside`` and following on the host.
@@ -85,6 +87,7 @@ def _ranges(given: Iterable[IdRange | tuple[int, int, int]], what: str) -> tuple
     return ranges
 
 
+@keywords
 @dataclass(frozen=True)
 class IdMap:
     """The user and group ids of a user namespace.
