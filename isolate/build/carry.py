@@ -115,7 +115,7 @@ def explain(recipe: Program, store: Store | None = None, **options: Any) -> str:
                 shell = True
                 net = (
                     "the caller's network"
-                    if step.network in ("host", "default") or options.get("network")
+                    if step.network == "caller" or (step.network != "none" and options.get("network"))
                     else "no network"
                 )
                 lines.append(

@@ -59,6 +59,8 @@ def _read_ignore(top: int) -> Ignore:
         fd = os.open(".dockerignore", flags, dir_fd=top)
     except FileNotFoundError:
         return Ignore()
+    except OSError as error:
+        raise BuildError(f".dockerignore cannot be read: {error.strerror}") from None
     with open(fd, "rb") as file:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise BuildError(".dockerignore is no regular file")
@@ -91,6 +93,17 @@ class Files:
     def ignored(self, path: bytes) -> bool:
         """Whether the file is left out."""
         return self._ignore.matches(os.fsdecode(path))
+
+    def refuse_ignored(self, path: bytes) -> None:
+        """Raise a BuildError for a file that is left out."""
+        if path and self.ignored(path):
+            raise BuildError(f"/{os.fsdecode(path)}: it is there, but .dockerignore leaves it out")
+
+    def followed(self, path: bytes) -> bytes:
+        """As :meth:`real`, for a source: a link to a file that is left out leads to nothing either."""
+        found = self.real(path)
+        self.refuse_ignored(found)
+        return found
 
     def look(self, path: bytes) -> os.stat_result | None:
         """What is at a path, a link for itself; None where nothing is."""

@@ -143,16 +143,19 @@ class Plan:
         whole = hashlib.sha256()
         for path in sorted(self.rows, key=order):
             entry, data = self.rows[path]
-            whole.update(repr((path, entry.kind, entry.mode, entry.uid, entry.gid, entry.link)).encode())
+            content = hashlib.sha256()
             if isinstance(data, tuple):
                 fd = data[0].read(data[1])
                 try:
                     while piece := os.read(fd, _PIECE):
-                        whole.update(piece)
+                        content.update(piece)
                 finally:
                     os.close(fd)
             elif data:
-                whole.update(data)
+                content.update(data)
+            # Each content by its digest, which has a fixed length: what stands in a file cannot pass for another entry.
+            row = (path, entry.kind, entry.mode, entry.uid, entry.gid, entry.link, content.hexdigest())
+            whole.update(repr(row).encode() + b"\n")
         return whole.hexdigest()
 
 
@@ -164,12 +167,9 @@ def expand(files: Files, pattern: str) -> list[bytes]:
     clean = posixpath.normpath("/" + pattern).lstrip("/")
     raw = os.fsencode(clean)
     if not re.search(r"[*?\[\\]", clean):
-        if files.look(raw) is None and raw:
-            real = files.real(raw)
-            return [real]
-        if raw and files.ignored(raw):
-            raise BuildError(f"{pattern}: it is there, but .dockerignore leaves it out")
-        return [raw]
+        real = files.followed(raw) if files.look(raw) is None else raw
+        files.refuse_ignored(real)
+        return [real]
     found: list[bytes] = [b""]
     for part in clean.split("/"):
         matches = Ignore([part.replace("**", "*")]).matches if re.search(r"[*?\[\\]", part) else part.__eq__
@@ -218,7 +218,7 @@ def copy_into(
         base = source.rpartition(b"/")[2]  # also of a link, which is followed: it keeps its name
         found = files.look(source)
         if found is not None and stat.S_ISLNK(found.st_mode):
-            source = files.real(source)
+            source = files.followed(source)
             found = files.look(source)
         if found is None:
             raise BuildError(f"/{os.fsdecode(source)}: there is no such file")

@@ -37,7 +37,7 @@ class Ignore:
         if len(patterns) > _MOST:
             raise IgnoreError(f"{len(patterns)} patterns; at most {_MOST} are read")
         self.patterns: tuple[str, ...] = tuple(patterns)
-        self._compiled: list[tuple[bool, re.Pattern[str]]] = []
+        self._compiled: list[tuple[bool, _Pattern]] = []
         for pattern in self.patterns:
             text = pattern.strip()
             if not text:
@@ -88,7 +88,7 @@ class Ignore:
         matched = False
         for exception, pattern in self._compiled:
             # One that could change nothing is not looked at.
-            if exception == matched and any(pattern.fullmatch(each) for each in (path, *parents)):
+            if exception == matched and any(pattern.matches(each) for each in (path, *parents)):
                 matched = not exception
         return matched
 
@@ -102,8 +102,73 @@ def _clean(path: str) -> str:
     return cleaned[1:] if cleaned.startswith("//") else cleaned
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
-    """A pattern as a regular expression over the whole path."""
+#: How many steps a regular expression may need; what may need more is matched in linear time.
+_STEPS: Final = 100_000
+
+
+class _Pattern:
+    """A pattern as pieces of regular expressions, each of one character or a wildcard."""
+
+    __slots__ = ("_pieces", "_singles", "_whole", "_wild")
+
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces = pieces
+        self._wild = sum(piece in (_ANY, _DIRECTORIES, _SEGMENT) for piece in pieces)
+        self._whole: re.Pattern[str] | None = re.compile("".join(pieces), re.S) if self._wild < 8 else None
+        self._singles: list[re.Pattern[str]] | None = None
+
+    def matches(self, path: str) -> bool:
+        """Whether it matches the whole path. The time grows with the product of both lengths, not with its powers."""
+        if self._whole is not None and len(path) ** self._wild <= _STEPS:
+            return self._whole.fullmatch(path) is not None
+        return self._linear(path)
+
+    def _linear(self, path: str) -> bool:
+        """All positions in the pattern that can be reached, one character after the other."""
+        if self._singles is None:
+            self._singles = [re.compile(piece, re.S) for piece in self._pieces]
+        pieces = self._pieces
+
+        def closed(places: set[int]) -> set[int]:
+            """Also those behind wildcards, which may match nothing."""
+            found: set[int] = set()
+            for place in places:
+                while place not in found:
+                    found.add(place)
+                    if place < len(pieces) and pieces[place] in (_ANY, _DIRECTORIES, _SEGMENT):
+                        place += 1
+            return found
+
+        # Inside of "**/", before its slash: a place of its own, written as a negative number.
+        places = closed({0})
+        for character in path:
+            following: set[int] = set()
+            for place in places:
+                at = ~place if place < 0 else place
+                if at == len(pieces):
+                    continue
+                piece = pieces[at]
+                if piece == _DIRECTORIES:
+                    following.add(~at)
+                    if character == "/":
+                        following.add(at + 1)
+                elif piece == _ANY or (piece == _SEGMENT and character != "/"):
+                    following.add(at)
+                elif piece != _SEGMENT and self._singles[at].fullmatch(character):
+                    following.add(at + 1)
+            places = closed({place for place in following if place >= 0}) | {p for p in following if p < 0}
+            if not places:
+                return False
+        return len(pieces) in places
+
+
+_ANY: Final = ".*"
+_DIRECTORIES: Final = "(?:.*/)?"
+_SEGMENT: Final = "[^/]*"
+
+
+def _compile(pattern: str) -> _Pattern:
+    """A pattern as the pieces of a regular expression over the whole path."""
     found: list[str] = []
     at = 0
     while at < len(pattern):
@@ -114,13 +179,13 @@ def _compile(pattern: str) -> re.Pattern[str]:
                 at += 1
                 at += pattern.startswith("/", at)
                 # What a run of "**/" says again adds nothing but time to match.
-                piece = ".*" if at == len(pattern) else "(?:.*/)?"
+                piece = _ANY if at == len(pattern) else _DIRECTORIES
                 if at == len(pattern) and not found:
-                    return re.compile(r"(?s:.*)")
+                    return _Pattern([_ANY])
                 if not found or found[-1] != piece:
                     found.append(piece)
             else:
-                found.append("[^/]*")
+                found.append(_SEGMENT)
         elif character == "?":
             found.append("[^/]")
         elif character == "\\":
@@ -133,7 +198,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
             found.append(piece)
         else:
             found.append(re.escape(character))
-    return re.compile("".join(found), re.S)
+    return _Pattern(found)
 
 
 def _class(pattern: str, at: int) -> tuple[str, int]:

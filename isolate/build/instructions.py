@@ -494,6 +494,8 @@ def _health(r: _Reading) -> HealthCheck:
 
 def _duration(r: _Reading, name: str, text: str) -> float | None:
     """Go's form of a duration: ``1m30s``. Zero means the default."""
+    if len(text) > 64:
+        raise r.error(f"--{name}={text[:64]}…: not a duration such as 30s or 1m30s")
     parts = re.findall(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)", text)
     if text != "0" and (not parts or "".join(number + unit for number, unit in parts) != text):
         raise r.error(f"--{name}={text}: not a duration such as 30s or 1m30s")

@@ -100,7 +100,7 @@ class Recipe:
         words = (command,) if isinstance(command, str) else tuple(command)
         if not words:
             raise ValueError("Recipe.run: a command is wanted")
-        name = None if network is None else "default" if network else "none"
+        name = None if network is None else "caller" if network else "none"
         return self._with(i.Run(words, isinstance(command, str), tuple(mounts), name))
 
     def env(self, values: Mapping[str, str] | None = None, /, **more: str) -> Recipe:
@@ -172,7 +172,8 @@ class Recipe:
         :param options: ``name``, the image's name in the store; ``target``, the stage that is wanted, by name or number
             (the last one); ``args``, a mapping of values for ARG; ``secrets``, a mapping of contents (bytes) for
             ``--mount=type=secret``, which are in no layer and no key; ``contexts``, a mapping of further sources for
-            ``COPY --from=``; ``network``, whether a RUN that does not say has the caller's network (False); ``parts``,
+            ``COPY --from=``; ``network``, whether a RUN that does not say has the caller's network (False;
+            a Dockerfile's ``--network=host`` needs it); ``parts``,
             parts for each RUN such as ``Limits(memory="2G")``; ``timeout``, seconds for each RUN; ``platform``;
             ``cache=False``, which does every step anew; ``pull=True``, which pulls a base that the store does not have;
             ``jobs``, how many stages are built at once (2); ``progress``, called with each :class:`Step`; ``output``,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from typing import TYPE_CHECKING, Any, Final
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from isolate.images.layer import Layer
     from isolate.images.store import Store
 
-__all__ = ["Command", "run"]
+__all__ = ["Command", "run", "seed"]
 
 _TAIL: Final = 4000
 _PIPES: Final = "/dev/pipes"
@@ -150,17 +151,35 @@ def _cache(mount: Mount, store: Store, stack: contextlib.ExitStack) -> str:
     import fcntl
 
     name = hashlib.sha256((mount.id or mount.target or "").encode()).hexdigest()[:32]
-    caches = os.path.join(store.path, "caches")
+    caches = _made(os.path.join(store.path, "caches"))
     if mount.sharing == "private":
-        path = tempfile.mkdtemp(prefix="private-", dir=_made(caches))
+        path = tempfile.mkdtemp(prefix="private-", dir=caches)
         stack.callback(shutil.rmtree, path, ignore_errors=True)
         return path
-    path = _made(os.path.join(_made(caches), name))
+    path = _made(os.path.join(caches, name))
     if mount.sharing == "locked":
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, fd)
         fcntl.flock(fd, fcntl.LOCK_EX)
     return path
+
+
+def seed(store: Store) -> bytes:
+    """Random bytes of this store's own, in every key of a cached step: nobody who hands an image over can name it so
+    that it is taken for one."""
+    caches = _made(os.path.join(store.path, "caches"))
+    where = os.path.join(caches, "seed")
+    if not os.path.exists(where):
+        fd, path = tempfile.mkstemp(dir=caches)
+        try:
+            with open(fd, "wb") as file:
+                file.write(secrets.token_bytes(32))
+            with contextlib.suppress(FileExistsError):  # another build was first
+                os.link(path, where)
+        finally:
+            os.unlink(path)
+    with open(where, "rb") as file:
+        return file.read(32)
 
 
 def _made(path: str) -> str:
@@ -171,7 +190,7 @@ def _made(path: str) -> str:
 
 def _tree(mount: Mount, files: Files, store: Store) -> Image:
     """A bind of a directory as an image of one layer: nothing of the host's is mounted."""
-    source = files.real(os.fsencode((mount.source or "").strip("/")))
+    source = files.followed(os.fsencode((mount.source or "").strip("/")))
     plan = Plan(None)
     copy_into(plan, files, [source], b"", directory=True)
     return store.add(Image.empty() + plan.layer())

@@ -18,7 +18,7 @@ from isolate.build.context import Files
 from isolate.build.copying import Plan, copy_into, expand, is_archive, target_of
 from isolate.build.errors import BuildError
 from isolate.build.ignore import Ignore
-from isolate.build.running import Command, run
+from isolate.build.running import Command, run, seed
 from isolate.build.syntax import here_document
 from isolate.build.words import process_word, process_words
 from isolate.errors import IsolateError
@@ -41,7 +41,7 @@ __all__ = ["CACHE", "PREDEFINED", "State", "describe"]
 CACHE: Final = "localhost/isolate-build-cache"
 #: Arguments that need no ARG, and are in no key (BuildKit's list).
 PREDEFINED: Final = ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
-_VERSION: Final = 1
+_VERSION: Final = 2
 _EPOCH: Final = "1970-01-01T00:00:00Z"
 _SHELL: Final = ("/bin/sh", "-c")
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -294,7 +294,9 @@ class State:
         }
         proxies = {name: work.args[name] for p in PREDEFINED for name in (p, p.lower()) if name in work.args}
         env = {"PATH": _PATH, **self.args, **self.env}
-        network = step.network in ("host", "default") or (step.network is None and work.network)
+        if step.network == "host" and not work.network:
+            raise BuildError("it asks for this host's network: allow it by network=True (isolate build --network)")
+        network = step.network == "caller" or (step.network != "none" and work.network)
         opened: list[Files | None] = []
         try:
             for mount in mounts:
@@ -305,8 +307,8 @@ class State:
             ]
             script_key = [script[0], script[1].decode("latin-1")] if script else None
             key = _key(
-                "run", kept.id, list(command), sorted(env.items()), inputs, script_key, network, step.shell,
-                [repr(part) for part in work.parts],
+                seed(work.store).hex(), kept.id, list(command), sorted(env.items()), inputs, script_key, network,
+                step.shell, [repr(part) for part in work.parts],
             )  # fmt: skip
             found = self._found(key)
             if found is not None:
@@ -367,7 +369,7 @@ def _content(mount: i.Mount, files: Files | None) -> str | None:
     if files is None:
         return None
     plan = Plan(None)
-    copy_into(plan, files, [files.real(os.fsencode((mount.source or "").strip("/")))], b"", directory=True)
+    copy_into(plan, files, [files.followed(os.fsencode((mount.source or "").strip("/")))], b"", directory=True)
     return plan.digest()
 
 

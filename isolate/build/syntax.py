@@ -18,9 +18,11 @@ __all__ = ["DockerfileError", "HereDocument", "Instruction", "Syntax", "parse_sy
 #: What a text may be at most, in characters: the largest published ones have some tens of thousands.
 LARGEST: Final = 4 << 20
 _LONGEST_LINE: Final = 65535  # BuildKit's
+#: Each step of a build keeps the history of all before it.
+_MOST: Final = 10_000
 
 _COMMENT = re.compile(r"^#.*$", re.S)
-_DIRECTIVE = re.compile(r"^#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(.+?)\s*$")
+_DIRECTIVE = re.compile(r"^#\s*([a-zA-Z][a-zA-Z0-9]*)\s*=\s*(\S.*)$")
 _DIRECTIVES = frozenset({"syntax", "escape", "check"})
 _BLANKS = re.compile(r"[\t\v\f\r ]+")
 _HERE = re.compile(r"^(\d*)<<(-?)([^<]*)$")
@@ -137,14 +139,17 @@ class _Reader:
             first = self._at
             if complete and not joined:
                 continue
+            pieces = [joined]
             while not complete and self._at < len(self._lines):
                 raw = self._line()
                 following = raw.rstrip("\r\n")
                 if following.lstrip().startswith("#") or not following.strip():
                     continue
                 more, complete = self._continued(following)
-                joined += more
-            found.append(self._instruction(joined, first))
+                pieces.append(more)
+            if len(found) == _MOST:
+                raise DockerfileError(f"more than {_MOST} instructions", first)
+            found.append(self._instruction("".join(pieces), first))
         return found
 
     def _directive(self, line: str) -> None:
@@ -155,7 +160,7 @@ class _Reader:
         if match is None:
             self._directives_done = True
             return
-        key, value = match[1].lower(), match[2]
+        key, value = match[1].lower(), match[2].rstrip()
         if key not in _DIRECTIVES:
             return
         if key in self.directives:

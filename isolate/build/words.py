@@ -9,14 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["Expansion", "WordError", "glob_matches", "process_word", "process_words"]
+__all__ = ["Expansion", "WordError", "process_word", "process_words"]
 
 _SPECIAL: Final = frozenset("@*#?-$!0")
 _END: Final = ""
 #: ``${a:-${b:-…}}``: nobody writes more, and each level is a level of Python's stack.
-_DEEPEST = 100
+_DEEPEST: Final = 100
+#: Characters that an expansion may give. Linux gives a program no variable of more than 128 KiB.
+_LONGEST: Final = 1 << 20
+#: Steps that the pattern of a substitution may take.
+_PATIENCE: Final = 2_000_000
 
 
 class WordError(ValueError):
@@ -108,9 +112,11 @@ class _Scanner:
         self._keep_unset = keep_unset
         self._names: set[str] = set()
         self._depth = 0
+        self._given = 0
 
     def run(self) -> Expansion:
         text, words = self._until(_END)
+        self._bounded(text)
         return Expansion(text, words, frozenset(self._names))
 
     def _peek(self) -> str:
@@ -214,7 +220,15 @@ class _Scanner:
 
     def _value(self, name: str) -> str | None:
         self._names.add(name)
-        return self._env.get(name)
+        value = self._env.get(name)
+        return self._bounded(value) if value else value
+
+    def _bounded(self, text: str) -> str:
+        """The text, which counts: a few variables inside of one another would else fill the memory."""
+        self._given += len(text)
+        if self._given > 2 * _LONGEST:
+            raise WordError(f"it becomes longer than {_LONGEST} characters")
+        return text
 
     def _dollar(self) -> str:
         start = self._at
@@ -268,7 +282,7 @@ class _Scanner:
         value = self._value(name)
         if value is None:
             return self._unset(start)
-        return _substitute(value, pattern, replacement, everywhere=everywhere)
+        return self._bounded(_substitute(value, pattern, replacement, everywhere=everywhere))
 
 
 def _modified(name: str, value: str | None, kind: str, word: str, *, null_is_unset: bool) -> str:
@@ -285,58 +299,91 @@ def _modified(name: str, value: str | None, kind: str, word: str, *, null_is_uns
     return _trimmed(value or "", word[longest:], at_end=kind == "%", longest=longest)
 
 
-def _trimmed(value: str, pattern: str, *, at_end: bool, longest: bool) -> str:
-    sizes = range(len(value), -1, -1) if longest else range(len(value) + 1)
+class _Glob:
+    """A pattern of ``*``, ``?`` and literal characters, and all places in it that a text leads to, as bits."""
+
+    def __init__(self, pattern: str, *, backwards: bool = False) -> None:
+        items = _items(pattern)
+        if backwards:
+            items.reverse()
+        self._end = 1 << len(items)
+        self._star = sum(1 << n for n, item in enumerate(items) if item is None)
+        self._any = sum(1 << n for n, item in enumerate(items) if item == "")
+        self._literal: dict[str, int] = {}
+        for n, item in enumerate(items):
+            if item:
+                self._literal[item] = self._literal.get(item, 0) | 1 << n
+        self._cost = 1 + len(items) // 512
+        self.steps = 0
+
+    def _closed(self, places: int) -> int:
+        """Also the places behind stars, which may match nothing."""
+        return places | (places & self._star) << 1
+
+    def sizes(self, text: str, start: int = 0, *, backwards: bool = False) -> Iterator[int]:
+        """How many characters from ``start`` on it matches, each size that does, the smallest first.
+
+        :raises WordError: it takes too long.
+        """
+        places = self._closed(1)
+        if places & self._end:
+            yield 0
+        for n, at in enumerate(range(start - 1, -1, -1) if backwards else range(start, len(text)), 1):
+            self.steps += self._cost
+            if self.steps > _PATIENCE:
+                raise WordError("a pattern that takes too long with this value")
+            moved = places & (self._any | self._literal.get(text[at], 0))
+            places = self._closed(moved << 1 | places & self._star)
+            if not places:
+                return
+            if places & self._end:
+                yield n
+
+
+def _items(pattern: str) -> list[str | None]:
+    """None for ``*``, "" for ``?``, else the character. Stars in a row are one."""
+    items: list[str | None] = []
+    characters = iter(pattern)
+    for character in characters:
+        if character == "\\":
+            items.append(next(characters, "\\"))
+        elif character != "*":
+            items.append("" if character == "?" else character)
+        elif not items or items[-1] is not None:
+            items.append(None)
+    return items
+
+
+def _last(sizes: Iterator[int]) -> int | None:
+    found = None
     for size in sizes:
-        part = value[len(value) - size :] if at_end else value[:size]
-        if glob_matches(pattern, part):
-            return value[: len(value) - size] if at_end else value[size:]
-    return value
+        found = size
+    return found
+
+
+def _trimmed(value: str, pattern: str, *, at_end: bool, longest: bool) -> str:
+    sizes = _Glob(pattern, backwards=at_end).sizes(value, len(value) if at_end else 0, backwards=at_end)
+    size = (_last(sizes) if longest else next(sizes, None)) or 0
+    return value[: len(value) - size] if at_end else value[size:]
 
 
 def _substitute(value: str, pattern: str, replacement: str, *, everywhere: bool) -> str:
+    glob = _Glob(pattern)
     result: list[str] = []
-    at = 0
+    at = length = 0
     while at <= len(value):
-        size = next((n for n in range(len(value) - at, -1, -1) if glob_matches(pattern, value[at : at + n])), None)
+        size = _last(glob.sizes(value, at))
         if size is None or (size == 0 and at == len(value) and at):
             result.append(value[at : at + 1])
             at += 1
             continue
         result.append(replacement)
+        length += len(replacement)
+        if length > _LONGEST:
+            raise WordError(f"it becomes longer than {_LONGEST} characters")
         if not everywhere:
             return "".join([*result, value[at + size :]])
         if size == 0:
             result.append(value[at : at + 1])
         at += size or 1
     return "".join(result)
-
-
-def glob_matches(pattern: str, text: str) -> bool:
-    """Whether ``*``, ``?`` and literal characters (``\\`` before one takes its meaning away) match the whole text.
-
-    The time is at most the product of both lengths.
-    """
-    items: list[str | None] = []  # None for *, "" for ?, else the character
-    characters = iter(pattern)
-    for character in characters:
-        if character == "\\":
-            items.append(next(characters, "\\"))
-        else:
-            items.append({"*": None, "?": ""}.get(character, character))
-    at = star = mark = 0
-    starred = False
-    index = 0
-    while at < len(text):
-        if index < len(items) and items[index] is None:
-            starred, star, mark = True, index, at
-            index += 1
-        elif index < len(items) and items[index] in ("", text[at]):
-            index += 1
-            at += 1
-        elif starred:
-            mark += 1
-            index, at = star + 1, mark
-        else:
-            return False
-    return all(item is None for item in items[index:])

@@ -195,7 +195,69 @@ def test_a_step_has_no_network(store: Store) -> None:
     if os.geteuid() == 0:
         own = len([line for line in Path("/proc/net/dev").read_text().split("\n") if ":" in line])
         text = f"FROM base:1\n{run.replace('RUN', 'RUN --network=host')}"
-        assert tree(store, Dockerfile.parse(text).build(store))["devices"] == f"{own}\n", "control"
+        assert tree(store, Dockerfile.parse(text).build(store, network=True))["devices"] == f"{own}\n", "control"
+        wanted = Recipe("base:1").run("busybox cat /proc/net/dev | busybox grep -c : > /devices", network=True)
+        assert tree(store, wanted.build(store))["devices"] == f"{own}\n", "a program's own recipe says it itself"
+
+
+def test_a_dockerfile_gives_itself_no_network(store: Store) -> None:
+    recipe = Dockerfile.parse("FROM base:1\nRUN --network=host true\n")
+    with pytest.raises(BuildError, match="network=True"):
+        recipe.build(store)
+    default = "FROM base:1\nRUN --network=default busybox cat /proc/net/dev | busybox grep -c : > /devices\n"
+    assert tree(store, Dockerfile.parse(default).build(store))["devices"] == "1\n"
+
+
+def test_a_link_to_what_is_left_out_leads_nowhere(store: Store, context: Path) -> None:
+    (context / "key").write_text("SECRET")
+    (context / "pub").symlink_to("key")
+    (context / "way").symlink_to(".")
+    (context / ".dockerignore").write_text("key\n")
+    attempts = (
+        "COPY pub /x",
+        "COPY way/key /x",
+        "COPY p?b /x",
+        "RUN --mount=type=bind,source=pub,target=/in cat /in/*",
+    )
+    for line in attempts:
+        with pytest.raises(BuildError, match="leaves it out"):
+            Dockerfile.parse(f"FROM base:1\n{line}\n").build(store, context)
+    (context / ".dockerignore").unlink()
+    assert tree(store, Dockerfile.parse("FROM scratch\nCOPY pub /x\n").build(store, context)) == {"x": "SECRET"}, (
+        "control"
+    )
+
+
+def test_an_archive_cannot_bring_a_cached_step(tmp_path: Path) -> None:
+    """The names of cached steps are another's in every store: one that came with an archive is not found."""
+    if not os.path.exists(BUSYBOX):
+        pytest.skip("busybox-static is not installed")
+    recipe = Dockerfile.parse("FROM base:1\nRUN echo good > /made\n")
+    keys = []
+    for name in ("theirs", "ours"):
+        with Store(tmp_path / name) as each:
+            add_base(each)
+            assert recipe.built(each).done == 1
+            assert recipe.built(each).cached == 1, "control"
+            keys.append({str(ref) for ref in each.tags() if "isolate-build-cache" in str(ref)})
+    assert keys[0]
+    assert not keys[0] & keys[1]
+
+
+def test_a_file_cannot_pass_for_another_entry_in_a_key(store: Store, tmp_path: Path) -> None:
+    """What one file holds is not taken for the next entry: two contexts of other files have other keys."""
+    text = "FROM base:1\nRUN --mount=type=bind,target=/in busybox ls /in > /names\n"
+    two, one = tmp_path / "two", tmp_path / "one"
+    two.mkdir()
+    one.mkdir()
+    for name in ("a", "b"):
+        (two / name).write_bytes(b"X" if name == "a" else b"Y")
+        (two / name).chmod(0o644)
+    assert tree(store, Dockerfile.parse(text).build(store, two))["names"] == "a\nb\n"
+    for row in (b"(b'b', '0', 420, 0, 0, b'')", b"(b'b', b'0', 420, 0, 0, b'')", b"(b'b', 'file', 420, 0, 0, b'')"):
+        (one / "a").write_bytes(b"X" + row + b"Y")
+        (one / "a").chmod(0o644)
+        assert tree(store, Dockerfile.parse(text).build(store, one))["names"] == "a\n"
 
 
 def test_copies(store: Store, context: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isolate.build import ignore
 from isolate.build.ignore import Ignore, IgnoreError
 from tests.build.corpora import ROOT
 
@@ -53,6 +54,17 @@ def test_brackets() -> None:
 def test_time_is_bounded() -> None:
     """Many stars against a path that they almost match."""
     assert not Ignore(["**/" * 200 + "x"]).matches("a/" * 100 + "y")
+    assert not Ignore(["*a" * 20 + "b"]).matches("a" * 200)
+    assert Ignore(["*a" * 20 + "b"]).matches("a" * 200 + "b"), "control"
+    assert not Ignore(["**/x*/" * 20 + "b"]).matches("x/" * 200 + "a")
+
+
+@given(st.text(alphabet="ab*?/", max_size=12), st.text(alphabet="ab/", max_size=10))
+def test_both_ways_of_matching_agree(pattern: str, path: str) -> None:
+    compiled = ignore._compile(pattern)
+    whole = compiled._whole
+    if whole is not None:
+        assert compiled._linear(path) == (whole.fullmatch(path) is not None)
 
 
 @given(st.text(alphabet="ab*?[]^-\\!/.", max_size=12), st.text(alphabet="ab/", min_size=1, max_size=8))

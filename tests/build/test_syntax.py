@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isolate.build.instructions import read
 from isolate.build.syntax import DockerfileError, HereDocument, Instruction, parse_syntax
 from tests.build.corpora import ROOT
 
@@ -124,6 +125,18 @@ def test_what_is_too_large_or_no_text_is_refused() -> None:
         parse_syntax("#" * (5 << 20))
     with pytest.raises(DockerfileError, match="65535"):
         parse_syntax("RUN " + "a" * 70_000)
+    with pytest.raises(DockerfileError, match="more than 10000 instructions"):
+        parse_syntax("FROM a\n" + "ENV a=b\n" * 10_000)
+    assert len(parse_syntax("FROM a\n" + "ENV a=b\n" * 9_999).instructions) == 10_000
+
+
+def test_time_grows_with_the_length_alone() -> None:
+    """Texts that took minutes to hours: ends of directives, a million continued lines, durations."""
+    assert parse_syntax("#a=x" + " " * 60_000 + "y\nFROM a\n").instructions[0].name == "FROM"
+    assert len(parse_syntax("FROM a\nRUN " + "a\\\n" * 500_000 + "\n").instructions[1].text) == 500_004
+    (health,) = parse_syntax("HEALTHCHECK --interval=" + "1" * 60_000 + " CMD a").instructions
+    with pytest.raises(DockerfileError, match="not a duration"):
+        read(health)
 
 
 @given(st.text(alphabet="FROMRUN <>\"'\\[]{},-=#\n\t", max_size=60))

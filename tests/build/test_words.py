@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolate.build.words import WordError, glob_matches, process_word, process_words, raw_words
+from isolate.build.words import WordError, process_word, process_words, raw_words
 from tests.build.corpora import ROOT
 
 ENV = {"PWD": "/home", "SHELL": "bash", "KOREAN": "한국어", "NULL": ""}
@@ -86,20 +88,48 @@ def test_nesting_is_bounded() -> None:
         process_word("${a:-" * 5000 + "}" * 5000, {})
 
 
-@given(st.text(alphabet="ab*?\\", max_size=8), st.text(alphabet="ab*?\\", max_size=8))
-def test_globs_as_a_regular_expression_matches(pattern: str, text: str) -> None:
-    import re
-
-    expression, at = "", 0
+def expression(pattern: str) -> str:
+    """The regular expression that a glob stands for."""
+    found, at = "", 0
     while at < len(pattern):
         character = pattern[at]
         if character == "\\" and at + 1 < len(pattern):
             at += 1
-            expression += re.escape(pattern[at])
+            found += re.escape(pattern[at])
         else:
-            expression += {"*": ".*", "?": "."}.get(character, re.escape(character))
+            found += {"*": ".*", "?": "."}.get(character, re.escape(character))
         at += 1
-    assert glob_matches(pattern, text) == bool(re.fullmatch(expression, text, re.S))
+    return found
+
+
+@given(st.text(alphabet="ab*?\\", max_size=8), st.text(alphabet="ab*?\\", max_size=8))
+def test_globs_as_a_regular_expression_matches(pattern: str, text: str) -> None:
+    def matches(part: str) -> bool:
+        return re.fullmatch(expression(pattern), part, re.S) is not None
+
+    heads = [n for n in range(len(text) + 1) if matches(text[:n])] or [0]
+    tails = [n for n in range(len(text) + 1) if matches(text[len(text) - n :])] or [0]
+    written = pattern.replace("\\", "\\\\") if pattern.endswith("\\") else pattern
+    if written != pattern or pattern.startswith(("*", "#", "%")):
+        return  # it would be read as another pattern or another modifier
+    for modifier, left in (
+        ("#", text[heads[0] :]), ("##", text[heads[-1] :]),
+        ("%", text[: len(text) - tails[0]]), ("%%", text[: len(text) - tails[-1]]),
+    ):  # fmt: skip
+        assert process_word(f"${{A{modifier}{pattern}}}", {"A": text}).text == left
+
+
+def test_what_becomes_too_long_or_takes_too_long_is_refused() -> None:
+    """A few lines of a Dockerfile would else take the memory or the time of whoever builds it."""
+    value = "x" * 50_000
+    with pytest.raises(WordError, match="longer than"):
+        process_word("$A" * 50, {"A": value})
+    with pytest.raises(WordError, match="longer than"):
+        process_word("${A//x/$A}", {"A": value})
+    with pytest.raises(WordError, match="too long"):
+        process_word("${A//*b/y}", {"A": value})
+    assert process_word("${A//x/yy}", {"A": value}).text == "y" * 100_000, "control"
+    assert process_word("${A##*b*b}", {"A": value}).text == value, "control"
 
 
 @given(st.text(alphabet="a$ {}:-+?#%/\\'\"", max_size=20))
