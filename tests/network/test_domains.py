@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import json
 import os
+import resource
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +19,17 @@ import pytest
 
 from isolate import Capabilities, NetNamespace, PidNamespace, Sandbox, UserNamespace, network
 from isolate.network import Connect, Domains
+from isolate.network.proxy import serve, streams
+from isolate.network.proxy.events import Log
+from isolate.network.proxy.hello import NoHello, Reading
+from isolate.network.proxy.rules import Rules
+from isolate.network.proxy.stub import Stub
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from typing_extensions import Self
 
     from isolate.network import Asked
 
@@ -453,6 +464,145 @@ def test_nothing_is_left(up: dict[str, Upstream]) -> None:
         if thread.name in ("isolate-proxy", "isolate-resolve"):
             thread.join(5)
     assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+class Served:
+    """The proxy behind a listener of this host's, without a sandbox around its client."""
+
+    def __init__(self, up: dict[str, Upstream], resolve: Any = None, upstream: int | None = None) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self.listener.getsockname()
+        port = upstream or up["tcp"].port
+        rules = Rules((GOOD,), (port,), (ipaddress.ip_network("127.0.0.0/8"),), tls=False)
+        self.log = Log()
+        door = serve.Door(self.listener, "proxy", 3128)
+        resolve = resolve or (lambda name, port: ["127.0.0.1"])
+        self.server = serve.Server([door], rules, self.log, Stub(rules, self.log), resolve)
+        self.asked = f"CONNECT {GOOD}:{port} HTTP/1.1\r\nHost: {GOOD}:{port}\r\n\r\n".encode()
+
+    def ask(self) -> socket.socket:
+        found = socket.create_connection(self.address, 10)
+        found.sendall(self.asked)
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.close()
+
+
+def fill(client: socket.socket) -> None:
+    """Send until nothing more is taken, for half a second."""
+    client.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            client.send(bytes(1 << 16))
+
+
+def proxys_sockets(upstream: int) -> int:
+    """Connections from this process to the port."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as each:
+                    count += each.family == socket.AF_INET and each.getpeername()[1] == upstream
+    return count
+
+
+def test_what_nobody_reads_is_dropped(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upstream that never reads: what waits for it goes when the connection has been silent for too long."""
+    monkeypatch.setattr(streams, "IDLE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with Served(up, upstream=port) as served:
+            clients = [served.ask() for _ in range(3)]
+            taken = [silent.accept()[0] for _ in clients]
+            for client in clients:
+                with contextlib.suppress(OSError):
+                    fill(client)
+            assert [event.allowed for event in served.log.events] == [True] * 3, "control: they were let through"
+            for _ in range(200):
+                if proxys_sockets(port) == 0:
+                    break
+                time.sleep(0.05)
+            assert proxys_sockets(port) == 0
+            for each in (*clients, *taken):
+                each.close()
+
+
+def test_closing_waits_for_nobody(up: dict[str, Upstream]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with Served(up, upstream=silent.getsockname()[1]) as served:
+            client = served.ask()
+            assert b" 200 " in client.recv(4096)
+            fill(client)
+        assert not served.server._thread.is_alive()
+        assert proxys_sockets(silent.getsockname()[1]) == 0
+        client.close()
+
+
+def test_threads_of_a_resolver_that_hangs_are_bounded(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each counts until it ends, not until nobody waits for it any more."""
+    monkeypatch.setattr(serve, "_RESOLVING", 4)
+    monkeypatch.setattr(serve, "_OUT", 0.05)
+    release = threading.Event()
+
+    def hangs(name: str, port: int) -> list[str]:
+        release.wait(60)
+        return ["127.0.0.1"]
+
+    def threads() -> int:
+        return sum(thread.name == "isolate-resolve" for thread in threading.enumerate())
+
+    with Served(up, hangs) as served:
+        try:
+            for _ in range(12):
+                with served.ask() as client:
+                    assert b" 502 " in client.recv(4096)
+            assert threads() == 4
+            assert any("too many names" in event.refused for event in served.log.events)
+        finally:
+            release.set()
+        for thread in threading.enumerate():
+            if thread.name == "isolate-resolve":
+                thread.join(10)
+        with served.ask() as client:
+            assert b" 200 " in client.recv(4096), "control: it goes on"
+
+
+def test_sandboxes_leave_the_caller_half_of_its_descriptors(up: dict[str, Upstream]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    try:
+        with Served(up) as first, Served(up) as second:
+            clients = [socket.create_connection(each.address, 10) for each in (first, second) for _ in range(40)]
+            most = min(soft, 256) // 4
+            for _ in range(200):
+                if first.log.refused + second.log.refused >= 80 - most:
+                    break
+                time.sleep(0.05)
+            assert first.log.refused + second.log.refused == 80 - most
+            assert all("RLIMIT_NOFILE" in event.refused for event in first.log.events + second.log.events)
+            for client in clients:
+                client.close()
+        with Served(up) as served, served.ask() as client:
+            assert b" 200 " in client.recv(4096), "control: what has ended does not count"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_hello_in_many_pieces_is_read_once() -> None:
+    """A record for each byte, each sent alone: as many steps as bytes."""
+    body = bytes(34) + b"\0" + b"\0\2\0\0" + b"\1\0"
+    body += b"\0\0"
+    message = b"\1" + (20_000).to_bytes(3, "big") + body.ljust(20_000, b"x")
+    reading = Reading()
+    for value in message[:-1]:
+        assert reading.more(b"\x16\3\1\0\1" + bytes([value])) is None
+    with pytest.raises(NoHello):  # what stands behind the extensions
+        reading.more(b"\x16\3\1\0\1x")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Hello", "NoHello", "read"]
+__all__ = ["Hello", "NoHello", "Reading", "read"]
 
 #: Post-quantum key shares make one of 2 KiB; nobody needs more than this.
 LARGEST = 1 << 15
@@ -47,38 +47,55 @@ class _Reader:
 
 
 def read(data: bytes) -> Hello | None:
-    """Read what a client has sent so far; None while more is needed. It may come in any number of records.
+    """Read what a client has sent so far; None while more is needed.
 
-    :raises NoHello: it is not TLS, it is malformed, or it is larger than 32 KiB.
+    :raises NoHello: see :meth:`Reading.more`.
     """
-    message = b""
-    at = 0
-    while True:
-        wanted = 4 + int.from_bytes(message[1:4], "big") if len(message) >= 4 else 4
-        if wanted > LARGEST:
-            raise NoHello(f"a client hello of more than {LARGEST} bytes")
-        if message[:1] and message[0] != _CLIENT_HELLO:
-            raise NoHello("the first message is no client hello")
-        if len(message) >= wanted > 4:
-            return _parse(message[4:wanted])
-        header = data[at : at + 5]
-        if header[:1] and header[0] != _HANDSHAKE:
-            raise NoHello("what came first is not TLS")
-        if header[1:2] and header[1] != 3:
-            raise NoHello("a version of TLS that nobody speaks")
-        if len(header) < 5:
-            return None
-        size = int.from_bytes(header[3:5], "big")
-        if not 0 < size <= 1 << 14:
-            raise NoHello("a record of a size that is not allowed")
-        body = data[at + 5 : at + 5 + size]
-        # A part of a record is enough to see that it is no client hello, but not to read one.
-        if len(body) < size:
-            if not message and body[:1] and body[0] != _CLIENT_HELLO:
+    return Reading().more(data)
+
+
+class Reading:
+    """A client hello that comes piece by piece, in any number of records. No byte is looked at twice: a client that
+    sends each alone would else have the proxy read some millions."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()  #: all that has come
+        self._at = 0
+        self._message = bytearray()
+
+    def more(self, data: bytes) -> Hello | None:
+        """Go on with what has come; None while more is needed.
+
+        :raises NoHello: it is not TLS, it is malformed, or it is larger than 32 KiB.
+        """
+        self.data += data
+        message = self._message
+        while True:
+            wanted = 4 + int.from_bytes(message[1:4], "big") if len(message) >= 4 else 4
+            if wanted > LARGEST:
+                raise NoHello(f"a client hello of more than {LARGEST} bytes")
+            if message[:1] and message[0] != _CLIENT_HELLO:
                 raise NoHello("the first message is no client hello")
-            return None
-        message += body
-        at += 5 + size
+            if len(message) >= wanted > 4:
+                return _parse(bytes(message[4:wanted]))
+            header = self.data[self._at : self._at + 5]
+            if header[:1] and header[0] != _HANDSHAKE:
+                raise NoHello("what came first is not TLS")
+            if header[1:2] and header[1] != 3:
+                raise NoHello("a version of TLS that nobody speaks")
+            if len(header) < 5:
+                return None
+            size = int.from_bytes(header[3:5], "big")
+            if not 0 < size <= 1 << 14:
+                raise NoHello("a record of a size that is not allowed")
+            body = self.data[self._at + 5 : self._at + 5 + size]
+            # A part of a record is enough to see that it is no client hello, but not to read one.
+            if len(body) < size:
+                if not message and body[:1] and body[0] != _CLIENT_HELLO:
+                    raise NoHello("the first message is no client hello")
+                return None
+            message += body
+            self._at += 5 + size
 
 
 def _parse(body: bytes) -> Hello:

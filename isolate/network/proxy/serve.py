@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
+import resource
 import socket
 import threading
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+import weakref
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from isolate.network.proxy import heads, hello
 from isolate.network.proxy.rules import why_private
@@ -41,6 +44,32 @@ class Door(NamedTuple):
     target: tuple[str, int] | None = None
 
 
+class _Taken:
+    """Connections of all proxies of this process: together they leave it half of its descriptors (each needs two)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def take(self) -> str:
+        """Count one more; why not, if there are too many."""
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        with self._lock:
+            if most != resource.RLIM_INFINITY and self._count >= most // 4:
+                return f"more than {most // 4} connections at a time of all sandboxes, by this process's RLIMIT_NOFILE"
+            self._count += 1
+        return ""
+
+    def give(self) -> None:
+        """Count one less."""
+        with self._lock:
+            self._count -= 1
+
+
+_TAKEN: Final = _Taken()
+os.register_at_fork(after_in_child=_TAKEN.__init__)  # type: ignore[misc]  # a child has none of the proxies
+
+
 class _Refused(Exception):
     """Not let through: why, and what it was."""
 
@@ -61,6 +90,7 @@ class Server:
     def __init__(self, doors: Sequence[Door], rules: Rules, log: Log, stub: Stub, resolver: Resolve = resolve) -> None:
         self._doors, self._rules, self._log, self._stub, self._resolve = doors, rules, log, stub, resolver
         self._tasks: set[asyncio.Task[None]] = set()
+        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
         self._resolving = 0
         self._stop: asyncio.Event | None = None
         self._loop = asyncio.new_event_loop()
@@ -98,7 +128,10 @@ class Server:
         ending = [*accepting, *self._tasks]
         for task in ending:
             task.cancel()
+        for transport in list(self._transports):
+            transport.abort()  # nobody waits for the other side any more
         await asyncio.gather(*ending, return_exceptions=True)
+        await asyncio.sleep(0)  # what was aborted is closed in the loop's next round
 
     async def _accept(self, door: Door) -> None:
         door.sock.setblocking(False)
@@ -108,13 +141,20 @@ class Server:
             except OSError:  # short of descriptors, or a client that is gone again
                 await asyncio.sleep(0.05)
                 continue
-            if len(self._tasks) >= _CONNECTIONS:
+            why = (
+                f"more than {_CONNECTIONS} connections at a time" if len(self._tasks) >= _CONNECTIONS else _TAKEN.take()
+            )
+            if why:
                 connection.close()
-                self._log.add(door.kind, "", door.port, f"more than {_CONNECTIONS} connections at a time")
+                self._log.add(door.kind, "", door.port, why)
                 continue
             task = asyncio.ensure_future(self._client(door, connection))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        _TAKEN.give()
 
     async def _questions(self, door: Door) -> None:
         door.sock.setblocking(False)
@@ -138,7 +178,12 @@ class Server:
     # ---- one client ------------------------------------------------------------------------------------------------
 
     async def _client(self, door: Door, connection: socket.socket) -> None:
-        reader, writer = await asyncio.open_connection(sock=connection, limit=CHUNK)
+        try:
+            reader, writer = await asyncio.open_connection(sock=connection, limit=CHUNK)
+        except BaseException:
+            connection.close()
+            raise
+        self._transports.add(writer.transport)
         try:
             if door.kind == "relay":
                 await self._relay(door, reader, writer)
@@ -357,13 +402,13 @@ class Server:
 
     async def _greeted(self, name: str, port: int, data: bytes, reader: Reader) -> bytes:
         """What the client has sent, which begins with a client hello for this very name."""
+        reading = hello.Reading()
         try:
             async with Deadline(_FIRST):
-                while (found := hello.read(data)) is None:
-                    more = await reader.read(CHUNK)
-                    if not more:
+                while (found := reading.more(data)) is None:
+                    data = await reader.read(CHUNK)
+                    if not data:
                         raise _Refused("it ended before it had sent a client hello", name, port)
-                    data += more
         except hello.NoHello as error:
             raise _Refused(f"not TLS as it must be: {error}", name, port) from None
         except (asyncio.TimeoutError, TimeoutError):
@@ -374,13 +419,12 @@ class Server:
             raise _Refused(f"the client hello names {found.name!r}", name, port)
         if found.ech and not self._rules.ech:
             raise _Refused("the client hello has an encrypted part (ECH), where another name may stand", name, port)
-        return data
+        return bytes(reading.data)
 
     async def _connect(self, name: str, port: int, *, checked: bool = True) -> tuple[tuple[Reader, Writer], str]:
         """A connection to one of the name's addresses: resolved once, checked, and used as it was checked."""
         if self._resolving >= _RESOLVING:
-            raise _Refused("too many names are being resolved")
-        self._resolving += 1
+            raise _Refused("too many names are being resolved", name, port)
         try:
             async with Deadline(_OUT):
                 found = await self._in_thread(lambda: self._resolve(name, port))
@@ -388,8 +432,6 @@ class Server:
             raise _Refused(f"the name was not resolved within {_OUT:.0f} s", name, port) from None
         except (OSError, ValueError) as error:
             raise _Refused(f"the name cannot be resolved: {error}", name, port) from None
-        finally:
-            self._resolving -= 1
         why = "the name has no address"
         for text in list(found)[:16]:
             try:
@@ -402,7 +444,9 @@ class Server:
                 continue
             try:
                 async with Deadline(_OUT):
-                    return await asyncio.open_connection(str(address), port, limit=CHUNK), str(address)
+                    streams = await asyncio.open_connection(str(address), port, limit=CHUNK)
+                self._transports.add(streams[1].transport)
+                return streams, str(address)
             except (OSError, asyncio.TimeoutError, TimeoutError) as error:
                 number = getattr(error, "errno", None) or errno.ETIMEDOUT
                 why = f"{address}: {errno.errorcode.get(number, number)}"
@@ -413,6 +457,7 @@ class Server:
         done: asyncio.Future[Sequence[str]] = self._loop.create_future()
 
         def settle(value: Sequence[str] | None, error: BaseException | None) -> None:
+            self._resolving -= 1  # a thread counts for as long as it is there, whether or not somebody still waits
             if not done.done():
                 if error is None:
                     done.set_result(value or ())
@@ -431,5 +476,9 @@ class Server:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 self._loop.call_soon_threadsafe(settle, value, raised)
 
-        threading.Thread(target=body, name="isolate-resolve", daemon=True).start()
+        try:
+            threading.Thread(target=body, name="isolate-resolve", daemon=True).start()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None  # no thread more: as if the name could not be resolved
+        self._resolving += 1
         return await done

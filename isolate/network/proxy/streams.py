@@ -45,11 +45,16 @@ class Deadline:
 
 
 async def closed(writer: Writer) -> None:
-    """Close, and wait a little until what was written has gone."""
+    """Close, and wait a little until what was written has gone. What nobody reads by then is dropped: a transport that
+    waits for its reader would keep its descriptor, and nobody would count it any more."""
     writer.close()
-    with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
+    try:
         async with Deadline(2):
             await writer.wait_closed()
+    except (OSError, asyncio.TimeoutError, TimeoutError):
+        pass
+    finally:
+        writer.transport.abort()
 
 
 async def one_way(reader: Reader, writer: Writer) -> None:
