@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.sandbox.streams import PIPE
 from isolate.tools.cli.assemble import environment, of_image, sandbox
 from isolate.tools.cli.containers import COMMANDS
+from isolate.tools.cli.listing import completion, man_page, overview
 from isolate.tools.cli.options import (
     EXIT_INTERRUPTED,
     EXIT_NOT_EXECUTABLE,
@@ -71,6 +72,16 @@ def _profile(options: argparse.Namespace) -> int:
     from isolate.tools.cli.profile import command
 
     return command(options)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    print(completion(parser(), options.shell), end="")
+    return 0
+
+
+def _man(options: argparse.Namespace) -> int:
+    print(man_page(parser()), end="")
+    return 0
 
 
 def _net(options: argparse.Namespace) -> int:
@@ -221,12 +232,12 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; its exit status. Without arguments the help is printed."""
+    """Run the command line; its exit status. Without arguments it shows what there is, with examples."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     _any_terminal()
     top = parser()
     if not argv:
-        top.print_help()
+        print(overview(top), end="")
         return 0
     # Whatever stands behind the first -- is the program's, however it looks.
     cut = argv.index("--") if "--" in argv else None
@@ -241,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = {
         "run": _run, "shell": _shell, "attach": _attach, "exec": _exec, "explain": _explain,
         "doctor": _doctor, "probe": _doctor, "image": _image, "net": _net, "build": _build,
-        "profile": _profile,
+        "profile": _profile, "completion": _completion, "man": _man,
     }  # fmt: skip
     command = own.get(options.command) or COMMANDS[options.command]
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from isolate.tools.cli import build, net, profile
+from isolate.tools.cli import build, listing, net, profile
 from isolate.tools.cli.containers import add_commands
 from isolate.tools.cli.image_options import add_image_commands, add_store
 
@@ -215,6 +215,7 @@ def parser() -> argparse.ArgumentParser:
         doctor.add_argument("--json", action="store_true", help="as JSON")
         doctor.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
     profile.add_commands(commands, common)
+    listing.add_commands(commands, common)
     add_image_commands(commands, common)
     net.options(commands, common)
     build.options(commands, common)
