@@ -249,6 +249,9 @@ def container(
     b'box\\n'
 
     :param store: that has the image.
+
+    :param limits: of the whole, by a cgroup: a :class:`~isolate.Limits`.
+    :param network: what network it has, as for :func:`untrusted`.
     """
     entries, extra = _apart(entries, extra)
     if limits is not None:

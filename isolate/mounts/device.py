@@ -39,6 +39,14 @@ class Device(Shown):
     has the harmless ones already.
 
     :raises UnsupportedError: when something starts: the host has no node of that number.
+
+    :param target: absolute path inside the sandbox.
+    :param number: (major, minor) of the device.
+    :param block: a block device, not a character device.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Tmpfs("/tmp"), Device("/tmp/null", (1, 3))))
+    >>> box.run(["sh", "-c", "echo x > /tmp/null; cat /tmp/null"]).stdout
+    b''
     """
 
     target: StrOrBytesPath

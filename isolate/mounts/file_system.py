@@ -53,6 +53,19 @@ class FileSystem(Shown):
     system that was made to harm can.
 
     Errors: ENODEV: there is no such type; EINVAL: an option; EPERM.
+
+    :param type: of the file system, as in /proc/filesystems.
+    :param target: absolute path inside the sandbox.
+    :param source: device, or what this type calls so.
+    :param options: the file system's own.
+    :param read_only: nothing can be written.
+    :param suid: set-user-ID bits work.
+    :param dev: device nodes work.
+    :param exec: programs can be executed.
+
+    >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), FileSystem("tmpfs", "/tmp", options={"size": "1M"})))
+    >>> box.run(["touch", "/tmp/x"]).ok
+    True
     """
 
     type: str

@@ -46,6 +46,12 @@ class Sysctl:
 
     :raises ValueError: a name that is none, or whose setting is the whole host's.
     :raises ConflictError: the namespace is not new here.
+
+    :param settings: names of settings, and their values.
+
+    >>> box = Sandbox(UserNamespace(), NetNamespace(), Sysctl({"net.ipv4.ip_unprivileged_port_start": 80}))
+    >>> box.run(["true"]).ok
+    True
     """
 
     required: ClassVar[bool] = True

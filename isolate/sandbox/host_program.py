@@ -34,6 +34,9 @@ class HostProgram:
     path and the arguments. Several of them run in their order of names.
 
     Needs what the program needs. It is trusted as the caller is: never a program that a sandbox could have written.
+
+    >>> HostProgram(["/bin/true"]).args[0]
+    b'/bin/true'
     """
 
     required: ClassVar[bool] = True

@@ -79,6 +79,17 @@ class Workspace(WithFiles):
         Memory where that can be had and no ``path`` is given.
 
     :attr:`held` is which it is. A context manager: at the end of the block a temporary workspace is removed.
+
+    :param path: directory of the caller's; None makes one in memory or on disk.
+    :param size: limit in bytes.
+    :param files: limit of files.
+    :param target: absolute path inside the sandbox.
+    :param contents: what is there from the start.
+    :param hold: how the limits are held.
+
+    >>> with Workspace(size="1M", contents={"in.txt": "hello"}) as work:
+    ...     presets.untrusted(work).run(["cat", "/workspace/in.txt"]).stdout
+    b'hello'
     """
 
     def __init__(
