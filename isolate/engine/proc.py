@@ -62,8 +62,8 @@ def check() -> None:
     if not ours:
         raise UnsupportedError(
             errno.EOPNOTSUPP, "write the child's files in /proc (id maps, oom_score_adj)", part="Sandbox", path="/proc",
-            cause="/proc is absent or of another pid namespace",
-            remedy="mount a /proc of this pid namespace (unshare --mount-proc)",
+            cause="/proc is of another pid namespace" if os.path.lexists("/proc/self") else "there is no /proc here",
+            remedy="mount a /proc of this pid namespace: mount -t proc proc /proc (or unshare --mount-proc)",
         )  # fmt: skip
 
 

@@ -146,7 +146,8 @@ from isolate.seccomp import deny
 for part in ((), (Seccomp.default(),), (Seccomp(deny("mkdir"), otherwise="allow"),)):
     try:
         result = Sandbox(UserNamespace(), *part).run(["unshare", "-U", "true"])
-        print(result.verdict, result.applied["UserNamespace"], result.left_out[0][:20])
+        nested = [step[:20] for step in result.left_out if "no user namespaces" in step]
+        print(result.verdict, result.applied["UserNamespace"], *nested)
     except OSError as error:
         print(error.errno, error.cause)
 """

@@ -451,7 +451,7 @@ def test_24_a_sweep_from_another_time_namespace_leaves_what_lives(made: str) -> 
     with Sandbox(*owner).spawn([sys.executable, "-c", f"import isolate\n{hold}"], stdin=-1, stdout=-1) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        directory = process.stdout.read(4096).decode().strip()
+        directory = process.stdout.readline().decode().strip()
         assert "kept24" in directory
         # Without a pid namespace: the numbers mean the same, the start times do not.
         done = Sandbox(*sweeper).run([sys.executable, "-c", f"import isolate\n{sweep}"], timeout=60)
@@ -459,6 +459,7 @@ def test_24_a_sweep_from_another_time_namespace_leaves_what_lives(made: str) -> 
         assert directory not in done.stdout.decode()
         assert os.path.isdir(directory)
         process.stdin.write(b"\n")
+        process.stdin.flush()
         assert process.wait(30) == 0
     name = naming.parse(os.path.basename(directory))
     assert name is not None

@@ -301,7 +301,9 @@ def test_the_launcher_refuses_too(tape: bytes, clean: Snapshot) -> None:
         assert launch(tape[:size])[2] == lib.ISO_STAGE_TAPE
 
 
-_RUN_FIELDS = "magic size flags argc argv envc envp program path cwd fdc fds slots later timeout_ns cpu_ns"
+_RUN_FIELDS = (
+    "magic size flags argc argv envc envp program path cwd fdc fds slots later timeout_ns cpu_ns tty_uid reserved"
+)
 
 
 def run_block(tape: Tape, **fields: int) -> bytes:

