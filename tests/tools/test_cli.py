@@ -196,7 +196,10 @@ def test_43_the_interrupt_where_the_suite_has_it_ignored() -> None:
 
 
 def test_explain_needs_nothing_and_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["explain", "--timeout", "5", "--bind", str(tmp_path / "no"), "/x", "--", "no-such-program"]) == 0
+    assert (
+        main(["explain", "--calls", "--timeout", "5", "--bind", str(tmp_path / "no"), "/x", "--", "no-such-program"])
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "clone3(" in shown
     assert "pivot_root" in shown

@@ -220,8 +220,12 @@ def _shown(box: Sandbox, options: argparse.Namespace) -> int:
         from isolate.tools.cli.code import code
 
         print(code(box))
-    else:
-        print(box.explain().rstrip("\n"))
+        return 0
+    from isolate.tools.cli.summary import summary
+
+    print(summary(box))
+    if options.calls:
+        print(f"\n{box.explain()}".rstrip("\n"))
     return 0
 
 

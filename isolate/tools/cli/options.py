@@ -178,10 +178,11 @@ def parser() -> argparse.ArgumentParser:
 
     explain = commands.add_parser(
         "explain", help="print what a sandbox of these options is, without running anything",
-        description="Print the steps of a sandbox in the kernel's order, with the calls behind each. Runs nothing, "
+        description="Say in ten lines what holds in a sandbox: seen, hidden, limited, refused. Runs nothing, "
         "needs no privileges.\nTakes the options of run, and ignores those of one run.",
         usage="isolate explain [options] [-- PROGRAM ...]", **common,
     )  # fmt: skip
+    explain.add_argument("--calls", action="store_true", help="then the steps, with the system calls behind each")
     explain.add_argument("--code", action="store_true", help="print it as Python code")
     _start_options(explain)
     _options(explain)
