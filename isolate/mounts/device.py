@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Phase, Register, Step, call
 from isolate.errors import UnsupportedError
+from isolate.kernel.checks import keywords
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import ENODEV, TARGET_HINTS
 from isolate.mounts.dev import open_device
@@ -25,6 +26,7 @@ __all__ = ["Device"]
 _MOST = 10_000  # nodes that are looked at
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class Device(Shown):
     """The device ``number`` (major, minor) at ``target``: a character device, or with ``block`` a block device.

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import EACH, Phase, Register, Step, call
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOEXEC,
@@ -35,6 +36,7 @@ _HINTS = {
 }
 
 
+@keywords
 @dataclass(frozen=True, repr=False)
 class FileSystem(Shown):
     """A new mount of a file system by its type at ``target``: what has no entry of its own.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import AT_FDCWD
 from isolate.namespaces.part import IpcNamespace, NetNamespace, UserNamespace, UtsNamespace
 from isolate.namespaces.quotas import write_file
@@ -28,6 +29,7 @@ _NAMESPACES = (
 )  # fmt: skip
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class Sysctl:
     """Settings below /proc/sys that belong to a namespace (sysctl(8)), of the sandbox's own.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.plan import Phase, RunHost, Step
+from isolate.kernel.checks import keywords
 from isolate.kernel.paths import absolute, text
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["HostProgram"]
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class HostProgram:
     """Run a program of the host as a step of the set-up: in the sandbox's namespaces, with its root built and not yet
