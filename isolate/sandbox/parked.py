@@ -68,6 +68,8 @@ class _Launcher:
         self._pinned: Any = None
         self._paths: Any = None
         self.failed = False
+        self._stale = False
+        self._looking = threading.Lock()
         self._starts: socket.socket | None = None
         self._mounts = os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._session: Session | None = None  # from here on it is to be released
@@ -120,8 +122,12 @@ class _Launcher:
         """Whether a start by it would find what a start by this thread does."""
         if not native.owns(self._owner) or self._standing != standing() or not self._is_parked():
             return False
-        if lib.iso_same(self._pinned, len(self._template.sources), self._paths, self._mounts) != 1:
-            return False
+        # The kernel tells of a change of the mounts once: who hears it tells all other threads, before another one can
+        # ask and hear of none.
+        with self._looking:
+            if self._stale or lib.iso_same(self._pinned, len(self._template.sources), self._paths, self._mounts) != 1:
+                self._stale = True
+                return False
         return _state() == self._state
 
     def start(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool) -> Session | None:

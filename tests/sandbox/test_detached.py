@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -163,6 +164,30 @@ def test_programs_that_are_kept_and_their_log() -> None:
         start = time.monotonic()
         c.stop(grace=60)  # sleep takes the SIGTERM
         assert time.monotonic() - start < 30
+
+
+def test_a_log_that_cannot_be_opened_again_is_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a program writes goes into no file that got the descriptor's number meanwhile."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    log = Log(fd, 100)
+    log.write(b"a" * 50)
+    before = log._file
+
+    def refused() -> int:
+        raise OSError(errno.EMFILE, "no descriptors are left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "_open", refused)
+        log.write(b"lost")
+        other = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT, 0o600)
+        assert other == before, "control: it has the number"
+        log.write(b"lost, too")
+    log.write(b"kept")
+    assert (tmp_path / "other").read_bytes() == b""
+    assert read_log(fd).endswith(b"kept"), "control: it goes on"
+    log.close()
+    for each in (fd, other):
+        os.close(each)
 
 
 def test_the_log_is_bounded(tmp_path: Path) -> None:

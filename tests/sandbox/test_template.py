@@ -216,6 +216,33 @@ def test_a_mount_below_a_source(tmp_path: Path) -> None:
     assert (done.stdout, done.returncode) == ("seen\n", 0), done.stderr
 
 
+HEARD_ONCE = f"""
+import ctypes, os, sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.sandbox.test_template import *
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(b"none", b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+tree = parked_box(box_of())
+(starts,) = tree._starts.values()
+launcher = starts._launcher
+assert launcher.fits() and launcher.fits(), "control"
+assert libc.mount(b"none", sys.argv[1].encode(), b"tmpfs", 0, None) == 0
+assert not launcher.fits()
+assert not launcher.fits(), "another thread, which asks before the first one has given it up"
+parked.end_all()
+print("seen")
+"""
+
+
+@pytest.mark.root
+def test_a_mount_is_told_to_every_thread(tmp_path: Path) -> None:
+    """The kernel tells a change of the mounts to one reader of a file once, and threads share the launcher's."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEARD_ONCE, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.returncode) == ("seen\n", 0), done.stderr
+
+
 def _limit() -> Callable[[], None]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] - 1, before[1]))

@@ -17,6 +17,7 @@ class Log:
         self._directory = directory
         self._half = max(size // 2, 1)
         self._lock = threading.Lock()
+        self._closed = False
         self._file = self._open()
         self._written = 0
 
@@ -27,11 +28,15 @@ class Log:
     def write(self, data: bytes) -> None:
         """Append. What cannot be written (a full disk) is lost, and the program that wrote it goes on."""
         with self._lock, contextlib.suppress(OSError):
-            while data and self._file >= 0:
+            while data and not self._closed:
+                if self._file < 0:
+                    self._file, self._written = self._open(), 0
                 if self._written >= self._half:
                     os.rename("log", "log.1", src_dir_fd=self._directory, dst_dir_fd=self._directory)
-                    os.close(self._file)
-                    self._file, self._written = self._open(), 0
+                    # First forgotten: if no other one can be opened, the number may soon be another file's.
+                    full, self._file = self._file, -1
+                    os.close(full)
+                    continue
                 count = os.write(self._file, data[: self._half - self._written])
                 self._written += count
                 data = data[count:]
@@ -39,7 +44,9 @@ class Log:
     def close(self) -> None:
         """Nothing is written any more."""
         with self._lock:
-            os.close(self._file)
+            self._closed = True
+            if self._file >= 0:
+                os.close(self._file)
             self._file = -1
 
 
