@@ -83,6 +83,7 @@ struct supervisor {
 	uint64_t cpu_ns;     /* the limit of CPU time; 0: none */
 	uint64_t sample;     /* when to look at the CPU time again */
 	uint64_t cpus;       /* as many seconds of it can be used in one */
+	uint64_t used_ns;    /* what the tree had used when that was over the limit */
 	int32_t exceeded;    /* ISO_COMPLETE_TIMEOUT, ISO_COMPLETE_CPU_TIME: why we killed it */
 	uint64_t ended_ns;
 	uint32_t capabilities[6]; /* of the launcher at its start, as capget gives them */
@@ -1445,6 +1446,7 @@ static uint64_t tick(struct supervisor *s)
 	if (s->sample && t >= s->sample) {
 		const uint64_t used = tree_cpu(s);
 		if (used >= s->cpu_ns) {
+			s->used_ns = used;
 			exceed(s, ISO_COMPLETE_CPU_TIME);
 			return now() + AGAIN;
 		}
@@ -1548,6 +1550,9 @@ static void tell_end(const struct supervisor *s)
 	record->system_ns = nanoseconds(&tree.ru_stime);
 	record->user_ns -= shared->own_ns[0] < record->user_ns ? shared->own_ns[0] : record->user_ns;
 	record->system_ns -= shared->own_ns[1] < record->system_ns ? shared->own_ns[1] : record->system_ns;
+	/* What the kernel reaps itself when init is killed nobody accounts for, but it was seen before. */
+	if (record->user_ns + record->system_ns < s->used_ns)
+		record->user_ns = s->used_ns - record->system_ns;
 	record->max_rss = (uint64_t)tree.ru_maxrss * 1024;
 	const uint64_t began = shared->began_ns ? shared->began_ns : s->started_ns;
 	/* Init's clock is another one where it has joined a time namespace: a time that cannot be is not used. */
