@@ -18,14 +18,15 @@ from isolate.build.steps import CACHE, PREDEFINED, State, describe
 from isolate.build.syntax import DockerfileError, parse_syntax
 from isolate.build.words import WordError, process_word
 from isolate.images.errors import ImageError, LayerError, StoreError
+from isolate.images.holding import tagged
 from isolate.images.image import Image
 from isolate.images.platform import Platform
+from isolate.images.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from isolate.engine.plan import Part
-    from isolate.images.reference import Reference
     from isolate.images.store import Store
     from isolate.kernel.paths import StrOrBytesPath
 
@@ -78,6 +79,8 @@ def build(
     """See :meth:`isolate.build.Recipe.built`."""
     if store.read_only:
         raise BuildError("the store is read-only")
+    if name is not None:
+        name = tagged(Reference.parse(name))  # refused before the first step
     given = dict(args or {})
     named: dict[str, Context | Image] = dict(recipe.contexts)
     for key, value in (contexts or {}).items():
@@ -102,10 +105,13 @@ def explain(recipe: Program, store: Store | None = None, **options: Any) -> str:
     for number, stage in enumerate(recipe.stages):
         base = stage.base if isinstance(stage.base, str) else f"the image {stage.base.digest[:19]}"
         known = ""
-        if store is not None and isinstance(stage.base, str) and stage.base != SCRATCH and "$" not in stage.base:
+        before = _numbered(recipe.stages[:number], stage.base) if isinstance(stage.base, str) else None
+        if before is not None:
+            known = f" (stage {before})"
+        elif store is not None and isinstance(stage.base, str) and stage.base != SCRATCH and "$" not in stage.base:
             try:
                 known = f" ({store.open(stage.base).id[:19]})"
-            except (ImageError, ValueError):
+            except (StoreError, ImageError, ValueError):
                 known = " (not in the store)"
         lines.append(f"stage {number}{f' {stage.name}' if stage.name else ''}: on {base}{known}")
         shell = False
@@ -130,6 +136,14 @@ def explain(recipe: Program, store: Store | None = None, **options: Any) -> str:
         if not shell:
             lines.append("  nothing is run")
     return "\n".join(lines)
+
+
+def _numbered(stages: Sequence[Stage], name: str) -> int | None:
+    """Which of the stages a name, or a number, stands for: the last of that name."""
+    for number in range(len(stages) - 1, -1, -1):
+        if stages[number].name == name.lower() or stages[number].name == name:
+            return number
+    return int(name) if re.fullmatch(r"[0-9]{1,6}", name) and int(name) < len(stages) else None
 
 
 def forget(store: Store) -> int:
@@ -176,10 +190,7 @@ class Work:
         return found
 
     def _stage(self, name: str, before: int) -> int | None:
-        for number in range(before - 1, -1, -1):
-            if self.recipe.stages[number].name == name.lower() or self.recipe.stages[number].name == name:
-                return number
-        return int(name) if re.fullmatch(r"[0-9]{1,6}", name) and int(name) < before else None
+        return _numbered(self.recipe.stages[:before], name)
 
     def _base(self, number: int) -> str | Image:
         stage = self.recipe.stages[number]

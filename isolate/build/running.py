@@ -73,6 +73,8 @@ def run(command: Command, image: Image, store: Store, output: Any = None) -> Lay
 
     :raises BuildError: it failed; with the end of its output. :raises SetupError: the host cannot run it.
     """
+    if not image.diffids:
+        raise BuildError("the image has no file yet, so there is nothing to run: COPY a program, or begin FROM a base")
     who = account(image, store)
     with contextlib.ExitStack() as stack, Upper(store) as upper:
         entries = list(_mounts(command, store, stack))

@@ -64,7 +64,8 @@ class ImageRoot(Shown):
 
     Needs CAP_SYS_ADMIN, or a user namespace and Linux 5.11; more than about 80 layers, Linux 6.13.
 
-    :raises ConflictError: more than 500 layers; ``writable`` with ``read_only``, or an upper of another image.
+    :raises ConflictError: more than 500 layers; ``writable`` with ``read_only``, over no layer, or of another
+        image.
     """
 
     image: Image
@@ -87,6 +88,8 @@ class ImageRoot(Shown):
         object.__setattr__(self, "target", inside(self.target, "ImageRoot: target"))
         if self.writable is not None and self.read_only:
             raise ConflictError("ImageRoot: writable and read_only contradict one another")
+        if self.writable is not None and not self.image.diffids:
+            raise ConflictError("ImageRoot: writable stands over a layer, and the image has none: add one, with Layer")
         if len(self.image.diffids) > MAX_LAYERS:
             raise ConflictError(f"ImageRoot: the kernel stacks {MAX_LAYERS} layers, not {len(self.image.diffids)}")
         checks.size("ImageRoot: size", self.size, PAGE)

@@ -15,6 +15,7 @@ import pytest
 from isolate.build import BuildError, Context, Dockerfile, DockerfileError, Recipe, forget
 from isolate.images import Config, Image, Layer, Store
 from isolate.images.pack.stack import Stack
+from isolate.tools.cli import main
 from tests.ordinary import as_ordinary_user
 
 from .corpora import ROOT
@@ -446,3 +447,36 @@ def test_the_same_digest_as_an_ordinary_user(tmp_path: Path) -> None:
         "with tempfile.TemporaryDirectory() as place: print(digest_of_a_build(place))"
     )
     assert printed.strip() == digest_of_a_build(str(tmp_path))
+
+
+def test_explain_knows_stages_and_what_the_store_lacks(store: Store) -> None:
+    text = """
+    FROM base:1 AS first
+    FROM first
+    FROM nobody/has:1
+    FROM 0
+    """
+    said = Dockerfile.parse(text).explain(store).splitlines()
+    stages = [line for line in said if line.startswith("stage")]
+    assert stages[0].startswith("stage 0 first: on base:1 (sha256:")
+    assert stages[1:] == [
+        "stage 1: on first (stage 0)",
+        "stage 2: on nobody/has:1 (not in the store)",
+        "stage 3: on 0 (stage 0)",
+    ]
+
+
+def test_what_is_refused_before_the_first_step(store: Store) -> None:
+    begun: list[object] = []
+    with pytest.raises(ValueError, match="UPPER"):
+        Recipe("base:1").run(["/bin/sh", "-c", ":"]).build(store, name="x/UPPER", progress=begun.append)
+    assert begun == []
+    with pytest.raises(BuildError, match="no file yet, so there is nothing to run"):
+        Recipe().run(["true"]).build(store)
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(tmp_path / "nowhere")]) == 1
+    assert capsys.readouterr().err == f"isolate: there is no directory {tmp_path}/nowhere\n"
+    assert main(["build", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"isolate: there is no {tmp_path}/Dockerfile; --file FILE names the Dockerfile\n"

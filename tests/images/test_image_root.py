@@ -242,6 +242,8 @@ def test_an_image_without_layers_is_an_empty_root(store: Store) -> None:
     for read_only in (False, True):
         with pytest.raises(SetupError, match="No such file"):
             sandbox(ImageRoot(empty, store=store, read_only=read_only), way).run(["/x"])
+    with Upper(store) as upper, pytest.raises(ConflictError, match="the image has none"):
+        ImageRoot(empty, store=store, writable=upper)
 
 
 @pytest.mark.slow

@@ -94,8 +94,14 @@ def _build(given: argparse.Namespace) -> int:
     if given.file == "-":
         text = sys.stdin.buffer.read(1 << 23)
     else:
-        with open(given.file or os.path.join(given.context, "Dockerfile"), "rb") as file:
-            text = file.read(1 << 23)
+        path = given.file or os.path.join(given.context, "Dockerfile")
+        try:
+            with open(path, "rb") as file:
+                text = file.read(1 << 23)
+        except FileNotFoundError:
+            if not os.path.isdir(given.context):
+                raise ValueError(f"there is no directory {given.context}") from None
+            raise ValueError(f"there is no {path}; --file FILE names the Dockerfile") from None
     recipe = Dockerfile.parse(text)
 
     def progress(step: Step) -> None:
