@@ -314,7 +314,7 @@ class Store(Holding):
                 if os.path.isdir(path):
                     content = reading.read_directory(self._opened, path, lease, report, largest)
                 else:
-                    with open(path, "rb") as file:
+                    with _archive(path) as file:
                         content = reading.read_archive(self._opened, file, lease, report, largest)
             else:
                 content = reading.read_archive(self._opened, source, lease, report, largest)
@@ -482,3 +482,11 @@ def _registry(given: Registry | None, reference: Reference, report: Reporter) ->
         return
     with Registry(reference.registry).watch(report.check) as own:
         yield own
+
+
+def _archive(path: str) -> IO[bytes]:
+    """The caller's file: where it cannot be opened, that says nothing of the store."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise StoreError("the archive cannot be opened", errno=error.errno, path=path) from error

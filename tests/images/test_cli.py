@@ -83,6 +83,20 @@ def test_files_and_names(run: Any, tmp_path: Path, filled: Image, monkeypatch: p
     assert run("image", "check", *other, "--deep")[:2] == (0, "nothing is wrong\n")
 
 
+def test_wrong_names_and_files(run: Any, tmp_path: Path, filled: Image) -> None:
+    with Store(tmp_path / "store") as store:
+        store.untag("me/app:1")
+    status, out, err = run("image", "rm", "me/bas:1")
+    assert (status, out.strip()) == (1, "")
+    assert "no image is named me/bas:1; did you mean 'me/base:1'?" in err
+    with Store(tmp_path / "store") as store:
+        assert store.open(filled.digest).id == filled.id  # nothing was removed, so nothing was collected
+    status, _, err = run("image", "load", str(tmp_path / "nothing.tar"))
+    assert status == 1
+    assert f"the archive cannot be opened [{tmp_path}/nothing.tar]: No such file or directory" in err
+    assert "store" not in err.replace(str(tmp_path), "")
+
+
 def test_what_is_shown(run: Any, filled: Image) -> None:
     status, out, _ = run("image", "inspect", "me/app:1")
     assert status == 0

@@ -8,10 +8,11 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from isolate.errors import IsolateError, printable_lines
+from isolate.errors import IsolateError, printable, printable_lines
 from isolate.images import Reference, Registry, Store
 from isolate.images.comparing import compare
 from isolate.images.image import Image
+from isolate.kernel.checks import nearest
 from isolate.tools.cli.showing import amount, colour, progress, short, table
 
 if TYPE_CHECKING:
@@ -145,12 +146,14 @@ def _tag(store: Store, options: argparse.Namespace) -> int:
 
 def _rm(store: Store, options: argparse.Namespace) -> int:
     missing = [name for name in options.names if not store.untag(name)]
-    done = None if options.keep_data else store.collect()
+    # A word that was mistyped removes nothing, also not what another program is about to name.
+    done = None if options.keep_data or len(missing) == len(options.names) else store.collect()
     document = {"missing": missing, "collected": None if done is None else asdict(done)}
     text = "" if done is None else f"{done.layers} layers and {done.blobs} blobs removed, {amount(done.bytes)}"
     _say(options, document, text)
     for name in missing:
-        print(f"isolate: no image is named {name}", file=sys.stderr)
+        hint = nearest(name, [own.short for own in store.tags()])
+        print(f"isolate: no image is named {printable(name)}{hint}", file=sys.stderr)
     return EXIT_FAILED if missing else 0
 
 
