@@ -231,9 +231,12 @@ def find(name: str) -> Shared:
         asked = _asked(name, {"ask": "tell"})
     except OSError as error:
         there = names()
+        # Where nobody listens at the abstract address, the connection is refused: there is no such network.
+        number = errno.ENOENT if error.errno == errno.ECONNREFUSED else error.errno
         raise SetupError(
-            error.errno or errno.ENOENT, f"find the network {name}", part="Network",
+            number or errno.ENOENT, f"find the network {name}", part="Network",
             cause=f"there are {', '.join(there)}" if there else "this user has no network with a name",
+            remedy=f"make it, and keep it running: python -m isolate net create {name}, or Network(name={name!r})",
         ) from None  # fmt: skip
     told = asked.answer
     asked.close()

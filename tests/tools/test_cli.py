@@ -130,7 +130,9 @@ def test_memory() -> None:
         (["--memory", "lots", "--", "true"], "lots"),
         (["--rlimit", "nofiles=3", "--", "true"], "did you mean 'nofile'?"),
         (["--rlimit", "nofile", "--", "true"], "NAME=N"),
-        (["--time", "3", "--", "true"], "time"),
+        (["--time", "3", "--", "true"], "did you mean '--timeout'?"),
+        (["--alow", "example.org", "--", "true"], "did you mean '--allow'?"),
+        (["--seccomp", "strickt", "--", "true"], "did you mean 'strict'?"),
         (["true", "--", "true"], "stands before --"),
     ],
 )
@@ -139,6 +141,21 @@ def test_wrong_options(words: list[str], said: str) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["biuld", "."], "did you mean 'build'?"),
+        (["image", "pul", "x"], "did you mean 'pull'?"),
+        (["image", "pull", "--plattform=x", "x"], "did you mean '--platform'?"),
+        (["doctor", "--jsn"], "did you mean '--json'?"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        assert said in capsys.readouterr().err
+    assert main(["doctor", "usr"]) == 2
+    assert "did you mean 'user'?" in capsys.readouterr().err
 
 
 def test_json() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
+from isolate.kernel.checks import nearest
 from isolate.tools.cli import build, listing, net, profile
 from isolate.tools.cli.containers import add_commands
 from isolate.tools.cli.image_options import add_image_commands, add_store
@@ -144,11 +146,29 @@ def _start_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no line on stderr about why it was killed")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Unknown words are refused by the command that they were given to, with the nearest that it knows."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = unknown[0].partition("=")[0]
+            hint = nearest(word, re.findall(r"--[a-z][a-z-]*", self.format_help())) if word[:2] == "--" else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        known = action.choices
+        if known is not None and value not in known and (hint := nearest(value, map(str, known))):
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
+        super()._check_value(action, value)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     import isolate
 
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="isolate",
         allow_abbrev=False,
         description="Linux isolation primitives that compose. Each command has --help.",

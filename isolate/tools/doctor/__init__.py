@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from isolate.kernel.checks import nearest
 from isolate.tools.doctor.attempts import GROUPS, Ability, attempt_all
 from isolate.tools.doctor.compositions import Composition, compositions
 from isolate.tools.doctor.remedies import Remedies
@@ -48,7 +49,9 @@ class Report:
         for row in self.abilities:
             if row.name == name:
                 return row
-        raise ValueError(f"no ability is named {name!r}; they are {', '.join(row.name for row in self.abilities)}")
+        names = [row.name for row in self.abilities]
+        hint = nearest(name, names) or f"; they are {', '.join(names)}"
+        raise ValueError(f"no ability is named {name!r}{hint}")
 
     def json(self) -> dict[str, Any]:
         """As a dictionary of plain values."""
