@@ -168,7 +168,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     import isolate
 
-    top = _Parser(
+    top: argparse.ArgumentParser = _Parser(
         prog="isolate",
         allow_abbrev=False,
         description="Linux isolation primitives that compose. Each command has --help.",
