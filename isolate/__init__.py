@@ -130,7 +130,7 @@ _HOMES = {
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 # Modules and packages that a program reaches as attributes.
 _PACKAGES = "attributes capabilities cgroups errors images landlock mounts namespaces network plan presets sandbox"
-_MODULES = frozenset([*_PACKAGES.split(), "seccomp", "syscalls", "thread", "tools"])
+_MODULES = frozenset([*_PACKAGES.split(), "build", "seccomp", "syscalls", "thread", "tools"])
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "__version__", *sorted(_MODULE_OF), "images", "presets"]
 
@@ -144,7 +144,11 @@ def __getattr__(name: str) -> object:
     elif name in _MODULES:
         value = importlib.import_module(f"isolate.{name}")
     else:
-        raise AttributeError(f"module 'isolate' has no attribute {name!r}")
+        if name.startswith("__"):  # asked by inspect, doctest and the like: no typing error
+            raise AttributeError(f"module 'isolate' has no attribute {name!r}")
+        from isolate.kernel.checks import nearest
+
+        raise AttributeError(f"module 'isolate' has no attribute {name!r}{nearest(name, [*_MODULES, *_MODULE_OF])}")
     globals()[name] = value
     return value
 

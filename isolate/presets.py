@@ -13,6 +13,7 @@ from isolate.attributes.credentials import Credentials
 from isolate.attributes.rlimits import Rlimits
 from isolate.engine.plan import Part
 from isolate.errors import SetupError
+from isolate.kernel.checks import of_type
 from isolate.landlock.part import Landlock
 from isolate.mounts import Bind, Dev, Etc, Overlay, Proc, Root, Symlink, Tmpfs
 from isolate.namespaces.ids import IdMap, is_host_root
@@ -89,6 +90,10 @@ def untrusted(
     >>> result.verdict, result.stdout
     (<Verdict.OK: 'OK'>, '65534\\n')
     """
+    if not isinstance(network, Part):
+        of_type("network", network, bool, "True, False or a part such as NetNamespace()")
+    if limits is not None and not isinstance(limits, Part):
+        raise TypeError(f"limits: a Limits such as Limits(memory='256M') is wanted, not {limits!r}")
     entries, extra = _apart(entries, extra)
     host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     system: list[Entry] = []

@@ -97,6 +97,8 @@ def parse_syntax(text: str | bytes) -> Syntax:
 
     :raises DockerfileError: it has no instruction, is too large, is not UTF-8, or breaks a rule of the grammar.
     """
+    if not isinstance(text, (str, bytes)):
+        raise TypeError(f"the text of a Dockerfile must be str or bytes, not {text!r}: open(path).read()")
     if isinstance(text, bytes):
         raw = text
         try:

@@ -89,7 +89,8 @@ class Interface:
         routes: Mapping[str, str | None] | None = None,
     ) -> None:
         if not isinstance(network, Joinable):
-            raise TypeError(f"Interface: a Network is wanted, not {network!r}")
+            hint = f"; network.find({network!r}) gives the one of that name" if isinstance(network, str) else ""
+            raise TypeError(f"Interface: a Network is wanted, not {network!r}{hint}")
         if egress is not None and not isinstance(egress, Egress):
             raise TypeError(f"Interface: egress must be an Egress such as Egress(['db:5432']), not {egress!r}")
         if isinstance(aliases, str):

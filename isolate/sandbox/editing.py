@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from isolate.engine.plan import Part
@@ -10,7 +11,7 @@ from isolate.mounts.building import Entry
 from isolate.mounts.root import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["added", "left", "replaced"]
 
@@ -21,8 +22,8 @@ def added(parts: Sequence[Part], other: object) -> list[Part]:
     :raises ConflictError: a part of a kind that is there and cannot be there twice.
     """
     more: Any = getattr(other, "parts", other)
-    if isinstance(other, (Part, Entry, type)):
-        more = (other,)
+    if isinstance(other, (Part, Entry, type)) or not isinstance(more, Iterable):
+        more = (other,)  # what is no part is refused by the sandbox that is made of them, in its words
     found = list(parts)
     for each in more:
         if isinstance(each, Entry) and not isinstance(each, (Part, type)):

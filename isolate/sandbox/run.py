@@ -45,6 +45,12 @@ class Run:
                 start.abandon()
                 raise TypeError("input must be bytes unless text=True")
             input = start.text.encode(input)
+        elif input is not None:
+            try:
+                memoryview(input)  # bytes(5) would be five NUL bytes
+            except TypeError:
+                start.abandon()
+                raise TypeError(f"input must be bytes, or a str with text=True, not {input!r}") from None
         self._input = memoryview(b"" if input is None else bytes(input))
         self.timeout: float | None = start.timeout
         self.cpu_time: float | None = start.cpu_time

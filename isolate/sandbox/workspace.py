@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from isolate.sandbox.containers.files import Bounds, Files
 from isolate.sandbox.containers.with_files import WithFiles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
     from typing_extensions import Self
@@ -53,6 +54,7 @@ class Usage:
     within: bool
 
 
+@checks.keywords
 class Workspace(WithFiles):
     """A directory of the caller's that programs find at ``target`` and may write, whoever they are inside.
 
@@ -174,6 +176,8 @@ class Workspace(WithFiles):
             assert self.path is not None
             self._fd = os.open(self.path, _DIRECTORY)
         if contents is not None:
+            if not isinstance(contents, (Mapping, str, bytes, os.PathLike)):
+                raise TypeError(f"Workspace: contents must be a dict of paths, or a directory, not {contents!r}")
             self.put(contents)
 
     @property

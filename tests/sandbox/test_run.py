@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import isolate
 from isolate import (
     PIPE,
     IpcNamespace,
@@ -388,3 +389,23 @@ assert not signal.sigpending() and not signal.pthread_sigmask(signal.SIG_BLOCK, 
 """
     done = subprocess.run([sys.executable, "-c", code, writing], check=False, timeout=60)
     assert done.returncode == (0 if writing == "library" else -signal.SIGPIPE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "said"),
+    [
+        (lambda: isolate.presets.untrusted().run(["cat"], input=5), TypeError, "input must be bytes"),
+        (lambda: isolate.presets.untrusted().run(["cat"], input=[1, 2]), TypeError, "input must be bytes"),
+        (lambda: isolate.presets.untrusted(network="yes"), TypeError, "network: True, False or a part"),
+        (lambda: isolate.presets.untrusted(limits={"memory": "1G"}), TypeError, "limits: a Limits such as"),
+        (lambda: isolate.Sandbox() + 5, TypeError, "not a part: 5"),
+        (lambda: isolate.Sandbx, AttributeError, "did you mean 'Sandbox'?"),
+        (lambda: isolate.Workspace(contents=5), TypeError, "contents must be a dict"),
+        (lambda: isolate.Workspace(sise="1M"), TypeError, "did you mean 'size'?"),
+        (lambda: isolate.build.Dockerfile.parse(5), TypeError, "text of a Dockerfile must be str or bytes"),
+        (lambda: isolate.network.Interface("lan"), TypeError, "find.'lan'. gives the one of that name"),
+    ],
+)
+def test_a_mistake_is_named_in_words_of_the_caller(wrong: Any, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        wrong()
