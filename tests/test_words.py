@@ -18,6 +18,8 @@ import isolate
 #: What each class needs to be made at all.
 NEEDED: dict[str, tuple[Any, ...]] = {
     "Bind": ("/usr",), "Dir": ("/d",), "File": ("/f", b""), "IdMap": ([(0, 0, 1)], [(0, 0, 1)]), "IdRange": (0, 0),
+    "Device": ("/n", (1, 3)), "FileSystem": ("tmpfs", "/f"), "HostProgram": (["/bin/true"],),
+    "Sysctl": ({"user.x": 1},),
     "Mask": ("/m",), "ReadOnly": ("/r",), "Symlink": ("to", "/l"), "Tmpfs": ("/tmp",), "Overlay": ("/o",),
 }  # fmt: skip
 NAMED: dict[str, dict[str, Any]] = {"Overlay": {"lower": ["/usr"]}, "Landlock": {"read": ["/"]}}
@@ -79,7 +81,12 @@ def test_a_wrong_type_is_refused_and_shown(name: str) -> None:
     positional = [p.name for p in list(inspect.signature(getattr(isolate, name)).parameters.values())]
     for word in keywords(name):
         taken = word in positional[: len(NEEDED.get(name, ()))]
-        if taken or word in ("map", "idmap", "parent"):  # objects of the library: looked at when they are used
+        if taken or word in (
+            "map",
+            "idmap",
+            "parent",
+            "options",
+        ):  # objects of the library: looked at when they are used
             continue
         message = refused(name, **{word: 3.5j})
         assert word in message or "3.5j" in message or "complex" in message, message
