@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -480,3 +482,15 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == f"isolate: there is no directory {tmp_path}/nowhere\n"
     assert main(["build", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"isolate: there is no {tmp_path}/Dockerfile; --file FILE names the Dockerfile\n"
+
+
+def test_a_reader_of_the_steps_that_has_gone_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nENV A=b\n")
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        words = ["-m", "isolate", "build", "--store", str(tmp_path / "store"), "--explain", str(tmp_path)]
+        done = subprocess.run([sys.executable, "-u", *words], stdout=write, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (130, b"")

@@ -77,6 +77,8 @@ def command(given: argparse.Namespace) -> int:
 
     try:
         return _build(given)
+    except BrokenPipeError:
+        raise  # whoever read the output has gone: no failure of the build
     except (IsolateError, ValueError, OSError) as error:
         if given.json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}))
