@@ -11,6 +11,7 @@ from isolate.engine import proc
 from isolate.engine.native import lib
 from isolate.engine.proc import children
 from isolate.errors import printable
+from isolate.kernel import log
 from isolate.kernel.proc import status
 from isolate.sandbox.result import Result, Verdict
 
@@ -207,6 +208,7 @@ def make_result(
         cpu_time = cpu_time if group.cpu_time is None else group.cpu_time
         counted = group.peak_in_use(peak_memory)
         peak_memory = peak_memory if counted is None else counted
+    log.debug(__name__, "verdict %s, status %d after %.6f s", verdict.value, returncode, record.wall_ns / 1e9)
     return Result(
         args=tuple(args),
         returncode=returncode,

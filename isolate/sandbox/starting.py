@@ -6,7 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
-from isolate.kernel import checks
+from isolate.kernel import checks, log
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.capture import Capture, Text, keeping
 from isolate.sandbox.streams import PIPE
@@ -197,6 +197,7 @@ class Start:
     def launch(self, *, nonblocking: bool) -> Session:
         """Start it."""
         run, slots, _ = self._block
+        log.debug(__name__, "start %r", self.args)
         try:
             session = self._box.launch(self.tape, run, self.stdio, slots, nonblocking=nonblocking)
         except BaseException:
