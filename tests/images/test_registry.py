@@ -200,6 +200,7 @@ def test_what_is_not_there(registry: str, store: Store) -> None:
     with pytest.raises(RegistryError) as caught:
         store.pull("127.0.0.1:1/a:1")
     assert caught.value.code == "UNREACHABLE"
+    assert "no connection: Failed to establish" in str(caught.value)
 
 
 def test_an_index_gives_each_machine_its_own(registry: str, store: Store, other: Store) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -185,7 +186,10 @@ def _error(error: Any, url: str) -> RegistryError:
         remedy = "ca= names the certificate of whoever signed it; plain_http=True for a registry without TLS"
         return RegistryError(None, "TLS", f"no secure connection: {error}", url=shown, remedy=remedy)
     if isinstance(error, (kinds.NewConnectionError, kinds.NameResolutionError, kinds.ProxyError)):
-        return RegistryError(None, "UNREACHABLE", f"no connection: {error}", url=shown)
+        said = re.sub(
+            r"^\w+\(host=[^()]*\): ", "", str(error)
+        )  # the repr of urllib3's connection tells nobody anything
+        return RegistryError(None, "UNREACHABLE", f"no connection: {said}", url=shown)
     if isinstance(error, kinds.TimeoutError):  # urllib3 counts "no connection" among these, too
         return RegistryError(None, "TIMEOUT", "nothing came in time", url=shown, remedy="try again, or raise timeout=")
     return RegistryError(None, "BROKEN", f"the connection broke: {error}", url=shown)
