@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING
@@ -81,6 +82,8 @@ class FileSystem(Shown):
     exec: bool = True
 
     def __post_init__(self) -> None:
+        if self.source is not None and not isinstance(self.source, (str, bytes, os.PathLike)):
+            raise TypeError(f"FileSystem: source must be a path or a name, not {self.source!r}")
         if not isinstance(self.type, str) or not self.type or not self.type.isprintable() or "/" in self.type:
             raise ValueError(f"FileSystem: type must be the name of a file system such as 'ext4', not {self.type!r}")
         object.__setattr__(self, "target", inside(self.target, "FileSystem: target"))
