@@ -93,7 +93,7 @@ class Cap(enum.IntEnum):
         if name.isascii() and name.isdigit() and int(name) < _MAX:
             return cls(int(name))
         raise ValueError(
-            f"no capability is named {text!r}{nearest('CAP_' + name, map('CAP_{}'.format, cls.__members__))}"
+            f"no capability is named {text!r}{nearest('CAP_' + name, [f'CAP_{n}' for n in cls.__members__])}"
         )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from isolate.engine.plan import Part
 from isolate.errors import ConflictError
@@ -26,14 +26,15 @@ def added(parts: Sequence[Part], other: object) -> list[Part]:
         more = (other,)  # what is no part is refused by the sandbox that is made of them, in its words
     found = list(parts)
     for each in more:
-        if isinstance(each, Entry) and not isinstance(each, (Part, type)):
-            found = _with_entry(found, each)
+        part: Any = each
+        if isinstance(part, Entry) and not isinstance(part, (Part, type)):
+            found = _with_entry(found, part)
             continue
-        present = next((part for part in found if type(part) is type(each)), None)
-        if present is not None and not getattr(each, "repeatable", False):
-            kind = type(each).__name__
+        present = next((there for there in found if type(there) is type(part)), None)
+        if present is not None and not getattr(part, "repeatable", False):
+            kind = type(part).__name__
             raise ConflictError(f"{kind} is there already: .replace({kind}(…)) puts another in its place")
-        found.append(each)
+        found.append(cast("Part", part))
     return found
 
 

@@ -12,8 +12,8 @@ import os
 import posixpath
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-import anyio.to_thread
-from inspect_ai.util import (
+import anyio.to_thread  # pyright: ignore[reportMissingImports]
+from inspect_ai.util import (  # pyright: ignore[reportMissingImports]
     ExecResult,
     OutputLimitExceededError,
     SandboxEnvironment,

@@ -94,6 +94,7 @@ def open_beneath(directory: int, path: bytes, flags: int) -> int:
     """
     # O_NOFOLLOW would take the error about a link at the end for one about a directory.
     how = struct.pack("<QQQ", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE)
+    fd = -errno.EAGAIN
     for _ in range(100):  # EAGAIN: something was renamed on the way meanwhile
         fd = native.call(number("openat2"), directory, (path or b".") + b"\0", how, len(how))
         if fd != -errno.EAGAIN:

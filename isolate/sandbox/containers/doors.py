@@ -53,7 +53,7 @@ _came: weakref.WeakKeyDictionary[Launched, dict[int, OwnedDescriptor]] = weakref
 
 def kinds_of(parts: Sequence[Part]) -> tuple[int, ...]:
     """The flags of the namespaces that parts make or join, ascending."""
-    return tuple(sorted({int(part.flag) for part in parts if hasattr(part, "flag") and hasattr(part, "kind")}))
+    return tuple(sorted({int(getattr(part, "flag", 0)) for part in parts if hasattr(part, "kind")} - {0}))
 
 
 def take_doors(session: Launched) -> dict[int, OwnedDescriptor]:

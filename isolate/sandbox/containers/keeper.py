@@ -197,6 +197,7 @@ def main() -> None:
     os.setsid()
     os.chdir("/")
     os.umask(0o077)
+    keeper = None
     try:
         keeper = _started(options)
         answer: dict[str, Any] = {}
@@ -212,7 +213,7 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
-    if answer:
+    if keeper is None:
         os._exit(1)
     try:
         keeper.serve()

@@ -59,7 +59,7 @@ def _pairs(words: list[str], option: str) -> dict[str, str]:
 def _secrets(words: list[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for word in words:
-        fields = dict(field.partition("=")[::2] for field in word.split(","))
+        fields = {key: value for key, _, value in (field.partition("=") for field in word.split(","))}
         unknown = set(fields) - {"id", "src", "source", "env", "type"}
         if unknown or "id" not in fields:
             raise ValueError(f"--secret wants id=NAME,src=FILE or id=NAME,env=VARIABLE, not {word!r}")

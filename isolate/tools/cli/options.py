@@ -149,7 +149,7 @@ def _start_options(parser: argparse.ArgumentParser) -> None:
 class _Parser(argparse.ArgumentParser):
     """Unknown words are refused by the command that they were given to, with the nearest that it knows."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             word = unknown[0].partition("=")[0]
@@ -174,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
         description="Linux isolation primitives that compose. Each command has --help.",
     )
     top.add_argument("--version", action="version", version=f"isolate {isolate.__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    commands: Any = top.add_subparsers(dest="command", metavar="COMMAND")
     raw = argparse.RawDescriptionHelpFormatter
     common: dict[str, Any] = {"allow_abbrev": False, "formatter_class": raw}
 

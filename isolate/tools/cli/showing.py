@@ -68,9 +68,9 @@ def progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
 
 def _bars() -> Any:
     try:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-        from rich.progress import Progress as Bars
+        from rich.console import Console  # pyright: ignore[reportMissingImports]
+        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn  # pyright: ignore[reportMissingImports]
+        from rich.progress import Progress as Bars  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

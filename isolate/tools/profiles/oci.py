@@ -233,7 +233,8 @@ def _process(process: dict[str, Any]) -> list[Any]:
             raise ProfileError(f"process.{key}", "cannot be honoured here")
     if process.get("oomScoreAdj") is not None:
         found.append(_told("process.oomScoreAdj", lambda: Scheduling(oom_score_adj=process["oomScoreAdj"])))
-    env = dict(word.partition("=")[::2] for word in _list(process, "env", "process.env") if isinstance(word, str))
+    said = [word.partition("=") for word in _list(process, "env", "process.env") if isinstance(word, str)]
+    env = {name: value for name, _, value in said}
     args = _list(process, "args", "process.args")
     found.append(_told("process", lambda: Surroundings(env=env, cwd=process.get("cwd", "/"), cmd=args)))
     return found
