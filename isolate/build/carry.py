@@ -161,13 +161,24 @@ class Work:
         platform: Platform, cache: bool, pull: bool, progress: Callable[[Step], object] | None,
         output: Callable[[bytes], object] | None,
     ) -> None:  # fmt: skip
-        self.recipe, self.store, self.context, self.contexts = recipe, store, context, contexts
-        self.args, self.secrets, self.network, self.parts = args, secrets, network, parts
-        self.timeout, self.platform, self.cache, self.pull = timeout, platform, cache, pull
-        self.progress, self.output = progress, output
+        self.recipe: Program = recipe
+        self.store: Store = store
+        self.context: Context | None = context
+        self.contexts: dict[str, Context | Image] = contexts
+        self.args: dict[str, str] = args
+        self.secrets: dict[str, bytes] = secrets
+        self.network: bool = network
+        self.parts: tuple[Part, ...] = parts
+        self.timeout: float | None = timeout
+        self.platform: Platform = platform
+        self.cache: bool = cache
+        self.pull: bool = pull
+        self.progress: Callable[[Step], object] | None = progress
+        self.output: Callable[[bytes], object] | None = output
         self.asked: set[str] = set()
-        self.done = self.cached = 0
-        self.lock = threading.Lock()
+        self.done: int = 0
+        self.cached: int = 0
+        self.lock: threading.Lock = threading.Lock()
         self.images: dict[int, Image] = {}
         self.globals: dict[str, str] = {}
         for name, default in recipe.arguments:

@@ -76,7 +76,7 @@ class Files:
     def __init__(self, tops: Sequence[int], ignore: Ignore | None = None) -> None:
         self._tops = tops
         self._ignore = ignore or Ignore()
-        self.stack = Stack(tops)
+        self.stack: Stack = Stack(tops)
 
     def __enter__(self) -> Self:
         return self

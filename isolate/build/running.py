@@ -62,10 +62,14 @@ class Command:
         parts: tuple[Part, ...] = (),
         timeout: float | None = None,
     ) -> None:
-        self.words, self.env, self.network = words, env, network
-        self.mounts, self.script = mounts, script
+        self.words: tuple[str, ...] = words
+        self.env: Mapping[str, str] = env
+        self.network: bool = network
+        self.mounts: tuple[tuple[Mount, Files | None], ...] = mounts
+        self.script: tuple[str, bytes] | None = script
         self.secrets: Mapping[str, bytes] = secrets or {}
-        self.parts, self.timeout = parts, timeout
+        self.parts: tuple[Part, ...] = parts
+        self.timeout: float | None = timeout
 
 
 def run(command: Command, image: Image, store: Store, output: Any = None) -> Layer:

@@ -96,7 +96,10 @@ class State:
     """A stage while it is being built."""
 
     def __init__(self, work: Work, stage: Stage, number: int, image: Image) -> None:
-        self.work, self.stage, self.number, self.image = work, stage, number, image
+        self.work: Work = work
+        self.stage: Stage = stage
+        self.number: int = number
+        self.image: Image = image
         self.args: dict[str, str] = {}
 
     @property

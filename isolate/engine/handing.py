@@ -122,7 +122,7 @@ class Handed:
         except BaseException:
             self.close()
             raise
-        self.fds = [self._theirs.fileno()]
+        self.fds: list[int] = [self._theirs.fileno()]
 
     @property
     def kept(self) -> tuple[Closing, ...]:

@@ -68,10 +68,10 @@ class Partial:
     def __init__(self, blobs: Blobs, digest: str, fd: int, name: str) -> None:
         self._blobs = blobs
         self.digest = digest
-        self.fd = fd
+        self.fd: int = fd
         self._name = name
         self._hash: Any = hasher(digest)
-        self.size = 0
+        self.size: int = 0
 
     def rehash(self, largest: int, tell: Callable[[int], object] = lambda _: None) -> None:
         """Take what an earlier attempt left, up to so many bytes, into the hash."""
@@ -129,7 +129,7 @@ class Blobs:
     """``blobs/`` and ``partial/`` of a store."""
 
     def __init__(self, store: int, *, create: bool) -> None:
-        self.partial_fd = -1
+        self.partial_fd: int = -1
         self._kinds: dict[str, int] = {}
         top = subdirectory(store, "blobs", create=create)
         try:

@@ -25,7 +25,7 @@ class Given:
         self._diffids = tuple(diffids)
         self._upper = upper
         self._stubs = tuple(stubs)
-        self.count = len(self._diffids) + (upper is not None)
+        self.count: int = len(self._diffids) + (upper is not None)
 
     def take(self) -> Holding:
         """For one start.

@@ -31,10 +31,13 @@ class Opened:
     """
 
     def __init__(self, path: StrOrBytesPath, *, read_only: bool) -> None:
-        self.path = os.path.abspath(os.path.expanduser(os.fsdecode(path)))
-        self.read_only = read_only
-        self.fd = -1
-        self.layers_fd = self.trash_fd = self.uppers_fd = self.objects_fd = -1
+        self.path: str = os.path.abspath(os.path.expanduser(os.fsdecode(path)))
+        self.read_only: bool = read_only
+        self.fd: int = -1
+        self.layers_fd: int = -1
+        self.trash_fd: int = -1
+        self.uppers_fd: int = -1
+        self.objects_fd: int = -1
         self._blobs: Blobs | None = None
         self._refs: Refs | None = None
         try:

@@ -59,7 +59,7 @@ class Pull:
         self._registry = registry
         self._repository = repository
         self._report = report
-        self.lease = Lease()
+        self.lease: Lease = Lease()
 
     def document(self, wanted: str, kind: str | None = None) -> Pulled:
         """A manifest or index: from the store if it is named by digest and there, else from the registry; kept."""

@@ -51,7 +51,7 @@ class Push:
         self._lock = threading.Lock()
         self._bytes = self._uploaded = self._mounted = self._skipped = 0
         self._sources: dict[str, list[str]] | None = None
-        self.lease = Lease()
+        self.lease: Lease = Lease()
 
     def send(self, digest: str, media_type: str) -> Sent:
         """A manifest, or an index with what it names, all of it in the store."""

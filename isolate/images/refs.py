@@ -23,7 +23,7 @@ class Refs:
     """Which digest a name stands for. Names are changed, and counted by a collector, under one lock."""
 
     def __init__(self, store: int, *, create: bool) -> None:
-        self.fd = subdirectory(store, "refs", create=create)
+        self.fd: int = subdirectory(store, "refs", create=create)
 
     def close(self) -> None:
         """Close the directory."""

@@ -29,7 +29,7 @@ class Writer:
 
     def __init__(self, file: BinaryIO, name: str, snap: int) -> None:
         self._file = file
-        self.size = 0
+        self.size: int = 0
         application = _option(4, b"isolate")
         self._block(0x0A0D0D0A, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1) + application + _option(0, b""))
         options = _option(2, name.encode()) + _option(9, b"\x09") + _option(0, b"")
@@ -71,9 +71,9 @@ class Capture:
         self._socket = sock
         self._limit, self._snap = limit, snap
         #: Packets written, and those that came faster than they were; whether the size limit was reached.
-        self.packets = 0
-        self.dropped = 0
-        self.truncated = False
+        self.packets: int = 0
+        self.dropped: int = 0
+        self.truncated: bool = False
         sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
         sock.setsockopt(_SOL_PACKET, _AUXILIARY, 1)
         with contextlib.suppress(OSError):

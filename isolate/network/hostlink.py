@@ -130,9 +130,11 @@ class HostLink:
             f"{PREFIX}%d", ruleset.UPLINK, self.switch.namespace, peer_index=_INDEX, mtu=mtu
         )  # fmt: skip
         self._route.batch([making])
-        self.index = link.peer_of(self.switch.route, _INDEX)
+        self.index: int = link.peer_of(self.switch.route, _INDEX)
         #: The host's end, and both addresses.
-        self.device = link.named(self._route, self.index).name
+        self.device: str = link.named(self._route, self.index).name
+        self.here: ipaddress.IPv4Address | ipaddress.IPv6Address
+        self.there: ipaddress.IPv4Address | ipaddress.IPv6Address
         self.here, self.there = self._addresses()
         step = f"let {self.device} take what is for the host's loopback"
         settings = link.change(self.index, up=True, ipv4={ROUTE_LOCALNET: 1}, step=step)

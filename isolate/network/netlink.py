@@ -120,8 +120,8 @@ class Socket:
     __slots__ = ("_sequence", "_socket", "part", "protocol")
 
     def __init__(self, protocol: int = ROUTE, *, made: socket.socket | None = None, part: str = "Network") -> None:
-        self.protocol = protocol
-        self.part = part
+        self.protocol: int = protocol
+        self.part: str = part
         if made is None:
             made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket = made

@@ -33,10 +33,11 @@ class Pump:
     """One way of a connection: what was read and is not yet written, at most a chunk."""
 
     def __init__(self, source: socket.socket, target: socket.socket) -> None:
-        self.source, self.target = source, target
-        self.waiting = b""
-        self.ended = False  # the source sends no more
-        self.done = False  # and the target has been told
+        self.source: socket.socket = source
+        self.target: socket.socket = target
+        self.waiting: bytes = b""
+        self.ended: bool = False  # the source sends no more
+        self.done: bool = False  # and the target has been told
 
     def read(self) -> None:
         """Take what is there. An error is an end."""

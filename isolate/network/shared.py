@@ -195,7 +195,7 @@ class _Asked:
 
     def __init__(self, connection: socket.socket, wanted: dict[str, Any]) -> None:
         self.connection = connection
-        self.answer = self.ask(wanted)
+        self.answer: dict[str, Any] = self.ask(wanted)
 
     def ask(self, wanted: dict[str, Any], fds: list[int] | None = None) -> dict[str, Any]:
         """Ask, and take the answer.
@@ -248,9 +248,11 @@ class Shared(Joinable):
 
     def __init__(self, name: str, told: dict[str, Any]) -> None:
         self.name = name
-        self.subnet = ipaddress.ip_network(told["subnet"])
-        self.subnet6 = ipaddress.ip_network(told["subnet6"]) if told.get("subnet6") else None
-        self.mtu = int(told["mtu"])
+        self.subnet: ipaddress.IPv4Network | ipaddress.IPv6Network = ipaddress.ip_network(told["subnet"])
+        self.subnet6: ipaddress.IPv4Network | ipaddress.IPv6Network | None = (
+            ipaddress.ip_network(told["subnet6"]) if told.get("subnet6") else None
+        )
+        self.mtu: int = int(told["mtu"])
         self._nameservers = [ipaddress.ip_address(each) for each in told["nameservers"]]
 
     def __repr__(self) -> str:

@@ -107,7 +107,7 @@ class Switch:
         self.subnets: dict[int, Net] = {net.version: net for net in subnets}
         self.gateways: dict[int, Address] = {v: net.network_address + 1 for v, net in self.subnets.items()}
         self.mtu = mtu
-        self.lock = Lock()
+        self.lock: Lock = Lock()
         bound = []
         if names:
             bound = [Bound(kind, str(gateway), 53) for gateway in self.gateways.values() for kind in ("udp", "tcp")]
@@ -119,7 +119,7 @@ class Switch:
             self.filters: Socket = Socket(NETFILTER, made=filters)
             #: Sockets for names, at the gateways: of each UDP, then TCP.
             self.listening: list[socket.socket] = listening
-            self.namespace = OwnedDescriptor(fcntl.ioctl(route, SIOCGSKNS))
+            self.namespace: OwnedDescriptor = OwnedDescriptor(fcntl.ioctl(route, SIOCGSKNS))
             self._build(out)
         except BaseException:
             self.close()

@@ -38,8 +38,10 @@ class Way:
     """A way out of one network, while the helper runs."""
 
     def __init__(self, publish: tuple[Publish, ...], helper: str | None, mtu: int, device: str) -> None:
-        self.publish, self.mtu, self.device = publish, mtu, device
-        self.path = installed(helper)
+        self.publish: tuple[Publish, ...] = publish
+        self.mtu: int = mtu
+        self.device: str = device
+        self.path: str = installed(helper)
         self.helper: Helper | None = None
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             there = os.path.exists("/dev/net/tun")

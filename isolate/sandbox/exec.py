@@ -86,18 +86,18 @@ class FurtherPlan(Plan):
     """The steps of the first program's start that a further one needs, with "make" become "join"."""
 
     def __init__(self, process: First, original: Plan) -> None:
-        self.parts = original.parts
-        self.context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
+        self.parts: tuple[Part, ...] = original.parts
+        self.context: Context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
         # Steps name them by their numbers. What resources gave was for the start alone: no step here asks for it.
         lent = _lent(process) if original.context.lender is not None else []
         self.context.hand_over(
             [fd if fd >= 0 else dict(enumerate(lent)).get(-1 - fd, process.pidfd) for fd in original.context.slots]
         )
         rows = sorted(self._rows(process, original), key=lambda row: row[0].phase.section)
-        self.steps = tuple(step for step, _ in rows)
-        self.owners = tuple(owner for _, owner in rows)
+        self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
+        self.owners: tuple[Part, ...] = tuple(owner for _, owner in rows)
         self.clone_flags = NOTHING
-        self.cgroup = None
+        self.cgroup: None = None
         group = original.context.shared.get(SHARED)
         if isinstance(group, RunGroup):
             self.context.shared[SHARED] = SharedGroup(process, group)
@@ -151,7 +151,7 @@ class SharedGroup(RunGroup):
         super().__init__()
         self._process = process
         self._first = first
-        self.lent = first.lent
+        self.lent: bool = first.lent
         self.paths = first.paths
         self._before = self._count()
 

@@ -200,7 +200,7 @@ class Starts:
         self._launcher: _Launcher | None = None
         self._seen = 0
         #: How many starts were from the tree.
-        self.used = 0
+        self.used: int = 0
         self._again = 0  # so many starts as without it, before it is made
         self._penalty = 1
         self._used = 0

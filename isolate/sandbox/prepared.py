@@ -49,7 +49,7 @@ class PreparedBox(Planned):
     __slots__ = ("handing", "last")
 
     def __init__(self, *parts: Part) -> None:
-        self.handing = Handing(self._receive, part="Sandbox", hold=True)
+        self.handing: Handing = Handing(self._receive, part="Sandbox", hold=True)
         super().__init__(*parts)
 
     def _receive(self, fds: list[int], session: Launched) -> None:

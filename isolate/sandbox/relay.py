@@ -47,7 +47,7 @@ class Relay:
     def __init__(
         self, fds: dict[int, int], uid: int = -1, *, raw: bool = True, terminal: Terminal | None = None
     ) -> None:
-        self.numbers = frozenset(fds)
+        self.numbers: frozenset[int] = frozenset(fds)
         self._reads = 0 in fds
         self._raw = raw and self._reads and is_terminal(fds[0])
         self._owns = terminal is None

@@ -40,7 +40,7 @@ _SYSV = "msgctl msgget msgrcv msgsnd semctl semget semop semtimedop shmat shmctl
 
 # Calls that do what others do, with the arguments where no filter sees them (behind a pointer or in a ring). Where the
 # others' arguments are filtered, these answer ENOSYS, which sends the C library to the others.
-BLIND = {
+BLIND: dict[str, tuple[str, ...]] = {
     "clone3": ("clone",),
     "openat2": ("open", "openat"),
     "socketcall": tuple(_SOCKETS.split()),

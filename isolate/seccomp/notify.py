@@ -98,9 +98,9 @@ class Call:
         #: The calling thread, as this program sees it; 0 if it cannot.
         self.pid: int = values[1]
         self.number: int = values[3] & 0xFFFFFFFF
-        self.arch = _arch_of(values[4] & 0xFFFFFFFF, self.number)
+        self.arch: str = _arch_of(values[4] & 0xFFFFFFFF, self.number)
         #: The name, or None for a number that the tables do not have.
-        self.name = syscalls.name(self.number, self.arch)
+        self.name: str | None = syscalls.name(self.number, self.arch)
         self.instruction_pointer: int = values[5]
         #: The six arguments, unsigned; those of a pointer are addresses in the program.
         self.args: tuple[int, ...] = values[6:]

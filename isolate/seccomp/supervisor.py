@@ -48,6 +48,8 @@ class Supervisor:
     """
 
     def __init__(self, handlers: Mapping[str, Handler], timeout: float, *, direct: bool = False) -> None:
+        self.outside: socket.socket
+        self.inside: socket.socket
         self.outside, self.inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # The thread must not keep the supervisor alive: it holds what it needs and stops when the pipe closes.

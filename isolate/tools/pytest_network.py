@@ -41,8 +41,8 @@ class Host:
         #: The part that joins its network.
         self.net = net
         #: Its IPv4 address, and its IPv6 address.
-        self.address = addresses[0]
-        self.address6 = addresses[1] if len(addresses) > 1 else None
+        self.address: str = addresses[0]
+        self.address6: str | None = addresses[1] if len(addresses) > 1 else None
         self._process = process
 
     def __repr__(self) -> str:

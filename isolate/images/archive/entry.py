@@ -33,15 +33,15 @@ class Entry:
         device: tuple[int, int] = (0, 0),
         xattrs: dict[bytes, bytes] | None = None,
     ) -> None:
-        self.path = path
-        self.kind = kind
-        self.mode = mode
-        self.uid = uid
-        self.gid = gid
-        self.size = size
-        self.mtime = mtime
-        self.link = link
-        self.device = device
+        self.path: bytes = path
+        self.kind: str = kind
+        self.mode: int = mode
+        self.uid: int = uid
+        self.gid: int = gid
+        self.size: int = size
+        self.mtime: int = mtime
+        self.link: bytes = link
+        self.device: tuple[int, int] = device
         self.xattrs: dict[bytes, bytes] = {} if xattrs is None else xattrs
 
     def __repr__(self) -> str:

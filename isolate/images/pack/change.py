@@ -43,7 +43,7 @@ class Changes(Sequence[Change]):
     def __init__(self, rows: Iterable[Change] = (), left_out: Iterable[bytes] = ()) -> None:
         self._rows = tuple(sorted(rows))
         #: Sockets: no archive has them.
-        self.left_out = tuple(left_out)
+        self.left_out: tuple[bytes, ...] = tuple(left_out)
 
     @overload
     def __getitem__(self, index: int) -> Change: ...

@@ -33,7 +33,7 @@ class Writer:
         self._hash = hashlib.sha256()
         self._parts: list[bytes] = []
         self._held = 0
-        self.size = 0
+        self.size: int = 0
 
     def put(self, data: bytes) -> None:
         """The next bytes."""

@@ -37,7 +37,7 @@ class Stack:
 
     def __init__(self, tops: Sequence[int], facts: Sequence[Facts] = ()) -> None:
         known = [*facts, *[None] * (len(tops) - len(facts))]
-        self.trees = [Tree(top, fact or None) for top, fact in zip(tops, known, strict=True)]
+        self.trees: list[Tree] = [Tree(top, fact or None) for top, fact in zip(tops, known, strict=True)]
         self._views: dict[bytes, tuple[Tree, ...]] = {b"": tuple(self.trees)}
 
     def close(self) -> None:

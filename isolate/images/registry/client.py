@@ -88,7 +88,7 @@ class Registry:
         timeout: float = 30.0,
         parallel: int = 3,
     ) -> None:
-        self.host = _host(host)
+        self.host: str = _host(host)
         if isinstance(mirrors, str):
             raise TypeError(f"Registry: mirrors must be several hosts, not {mirrors!r}")
         if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= 3600:

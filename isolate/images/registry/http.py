@@ -203,7 +203,7 @@ class Transport:
     ) -> None:
         self.timeout = timeout
         self.check = check
-        self.ca = None if ca is None else os.fspath(ca)
+        self.ca: str | None = None if ca is None else os.fspath(ca)
         self._pools: dict[str | None, Any] = {}
         self._lock = threading.Lock()
 

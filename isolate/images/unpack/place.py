@@ -57,7 +57,8 @@ class Placer:
         self.top = top
         self.owners = owners
         self.devices = devices
-        self.most_entries, self.largest = limits[1], limits[2]
+        self.most_entries: int = limits[1]
+        self.largest: int = limits[2]
         self._below: Below | None = None
         if lower:
             from isolate.images.unpack.below import Below  # loaded late: the lowest layer of an image has none
@@ -70,7 +71,7 @@ class Placer:
         self.replaced: list[tuple[bytes, bytes]] = []
         #: Names of lower layers that hard links of this one lead to.
         self.from_lower: list[bytes] = []
-        self.size = 0  # bytes of files
+        self.size: int = 0  # bytes of files
         self._fds: dict[bytes, int] = {b"": top}
         self._held = b""
         #: Of directories, the time and the mode where it has bits that would be inherited: both are set at the end.

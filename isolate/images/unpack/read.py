@@ -31,11 +31,11 @@ class Pass:
         self._most, self._ratio = limits[0], limits[3]
         self._outer = hashlib.sha256()
         self._inner = hashlib.sha256()
-        self.packed = 0  # bytes as they came
-        self.size = 0  # bytes decompressed
+        self.packed: int = 0  # bytes as they came
+        self.size: int = 0  # bytes decompressed
         first = self._take()
-        self.compression = compression_of(first) if compression is None else compression
-        self.source = Source(self._pieces(first))
+        self.compression: str = compression_of(first) if compression is None else compression
+        self.source: Source = Source(self._pieces(first))
 
     def _take(self) -> bytes:
         piece = self._read(PIECE)

@@ -43,8 +43,8 @@ class Log:
         self._events: deque[Asked] = deque(maxlen=_KEPT)
         self._lock = threading.Lock()
         self._tell = tell
-        self.allowed = 0
-        self.refused = 0
+        self.allowed: int = 0
+        self.refused: int = 0
 
     def add(self, via: str, name: str, port: int, refused: str = "", address: str = "") -> None:
         """Note one. What the callback raises is reported and changes nothing."""

@@ -59,7 +59,7 @@ class Reading:
     sends each alone would else have the proxy read some millions."""
 
     def __init__(self) -> None:
-        self.data = bytearray()  #: all that has come
+        self.data: bytearray = bytearray()  #: all that has come
         self._at = 0
         self._message = bytearray()
 

@@ -54,14 +54,14 @@ class CommandPlan(Plan):
         something for the command alone (a group below the container's). ``spare`` stands for descriptors that only the
         container's own start was given; ``null`` is what :func:`isolate.mounts.dev_null.tree_of_null` has made."""
         self._null = null
-        self.parts = original.parts
-        self.context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
+        self.parts: tuple[Part, ...] = original.parts
+        self.context: Context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
         self.context.hand_over([fd if fd >= 0 else spare for fd in original.context.slots])
         if directories and not own:
             self.context.shared[SHARED] = CommandGroup(directories)
         rows = sorted(self._rows(original, doors, directories, own), key=lambda row: row[0].phase.section)
-        self.steps = tuple(step for step, _ in rows)
-        self.owners = tuple(owner for _, owner in rows)
+        self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
+        self.owners: tuple[Part, ...] = tuple(owner for _, owner in rows)
         self.clone_flags = NOTHING
         self.cgroup = next((step.cgroup for step in reversed(self.steps) if step.cgroup is not None), None)
 

@@ -65,7 +65,7 @@ class ContainerBox(Planned):
 
     def __init__(self, *parts: Part) -> None:
         complete = Plan(defaults(parts), euid=os.geteuid(), egid=os.getegid()).parts
-        self.doors = Doors(kinds_of(complete))
+        self.doors: Doors = Doors(kinds_of(complete))
         super().__init__(*parts)
 
     def _plan(self) -> Plan:

@@ -46,12 +46,12 @@ class Keeper:
     def __init__(self, container: Container, directory: int, name: str, log_size: int) -> None:
         self.container = container
         self.directory = directory
-        self.log = Log(directory, log_size)
-        self.record = records.Record(name, "running", time.time(), None, container.pid, os.getpid())
+        self.log: Log = Log(directory, log_size)
+        self.record: records.Record = records.Record(name, "running", time.time(), None, container.pid, os.getpid())
         self.programs: dict[int, Process] = {}
         self._relays: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket: socket.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # By way of the descriptor: an address has room for 107 bytes.
         self.socket.bind(f"/proc/self/fd/{directory}/sock")
         self.socket.listen(16)

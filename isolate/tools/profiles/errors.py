@@ -12,7 +12,7 @@ class ProfileError(IsolateError, ValueError):
 
     def __init__(self, path: str, why: object) -> None:
         self.path = path
-        self.why = str(why)
+        self.why: str = str(why)
         super().__init__(f"{path}: {self.why}" if path else self.why)
 
     def __reduce__(self) -> tuple[type[ProfileError], tuple[str, str]]:
