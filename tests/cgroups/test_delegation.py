@@ -117,7 +117,7 @@ def test_a_controller_that_is_not_passed_on(tree: Path) -> None:
         os.chown(leaf / name, USER, USER)
     code = """
 try:
-    isolate.Sandbox(isolate.Limits(io={os.environ["DISK"]: {"rbps": 1000000}}))
+    isolate.Sandbox(isolate.Limits(io={os.environ["DISK"]: {"rbps": 1000000}})).run(["true"])
 except isolate.UnsupportedError as error:
     print("cgroup.controllers lacks io" in error.cause, error.step)
 """
