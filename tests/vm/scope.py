@@ -261,7 +261,7 @@ def refused() -> None:
     """Without jeepney, or a bus: the error says what is missing, and nothing is asked."""
     sys.modules["jeepney"] = None  # type: ignore[assignment]  # as if it were not installed
     try:
-        isolate.Sandbox(isolate.Limits(memory="64M"))
+        isolate.Sandbox(isolate.Limits(memory="64M")).run(["true"])
     except isolate.UnsupportedError as error:
         print(error, flush=True)
         remedy = str(error.remedy)
@@ -273,7 +273,7 @@ def refused() -> None:
     assert "systemd is asked" in isolate.Sandbox(isolate.Limits(memory="64M")).explain()
     os.environ["XDG_RUNTIME_DIR"] = "/nowhere"
     try:
-        isolate.Sandbox(isolate.Limits(memory="64M"))
+        isolate.Sandbox(isolate.Limits(memory="64M")).run(["true"])
     except isolate.UnsupportedError as error:
         remedy = str(error.remedy)
     else:
