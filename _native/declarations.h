@@ -36,6 +36,7 @@ int64_t iso_reap(int32_t pidfd);
 void iso_close(int32_t *fd);
 int64_t iso_open_pty(int32_t *ends, int64_t uid);
 void iso_close_pty(int32_t *ends);
+int32_t iso_take_terminal(struct iso_start *start, int32_t *ends);
 int64_t iso_call(int64_t number, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f);
 int64_t iso_run_check(const uint8_t *run, uint64_t size, uint32_t tape_slots);
 int64_t iso_check(const uint8_t *tape, uint64_t size);

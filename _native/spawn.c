@@ -254,6 +254,16 @@ void iso_close_pty(int32_t *ends)
 	iso_close(&ends[1]);
 }
 
+int32_t iso_take_terminal(struct iso_start *s, int32_t *ends)
+{
+	if (s->terminal < 0)
+		return 0;
+	iso_close_pty(ends);
+	ends[0] = s->terminal;
+	s->terminal = -1;
+	return 1;
+}
+
 int64_t iso_open_pty(int32_t *ends, int64_t uid)
 {
 	const int32_t locked = 0;

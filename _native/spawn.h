@@ -97,6 +97,8 @@ void iso_let_go(struct iso_start *start);
 /* A terminal of its own: ends[0] ours, ends[1] the program's, which belongs to `uid` of the host unless that is -1. 0 or -errno. */
 int64_t iso_open_pty(int32_t *ends, int64_t uid);
 void iso_close_pty(int32_t *ends);
+/* Put our end of the program's own terminal, where it has handed one over, in the place of these; whether there was one. */
+int32_t iso_take_terminal(struct iso_start *s, int32_t *ends);
 /* waitid(P_PIDFD, WNOHANG): 0, or -ECHILD where it is nobody of ours. */
 int64_t iso_reap(int32_t pidfd);
 /* Close one and mark it so, in one call. */

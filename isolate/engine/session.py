@@ -279,6 +279,13 @@ class Session:
         fd, self._start.terminal = int(self._start.terminal), -1
         return fd
 
+    def exchange_terminal(self, ends: Any) -> bool:
+        """Put our end of the program's terminal, where it is one of the sandbox's own, in the place of these ends.
+
+        In one call of C, so that an interrupt loses no descriptor. False where there is none, or none any more.
+        """
+        return bool(lib.iso_take_terminal(self._start, ends))
+
     @property
     def program_pid(self) -> int:
         """The program's process id as the kernel translates it for us, also after its end.

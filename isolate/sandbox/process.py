@@ -502,8 +502,8 @@ def _start(what: Start, pty: Terminal | None, bufsize: int, patience: float | No
     try:
         await_start(session, what.args, patience)
         what.adopt(session)
-        if pty is not None and (fd := session.take_terminal()) >= 0:
-            pty.become(fd)
+        if pty is not None:
+            pty.take(session)
         return Process(session, what, pty, bufsize)
     except BaseException:
         session.close()

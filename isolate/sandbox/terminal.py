@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer as Writable
 
     from isolate.engine.plan import Context
+    from isolate.engine.session import Session
 
 __all__ = ["Terminal", "is_terminal", "program_uid", "set_window", "uid_inside", "window"]
 
@@ -52,6 +53,12 @@ class Terminal(io.FileIO):
         lib.iso_close_pty(self._ends)
         self._ends[0] = fd
         super().__init__(fd, "r+b", closefd=False)
+
+    def take(self, session: Session) -> None:
+        """Be our end of the terminal that the program made for itself, where it made one."""
+        if session.exchange_terminal(self._ends):
+            super().close()
+            super().__init__(self._ends[0], "r+b", closefd=False)
 
     def hand_over(self) -> None:
         """Close the program's end here: with the last one closed, reading from ours ends."""

@@ -186,6 +186,7 @@ def test_settings_of_namespaces() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_settings_of_other_namespaces() -> None:
     box = Sandbox(
         IpcNamespace(), UtsNamespace(), PidNamespace(), Root(*SYSTEM, Proc()),
