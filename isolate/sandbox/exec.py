@@ -97,7 +97,7 @@ class FurtherPlan(Plan):
         self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
         self.owners: tuple[Part, ...] = tuple(owner for _, owner in rows)
         self.clone_flags = NOTHING
-        self.cgroup: None = None
+        self.cgroup: Register | None = None
         group = original.context.shared.get(SHARED)
         if isinstance(group, RunGroup):
             self.context.shared[SHARED] = SharedGroup(process, group)
