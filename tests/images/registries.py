@@ -47,8 +47,10 @@ def docker_registry(directory: Path) -> Iterator[str]:
         f"storage: {{filesystem: {{rootdirectory: {directory}/data}}, delete: {{enabled: true}}}}\n"
         f"http: {{addr: '127.0.0.1:{port}'}}\n"
     )
+    # A run of the tests that is killed runs no `finally`: the registry dies with it all the same.
+    command = [need("setpriv"), "--pdeathsig", "KILL", program, "serve", str(config)]
     with open(directory / "log", "wb") as log:
-        process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 20
         while True:
