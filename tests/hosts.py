@@ -191,8 +191,11 @@ def _volumes() -> list[str]:
 @contextlib.contextmanager
 def _daemon(top: Path) -> Iterator[list[str]]:
     """A Docker daemon of our own, without a network, that ends with the block."""
+    _tool("setpriv")
     socket = top / "docker.sock"
+    # A run of the tests that is killed runs no `finally`: the daemon gets the signal on which it also stops containerd.
     command = [
+        "setpriv", "--pdeathsig", "TERM",
         "dockerd", "--data-root", str(top / "data"), "--exec-root", str(top / "exec"), "-H", f"unix://{socket}",
         "--pidfile", str(top / "docker.pid"), "--bridge=none", "--iptables=false", "--ip6tables=false",
         "--storage-driver", "vfs",
