@@ -142,15 +142,9 @@ def test_exact_results() -> None:
 
 
 def test_repeat_with_a_counter() -> None:
-    fds = [os.dup(0) for _ in range(4)]
-    try:
-        assert fds == list(range(fds[0], fds[0] + 4))
-        # dup2(counter, counter): of a descriptor that is open does nothing and gives it back.
-        out = Register()
-        assert run(Call("fcntl", (COUNTER, 1), repeat=3, out=out)).result == 0
-    finally:
-        for fd in fds:
-            os.close(fd)
+    # F_GETFD of 0, 1 and 2, which are open.
+    out = Register()
+    assert run(Call("fcntl", (COUNTER, 1), repeat=3, out=out)).result == 0
     assert run(Call("fcntl", (COUNTER, 1), repeat=2000)).result == -errno.EBADF
     assert run(Call("fcntl", (COUNTER, 1), repeat=2000, errors=(errno.EBADF,))).result == 0
 

@@ -70,9 +70,11 @@ def test_counters() -> None:
         after = lan.stats("a")
         assert after.sent_bytes - before.sent_bytes > 1 << 20
         assert after.received_bytes - before.received_bytes < 1 << 19
+        # The kernel sends packets of its own (IPv6's), at any moment: what is read later is the same or more.
         inside = next(r for r in a.tell("ip", "-j", "-s", "link") if r["ifname"] == "eth0")["stats64"]
-        assert inside["tx"]["bytes"] == after.sent_bytes
-        assert a.process.interfaces()["eth0"].sent_bytes == after.sent_bytes
+        own = a.process.interfaces()["eth0"].sent_bytes
+        later = lan.stats("a")
+        assert after.sent_bytes <= inside["tx"]["bytes"] <= own <= later.sent_bytes < after.sent_bytes + 4096
         with pytest.raises(ValueError, match="did you mean 'a'"):
             lan.stats("aa")
 
