@@ -21,10 +21,23 @@ LAUNCHER_SOURCES = ["launcher.c", "interp.c", "groups.c", "cover.c"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # No libc: nothing that expects one (stack protector, unwinder, builtins that become calls).
 LAUNCHER_FLAGS = [
-    "-std=gnu11", "-O2", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-asynchronous-unwind-tables",
-    "-fcf-protection=none", "-DISO_FREESTANDING", "-nostdlib", "-static", "-no-pie", "-fno-pie",
-    "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-z,norelro", "-s",
-]  # fmt: skip
+    "-std=gnu11",
+    "-O2",
+    "-ffreestanding",
+    "-fno-builtin",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-fcf-protection=none",
+    "-DISO_FREESTANDING",
+    "-nostdlib",
+    "-static",
+    "-no-pie",
+    "-fno-pie",
+    "-Wl,-z,noexecstack",
+    "-Wl,--build-id=none",
+    "-Wl,-z,norelro",
+    "-s",
+]
 
 
 def version() -> str:

@@ -112,12 +112,19 @@ def bundle(directory: Path, programs: Path, *, net: bool) -> Path:
     ]
     config = {
         "ociVersion": "1.0.2",
-        "process": {"terminal": False, "user": {"uid": 0, "gid": 0}, "args": [spawn.PROGRAM], "env": [], "cwd": "/",
-                    "noNewPrivileges": True, "capabilities": {}},
+        "process": {
+            "terminal": False,
+            "user": {"uid": 0, "gid": 0},
+            "args": [spawn.PROGRAM],
+            "env": [],
+            "cwd": "/",
+            "noNewPrivileges": True,
+            "capabilities": {},
+        },
         "root": {"path": str(root), "readonly": True},
         "mounts": mounts,
         "linux": {"namespaces": [{"type": kind} for kind in kinds]},
-    }  # fmt: skip
+    }
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 
@@ -137,9 +144,13 @@ def runtimes(directory: Path, programs: Path, *, net: bool) -> Rows:
         def once(program: str = program, made: Path = made, number: Iterator[int] = number) -> None:
             name = f"isolate-benchmark-{os.getpid()}-{next(number)}"
             subprocess.run(
-                [program, "run", "--bundle", str(made), name], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE, check=True, timeout=30,
-            )  # fmt: skip
+                [program, "run", "--bundle", str(made), name],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                check=True,
+                timeout=30,
+            )
 
         try:
             once()
@@ -285,8 +296,10 @@ def sweep(kind: str, rounds: int, quick: bool) -> dict[str, Any]:
     for number in SWEEPS[kind][quick]:
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks", "--worker", kind, str(number), "--rounds", str(rounds)],
-            stdout=subprocess.PIPE, check=False, cwd=spawn.HERE.parent,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            check=False,
+            cwd=spawn.HERE.parent,
+        )
         if done.returncode:
             print(f"  {number:6}: not to be had here")
             continue
@@ -346,13 +359,16 @@ def steady(rounds: int) -> dict[str, Any]:
     tops = {entry.place for entry in entries}
     links = [
         isolate.Symlink(os.readlink(path), path)
-        for path in ("/bin", "/lib", "/lib64") if os.path.islink(path) and path.encode() not in tops
-    ]  # fmt: skip
+        for path in ("/bin", "/lib", "/lib64")
+        if os.path.islink(path) and path.encode() not in tops
+    ]
     entries = [e for e in entries if not any(e.place.startswith(top + b"/") for top in tops)]
     box = isolate.Sandbox(
-        isolate.UserNamespace(), isolate.NetNamespace(), isolate.Seccomp.default(),
+        isolate.UserNamespace(),
+        isolate.NetNamespace(),
+        isolate.Seccomp.default(),
         isolate.Root(*entries, *links, isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp")),
-    )  # fmt: skip
+    )
     told: dict[str, Any] = {}
     for name, code in STEADY.items():
         args = [sys.executable, "-c", PROGRAM.format(code=code)]

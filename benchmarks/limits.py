@@ -48,7 +48,7 @@ def box(*parts: isolate.Part) -> isolate.Sandbox:
     """The sandbox that is measured."""
     return isolate.Sandbox(
         isolate.PidNamespace(), isolate.MountNamespace(), isolate.IpcNamespace(), isolate.UtsNamespace(), *parts
-    )  # fmt: skip
+    )
 
 
 def bundle(directory: Path, runtime: str, *, limited: bool) -> Path:

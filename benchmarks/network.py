@@ -142,9 +142,13 @@ class Attach:
         self.number += 1
         name = f"isolate-bench-{os.getpid()}"
         env = {
-            "CNI_COMMAND": "ADD", "CNI_CONTAINERID": f"c{self.number}", "CNI_NETNS": f"/run/netns/{name}",
-            "CNI_IFNAME": "eth0", "CNI_PATH": str(CNI), "PATH": os.environ["PATH"],
-        }  # fmt: skip
+            "CNI_COMMAND": "ADD",
+            "CNI_CONTAINERID": f"c{self.number}",
+            "CNI_NETNS": f"/run/netns/{name}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": str(CNI),
+            "PATH": os.environ["PATH"],
+        }
         data = json.dumps(self.cni)
 
         def run(**more: str) -> None:
@@ -169,22 +173,34 @@ class Attach:
         name = f"isolate-bench-{os.getpid()}"
         own = f"10.96.0.{2 + self.number % 200}"
         net = {
-            "name": "lan", "id": "0" * 64, "driver": "bridge", "network_interface": "nav9", "dns_enabled": False,
-            "internal": True, "ipv6_enabled": False, "subnets": [{"gateway": "10.96.0.1", "subnet": "10.96.0.0/24"}],
-        }  # fmt: skip
+            "name": "lan",
+            "id": "0" * 64,
+            "driver": "bridge",
+            "network_interface": "nav9",
+            "dns_enabled": False,
+            "internal": True,
+            "ipv6_enabled": False,
+            "subnets": [{"gateway": "10.96.0.1", "subnet": "10.96.0.0/24"}],
+        }
         data = json.dumps(
             {
-                "container_id": f"{self.number:064x}", "container_name": "c",
-                "networks": {"lan": {"interface_name": "eth0", "static_ips": [own]}}, "network_info": {"lan": net},
+                "container_id": f"{self.number:064x}",
+                "container_name": "c",
+                "networks": {"lan": {"interface_name": "eth0", "static_ips": [own]}},
+                "network_info": {"lan": net},
             }
-        )  # fmt: skip
+        )
 
         def run(command: str) -> None:
             config = ["--config", self.directory, "--rootless", "false"]
             subprocess.run(
-                [str(NETAVARK), *config, command, f"/run/netns/{name}"], input=data, text=True, check=True,
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )  # fmt: skip
+                [str(NETAVARK), *config, command, f"/run/netns/{name}"],
+                input=data,
+                text=True,
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
 
         def add() -> None:
             self._netns(name)

@@ -48,9 +48,20 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 FREESTANDING = [
-    "-O2", "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-nostdlib",
-    "-static", "-no-pie", "-fno-pie", "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-Wl,-z,norelro", "-s",
-]  # fmt: skip
+    "-O2",
+    "-ffreestanding",
+    "-fno-builtin",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-nostdlib",
+    "-static",
+    "-no-pie",
+    "-fno-pie",
+    "-Wl,-z,noexecstack",
+    "-Wl,--build-id=none",
+    "-Wl,-z,norelro",
+    "-s",
+]
 PROGRAM = "/bin/true"
 BINDS = ("/usr", "/etc", "/var")  # with the programs, four read-only binds
 
@@ -67,13 +78,16 @@ def box(
         isolate.UtsNamespace(),
         isolate.CgroupNamespace(),
         isolate.Root(
-            isolate.Bind(str(programs), "/bin"), *(isolate.Bind(path) for path in BINDS),
-            proc or isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp", size="16M"),
+            isolate.Bind(str(programs), "/bin"),
+            *(isolate.Bind(path) for path in BINDS),
+            proc or isolate.Proc(),
+            isolate.Dev(),
+            isolate.Tmpfs("/tmp", size="16M"),
         ),
         *([isolate.NetNamespace()] if net else []),
         *parts,
         template=template,
-    )  # fmt: skip
+    )
 
 
 def small_filter(directory: Path) -> Path:
@@ -107,7 +121,7 @@ def bubblewrap(programs: Path, *, net: bool, masked: bool) -> list[str] | None:
         *(word for path in BINDS for word in ("--ro-bind", path, path)), "--proc", "/proc", *cover, "--dev", "/dev",
         "--size", "16777216", "--tmpfs", "/tmp", "--chdir", "/", "--clearenv", "--cap-drop", "ALL", "--new-session",
         "--die-with-parent", "--seccomp", "9", PROGRAM,
-    ]  # fmt: skip
+    ]  # fmt: skip  # options beside their values
 
 
 # ---- the twin: a plan as straight-line C ---------------------------------------------------------------------------
@@ -148,10 +162,15 @@ def calls(tape: tapes.Tape) -> str:
 def value(kind: int, number: int) -> str:
     """An argument as a C expression."""
     names = {
-        lib.ISO_IMM: f"{number}l", lib.ISO_DATA: f"PTR(data + {number})", lib.ISO_REG: f"reg[{number}]",
-        lib.ISO_SLOT: f"{number}l", lib.ISO_CWD: 'PTR("/")', lib.ISO_COUNTER: "counter",
-        lib.ISO_LOAD4: f"(long)*(unsigned *)(data + {number})", lib.ISO_LOAD8: f"*(long *)(data + {number})",
-    }  # fmt: skip
+        lib.ISO_IMM: f"{number}l",
+        lib.ISO_DATA: f"PTR(data + {number})",
+        lib.ISO_REG: f"reg[{number}]",
+        lib.ISO_SLOT: f"{number}l",
+        lib.ISO_CWD: 'PTR("/")',
+        lib.ISO_COUNTER: "counter",
+        lib.ISO_LOAD4: f"(long)*(unsigned *)(data + {number})",
+        lib.ISO_LOAD8: f"*(long *)(data + {number})",
+    }
     return "(-9223372036854775807l - 1)" if number == -(1 << 63) else names[kind]
 
 
@@ -159,14 +178,22 @@ def statement(row: tuple[int, ...]) -> list[str]:
     """An op as C."""
     code, flags, *rest = row
     kinds, (_, out), errors, (repeat, nr, jump, expect), numbers = (
-        rest[:6], rest[6:8], rest[8:12], rest[12:16], rest[16:22]
-    )  # fmt: skip
+        rest[:6],
+        rest[6:8],
+        rest[8:12],
+        rest[12:16],
+        rest[16:22],
+    )
     args = [value(k, n) for k, n in zip(kinds, numbers, strict=True)]
     engine = {
-        lib.ISO_OP_SYNC: "engine_sync", lib.ISO_OP_SESSION: "engine_session", lib.ISO_OP_FIND: "engine_find",
-        lib.ISO_OP_FDS: "engine_fds", lib.ISO_OP_EXEC: "engine_exec", lib.ISO_OP_ASIDE: "engine_aside",
+        lib.ISO_OP_SYNC: "engine_sync",
+        lib.ISO_OP_SESSION: "engine_session",
+        lib.ISO_OP_FIND: "engine_find",
+        lib.ISO_OP_FDS: "engine_fds",
+        lib.ISO_OP_EXEC: "engine_exec",
+        lib.ISO_OP_ASIDE: "engine_aside",
         lib.ISO_OP_MEET: "engine_meet",
-    }  # fmt: skip
+    }
     if code in engine:
         return [f"{engine[code]}();"]
     if code == lib.ISO_OP_STORE:
@@ -239,7 +266,7 @@ class Driver:
         environment = {"TWIN_RESIDENT": str(resident), **({"TWIN_FILTER": str(filter)} if filter else {})}
         self.process = subprocess.Popen(
             [str(driver), kind, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
-        )  # fmt: skip
+        )
 
     def __call__(self) -> float:
         assert self.process.stdin

@@ -57,7 +57,7 @@ _CONFIGURATION = (
     "/etc/java*", "/etc/.java", "/etc/perl", "/etc/php*", "/etc/R", "/etc/mono", "/etc/dotnet",
     "/etc/guile*", "/etc/lua", "/etc/ghc*", "/etc/erlang", "/etc/octave*", "/etc/fonts", "/etc/texmf",
     "/etc/ImageMagick-*", "/etc/OpenCL",
-)  # fmt: skip
+)  # fmt: skip  # many names, few lines
 
 
 def untrusted(
@@ -266,7 +266,7 @@ def container(
     elif network:
         alone = container(
             root, *entries, writes=writes, hostname=hostname, extra=extra, beneath=beneath, store=store
-        ).without(NetNamespace)  # fmt: skip
+        ).without(NetNamespace)
         if any(isinstance(part, Landlock) for part in extra):
             return alone
         return alone + Landlock(scopes=["abstract_unix_socket"], required=False)
@@ -278,9 +278,13 @@ def container(
         raise ValueError(f"writes must be 'discard', 'deny' or 'keep', not {writes!r}")
     if os.path.exists(root) and not os.path.isdir(root):
         raise SetupError(
-            errno.ENOTDIR, "show the root file system", part="container", path=os.fspath(root),
-            cause="it is a file", remedy="name the directory that holds bin, etc, usr and the rest",
-        )  # fmt: skip
+            errno.ENOTDIR,
+            "show the root file system",
+            part="container",
+            path=os.fspath(root),
+            cause="it is a file",
+            remedy="name the directory that holds bin, etc, usr and the rest",
+        )
     ids = IdMap.unprivileged() if is_host_root() else None
     top: Entry
     if writes == "discard":
@@ -303,9 +307,13 @@ def container(
 
 
 def _of_image(
-    image: isolate.images.Image, store: isolate.images.Store | None, entries: tuple[Entry, ...],
-    writes: str | isolate.images.Upper, hostname: str, extra: Iterable[Part],
-) -> Sandbox:  # fmt: skip
+    image: isolate.images.Image,
+    store: isolate.images.Store | None,
+    entries: tuple[Entry, ...],
+    writes: str | isolate.images.Upper,
+    hostname: str,
+    extra: Iterable[Part],
+) -> Sandbox:
     from isolate.images.accounts import account  # loaded late: most containers are not of images
     from isolate.images.image import Image as Kind  # loaded late: as above
     from isolate.images.root import ImageRoot  # loaded late: as above

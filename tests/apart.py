@@ -20,8 +20,13 @@ def apart(module: str, function: str, *arguments: str, timeout: float = 110) -> 
     code = f"from tests.apart import call; call({module!r}, {function!r}, {arguments!r})"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-5000:]
     assert done.stdout.endswith("called\n"), done.stdout[-5000:]
 

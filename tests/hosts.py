@@ -63,8 +63,11 @@ def _links() -> list[Any]:
     import isolate
 
     names = ("bin", "lib", "lib64")
-    return [isolate.Symlink(f"usr/{name}", f"/{name}") if os.path.islink(f"/{name}") else isolate.Bind(f"/{name}")
-            for name in names if os.path.lexists(f"/{name}")]  # fmt: skip
+    return [
+        isolate.Symlink(f"usr/{name}", f"/{name}") if os.path.islink(f"/{name}") else isolate.Bind(f"/{name}")
+        for name in names
+        if os.path.lexists(f"/{name}")
+    ]
 
 
 def _capable() -> bool:
@@ -195,11 +198,24 @@ def _daemon(top: Path) -> Iterator[list[str]]:
     socket = top / "docker.sock"
     # A run of the tests that is killed runs no `finally`: the daemon gets the signal on which it also stops containerd.
     command = [
-        "setpriv", "--pdeathsig", "TERM",
-        "dockerd", "--data-root", str(top / "data"), "--exec-root", str(top / "exec"), "-H", f"unix://{socket}",
-        "--pidfile", str(top / "docker.pid"), "--bridge=none", "--iptables=false", "--ip6tables=false",
-        "--storage-driver", "vfs",
-    ]  # fmt: skip
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+        "dockerd",
+        "--data-root",
+        str(top / "data"),
+        "--exec-root",
+        str(top / "exec"),
+        "-H",
+        f"unix://{socket}",
+        "--pidfile",
+        str(top / "docker.pid"),
+        "--bridge=none",
+        "--iptables=false",
+        "--ip6tables=false",
+        "--storage-driver",
+        "vfs",
+    ]
     with open(top / "log", "wb") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     docker = ["docker", "-H", f"unix://{socket}"]
@@ -245,11 +261,27 @@ def _podman() -> dict[str, dict[str, Any]]:
         for path in [top / "root", *(top / "root").iterdir()]:
             os.chown(path, user.uid, user.gid, follow_symlinks=False)
         command = [
-            "env", f"HOME={own}", f"XDG_RUNTIME_DIR={own}/run", "podman", "--storage-driver", "vfs",
-            "--runtime", "runc",
-            "--cgroup-manager", "cgroupfs", "--events-backend", "none", "run", "--rm",
-            "--network", "none", *_volumes(), "--rootfs", str(top / "root"), *_INSIDE,
-        ]  # fmt: skip
+            "env",
+            f"HOME={own}",
+            f"XDG_RUNTIME_DIR={own}/run",
+            "podman",
+            "--storage-driver",
+            "vfs",
+            "--runtime",
+            "runc",
+            "--cgroup-manager",
+            "cgroupfs",
+            "--events-backend",
+            "none",
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            *_volumes(),
+            "--rootfs",
+            str(top / "root"),
+            *_INSIDE,
+        ]
         try:
             return _result(["su", "-l", user.name, "-c", " ".join(command)])
         finally:

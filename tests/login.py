@@ -42,8 +42,12 @@ class Login:
         """A command after ``su -l``."""
         done = subprocess.run(
             ["su", "-l", self.name, "-c", shlex.join(command)],
-            capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

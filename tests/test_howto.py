@@ -16,7 +16,7 @@ SHOWN = {
     "agent": ["useful   OK       the total is 42", "curious  EXITED   FileNotFoundError", "endless "],
     "build_tool": ["sort      {'sorted.txt': 'ff4fcf711f92'}", "same      {'sorted.txt': 'ff4f", "refused"],
     "asyncio_server": ["OK        42", "CPU_TIME", "No such file or directory: '/etc/shadow'"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -196,11 +196,14 @@ def test_no_ctypes_anywhere() -> None:
         for module, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text()))
         for name in (
-            [a.name for a in node.names] if isinstance(node, ast.Import)
-            else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
         )
         if name.split(".")[0] == "ctypes"
-    ]  # fmt: skip
+    ]
     assert wrong == []
 
 
@@ -222,6 +225,21 @@ def test_size_of_modules() -> None:
     print("longer than 400 lines:", long)
     assert max(sizes.values()) <= 520, long
     assert len(long) <= len(sizes) // 8, long
+
+
+def test_the_formatter_is_obeyed() -> None:
+    """What it is told to skip is a table or the image of a struct, and says so."""
+    root = Path(__file__).parents[1]
+    skip = "# fmt: " + "skip"
+    rows = [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for folder in ("isolate", "tests", "benchmarks", "_native", "examples")
+        for path in sorted((root / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if skip in line
+    ]
+    assert [row for row in rows if not re.search(skip + r"  # \w", row)] == []
+    assert len(rows) <= 12, rows
 
 
 # ---- the public surface ------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_public_types_are_complete() -> None:
     """What a user's own checker sees of every public name: nothing unknown, hardly anything ambiguous."""
     done = run(
         "pyright", "--pythonpath", sys.executable, "--verifytypes", "isolate", "--ignoreexternal", "--outputjson"
-    )  # fmt: skip
+    )
     report = json.loads(done.stdout)["typeCompleteness"]
     incomplete = {
         symbol["name"]: [d["message"] for d in symbol["diagnostics"]]

@@ -17,22 +17,59 @@ import isolate
 
 #: What each class needs to be made at all.
 NEEDED: dict[str, tuple[Any, ...]] = {
-    "Bind": ("/usr",), "Dir": ("/d",), "File": ("/f", b""), "IdMap": ([(0, 0, 1)], [(0, 0, 1)]), "IdRange": (0, 0),
-    "Device": ("/n", (1, 3)), "FileSystem": ("tmpfs", "/f"), "HostProgram": (["/bin/true"],),
+    "Bind": ("/usr",),
+    "Dir": ("/d",),
+    "File": ("/f", b""),
+    "IdMap": ([(0, 0, 1)], [(0, 0, 1)]),
+    "IdRange": (0, 0),
+    "Device": ("/n", (1, 3)),
+    "FileSystem": ("tmpfs", "/f"),
+    "HostProgram": (["/bin/true"],),
     "Sysctl": ({"user.x": 1},),
-    "Mask": ("/m",), "ReadOnly": ("/r",), "Symlink": ("to", "/l"), "Tmpfs": ("/tmp",), "Overlay": ("/o",),
-}  # fmt: skip
+    "Mask": ("/m",),
+    "ReadOnly": ("/r",),
+    "Symlink": ("to", "/l"),
+    "Tmpfs": ("/tmp",),
+    "Overlay": ("/o",),
+}
 NAMED: dict[str, dict[str, Any]] = {"Overlay": {"lower": ["/usr"]}, "Landlock": {"read": ["/"]}}
 MADE = {
-    "Attached", "AsyncProcess", "Cap", "Change", "Container", "Context", "DetachedContainer", "Irreversible", "Learned",
-    "Part", "Phase", "Prepared", "Process", "Result", "Reversible", "SecureBits", "Step", "Verdict", "FileInfo",
-    "Cgroup", "CgroupPool", "Pool", "Sandbox", "Surroundings", "Seccomp", "Root", "SetIdFiles", "Workspace",
-}  # fmt: skip
+    "Attached",
+    "AsyncProcess",
+    "Cap",
+    "Change",
+    "Container",
+    "Context",
+    "DetachedContainer",
+    "Irreversible",
+    "Learned",
+    "Part",
+    "Phase",
+    "Prepared",
+    "Process",
+    "Result",
+    "Reversible",
+    "SecureBits",
+    "Step",
+    "Verdict",
+    "FileInfo",
+    "Cgroup",
+    "CgroupPool",
+    "Pool",
+    "Sandbox",
+    "Surroundings",
+    "Seccomp",
+    "Root",
+    "SetIdFiles",
+    "Workspace",
+}
 CLASSES = sorted(
-    name for name in isolate.__all__
-    if isinstance(getattr(isolate, name), type) and name not in MADE
+    name
+    for name in isolate.__all__
+    if isinstance(getattr(isolate, name), type)
+    and name not in MADE
     and not issubclass(getattr(isolate, name), BaseException)
-)  # fmt: skip
+)
 
 
 def make(name: str, **more: Any) -> object:
@@ -95,13 +132,21 @@ def test_a_wrong_type_is_refused_and_shown(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "word", "value"),
     [
-        ("Limits", "memory", "64 parsecs"), ("Limits", "memory", "64MBit"), ("Limits", "cpu", "half"),
-        ("Limits", "pids", "many"), ("Tmpfs", "size", "10 minutes"), ("Tmpfs", "size", "64Q"),
+        ("Limits", "memory", "64 parsecs"),
+        ("Limits", "memory", "64MBit"),
+        ("Limits", "cpu", "half"),
+        ("Limits", "pids", "many"),
+        ("Tmpfs", "size", "10 minutes"),
+        ("Tmpfs", "size", "64Q"),
         ("Overlay", "size", "5s"),
-        ("Dev", "shm", "wide"), ("Rlimits", "fsize", "5 apples"), ("Rlimits", "nofile", "a lot"),
-        ("Rlimits", "cpu", "2 hours"), ("TimeNamespace", "boottime", "1 day"), ("Scheduling", "nice", "very"),
+        ("Dev", "shm", "wide"),
+        ("Rlimits", "fsize", "5 apples"),
+        ("Rlimits", "nofile", "a lot"),
+        ("Rlimits", "cpu", "2 hours"),
+        ("TimeNamespace", "boottime", "1 day"),
+        ("Scheduling", "nice", "very"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_unit_is_shown(name: str, word: str, value: str) -> None:
     message = refused(name, **{word: value})
     assert value in message or value.split()[-1] in message, message

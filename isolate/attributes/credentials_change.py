@@ -65,10 +65,13 @@ class CredentialsChange(Change):
                 result = native.call(number(f"setres{what}"), _KEEP, value, _KEEP)
                 if result < 0:
                     raise _refused(
-                        -result, f"effective {what} {value}", f"setres{what}",
-                        f"{what} {value} is not mapped in the user namespace" if result == -errno.EINVAL
+                        -result,
+                        f"effective {what} {value}",
+                        f"setres{what}",
+                        f"{what} {value} is not mapped in the user namespace"
+                        if result == -errno.EINVAL
                         else f"it needs CAP_SET{what.upper()}, or to be the real or saved {what}",
-                    )  # fmt: skip
+                    )
         if self._umask is not None:
             self._before.umask = native.call(number("umask"), self._umask)
 
@@ -83,9 +86,11 @@ class CredentialsChange(Change):
             return  # as in a sandbox: the own gid among the groups, where every login has it, gives nothing
         if result < 0:
             raise _refused(
-                -result, "supplementary groups", "setgroups",
+                -result,
+                "supplementary groups",
+                "setgroups",
                 "it needs CAP_SETGID, and a user namespace that allows setgroups; keep them with groups=None",
-            )  # fmt: skip
+            )
 
     def _own_gid(self) -> int:
         return os.getegid() if self._gid is None else self._gid

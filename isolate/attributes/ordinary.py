@@ -23,15 +23,29 @@ def killable() -> Step:
     # can use that who could not trace the Python program itself; and it is only where the value is below 0.
     ops: tuple[Op, ...] = (
         call(
-            "openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=file,
-            errors=(errno.ENOENT,), policy="jump", label=done,
+            "openat",
+            AT_FDCWD,
+            path,
+            O_RDONLY | O_CLOEXEC,
+            0,
+            out=file,
+            errors=(errno.ENOENT,),
+            policy="jump",
+            label=done,
         ),
         call("pread64", file, text, 7, 0),
         call("close", file),
         Test(Load(text, 0, 4), ord("-"), mask=0xFF, label=done),
         call(
-            "openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=file,
-            errors=(errno.EACCES,), policy="jump", label=ours,
+            "openat",
+            AT_FDCWD,
+            path,
+            O_WRONLY | O_CLOEXEC,
+            0,
+            out=file,
+            errors=(errno.EACCES,),
+            policy="jump",
+            label=ours,
         ),
         Test(1, 0, label=opened),
         ours,
@@ -42,7 +56,7 @@ def killable() -> Step:
         call("write", file, b"0", 1, expect=1),
         call("close", file),
         done,
-    )  # fmt: skip
+    )
     keep = "Scheduling(oom_score_adj='inherit') keeps what the caller has"
     return Step(
         Phase.INHERITED,

@@ -114,8 +114,13 @@ class SessionKeyring(Irreversible):
             + (" (or none, where a filter on the caller refuses all calls about keys)" if refused else ""),
             (
                 call(
-                    "keyctl", KEYCTL_JOIN_SESSION_KEYRING, 0, out=serial,
-                    errors=(errno.ENOSYS, errno.EDQUOT, *refused), policy="jump", label=failed,
+                    "keyctl",
+                    KEYCTL_JOIN_SESSION_KEYRING,
+                    0,
+                    out=serial,
+                    errors=(errno.ENOSYS, errno.EDQUOT, *refused),
+                    policy="jump",
+                    label=failed,
                 ),
                 Test(1, 0, label=done),
                 failed,
@@ -133,7 +138,7 @@ class SessionKeyring(Irreversible):
                 + "; SessionKeyring(enabled=False) keeps the caller's",
                 errno.EACCES: "a security module forbids it; SessionKeyring(enabled=False) keeps the caller's",
             },
-        )  # fmt: skip
+        )
 
 
 def _all_of_keyctl_refused(serial: Register, done: Label) -> Iterator[Op]:

@@ -56,9 +56,12 @@ class RlimitsChange(Change):
                 )
             if soft > ceiling:
                 raise SetupError(
-                    errno.EINVAL, f"soft limit {name} {soft}", part="Rlimits", syscall="prlimit64",
+                    errno.EINVAL,
+                    f"soft limit {name} {soft}",
+                    part="Rlimits",
+                    syscall="prlimit64",
                     cause=f"the hard limit of this process is {ceiling}",
-                )  # fmt: skip
+                )
 
     def apply(self) -> None:
         """Each soft limit; what was is kept."""

@@ -87,9 +87,21 @@ def build(
         named[key] = value if isinstance(value, (Context, Image)) else Context(value)
     whole = context if context is None or isinstance(context, Context) else Context(context)
     work = Work(
-        recipe, store, whole, named, given, dict(secrets or {}), network, tuple(parts), timeout,
-        Platform.parse(platform) if platform is not None else Platform.host(), cache, pull, progress, output,
-    )  # fmt: skip
+        recipe,
+        store,
+        whole,
+        named,
+        given,
+        dict(secrets or {}),
+        network,
+        tuple(parts),
+        timeout,
+        Platform.parse(platform) if platform is not None else Platform.host(),
+        cache,
+        pull,
+        progress,
+        output,
+    )
     wanted = work.find(target) if target is not None else len(recipe.stages) - 1
     image = work.all(wanted, max(1, jobs))
     unknown = sorted(set(given) - work.asked - {n for p in PREDEFINED for n in (p, p.lower())})
@@ -156,11 +168,22 @@ class Work:
     """One build."""
 
     def __init__(
-        self, recipe: Program, store: Store, context: Context | None, contexts: dict[str, Context | Image],
-        args: dict[str, str], secrets: dict[str, bytes], network: bool, parts: tuple[Part, ...], timeout: float | None,
-        platform: Platform, cache: bool, pull: bool, progress: Callable[[Step], object] | None,
+        self,
+        recipe: Program,
+        store: Store,
+        context: Context | None,
+        contexts: dict[str, Context | Image],
+        args: dict[str, str],
+        secrets: dict[str, bytes],
+        network: bool,
+        parts: tuple[Part, ...],
+        timeout: float | None,
+        platform: Platform,
+        cache: bool,
+        pull: bool,
+        progress: Callable[[Step], object] | None,
         output: Callable[[bytes], object] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.recipe: Program = recipe
         self.store: Store = store
         self.context: Context | None = context
@@ -305,10 +328,14 @@ class Work:
         words = str(self.platform).split("/")
         own = str(Platform.host()).split("/")
         return {
-            "TARGETPLATFORM": "/".join(words), "TARGETOS": words[0], "TARGETARCH": words[1],
-            "TARGETVARIANT": words[2] if len(words) > 2 else "", "BUILDPLATFORM": "/".join(own),
-            "BUILDOS": own[0], "BUILDARCH": own[1],
-        }  # fmt: skip
+            "TARGETPLATFORM": "/".join(words),
+            "TARGETOS": words[0],
+            "TARGETARCH": words[1],
+            "TARGETVARIANT": words[2] if len(words) > 2 else "",
+            "BUILDPLATFORM": "/".join(own),
+            "BUILDOS": own[0],
+            "BUILDARCH": own[1],
+        }
 
     def _word(self, text: str, env: Mapping[str, str]) -> str:
         return process_word(text, env, escape=self.recipe.escape).text

@@ -203,9 +203,16 @@ def target_of(base: Files | None, workdir: str, target: str) -> tuple[bytes, boo
 
 
 def copy_into(
-    plan: Plan, files: Files, sources: Iterable[bytes], target: bytes, directory: bool, *, parents: bool = False,
-    exclude: Ignore | None = None, unpack: Callable[[Files, bytes, bytes], bool] | None = None,
-) -> None:  # fmt: skip
+    plan: Plan,
+    files: Files,
+    sources: Iterable[bytes],
+    target: bytes,
+    directory: bool,
+    *,
+    parents: bool = False,
+    exclude: Ignore | None = None,
+    unpack: Callable[[Files, bytes, bytes], bool] | None = None,
+) -> None:
     """Plan the copy of some sources.
 
     :raises BuildError: several sources and a target that is no directory, or what cannot be copied.

@@ -97,26 +97,39 @@ def run(command: Command, image: Image, store: Store, output: Any = None) -> Lay
             entries += [Tmpfs(_PIPES, size="1M"), File(f"{_PIPES}/{name}", data, mode=0o755)]
         root = Root(ImageRoot(image, store=store, writable=upper), Proc(), Dev(), *entries)
         parts: list[Part] = [
-            user, Credentials(uid=who.uid, gid=who.gid, groups=groups), MountNamespace(), PidNamespace(),
-            IpcNamespace(), UtsNamespace(hostname="build"), CgroupNamespace(), root, Capabilities.docker(),
+            user,
+            Credentials(uid=who.uid, gid=who.gid, groups=groups),
+            MountNamespace(),
+            PidNamespace(),
+            IpcNamespace(),
+            UtsNamespace(hostname="build"),
+            CgroupNamespace(),
+            root,
+            Capabilities.docker(),
             Seccomp.default(),
-        ]  # fmt: skip
+        ]
         kinds = {type(part) for part in command.parts}
         parts = [part for part in parts if type(part) not in kinds] + list(command.parts)
         if not command.network and not any(isinstance(part, NetNamespace) for part in parts):
             parts.append(NetNamespace())
         where = image.config.workdir or "/"
         result = Sandbox(*parts).run(
-            command.words, env=env, cwd=where, timeout=command.timeout, max_output="16M", stderr=-2,
-        )  # fmt: skip
+            command.words,
+            env=env,
+            cwd=where,
+            timeout=command.timeout,
+            max_output="16M",
+            stderr=-2,
+        )
         if output is not None and result.stdout:
             output(result.stdout)
         if not result.ok:
             text = (result.stdout or b"")[-_TAIL:].decode(errors="backslashreplace")
             raise BuildError(
                 f"the command {' '.join(map(repr, command.words))[:300]} ended with {result.verdict.value}"
-                f" ({result.returncode})", output=text,
-            )  # fmt: skip
+                f" ({result.returncode})",
+                output=text,
+            )
         return upper.commit(epoch=0)
 
 

@@ -310,17 +310,30 @@ class State:
             ]
             script_key = [script[0], script[1].decode("latin-1")] if script else None
             key = _key(
-                seed(work.store).hex(), kept.id, list(command), sorted(env.items()), inputs, script_key, network,
-                step.shell, [repr(part) for part in work.parts],
-            )  # fmt: skip
+                seed(work.store).hex(),
+                kept.id,
+                list(command),
+                sorted(env.items()),
+                inputs,
+                script_key,
+                network,
+                step.shell,
+                [repr(part) for part in work.parts],
+            )
             found = self._found(key)
             if found is not None:
                 self.image = found
                 return True
             doing = Command(
-                command, {**env, **proxies, **secret}, network=network, mounts=tuple(zip(mounts, opened, strict=True)),
-                script=script, secrets=work.secrets, parts=work.parts, timeout=work.timeout,
-            )  # fmt: skip
+                command,
+                {**env, **proxies, **secret},
+                network=network,
+                mounts=tuple(zip(mounts, opened, strict=True)),
+                script=script,
+                secrets=work.secrets,
+                parts=work.parts,
+                timeout=work.timeout,
+            )
             layer = run(doing, kept, work.store, work.output)
         finally:
             for files in opened:

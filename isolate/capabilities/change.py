@@ -140,6 +140,9 @@ class CapabilitiesChange(Change):
 
 def _refused(cause: str, *, error: int = errno.EPERM) -> SetupError:
     return SetupError(
-        error, "effective, inheritable and ambient capabilities of this thread", part="Capabilities", syscall="capset",
+        error,
+        "effective, inheritable and ambient capabilities of this thread",
+        part="Capabilities",
+        syscall="capset",
         cause=cause,
-    )  # fmt: skip
+    )

@@ -82,9 +82,13 @@ class FileCapabilities:
         permitted, inheritable = mask(self.permitted), mask(self.inheritable)
         low, high = 0xFFFFFFFF, 32
         data = struct.pack(
-            "<5I", revision | (_EFFECTIVE if self.effective else 0),
-            permitted & low, inheritable & low, permitted >> high, inheritable >> high,
-        )  # fmt: skip
+            "<5I",
+            revision | (_EFFECTIVE if self.effective else 0),
+            permitted & low,
+            inheritable & low,
+            permitted >> high,
+            inheritable >> high,
+        )
         return data if self.root_id is None else data + struct.pack("<I", self.root_id)
 
     @classmethod

@@ -128,11 +128,23 @@ class Capabilities(Reversible):
         """The 14 that Docker gives to root in a container; a program with another uid has none of them after exec."""
         return cls(
             (
-                Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.FOWNER, Cap.FSETID, Cap.KILL, Cap.SETGID, Cap.SETUID, Cap.SETPCAP,
-                Cap.NET_BIND_SERVICE, Cap.NET_RAW, Cap.SYS_CHROOT, Cap.MKNOD, Cap.AUDIT_WRITE, Cap.SETFCAP,
+                Cap.CHOWN,
+                Cap.DAC_OVERRIDE,
+                Cap.FOWNER,
+                Cap.FSETID,
+                Cap.KILL,
+                Cap.SETGID,
+                Cap.SETUID,
+                Cap.SETPCAP,
+                Cap.NET_BIND_SERVICE,
+                Cap.NET_RAW,
+                Cap.SYS_CHROOT,
+                Cap.MKNOD,
+                Cap.AUDIT_WRITE,
+                Cap.SETFCAP,
             ),
             ambient=(),
-        )  # fmt: skip
+        )
 
     @classmethod
     def all(cls) -> Capabilities:

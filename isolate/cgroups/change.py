@@ -30,10 +30,12 @@ class Inside(Reversible):
             raise ValueError(f"inside: who must be 'process' or 'thread', not {who!r}")
         if who == "thread" and "v2" in directories and len(directories) == 1:
             raise UnsupportedError(
-                errno.EOPNOTSUPP, "move one thread into the group", part="Cgroup",
+                errno.EOPNOTSUPP,
+                "move one thread into the group",
+                part="Cgroup",
                 cause="cgroup v2 moves whole processes",
                 remedy="move the process, inside('process'), or start children by Sandbox(group).spawn(...)",
-            )  # fmt: skip
+            )
         self._directories = dict(directories)
         self._who = who
 
@@ -68,9 +70,11 @@ class _Move(Change):
         for key in self._directories:
             if key not in host or not host[key].own:
                 raise UnsupportedError(
-                    errno.ENOENT, "find the group to come back to", part="Cgroup",
+                    errno.ENOENT,
+                    "find the group to come back to",
+                    part="Cgroup",
                     cause=f"this process's own {key} group lies outside of what is mounted here",
-                )  # fmt: skip
+                )
 
     def apply(self) -> None:
         """Into the group of each hierarchy."""

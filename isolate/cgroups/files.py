@@ -58,9 +58,12 @@ def apply(directory: str, setting: Setting) -> str:
     if setting.expect is not None and (setting.expect not in lines if setting.among else held != setting.expect):
         found = "nothing" if held is None else held.decode("ascii", "replace").strip()
         raise SetupError(
-            errno.ERANGE, step, part="Limits", path=os.path.join(directory, setting.file),
+            errno.ERANGE,
+            step,
+            part="Limits",
+            path=os.path.join(directory, setting.file),
             cause=f"the kernel holds {found!r} instead",
-        )  # fmt: skip
+        )
     return (held or b"").decode("ascii", "replace").strip()
 
 

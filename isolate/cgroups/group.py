@@ -38,12 +38,26 @@ __all__ = ["Cgroup"]
 
 #: What takes a limit back, by file.
 _LIFT: Final = {
-    "memory.max": "max", "memory.high": "max", "memory.low": "0", "memory.min": "0", "memory.swap.max": "max",
-    "memory.oom.group": "0", "pids.max": "max", "cpu.max": "max", "cpu.max.burst": "0", "cpu.weight": "100",
-    "cpuset.cpus": "\n", "cpuset.mems": "\n", "io.weight": "default 100", "memory.limit_in_bytes": "-1",
-    "memory.memsw.limit_in_bytes": "-1", "cpu.cfs_quota_us": "-1", "cpu.cfs_burst_us": "0", "cpu.shares": "1024",
+    "memory.max": "max",
+    "memory.high": "max",
+    "memory.low": "0",
+    "memory.min": "0",
+    "memory.swap.max": "max",
+    "memory.oom.group": "0",
+    "pids.max": "max",
+    "cpu.max": "max",
+    "cpu.max.burst": "0",
+    "cpu.weight": "100",
+    "cpuset.cpus": "\n",
+    "cpuset.mems": "\n",
+    "io.weight": "default 100",
+    "memory.limit_in_bytes": "-1",
+    "memory.memsw.limit_in_bytes": "-1",
+    "cpu.cfs_quota_us": "-1",
+    "cpu.cfs_burst_us": "0",
+    "cpu.shares": "1024",
     "cpu.cfs_period_us": "100000",
-}  # fmt: skip
+}
 _tags: Final = itertools.count(1)
 
 
@@ -66,8 +80,15 @@ class Cgroup:
 
     #: Controllers that it gets where they can be had, so that limits can be set later.
     wanted: ClassVar[tuple[str, ...]] = (
-        "memory", "pids", "cpu", "cpuacct", "cpuset", "io", "devices", "freezer",
-    )  # fmt: skip
+        "memory",
+        "pids",
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "io",
+        "devices",
+        "freezer",
+    )
 
     def __init__(self, limits: Limits | None = None, *, name: str | None = None, parent: Cgroup | None = None) -> None:
         if limits is not None and not isinstance(limits, Limits):
@@ -202,10 +223,12 @@ class Cgroup:
             directory = self.directories.get(home.key) if home is not None else None
             if directory is None:
                 raise UnsupportedError(
-                    errno.ENODEV, f"limit {setting.field}", part="Limits",
+                    errno.ENODEV,
+                    f"limit {setting.field}",
+                    part="Limits",
                     cause=f"the group has no {setting.controller} controller",
                     remedy="make the Cgroup with a limit of that kind, so that the controller is there from the start",
-                )  # fmt: skip
+                )
             where.append((directory, setting))
         for directory, setting in _ordered(where):
             if self._written.get((directory, _key(setting))) == setting:

@@ -68,9 +68,7 @@ def parse(name: str) -> Name | None:
         return None
     try:
         pids, dot, time = pieces[1].partition(".")
-        return Name(
-            int(pids, 16), int(pieces[2]), int(pieces[3]), pieces[4], int(time, 16) if dot else _FIRST_TIME
-        )  # fmt: skip
+        return Name(int(pids, 16), int(pieces[2]), int(pieces[3]), pieces[4], int(time, 16) if dot else _FIRST_TIME)
     except ValueError:
         return None
 

@@ -228,9 +228,7 @@ def joined_steps(directories: Mapping[str, str], context: Context, *, covered: b
         yield from guided_steps(directories["v2"], context)
     for key, directory in directories.items():
         register = Register(f"group in {key}")
-        opening = call(
-            "openat", AT_FDCWD, os.fsencode(directory), O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=register
-        )  # fmt: skip
+        opening = call("openat", AT_FDCWD, os.fsencode(directory), O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=register)
         path = os.fsencode(directory)
         yield Step(Phase.CGROUP, f"open the group {directory}", (opening,), path=path)
         yield from _not_frozen(key, register, directory)
@@ -416,13 +414,11 @@ def counter_steps(key: str, directory: str, phase: Phase, buffers: dict[tuple[in
         fd, after = Register(file), Label()
         path = os.fsencode(os.path.join(directory, file))
         ops += [
-            call(
-                "openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=fd, errors=_GONE, policy="jump", label=after
-            ),
+            call("openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=fd, errors=_GONE, policy="jump", label=after),
             call("read", fd, buffer, room - 1, errors=(errno.EOPNOTSUPP, errno.ENODEV, errno.EIO)),
             call("close", fd),
             after,
-        ]  # fmt: skip
+        ]
     if ops:
         yield Step(phase, f"read the counters of {key}", tuple(ops))
 
@@ -440,13 +436,20 @@ def _real_time(spot: Place, group: Register, limits: LimitValues) -> Iterator[St
     data = b"%d" % max(1, min(wanted, _REAL_TIME_MOST))
     ops = (
         call(
-            "openat", group, b"cpu.rt_runtime_us", O_WRONLY | O_CLOEXEC, 0, out=fd, errors=(errno.ENOENT,),
-            policy="jump", label=end,
+            "openat",
+            group,
+            b"cpu.rt_runtime_us",
+            O_WRONLY | O_CLOEXEC,
+            0,
+            out=fd,
+            errors=(errno.ENOENT,),
+            policy="jump",
+            label=end,
         ),
         call("write", fd, data, len(data), expect=len(data)),
         call("close", fd),
         end,
-    )  # fmt: skip
+    )
     hints = {
         errno.EINVAL: f"the group above ({spot.parent}) has not so much real-time left to give (cpu.rt_runtime_us)",
     }
@@ -461,14 +464,12 @@ def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:
     name, line = (b"cgroup.events", b"frozen 0") if key == "v2" else (b"freezer.state", b"THAWED")
     fd, end, text = Register(name.decode()), Label(), Buffer(_PAGE, name.decode())
     ops = (
-        call(
-            "openat", group, name, O_RDONLY | O_CLOEXEC, 0, out=fd, errors=(errno.ENOENT,), policy="jump", label=end
-        ),
+        call("openat", group, name, O_RDONLY | O_CLOEXEC, 0, out=fd, errors=(errno.ENOENT,), policy="jump", label=end),
         call("pread64", fd, text, _PAGE - 1, 0),
         call("close", fd),
         Line(text, line, errno.EBUSY),
         end,
-    )  # fmt: skip
+    )
     hints = {errno.EBUSY: "the group is frozen: thaw() it first"}
     yield Step(Phase.CGROUP, f"{directory} is not frozen", ops, path=os.fsencode(directory), hints=hints)
 

@@ -309,10 +309,12 @@ def place(limits: LimitValues, host: Host, *, wanted: tuple[str, ...] = ACCOUNTI
     if not places:
         first = host.hierarchies[0]
         raise unsupported(
-            "accounting", _v1_obstacle(first) or f"{first.own or first.mount} cannot be used",
-            _v1_remedy(first), number=errno.EACCES,
+            "accounting",
+            _v1_obstacle(first) or f"{first.own or first.mount} cannot be used",
+            _v1_remedy(first),
+            number=errno.EACCES,
             path=first.own or None,
-        )  # fmt: skip
+        )
     return Placement(tuple(places))
 
 
@@ -327,9 +329,12 @@ def _places_v1(host: Host, needed: dict[str, str], wanted: Iterable[str]) -> lis
             found[home.key] = Place(home, home.own)
         elif field:
             raise unsupported(
-                field, reason, _v1_remedy(home),
-                number=errno.EROFS if home.read_only else errno.EACCES, path=home.own or home.mount,
-            )  # fmt: skip
+                field,
+                reason,
+                _v1_remedy(home),
+                number=errno.EROFS if home.read_only else errno.EACCES,
+                path=home.own or home.mount,
+            )
     return list(found.values())
 
 

@@ -209,9 +209,12 @@ class CgroupPool:
                     os.mkdir(directory, 0o755)
                 except OSError as error:
                     raise SetupError(
-                        error.errno or 0, "make a group for the pool", part="CgroupPool", syscall="mkdir",
+                        error.errno or 0,
+                        "make a group for the pool",
+                        part="CgroupPool",
+                        syscall="mkdir",
                         path=directory,
-                    ) from None  # fmt: skip
+                    ) from None
                 ready.directories[spot.hierarchy.key] = directory
             if "v2" in ready.directories:
                 for file, most in BOUNDS:
@@ -224,9 +227,12 @@ class CgroupPool:
                 ready.open()
             except OSError as error:
                 raise SetupError(
-                    error.errno or 0, "open a group of the pool", part="CgroupPool", syscall="open",
+                    error.errno or 0,
+                    "open a group of the pool",
+                    part="CgroupPool",
+                    syscall="open",
                     path=error.filename,
-                ) from None  # fmt: skip
+                ) from None
         except BaseException:
             ready.release()
             destroy(ready.directories, native.owner(), quiet=True)

@@ -75,9 +75,11 @@ class Scope:
                 directory = _group_of(holder.pid)
                 if not directory.endswith(f"/{name}"):
                     raise UnsupportedError(
-                        errno.EPROTO, "find the scope that systemd made", part="Cgroup",
+                        errno.EPROTO,
+                        "find the scope that systemd made",
+                        part="Cgroup",
                         cause=f"{name} is not seen here: its process is in {directory or 'no group of this mount'}",
-                    )  # fmt: skip
+                    )
                 _settle(directory, holder.pid)
             except BaseException:
                 holder.kill()
@@ -138,9 +140,11 @@ class Scope:
 
 def _ended(error: OSError | EOFError) -> SetupError:
     return UnsupportedError(
-        getattr(error, "errno", None) or errno.ECONNRESET, "have systemd move a process into the scope",
-        part="Cgroup", cause=f"D-Bus ended the connection: {error}",
-    )  # fmt: skip
+        getattr(error, "errno", None) or errno.ECONNRESET,
+        "have systemd move a process into the scope",
+        part="Cgroup",
+        cause=f"D-Bus ended the connection: {error}",
+    )
 
 
 def _group_of(pid: int) -> str:

@@ -77,7 +77,7 @@ _CONTROLLERS: Final = {
     "oom_group": "memory", "pids": "pids", "cpu": "cpu", "cpu_weight": "cpu", "cpu_burst": "cpu", "cpus": "cpuset",
     "mems": "cpuset", "io": "io", "io_weight": "io", "hugetlb": "hugetlb", "rdma": "rdma", "misc": "misc",
     "devices": "devices", "net_class": "net_cls", "net_prio": "net_prio",
-}  # fmt: skip
+}  # fmt: skip  # a table: limit and controller
 
 
 def settings(limits: LimitValues, host: Host, parent_of: Callable[[str], str]) -> Settings:
@@ -350,9 +350,12 @@ def _hugetlb1(limits: LimitValues, parent: str) -> Iterator[Setting]:
         data = str(value) if isinstance(value, int) else "-1"
         unlimited = _huge(page, (1 << 63) - 1 - _PAGE, "")
         yield Setting(
-            "hugetlb", "hugetlb", f"hugetlb.{_page(page)}.limit_in_bytes", data.encode(),
+            "hugetlb",
+            "hugetlb",
+            f"hugetlb.{_page(page)}.limit_in_bytes",
+            data.encode(),
             (_huge(page, value, unlimited) + "\n").encode() if isinstance(value, int) else None,
-        )  # fmt: skip
+        )
 
 
 def _devices1(limits: LimitValues, parent: str) -> Iterator[Setting]:
@@ -384,10 +387,25 @@ def _net_prio1(limits: LimitValues, parent: str) -> Iterator[Setting]:
 
 
 _V2: Final = {
-    "memory": _memory2, "pids": _pids2, "cpu": _cpu2, "cpuset": _cpuset2, "io": _io2, "hugetlb": _hugetlb2,
-    "rdma": _rdma2, "misc": _misc2,
-}  # fmt: skip
+    "memory": _memory2,
+    "pids": _pids2,
+    "cpu": _cpu2,
+    "cpuset": _cpuset2,
+    "io": _io2,
+    "hugetlb": _hugetlb2,
+    "rdma": _rdma2,
+    "misc": _misc2,
+}
 _V1: Final = {
-    "memory": _memory1, "pids": _pids2, "cpu": _cpu1, "cpuset": _cpuset1, "io": _io1, "hugetlb": _hugetlb1,
-    "rdma": _rdma2, "misc": _misc2, "devices": _devices1, "net_cls": _net_class1, "net_prio": _net_prio1,
-}  # fmt: skip
+    "memory": _memory1,
+    "pids": _pids2,
+    "cpu": _cpu1,
+    "cpuset": _cpuset1,
+    "io": _io1,
+    "hugetlb": _hugetlb1,
+    "rdma": _rdma2,
+    "misc": _misc2,
+    "devices": _devices1,
+    "net_cls": _net_class1,
+    "net_prio": _net_prio1,
+}

@@ -70,21 +70,40 @@ class Stats:
 
 #: What :func:`parse` knows, by the version of the hierarchy; (file, room that its content needs).
 V2_FILES: Final = (
-    ("cpu.stat", 1024), ("memory.current", 32), ("memory.peak", 32), ("memory.stat", 8192), ("memory.events", 256),
-    ("memory.swap.current", 32), ("memory.swap.peak", 32), ("pids.current", 32), ("pids.peak", 32), ("pids.events", 64),
-    ("io.stat", 4096), ("cpu.pressure", 256), ("memory.pressure", 256), ("io.pressure", 256),
-)  # fmt: skip
+    ("cpu.stat", 1024),
+    ("memory.current", 32),
+    ("memory.peak", 32),
+    ("memory.stat", 8192),
+    ("memory.events", 256),
+    ("memory.swap.current", 32),
+    ("memory.swap.peak", 32),
+    ("pids.current", 32),
+    ("pids.peak", 32),
+    ("pids.events", 64),
+    ("io.stat", 4096),
+    ("cpu.pressure", 256),
+    ("memory.pressure", 256),
+    ("io.pressure", 256),
+)
 V1_FILES: Final = (
-    ("memory.usage_in_bytes", 32), ("memory.max_usage_in_bytes", 32), ("memory.memsw.max_usage_in_bytes", 32),
-    ("memory.stat", 8192), ("memory.oom_control", 256), ("memory.failcnt", 32),
-    ("pids.current", 32), ("pids.peak", 32), ("pids.events", 64), ("cpuacct.usage", 32), ("cpuacct.usage_user", 32),
-    ("cpuacct.usage_sys", 32), ("cpu.stat", 512), ("blkio.throttle.io_service_bytes_recursive", 4096),
+    ("memory.usage_in_bytes", 32),
+    ("memory.max_usage_in_bytes", 32),
+    ("memory.memsw.max_usage_in_bytes", 32),
+    ("memory.stat", 8192),
+    ("memory.oom_control", 256),
+    ("memory.failcnt", 32),
+    ("pids.current", 32),
+    ("pids.peak", 32),
+    ("pids.events", 64),
+    ("cpuacct.usage", 32),
+    ("cpuacct.usage_user", 32),
+    ("cpuacct.usage_sys", 32),
+    ("cpu.stat", 512),
+    ("blkio.throttle.io_service_bytes_recursive", 4096),
     ("blkio.throttle.io_serviced_recursive", 4096),
-)  # fmt: skip
+)
 #: When the last process is dead, what is charged now says nothing any more, and costs the most to read.
-NOT_AT_END: Final = frozenset(
-    {"memory.current", "memory.swap.current", "pids.current", "memory.usage_in_bytes"}
-)  # fmt: skip
+NOT_AT_END: Final = frozenset({"memory.current", "memory.swap.current", "pids.current", "memory.usage_in_bytes"})
 #: Which controller a file belongs to; "" for those that every v2 group has.
 CORE_FILES: Final = frozenset({"cpu.stat", "cpu.pressure", "memory.pressure", "io.pressure"})
 

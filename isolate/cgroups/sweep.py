@@ -73,9 +73,13 @@ def take_over(controllers: tuple[str, ...]) -> str:
         own = os.path.dirname(own)  # done before, by this program or the one that started it
     if not writable(own):
         raise UnsupportedError(
-            errno.EACCES, "take the own group over", part="Cgroup", path=own, cause=f"it is {owner(own)}",
+            errno.EACCES,
+            "take the own group over",
+            part="Cgroup",
+            path=own,
+            cause=f"it is {owner(own)}",
             remedy="have it delegated: systemd-run --user --scope -p Delegate=yes PROGRAM",
-        )  # fmt: skip
+        )
     available = (files.read(own, "cgroup.controllers") or b"").decode().split()
     enabled = (files.read(own, "cgroup.subtree_control") or b"").decode().split()
     wanted = [c for c in controllers if c in available and c not in enabled]

@@ -69,9 +69,10 @@ class Manager:
         except ImportError:
             user = "" if os.geteuid() == 0 else "--user "
             raise _fail(
-                errno.ENOPKG, _NO_JEEPNEY,
+                errno.ENOPKG,
+                _NO_JEEPNEY,
                 f"{_INSTALL}, or run under: systemd-run {user}--scope -p Delegate=yes PROGRAM",
-            ) from None  # fmt: skip
+            ) from None
         self._timeout = timeout
         self._address: Any = self._jeepney.DBusAddress(
             "/org/freedesktop/systemd1",

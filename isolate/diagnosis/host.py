@@ -26,7 +26,7 @@ NAMESPACES = {
 MACHINES = {
     2: "sparc", 3: "i386", 4: "m68k", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 42: "sh",
     43: "sparc64", 50: "ia64", 62: "x86_64", 94: "xtensa", 183: "aarch64", 243: "riscv64", 258: "loongarch64",
-}  # fmt: skip
+}  # fmt: skip  # a table: number and name
 
 
 class Host:

@@ -57,10 +57,12 @@ _STARTS: dict[int, tuple[str, str | None]] = {
 def launcher_lost(session: Session) -> SetupError:
     """The launcher went without a word. Whatever was inside went with it."""
     return SetupError(
-        errno.EPIPE, "wait for the launcher", part="Sandbox",
+        errno.EPIPE,
+        "wait for the launcher",
+        part="Sandbox",
         cause="the launcher was killed from outside (the OOM killer, an administrator); everything inside died with it",
         remedy="look for the OOM killer in the kernel's log (dmesg, journalctl -k), and try again",
-    )  # fmt: skip
+    )
 
 
 def start_error(stage: int, error: int, host: Host | None = None) -> SetupError:
@@ -237,6 +239,11 @@ def _error(
 ) -> SetupError:
     kind = UnsupportedError if found is not None and found.unsupported else SetupError
     return kind(
-        error or errno.EIO, step, part=part, syscall=syscall, path=path,
-        cause=found.cause if found else None, remedy=found.remedy if found else None,
-    )  # fmt: skip
+        error or errno.EIO,
+        step,
+        part=part,
+        syscall=syscall,
+        path=path,
+        cause=found.cause if found else None,
+        remedy=found.remedy if found else None,
+    )

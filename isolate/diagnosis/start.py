@@ -31,9 +31,7 @@ def launch(tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *
     :raises SetupError: the launcher could not be started; nothing is left of it.
     """
     try:
-        return Session(
-            tape, run, stdio, slots, nonblocking=nonblocking, direct=children_get_another_pid_namespace()
-        )  # fmt: skip
+        return Session(tape, run, stdio, slots, nonblocking=nonblocking, direct=children_get_another_pid_namespace())
     except StartFailure as failure:
         raise _explained(failure) from None
 

@@ -159,8 +159,8 @@ def target(error: int) -> Finding | None:
         ),
         errno.ENOTDIR: Finding("something on the way to the target is no directory", "look at the root's tree"),
         errno.ELOOP: Finding(
-            "a symbolic link stands on the way to the target where none is followed, or links go "
-            "round", "name the target itself"
+            "a symbolic link stands on the way to the target where none is followed, or links go round",
+            "name the target itself",
         ),
         errno.EXDEV: Finding(
             "the target leads out of the root, or into another file system than it must lie in", "name another"
@@ -180,7 +180,7 @@ def target(error: int) -> Finding | None:
         errno.ENOSPC: Finding(
             "the file system that the target would be made in is full", "make room, or raise its size"
         ),
-    }.get(error)  # fmt: skip
+    }.get(error)
 
 
 def _mount(error: int, failed: Step, op: str) -> Finding | None:

@@ -167,9 +167,15 @@ def _used(op: Op) -> Iterator[Register]:
 
 def _copy(step: Step, ops: tuple[Op, ...]) -> Step:
     return Step(
-        step.phase, step.text, ops, step.clone_flags, step.path, step.cgroup,
-        step.needs if ops is step.ops else None, step.hints,
-    )  # fmt: skip
+        step.phase,
+        step.text,
+        ops,
+        step.clone_flags,
+        step.path,
+        step.cgroup,
+        step.needs if ops is step.ops else None,
+        step.hints,
+    )
 
 
 def _with(plan: Plan, steps: list[Step], owners: Iterable[object]) -> Plan:

@@ -164,9 +164,11 @@ class Handed:
         while not poll.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             if time.monotonic() >= deadline:
                 raise SetupError(
-                    errno.ETIMEDOUT, "wait for what init makes inside", part=self.handing.part,
+                    errno.ETIMEDOUT,
+                    "wait for what init makes inside",
+                    part=self.handing.part,
                     cause=f"init has not come so far within {PATIENCE:.0f} s: it is stopped, or its cgroup is frozen",
-                )  # fmt: skip
+                )
         size = array.array("i").itemsize * self.handing.count
         try:
             data, ancillary, flags, _ = ours.recvmsg(16, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
@@ -183,9 +185,12 @@ class Handed:
         if not data:
             return None
         raise SetupError(
-            errno.EMFILE, "take what init made inside", part=self.handing.part, syscall="recvmsg",
+            errno.EMFILE,
+            "take what init made inside",
+            part=self.handing.part,
+            syscall="recvmsg",
             cause="this process has no descriptor left for it",
-        )  # fmt: skip
+        )
 
     def close(self) -> None:
         """Close the sockets, and what was kept."""

@@ -49,5 +49,5 @@ def prepare(part: Part) -> tuple[Tape, bytes, list[int]]:
     slots = list(plan.context.slots)
     run = run_block(
         [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + len(slots), started=False, tty=False
-    )  # fmt: skip
+    )
     return tape, run, slots

@@ -55,16 +55,23 @@ def check() -> None:
     except OSError as error:
         short = error.errno in (errno.EMFILE, errno.ENFILE)
         raise SetupError(
-            error.errno or errno.EIO, "look into /proc", part="Sandbox", path="/proc", syscall="openat",
+            error.errno or errno.EIO,
+            "look into /proc",
+            part="Sandbox",
+            path="/proc",
+            syscall="openat",
             cause="the limit of open descriptors (RLIMIT_NOFILE, or fs.file-max) is reached" if short else None,
             remedy="close some, or raise it: ulimit -n, systemd's LimitNOFILE=" if short else None,
-        ) from None  # fmt: skip
+        ) from None
     if not ours:
         raise UnsupportedError(
-            errno.EOPNOTSUPP, "write the child's files in /proc (id maps, oom_score_adj)", part="Sandbox", path="/proc",
+            errno.EOPNOTSUPP,
+            "write the child's files in /proc (id maps, oom_score_adj)",
+            part="Sandbox",
+            path="/proc",
             cause="/proc is of another pid namespace" if os.path.lexists("/proc/self") else "there is no /proc here",
             remedy="mount a /proc of this pid namespace: mount -t proc proc /proc (or unshare --mount-proc)",
-        )  # fmt: skip
+        )
 
 
 def shows_sandboxes() -> bool:

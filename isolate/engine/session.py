@@ -73,7 +73,7 @@ def decode(message: bytes) -> Record:
     return Record(
         kind, error, op, stage, status, init_status, complete, user, system, rss, wall, program,
         head[:head_size], message[RECORD.size : end], message[end:],
-    )  # fmt: skip
+    )  # fmt: skip  # in the order of the struct in C
 
 
 class StartFailure(Exception):
@@ -120,9 +120,20 @@ class Session:
         _reaping.collect()
         # One call with all in it: bytes and list are lent to it for as long as it takes.
         result = lib.iso_start(
-            self._start, tape.data, len(tape.data), run, len(run), slots, len(slots), *stdio, nonblocking,
-            self._launcher(), _PATH, self.direct, later,
-        )  # fmt: skip
+            self._start,
+            tape.data,
+            len(tape.data),
+            run,
+            len(run),
+            slots,
+            len(slots),
+            *stdio,
+            nonblocking,
+            self._launcher(),
+            _PATH,
+            self.direct,
+            later,
+        )
         if result < 0:
             raise StartFailure(self._start.stage, -result)
         guide = tape.plan.context.guide
@@ -217,9 +228,17 @@ class Session:
         """
         slots = tape.plan.context.slots
         run = run_block(
-            [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + len(slots) + 1,
-            started=False, tty=False, later=_FREE + len(slots),
-        )  # fmt: skip
+            [b"-"],
+            [],
+            program=b"-",
+            path=b"",
+            cwd=b"/",
+            fds=[],
+            slots=_FREE + len(slots) + 1,
+            started=False,
+            tty=False,
+            later=_FREE + len(slots),
+        )
         return cls(tape, run, [_DEVNULL] * 3, slots, direct=direct, later=True)
 
     @classmethod
@@ -230,9 +249,17 @@ class Session:
         """
         slots = tape.plan.context.slots
         run = run_block(
-            [b"init"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + len(slots), started=True, tty=False,
+            [b"init"],
+            [],
+            program=b"-",
+            path=b"",
+            cwd=b"/",
+            fds=[],
+            slots=_FREE + len(slots),
+            started=True,
+            tty=False,
             alone=True,
-        )  # fmt: skip
+        )
         return cls(tape, run, [_DEVNULL] * 3, slots, direct=direct)
 
     def hand_over(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> bool:

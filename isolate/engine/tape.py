@@ -195,9 +195,16 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
         if op.expect is not None:
             flags |= lib.ISO_EXACT
         writer.op(
-            lib.ISO_OP_CALL, step, op.args, flags=flags, out=op.out, errors=op.errors, repeat=op.repeat,
-            nr=number(op.name), expect=op.expect or 0,
-        )  # fmt: skip
+            lib.ISO_OP_CALL,
+            step,
+            op.args,
+            flags=flags,
+            out=op.out,
+            errors=op.errors,
+            repeat=op.repeat,
+            nr=number(op.name),
+            expect=op.expect or 0,
+        )
         return op.label
     if isinstance(op, Store):
         writer.op(lib.ISO_OP_STORE, step, (op.buffer.at(op.offset), op.value, op.width))
@@ -217,9 +224,13 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
         how |= lib.ISO_TARGET_PARENT if op.parent else 0
         how |= {"path": 0, "read": lib.ISO_TARGET_READ, "write": lib.ISO_TARGET_WRITE}[op.open]
         writer.op(
-            lib.ISO_OP_TARGET, step, (op.root, op.path, how, op.mode, op.file_system),
-            flags=_POLICIES[op.policy] if op.errors else 0, out=op.out, errors=op.errors,
-        )  # fmt: skip
+            lib.ISO_OP_TARGET,
+            step,
+            (op.root, op.path, how, op.mode, op.file_system),
+            flags=_POLICIES[op.policy] if op.errors else 0,
+            out=op.out,
+            errors=op.errors,
+        )
         return op.label
     if isinstance(op, Cover):
         writer.op(lib.ISO_OP_COVER, step, (op.proc, op.outer, int(op.apart)))
@@ -350,7 +361,7 @@ def _assemble(
         size, lib.ISO_TAPE_ABI, HEADER.size, len(writer.rows), data_offset, len(writer.data),
         max(len(writer.registers), lib.ISO_REG_FREE), max(1, len(plan.steps)), writer.slots, flags,
         int(plan.clone_flags), cgroup, report_offset, report_size, 0, *ranges,
-    ]  # fmt: skip
+    ]  # fmt: skip  # in the order of the struct in C
     body = rows + bytes(writer.data)
     blank = HEADER.pack(MAGIC, 0, *fields) + body
     checksum = lib.iso_tape_checksum(ffi.from_buffer(blank), len(blank))
@@ -431,7 +442,7 @@ def run_block(
         lib.ISO_RUN_MAGIC, size, flags, len(argv), argv_at, len(env), env_at, program_at, path_at, cwd_at,
         len(fds), fds_at, slots, later, _nanoseconds(timeout), _nanoseconds(cpu_time),
         terminal[1] & 0xFFFFFFFF, 0,
-    )  # fmt: skip
+    )  # fmt: skip  # in the order of the struct in C
     tables = struct.pack(f"<{len(argv) + len(env) + 2}Q", *argv_offsets, 0, *env_offsets, 0)
     pairs = struct.pack(f"<{2 * len(fds)}I", *(n for pair in fds for n in pair))
     return head + bytes(argv_at - RUN.size) + tables + pairs + bytes(strings)

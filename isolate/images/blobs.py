@@ -275,9 +275,10 @@ class Blobs:
             os.close(fd)
             if time.monotonic() >= end:
                 raise StoreError(
-                    f"{digest} is being downloaded by another process", cause=f"that one took more than {seconds:g} s",
+                    f"{digest} is being downloaded by another process",
+                    cause=f"that one took more than {seconds:g} s",
                     remedy="try again later; lslocks(8) shows which process it is",
-                )  # fmt: skip
+                )
             check()
             time.sleep(_WAIT_STEP)
         partial = Partial(self, digest, fd, name)
@@ -300,7 +301,8 @@ class Blobs:
             os.unlink(own, dir_fd=self.partial_fd)
         if held is None:
             raise StoreError(
-                f"{partial.digest} was removed while it was being kept", cause="a collection took it at that moment",
+                f"{partial.digest} was removed while it was being kept",
+                cause="a collection took it at that moment",
                 remedy="try again",
-            )  # fmt: skip
+            )
         return held

@@ -80,9 +80,11 @@ def mark(opened: Opened, trees: Trees, roots: Iterable[str]) -> Marked:
             rootfs = parse(config, "config").get("rootfs")
         except (ImageError, DigestError, StoreError) as error:
             raise StoreError(
-                "what the names need cannot be told", path=opened.path, cause=str(error),
+                "what the names need cannot be told",
+                path=opened.path,
+                cause=str(error),
                 remedy="check() tells which names; pull those again, or untag() them",
-            ) from None  # fmt: skip
+            ) from None
         diffids = tuple(rootfs.get("diff_ids") or ()) if isinstance(rootfs, dict) else ()
         found.stacks.append(diffids)
         for index, diffid in enumerate(diffids):

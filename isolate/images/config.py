@@ -61,8 +61,11 @@ class Health:
 
 
 _HEALTH_TIMES = {
-    "interval": "Interval", "timeout": "Timeout", "start_period": "StartPeriod", "start_interval": "StartInterval"
-}  # fmt: skip
+    "interval": "Interval",
+    "timeout": "Timeout",
+    "start_period": "StartPeriod",
+    "start_interval": "StartInterval",
+}
 
 
 @dataclass(frozen=True, init=False)
@@ -126,8 +129,12 @@ class Config:
             "health": health,
         }
         for name, words in (
-            ("entrypoint", entrypoint), ("cmd", cmd), ("ports", ports), ("shell", shell), ("on_build", on_build),
-        ):  # fmt: skip
+            ("entrypoint", entrypoint),
+            ("cmd", cmd),
+            ("ports", ports),
+            ("shell", shell),
+            ("on_build", on_build),
+        ):
             values[name] = None if words is None else _words(words, f"Config: {name}")
         for name, value in values.items():
             object.__setattr__(self, name, value)

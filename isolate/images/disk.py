@@ -21,9 +21,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
-    "Unnamed", "doing", "is_named", "lock", "new_directory", "open_directory", "read_small", "rename_new", "replace",
-    "subdirectory", "syncfs", "try_lock",
-]  # fmt: skip
+    "Unnamed",
+    "doing",
+    "is_named",
+    "lock",
+    "new_directory",
+    "open_directory",
+    "read_small",
+    "rename_new",
+    "replace",
+    "subdirectory",
+    "syncfs",
+    "try_lock",
+]
 
 _RENAME_NOREPLACE = 1
 _LOCK_STEP = 0.02  # seconds between two looks at a lock: flock has no deadline of its own
@@ -57,9 +67,12 @@ def doing(what: str, path: str | bytes | os.PathLike[str] | None = None) -> Iter
             raise
         cause, remedy = _CAUSES.get(error.errno or 0, (None, None))
         raise StoreError(
-            f"{what} failed", errno=error.errno, path=path if path is not None else error.filename, cause=cause,
+            f"{what} failed",
+            errno=error.errno,
+            path=path if path is not None else error.filename,
+            cause=cause,
             remedy=remedy,
-        ) from error  # fmt: skip
+        ) from error
 
 
 def open_directory(name: str | bytes | os.PathLike[str], at: int | None = None) -> int:
@@ -136,9 +149,10 @@ def lock(fd: int, *, exclusive: bool, seconds: float, what: str) -> None:
     while not try_lock(fd, exclusive=exclusive):
         if time.monotonic() >= end:
             raise StoreError(
-                f"{what} is in use by another process", cause=f"it was locked for the whole of {seconds:g} s",
+                f"{what} is in use by another process",
+                cause=f"it was locked for the whole of {seconds:g} s",
                 remedy="try again when that process has ended (lslocks(8) shows which it is)",
-            )  # fmt: skip
+            )
         time.sleep(_LOCK_STEP)
 
 

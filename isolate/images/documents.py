@@ -32,7 +32,7 @@ __all__ = [
     "parse",
     "read_index",
     "read_manifest",
-]  # fmt: skip
+]
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

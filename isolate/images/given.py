@@ -38,9 +38,10 @@ class Given:
                 fd = self._store.trees.hold(self._diffids[index], self._diffids[:index])
                 if fd is None:
                     raise StoreError(
-                        f"layer {self._diffids[index]} is not unpacked in this store", path=self._store.path,
+                        f"layer {self._diffids[index]} is not unpacked in this store",
+                        path=self._store.path,
                         remedy="store.add(image), or pull or load it with unpack=True",
-                    )  # fmt: skip
+                    )
                 holding.fds.append(fd)
             if self._upper is not None:
                 holding.fds.append(self._upper.begin(self._stubs))

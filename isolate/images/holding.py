@@ -127,9 +127,10 @@ class Holding:
         if found is None:
             near = _nearest(reference, self.tags())
             raise StoreError(
-                f"no image is named {reference.short}", path=self.path,
+                f"no image is named {reference.short}",
+                path=self.path,
                 remedy=f"did you mean {near}?" if near else "pull, load or add it first",
-            )  # fmt: skip
+            )
         return found
 
     def document(self, digest: str) -> tuple[bytes, str]:

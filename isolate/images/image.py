@@ -161,9 +161,11 @@ class Image:
         """What kind of machine it is for."""
         found = self._parsed
         return Platform(
-            found.get("architecture") or "unknown", found.get("os") or "linux", found.get("variant") or "",
+            found.get("architecture") or "unknown",
+            found.get("os") or "linux",
+            found.get("variant") or "",
             found.get("os.version") or "",
-        )  # fmt: skip
+        )
 
     @property
     def created(self) -> str | None:
@@ -271,9 +273,19 @@ class Image:
 
 
 _CONFIG_KEYS = {
-    "User", "Env", "Entrypoint", "Cmd", "WorkingDir", "Volumes", "ExposedPorts", "Labels", "StopSignal", "Healthcheck",
-    "Shell", "OnBuild",
-}  # fmt: skip
+    "User",
+    "Env",
+    "Entrypoint",
+    "Cmd",
+    "WorkingDir",
+    "Volumes",
+    "ExposedPorts",
+    "Labels",
+    "StopSignal",
+    "Healthcheck",
+    "Shell",
+    "OnBuild",
+}
 
 
 def descriptor(layer: Layer) -> Descriptor:

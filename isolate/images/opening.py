@@ -90,9 +90,11 @@ class Opened:
             self.objects_fd = subdirectory(self.fd, "objects", create=create)
         except FileNotFoundError as error:
             raise StoreError(
-                "the store lacks a part of its own", path=self.path, cause=f"{error.filename} is missing",
+                "the store lacks a part of its own",
+                path=self.path,
+                cause=f"{error.filename} is missing",
                 remedy="open it once where it can be written",
-            ) from None  # fmt: skip
+            ) from None
 
     def _whose(self) -> None:
         found = os.fstat(self.fd)
@@ -100,15 +102,18 @@ class Opened:
             return
         if found.st_uid != os.geteuid():
             raise StoreError(
-                f"the store belongs to uid {found.st_uid}, and this process is uid {os.geteuid()}", path=self.path,
+                f"the store belongs to uid {found.st_uid}, and this process is uid {os.geteuid()}",
+                path=self.path,
                 cause="whoever owns the directory could change what is run from it",
                 remedy="use a store of your own, or open it with read_only=True",
-            )  # fmt: skip
+            )
         if stat.S_IMODE(found.st_mode) & 0o022:
             raise StoreError(
-                "others may write to the store's directory", path=self.path,
-                cause=f"its mode is {found.st_mode & 0o7777:04o}", remedy="chmod go-w it, if nobody else has",
-            )  # fmt: skip
+                "others may write to the store's directory",
+                path=self.path,
+                cause=f"its mode is {found.st_mode & 0o7777:04o}",
+                remedy="chmod go-w it, if nobody else has",
+            )
 
     def _check_format(self) -> None:
         try:
@@ -117,9 +122,11 @@ class Opened:
             others = set(os.listdir(self.fd)) - _OWN
             if others:
                 raise StoreError(
-                    "the directory is no store, and not empty", path=self.path,
-                    cause=f"it holds {sorted(others)[0]!r}", remedy=_NOT_OURS,
-                ) from None  # fmt: skip
+                    "the directory is no store, and not empty",
+                    path=self.path,
+                    cause=f"it holds {sorted(others)[0]!r}",
+                    remedy=_NOT_OURS,
+                ) from None
             if self.read_only:
                 raise StoreError("the directory is no store", path=self.path, remedy=_NOT_OURS) from None
             with Unnamed(self.fd) as file:
@@ -132,9 +139,11 @@ class Opened:
             raise StoreError("the file 'format' is not a store's", path=self.path, remedy=_NOT_OURS)
         if int(words[1]) > FORMAT:
             raise StoreError(
-                f"the store has format {words[1]}, and this version of isolate knows {FORMAT}", path=self.path,
-                cause="a newer version has written it", remedy="use that version, or another directory",
-            )  # fmt: skip
+                f"the store has format {words[1]}, and this version of isolate knows {FORMAT}",
+                path=self.path,
+                cause="a newer version has written it",
+                remedy="use that version, or another directory",
+            )
 
     def close(self) -> None:
         """Close every descriptor."""

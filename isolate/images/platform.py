@@ -13,14 +13,27 @@ if TYPE_CHECKING:
 __all__ = ["Platform"]
 
 _MACHINES = {
-    "x86_64": ("amd64", ""), "aarch64": ("arm64", "v8"), "armv7l": ("arm", "v7"), "armv8l": ("arm", "v7"),
-    "armv6l": ("arm", "v6"), "i686": ("386", ""), "i586": ("386", ""), "ppc64le": ("ppc64le", ""),
-    "s390x": ("s390x", ""), "riscv64": ("riscv64", ""), "loongarch64": ("loong64", ""),
-}  # fmt: skip
+    "x86_64": ("amd64", ""),
+    "aarch64": ("arm64", "v8"),
+    "armv7l": ("arm", "v7"),
+    "armv8l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+    "i686": ("386", ""),
+    "i586": ("386", ""),
+    "ppc64le": ("ppc64le", ""),
+    "s390x": ("s390x", ""),
+    "riscv64": ("riscv64", ""),
+    "loongarch64": ("loong64", ""),
+}
 _ALIASES = {
-    "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "i686": "386", "armhf": "arm",
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "aarch64": "arm64",
+    "i386": "386",
+    "i686": "386",
+    "armhf": "arm",
     "armel": "arm",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -112,9 +112,10 @@ class Push:
         fd = self._opened.blobs.hold(blob.digest)
         if fd is None:
             raise StoreError(
-                f"the blob {blob.digest} is not in the store", path=self._opened.path,
+                f"the blob {blob.digest} is not in the store",
+                path=self._opened.path,
                 remedy="pull the image again, or push it to the registry that has it",
-            )  # fmt: skip
+            )
         with self._lock:
             self.lease.add(fd)
         size = os.fstat(fd).st_size

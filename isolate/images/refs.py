@@ -66,9 +66,11 @@ class Refs:
         digest = text.decode("ascii", "replace").strip()
         if not is_digest(digest):
             raise StoreError(
-                f"the name {reference.short} holds no digest", path=f"refs/{reference.name}/:{reference.tag}",
-                cause="the file was damaged or written by something else", remedy="tag the image again",
-            )  # fmt: skip
+                f"the name {reference.short} holds no digest",
+                path=f"refs/{reference.name}/:{reference.tag}",
+                cause="the file was damaged or written by something else",
+                remedy="tag the image again",
+            )
         return digest
 
     def set(self, reference: Reference, digest: str) -> None:

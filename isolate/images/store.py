@@ -98,9 +98,14 @@ class Store(Holding):
         )
 
     def _pull(
-        self, name: str | Reference, registry: Registry | None, platform: Platform | str | None, bounds: Bounds | None,
-        trees: bool, report: Reporter,
-    ) -> Image:  # fmt: skip
+        self,
+        name: str | Reference,
+        registry: Registry | None,
+        platform: Platform | str | None,
+        bounds: Bounds | None,
+        trees: bool,
+        report: Reporter,
+    ) -> Image:
         self._writable()
         reference = Reference.parse(name)
         every = platform == "all"
@@ -167,9 +172,13 @@ class Store(Holding):
         )
 
     def _push(
-        self, image: Image | str, registry: Registry | str | Reference | None, name: str | None, compression: str,
+        self,
+        image: Image | str,
+        registry: Registry | str | Reference | None,
+        name: str | None,
+        compression: str,
         report: Reporter,
-    ) -> Sent:  # fmt: skip
+    ) -> Sent:
         if isinstance(registry, Registry):
             if name is None:
                 raise TypeError("push to a Registry needs a name, such as 'me/app:1'")
@@ -240,9 +249,15 @@ class Store(Holding):
             )
 
     def _add(
-        self, image: Image, name: str | Reference | None, bounds: Bounds | None, trees: bool, report: Reporter,
-        lease: Lease, compression: str,
-    ) -> Image:  # fmt: skip
+        self,
+        image: Image,
+        name: str | Reference | None,
+        bounds: Bounds | None,
+        trees: bool,
+        report: Reporter,
+        lease: Lease,
+        compression: str,
+    ) -> Image:
         from isolate.images.packing import Forms, pack  # loaded late: most programs only pull
 
         if not isinstance(image, Image):
@@ -301,9 +316,13 @@ class Store(Holding):
         return await self._aside(progress, None, lambda r, _: self._load(source, name, bounds, unpack, r))
 
     def _load(
-        self, source: StrOrBytesPath | IO[bytes], name: str | Reference | None, bounds: Bounds | None, trees: bool,
+        self,
+        source: StrOrBytesPath | IO[bytes],
+        name: str | Reference | None,
+        bounds: Bounds | None,
+        trees: bool,
         report: Reporter,
-    ) -> tuple[Image, ...]:  # fmt: skip
+    ) -> tuple[Image, ...]:
         from isolate.images import reading  # loaded late: most programs only pull
 
         self._writable()
@@ -364,9 +383,12 @@ class Store(Holding):
         await self._aside(progress, None, lambda r, _: self._save(images, target, format, r))
 
     def _save(
-        self, images: Image | str | Reference | Iterable[Image | str | Reference], target: StrOrBytesPath | IO[bytes],
-        form: str, report: Reporter,
-    ) -> None:  # fmt: skip
+        self,
+        images: Image | str | Reference | Iterable[Image | str | Reference],
+        target: StrOrBytesPath | IO[bytes],
+        form: str,
+        report: Reporter,
+    ) -> None:
         from isolate.images import writing  # loaded late: most programs only pull
 
         if form not in ("oci", "oci-archive", "docker-archive"):

@@ -115,9 +115,10 @@ class Trees:
             fd = self.hold(diffid, diffids[:index])
             if fd is None:
                 raise StoreError(
-                    f"layer {diffid} is not unpacked in this store", path=self._opened.path,
+                    f"layer {diffid} is not unpacked in this store",
+                    path=self._opened.path,
                     remedy="pull, load or add the image with unpack=True",
-                )  # fmt: skip
+                )
             lease.add(fd)
             found.append(lease.add(open_directory("tree", fd)))
         return found
@@ -140,17 +141,26 @@ class Trees:
             tree = open_directory("tree", fd)
             try:
                 done = extract(
-                    archive, tree, bounds=bounds, compression=packing_of(layer.media_type), map=self.map,
-                    lower=tuple(reversed(trees)), digest=layer.digest, diffid=layer.diffid,
-                )  # fmt: skip
+                    archive,
+                    tree,
+                    bounds=bounds,
+                    compression=packing_of(layer.media_type),
+                    map=self.map,
+                    lower=tuple(reversed(trees)),
+                    digest=layer.digest,
+                    diffid=layer.diffid,
+                )
                 if self.share:
                     share(tree, self._opened.objects_fd, map=self.reading_map())
             finally:
                 os.close(tree)
             info = {
-                "diffid": done.diffid, "size": done.unpacked, "data": done.data, "entries": done.entries,
+                "diffid": done.diffid,
+                "size": done.unpacked,
+                "data": done.data,
+                "entries": done.entries,
                 "above": above(below) if done.from_lower else None,
-            }  # fmt: skip
+            }
             replace(fd, "info", json.dumps(info).encode())
             if done.facts:
                 replace(fd, "facts", done.facts.to_bytes())

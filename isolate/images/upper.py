@@ -97,10 +97,11 @@ class Upper:
         with self._lock:
             if self._users:
                 raise StoreError(
-                    "the upper is in use by another sandbox", path=self._store.path,
+                    "the upper is in use by another sandbox",
+                    path=self._store.path,
                     cause="what two mounts at once do to one upper directory is undefined",
                     remedy="wait until that has ended, or give each an upper of its own",
-                )  # fmt: skip
+                )
             # A volatile mount leaves a mark in its work directory, which then serves no other.
             remove(fd, "work", map=self._store.trees.reading_map())
             os.mkdir("work", 0o755, dir_fd=fd)

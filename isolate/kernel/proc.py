@@ -80,9 +80,16 @@ def mount_rows(data: bytes) -> Iterator[MountRow]:
         if not dash or len(before) < 6 or len(after) < 3 or not (before[0].isdigit() and before[1].isdigit()):
             continue
         yield MountRow(
-            int(before[0]), int(before[1]), before[2], unescape(before[3]), unescape(before[4]),
-            tuple(before[5].split(",")), after[0], unescape(after[1]), tuple(after[2].split(",")),
-        )  # fmt: skip
+            int(before[0]),
+            int(before[1]),
+            before[2],
+            unescape(before[3]),
+            unescape(before[4]),
+            tuple(before[5].split(",")),
+            after[0],
+            unescape(after[1]),
+            tuple(after[2].split(",")),
+        )
 
 
 def unescape(field: str) -> str:

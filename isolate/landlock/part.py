@@ -233,11 +233,18 @@ def _unsupported(answer: int, missing: tuple[str, ...]) -> UnsupportedError:
             errno.EOPNOTSUPP: "Landlock is switched off: it is not in the kernel's lsm= list at boot",
         }.get(-answer, "the kernel does not tell its version of Landlock; a seccomp filter may forbid it")
         return UnsupportedError(
-            -answer, "ask for the version of Landlock", part="Landlock", syscall="landlock_create_ruleset", cause=cause,
+            -answer,
+            "ask for the version of Landlock",
+            part="Landlock",
+            syscall="landlock_create_ruleset",
+            cause=cause,
             remedy="add landlock to lsm= on the kernel's command line, or accept what there is: required=False",
-        )  # fmt: skip
+        )
     return UnsupportedError(
-        errno.EOPNOTSUPP, f"restrict {', '.join(missing)}", part="Landlock", syscall="landlock_create_ruleset",
+        errno.EOPNOTSUPP,
+        f"restrict {', '.join(missing)}",
+        part="Landlock",
+        syscall="landlock_create_ruleset",
         cause=f"this kernel's Landlock is of ABI {answer}, too old for that",
         remedy=f"accept what there is: required=False, or name less: handled=FsAccess.abi({answer})",
-    )  # fmt: skip
+    )

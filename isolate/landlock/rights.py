@@ -61,14 +61,26 @@ _FS_BITS = ((9, 17), (5, 16), (3, 15), (2, 14), (1, 13))
 READ = FsAccess.READ_FILE | FsAccess.READ_DIR
 #: What it takes to change a tree, short of making devices.
 WRITE = (
-    FsAccess.WRITE_FILE | FsAccess.TRUNCATE | FsAccess.REMOVE_DIR | FsAccess.REMOVE_FILE | FsAccess.MAKE_DIR
-    | FsAccess.MAKE_REG | FsAccess.MAKE_SOCK | FsAccess.MAKE_FIFO | FsAccess.MAKE_SYM | FsAccess.REFER
-)  # fmt: skip
+    FsAccess.WRITE_FILE
+    | FsAccess.TRUNCATE
+    | FsAccess.REMOVE_DIR
+    | FsAccess.REMOVE_FILE
+    | FsAccess.MAKE_DIR
+    | FsAccess.MAKE_REG
+    | FsAccess.MAKE_SOCK
+    | FsAccess.MAKE_FIFO
+    | FsAccess.MAKE_SYM
+    | FsAccess.REFER
+)
 #: The rights that mean something on what is no directory; the kernel takes only these in a rule for it.
 FILE = (
-    FsAccess.EXECUTE | FsAccess.WRITE_FILE | FsAccess.READ_FILE | FsAccess.TRUNCATE | FsAccess.IOCTL_DEV
+    FsAccess.EXECUTE
+    | FsAccess.WRITE_FILE
+    | FsAccess.READ_FILE
+    | FsAccess.TRUNCATE
+    | FsAccess.IOCTL_DEV
     | FsAccess.RESOLVE_UNIX
-)  # fmt: skip
+)
 #: The rights by which a program can put something else in a path's place.
 CHANGE = WRITE & ~(FsAccess.WRITE_FILE | FsAccess.TRUNCATE | READ)
 

@@ -80,9 +80,12 @@ def steps(
             data = Buffer(struct.pack("<QQ", _NET[name], port), "net_port")
             text = f"{name} may use port {port}"
             yield Step(
-                Phase.LANDLOCK, text, (call("landlock_add_rule", ruleset, _NET_PORT, data, 0),), needs=ruleset,
+                Phase.LANDLOCK,
+                text,
+                (call("landlock_add_rule", ruleset, _NET_PORT, data, 0),),
+                needs=ruleset,
                 hints={errno.EAFNOSUPPORT: "this kernel has no TCP"},
-            )  # fmt: skip
+            )
     log = _LOG[part.log] if abi >= 7 else _LOG["default"]
     yield Step(
         Phase.LANDLOCK,
@@ -122,9 +125,15 @@ def _path(rule: PathRule, rights: FsAccess, ruleset: Register, changeable: Writa
     if rights & ~FILE and rights & FILE:
         # The kernel refuses rights for directories on a file (EINVAL): then with those for files alone.
         again = call(
-            "landlock_add_rule", ruleset, _PATH_BENEATH, beneath, 0,
-            errors=(errno.EINVAL,), policy="jump", label=no_directory,
-        )  # fmt: skip
+            "landlock_add_rule",
+            ruleset,
+            _PATH_BENEATH,
+            beneath,
+            0,
+            errors=(errno.EINVAL,),
+            policy="jump",
+            label=no_directory,
+        )
         close = Label()
         ops += (
             again,

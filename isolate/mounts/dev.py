@@ -143,10 +143,13 @@ class Dev(Shown):
             yield from Mqueue(path + b"/mqueue").steps_in(building)
         building.at_end(
             Step(
-                Phase.ROOT, f"{text(path)} itself is read-only", (read_only(dev), call("close", dev)), path=path,
+                Phase.ROOT,
+                f"{text(path)} itself is read-only",
+                (read_only(dev), call("close", dev)),
+                path=path,
                 template=Split(build=None, again=(call("close", dev),)),
             )
-        )  # fmt: skip
+        )
 
     def _terminals(self, building: Building, dev: Register) -> Step:
         pts = Register("pts")

@@ -98,7 +98,10 @@ class Device(Shown):
             if seen > _MOST:
                 break
         raise UnsupportedError(
-            ENODEV, f"show device {major}:{minor}", part="Root", path="/dev",
+            ENODEV,
+            f"show device {major}:{minor}",
+            part="Root",
+            path="/dev",
             cause=f"the host's /dev has no {kind} device of that number",
             remedy="load the module of the device, or have the host make the node (mknod)",
-        )  # fmt: skip
+        )

@@ -51,9 +51,17 @@ __all__ = ["Mqueue", "Proc", "Sys"]
 
 # As Docker and Podman cover them: what tells of the host, or lets root change it.
 PROC_MASKED = (
-    "/acpi", "/asound", "/interrupts", "/kcore", "/keys", "/latency_stats", "/sched_debug", "/scsi", "/timer_list",
+    "/acpi",
+    "/asound",
+    "/interrupts",
+    "/kcore",
+    "/keys",
+    "/latency_stats",
+    "/sched_debug",
+    "/scsi",
+    "/timer_list",
     "/timer_stats",
-)  # fmt: skip
+)
 PROC_READ_ONLY = ("/bus", "/fs", "/irq", "/sys", "/sysrq-trigger")
 SYS_MASKED = ("/firmware", "/devices/virtual/powercap")
 

@@ -145,9 +145,10 @@ class Root(Irreversible):
         found = list(self.entries)
         for entry in entries:
             same = [
-                i for i, other in enumerate(found)
+                i
+                for i, other in enumerate(found)
                 if type(other) is type(entry) and getattr(other, "place", None) == getattr(entry, "place", None)
-            ]  # fmt: skip
+            ]
             if same:
                 found[same[-1]] = entry
             else:

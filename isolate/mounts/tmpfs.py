@@ -115,9 +115,13 @@ class Tmpfs(Shown, ReversibleMount):
         flags = flags | MOUNT_ATTR_RDONLY if self.read_only else flags
         words = f"tmpfs for {text(self.place)}: at most {limit} bytes in {inodes} files"
         step = Step(
-            Phase.ROOT, words, tuple(new_file_system(b"tmpfs", fs, options, flags)), path=self.place, hints=NEW_HINTS,
+            Phase.ROOT,
+            words,
+            tuple(new_file_system(b"tmpfs", fs, options, flags)),
+            path=self.place,
+            hints=NEW_HINTS,
             template=EACH,
-        )  # fmt: skip
+        )
         return fs, [step]
 
     def steps_in(self, building: Building) -> Iterator[Step]:

@@ -177,10 +177,12 @@ def make(part: Any) -> OwnedDescriptor:
     """A new namespace as the part says, and no process in it."""
     if part.kind == "pid":
         raise UnsupportedError(
-            errno.EOPNOTSUPP, "make a pid namespace without a process", part=type(part).__name__,
+            errno.EOPNOTSUPP,
+            "make a pid namespace without a process",
+            part=type(part).__name__,
             cause="it ends with its PID 1",
             remedy="spawn a program in one, and attach to that: attach(process).pid_namespace",
-        )  # fmt: skip
+        )
     if part.kind in _CHILD_ONLY:
         return _in_a_child(part)
     from isolate.thread.disposable import on_a_thread
@@ -260,10 +262,13 @@ class _Name:
         yield until_owner_ends()
         # With the file it was ours; what stands there now may be somebody else's, who removed it and made it anew.
         for text, ours, removal in (
-            ("unmount the name, if it is still this namespace's", on_it,
-             call("umount2", b"/proc/self/fd/%d/%b" % (directory.number, name), MNT_DETACH | 8)),  # UMOUNT_NOFOLLOW
+            (
+                "unmount the name, if it is still this namespace's",
+                on_it,
+                call("umount2", b"/proc/self/fd/%d/%b" % (directory.number, name), MNT_DETACH | 8),
+            ),  # UMOUNT_NOFOLLOW
             ("remove the name, if it is still our file", made, call("unlinkat", directory, name, 0)),
-        ):  # fmt: skip
+        ):
             now, end = Buffer(STATX_SIZE, "what stands there"), Label()
             gone = (errno.ENOENT,)
             ops = (
@@ -274,7 +279,7 @@ class _Name:
                 Test(Load(now, _DEVICE), Load(ours, _DEVICE), label=end),
                 removal,
                 end,
-            )  # fmt: skip
+            )
             yield Step(Phase.CLEANUP, text, ops, needs=file)
 
 
@@ -289,11 +294,14 @@ def _add_name(handle: Handle, name: str) -> None:
     except OSError as refused:
         unsafe = isinstance(refused, PermissionError) and refused.errno == errno.EPERM
         raise SetupError(
-            refused.errno or errno.EIO, f"open the directory of the names, {directory}", part=type(handle).__name__,
-            path=refused.filename, syscall="openat",
+            refused.errno or errno.EIO,
+            f"open the directory of the names, {directory}",
+            part=type(handle).__name__,
+            path=refused.filename,
+            syscall="openat",
             cause=f"{refused.filename} {refused.strerror}: others could lead the name elsewhere" if unsafe else None,
             remedy="remove it, or give it to root alone: chown root, chmod 755" if unsafe else None,
-        ) from None  # fmt: skip
+        ) from None
     told, ready = (OwnedDescriptor(end) for end in os.pipe2(os.O_CLOEXEC))
     session = start.keep(_Name(path.encode(), at, fd, ready))
     ready.close()

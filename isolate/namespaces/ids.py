@@ -157,9 +157,12 @@ class IdMap:
         """
         if not is_host_root():
             raise SetupError(
-                errno.EPERM, "map ids that nobody has", part="UserNamespace",
-                cause="only root of the initial user namespace can", remedy="IdMap.subordinate(), or UserNamespace()",
-            )  # fmt: skip
+                errno.EPERM,
+                "map ids that nobody has",
+                part="UserNamespace",
+                cause="only root of the initial user namespace can",
+                remedy="IdMap.subordinate(), or UserNamespace()",
+            )
         found: list[int] = []
         for path in ("/etc/subuid", "/etc/subgid"):
             try:
@@ -216,17 +219,26 @@ def read_subordinate(path: str, *, user: str | None = None) -> list[tuple[int, i
             rows = [_row(line) for line in lines(file.read())]
     except OSError as error:
         raise SetupError(
-            error.errno or 2, f"read {path}", part="UserNamespace", syscall="open", path=path,
-            cause="the file with the subordinate ids cannot be read (package: uidmap)", remedy=_grant(path, user, []),
-        ) from error  # fmt: skip
+            error.errno or 2,
+            f"read {path}",
+            part="UserNamespace",
+            syscall="open",
+            path=path,
+            cause="the file with the subordinate ids cannot be read (package: uidmap)",
+            remedy=_grant(path, user, []),
+        ) from error
     known = [row for row in rows if row is not None]
     found = [(first, count) for name, first, count in known if name in names]
     if not found:
         held = [(first, count) for _, first, count in known]
         raise SetupError(
-            1, f"find the subordinate ids of {user} in {path}", part="UserNamespace", path=path,
-            cause=f"{path} has no entry for {user}", remedy=_grant(path, user, held),
-        )  # fmt: skip
+            1,
+            f"find the subordinate ids of {user} in {path}",
+            part="UserNamespace",
+            path=path,
+            cause=f"{path} has no entry for {user}",
+            remedy=_grant(path, user, held),
+        )
     return found
 
 

@@ -345,8 +345,15 @@ def _forbid_nested(filtered: bool) -> Step:
         + (" (where it can be written: the filter refuses them as well)" if filtered else ""),
         (
             call(
-                "openat", AT_FDCWD, b"/proc/sys/user/max_user_namespaces", O_WRONLY | O_CLOEXEC, 0, out=fd,
-                errors=unwritable, policy="skip", label=done if filtered else None,
+                "openat",
+                AT_FDCWD,
+                b"/proc/sys/user/max_user_namespaces",
+                O_WRONLY | O_CLOEXEC,
+                0,
+                out=fd,
+                errors=unwritable,
+                policy="skip",
+                label=done if filtered else None,
             ),
             call("write", fd, b"0", 1, expect=1),
             call("close", fd),
@@ -359,7 +366,7 @@ def _forbid_nested(filtered: bool) -> Step:
             ENOENT: "/proc is not mounted here: say UserNamespace(nested=True), or add a filter that refuses user"
             " namespaces, as Seccomp.default() does",
         },
-    )  # fmt: skip
+    )
 
 
 @keywords

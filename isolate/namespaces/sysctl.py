@@ -23,10 +23,15 @@ __all__ = ["Sysctl"]
 
 #: By the beginning of a name: the namespace that has the setting for itself.
 _NAMESPACES = (
-    ("net.", NetNamespace), ("kernel.shm", IpcNamespace), ("kernel.msg", IpcNamespace), ("kernel.sem", IpcNamespace),
-    ("kernel.hostname", UtsNamespace), ("kernel.domainname", UtsNamespace), ("fs.mqueue.", IpcNamespace),
+    ("net.", NetNamespace),
+    ("kernel.shm", IpcNamespace),
+    ("kernel.msg", IpcNamespace),
+    ("kernel.sem", IpcNamespace),
+    ("kernel.hostname", UtsNamespace),
+    ("kernel.domainname", UtsNamespace),
+    ("fs.mqueue.", IpcNamespace),
     ("user.", UserNamespace),
-)  # fmt: skip
+)
 
 
 @keywords

@@ -74,9 +74,7 @@ def route(to: Net | None, *, index: int, via: Address | None = None, version: in
     if via is not None:
         body += attribute(_RTA_GATEWAY, via.packed)
     body += attribute(_RTA_OIF, index)
-    return Message(
-        _NEWROUTE, CREATE | EXCLUSIVE, body, f"route {to or 'everything'} by {via or f'the device {index}'}"
-    )  # fmt: skip
+    return Message(_NEWROUTE, CREATE | EXCLUSIVE, body, f"route {to or 'everything'} by {via or f'the device {index}'}")
 
 
 def local(net: Net, *, index: int = 1) -> Message:

@@ -164,11 +164,14 @@ class Domains:
             call("socket", Constant(2, "AF_INET"), flags, 0, out=dns),
             call("bind", dns, Buffer(name, "address"), len(name)),
             call(
-                "socket", Constant(16, "AF_NETLINK"), Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
-                Constant(0, "NETLINK_ROUTE"), out=netlink,
+                "socket",
+                Constant(16, "AF_NETLINK"),
+                Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
+                Constant(0, "NETLINK_ROUTE"),
+                out=netlink,
             ),
             *handing.hand(slot, [*registers, dns, netlink]),
-        ]  # fmt: skip
+        ]
         ports = ", ".join(map(str, self.ports))
         text = (
             f"listen inside for the caller's proxy, which reaches {', '.join(self.names)} at {ports} and nothing else"

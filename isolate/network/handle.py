@@ -106,9 +106,12 @@ class Network(Watching, Joinable):
         self._privileged = capable()
         if uplink == "host" and not self._privileged:
             raise SetupError(
-                errno.EPERM, "use the host's network as the uplink", part="Network",
-                cause="it needs CAP_NET_ADMIN in the host's network", remedy='be root, or say uplink="user"',
-            )  # fmt: skip
+                errno.EPERM,
+                "use the host's network as the uplink",
+                part="Network",
+                cause="it needs CAP_NET_ADMIN in the host's network",
+                remedy='be root, or say uplink="user"',
+            )
         self._way = Way((), None, min(mtu, 65520), ruleset.UPLINK) if uplink == "user" else None
         self._switch = Switch(nets, mtu=mtu, out=uplink is not None, names=names)
         self._members = Members(self._switch)
@@ -168,17 +171,25 @@ class Network(Watching, Joinable):
                         moved = self._switch.counters(plug)._asdict()
                 members.append(
                     {
-                        "name": member.name, "aliases": list(member.wish.aliases),
-                        "addresses": [str(each) for each in member.addresses], "counters": moved,
+                        "name": member.name,
+                        "aliases": list(member.wish.aliases),
+                        "addresses": [str(each) for each in member.addresses],
+                        "counters": moved,
                         "published": [str(each) for each in member.wish.publish],
                         "egress": list(member.wish.egress.to) if member.wish.egress is not None else None,
                     }
-                )  # fmt: skip
+                )
         return {
-            "name": self.name, "pid": os.getpid(), "subnet": str(self.subnet), "mtu": self.mtu,
-            "subnet6": str(self.subnet6) if self.subnet6 is not None else None, "uplink": self.uplink,
-            "gateway": str(self.gateway), "nameservers": [str(each) for each in self.nameservers], "members": members,
-        }  # fmt: skip
+            "name": self.name,
+            "pid": os.getpid(),
+            "subnet": str(self.subnet),
+            "mtu": self.mtu,
+            "subnet6": str(self.subnet6) if self.subnet6 is not None else None,
+            "uplink": self.uplink,
+            "gateway": str(self.gateway),
+            "nameservers": [str(each) for each in self.nameservers],
+            "members": members,
+        }
 
     def counters(self, member: Member) -> link.Counters:
         """What a member has received and sent so far, as it sees it."""
@@ -253,11 +264,17 @@ class Network(Watching, Joinable):
     def _attach(self, member: Member, inside: Socket) -> None:
         wish = member.wish
         plug = Plug(
-            member.number, member.addresses, wish.mac or _mac(member.address), wish.device, wish.mtu or self.mtu,
-            limited=wish.egress is not None, rate=wish.rate, burst=wish.burst,
+            member.number,
+            member.addresses,
+            wish.mac or _mac(member.address),
+            wish.device,
+            wish.mtu or self.mtu,
+            limited=wish.egress is not None,
+            rate=wish.rate,
+            burst=wish.burst,
             everywhere=self.uplink is not None or bool(wish.publish),
             routes=wish.routes,
-        )  # fmt: skip
+        )
         with self._switch.lock:
             self._check()
             member.plug = plug

@@ -55,9 +55,16 @@ class Helper:
         self._argv = [os.fsencode(word) for word in args]
         pairs = [(0, 0), (1, 1), (2, 2), *((6 + i, 10 + i) for i in range(len(fds)))]
         block = run_block(
-            self._argv, [b"PATH=" + _PATH.encode(), b"LC_ALL=C"], program=self._argv[0], path=_PATH.encode(), cwd=b"/",
-            fds=pairs, slots=6 + len(fds), started=True, tty=False,
-        )  # fmt: skip
+            self._argv,
+            [b"PATH=" + _PATH.encode(), b"LC_ALL=C"],
+            program=self._argv[0],
+            path=_PATH.encode(),
+            cwd=b"/",
+            fds=pairs,
+            slots=6 + len(fds),
+            started=True,
+            tty=False,
+        )
         self._said = b""
         self.session = launch(tape, block, [-3, -1, -2], list(fds), nonblocking=True)
         try:

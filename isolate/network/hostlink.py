@@ -126,9 +126,7 @@ class HostLink:
 
     def _wire(self) -> None:
         mtu = self.switch.mtu
-        making = link.veth(
-            f"{PREFIX}%d", ruleset.UPLINK, self.switch.namespace, peer_index=_INDEX, mtu=mtu
-        )  # fmt: skip
+        making = link.veth(f"{PREFIX}%d", ruleset.UPLINK, self.switch.namespace, peer_index=_INDEX, mtu=mtu)
         self._route.batch([making])
         self.index: int = link.peer_of(self.switch.route, _INDEX)
         #: The host's end, and both addresses.
@@ -286,9 +284,13 @@ def reserve(publish: Publish, port: int) -> socket.socket:
         }
         cause, remedy = causes.get(error.errno or 0, (None, None))
         raise SetupError(
-            error.errno or errno.EIO, f"publish {publish.address}:{port}/{publish.protocol}", part="Interface",
-            syscall="bind", cause=cause, remedy=remedy,
-        ) from None  # fmt: skip
+            error.errno or errno.EIO,
+            f"publish {publish.address}:{port}/{publish.protocol}",
+            part="Interface",
+            syscall="bind",
+            cause=cause,
+            remedy=remedy,
+        ) from None
     return sock
 
 

@@ -141,9 +141,12 @@ class Interface:
         handing = Handing(prepare=lambda: self.network.reserve(wish), part="Interface")
         slot, fd = handing.slot(context), Register("netlink socket")
         making = call(
-            "socket", Constant(16, "AF_NETLINK"), Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
-            Constant(0, "NETLINK_ROUTE"), out=fd,
-        )  # fmt: skip
+            "socket",
+            Constant(16, "AF_NETLINK"),
+            Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
+            Constant(0, "NETLINK_ROUTE"),
+            out=fd,
+        )
         text = f"hand out a netlink socket of this network; the caller attaches {wish.device} to {self.network.subnet}"
         yield Step(Phase.SYSTEM, text, (making, *handing.hand(slot, [fd])))
         yield Step(Phase.SYSTEM, "wait until it is attached", tuple(handing.wait(slot)), hints=_HINTS)
@@ -161,9 +164,19 @@ class Interface:
     def wish(self, number: int = 0) -> Wish:
         """What it asks of its network, as the interface of that number in a sandbox."""
         return Wish(
-            self.name, self.aliases, self.address, self.address6, self.publish, self.egress, self.rate, self.burst,
-            self.mac, self.mtu, self.routes, self.device or f"eth{number}",
-        )  # fmt: skip
+            self.name,
+            self.aliases,
+            self.address,
+            self.address6,
+            self.publish,
+            self.egress,
+            self.rate,
+            self.burst,
+            self.mac,
+            self.mtu,
+            self.routes,
+            self.device or f"eth{number}",
+        )
 
 
 def all_ports() -> Step:

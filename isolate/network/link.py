@@ -163,9 +163,7 @@ def change(
 
 def forwarding(link: int | str, on: bool = True) -> Message:
     """Forward IPv4 packets that come in by this device: what net.ipv4.conf.DEVICE.forwarding is, for it alone."""
-    return change(
-        link, ipv4={FORWARDING: int(on)}, step=f"{'forward' if on else 'no longer forward'} IPv4 from {link}"
-    )  # fmt: skip
+    return change(link, ipv4={FORWARDING: int(on)}, step=f"{'forward' if on else 'no longer forward'} IPv4 from {link}")
 
 
 def remove(link: int | str) -> Message:

@@ -152,9 +152,12 @@ class Members:
                 self._free(number)
                 return number
         raise SetupError(
-            errno.EADDRNOTAVAIL, f"give out an address of {net}", part="Network",
-            cause=f"all {most} are taken", remedy="make the network with a larger subnet, or close what is not needed",
-        )  # fmt: skip
+            errno.EADDRNOTAVAIL,
+            f"give out an address of {net}",
+            part="Network",
+            cause=f"all {most} are taken",
+            remedy="make the network with a larger subnet, or close what is not needed",
+        )
 
     def _still(self, number: int) -> bool:
         plug = self._leaving.get(number)

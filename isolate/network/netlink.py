@@ -266,14 +266,15 @@ class Socket:
         try:
             data, (sender, _) = self._socket.recvfrom(1 << 18)
         except TimeoutError:
-            raise SetupError(
-                errno.ETIMEDOUT, "take the kernel's answer", part=self.part, syscall="recvfrom"
-            ) from None  # fmt: skip
+            raise SetupError(errno.ETIMEDOUT, "take the kernel's answer", part=self.part, syscall="recvfrom") from None
         except OSError as error:
             raise SetupError(
-                error.errno or errno.EIO, "take the kernel's answer", part=self.part, syscall="recvfrom",
+                error.errno or errno.EIO,
+                "take the kernel's answer",
+                part=self.part,
+                syscall="recvfrom",
                 cause=FINDINGS.get(error.errno or 0, (None, None))[0],
-            ) from None  # fmt: skip
+            ) from None
         at = 0
         while not sender and at + 16 <= len(data):  # other processes can write to a socket too: the kernel's port is 0
             size, kind, flags, number, _ = _HEADER.unpack_from(data, at)

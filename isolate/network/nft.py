@@ -46,8 +46,14 @@ class Field(NamedTuple):
 
 # As `nft` numbers them (include/datatype.h), so that `nft list` shows what is there.
 IPV4, IPV6, MAC, PROTOCOL, PORT, INDEX, NAME = (
-    Field(7, 4), Field(8, 16), Field(9, 6), Field(12, 1), Field(13, 2), Field(20, 4), Field(41, 16),
-)  # fmt: skip
+    Field(7, 4),
+    Field(8, 16),
+    Field(9, 6),
+    Field(12, 1),
+    Field(13, 2),
+    Field(20, 4),
+    Field(41, 16),
+)
 
 
 def _padded(data: bytes) -> bytes:
@@ -135,9 +141,15 @@ class Table:
         """A base chain."""
         hook = nested(4, attribute(1, _be(chain.hook)), attribute(2, struct.pack(">i", chain.priority)))
         return self._message(
-            _NEWCHAIN, f"make the chain {chain.name}", text(1, self.name), text(3, chain.name), hook,
-            attribute(5, _be(chain.policy)), text(7, chain.kind), create=True,
-        )  # fmt: skip
+            _NEWCHAIN,
+            f"make the chain {chain.name}",
+            text(1, self.name),
+            text(3, chain.name),
+            hook,
+            attribute(5, _be(chain.policy)),
+            text(7, chain.kind),
+            create=True,
+        )
 
     def set(self, wanted: Set) -> Message:
         """A set or a map."""
@@ -145,9 +157,11 @@ class Table:
         concatenated = len(wanted.key) > 1 and wanted.interval  # of others the kernel needs no more than the size
         flags = (_INTERVAL if wanted.interval else 0) | (_MAP if wanted.value else 0)
         parts = [
-            text(1, self.name), text(2, wanted.name),
-            attribute(4, _be(_type(wanted.key))), attribute(5, _be(_size(wanted.key))),
-        ]  # fmt: skip
+            text(1, self.name),
+            text(2, wanted.name),
+            attribute(4, _be(_type(wanted.key))),
+            attribute(5, _be(_size(wanted.key))),
+        ]
         if wanted.value:
             parts += [attribute(6, _be(_type(wanted.value))), attribute(7, _be(_size(wanted.value)))]
         if concatenated:
@@ -165,16 +179,24 @@ class Table:
         packed = [part for element in elements for part in element.packed(whole=not remove)]
         verb = "take elements out of" if remove else "put elements into"
         return self._message(
-            DELETE_ELEMENTS if remove else _NEWELEMENTS, f"{verb} the set {where}",
-            text(1, self.name), text(2, where), nested(3, *packed), create=not remove,
-        )  # fmt: skip
+            DELETE_ELEMENTS if remove else _NEWELEMENTS,
+            f"{verb} the set {where}",
+            text(1, self.name),
+            text(2, where),
+            nested(3, *packed),
+            create=not remove,
+        )
 
     def rule(self, chain: str, *expressions: bytes) -> Message:
         """A rule at the end of a chain."""
         return self._message(
-            _NEWRULE, f"a rule of the chain {chain}", text(1, self.name), text(2, chain), nested(4, *expressions),
+            _NEWRULE,
+            f"a rule of the chain {chain}",
+            text(1, self.name),
+            text(2, chain),
+            nested(4, *expressions),
             create=True,
-        )._replace(flags=CREATE | 0x800)  # fmt: skip
+        )._replace(flags=CREATE | 0x800)
 
     def flush(self, chain: str) -> Message:
         """Every rule of a chain, taken out."""
@@ -216,9 +238,13 @@ def compare(data: bytes, *, unequal: bool = False, operator: int | None = None, 
 def masked(mask: bytes, register: int = REGISTER) -> bytes:
     """A register and a mask."""
     return _expression(
-        "bitwise", _number(1, register), _number(2, register), _number(3, len(mask)), nested(4, attribute(1, mask)),
+        "bitwise",
+        _number(1, register),
+        _number(2, register),
+        _number(3, len(mask)),
+        nested(4, attribute(1, mask)),
         nested(5, attribute(1, bytes(len(mask)))),
-    )  # fmt: skip
+    )
 
 
 def lookup(name: str, *, into: int | None = None, inverted: bool = False, register: int = REGISTER) -> bytes:
@@ -298,7 +324,7 @@ def chance(probability: float) -> list[bytes]:
     number = _expression("numgen", _number(1, REGISTER), _number(2, 1 << 30), _number(3, 1))  # NFT_NG_RANDOM
     order = _expression(
         "byteorder", _number(1, REGISTER), _number(2, REGISTER), _number(3, 1), _number(4, 4), _number(5, 4)
-    )  # fmt: skip
+    )
     return [number, order, compare(_be(share), operator=2)]
 
 
@@ -306,7 +332,7 @@ def limit(rate: int, burst: int) -> bytes:
     """Go on for at most so many packets a second."""
     return _expression(
         "limit", attribute(1, _be(rate, 8)), attribute(2, _be(1, 8)), _number(3, burst), _number(4, 0), _number(5, 0)
-    )  # fmt: skip
+    )
 
 
 def counter() -> bytes:

@@ -146,9 +146,13 @@ def _descriptor(target: NetNamespace | Running | int) -> tuple[int, OwnedDescrip
         ours = OwnedDescriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise SetupError(
-            error.errno or 3, f"open the network of {target!r}", part="Interface", syscall="openat", path=str(path),
+            error.errno or 3,
+            f"open the network of {target!r}",
+            part="Interface",
+            syscall="openat",
+            path=str(path),
             cause="there is no such process (any more)" if error.errno in (2, 3) else "the caller may not look into it",
-        ) from None  # fmt: skip
+        ) from None
     # The process may have ended, and its number be another's: its pidfd tells, now that the network is held.
     pidfd = getattr(target, "pidfd", None)
     if isinstance(pidfd, int):

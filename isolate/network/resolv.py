@@ -53,10 +53,17 @@ def over_the_host(data: bytes) -> Step:
         call("open_tree", tmpfs, name, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC, out=tree),
         call("close", tmpfs),
         call(
-            "move_mount", tree, b"", AT_FDCWD, PATH.encode(), MOVE_MOUNT_F_EMPTY_PATH | _FOLLOW,
-            errors=(errno.ENOENT,), policy="jump", label=end,
+            "move_mount",
+            tree,
+            b"",
+            AT_FDCWD,
+            PATH.encode(),
+            MOVE_MOUNT_F_EMPTY_PATH | _FOLLOW,
+            errors=(errno.ENOENT,),
+            policy="jump",
+            label=end,
         ),
         end,
         call("close", tree),
-    ]  # fmt: skip
+    ]
     return Step(Phase.SYSTEM, f"{PATH} names the network's resolver", tuple(ops), path=PATH.encode())

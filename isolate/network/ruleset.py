@@ -129,8 +129,13 @@ def base(*, out: bool) -> list[Message]:
         # A port of its own: only with its own address, and IPv4 alone.
         table.rule("spoofed", *limited, *nft.family(6), drop),
         table.rule(
-            "spoofed", *limited, *nft.family(4), nft.meta("iif"), source(4, _R + 1),
-            nft.lookup("members4", inverted=True), drop,
+            "spoofed",
+            *limited,
+            *nft.family(4),
+            nft.meta("iif"),
+            source(4, _R + 1),
+            nft.lookup("members4", inverted=True),
+            drop,
         ),
         *_names(),
         table.rule("input", *nft.established(), accept),
@@ -140,12 +145,18 @@ def base(*, out: bool) -> list[Message]:
         table.rule("forward", *nft.device("iifname", UPLINK), *nft.translated(), accept),
         table.rule("forward", *nft.device("iifname", UPLINK), drop),
         table.rule(
-            "forward", *nft.family(4), source(4), destination(4, _R + 1), nft.meta("l4proto", _R + 2), port(_R + 3),
-            nft.lookup("reach_ports"), accept,
+            "forward",
+            *nft.family(4),
+            source(4),
+            destination(4, _R + 1),
+            nft.meta("l4proto", _R + 2),
+            port(_R + 3),
+            nft.lookup("reach_ports"),
+            accept,
         ),
         table.rule("forward", *nft.family(4), source(4), destination(4, _R + 1), nft.lookup("reach"), accept),
         table.rule("forward", *limited, nft.reject()),
-    ]  # fmt: skip
+    ]
     if out:
         messages.append(table.rule("forward", *nft.device("oifname", UPLINK), accept))
     else:
@@ -154,11 +165,16 @@ def base(*, out: bool) -> list[Message]:
         # To a member whose egress is limited, from the bridge or from another of them.
         table.rule("forward", accept),
         table.rule(
-            "publish", *nft.device("iifname", UPLINK), *nft.family(4), nft.meta("l4proto"), port(_R + 1),
-            nft.lookup("published", into=_R), nft.destination_nat(4),
+            "publish",
+            *nft.device("iifname", UPLINK),
+            *nft.family(4),
+            nft.meta("l4proto"),
+            port(_R + 1),
+            nft.lookup("published", into=_R),
+            nft.destination_nat(4),
         ),
         table.rule("masquerade", *nft.device("oifname", UPLINK), nft.masquerade()),
-    ]  # fmt: skip
+    ]
     return messages
 
 

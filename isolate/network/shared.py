@@ -79,9 +79,12 @@ class Door:
         except OSError as error:
             self._listener.close()
             raise SetupError(
-                error.errno or errno.EIO, f"name the network {name}", part="Network", syscall="bind",
+                error.errno or errno.EIO,
+                f"name the network {name}",
+                part="Network",
+                syscall="bind",
                 cause="another network has the name" if error.errno == errno.EADDRINUSE else None,
-            ) from None  # fmt: skip
+            ) from None
         self._thread = threading.Thread(target=self._run, name="isolate-door", daemon=True)
         self._thread.start()
 
@@ -213,9 +216,11 @@ class _Asked:
         if error is not None:
             number = error.get("errno")
             raise SetupError(
-                number if isinstance(number, int) else errno.EINVAL, "join the network", part="Interface",
+                number if isinstance(number, int) else errno.EINVAL,
+                "join the network",
+                part="Interface",
                 cause=f"its owner says: {str(error.get('text'))[:500]}",
-            )  # fmt: skip
+            )
         return found
 
     def close(self) -> None:
@@ -234,10 +239,12 @@ def find(name: str) -> Shared:
         # Where nobody listens at the abstract address, the connection is refused: there is no such network.
         number = errno.ENOENT if error.errno == errno.ECONNREFUSED else error.errno
         raise SetupError(
-            number or errno.ENOENT, f"find the network {name}", part="Network",
+            number or errno.ENOENT,
+            f"find the network {name}",
+            part="Network",
             cause=f"there are {', '.join(there)}" if there else "this user has no network with a name",
             remedy=f"make it, and keep it running: python -m isolate net create {name}, or Network(name={name!r})",
-        ) from None  # fmt: skip
+        ) from None
     told = asked.answer
     asked.close()
     return Shared(name, told)
@@ -295,10 +302,16 @@ class _Lease:
 def _options(wish: Wish) -> dict[str, Any]:
     """A wish as the arguments of :class:`Interface`, in what JSON has."""
     return {
-        "name": wish.name, "aliases": list(wish.aliases), "device": wish.device, "mac": wish.mac, "mtu": wish.mtu,
-        "address": str(wish.address) if wish.address else None, "rate": wish.rate, "burst": wish.burst,
+        "name": wish.name,
+        "aliases": list(wish.aliases),
+        "device": wish.device,
+        "mac": wish.mac,
+        "mtu": wish.mtu,
+        "address": str(wish.address) if wish.address else None,
+        "rate": wish.rate,
+        "burst": wish.burst,
         "address6": str(wish.address6) if wish.address6 else None,
         "publish": [[p.host, p.port, p.protocol, p.address] for p in wish.publish],
         "egress": list(wish.egress.to) if wish.egress is not None else None,
         "routes": {str(net): str(via) if via else None for net, via in wish.routes},
-    }  # fmt: skip
+    }

@@ -160,9 +160,14 @@ class Switch:
             with self.lock:
                 plug.attached = True
                 wire = link.veth(
-                    plug.port, plug.device, namespace, index=plug.index, mtu=plug.mtu, peer_mac=plug.mac,
+                    plug.port,
+                    plug.device,
+                    namespace,
+                    index=plug.index,
+                    mtu=plug.mtu,
+                    peer_mac=plug.mac,
                     master=0 if plug.limited else _BRIDGE,
-                )  # fmt: skip
+                )
                 self.route.batch([wire, *self._own_port(plug)])
                 self.shape(plug)
                 admitted = ruleset.admitted(plug.index, plug.addresses, limited=plug.limited)
@@ -265,9 +270,15 @@ class Switch:
         with self.lock:
             here = link.counters(self.route, plug.index)
         return Counters(
-            here.sent_bytes, here.received_bytes, here.sent_packets, here.received_packets,
-            here.sent_dropped, here.received_dropped, here.sent_errors, here.received_errors,
-        )  # fmt: skip
+            here.sent_bytes,
+            here.received_bytes,
+            here.sent_packets,
+            here.received_packets,
+            here.sent_dropped,
+            here.received_dropped,
+            here.sent_errors,
+            here.received_errors,
+        )
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -292,10 +303,13 @@ def _shaping_error(route: Socket, failure: Failure, messages: Sequence[Message])
         return route.error(failure, step)
     needed = "netem (CONFIG_NET_SCH_NETEM)" if "impair" in step else "tbf, ifb, u32 and mirred"
     return UnsupportedError(
-        failure.errno, step, part="Network", syscall="sendto",
+        failure.errno,
+        step,
+        part="Network",
+        syscall="sendto",
         cause=f"this kernel was built without {needed}, or the module cannot be loaded",
         remedy="of impairments, loss alone needs no netem" if "impair" in step else None,
-    )  # fmt: skip
+    )
 
 
 def _mac(number: int) -> str:

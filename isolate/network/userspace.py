@@ -78,9 +78,12 @@ class Userspace:
         handing = Handing(prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device), part="Userspace")
         slot, fd = handing.slot(context), Register("netlink socket")
         making = call(
-            "socket", Constant(16, "AF_NETLINK"), Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
-            Constant(0, "NETLINK_ROUTE"), out=fd,
-        )  # fmt: skip
+            "socket",
+            Constant(16, "AF_NETLINK"),
+            Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
+            Constant(0, "NETLINK_ROUTE"),
+            out=fd,
+        )
         text = f"hand out a netlink socket of this network; the caller has {self.helper or 'pasta'} attach to it"
         yield Step(Phase.SYSTEM, text, (making, *handing.hand(slot, [fd])))
         yield Step(Phase.SYSTEM, "wait until there is a way out", tuple(handing.wait(slot)))

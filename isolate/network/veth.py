@@ -119,12 +119,15 @@ def _ask(kind: int, flags: int, body: bytes, step: str) -> None:
         error = _answer(sock, 1)
     if error:
         raise SetupError(
-            error, step, part="Network", syscall="sendto",
+            error,
+            step,
+            part="Network",
+            syscall="sendto",
             cause={
                 errno.EOPNOTSUPP: "this kernel has no veth devices (CONFIG_VETH)",
                 errno.EPERM: "it needs CAP_NET_ADMIN in the network namespace",
             }.get(error, os.strerror(error)),
-        )  # fmt: skip
+        )
 
 
 def _answer(sock: socket.socket, sequence: int) -> int:

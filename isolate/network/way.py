@@ -46,11 +46,13 @@ class Way:
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             there = os.path.exists("/dev/net/tun")
             raise SetupError(
-                errno.EACCES if there else errno.ENOENT, "make a way out in user space", part="Userspace",
+                errno.EACCES if there else errno.ENOENT,
+                "make a way out in user space",
+                part="Userspace",
                 path="/dev/net/tun",
                 cause="this user may not open it" if there else "the kernel has no TUN devices, or /dev shows none",
                 remedy="as root: chmod 0666 /dev/net/tun" if there else "as root: modprobe tun",
-            )  # fmt: skip
+            )
         for each in publish:
             for port, _ in each.pairs:
                 reserve(each, port).close()  # in use: told here, with a better reason than the helper's
@@ -94,7 +96,7 @@ class Way:
             "--foreground", "--config-net", "--ipv4-only", "--no-map-gw", "--tcp-ns", "none", "--udp-ns", "none",
             "--ns-ifname", self.device, "--address", ADDRESS, "--netmask", str(PREFIX), "--gateway", GATEWAY,
             "--dns-forward", NAMESERVER, "--mtu", str(self.mtu), "--netns", "/proc/self/fd/10",
-        ]  # fmt: skip
+        ]  # fmt: skip  # options beside their values
         args += ["--netns-only"] if same else ["--userns", "/proc/self/fd/11"]
         if os.geteuid() == 0:
             args += ["--runas", "0:0"]  # it would become nobody, who may not enter the network
@@ -133,19 +135,25 @@ class Way:
         said = [s for line in self.helper.said().splitlines() if (s := line.strip()) and "to syslog" not in s]
         name = os.path.basename(self.path)
         return SetupError(
-            errno.EIO, f"have {name} attach to the network", part="Userspace", path=self.path,
+            errno.EIO,
+            f"have {name} attach to the network",
+            part="Userspace",
+            path=self.path,
             cause=f"it ended, and said: {said[-1][:200]}" if said else "it said nothing, and the network is not there",
             remedy="slirp4netns may do where pasta does not: helper='slirp4netns'" if name == "pasta" else None,
-        )  # fmt: skip
+        )
 
     def _forward(self, path: str) -> None:
         """Tell slirp4netns of published ports."""
         for each in self.publish:
             for outside, inside in each.pairs:
                 wanted = {
-                    "proto": each.protocol, "host_addr": each.address, "host_port": outside, "guest_addr": ADDRESS,
+                    "proto": each.protocol,
+                    "host_addr": each.address,
+                    "host_port": outside,
+                    "guest_addr": ADDRESS,
                     "guest_port": inside,
-                }  # fmt: skip
+                }
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as api:
                     api.settimeout(_PATIENCE)
                     _connect(api, path)
@@ -185,9 +193,12 @@ def installed(wanted: str | None) -> str:
     if path is None:
         name = wanted or "pasta or slirp4netns"
         raise UnsupportedError(
-            errno.ENOENT, "make a way out in user space", part="Userspace", cause=f"{name} is not installed",
+            errno.ENOENT,
+            "make a way out in user space",
+            part="Userspace",
+            cause=f"{name} is not installed",
             remedy=f"install the package {'slirp4netns' if wanted == 'slirp4netns' else 'passt'}",
-        )  # fmt: skip
+        )
     key = (path, os.stat(path).st_mtime)
     if key not in _known:
         _check_version(path)
@@ -206,6 +217,10 @@ def _check_version(path: str) -> None:
             return
         found, needed = match[0] if match else "one that tells no version", "0.4.0 or later"
     raise UnsupportedError(
-        errno.EOPNOTSUPP, "make a way out in user space", part="Userspace", path=path,
-        cause=f"{os.path.basename(path)} is too old: it is {found}", remedy=f"install {needed}",
-    )  # fmt: skip
+        errno.EOPNOTSUPP,
+        "make a way out in user space",
+        part="Userspace",
+        path=path,
+        cause=f"{os.path.basename(path)} is too old: it is {found}",
+        remedy=f"install {needed}",
+    )

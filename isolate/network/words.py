@@ -138,7 +138,7 @@ class Publish:
             hint = "; IPv6 addresses cannot be published at" if ":" in str(self.address) else ""
             raise ValueError(
                 f"Publish: address must be an IPv4 address of the host, not {self.address!r}{hint}"
-            ) from None  # fmt: skip
+            ) from None
 
     @property
     def pairs(self) -> list[tuple[int, int]]:

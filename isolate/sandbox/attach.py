@@ -302,9 +302,12 @@ def attach(process: int | Process) -> Attached:
         if error.errno == ESRCH:
             raise _gone(process) from None
         raise SetupError(
-            error.errno or ESRCH, f"attach to process {process}", part="attach", syscall="pidfd_open",
+            error.errno or ESRCH,
+            f"attach to process {process}",
+            part="attach",
+            syscall="pidfd_open",
             cause="it is a thread, not a process" if error.errno in (22, ENOENT) else None,
-        ) from None  # fmt: skip
+        ) from None
     try:
         return Attached(process, pidfd)
     finally:
@@ -350,7 +353,10 @@ def _gone(pid: int) -> SetupError:
 
 def _denied(pid: int, error: OSError) -> SetupError:
     return SetupError(
-        error.errno or EACCES, f"open the namespaces of process {pid}", part="attach", path=error.filename,
+        error.errno or EACCES,
+        f"open the namespaces of process {pid}",
+        part="attach",
+        path=error.filename,
         cause="the caller may not look into it: it is another user's, has other capabilities, or is not dumpable",
         remedy="be root, or whoever started it",
-    )  # fmt: skip
+    )

@@ -57,11 +57,12 @@ def check(box: Verbs) -> None:
             raise
     else:
         raise SetupError(
-            errno.EPERM, _EXECUTE,
+            errno.EPERM,
+            _EXECUTE,
             part="Seccomp" if result.verdict is Verdict.SECCOMP else "Sandbox",
             syscall="execve",
             cause="the sandbox's own filter kills execve: no program can run in it"
             if result.verdict is Verdict.SECCOMP
             else f"the process that would have become the program ended with {result.verdict} ({result.returncode})",
             remedy="allow execve in the policy" if result.verdict is Verdict.SECCOMP else None,
-        )  # fmt: skip
+        )

@@ -55,9 +55,11 @@ def replaced(parts: Sequence[Part], new: Iterable[Part]) -> list[Part]:
     for kind in kinds:
         mine = [part for part in given if type(part) is kind]
         at = next((i for i, part in enumerate(found) if type(part) is kind), len(found))
-        found = [part for part in found[:at] if type(part) is not kind] + mine + [
-            part for part in found[at:] if type(part) is not kind
-        ]  # fmt: skip
+        found = (
+            [part for part in found[:at] if type(part) is not kind]
+            + mine
+            + [part for part in found[at:] if type(part) is not kind]
+        )
     return found
 
 

@@ -110,9 +110,12 @@ class FurtherPlan(Plan):
         groups = _groups(process)
         if frozen(groups):
             raise SetupError(
-                EBUSY, "execute a further program", part="Process.exec", cause="the sandbox is frozen",
+                EBUSY,
+                "execute a further program",
+                part="Process.exec",
+                cause="the sandbox is frozen",
                 remedy="thaw() it first",
-            )  # fmt: skip
+            )
         for directory in groups:  # first, while the host's files can still be seen
             # A thread that moves itself is moved at once, a process not: see isolate.cgroups.part.
             file = "tasks" if os.path.exists(os.path.join(directory, "tasks")) else "cgroup.procs"

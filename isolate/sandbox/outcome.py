@@ -156,10 +156,13 @@ def check_countable(tape: Tape) -> None:
     from isolate.errors import UnsupportedError
 
     raise UnsupportedError(
-        errno.EOPNOTSUPP, "hold cpu_time", part="Sandbox", path="/proc",
+        errno.EOPNOTSUPP,
+        "hold cpu_time",
+        part="Sandbox",
+        path="/proc",
         cause="/proc is absent, of another pid namespace, or hides what runs in a sandbox (hidepid=)",
         remedy="mount a /proc of this pid namespace, or add Limits(), whose group counts it",
-    )  # fmt: skip
+    )
 
 
 def group_outcome(record: Record, tape: Tape) -> Outcome | None:

@@ -77,7 +77,7 @@ class _Launcher:
         with theirs, _sealed(template.again.data) as tape:
             run = run_block(
                 [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + 2, started=False, tty=False
-            )  # fmt: skip
+            )
             self._session = launch(template.build, run, [_DEVNULL] * 3, [theirs.fileno(), tape.fileno()])
 
     def _is_parked(self) -> bool:

@@ -101,7 +101,7 @@ class Process:
         self.args: tuple[bytes, ...] = what.args
         self._raw: list[Stream | None] = [
             Stream(session, n) if session.stdio[n] >= 0 and n not in what.captures else None for n in range(3)
-        ]  # fmt: skip
+        ]
         if what.max_output is not None and what.keep is None:
             for raw in self._raw[1:]:
                 if raw is not None:
@@ -113,7 +113,7 @@ class Process:
         self.stderr: IO[Any] | None
         self.stdin, self.stdout, self.stderr = (
             None if raw is None else file(raw, n == 0, bufsize, what.text) for n, raw in enumerate(self._raw)
-        )  # fmt: skip
+        )
         #: Our end of the terminal, unbuffered; None without. Reading says end of file when no program has it any more.
         self.pty: Terminal | None = pty
         self._pump: Pump | None = Pump(session, what.captures, self._exceeded) if what.captures else None
@@ -190,9 +190,15 @@ class Process:
         if self._what.killed is Verdict.OUTPUT:
             verdict = Verdict.OUTPUT
         return outcome.make_result(
-            record, self._session.tape, self._args, returncode, verdict, captured, truncated,
+            record,
+            self._session.tape,
+            self._args,
+            returncode,
+            verdict,
+            captured,
+            truncated,
             pid=self._session.program_pid,
-        )  # fmt: skip
+        )
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
         """Write ``input``, read stdout and stderr to their ends, wait; (stdout, stderr), as in
@@ -523,18 +529,23 @@ def await_start(session: Session, args: tuple[bytes, ...], patience: float | Non
             session.await_record(1.0)
             if deadline is not None and time.monotonic() > deadline and not session.started and session.end is None:
                 raise SetupError(
-                    errno.ETIMEDOUT, "execute a further program", part="Process.exec",
+                    errno.ETIMEDOUT,
+                    "execute a further program",
+                    part="Process.exec",
                     cause="the sandbox is frozen, or a program inside stops whoever comes",
-                )  # fmt: skip
+                )
         except SetupError:
             raise
         except EOFError:
             break
         except OSError as error:
             raise SetupError(
-                error.errno or errno.EIO, "take the program's pidfd", part="Sandbox", syscall="recvmsg",
+                error.errno or errno.EIO,
+                "take the program's pidfd",
+                part="Sandbox",
+                syscall="recvmsg",
                 cause="this process has no descriptor left for it" if error.errno == errno.EMFILE else None,
-            ) from None  # fmt: skip
+            ) from None
     if not session.started:
         session.wait_gone(1.0)
         outcome.ended(session, args)  # raises, unless init was killed from outside before it could tell

@@ -190,9 +190,15 @@ class Relay:
         settings = termios.tcgetattr(self._in)
         before, changed = guard.settings(self._in), list(settings)
         changed[_IFLAG] &= ~(
-            termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR
-            | termios.ICRNL | termios.IXON
-        )  # fmt: skip
+            termios.IGNBRK
+            | termios.BRKINT
+            | termios.PARMRK
+            | termios.ISTRIP
+            | termios.INLCR
+            | termios.IGNCR
+            | termios.ICRNL
+            | termios.IXON
+        )
         changed[_OFLAG] &= ~termios.OPOST
         changed[_LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
         changed[_CC] = list(settings[_CC])

@@ -36,9 +36,7 @@ class Run:
             raise ValueError("input and stdin both say what the program reads")
         if stdin is None:
             stdin = DEVNULL if input is None else PIPE
-        start = Start(
-            box, args, stdin=stdin, stdout=stdout, stderr=stderr, collect=True, started=False, **more
-        )  # fmt: skip
+        start = Start(box, args, stdin=stdin, stdout=stdout, stderr=stderr, collect=True, started=False, **more)
         self.what: Start = start
         if isinstance(input, str):
             if start.text is None:
@@ -201,9 +199,16 @@ class Run:
         if truncated and self.what.keep is None:
             verdict = Verdict.OUTPUT
         return outcome.make_result(
-            record, self.session.tape, self.args, returncode, verdict, captured, truncated, self.usage,
+            record,
+            self.session.tape,
+            self.args,
+            returncode,
+            verdict,
+            captured,
+            truncated,
+            self.usage,
             self.session.program_pid,
-        )  # fmt: skip
+        )
 
 
 def drive(run: Run) -> None:

@@ -26,10 +26,23 @@ __all__ = ["DEFAULT_MAX_OUTPUT", "Start", "seconds", "settle"]
 DEFAULT_MAX_OUTPUT: Final = 64 << 20
 #: What every verb takes, with what it is when it is not said.
 _DEFAULTS: Final[Mapping[str, Any]] = {
-    "stdin": None, "stdout": None, "stderr": None, "timeout": None, "cpu_time": None, "max_output": DEFAULT_MAX_OUTPUT,
-    "keep": None, "on_stdout": None, "on_stderr": None, "text": False, "encoding": None, "errors": None,
-    "pass_fds": (), "env": None, "cwd": None, "executable": None,
-}  # fmt: skip
+    "stdin": None,
+    "stdout": None,
+    "stderr": None,
+    "timeout": None,
+    "cpu_time": None,
+    "max_output": DEFAULT_MAX_OUTPUT,
+    "keep": None,
+    "on_stdout": None,
+    "on_stderr": None,
+    "text": False,
+    "encoding": None,
+    "errors": None,
+    "pass_fds": (),
+    "env": None,
+    "cwd": None,
+    "executable": None,
+}
 #: What subprocess has a keyword for, and is said otherwise here.
 _OTHERWISE: Final[Mapping[str, str]] = {
     "capture_output": "stdout and stderr are captured by run() unless they are given",
@@ -95,9 +108,21 @@ class Start:
     """What is to be started, checked; :meth:`launch` starts it. ``collect``: what is PIPE is read here."""
 
     __slots__ = (
-        "_block", "_box", "args", "captures", "cpu_time", "ends_at", "keep", "killed", "max_output", "relays", "stdio",
-        "tape", "text", "timeout",
-    )  # fmt: skip
+        "_block",
+        "_box",
+        "args",
+        "captures",
+        "cpu_time",
+        "ends_at",
+        "keep",
+        "killed",
+        "max_output",
+        "relays",
+        "stdio",
+        "tape",
+        "text",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -166,10 +191,18 @@ class Start:
         mask = 7 if terminal is not None else sum(1 << n for n in self.relays[0].numbers) if self.relays else 0
         try:
             self._block = streams.block(
-                self.tape, args, env=env, cwd=cwd, pass_fds=pass_fds, started=started or reads,
-                tty=reads or terminal is not None, timeout=self.ends_at, cpu_time=self.cpu_time,
-                terminal=(mask, _owner(self.tape) if mask else -1), executable=executable,
-            )  # fmt: skip
+                self.tape,
+                args,
+                env=env,
+                cwd=cwd,
+                pass_fds=pass_fds,
+                started=started or reads,
+                tty=reads or terminal is not None,
+                timeout=self.ends_at,
+                cpu_time=self.cpu_time,
+                terminal=(mask, _owner(self.tape) if mask else -1),
+                executable=executable,
+            )
             if self.cpu_time is not None:
                 outcome.check_countable(self.tape)
         except BaseException:

@@ -175,10 +175,19 @@ def _block(
     fds = [(0, 0), (1, 1), (2, 2), *((first + i, inside) for i, (inside, _) in enumerate(passed))]
     slots += [fd for _, fd in passed]
     run = run_block(
-        argv, variables, program=program, path=path, cwd=directory, fds=fds, slots=6 + len(slots),
-        started=started, tty=tty, timeout=limits[0], cpu_time=limits[1],
+        argv,
+        variables,
+        program=program,
+        path=path,
+        cwd=directory,
+        fds=fds,
+        slots=6 + len(slots),
+        started=started,
+        tty=tty,
+        timeout=limits[0],
+        cpu_time=limits[1],
         terminal=limits[2],
-    )  # fmt: skip
+    )
     return run, slots, tuple(argv)
 
 

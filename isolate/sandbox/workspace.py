@@ -128,16 +128,22 @@ class Workspace(WithFiles):
         if not is_host_root():
             if required:
                 raise SetupError(
-                    errno.EPERM, "make a tmpfs", part="Workspace", cause="only root on the host may mount one here",
+                    errno.EPERM,
+                    "make a tmpfs",
+                    part="Workspace",
+                    cause="only root on the host may mount one here",
                     remedy="hold='measured', or a Container, whose own Tmpfs bounds what is written",
-                )  # fmt: skip
+                )
             return
         error = self._tmpfs()
         if error and required:
             raise SetupError(
-                error, "make a tmpfs that several sandboxes can show", part="Workspace",
-                cause="a mount that is attached nowhere can be shown from Linux 6.15 on", remedy="hold='measured'",
-            )  # fmt: skip
+                error,
+                "make a tmpfs that several sandboxes can show",
+                part="Workspace",
+                cause="a mount that is attached nowhere can be shown from Linux 6.15 on",
+                remedy="hold='measured'",
+            )
 
     def _tmpfs(self) -> int:
         """Make it; or the errno why not."""

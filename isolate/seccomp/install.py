@@ -72,9 +72,11 @@ def in_order(policies: Iterable[P], *, executes: bool) -> list[P]:
     asking = [policy for policy in found if policy.notify]
     if len(asking) > 1:
         raise ValueError("two policies have handlers (notify=), and the kernel takes one set: put them into one")
-    return asking + [policy for policy in found if not policy.notify and policy not in last] + [
-        policy for policy in last if not policy.notify
-    ]  # fmt: skip
+    return (
+        asking
+        + [policy for policy in found if not policy.notify and policy not in last]
+        + [policy for policy in last if not policy.notify]
+    )
 
 
 def _may_allow(policy: Policy, name: str) -> bool:

@@ -84,9 +84,16 @@ _FLAGS = {"SECCOMP_FILTER_FLAG_LOG": "log", "SECCOMP_FILTER_FLAG_SPEC_ALLOW": "s
 _NO_FLAGS = ("SECCOMP_FILTER_FLAG_TSYNC", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")
 
 _PROFILE = {
-    "defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap", "flags", "listenerPath",
-    "listenerMetadata", "syscalls",
-}  # fmt: skip
+    "defaultAction",
+    "defaultErrnoRet",
+    "defaultErrno",
+    "architectures",
+    "archMap",
+    "flags",
+    "listenerPath",
+    "listenerMetadata",
+    "syscalls",
+}
 _SYSCALL = {"names", "name", "action", "errnoRet", "errno", "args", "comment", "includes", "excludes"}
 _ARGUMENT = {"index", "value", "valueTwo", "op"}
 _FILTER = {"caps", "arches", "minKernel"}
@@ -137,8 +144,12 @@ def from_oci(
             raise ValueError(f"unknown flag {flag!r}")
     log, spec_allow = flags.get("log", False), flags.get("spec_allow", False)
     return {
-        "rules": rules, "otherwise": otherwise, "compat": _compat(profile, arch), "log": log, "spec_allow": spec_allow
-    }  # fmt: skip
+        "rules": rules,
+        "otherwise": otherwise,
+        "compat": _compat(profile, arch),
+        "log": log,
+        "spec_allow": spec_allow,
+    }
 
 
 def _parsed(text: str | bytes) -> Mapping[str, Any]:

@@ -138,4 +138,4 @@ def strict() -> list[Rule]:
         allow("prlimit64", when=arg(2) == 0),
         # PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_GET_SECCOMP, PR_CAPBSET_READ, PR_GET_NO_NEW_PRIVS, PR_SET_VMA
         allow("prctl", when=arg32(0).among(3, 15, 16, 21, 23, 39, 0x53564D41)),
-    ]  # fmt: skip
+    ]  # fmt: skip  # many names, few lines

@@ -131,9 +131,7 @@ class _Pool:
             if self._threads >= MOST_THREADS:
                 return False
             self._threads += 1
-        worker = threading.Thread(
-            target=self._run, args=(entry, handler), name="isolate-seccomp-handler", daemon=True
-        )  # fmt: skip
+        worker = threading.Thread(target=self._run, args=(entry, handler), name="isolate-seccomp-handler", daemon=True)
         try:
             worker.start()
         except RuntimeError:  # no thread can be started: a limit of this program's
@@ -387,9 +385,15 @@ def _report(error: BaseException, message: str, what: object) -> None:
     hook: Any = sys.unraisablehook
     try:
         if hook is not sys.__unraisablehook__:
-            hook(SimpleNamespace(
-                exc_type=type(error), exc_value=error, exc_traceback=error.__traceback__, err_msg=message, object=what,
-            ))  # fmt: skip
+            hook(
+                SimpleNamespace(
+                    exc_type=type(error),
+                    exc_value=error,
+                    exc_traceback=error.__traceback__,
+                    err_msg=message,
+                    object=what,
+                )
+            )
             return
     except BaseException:
         pass  # it hands on to the interpreter's own

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from isolate.thread.change import Change
 
 __all__ = [
-    "abandon", "children_get_another_pid_namespace", "depth", "enter", "entered", "finish_leaving", "leave", "standing",
-]  # fmt: skip
+    "abandon",
+    "children_get_another_pid_namespace",
+    "depth",
+    "enter",
+    "entered",
+    "finish_leaving",
+    "leave",
+    "standing",
+]
 
 P = TypeVar("P")
 

@@ -28,9 +28,17 @@ __all__ = ["Program", "Running", "enter", "gather", "refuse_threads", "threads"]
 _APPLY, _UNDO, _CLOSE = Phase.SYSTEM, Phase.AFTER, Phase.CLEANUP
 _OUT = 9  # of an op's fields: the register of its result
 _OPENING = {
-    "fcntl", "fsmount", "fsopen", "landlock_create_ruleset", "memfd_create", "open_tree", "openat", "openat2",
-    "pidfd_open", "socket",
-}  # fmt: skip
+    "fcntl",
+    "fsmount",
+    "fsopen",
+    "landlock_create_ruleset",
+    "memfd_create",
+    "open_tree",
+    "openat",
+    "openat2",
+    "pidfd_open",
+    "socket",
+}
 _CHECKSUM = 1  # of the header's 64-bit words
 _REGISTERS = 8  # of the header's fields, magic and checksum included
 _NOT_BY_US = (Phase.SYNC, Phase.SESSION, Phase.DESCRIPTORS, Phase.EXEC, Phase.PROGRAM)
@@ -214,9 +222,14 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
         remedy = "enter it before, or in a program that is executed with these ids"
     kind = errors.UnsupportedError if error == errno.ENOSYS else SetupError
     return kind(
-        error, step.text, part=type(part).__name__, syscall=_syscall(op), cause=cause, remedy=remedy,
+        error,
+        step.text,
+        part=type(part).__name__,
+        syscall=_syscall(op),
+        cause=cause,
+        remedy=remedy,
         path=os.fsdecode(step.path) if step.path else None,
-    )  # fmt: skip
+    )
 
 
 def _syscall(op: Op) -> str | None:

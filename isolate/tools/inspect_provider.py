@@ -177,11 +177,20 @@ class IsolateSandboxEnvironment(SandboxEnvironment):
 
 
 async def _run(
-    verbs: Container | Command, command: list[str], data: str | bytes | None, cwd: str, env: dict[str, str] | None,
-    timeout: float | None, limit: int | None,
-) -> Result[bytes]:  # fmt: skip
+    verbs: Container | Command,
+    command: list[str],
+    data: str | bytes | None,
+    cwd: str,
+    env: dict[str, str] | None,
+    timeout: float | None,
+    limit: int | None,
+) -> Result[bytes]:
     given = data.encode() if isinstance(data, str) else data
     return await verbs.arun(
-        command, input=given or b"", timeout=timeout, max_output=limit, cwd=cwd,
+        command,
+        input=given or b"",
+        timeout=timeout,
+        max_output=limit,
+        cwd=cwd,
         env={"PATH": DEFAULT_PATH, "HOME": _WORK, **(env or {})},
-    )  # fmt: skip
+    )

@@ -31,22 +31,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options and their settings in the configuration file."""
     group = parser.getgroup("isolate", "namespaces and cgroups per test (isolate)")
     group.addoption(
-        "--isolate-user", action="store_true", default=False,
+        "--isolate-user",
+        action="store_true",
+        default=False,
         help="as an ordinary user: enter a user namespace (and a mount, network, IPC and UTS namespace) at the start,"
         " so that the fixtures work without root",
-    )  # fmt: skip
+    )
     group.addoption(
-        "--isolate-net", choices=("no", "worker", "test"), default=None,
+        "--isolate-net",
+        choices=("no", "worker", "test"),
+        default=None,
         help="give each xdist worker, or each test, a network of its own, with nothing but loopback",
-    )  # fmt: skip
+    )
     group.addoption(
-        "--isolate-strict", action="store_true", default=False,
+        "--isolate-strict",
+        action="store_true",
+        default=False,
         help="fail, where a fixture or marker of isolate's would skip since this host cannot do it",
-    )  # fmt: skip
+    )
     group.addoption(
-        "--isolate-capture", metavar="DIR", default=None,
+        "--isolate-capture",
+        metavar="DIR",
+        default=None,
         help="with the fixture `lan`: keep what the hosts of a test that failed sent and received, as pcapng",
-    )  # fmt: skip
+    )
     parser.addini("isolate_user", "as --isolate-user", type="bool", default=False)
     parser.addini("isolate_net", "as --isolate-net", default="no")
     parser.addini("isolate_strict", "as --isolate-strict", type="bool", default=False)
@@ -244,9 +252,12 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     from isolate.sandbox.box import Sandbox
 
     parts = [
-        namespaces.PidNamespace(), namespaces.MountNamespace(), namespaces.NetNamespace(), namespaces.IpcNamespace(),
+        namespaces.PidNamespace(),
+        namespaces.MountNamespace(),
+        namespaces.NetNamespace(),
+        namespaces.IpcNamespace(),
         namespaces.UtsNamespace(hostname="sandbox"),
-    ]  # fmt: skip
+    ]
     box = Sandbox(*parts, *([] if Host().capable() else [namespaces.UserNamespace()]))
     try:
         box.run(["true"])

@@ -23,7 +23,7 @@ from isolate.engine.plan import Plan
 NAMES = [
     "as_", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
     "rttime", "sigpending", "stack",
-]  # fmt: skip
+]  # fmt: skip  # many names, few lines
 BYTES = ["as_", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack"]
 WIDE = sorted({*NAMES} - {"nice", "rtprio"})
 
@@ -61,12 +61,22 @@ def test_sizes(count: int, suffix: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"nofile": -1}, {"nofile": 2**63}, {"nofile": "64K"}, {"as_": "64X"}, {"as_": "-1M"}, {"as_": ""},
-        {"nice": 41}, {"rtprio": 100}, {"cpu": (1, 2, 3)}, {"cpu": ()}, {"as_": "4M\0"},
-        {"as_": "²M"}, {"as_": "99999999999T"},
+        {"nofile": -1},
+        {"nofile": 2**63},
+        {"nofile": "64K"},
+        {"as_": "64X"},
+        {"as_": "-1M"},
+        {"as_": ""},
+        {"nice": 41},
+        {"rtprio": 100},
+        {"cpu": (1, 2, 3)},
+        {"cpu": ()},
+        {"as_": "4M\0"},
+        {"as_": "²M"},
+        {"as_": "99999999999T"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_absurd_values(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"Rlimits: {next(iter(wrong)).rstrip('_')}"):
         Rlimits(**wrong)  # type: ignore[arg-type]

@@ -35,16 +35,27 @@ def look(*parts: object) -> list[str]:
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        ({"nice": 20}, ValueError), ({"nice": -21}, ValueError), ({"nice": "5"}, TypeError),
-        ({"nice": True}, TypeError), ({"policy": "bacth"}, ValueError), ({"policy": "deadline"}, ValueError),
-        ({"policy": "fifo", "priority": 0}, ValueError), ({"policy": "rr", "priority": 100}, ValueError),
-        ({"affinity": ()}, ValueError), ({"affinity": {-1}}, ValueError), ({"affinity": {8192}}, ValueError),
-        ({"affinity": 1}, TypeError), ({"affinity": "0-1"}, TypeError), ({"ioprio": "best"}, ValueError),
-        ({"ioprio": ("best-effort", 8)}, ValueError), ({"ioprio": ("idle",)}, ValueError),
-        ({"oom_score_adj": 1001}, ValueError), ({"oom_score_adj": -1001}, ValueError),
+        ({"nice": 20}, ValueError),
+        ({"nice": -21}, ValueError),
+        ({"nice": "5"}, TypeError),
+        ({"nice": True}, TypeError),
+        ({"policy": "bacth"}, ValueError),
+        ({"policy": "deadline"}, ValueError),
+        ({"policy": "fifo", "priority": 0}, ValueError),
+        ({"policy": "rr", "priority": 100}, ValueError),
+        ({"affinity": ()}, ValueError),
+        ({"affinity": {-1}}, ValueError),
+        ({"affinity": {8192}}, ValueError),
+        ({"affinity": 1}, TypeError),
+        ({"affinity": "0-1"}, TypeError),
+        ({"ioprio": "best"}, ValueError),
+        ({"ioprio": ("best-effort", 8)}, ValueError),
+        ({"ioprio": ("idle",)}, ValueError),
+        ({"oom_score_adj": 1001}, ValueError),
+        ({"oom_score_adj": -1001}, ValueError),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_values(wrong: dict[str, object], error: type[Exception]) -> None:
     with pytest.raises(error, match="Scheduling: "):
         Scheduling(**wrong)  # type: ignore[arg-type]
@@ -53,12 +64,17 @@ def test_wrong_values(wrong: dict[str, object], error: type[Exception]) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"policy": "fifo"}, {"priority": 5}, {"policy": "batch", "priority": 5}, {"policy": "idle", "nice": 3},
-        {"policy": "rr", "priority": 5, "nice": 1}, {"ioprio": ("idle", 3)}, {"ioprio": "best-effort"},
+        {"policy": "fifo"},
+        {"priority": 5},
+        {"policy": "batch", "priority": 5},
+        {"policy": "idle", "nice": 3},
+        {"policy": "rr", "priority": 5, "nice": 1},
+        {"ioprio": ("idle", 3)},
+        {"ioprio": "best-effort"},
         {"ioprio": ("none", 0)},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_contradictions(wrong: dict[str, object]) -> None:
     with pytest.raises(ConflictError):
         Scheduling(**wrong)  # type: ignore[arg-type]

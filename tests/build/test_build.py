@@ -116,8 +116,10 @@ def test_stages_files_and_configuration(store: Store, context: Path) -> None:
     steps: list[Any] = []
     built = Dockerfile.parse(WHOLE).built(store, context, name="app:1", progress=steps.append)
     assert tree(store, built.image) == {
-        "out": "hello\nhi 1\n0\n", "again": "hello\nhi 1\n0\n", "greeting": "hi 1 there\n",
-    }  # fmt: skip
+        "out": "hello\nhi 1\n0\n",
+        "again": "hello\nhi 1\n0\n",
+        "greeting": "hi 1 there\n",
+    }
     config = built.image.config
     assert (config.user, config.cmd, dict(config.labels or ())) == ("1000", ("/bin/sh",), {"a": "b"})
     assert store.open("app:1").digest == built.image.digest
@@ -281,10 +283,13 @@ def test_copies(store: Store, context: Path) -> None:
     assert shown["opt/tools/a.txt"] == "hello\n"
     assert shown["usr/bin"] == "-> /opt/tools"
     for line, words in {
-        "COPY a.txt sub /x": "several sources go into a directory", "COPY none /": "there is no /none",
-        "COPY *.none /": "nothing matches", "COPY b.log /": ".dockerignore leaves it out",
-        "COPY sub/c.txt /etc": "", "COPY --chown=nobody a.txt /": "nobody",
-    }.items():  # fmt: skip
+        "COPY a.txt sub /x": "several sources go into a directory",
+        "COPY none /": "there is no /none",
+        "COPY *.none /": "nothing matches",
+        "COPY b.log /": ".dockerignore leaves it out",
+        "COPY sub/c.txt /etc": "",
+        "COPY --chown=nobody a.txt /": "nobody",
+    }.items():
         if words:
             with pytest.raises(BuildError, match=words):
                 copied(line, base="base:1")

@@ -61,12 +61,19 @@ def test_words_of_buildkit() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("${V#*/}", "b/c.tar.gz"), ("${V##*/}", "c.tar.gz"), ("${V%.*}", "a/b/c.tar"), ("${V%%.*}", "a/b/c"),
-        ("${V/b/X}", "a/X/c.tar.gz"), ("${V//a/X}", "X/b/c.tXr.gz"), ("${V/\\//-}", "a-b/c.tar.gz"),
+        ("${V#*/}", "b/c.tar.gz"),
+        ("${V##*/}", "c.tar.gz"),
+        ("${V%.*}", "a/b/c.tar"),
+        ("${V%%.*}", "a/b/c"),
+        ("${V/b/X}", "a/X/c.tar.gz"),
+        ("${V//a/X}", "X/b/c.tXr.gz"),
+        ("${V/\\//-}", "a-b/c.tar.gz"),
         ("${V/?\\//}", "b/c.tar.gz"),
-        ("${U#x}", ""), ("${V#z}", "a/b/c.tar.gz"), ("${V//zz/X}", "a/b/c.tar.gz"),
+        ("${U#x}", ""),
+        ("${V#z}", "a/b/c.tar.gz"),
+        ("${V//zz/X}", "a/b/c.tar.gz"),
     ],
-)  # fmt: skip
+)
 def test_patterns(text: str, expected: str) -> None:
     assert process_word(text, {"V": "a/b/c.tar.gz"}).text == expected
 
@@ -113,9 +120,11 @@ def test_globs_as_a_regular_expression_matches(pattern: str, text: str) -> None:
     if written != pattern or pattern.startswith(("*", "#", "%")):
         return  # it would be read as another pattern or another modifier
     for modifier, left in (
-        ("#", text[heads[0] :]), ("##", text[heads[-1] :]),
-        ("%", text[: len(text) - tails[0]]), ("%%", text[: len(text) - tails[-1]]),
-    ):  # fmt: skip
+        ("#", text[heads[0] :]),
+        ("##", text[heads[-1] :]),
+        ("%", text[: len(text) - tails[0]]),
+        ("%%", text[: len(text) - tails[-1]]),
+    ):
         assert process_word(f"${{A{modifier}{pattern}}}", {"A": text}).text == left
 
 

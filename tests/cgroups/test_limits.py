@@ -34,9 +34,19 @@ def files(limits: Limits, host: Host) -> dict[str, tuple[bytes, bytes | None]]:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1", 1), ("4K", 4096), ("256M", 256 << 20), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("1mb", 1 << 20),
-     (" 7 k ", 7168), ("max", None), (123, 123), ("1T", 1 << 40)],
-)  # fmt: skip
+    [
+        ("1", 1),
+        ("4K", 4096),
+        ("256M", 256 << 20),
+        ("1.5G", 3 << 29),
+        ("2GiB", 2 << 30),
+        ("1mb", 1 << 20),
+        (" 7 k ", 7168),
+        ("max", None),
+        (123, 123),
+        ("1T", 1 << 40),
+    ],
+)
 def test_sizes(text: int | str, value: int | None) -> None:
     assert limit("x", text) == value
 
@@ -121,8 +131,11 @@ def test_it_is_a_value() -> None:
 
 def test_devices_are_read() -> None:
     assert Limits(devices=["c 136:* rw", "b *:* m", "a", "/dev/null r"]).devices == (
-        Device("c", 136, None, "rw"), Device("b", None, None, "m"), Device(), Device("c", 1, 3, "r"),
-    )  # fmt: skip
+        Device("c", 136, None, "rw"),
+        Device("b", None, None, "m"),
+        Device(),
+        Device("c", 1, 3, "r"),
+    )
     assert str(Device("c", 136, None, "wr")) == "c 136:* rw"
 
 

@@ -31,15 +31,27 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
 # -O0: the branches are those of the source.
 COUNTED = [
-    "-O0", "-g0", "-fprofile-arcs", "-ftest-coverage", "-fprofile-update=atomic", "-fdata-sections",
+    "-O0",
+    "-g0",
+    "-fprofile-arcs",
+    "-ftest-coverage",
+    "-fprofile-update=atomic",
+    "-fdata-sections",
     "-fprofile-info-section=gcov_info",
-]  # fmt: skip
+]
 UNDEFINED = ["-O1", "-g", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
 ADDRESS = ["-O1", "-g", "-fsanitize=address"]
 ROOMS = [
-    "tests/engine", "tests/sandbox", "tests/namespaces", "tests/mounts", "tests/cgroups", "tests/thread",
-    "tests/faults", "tests/kills", "tests/leaks",
-]  # fmt: skip
+    "tests/engine",
+    "tests/sandbox",
+    "tests/namespaces",
+    "tests/mounts",
+    "tests/cgroups",
+    "tests/thread",
+    "tests/faults",
+    "tests/kills",
+    "tests/leaks",
+]
 SANITIZED_LANES = {
     "undefined": [["-q", *ROOMS]],
     "address": [["-q", "tests/engine/test_interpreter.py", "tests/engine/test_tape.py"]],
@@ -51,14 +63,27 @@ SOURCES = {
 
 #: What takes the branches. The sweeps of faults take those of the errors; the rest is the everyday lane's.
 LANES: list[list[str]] = [
-    ["-q", *ROOMS, "tests/threats", "tests/diagnosis/test_diagnosis.py", "tests/attributes/test_credentials.py",
-     "tests/seccomp/test_notify.py", "tests/seccomp/test_denied.py"],
+    [
+        "-q",
+        *ROOMS,
+        "tests/threats",
+        "tests/diagnosis/test_diagnosis.py",
+        "tests/attributes/test_credentials.py",
+        "tests/seccomp/test_notify.py",
+        "tests/seccomp/test_denied.py",
+    ],
     ["-q", "tests/native/test_build.py", "-k", "damaged and not aarch64"],
-    ["-q", "-m", "slow", "tests/faults/test_faults.py", "-k",
-     "(test_every_call_fails and (ENOMEM or EINTR)) or newuidmap and (EPERM or EAGAIN)"],
+    [
+        "-q",
+        "-m",
+        "slow",
+        "tests/faults/test_faults.py",
+        "-k",
+        "(test_every_call_fails and (ENOMEM or EINTR)) or newuidmap and (EPERM or EAGAIN)",
+    ],
     ["-q", "-m", "slow", "tests/sandbox/test_pool.py"],
     ["-q", "-m", "slow", "tests/kills/test_kills.py", "-k", "test_killed_at_each_call and (init or payload)"],
-]  # fmt: skip
+]
 
 
 def run(*command: object, **options: Any) -> Any:
@@ -90,8 +115,16 @@ def build(tree: Path, sanitize: str) -> None:
         own: list[object] = []
         after = ["-fsanitize=address"] if sanitize == "address" and not free else []
         if not sanitize:
-            run(*common, "-O1", f'-DCOUNTERS="{counters}"', f"-I{tree}/_native", "-c", HERE / "counters.c",
-                "-o", objects / "counters.o")  # fmt: skip
+            run(
+                *common,
+                "-O1",
+                f'-DCOUNTERS="{counters}"',
+                f"-I{tree}/_native",
+                "-c",
+                HERE / "counters.c",
+                "-o",
+                objects / "counters.o",
+            )
             own = [
                 f"-Wl,-T,{HERE}/counters.ld",
                 *(["-Wl,-e,iso_counted_start"] if free else []),
@@ -135,8 +168,9 @@ def counted(tree: Path) -> Branches:
     for kind, sources in SOURCES.items():
         tell(tree, kind)
         for source in sources:
-            said = run("gcov", "-j", "-t", "-b", f"{source[:-2]}.gcda", cwd=tree / "counted" / kind,
-                       stdout=subprocess.PIPE).stdout  # fmt: skip
+            said = run(
+                "gcov", "-j", "-t", "-b", f"{source[:-2]}.gcda", cwd=tree / "counted" / kind, stdout=subprocess.PIPE
+            ).stdout
             for file in json.loads(said)["files"]:
                 for line in file["lines"]:
                     for number, branch in enumerate(line["branches"]):
@@ -176,8 +210,15 @@ def main() -> int:
             runtime = run("gcc", "-print-file-name=libasan.so", stdout=subprocess.PIPE, text=True).stdout.strip()
             # Python's own allocations are not looked at. What overflows or is used after its end ends the process.
             env |= {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1", "PYTHONMALLOC": "malloc"}
-        where = run(sys.executable, "-c", "import isolate; print(isolate.__file__)", cwd="/", env=env,
-                    stdout=subprocess.PIPE, text=True).stdout  # fmt: skip
+        where = run(
+            sys.executable,
+            "-c",
+            "import isolate; print(isolate.__file__)",
+            cwd="/",
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
         assert where.startswith(name), where
         failed = False
         for arguments in [options.pytest] if options.pytest else SANITIZED_LANES.get(options.sanitize, LANES):

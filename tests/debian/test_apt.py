@@ -83,6 +83,8 @@ def test_apt_works_with_all_ids() -> None:
 
 def test_apt_does_not_work_under_a_policy_that_takes_too_much() -> None:
     """The control: what apt needs is asked of the kernel, and refused where the policy says so."""
-    parts = [p + deny("rename", "renameat", "renameat2") if isinstance(p, Seccomp) else p
-             for p in presets.container(ROOT).parts]  # fmt: skip
+    parts = [
+        p + deny("rename", "renameat", "renameat2") if isinstance(p, Seccomp) else p
+        for p in presets.container(ROOT).parts
+    ]
     assert not install(Sandbox(*parts), "root").ok

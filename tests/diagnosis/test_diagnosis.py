@@ -494,10 +494,13 @@ class Mounts:
         fs, mount = Register("fs"), Register("mount")
         options = [call("fsconfig", fs, 1, key, value, 0) for key, value in self.options]
         ops = (
-            call("fsopen", self.kind, FSOPEN_CLOEXEC, out=fs), *options,
-            call("fsconfig", fs, 6, 0, 0, 0), call("fsmount", fs, 1, 0, out=mount),
-            call("close", mount), call("close", fs),
-        )  # fmt: skip
+            call("fsopen", self.kind, FSOPEN_CLOEXEC, out=fs),
+            *options,
+            call("fsconfig", fs, 6, 0, 0, 0),
+            call("fsmount", fs, 1, 0, out=mount),
+            call("close", mount),
+            call("close", fs),
+        )
         yield Step(Phase.ROOT, f"mount {self.kind.decode()}", ops)
 
 
@@ -735,10 +738,12 @@ def test_a_groups_limit_of_processes_is_found_upwards() -> None:
         proc__self__cgroup="0::/a/b\n",
         proc__self__mountinfo="30 1 0:20 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
         **{
-            "sys__fs__cgroup__a__b__pids.max": "max\n", "sys__fs__cgroup__a__b__pids.current": "7\n",
-            "sys__fs__cgroup__a__pids.max": "12\n", "sys__fs__cgroup__a__pids.current": "12\n",
+            "sys__fs__cgroup__a__b__pids.max": "max\n",
+            "sys__fs__cgroup__a__b__pids.current": "7\n",
+            "sys__fs__cgroup__a__pids.max": "12\n",
+            "sys__fs__cgroup__a__pids.current": "12\n",
         },
-    )  # fmt: skip
+    )
     found = cause_of(host, errno.EAGAIN, 0)
     assert found.cause == "the cgroup /a has 12 processes and threads and may have 12 (pids.max); a start takes 3"
     assert "memory" in cause_of(host, errno.ENOMEM, 0).cause
@@ -806,9 +811,19 @@ def test_starting_the_launcher() -> None:
 
 def test_every_errno_of_exec_has_words() -> None:
     numbers = (
-        errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.E2BIG, errno.ETXTBSY, errno.ELOOP, errno.ELIBBAD, errno.EISDIR,
-        errno.EAGAIN, errno.ENOMEM, errno.EPERM, errno.EIO,
-    )  # fmt: skip
+        errno.ENOENT,
+        errno.EACCES,
+        errno.ENOEXEC,
+        errno.E2BIG,
+        errno.ETXTBSY,
+        errno.ELOOP,
+        errno.ELIBBAD,
+        errno.EISDIR,
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.EPERM,
+        errno.EIO,
+    )
     causes = {program.not_executed(number, None, (b"/x",), b"")[1].cause for number in numbers}
     assert len(causes) == len(numbers)
 
@@ -833,9 +848,16 @@ def test_the_run_block_is_read_back() -> None:
     from isolate.engine.tape import run_block
 
     block = run_block(
-        [b"a", b"bc"], [b"X=1", b"PATH=/p"], program=b"a", path=b"/p", cwd=b"/w", fds=[(0, 0)], slots=6, started=False,
+        [b"a", b"bc"],
+        [b"X=1", b"PATH=/p"],
+        program=b"a",
+        path=b"/p",
+        cwd=b"/w",
+        fds=[(0, 0)],
+        slots=6,
+        started=False,
         tty=False,
-    )  # fmt: skip
+    )
     assert program.Start.read(block) == ((b"a", b"bc"), (b"X=1", b"PATH=/p"), b"/p", b"/w")
 
 
@@ -892,6 +914,19 @@ def _record(box: Sandbox, step: Step, error: int) -> Record:
     index = next(i for i, s in enumerate(tape.plan.steps) if s.text == step.text)
     op = tape.op_steps.index(index)
     return Record(
-        kind=lib.ISO_RECORD_FAILED, error=error, op=op, stage=lib.ISO_STAGE_OPS, status=0, init_status=0, complete=0,
-        user_ns=0, system_ns=0, max_rss=0, wall_ns=0, program_ns=0, head=b"", skipped=b"", report=b"",
-    )  # fmt: skip
+        kind=lib.ISO_RECORD_FAILED,
+        error=error,
+        op=op,
+        stage=lib.ISO_STAGE_OPS,
+        status=0,
+        init_status=0,
+        complete=0,
+        user_ns=0,
+        system_ns=0,
+        max_rss=0,
+        wall_ns=0,
+        program_ns=0,
+        head=b"",
+        skipped=b"",
+        report=b"",
+    )

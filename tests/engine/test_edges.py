@@ -35,19 +35,47 @@ def elf(**fields: int) -> bytes:
         "size": 10,
         **fields,
     }
-    head = struct.pack("<4sBBB9xHHIQQQIHHHHHH", b"\x7fELF", values["kind"], 1, 1, 2, 0, 1, 0, values["phoff"], 0, 0, 64,
-                       values["phentsize"], values["phnum"], 0, 0, 0)  # fmt: skip
+    head = struct.pack(
+        "<4sBBB9xHHIQQQIHHHHHH",
+        b"\x7fELF",
+        values["kind"],
+        1,
+        1,
+        2,
+        0,
+        1,
+        0,
+        values["phoff"],
+        0,
+        0,
+        64,
+        values["phentsize"],
+        values["phnum"],
+        0,
+        0,
+        0,
+    )
     row = struct.pack("<IIQQQQQQ", values["type"], 4, values["offset"], 0, 0, values["size"], values["size"], 1)
     return (head + row).ljust(4096, b"x")
 
 
 HEADS = {
-    "E alone": b"\x7fE".ljust(200, b"x"), "EL": b"\x7fEL".ljust(200, b"x"), "ELG": b"\x7fELG".ljust(200, b"x"),
-    "D": b"\x7fD".ljust(200, b"x"), "32 bits": elf(kind=1), "odd header": elf(phentsize=32),
-    "far table": elf(phoff=5000), "table past the end": elf(phoff=4080), "interpreter past the end": elf(offset=5000),
-    "interpreter too long": elf(offset=4000, size=5000), "another first": elf(type=1),
-    "long interpreter": elf(size=3000), "many": elf(phnum=200, type=1), "short": b"x", "empty": b"",
-}  # fmt: skip
+    "E alone": b"\x7fE".ljust(200, b"x"),
+    "EL": b"\x7fEL".ljust(200, b"x"),
+    "ELG": b"\x7fELG".ljust(200, b"x"),
+    "D": b"\x7fD".ljust(200, b"x"),
+    "32 bits": elf(kind=1),
+    "odd header": elf(phentsize=32),
+    "far table": elf(phoff=5000),
+    "table past the end": elf(phoff=4080),
+    "interpreter past the end": elf(offset=5000),
+    "interpreter too long": elf(offset=4000, size=5000),
+    "another first": elf(type=1),
+    "long interpreter": elf(size=3000),
+    "many": elf(phnum=200, type=1),
+    "short": b"x",
+    "empty": b"",
+}
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -141,9 +141,12 @@ def sound(tape: bytes) -> bool:
                 assert index < jump <= first + count
             for kind, value in zip(kinds, args, strict=True):
                 bound = {
-                    lib.ISO_DATA: data_size, lib.ISO_REG: h["registers"], lib.ISO_SLOT: h["slots"],
-                    lib.ISO_LOAD4: data_size - 3, lib.ISO_LOAD8: data_size - 7,
-                }.get(kind)  # fmt: skip
+                    lib.ISO_DATA: data_size,
+                    lib.ISO_REG: h["registers"],
+                    lib.ISO_SLOT: h["slots"],
+                    lib.ISO_LOAD4: data_size - 3,
+                    lib.ISO_LOAD8: data_size - 7,
+                }.get(kind)
                 assert kind < lib.ISO_KINDS
                 assert bound is None or 0 <= value < bound
     return True

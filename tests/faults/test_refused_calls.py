@@ -38,17 +38,42 @@ else:
     print(result.stdout)
 """
 CALLS = [
-    "setgroups", "setresuid", "setresgid", "getresuid", "getresgid", "getgroups", "capget", "capset", "prlimit64",
-    "setpriority", "getpriority", "keyctl", "landlock_create_ruleset", "landlock_restrict_self",
-]  # fmt: skip
+    "setgroups",
+    "setresuid",
+    "setresgid",
+    "getresuid",
+    "getresgid",
+    "getgroups",
+    "capget",
+    "capset",
+    "prlimit64",
+    "setpriority",
+    "getpriority",
+    "keyctl",
+    "landlock_create_ruleset",
+    "landlock_restrict_self",
+]
 OPTIONS = {
-    "PR_SET_KEEPCAPS": 8, "PR_CAPBSET_READ": 23, "PR_CAPBSET_DROP": 24, "PR_GET_SECUREBITS": 27,
-    "PR_SET_SECUREBITS": 28, "PR_SET_NO_NEW_PRIVS": 38, "PR_GET_NO_NEW_PRIVS": 39, "PR_CAP_AMBIENT": 47,
-}  # fmt: skip
+    "PR_SET_KEEPCAPS": 8,
+    "PR_CAPBSET_READ": 23,
+    "PR_CAPBSET_DROP": 24,
+    "PR_GET_SECUREBITS": 27,
+    "PR_SET_SECUREBITS": 28,
+    "PR_SET_NO_NEW_PRIVS": 38,
+    "PR_GET_NO_NEW_PRIVS": 39,
+    "PR_CAP_AMBIENT": 47,
+}
 PARTS = {
-    "Capabilities", "Credentials", "Landlock", "NoNewPrivs", "Rlimits", "Sandbox", "Scheduling", "SessionKeyring",
+    "Capabilities",
+    "Credentials",
+    "Landlock",
+    "NoNewPrivs",
+    "Rlimits",
+    "Sandbox",
+    "Scheduling",
+    "SessionKeyring",
     "UserNamespace",
-}  # fmt: skip
+}
 
 
 def inside(kind: str, *filters: Seccomp) -> str:

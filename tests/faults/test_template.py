@@ -22,9 +22,15 @@ from .test_faults import ERRORS, Case, distinct, host_namespaces
 def box_with(audit: str) -> Sandbox:
     """A whole root, with the program that tells what holds."""
     entries = (
-        Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), Symlink("usr/lib64", "/lib64"),
-        Bind(str(Path(audit).parent), "/audit"), Proc(), Dev(), Tmpfs("/tmp", size="1M"),
-    )  # fmt: skip
+        Bind("/usr"),
+        Symlink("usr/bin", "/bin"),
+        Symlink("usr/lib", "/lib"),
+        Symlink("usr/lib64", "/lib64"),
+        Bind(str(Path(audit).parent), "/audit"),
+        Proc(),
+        Dev(),
+        Tmpfs("/tmp", size="1M"),
+    )
     return Sandbox(UserNamespace(), NetNamespace(), Root(*entries))
 
 

@@ -32,10 +32,19 @@ def header(
     """512 bytes. ``raw`` overwrites bytes from an offset on, before the checksum is made."""
     block = bytearray(512)
     fields = (
-        (0, name[:100]), (100, octal(mode, 8)), (108, octal(uid, 8)), (116, octal(gid, 8)), (124, octal(size, 12)),
-        (136, octal(mtime, 12)), (156, kind), (157, link[:100]), (257, magic), (329, octal(major, 8)),
-        (337, octal(minor, 8)), (345, prefix),
-    )  # fmt: skip
+        (0, name[:100]),
+        (100, octal(mode, 8)),
+        (108, octal(uid, 8)),
+        (116, octal(gid, 8)),
+        (124, octal(size, 12)),
+        (136, octal(mtime, 12)),
+        (156, kind),
+        (157, link[:100]),
+        (257, magic),
+        (329, octal(major, 8)),
+        (337, octal(minor, 8)),
+        (345, prefix),
+    )
     for at, data in fields:
         block[at : at + len(data)] = data
     for at, data in (raw or {}).items():
@@ -132,9 +141,15 @@ def tree_of(top: str | bytes, *, times: bool = True) -> dict[bytes, tuple[object
                 xattrs = {name: os.getxattr(full, name) for name in os.listxattr(full)}
         mtime = row.st_mtime_ns if times and path else None
         found[path] = (
-            row.st_mode if path else 0, row.st_uid, row.st_gid, row.st_rdev, mtime, what, xattrs,
+            row.st_mode if path else 0,
+            row.st_uid,
+            row.st_gid,
+            row.st_rdev,
+            mtime,
+            what,
+            xattrs,
             (row.st_dev, row.st_ino) if row.st_nlink > 1 and not stat.S_ISDIR(row.st_mode) else None,
-        )  # fmt: skip
+        )
     return {
         path: (*rest, inodes[inode] if inode else None)  # type: ignore[index]
         for path, (*rest, inode) in found.items()

@@ -23,9 +23,11 @@ names = st.one_of(_component, _component, _component, _raw).filter(lambda name: 
 modes = st.one_of(st.sampled_from([0o644, 0o755, 0o600, 0o4755, 0o2755, 0o1777, 0, 0o7777]), st.integers(0, 0o7777))
 ids = st.sampled_from([0, 0, 0, 1, 1000, 65534, 65535, 2097151, 2097152, 3_000_000_000])
 times = st.one_of(
-    st.integers(0, 2_000_000_000).map(lambda s: s * 10**9), st.integers(0, 2_000_000_000 * 10**9), st.just(0),
+    st.integers(0, 2_000_000_000).map(lambda s: s * 10**9),
+    st.integers(0, 2_000_000_000 * 10**9),
+    st.just(0),
     st.just(8_589_934_592 * 10**9),
-)  # fmt: skip
+)
 contents = st.one_of(
     st.binary(max_size=40), st.sampled_from([b"x" * 511, b"x" * 512, b"x" * 513, bytes(5000), b"line\n" * 9000])
 )

@@ -149,11 +149,13 @@ CASES = {
     "an error that is no JSON": (manifest(status(403, b"[" * 50_000)), RegistryError, "403"),
     "an unknown challenge": (challenge("Magic x=1"), RegistryError, "not known"),
     "a token server elsewhere": (
-        challenge('Bearer realm="https://evil.invalid/t"'), RegistryError, "elsewhere: https://evil.invalid/t"
+        challenge('Bearer realm="https://evil.invalid/t"'),
+        RegistryError,
+        "elsewhere: https://evil.invalid/t",
     ),
     "a token server without TLS": (challenge('Bearer realm="http://evil.invalid/t"'), RegistryError, "without TLS"),
     "a token server that is none": (challenge('Bearer realm="file:///etc/passwd"'), RegistryError, "is none"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -362,9 +364,14 @@ def test_credentials_of_docker_and_their_helpers(tmp_path: Path, monkeypatch: py
             "https://index.docker.io/v1/": {"username": "hub", "password": "p"},
             "broken.example": {"auth": "!!!"},
         },
-        "credHelpers": {"one.example": "test", "token.example": "test", "bad.example": "test", "absent.example": "test",
-                        "evil.example": "../../bin/sh"},
-    }  # fmt: skip
+        "credHelpers": {
+            "one.example": "test",
+            "token.example": "test",
+            "bad.example": "test",
+            "absent.example": "test",
+            "evil.example": "../../bin/sh",
+        },
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     def found(registry: str) -> tuple[str, str, str] | None:

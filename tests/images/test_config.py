@@ -23,11 +23,19 @@ from isolate.images.documents import (
 
 D = "sha256:" + "a" * 64
 FULL = Config(
-    user="1000:1000", env={"PATH": "/bin", "A": ""}, entrypoint=["/app"], cmd=("-v",), workdir="/srv",
-    volumes=["/data"], ports=["80/tcp"], labels={"a": "b"}, stop_signal="SIGINT",
-    shell=["/bin/bash", "-c"], on_build=["RUN x"],
+    user="1000:1000",
+    env={"PATH": "/bin", "A": ""},
+    entrypoint=["/app"],
+    cmd=("-v",),
+    workdir="/srv",
+    volumes=["/data"],
+    ports=["80/tcp"],
+    labels={"a": "b"},
+    stop_signal="SIGINT",
+    shell=["/bin/bash", "-c"],
+    on_build=["RUN x"],
     health=Health(("CMD", "true"), interval=1.5, timeout=1, start_period=2, retries=3),
-)  # fmt: skip
+)
 
 
 def test_a_config_survives_the_way_out_and_in() -> None:
@@ -85,9 +93,11 @@ def test_what_a_config_refuses(said: dict[str, object], error: type[Exception], 
 def manifest(**changes: object) -> bytes:
     layer = {"mediaType": OCI_LAYER, "digest": D, "size": 3}
     document: dict[str, object] = {
-        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {"mediaType": OCI_CONFIG, "digest": D, "size": 2},
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": D, "size": 2},
         "layers": [layer],
-    }  # fmt: skip
+    }
     document.update(changes)
     return dump({key: value for key, value in document.items() if value is not ...})
 

@@ -22,9 +22,13 @@ BUSYBOX = Path("/bin/busybox")
 PASSWD = "root:x:0:0::/root:/bin/sh\nweb:x:33:34:Web:/srv/web:/bin/sh\n1234:x:40:41::/:/\nbroken:x:no:1::/:/\nshort:x\n"
 GROUP = "root:x:0:\nstaff:x:50:web,other\nweb:x:34:\n"
 CONFIG = Config(
-    user="web", env={"A": "from the image", "PATH": "/bin"}, workdir="/srv", entrypoint=("/bin/sh", "-c"),
-    cmd=("echo $A; pwd",), volumes=["/srv/data"],
-)  # fmt: skip
+    user="web",
+    env={"A": "from the image", "PATH": "/bin"},
+    workdir="/srv",
+    entrypoint=("/bin/sh", "-c"),
+    cmd=("echo $A; pwd",),
+    volumes=["/srv/data"],
+)
 
 if not BUSYBOX.exists():
     pytest.skip("busybox (Debian's busybox-static) is not installed", allow_module_level=True)
@@ -164,8 +168,12 @@ def test_surroundings_alone() -> None:
     assert eval(repr(box.parts[1])) == box.parts[1]
     assert hash(box.parts[1])
     for wrong, error in (
-        ({"env": ["A=1"]}, TypeError), ({"env": {"A": 1}}, TypeError), ({"env": {"": "1"}}, ValueError),
-        ({"cwd": "usr"}, ValueError), ({"cmd": "ls"}, TypeError), ({"entrypoint": [1]}, TypeError),
-    ):  # fmt: skip
+        ({"env": ["A=1"]}, TypeError),
+        ({"env": {"A": 1}}, TypeError),
+        ({"env": {"": "1"}}, ValueError),
+        ({"cwd": "usr"}, ValueError),
+        ({"cmd": "ls"}, TypeError),
+        ({"entrypoint": [1]}, TypeError),
+    ):
         with pytest.raises(error):
             Surroundings(**wrong)  # type: ignore[arg-type]

@@ -204,7 +204,7 @@ def test_layers_that_are_links_as_old_dockers_wrote(store: Store) -> None:
             "which is not there",
         ),
     ],
-)  # fmt: skip
+)
 def test_archives_that_break_a_rule(store: Store, files: dict[str, bytes], error: type[Exception], why: str) -> None:
     with pytest.raises(error) as caught:
         store.load(archive(files))

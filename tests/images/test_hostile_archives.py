@@ -34,9 +34,11 @@ END = bytes(1024)
 
 
 def base256(number: int, width: int) -> bytes:
-    return (number % (1 << 8 * width)).to_bytes(width, "big") if number < 0 else (
-        bytes([0x80]) + number.to_bytes(width - 1, "big")
-    )  # fmt: skip
+    return (
+        (number % (1 << 8 * width)).to_bytes(width, "big")
+        if number < 0
+        else (bytes([0x80]) + number.to_bytes(width - 1, "big"))
+    )
 
 
 def sparse() -> bytes:
@@ -66,25 +68,39 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "long path": (pax_then({b"path": b"a/" * 2050 + b"f"}, FILE) + END, (b"a/" * 32) + b"...", "4101 bytes"),
     # Links.
     "file through a link": (
-        Maker().symlink("a", "/tmp").file("a/evil").done(), b"a/evil", "symbolic link of this layer"),
+        Maker().symlink("a", "/tmp").file("a/evil").done(),
+        b"a/evil",
+        "symbolic link of this layer",
+    ),
     "file through two links": (
-        Maker().symlink("a", "b").symlink("b", "/tmp").file("a/evil").done(), b"a/evil", "symbolic link of this layer"),
+        Maker().symlink("a", "b").symlink("b", "/tmp").file("a/evil").done(),
+        b"a/evil",
+        "symbolic link of this layer",
+    ),
     "directory through a link": (
-        Maker().symlink("a", "..").directory("a/evil").done(), b"a/evil", "symbolic link of this layer"),
+        Maker().symlink("a", "..").directory("a/evil").done(),
+        b"a/evil",
+        "symbolic link of this layer",
+    ),
     "link then the file itself": (Maker().symlink("a", "/etc/passwd").file("a", b"x").done(), b"a", "second entry"),
     "directory then a link": (Maker().directory("a").symlink("a", "/tmp").done(), b"a", "second entry"),
     "file as a parent": (Maker().file("a").file("a/b").done(), b"a/b", "not a directory"),
     "hard link to the host": (Maker().link("a", "/etc/shadow").done(), b"/etc/shadow", "an absolute target"),
     "hard link out": (Maker().link("a", "../../etc/shadow").done(), b"../../etc/shadow", r"'\.\.'"),
-    "hard link through a link": (
-        Maker().symlink("d", "/etc").link("a", "d/shadow").done(), b"a", "not in this layer"),
+    "hard link through a link": (Maker().symlink("d", "/etc").link("a", "d/shadow").done(), b"a", "not in this layer"),
     "hard link to a directory": (Maker().directory("d").link("a", "d").done(), b"a", "hard link to a directory"),
     "hard link to what comes later": (Maker().link("a", "b").file("b").done(), b"a", "not in this layer"),
     "hard link with bytes": (
-        header(b"f") + header(b"a", b"1", 3, link=b"f") + padded(b"abc") + END, b"a", "bytes of its own"),
+        header(b"f") + header(b"a", b"1", 3, link=b"f") + padded(b"abc") + END,
+        b"a",
+        "bytes of its own",
+    ),
     "link to nothing": (Maker().symlink("a", "").done(), b"a", "symbolic link to nothing"),
     "NUL in a link": (
-        pax_then({b"linkpath": b"/etc\0x"}, header(b"a", b"2", link=b"x")) + END, b"a", "NUL in the target"),
+        pax_then({b"linkpath": b"/etc\0x"}, header(b"a", b"2", link=b"x")) + END,
+        b"a",
+        "NUL in the target",
+    ),
     # The tree's own top.
     "top as a link": (Maker().symlink(".", "/tmp").done(), b".", "top of the tree"),
     "top as a file": (header(b"./.", b"0") + END, b"./.", "top of the tree"),
@@ -98,12 +114,20 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "whiteout through a link": (Maker().symlink("a", "/").file("a/.wh.etc").done(), b"a/.wh.etc", "symbolic link"),
     "device 0:0": (Maker().device("a", 0, 0).done(), b"a", "would be a whiteout"),
     "overlay's own attribute": (
-        pax_then({b"SCHILY.xattr.trusted.overlay.redirect": b"/etc"}, header(b"d/", b"5")) + END, b"d/",
-        "overlayfs's own"),
+        pax_then({b"SCHILY.xattr.trusted.overlay.redirect": b"/etc"}, header(b"d/", b"5")) + END,
+        b"d/",
+        "overlayfs's own",
+    ),
     "overlay's own attribute for users": (
-        pax_then({b"SCHILY.xattr.user.overlay.opaque": b"y"}, header(b"d/", b"5")) + END, b"d/", "overlayfs's own"),
+        pax_then({b"SCHILY.xattr.user.overlay.opaque": b"y"}, header(b"d/", b"5")) + END,
+        b"d/",
+        "overlayfs's own",
+    ),
     "overlay's own attribute in base64": (
-        pax_then({b"LIBARCHIVE.xattr.trusted%2Eoverlay.metacopy": b""}, FILE) + END, b"f", "overlayfs's own"),
+        pax_then({b"LIBARCHIVE.xattr.trusted%2Eoverlay.metacopy": b""}, FILE) + END,
+        b"f",
+        "overlayfs's own",
+    ),
     # Numbers.
     "negative size": (header(b"a", raw={124: base256(-512, 12)}) + END, b"a", "negative size"),
     "absurd size": (header(b"a", raw={124: base256(1 << 80, 12)}) + END, b"a", "absurd size"),
@@ -113,12 +137,14 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "size in words": (header(b"a", raw={124: b"+777\0"}) + END, b"a", "no octal number"),
     "size with an underscore": (header(b"a", raw={124: b"1_0\0"}) + END, b"a", "no octal number"),
     "size beyond the bounds": (header(b"a", size=5 << 20) + END, b"a", "beyond the bounds"),
-    "PAX size that hides an entry": (
-        pax_then({b"size": b"-1"}, FILE) + END, b"f", "PAX: the size is no number"),
+    "PAX size that hides an entry": (pax_then({b"size": b"-1"}, FILE) + END, b"f", "PAX: the size is no number"),
     # Formats that tools read apart.
     "sparse": (sparse() + END, b"hole", "sparse"),
     "sparse by PAX": (
-        pax_then({b"GNU.sparse.major": b"1", b"GNU.sparse.name": b"../evil"}, FILE) + END, b"f", "sparse"),
+        pax_then({b"GNU.sparse.major": b"1", b"GNU.sparse.name": b"../evil"}, FILE) + END,
+        b"f",
+        "sparse",
+    ),
     "unknown type": (header(b"a", b"Z") + END, b"a", "unknown type"),
     "contiguous": (header(b"a", b"7") + END, b"a", "contiguous"),
     "multi-volume": (header(b"a", b"M") + END, b"a", "began in another"),
@@ -126,7 +152,10 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "twice as directories": (Maker().directory("a").directory("a/").done(), b"a", "second entry"),
     "two PAX headers": (pax({b"path": b"a"}) + pax({b"path": b"b"}) + FILE + END, b"pax", "two extended headers"),
     "two long names": (
-        header(b"L", b"L", 2) + padded(b"a\0") + pax({b"path": b"b"}) + FILE + END, b"a", "two long names"),
+        header(b"L", b"L", 2) + padded(b"a\0") + pax({b"path": b"b"}) + FILE + END,
+        b"a",
+        "two long names",
+    ),
     "global path": (pax({b"path": b"evil"}, b"g") + FILE + END, b"pax", "global header"),
     "file with a slash": (header(b"a/", b"0") + END, b"a/", "a slash behind its name"),
     "directory with bytes": (header(b"a/", b"5", 512) + FILE + END, b"a/", "bytes of its own"),
@@ -147,17 +176,25 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "gzip and more": (gzip.compress(FILE + END) + b"more", b"", "gzip"),
     "a bomb": (gzip.compress(bytes(70 << 20)), b"", "beyond the bounds"),
     "too many entries": (
-        b"".join(header(b"d%d/" % n, b"5") for n in range(1001)) + END, b"d1000", "more than 1000 entries"),
+        b"".join(header(b"d%d/" % n, b"5") for n in range(1001)) + END,
+        b"d1000",
+        "more than 1000 entries",
+    ),
     "a path of a thousand": (pax_then({b"path": b"d/" * 1001 + b"f"}, FILE) + END, b"d/" * 1000 + b"d", "1000 entries"),
-    "large attribute": (
-        pax_then({b"SCHILY.xattr.user.a": b"x" * 65537}, FILE) + END, b"f", "the limit is 65536"),
+    "large attribute": (pax_then({b"SCHILY.xattr.user.a": b"x" * 65537}, FILE) + END, b"f", "the limit is 65536"),
     "attribute without a space": (pax_then({b"SCHILY.xattr.evil": b"x"}, FILE) + END, b"f", "with the name"),
     "two values of an attribute": (
-        pax_then({b"SCHILY.xattr.user.a": b"x", b"LIBARCHIVE.xattr.user.a": b"eQ"}, FILE) + END, b"f", "two values"),
+        pax_then({b"SCHILY.xattr.user.a": b"x", b"LIBARCHIVE.xattr.user.a": b"eQ"}, FILE) + END,
+        b"f",
+        "two values",
+    ),
     "capabilities that are none": (
-        pax_then({b"SCHILY.xattr.security.capability": b"xyz"}, FILE) + END, b"f", "none of the kernel's"),
+        pax_then({b"SCHILY.xattr.security.capability": b"xyz"}, FILE) + END,
+        b"f",
+        "none of the kernel's",
+    ),
     "other character set": (pax_then({b"hdrcharset": b"EBCDIC"}, FILE) + END, b"f", "character set"),
-}  # fmt: skip
+}
 
 
 def in_this_process(data: bytes, target: int, bounds: Bounds = SMALL) -> Placer:

@@ -114,9 +114,15 @@ def test_changes_are_told_committed_and_the_same_bytes_twice(
         out(box, CHANGING)
         found = {(os.fsdecode(change.path), change.kind) for change in upper.changes()}
         assert found == {
-            ("etc", "metadata"), ("etc/new", "added"), ("etc/b", "removed"), ("etc/dir", "metadata"),
-            ("etc/dir/c", "removed"), ("etc/dir/d", "added"), ("x", "added"), ("x/y", "added"),
-        } - {("etc/dir", "metadata")}  # fmt: skip
+            ("etc", "metadata"),
+            ("etc/new", "added"),
+            ("etc/b", "removed"),
+            ("etc/dir", "metadata"),
+            ("etc/dir/c", "removed"),
+            ("etc/dir/d", "added"),
+            ("x", "added"),
+            ("x/y", "added"),
+        } - {("etc/dir", "metadata")}
         layer = upper.commit()
         assert upper.commit() == layer
     changed = store.add(image + layer)

@@ -143,17 +143,30 @@ def test_the_difference_of_two_trees_and_back(tmp_path: Path) -> None:
     changes, _ = difference(opened(new), [opened(old)])
     kinds = {change.path: change.kind for change in changes}
     assert kinds == {
-        b"etc": "metadata", b"etc/passwd": "removed", b"usr/bin/tool": "modified", b"fresh": "added",
-        b"fresh/dir": "added", b"fresh/dir/file": "added", b"n" * 200: "removed",
-    }  # fmt: skip
+        b"etc": "metadata",
+        b"etc/passwd": "removed",
+        b"usr/bin/tool": "modified",
+        b"fresh": "added",
+        b"fresh/dir": "added",
+        b"fresh/dir/file": "added",
+        b"n" * 200: "removed",
+    }
     assert changes.bytes == 6
     layer = Layer.of(new, below=[old], epoch=None)
     unpacked(layer, opened(tmp_path / "layer"), devices=os.geteuid() == 0)
     names = set(tree_of(tmp_path / "layer"))
     assert names == {
-        b"", b"etc", b"etc/passwd", b"usr", b"usr/bin", b"usr/bin/tool", b"fresh", b"fresh/dir", b"fresh/dir/file",
+        b"",
+        b"etc",
+        b"etc/passwd",
+        b"usr",
+        b"usr/bin",
+        b"usr/bin/tool",
+        b"fresh",
+        b"fresh/dir",
+        b"fresh/dir/file",
         b"n" * 200,
-    }  # fmt: skip
+    }
 
 
 def test_a_layer_tree_with_whiteouts_is_written_as_it_came(tmp_path: Path) -> None:

@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 
 QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
 BASE = (
-    Maker().directory("a").file("a/b", b"x" * 700).symlink("l", "a").link("h", "a/b").device("d", 1, 3)
-    .add(pax({b"path": b"n" * 120, b"mtime": b"1.5", b"SCHILY.xattr.user.a": b"v"})).file("x", b"y").done()
-)  # fmt: skip
+    Maker()
+    .directory("a")
+    .file("a/b", b"x" * 700)
+    .symlink("l", "a")
+    .link("h", "a/b")
+    .device("d", 1, 3)
+    .add(pax({b"path": b"n" * 120, b"mtime": b"1.5", b"SCHILY.xattr.user.a": b"v"}))
+    .file("x", b"y")
+    .done()
+)
 
 
 def read(data: bytes, piece: int = 4096) -> list[Entry]:
@@ -82,11 +89,25 @@ def test_a_record_of_any_value(value: bytes) -> None:
 
 
 @settings(max_examples=300, **QUIET)  # type: ignore[arg-type]
-@given(st.one_of(st.binary(max_size=80), st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.sampled_from(["uid", "kind", "device"])),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(
-        ["uid", "gid", "mode", "kind", "device", "xattrs", "same", "other"]), inner, max_size=3)), max_leaves=6,
-).map(lambda value: json.dumps(["path", value]).encode())))  # fmt: skip
+@given(
+    st.one_of(
+        st.binary(max_size=80),
+        st.recursive(
+            st.one_of(
+                st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.sampled_from(["uid", "kind", "device"])
+            ),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=3),
+                st.dictionaries(
+                    st.sampled_from(["uid", "gid", "mode", "kind", "device", "xattrs", "same", "other"]),
+                    inner,
+                    max_size=3,
+                ),
+            ),
+            max_leaves=6,
+        ).map(lambda value: json.dumps(["path", value]).encode()),
+    )
+)
 def test_facts_of_any_bytes(data: bytes) -> None:
     try:
         facts = Facts.from_bytes(data)

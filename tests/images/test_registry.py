@@ -242,10 +242,14 @@ def test_referrers_by_the_fallback_tag(registry: str, store: Store) -> None:
         for kind in ("application/x.one", "application/x.two"):
             data = dump(
                 {
-                    "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": kind, "config": config.document(),
-                    "layers": [config.document()], "subject": subject.document(),
+                    "schemaVersion": 2,
+                    "mediaType": OCI_MANIFEST,
+                    "artifactType": kind,
+                    "config": config.document(),
+                    "layers": [config.document()],
+                    "subject": subject.document(),
                 }
-            )  # fmt: skip
+            )
             client.put_manifest("signed/app", data, OCI_MANIFEST)
         found = client.referrers("signed/app", sent.digest)
         assert [d.artifact_type for d in found] == ["application/x.one", "application/x.two"]
@@ -263,9 +267,21 @@ def test_skopeo_reads_what_is_pushed_and_the_reverse(registry: str, store: Store
     for form in ("oci", "v2s2"):
         source, target = f"docker://{registry}/skopeo/app:1", f"docker://{registry}/skopeo/{form}:1"
         subprocess.run(
-            [skopeo, "--insecure-policy", "copy", "-q", "--format", form, "--src-tls-verify=false",
-             "--dest-tls-verify=false", source, target], check=True, timeout=60,
-        )  # fmt: skip
+            [
+                skopeo,
+                "--insecure-policy",
+                "copy",
+                "-q",
+                "--format",
+                form,
+                "--src-tls-verify=false",
+                "--dest-tls-verify=false",
+                source,
+                target,
+            ],
+            check=True,
+            timeout=60,
+        )
         got = other.pull(f"{registry}/skopeo/{form}:1")
         assert got.diffids == made.diffids
         assert got.config == made.config

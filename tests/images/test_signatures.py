@@ -63,8 +63,11 @@ class Signed:
 
     def put(self, layer: dict[str, Any], artifact: str | None, tag: str | None = None) -> None:
         document: dict[str, Any] = {
-            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": self.blob(b"{}", OCI_EMPTY), "layers": [layer],
-        }  # fmt: skip
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": self.blob(b"{}", OCI_EMPTY),
+            "layers": [layer],
+        }
         if artifact is not None:
             document["artifactType"] = artifact
             document["subject"] = Descriptor(OCI_MANIFEST, self.digest, self.size).document()
@@ -84,17 +87,22 @@ class Signed:
         signed = sign(key, b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload))
         rows = [{"sig": base64.b64encode(signed).decode()}]
         envelope = {
-            "payload": base64.b64encode(payload).decode(), "payloadType": kind.decode(), "signatures": rows,
-        }  # fmt: skip
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": kind.decode(),
+            "signatures": rows,
+        }
         data = json.dumps({"mediaType": BUNDLE, "dsseEnvelope": envelope}).encode()
         self.put(self.blob(data, BUNDLE), BUNDLE)
 
     def notation(self, key: Any, chain: list[x509.Certificate], **head: Any) -> None:
         protected: dict[str, Any] = {
             "alg": "ES256" if isinstance(key, ec.EllipticCurvePrivateKey) else "PS256",
-            "cty": "application/vnd.cncf.notary.payload.v1+json", "crit": ["io.cncf.notary.signingScheme"],
-            "io.cncf.notary.signingScheme": "notary.x509", "io.cncf.notary.signingTime": NOW.isoformat(), **head,
-        }  # fmt: skip
+            "cty": "application/vnd.cncf.notary.payload.v1+json",
+            "crit": ["io.cncf.notary.signingScheme"],
+            "io.cncf.notary.signingScheme": "notary.x509",
+            "io.cncf.notary.signingTime": NOW.isoformat(),
+            **head,
+        }
         target = Descriptor(OCI_MANIFEST, protected.pop("digest", self.digest), self.size).document()
         words = [_url(json.dumps(part).encode()) for part in (protected, {"targetArtifact": target})]
         data = ".".join(words).encode()
@@ -129,11 +137,16 @@ def certificate(
     issued_by, issuing = issuer or (name, key)
     usage = x509.KeyUsage(not ca, False, False, False, False, ca, False, False, False)
     made = (
-        x509.CertificateBuilder().subject_name(named(name)).issuer_name(named(issued_by)).public_key(key.public_key())
-        .serial_number(x509.random_serial_number()).not_valid_before(NOW - 3 * DAY)
+        x509.CertificateBuilder()
+        .subject_name(named(name))
+        .issuer_name(named(issued_by))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - 3 * DAY)
         .not_valid_after(NOW - 3 * DAY + datetime.timedelta(days=days + 3))
-        .add_extension(x509.BasicConstraints(ca, None), critical=True).add_extension(usage, critical=True)
-    )  # fmt: skip
+        .add_extension(x509.BasicConstraints(ca, None), critical=True)
+        .add_extension(usage, critical=True)
+    )
     if not ca:
         made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False)
     return made.sign(issuing, hashes.SHA256())

@@ -216,9 +216,13 @@ def test_a_read_only_store(tmp_path: Path) -> None:
             assert os.listdir(trees[0]) == ["a"]
         assert store.check(deep=True) == []
         for attempt in (
-            lambda: store.add(image({"b": b"1"})), lambda: store.tag(made, "c/d:1"), store.collect,
-            lambda: store.untag("a/b:1"), lambda: store.pull("localhost:1/a:1"), lambda: store.load("/nonexistent"),
-        ):  # fmt: skip
+            lambda: store.add(image({"b": b"1"})),
+            lambda: store.tag(made, "c/d:1"),
+            store.collect,
+            lambda: store.untag("a/b:1"),
+            lambda: store.pull("localhost:1/a:1"),
+            lambda: store.load("/nonexistent"),
+        ):
             with pytest.raises(StoreError, match="read-only"):
                 attempt()
 
@@ -311,8 +315,11 @@ def kills(store: Store, rounds: int, seed: int = 1) -> None:
     for number in range(rounds):
         done = subprocess.run(
             [sys.executable, "-c", KILLED, store.path, str(chance.uniform(0, 0.8))],
-            check=False, timeout=60, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2],
-        )  # fmt: skip
+            check=False,
+            timeout=60,
+            stdout=subprocess.DEVNULL,
+            cwd=Path(__file__).parents[2],
+        )
         assert done.returncode == -9
         assert store.check(deep=number % 5 == 0) == []
     assert store.check(deep=True) == []

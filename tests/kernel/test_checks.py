@@ -22,10 +22,20 @@ FORM = re.compile(r"^[\w.() ]+: .+ (is|are) wanted, not .+")
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("0", 0), ("17", 17), ("64K", 65536), ("64k", 65536), ("64KB", 65536), ("64KiB", 65536), (" 1 G ", 1 << 30),
-        ("1.5G", 3 << 29), ("1.3K", 1331), ("2T", 2 << 40), ("1P", 1 << 50), ("12B", 12),
+        ("0", 0),
+        ("17", 17),
+        ("64K", 65536),
+        ("64k", 65536),
+        ("64KB", 65536),
+        ("64KiB", 65536),
+        (" 1 G ", 1 << 30),
+        ("1.5G", 3 << 29),
+        ("1.3K", 1331),
+        ("2T", 2 << 40),
+        ("1P", 1 << 50),
+        ("12B", 12),
     ],
-)  # fmt: skip
+)
 def test_size(text: str, expected: int) -> None:
     assert checks.size("memory", text) == expected
     assert checks.limit("memory", text) == expected
@@ -173,9 +183,10 @@ def test_smallest() -> None:
 PARTS = [
     value
     for name in isolate.__all__
-    if isinstance(value := getattr(isolate, name), type) and dataclasses.is_dataclass(value)
+    if isinstance(value := getattr(isolate, name), type)
+    and dataclasses.is_dataclass(value)
     and name not in ("Result", "IdMap", "IdRange", "Learned")
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)

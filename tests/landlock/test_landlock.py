@@ -326,9 +326,13 @@ def test_paths_are_those_of_the_new_root(public: Path) -> None:
     """``/data`` is a file of the sandbox's root; on the host it is another, or none."""
     furnish(public)
     root = Root(
-        Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), Symlink("usr/lib64", "/lib64"),
-        Bind(str(public), "/data", read_only=False), Tmpfs("/tmp"),
-    )  # fmt: skip
+        Bind("/usr"),
+        Symlink("usr/bin", "/bin"),
+        Symlink("usr/lib", "/lib"),
+        Symlink("usr/lib64", "/lib64"),
+        Bind(str(public), "/data", read_only=False),
+        Tmpfs("/tmp"),
+    )
     look = ["sh", "-c", "cat /data/file; mkdir /data/new && echo made; mkdir /tmp/new && echo made"]
     for rules, expected in (({}, ""), ({"read": ["/data"]}, "text"), ({"write": ["/data"]}, "textmade\n")):
         box = Sandbox(UserNamespace(), root, Landlock(execute=["/usr"], **rules))  # type: ignore[arg-type]

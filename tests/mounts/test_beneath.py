@@ -34,9 +34,7 @@ def world(place: Path) -> Path:
 
 def led_away(world: Path, shell: Shell) -> None:
     """What a first run does: the directory that the next one names is now a link to the caller's."""
-    done = shell(
-        f"rmdir /data/out && ln -s {world}/secret /data/out", Bind(world / "w", "/data", read_only=False)
-    )  # fmt: skip
+    done = shell(f"rmdir /data/out && ln -s {world}/secret /data/out", Bind(world / "w", "/data", read_only=False))
     assert done.ok, done.stderr
     assert os.path.islink(world / "w" / "out")
 
@@ -138,9 +136,7 @@ def test_links_of_the_callers_own_are_followed(world: Path, shell: Shell) -> Non
 
 
 def test_optional_is_left_out_and_beneath_must_hold_it(world: Path, parts: tuple[Any, ...]) -> None:
-    box = Sandbox(
-        Root(*SYSTEM, Bind(world / "w" / "gone", "/out", beneath=world / "w", optional=True)), *parts
-    )  # fmt: skip
+    box = Sandbox(Root(*SYSTEM, Bind(world / "w" / "gone", "/out", beneath=world / "w", optional=True)), *parts)
     result = box.run(["/bin/ls", "/out"])
     assert not result.ok
     assert result.applied["Root"] is False

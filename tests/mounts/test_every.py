@@ -40,9 +40,18 @@ pytestmark = pytest.mark.skipif(not os.path.exists(PYTHON[0]), reason="needs /us
 def test_every_mount_is_nosuid_and_nodev(shell: Shell, place: Path) -> None:
     """But for the devices that Dev binds, each read-only so that the node stays as it is, and its terminals."""
     entries = (
-        Proc(), Sys(), Dev(mqueue=True), Mqueue("/q"), Tmpfs("/t"), Bind(place, "/b", read_only=False),
-        Bind("/dev", "/hosts-dev"), Overlay("/o", lower=["/usr/share"]), File("/f", "x"), Mask("/b"), ReadOnly("/t"),
-    )  # fmt: skip
+        Proc(),
+        Sys(),
+        Dev(mqueue=True),
+        Mqueue("/q"),
+        Tmpfs("/t"),
+        Bind(place, "/b", read_only=False),
+        Bind("/dev", "/hosts-dev"),
+        Overlay("/o", lower=["/usr/share"]),
+        File("/f", "x"),
+        Mask("/b"),
+        ReadOnly("/t"),
+    )
     table = mounts(shell, *entries)
     assert {"/", "/usr", "/proc", "/proc/sys", "/sys", "/dev", "/dev/shm", "/q", "/t", "/b", "/o", "/f"} <= set(table)
     assert {at for at, options in table.items() if "nosuid" not in options} == set()
@@ -62,10 +71,18 @@ for path in sys.argv[1:]:
     else: print(0)
 """
 KNOBS = [
-    "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/kernel/hotplug", "/proc/sysrq-trigger",
-    "/proc/sys/fs/binfmt_misc/register", "/proc/sys/vm/panic_on_oom", "/proc/irq/default_smp_affinity",
-    "/sys/kernel/uevent_helper", "/sys/kernel/mm/ksm/run", "/sys/kernel/profiling", "/sys/kernel/kexec_crash_size",
-]  # fmt: skip
+    "/proc/sys/kernel/core_pattern",
+    "/proc/sys/kernel/modprobe",
+    "/proc/sys/kernel/hotplug",
+    "/proc/sysrq-trigger",
+    "/proc/sys/fs/binfmt_misc/register",
+    "/proc/sys/vm/panic_on_oom",
+    "/proc/irq/default_smp_affinity",
+    "/sys/kernel/uevent_helper",
+    "/sys/kernel/mm/ksm/run",
+    "/sys/kernel/profiling",
+    "/sys/kernel/kexec_crash_size",
+]
 
 
 @as_root

@@ -125,9 +125,10 @@ def test_a_root_that_is_made_read_only_last(recursive: bool) -> None:
         os.chmod(directory, 0o755)
         top = Bind(directory, "/", read_only=False)
         box = Sandbox(
-            UserNamespace(), PidNamespace(),
+            UserNamespace(),
+            PidNamespace(),
             Root(top, ReadOnly("/", recursive=recursive), *SYSTEM, Proc(), Tmpfs("/tmp"), Dir("/made")),
-        )  # fmt: skip
+        )
         told = out(box, "touch /x 2>/dev/null && echo root; touch /tmp/x 2>/dev/null && echo tmp; ls -d /made")
         assert told == "/made\n" if recursive else "tmp\n/made\n"
     with tempfile.TemporaryDirectory() as directory:
@@ -150,10 +151,13 @@ def test_what_is_mounted_inside_shows_in_namespaces_that_are_made_inside() -> No
     found = {}
     for propagation in ("private", "shared"):
         box = Sandbox(
-            UserNamespace(), PidNamespace(), MountNamespace(propagation=propagation),
-            Root(*SYSTEM, Proc(), Dev(), Tmpfs("/tmp")), Capabilities.all(),
+            UserNamespace(),
+            PidNamespace(),
+            MountNamespace(propagation=propagation),
+            Root(*SYSTEM, Proc(), Dev(), Tmpfs("/tmp")),
+            Capabilities.all(),
             Seccomp(otherwise="allow", foreign="allow"),
-        )  # fmt: skip
+        )
         before = Path("/proc/self/mountinfo").read_text()
         found[propagation] = out(box, inside)
         assert Path("/proc/self/mountinfo").read_text() == before
@@ -189,9 +193,12 @@ def test_settings_of_namespaces() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_settings_of_other_namespaces() -> None:
     box = Sandbox(
-        IpcNamespace(), UtsNamespace(), PidNamespace(), Root(*SYSTEM, Proc()),
+        IpcNamespace(),
+        UtsNamespace(),
+        PidNamespace(),
+        Root(*SYSTEM, Proc()),
         Sysctl({"kernel.msgmax": 4321, "kernel.domainname": "example"}),
-    )  # fmt: skip
+    )
     assert out(box, "cat /proc/sys/kernel/msgmax /proc/sys/kernel/domainname") == "4321\nexample\n"
     assert Path("/proc/sys/kernel/msgmax").read_text() != "4321\n"
 

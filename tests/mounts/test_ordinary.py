@@ -23,11 +23,29 @@ def test_as_an_ordinary_user() -> None:
     with tempfile.TemporaryDirectory(prefix="isolate-test-") as home:
         os.chown(home, NOBODY, NOBODY)
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", HERE.parent.parent,
-             "-c", HERE.parent.parent / "pyproject.toml", HERE],
-            capture_output=True, text=True, check=False, cwd=home, user=NOBODY, group=NOBODY, extra_groups=[],
-            env={**os.environ, "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"}, timeout=380,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "--rootdir",
+                HERE.parent.parent,
+                "-c",
+                HERE.parent.parent / "pyproject.toml",
+                HERE,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=home,
+            user=NOBODY,
+            group=NOBODY,
+            extra_groups=[],
+            env={**os.environ, "HOME": home, "PYTHONDONTWRITEBYTECODE": "1"},
+            timeout=380,
+        )
     assert done.returncode == 0, done.stdout[-6000:]
     counts = re.search(r"(\d+) passed(?:, (\d+) skipped)?", done.stdout)
     assert counts

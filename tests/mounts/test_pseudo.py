@@ -49,8 +49,9 @@ def test_proc_is_masked_and_read_only(shell: Shell) -> None:
     result = shell(script, Proc())
     assert str(result.stdout).split() == ["0", "0"]
     assert str(result.stderr).count("Read-only file system") == 3
-    bare = shell("wc -c < /proc/interrupts; test -w /proc/sys/kernel/hostname && echo writable",
-                 Proc(masked=(), read_only=()))  # fmt: skip
+    bare = shell(
+        "wc -c < /proc/interrupts; test -w /proc/sys/kernel/hostname && echo writable", Proc(masked=(), read_only=())
+    )
     assert int(str(bare.stdout).split()[0]) > 0
 
 
@@ -87,8 +88,12 @@ def nested(setup: str, code: str) -> subprocess.CompletedProcess[str]:
     code = "from isolate import *\n" + code
     return subprocess.run(
         ["unshare", *(["-Ur"] if os.geteuid() else []), "-m", "sh", "-ec", command, sys.executable, code],
-        capture_output=True, text=True, check=False, cwd="/", timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+        timeout=60,
+    )
 
 
 RUN = (
@@ -136,11 +141,26 @@ def test_dev(shell: Shell) -> None:
         ls /dev; ls /dev/pts; echo out > /dev/stdout; : < /dev/tty"""
     result = shell(script, Proc(), Dev())
     assert str(result.stdout).split() == [
-        "3", "3", "3", "hello", "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", (
-            "tty"
-        ),
-        "urandom", "zero", "ptmx", "out",
-    ]  # fmt: skip
+        "3",
+        "3",
+        "3",
+        "hello",
+        "fd",
+        "full",
+        "null",
+        "ptmx",
+        "pts",
+        "random",
+        "shm",
+        "stderr",
+        "stdin",
+        "stdout",
+        ("tty"),
+        "urandom",
+        "zero",
+        "ptmx",
+        "out",
+    ]
     assert "I/O error" in str(result.stderr)  # as dash says it: nothing can be written to /dev/full
     assert "/dev/tty" in str(result.stderr)  # there is no terminal
 

@@ -138,8 +138,10 @@ def test_the_way_out_of_a_chroot_leads_nowhere(place: Path) -> None:
     assert "usr" in str(inside.stdout)
     control = subprocess.run(
         [sys.executable, "-c", f"import os; os.chroot({str(place)!r})\n{ESCAPE}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert control.stdout.split() == sorted(os.listdir("/"))
 
 

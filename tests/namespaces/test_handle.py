@@ -19,9 +19,14 @@ import isolate
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 KINDS = [
-    isolate.NetNamespace, isolate.UtsNamespace, isolate.IpcNamespace, isolate.MountNamespace, isolate.CgroupNamespace,
-    isolate.UserNamespace, isolate.TimeNamespace,
-]  # fmt: skip
+    isolate.NetNamespace,
+    isolate.UtsNamespace,
+    isolate.IpcNamespace,
+    isolate.MountNamespace,
+    isolate.CgroupNamespace,
+    isolate.UserNamespace,
+    isolate.TimeNamespace,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -197,15 +202,21 @@ print(oct(os.stat("/run/control").st_mode))  # what the umask lets through
     ("setting", "cause"),
     [
         ("os.mkdir('/run/isolate', 0o777)", "/run/isolate can be written by others (mode 777)"),
-        ("os.mkdir('/run/isolate'); os.chmod('/run/isolate', 0o755); os.chown('/run/isolate', 1000, 1000)",
-         "/run/isolate belongs to uid 1000"),
-        ("os.mkdir('/run/e', 0o755); os.symlink('/run/e', '/run/isolate')",
-         "/run/isolate is a symbolic link, or no directory"),
-        ("os.mkdir('/run/isolate', 0o755); os.chmod('/run/isolate', 0o755); os.symlink('/tmp', '/run/isolate/uts')",
-         "/run/isolate/uts is a symbolic link, or no directory"),
+        (
+            "os.mkdir('/run/isolate'); os.chmod('/run/isolate', 0o755); os.chown('/run/isolate', 1000, 1000)",
+            "/run/isolate belongs to uid 1000",
+        ),
+        (
+            "os.mkdir('/run/e', 0o755); os.symlink('/run/e', '/run/isolate')",
+            "/run/isolate is a symbolic link, or no directory",
+        ),
+        (
+            "os.mkdir('/run/isolate', 0o755); os.chmod('/run/isolate', 0o755); os.symlink('/tmp', '/run/isolate/uts')",
+            "/run/isolate/uts is a symbolic link, or no directory",
+        ),
     ],
     ids=["written by all", "another's", "a link", "a link below"],
-)  # fmt: skip
+)
 def test_38_who_else_could_lead_names_elsewhere(odd_run: str, setting: str, cause: str) -> None:
     assert ran(f"{odd_run}\n{setting}\nmake()") == [f"{cause}: others could lead the name elsewhere"]
     assert ran(f"{odd_run}\nprint(make() is not None)") == ["True"], "control: without that"

@@ -58,9 +58,13 @@ def arm_launcher(sources: Path) -> Path:
         f"build.build_launcher(pathlib.Path({str(target)!r}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=sources, env={**os.environ, "ISOLATE_LAUNCHER_CC": compiler},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", script],
+        cwd=sources,
+        env={**os.environ, "ISOLATE_LAUNCHER_CC": compiler},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return target
 
@@ -269,9 +273,13 @@ def test_wheel_runs_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
 def hook(sources: Path, call: str, **environment: str) -> subprocess.CompletedProcess[str]:
     code = f"import setuptools.build_meta as b, sys; {call}"
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=sources, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", code],
+        cwd=sources,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, **environment},
-    )  # fmt: skip
+    )
 
 
 def test_42_the_metadata_needs_no_compiler(sources: Path, tmp_path: Path) -> None:
@@ -294,9 +302,13 @@ def test_42_a_compiler_that_knows_musls_headers_alone(sources: Path, tmp_path: P
         f"import pathlib, runpy; runpy.run_path('_native/build.py')['build_launcher'](pathlib.Path({str(target)!r}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=sources, env={**os.environ, "ISOLATE_LAUNCHER_CC": compiler},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", script],
+        cwd=sources,
+        env={**os.environ, "ISOLATE_LAUNCHER_CC": compiler},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     run = (
         "import sys; from isolate.engine import native; native.LAUNCHER_PATH = sys.argv[1]\n"
@@ -382,7 +394,7 @@ def test_42_one_wheel_for_every_python(sources: Path, tmp_path: Path) -> None:
         subprocess.run([python, "-m", "venv", str(venv)], check=True, capture_output=True)
         installed = subprocess.run(
             [venv / "bin/pip", "install", "-q", str(wheel)], capture_output=True, text=True, check=False
-        )  # fmt: skip
+        )
         if installed.returncode:
             continue  # cffi cannot be had for it here
         tried += 1

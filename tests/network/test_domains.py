@@ -168,17 +168,24 @@ ATTEMPTS: dict[str, tuple[str, Any]] = {
     "directly to loopback": ("answer(socket.create_connection(('127.0.0.1', OTHER)), b'x')", None),
     "directly by IPv6": ("answer(socket.create_connection(('::1' if SIX != PORT else '127.0.0.1', SIX)), b'x')", None),
     "by UDP": (
-        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.connect(('127.0.0.1', UDP))\nanswer(s, b'x')", None,
+        "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.connect(('127.0.0.1', UDP))\nanswer(s, b'x')",
+        None,
     ),
     "CONNECT to another port": (
-        "answer(connect(f'good.example:{OTHER}'), hello('good.example'))", lambda up: {"port": [up["tcp"].port, up["other"].port]},
+        "answer(connect(f'good.example:{OTHER}'), hello('good.example'))",
+        lambda up: {"port": [up["tcp"].port, up["other"].port]},
     ),
     "CONNECT to another name": (
-        "answer(connect(f'evil.example:{PORT}'), hello('evil.example'))", {"names": [GOOD, EVIL]},
+        "answer(connect(f'evil.example:{PORT}'), hello('evil.example'))",
+        {"names": [GOOD, EVIL]},
     ),
-    "a name below": ("answer(connect(f'a.good.example:{PORT}'), hello('a.good.example'))", {"names": ["*.good.example"]}),
+    "a name below": (
+        "answer(connect(f'a.good.example:{PORT}'), hello('a.good.example'))",
+        {"names": ["*.good.example"]},
+    ),
     "a name that ends alike": (
-        "answer(connect(f'notgood.example:{PORT}'), hello('notgood.example'))", {"names": ["notgood.example"]},
+        "answer(connect(f'notgood.example:{PORT}'), hello('notgood.example'))",
+        {"names": ["notgood.example"]},
     ),
     "a name that a rule begins": (
         "answer(connect(f'good.example.evil.example:{PORT}'), hello('good.example.evil.example'))",
@@ -194,16 +201,19 @@ ATTEMPTS: dict[str, tuple[str, Any]] = {
     "a user before the name": ("answer(connect(f'x@evil.example:{PORT}'), hello('good.example'))", TUNNEL),
     "the proxy itself": ("answer(connect('localhost:3128'), hello('localhost'))", TUNNEL),
     "Host is not the name": (
-        "answer(connect(f'good.example:{PORT}', f'evil.example:{PORT}'), hello('good.example'))", TUNNEL,
+        "answer(connect(f'good.example:{PORT}', f'evil.example:{PORT}'), hello('good.example'))",
+        TUNNEL,
     ),
     "fronting by SNI": ("answer(connect(f'good.example:{PORT}'), hello('evil.example'))", {"tls": False}),
     "no SNI": ("answer(connect(f'good.example:{PORT}'), hello(None))", {"tls": False}),
     "no TLS": ("answer(connect(f'good.example:{PORT}'), b'SSH-2.0-x\\r\\n')", {"tls": False}),
     "Encrypted Client Hello": (
-        "answer(connect(f'good.example:{PORT}'), with_extension(hello('good.example'), 0xfe0d, b'x' * 40))", {"ech": True},
+        "answer(connect(f'good.example:{PORT}'), with_extension(hello('good.example'), 0xfe0d, b'x' * 40))",
+        {"ech": True},
     ),
     "SNI twice": (
-        "answer(connect(f'good.example:{PORT}'), with_extension(hello('good.example'), 0, b'\\0\\7\\0\\0\\4evil'))", {"tls": False},
+        "answer(connect(f'good.example:{PORT}'), with_extension(hello('good.example'), 0, b'\\0\\7\\0\\0\\4evil'))",
+        {"tls": False},
     ),
     "a split hello for another": (
         "answer(connect(f'good.example:{PORT}'), in_records(hello('evil.example'), 7))",
@@ -214,7 +224,8 @@ ATTEMPTS: dict[str, tuple[str, Any]] = {
         "s = connect(f'good.example:{PORT}')\nh = hello('good.example')\ns.sendall(h[:20])\ns.sendall(h[20:60])\nanswer(s, h[60:])",
     ),
     "SOCKS4": (
-        "answer(proxy(), b'\\4\\1' + struct.pack('>H', PORT) + bytes([127, 0, 0, 1, 0]) + hello('good.example'))", TUNNEL,
+        "answer(proxy(), b'\\4\\1' + struct.pack('>H', PORT) + bytes([127, 0, 0, 1, 0]) + hello('good.example'))",
+        TUNNEL,
     ),
     "SOCKS5 by address": (
         "answer(socks(1, bytes([127, 0, 0, 1])), hello('good.example'))",
@@ -229,37 +240,44 @@ ATTEMPTS: dict[str, tuple[str, Any]] = {
         "answer(socks(3, name('good.example')), hello('good.example'))",
     ),
     "SOCKS5 to another name": (
-        "answer(socks(3, name('evil.example')), hello('evil.example'))", {"names": [EVIL]},
+        "answer(socks(3, name('evil.example')), hello('evil.example'))",
+        {"names": [EVIL]},
     ),
     "SOCKS5 to another port": (
-        "answer(socks(3, name('good.example'), OTHER), hello('good.example'))", lambda up: {"port": up["other"].port},
+        "answer(socks(3, name('good.example'), OTHER), hello('good.example'))",
+        lambda up: {"port": up["other"].port},
     ),
     "SOCKS5 UDP": (
         "answer(socks(3, name('good.example'), command=3), b'x')",
         "answer(socks(3, name('good.example')), hello('good.example'))",
     ),
     "SOCKS5 fronting": (
-        "answer(socks(3, name('good.example')), hello('evil.example'))", {"tls": False},
+        "answer(socks(3, name('good.example')), hello('evil.example'))",
+        {"tls": False},
     ),
     "an address of the stub's that nobody was given": (
         "answer(socket.create_connection(('198.18.77.7', PORT)), hello('good.example'))",
         "answer(socket.create_connection((socket.gethostbyname('good.example'), PORT)), hello('good.example'))",
     ),
     "fronting without a proxy": (
-        "answer(socket.create_connection((socket.gethostbyname('good.example'), PORT)), hello('evil.example'))", {"tls": False},
+        "answer(socket.create_connection((socket.gethostbyname('good.example'), PORT)), hello('evil.example'))",
+        {"tls": False},
     ),
     "a name that is not allowed, without a proxy": (
-        "answer(socket.create_connection(('evil.example', PORT)), hello('evil.example'))", {"names": [EVIL]},
+        "answer(socket.create_connection(('evil.example', PORT)), hello('evil.example'))",
+        {"names": [EVIL]},
     ),
     "a raw socket": ("b'SECRET' if socket.socket(socket.AF_INET, socket.SOCK_RAW, 1) else b''", "raw"),
     "a name that leads to loopback": (TUNNEL, lambda up: {"private": ["127.0.0.0/8"], "attack": {"private": []}}),
     "a name that leads to a mapped loopback": (
-        TUNNEL, {"attack": {"private": [], "resolve": lambda name, port: ["::ffff:127.0.0.1"]}},
+        TUNNEL,
+        {"attack": {"private": [], "resolve": lambda name, port: ["::ffff:127.0.0.1"]}},
     ),
     "a name that leads to metadata": (
-        TUNNEL, {"attack": {"private": [], "resolve": lambda name, port: ["169.254.169.254", "fd00:ec2::254"]}},
+        TUNNEL,
+        {"attack": {"private": [], "resolve": lambda name, port: ["169.254.169.254", "fd00:ec2::254"]}},
     ),
-}  # fmt: skip
+}
 
 
 def program(up: dict[str, Upstream], codes: dict[str, str]) -> str:

@@ -33,10 +33,27 @@ def index(machine: object, tmp_path: Path) -> Iterator[tuple[int, Path]]:
         pytest.skip("openssl is not installed")
     key, certificate = tmp_path / "key", tmp_path / "certificate"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
-         "-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+            "-days",
+            "2",
+            "-subj",
+            f"/CN={NAME}",
+            "-addext",
+            f"subjectAltName=DNS:{NAME}",
+        ],
+        check=True,
+        capture_output=True,
+    )
     served = tmp_path / "served/simple/nothing"
     served.mkdir(parents=True)
     wheel = "nothing-1.0-py3-none-any.whl"
@@ -67,10 +84,22 @@ def box(port: int, *, names: tuple[str, ...] = (NAME,)) -> Sandbox:
 def test_pip(index: tuple[int, Path], tmp_path: Path) -> None:
     port, certificate = index
     command = [
-        sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "--retries=0", "download",
+        sys.executable,
+        "-m",
+        "pip",
+        "--isolated",
+        "--disable-pip-version-check",
+        "--retries=0",
+        "download",
         "--no-deps",
-        "--index-url", f"https://{NAME}:{port}/simple", "--cert", str(certificate), "-d", str(tmp_path), "nothing",
-    ]  # fmt: skip
+        "--index-url",
+        f"https://{NAME}:{port}/simple",
+        "--cert",
+        str(certificate),
+        "-d",
+        str(tmp_path),
+        "nothing",
+    ]
     refused = box(port, names=("other.example.org",)).run(command, timeout=90, text=True, env=environment())
     assert not refused.ok
     assert not (tmp_path / "nothing-1.0-py3-none-any.whl").exists()

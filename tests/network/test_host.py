@@ -137,9 +137,18 @@ def test_packets_that_name_loopback_on_the_wire_are_dropped() -> None:
 def _packet(source: str, destination: str, port: int, data: bytes) -> bytes:
     """UDP over IPv4."""
     head = struct.pack(
-        ">BBHHHBBH4s4s", 0x45, 0, 28 + len(data), 1, 0, 64, 17, 0, socket.inet_aton(source),
+        ">BBHHHBBH4s4s",
+        0x45,
+        0,
+        28 + len(data),
+        1,
+        0,
+        64,
+        17,
+        0,
+        socket.inet_aton(source),
         socket.inet_aton(destination),
-    )  # fmt: skip
+    )
     words = sum(struct.unpack(">10H", head))
     head = head[:10] + struct.pack(">H", ~(words % 0xFFFF) & 0xFFFF) + head[12:]
     return head + struct.pack(">4H", 1234, port, 8 + len(data), 0) + data

@@ -49,10 +49,17 @@ def test_what_is_no_question() -> None:
     good = question("db")
     assert parse(good) is not None
     for bad in (
-        good[:-1], good[:11], b"", question("db", flags=0x8100), question("db", flags=0x2800),
-        good[:4] + b"\0\2" + good[6:], good[:12] + b"\xc0\x0c" + good[12:], good[:-2] + b"\0\3", good + bytes(5000),
+        good[:-1],
+        good[:11],
+        b"",
+        question("db", flags=0x8100),
+        question("db", flags=0x2800),
+        good[:4] + b"\0\2" + good[6:],
+        good[:12] + b"\xc0\x0c" + good[12:],
+        good[:-2] + b"\0\3",
+        good + bytes(5000),
         good[:12] + b"\x3f" + bytes(10),
-    ):  # fmt: skip
+    ):
         assert parse(bad) is None
 
 
@@ -95,9 +102,12 @@ class Answering:
         self.address = self.udp.getsockname()
         self.tcp = socket.create_server(self.address)
         self.names = Names(
-            [self.udp, self.tcp], {"db": DB}.get, {DB[0]: "db"}.get,
-            lambda peer: str(peer) != "127.0.0.9", servers,
-        )  # fmt: skip
+            [self.udp, self.tcp],
+            {"db": DB}.get,
+            {DB[0]: "db"}.get,
+            lambda peer: str(peer) != "127.0.0.9",
+            servers,
+        )
 
     def ask(self, data: bytes, source: str = "127.0.0.1") -> bytes:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -61,8 +61,10 @@ def test_what_ip_and_pyroute2_tell() -> None:
         )
         assert link.forwards(sock, "b0")
         assert {(str(r.to), str(r.via)) for r in address.routes(sock)} >= {
-            ("192.0.2.0/24", "10.1.0.2"), ("None", "fd00:1::2"), ("10.1.0.0/24", "None"),
-        }  # fmt: skip
+            ("192.0.2.0/24", "10.1.0.2"),
+            ("None", "fd00:1::2"),
+            ("10.1.0.0/24", "None"),
+        }
         pyroute2 = pytest.importorskip("pyroute2")
         with pyroute2.IPRoute() as other:
             assert {each.get_attr("IFLA_IFNAME"): each["index"] for each in other.get_links()} == {
@@ -104,8 +106,10 @@ def test_of_a_batch_every_failure_is_told() -> None:
     with Socket() as sock:
         messages = [link.remove("none"), link.bridge("b0"), link.bridge("b0"), link.remove("b0"), link.remove("none")]
         assert [(f.index, f.errno) for f in sock.tried(messages)] == [
-            (0, errno.ENODEV), (2, errno.EEXIST), (4, errno.ENODEV),
-        ]  # fmt: skip
+            (0, errno.ENODEV),
+            (2, errno.EEXIST),
+            (4, errno.ENODEV),
+        ]
         assert sock.tried([]) == []
         many = [link.change("lo", up=True)] * 150
         assert sock.tried(many) == []

@@ -47,8 +47,10 @@ def test_a_member_is_what_ip_tells() -> None:
             own = {(a["local"], a["prefixlen"]) for a in device["addr_info"] if a["scope"] == "global"}
             assert own == {("10.99.7.77", 24), ("fd00:99::77", 64)}
             assert {(r["dst"], r.get("gateway")) for r in db.tell("ip", "-j", "route")} == {
-                ("10.99.7.0/24", None), ("192.0.2.0/24", "10.99.7.1"), ("198.51.100.0/24", "10.99.7.1"),
-            }  # fmt: skip
+                ("10.99.7.0/24", None),
+                ("192.0.2.0/24", "10.99.7.1"),
+                ("198.51.100.0/24", "10.99.7.1"),
+            }
             ports = told(NetNamespace(fd=lan.namespace), "ip", "-j", "-d", "link", "show", "master", "br0")
             assert len(ports) == 1
             assert lan.members == {"db": [ipaddress.ip_address("10.99.7.77"), ipaddress.ip_address("fd00:99::77")]}

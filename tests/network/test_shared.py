@@ -34,7 +34,7 @@ def test_another_program_joins() -> None:
         with host(lan, "db") as db, db.listen(5432):
             wanted = network.Interface(
                 theirs, name="web", publish={8080: 80}, egress=network.Egress(["db:5432"]), rate="50M"
-            )  # fmt: skip
+            )
             box = Sandbox(PidNamespace(), wanted)
             code = f"import socket; socket.create_connection(({db.address!r}, 5432), 3); print('in')"
             assert box.run(["python3", "-c", code]).stdout == b"in\n"
@@ -98,9 +98,13 @@ def test_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["net", "ls", "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == []
     for words in (
-        ["--net", "host", "--publish", "80:80"], ["--publish", "80"], ["--publish", "0:80"], ["--name", "x"],
-        ["--net", "user", "--name", "x"], ["--net", "a b"],
-    ):  # fmt: skip
+        ["--net", "host", "--publish", "80:80"],
+        ["--publish", "80"],
+        ["--publish", "0:80"],
+        ["--name", "x"],
+        ["--net", "user", "--name", "x"],
+        ["--net", "a b"],
+    ):
         assert main(["run", *words, "--", "true"]) == 2, words
     assert main(["run", "--net", "nobody", "--", "true"]) == 125
     assert "no network with a name" in capfd.readouterr().err

@@ -29,13 +29,35 @@ class Popen:
     """See :class:`subprocess.Popen`."""
 
     def __init__(
-        self, args: Any, bufsize: int = -1, executable: Any = None, stdin: Any = None, stdout: Any = None,
-        stderr: Any = None, preexec_fn: Any = None, close_fds: bool = True, shell: bool = False, cwd: Any = None,
-        env: Any = None, universal_newlines: bool | None = None, startupinfo: Any = None, creationflags: int = 0,
-        restore_signals: bool = True, start_new_session: bool = False, pass_fds: Any = (), *, user: Any = None,
-        group: Any = None, extra_groups: Any = None, encoding: Any = None, errors: Any = None, text: bool | None = None,
-        umask: int = -1, pipesize: int = -1, process_group: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        args: Any,
+        bufsize: int = -1,
+        executable: Any = None,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        preexec_fn: Any = None,
+        close_fds: bool = True,
+        shell: bool = False,
+        cwd: Any = None,
+        env: Any = None,
+        universal_newlines: bool | None = None,
+        startupinfo: Any = None,
+        creationflags: int = 0,
+        restore_signals: bool = True,
+        start_new_session: bool = False,
+        pass_fds: Any = (),
+        *,
+        user: Any = None,
+        group: Any = None,
+        extra_groups: Any = None,
+        encoding: Any = None,
+        errors: Any = None,
+        text: bool | None = None,
+        umask: int = -1,
+        pipesize: int = -1,
+        process_group: int | None = None,
+    ) -> None:
         self._process: Any = None
         self.returncode: int | None = None
         self.args = args
@@ -59,10 +81,20 @@ class Popen:
         variables = dict(os.environb if env is None else {os.fsencode(k): os.fsencode(v) for k, v in env.items()})
         try:
             self._process = box.spawn(
-                args, stdin=stdin, stdout=stdout, stderr=stderr, bufsize=bufsize, text=self.text_mode,
-                encoding=encoding, errors=errors or "strict" if self.text_mode else None, pass_fds=pass_fds,
-                env=variables, cwd=cwd, executable=executable, max_output=None,
-            )  # fmt: skip
+                args,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                bufsize=bufsize,
+                text=self.text_mode,
+                encoding=encoding,
+                errors=errors or "strict" if self.text_mode else None,
+                pass_fds=pass_fds,
+                env=variables,
+                cwd=cwd,
+                executable=executable,
+                max_output=None,
+            )
         except isolate.SetupError as error:
             raise OSError(error.errno, os.strerror(error.errno or 0), executable or error.path or args[0]) from error
 

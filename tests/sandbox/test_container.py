@@ -42,9 +42,14 @@ BUSY = "x = bytearray(300_000_000); import time; time.sleep(20)"
 def rooted(*more: Any) -> Sandbox:
     """A root of its own with /tmp to write to; root inside."""
     entries = (
-        isolate.Bind("/usr"), isolate.Symlink("usr/bin", "/bin"), isolate.Symlink("usr/lib", "/lib"),
-        isolate.Symlink("usr/lib64", "/lib64"), isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp", size="16M"),
-    )  # fmt: skip
+        isolate.Bind("/usr"),
+        isolate.Symlink("usr/bin", "/bin"),
+        isolate.Symlink("usr/lib", "/lib"),
+        isolate.Symlink("usr/lib64", "/lib64"),
+        isolate.Proc(),
+        isolate.Dev(),
+        isolate.Tmpfs("/tmp", size="16M"),
+    )
     return Sandbox(UserNamespace(), PidNamespace(), isolate.Root(*entries), *more)
 
 

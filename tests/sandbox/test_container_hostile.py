@@ -38,12 +38,18 @@ POWERFUL = Sandbox(
     UserNamespace(),
     PidNamespace(),
     Root(
-        Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), Symlink("usr/lib64", "/lib64"),
-        Proc(), Dev(), Tmpfs("/tmp", size="16M"), Tmpfs("/scratch", size="1M", inodes=100),
+        Bind("/usr"),
+        Symlink("usr/bin", "/bin"),
+        Symlink("usr/lib", "/lib"),
+        Symlink("usr/lib64", "/lib64"),
+        Proc(),
+        Dev(),
+        Tmpfs("/tmp", size="16M"),
+        Tmpfs("/scratch", size="1M", inodes=100),
     ),
     Capabilities.all(),
     Seccomp(otherwise="allow", foreign="allow"),
-)  # fmt: skip
+)
 PATIENCE = 15.0
 
 
@@ -80,8 +86,10 @@ def test_everybody_is_stopped_and_killed_as_they_come(c: isolate.Container) -> N
             for _ in range(3):
                 found = within(c.run, ["echo", "x"], timeout=1)
                 assert isinstance(found, SetupError) or found.verdict in (
-                    Verdict.OK, Verdict.TIMEOUT, Verdict.SIGNALED,
-                ), found  # fmt: skip
+                    Verdict.OK,
+                    Verdict.TIMEOUT,
+                    Verdict.SIGNALED,
+                ), found
             within(c.put, {"file": "x"}, "/tmp")
             within(c.get, "/tmp/*")
             assert c.running

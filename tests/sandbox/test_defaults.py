@@ -80,7 +80,7 @@ def test_supplementary_groups_are_dropped() -> None:
         pytest.skip("only root can give a process groups")
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, extra_groups=[3, 5], group=0
-    )  # fmt: skip
+    )
     first, second = done.stdout.splitlines()
     assert first == "[3, 5] b'0\\n'"
     assert second == "b'0 3 5\\n'"

@@ -103,13 +103,14 @@ def test_a_preset_for_containers_whose_proc_is_covered() -> None:
         "print('nested', presets.nested().run(['sh', '-c', 'test -r /proc/self/status && test ! -w /proc']).verdict)\n"
     )
     outer = Sandbox(
-        UserNamespace(nested=True, map=isolate.IdMap.unprivileged()) if isolate.namespaces.ids.is_host_root()
+        UserNamespace(nested=True, map=isolate.IdMap.unprivileged())
+        if isolate.namespaces.ids.is_host_root()
         else UserNamespace(nested=True),
         PidNamespace(),
         Root(Bind("/", "/", dev=True), Proc()),
         isolate.Capabilities.all(),
         Seccomp(otherwise="allow", foreign="allow"),
-    )  # fmt: skip
+    )
     import sys
 
     result = outer.run([sys.executable, "-c", inside], text=True)

@@ -25,16 +25,27 @@ SHOW = (
 
 def root(*more: isolate.Tmpfs) -> isolate.Root:
     return isolate.Root(
-        isolate.Bind("/usr"), isolate.Symlink("usr/bin", "/bin"), isolate.Symlink("usr/lib", "/lib"),
-        isolate.Symlink("usr/lib64", "/lib64"), isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp"), *more,
-    )  # fmt: skip
+        isolate.Bind("/usr"),
+        isolate.Symlink("usr/bin", "/bin"),
+        isolate.Symlink("usr/lib", "/lib"),
+        isolate.Symlink("usr/lib64", "/lib64"),
+        isolate.Proc(),
+        isolate.Dev(),
+        isolate.Tmpfs("/tmp"),
+        *more,
+    )
 
 
 def box(*parts: isolate.Part, tree: isolate.Root | None = None) -> isolate.Sandbox:
     return isolate.Sandbox(
-        isolate.UserNamespace(), isolate.PidNamespace(), isolate.NetNamespace(), isolate.IpcNamespace(),
-        isolate.UtsNamespace(hostname="first"), tree or root(), *parts,
-    )  # fmt: skip
+        isolate.UserNamespace(),
+        isolate.PidNamespace(),
+        isolate.NetNamespace(),
+        isolate.IpcNamespace(),
+        isolate.UtsNamespace(hostname="first"),
+        tree or root(),
+        *parts,
+    )
 
 
 def output(process: isolate.Process, script: str, **options: object) -> str:
@@ -203,10 +214,13 @@ def test_a_file_in_the_place_of_proc_is_not_believed() -> None:
     """What stands at /proc/thread-self/children in a sandbox of somebody's making is nothing to the supervisor."""
     victim = isolate.Sandbox().spawn(["sleep", "100"])
     tree = isolate.Root(
-        isolate.Bind("/usr"), isolate.Symlink("usr/bin", "/bin"), isolate.Symlink("usr/lib", "/lib"),
-        isolate.Symlink("usr/lib64", "/lib64"), isolate.Dev(),
+        isolate.Bind("/usr"),
+        isolate.Symlink("usr/bin", "/bin"),
+        isolate.Symlink("usr/lib", "/lib"),
+        isolate.Symlink("usr/lib64", "/lib64"),
+        isolate.Dev(),
         isolate.File("/proc/thread-self/children", f"{victim.pid} ".encode()),
-    )  # fmt: skip
+    )
     with victim, isolate.Sandbox(isolate.PidNamespace(), tree).spawn(["sleep", "100"]) as first:
         assert output(first, "cat /proc/thread-self/children").strip() == str(victim.pid)
         with isolate.attach(first) as there:

@@ -37,9 +37,15 @@ USER = Sandbox(UserNamespace(), PidNamespace())
 
 def root(*more: Any) -> isolate.Root:
     return isolate.Root(
-        isolate.Bind("/usr"), isolate.Symlink("usr/bin", "/bin"), isolate.Symlink("usr/lib", "/lib"),
-        isolate.Symlink("usr/lib64", "/lib64"), isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp"), *more,
-    )  # fmt: skip
+        isolate.Bind("/usr"),
+        isolate.Symlink("usr/bin", "/bin"),
+        isolate.Symlink("usr/lib", "/lib"),
+        isolate.Symlink("usr/lib64", "/lib64"),
+        isolate.Proc(),
+        isolate.Dev(),
+        isolate.Tmpfs("/tmp"),
+        *more,
+    )
 
 
 # ---- the same sandbox ------------------------------------------------------------------------------------------------
@@ -147,9 +153,12 @@ def test_arguments_are_those_of_the_run(tmp_path: Path, clean: Snapshot) -> None
         for _ in range(3):
             passed.seek(0)
             options: dict[str, Any] = {
-                "env": {"A": "b", "PATH": os.defpath}, "cwd": "/usr", "pass_fds": {5: passed.fileno()},
-                "input": b"a line\n", "stderr": STDOUT,
-            }  # fmt: skip
+                "env": {"A": "b", "PATH": os.defpath},
+                "cwd": "/usr",
+                "pass_fds": {5: passed.fileno()},
+                "input": b"a line\n",
+                "stderr": STDOUT,
+            }
             told = pool.run(["sh", "-c", SHOW, "sh", "c\udcff"], **options).stdout
             assert told == b"/usr\nb-c\xff\nfrom a file\na line\nerror\n"
             passed.seek(0)

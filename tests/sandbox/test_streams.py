@@ -65,8 +65,9 @@ def test_27_pipes_of_the_callers(box: Sandbox) -> None:
     try:
         result = box.run(
             ["sh", "-c", "cat /dev/fd/6; cat /dev/stdin; echo out > /dev/fd/5"],
-            pass_fds={5: theirs, 6: into}, stdin=into,
-        )  # fmt: skip
+            pass_fds={5: theirs, 6: into},
+            stdin=into,
+        )
         assert result.ok, result.stderr
         assert result.stdout == b"in\n"
         assert os.read(ours, 99) == b"out\n"

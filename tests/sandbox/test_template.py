@@ -36,10 +36,13 @@ SYSTEM = (
 
 def box_of(*entries: Any, parts: tuple[Any, ...] = (), template: bool = True) -> isolate.Sandbox:
     return isolate.Sandbox(
-        isolate.UserNamespace(), isolate.IpcNamespace(), isolate.UtsNamespace(), *parts,
+        isolate.UserNamespace(),
+        isolate.IpcNamespace(),
+        isolate.UtsNamespace(),
+        *parts,
         isolate.Root(*SYSTEM, isolate.Proc(), isolate.Dev(), isolate.Tmpfs("/tmp", size="1M"), *entries),
         template=template,
-    )  # fmt: skip
+    )
 
 
 def used(box: isolate.Sandbox) -> int:
@@ -445,8 +448,14 @@ def test_what_lies_beneath_is_not_reached() -> None:
     assert b"empty-file" not in told
     assert b"Read-only file system" in told or b"denied" in told or b"not permitted" in told
     assert sorted(from_tree(tree, "ls -A /").split()) == [
-        b"bin", b"dev", b"lib", b"lib64", b"proc", b"tmp", b"usr",
-    ]  # fmt: skip
+        b"bin",
+        b"dev",
+        b"lib",
+        b"lib64",
+        b"proc",
+        b"tmp",
+        b"usr",
+    ]
 
 
 @pytest.mark.root

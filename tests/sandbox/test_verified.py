@@ -108,10 +108,32 @@ def start_of(box: Sandbox) -> list[Call]:
 
 
 OPENING = {
-    "open", "openat", "openat2", "open_tree", "open_tree_attr", "fsopen", "fsmount", "fspick", "socket", "socketpair",
-    "accept4", "pipe", "pipe2", "dup", "memfd_create", "pidfd_open", "epoll_create1", "eventfd2", "timerfd_create",
-    "signalfd4", "inotify_init1", "landlock_create_ruleset", "recvmsg", "userfaultfd", "bpf",
-}  # fmt: skip
+    "open",
+    "openat",
+    "openat2",
+    "open_tree",
+    "open_tree_attr",
+    "fsopen",
+    "fsmount",
+    "fspick",
+    "socket",
+    "socketpair",
+    "accept4",
+    "pipe",
+    "pipe2",
+    "dup",
+    "memfd_create",
+    "pidfd_open",
+    "epoll_create1",
+    "eventfd2",
+    "timerfd_create",
+    "signalfd4",
+    "inotify_init1",
+    "landlock_create_ruleset",
+    "recvmsg",
+    "userfaultfd",
+    "bpf",
+}
 
 
 @pytest.mark.parametrize("name", ["namespaces", "without init", "no pid namespace", "root and limits"])
@@ -126,9 +148,16 @@ def test_nothing_is_opened_once_all_is_closed(name: str) -> None:
 
 #: Where the flag stands, and which it is. What is not here has close-on-exec always (pidfd_open) or is not used.
 CLOEXEC = {
-    "openat": (2, 0o2000000), "open_tree": (2, 0o2000000), "fsopen": (1, 1), "fsmount": (1, 1), "pipe2": (1, 0o2000000),
-    "socket": (1, 0o2000000), "socketpair": (1, 0o2000000), "memfd_create": (1, 1), "recvmsg": (2, 0x40000000),
-}  # fmt: skip
+    "openat": (2, 0o2000000),
+    "open_tree": (2, 0o2000000),
+    "fsopen": (1, 1),
+    "fsmount": (1, 1),
+    "pipe2": (1, 0o2000000),
+    "socket": (1, 0o2000000),
+    "socketpair": (1, 0o2000000),
+    "memfd_create": (1, 1),
+    "recvmsg": (2, 0x40000000),
+}
 ALWAYS = {"pidfd_open", "landlock_create_ruleset"}
 #: Its flags are in memory: the one place that calls it (interp.c, open2) sets the flag always.
 IN_MEMORY = {"openat2"}

@@ -29,12 +29,20 @@ KERNEL = (6, 18)
 NAMES = (
     "read", "write", "close", "ioctl", "openat", "openat2", "clone", "clone3", "futex", "prctl", "rt_sigaction",
     "mount", "socket", "socketcall", "personality", "kill", "io_uring_setup", "mmap", "getrandom", "@clock", "@network",
-)  # fmt: skip
+)  # fmt: skip  # many names, few lines
 CALLS = (*(name for name in NAMES if name[0] != "@"), "clock_settime", "connect", "mseal")
 ACTIONS = (
-    Action.ALLOW, Action.ALLOW, Action.EPERM, Action.ENOSYS, Action.KILL_PROCESS, Action.KILL_THREAD, Action.LOG,
-    Action.trap(3), Action.trace(9), Action.NOTIFY,
-)  # fmt: skip
+    Action.ALLOW,
+    Action.ALLOW,
+    Action.EPERM,
+    Action.ENOSYS,
+    Action.KILL_PROCESS,
+    Action.KILL_THREAD,
+    Action.LOG,
+    Action.trap(3),
+    Action.trace(9),
+    Action.NOTIFY,
+)
 SPECIAL = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63, 2**64 - 2, 2**64 - 1, 0x5412, 0x10000000)
 MASKS = (MASK64, MASK64, MASK32, MASK32, 1, 0xF, 0xF0, 0x10000000, 0x7E020000, 0xFF00000000, 1 << 63, 0xF0000000F)
 OPS = ("==", "==", "!=", "<", "<=", ">", ">=")

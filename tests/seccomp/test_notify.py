@@ -340,9 +340,15 @@ print(result.stdout.split()[0], time.monotonic() - start < 15)
 """
 
 
-@pytest.mark.parametrize(("kind", "told"), [
-    ("raises", "RuntimeError: broken"), ("none", "not None"), ("async none", "not None"), ("exits", "SystemExit: 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("raises", "RuntimeError: broken"),
+        ("none", "not None"),
+        ("async none", "not None"),
+        ("exits", "SystemExit: 3"),
+    ],
+)
 def test_23_a_broken_handler_answers_first(kind: str, told: str) -> None:
     """With the interpreter's own hook, which takes no report but its own: the answer came only after the timeout."""
     command = [sys.executable, "-c", BROKEN, kind, PPID, ENV["PYTHONPATH"]]
@@ -428,8 +434,10 @@ def test_23_addresses_that_are_none(address: int) -> None:
 
     def handler(call: Call) -> Reply:
         for do in (
-            lambda: call.read(address, 16), lambda: call.read_string(address), lambda: call.write(address, b"x" * 16),
-        ):  # fmt: skip
+            lambda: call.read(address, 16),
+            lambda: call.read_string(address),
+            lambda: call.write(address, b"x" * 16),
+        ):
             try:
                 found.append(do())
             except OSError as error:

@@ -150,18 +150,45 @@ def test_default_is_as_strict_as_dockers() -> None:
 # ---- JSON of somebody who means harm -------------------------------------------------------------------------------
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(
         ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_CMP_EQ", "SCMP_ARCH_X86_64", "read", "CAP_SYS_ADMIN", "4.8", "EPERM"]
     ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from([
-            "names", "name", "action", "errnoRet", "errno", "args", "includes", "excludes", "caps", "arches",
-            "minKernel",
-            "index", "value", "valueTwo", "op", "architecture", "subArchitectures", "comment",
-        ]), inner, max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "names",
+                    "name",
+                    "action",
+                    "errnoRet",
+                    "errno",
+                    "args",
+                    "includes",
+                    "excludes",
+                    "caps",
+                    "arches",
+                    "minKernel",
+                    "index",
+                    "value",
+                    "valueTwo",
+                    "op",
+                    "architecture",
+                    "subArchitectures",
+                    "comment",
+                ]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
-)  # fmt: skip
+)
 _FIELDS = ["defaultErrnoRet", "defaultErrno", "architectures", "archMap", "flags", "syscalls", "listenerPath"]
 
 
@@ -178,11 +205,22 @@ def test_41_any_json_is_a_policy_or_a_value_error(fields: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 100_000, '{"a":' * 100_000, "[]", "5", "null", b"\xff\xfe{", '{"defaultAction": []}', "1" * 5000, "",
-     '{"defaultAction":"SCMP_ACT_ALLOW","flags":[[]]}', '{"defaultAction":"SCMP_ACT_ALLOW","architectures":[{}]}',
-     '{"defaultAction":"SCMP_ACT_ALLOW","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":5}]}'],
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "[]",
+        "5",
+        "null",
+        b"\xff\xfe{",
+        '{"defaultAction": []}',
+        "1" * 5000,
+        "",
+        '{"defaultAction":"SCMP_ACT_ALLOW","flags":[[]]}',
+        '{"defaultAction":"SCMP_ACT_ALLOW","architectures":[{}]}',
+        '{"defaultAction":"SCMP_ACT_ALLOW","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":5}]}',
+    ],
     ids=range(12),
-)  # fmt: skip
+)
 def test_41_text_that_is_no_profile(text: str | bytes) -> None:
     with pytest.raises(ValueError):
         Seccomp.from_oci(text)

@@ -350,8 +350,11 @@ def test_what_comes_back_is_never_an_object() -> None:
         return found & {"pickle", "marshal", "shelve", "multiprocessing", "eval", "exec", "compile"}
 
     assert makers("import pickle\nfrom marshal import loads\neval(compile(''))") == {
-        "pickle", "marshal", "eval", "compile",
-    }  # fmt: skip
+        "pickle",
+        "marshal",
+        "eval",
+        "compile",
+    }
     sources = list(Path(isolate.__file__).parent.rglob("*.py"))
     assert len(sources) > 50
     # The records of detached containers lie in a directory that nobody but their user enters; what is read there is

@@ -225,8 +225,13 @@ def test_01_id_maps_that_only_the_traceable_have_are_refused_among_strangers() -
         rights = ["--inh-caps=-all,+sys_admin", "--ambient-caps=-all,+sys_admin", "--bounding-set=-all,+sys_admin"]
         done = subprocess.run(
             [*as_user, *rights, sys.executable, "-c", code],
-            capture_output=True, text=True, check=False, pass_fds=[fd], env={"PIDNS": str(fd)}, cwd="/",
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            pass_fds=[fd],
+            env={"PIDNS": str(fd)},
+            cwd="/",
+        )
         os.close(fd)
     assert done.stdout.splitlines() == ["13 UserNamespace True", "OK"], done.stderr
 

@@ -48,9 +48,25 @@ def test_entries_of_the_root_in_their_order(tmp_path: Path) -> None:
         "ls -d /empty; readlink /link; stat -f -c %T /scratch"
     )
     done = run(
-        "--ro-bind", str(tmp_path), "/data", "--bind", ".", "/write", "--dir", "/empty",
-        "--symlink", "/data/file", "/link", "--tmpfs", "/scratch", "--", "sh", "-c", script, cwd=tmp_path,
-    )  # fmt: skip
+        "--ro-bind",
+        str(tmp_path),
+        "/data",
+        "--bind",
+        ".",
+        "/write",
+        "--dir",
+        "/empty",
+        "--symlink",
+        "/data/file",
+        "/link",
+        "--tmpfs",
+        "/scratch",
+        "--",
+        "sh",
+        "-c",
+        script,
+        cwd=tmp_path,
+    )
     assert done.stdout.splitlines() == ["data", "/empty", "/data/file", "tmpfs"]
     assert "Read-only file system" in done.stderr
     assert (tmp_path / "file").read_text() == "data\nmore\n"
@@ -67,8 +83,20 @@ def test_an_overlay_throws_changes_away(tmp_path: Path) -> None:
 
 
 def test_environment_and_directory() -> None:
-    done = run(*BARE, "--env", "A=1=2", "--env", "HERE", "--cwd", "/usr", "--", "sh", "-c", "echo $A $HERE $HOME; pwd",
-               env={**os.environ, "HERE": "there"})  # fmt: skip
+    done = run(
+        *BARE,
+        "--env",
+        "A=1=2",
+        "--env",
+        "HERE",
+        "--cwd",
+        "/usr",
+        "--",
+        "sh",
+        "-c",
+        "echo $A $HERE $HOME; pwd",
+        env={**os.environ, "HERE": "there"},
+    )
     assert done.stdout == "1=2 there\n/usr\n"
     missing = run(*BARE, "--env", "NO_SUCH_VARIABLE", "--", "true")
     assert (missing.returncode, missing.stdout) == (2, "")
@@ -182,10 +210,13 @@ def test_an_interrupt_takes_everything_down() -> None:
     mark = f"isolate-interrupt-{os.getpid()}"
     child = subprocess.Popen(
         [*ISOLATE, "run", *BARE, "--", "bash", "-c", f"echo started; exec -a {mark} sleep 60"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         # A script's background job has it ignored, and so would all that it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     assert child.stdout is not None
     try:
         assert child.stdout.readline() == "started\n"

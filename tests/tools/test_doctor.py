@@ -169,8 +169,11 @@ def test_a_host_that_forbids_something() -> None:
     script = 'echo 0 > /proc/sys/user/max_user_namespaces; echo 0 > /proc/sys/user/max_net_namespaces; exec "$@"'
     done = subprocess.run(
         ["unshare", "-U", "-r", "sh", "-c", script, "sh", sys.executable, "-c", PRINT],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     rows = probed(done.stdout)
     for name, kind in (("user", "user"), ("net", "net")):
         assert not rows[name]["ok"]

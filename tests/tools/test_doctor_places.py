@@ -61,12 +61,12 @@ def look(*command: str, **options: Any) -> Found:
 
 def shell(script: str, *then: str) -> Found:
     """A shell of root's that goes to a place, and becomes the doctor."""
-    return look("bash", "-c", f"set -e\n{SUDO}{script}\nexec {shlex.join(then)} \"$@\"", "bash")  # fmt: skip
+    return look("bash", "-c", f'set -e\n{SUDO}{script}\nexec {shlex.join(then)} "$@"', "bash")
 
 
 def own_mounts(script: str, *then: str) -> Found:
     """The same in a mount namespace of its own, from which nothing spreads."""
-    text = f"set -e\n{SUDO}{script}\nexec {shlex.join(then)} \"$@\""  # fmt: skip
+    text = f'set -e\n{SUDO}{script}\nexec {shlex.join(then)} "$@"'
     return look("unshare", "--mount", "--propagation", "private", "bash", "-c", text, "bash")
 
 

@@ -57,22 +57,39 @@ from isolate.tools.profiles.words import ENTRIES, PARTS
 from isolate.tools.profiles.writing import _part
 
 ENTRY = (
-    Bind(b"/a\xff"), Dev(shm=None), File("/a", b"\x00\xff\x7f"), Etc(), Tmpfs("/x", size="1M", inodes=4),
-    Overlay("/l", lower=["/a", "/b"]), Mask("/q"), ReadOnly("/r"), Symlink("a\x7f\n", "/c"),
-    Bind("/m", idmap=IdMap([(0, 1000, 5)], [(0, 1000, 5)])), Proc(hidepid="invisible"), Sys(), Mqueue(), CgroupFs(),
+    Bind(b"/a\xff"),
+    Dev(shm=None),
+    File("/a", b"\x00\xff\x7f"),
+    Etc(),
+    Tmpfs("/x", size="1M", inodes=4),
+    Overlay("/l", lower=["/a", "/b"]),
+    Mask("/q"),
+    ReadOnly("/r"),
+    Symlink("a\x7f\n", "/c"),
+    Bind("/m", idmap=IdMap([(0, 1000, 5)], [(0, 1000, 5)])),
+    Proc(hidepid="invisible"),
+    Sys(),
+    Mqueue(),
+    CgroupFs(),
     Dir("/d", mode=0o700),
-)  # fmt: skip
+)
 BOXES = {
     "untrusted": lambda: presets.untrusted(),
     "network": lambda: presets.untrusted(network=True),
     "container": lambda: presets.container("/"),
     "process": lambda: Sandbox(
-        Capabilities(["net_raw"], securebits=1), Rlimits(stack=("1M", "2M"), as_="unlimited", nofile=2**64 - 1),
-        Scheduling(affinity={0}, ioprio=("best-effort", 3)), Credentials(groups=None), NoNewPrivs(True), SetIdFiles(),
-        SessionKeyring(False), Surroundings(env={"A b": "1\n"}, cwd="/tmp", cmd=["x"]),
+        Capabilities(["net_raw"], securebits=1),
+        Rlimits(stack=("1M", "2M"), as_="unlimited", nofile=2**64 - 1),
+        Scheduling(affinity={0}, ioprio=("best-effort", 3)),
+        Credentials(groups=None),
+        NoNewPrivs(True),
+        SetIdFiles(),
+        SessionKeyring(False),
+        Surroundings(env={"A b": "1\n"}, cwd="/tmp", cmd=["x"]),
     ),
-    "twice": lambda: Sandbox(Landlock(read=["/usr"], scopes=["signal"]), Seccomp.strict(), Landlock(bind_tcp=[80]),
-                             template=False),
+    "twice": lambda: Sandbox(
+        Landlock(read=["/usr"], scopes=["signal"]), Seccomp.strict(), Landlock(bind_tcp=[80]), template=False
+    ),
     "conditions": lambda: Sandbox(
         Seccomp.default() + allow("ptrace", when=(arg(0) == 1) | ((arg32(1) != 2) & (arg(2) > 0x8000000000000001)))
     ),
@@ -81,9 +98,10 @@ BOXES = {
     "entries": lambda: Sandbox(MountNamespace(), Root(*ENTRY)),
     "ids": lambda: Sandbox(
         UserNamespace(map=IdMap.single(0, 0, host_uid=5, host_gid=6), quotas={"pid_namespaces": 3}),
-        TimeNamespace(monotonic=1.5, boottime=(1, 2)), UtsNamespace(path=pathlib.Path("/proc/self/ns/uts")),
+        TimeNamespace(monotonic=1.5, boottime=(1, 2)),
+        UtsNamespace(path=pathlib.Path("/proc/self/ns/uts")),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BOXES)
@@ -98,10 +116,19 @@ def test_there_and_back(name: str, format: str) -> None:
 
 def test_limits_that_name_what_this_host_may_not_have() -> None:
     limits = Limits(
-        "1G", swap=0, pids="max", cpus="0-2", io={"8:0": {"rbps": "1M", "wbps": "max"}}, hugetlb={"2MB": "4M"},
-        devices=["c 1:3 rw", "b 8:* r"], rdma={"mlx": {"hca_handle": 2}}, misc={"a": 3}, net_prio={"eth0": 2},
-        cpu=0.5, cpu_burst=0.01,
-    )  # fmt: skip
+        "1G",
+        swap=0,
+        pids="max",
+        cpus="0-2",
+        io={"8:0": {"rbps": "1M", "wbps": "max"}},
+        hugetlb={"2MB": "4M"},
+        devices=["c 1:3 rw", "b 8:* r"],
+        rdma={"mlx": {"hca_handle": 2}},
+        misc={"a": 3},
+        net_prio={"eth0": 2},
+        cpu=0.5,
+        cpu_burst=0.01,
+    )
     table = _part("Limits", limits, "Limits")
     assert make("Limits", json.loads(json.dumps(table)), "Limits", None) == limits
     jsonschema.validate({"version": 1, "Limits": table}, profiles.schema())
@@ -142,8 +169,11 @@ def test_any_text_and_bytes(word: str, path: bytes, data: bytes) -> None:
         ("[Root]\nentries = [{kind = 'Bnid'}]", "Root.entries[0].kind", "did you mean 'Bind'?"),
         ("[UserNamespace]\nfd = 3", "UserNamespace.fd", "descriptor"),
         ("[Seccomp]\nrules = [{action = 'allow', calls = ['raed']}]", "Seccomp.rules[0].calls", "'read'"),
-        ("[Seccomp]\nrules = [{action = 'allow', calls = ['read'], when = {arg = 9, op = '==', value = 1}}]",
-         "Seccomp.rules[0].when", "0 to 5"),
+        (
+            "[Seccomp]\nrules = [{action = 'allow', calls = ['read'], when = {arg = 9, op = '==', value = 1}}]",
+            "Seccomp.rules[0].when",
+            "0 to 5",
+        ),
         ("[Seccomp]\npolicy = 'none'\nrules = [{action = 'kill', calls = ['read']}]", "Seccomp", "no filter"),
         ("[Seccomp]\nbpf = 'AAAA'", "Seccomp.bpf", ""),
         ("[Capabilities]\neffective = ['net_rw']", "Capabilities.effective", "NET_RAW"),
@@ -152,7 +182,7 @@ def test_any_text_and_bytes(word: str, path: bytes, data: bytes) -> None:
         ("without = ['Root']", "without[0]", "Root"),
         ("order = ['Limits']", "order", "each part"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_told_with_its_path(text: str, path: str, words: str) -> None:
     top = text if text.startswith("version") or not text else f"version = 1\n{text}"
     with pytest.raises(ProfileError) as told:
@@ -183,9 +213,15 @@ def test_extends(tmp_path: pathlib.Path) -> None:
     below = tmp_path / "below"
     below.mkdir()
     (below / "judge.json").write_text(
-        json.dumps({"version": 1, "extends": "../base.toml", "Seccomp": {"rules": [
-            {"action": "allow", "calls": ["ptrace"]}]}, "Rlimits": {"fsize": 7}})
-    )  # fmt: skip
+        json.dumps(
+            {
+                "version": 1,
+                "extends": "../base.toml",
+                "Seccomp": {"rules": [{"action": "allow", "calls": ["ptrace"]}]},
+                "Rlimits": {"fsize": 7},
+            }
+        )
+    )
     box = profiles.load(below / "judge.json")
     parts: dict[Any, Any] = {type(part): part for part in box.parts}
     assert UtsNamespace not in parts
@@ -209,8 +245,12 @@ CONFIG: dict[str, Any] = {
     "root": {"path": "rootfs", "readonly": True},
     "hostname": "runc",
     "process": {
-        "terminal": True, "user": {"uid": 3, "gid": 4, "additionalGids": [5]}, "args": ["sh"], "cwd": "/",
-        "env": ["PATH=/bin", "A=b=c"], "noNewPrivileges": True,
+        "terminal": True,
+        "user": {"uid": 3, "gid": 4, "additionalGids": [5]},
+        "args": ["sh"],
+        "cwd": "/",
+        "env": ["PATH=/bin", "A=b=c"],
+        "noNewPrivileges": True,
         "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"]},
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 512}],
     },
@@ -223,25 +263,32 @@ CONFIG: dict[str, Any] = {
         {"destination": "/data", "source": "data", "options": ["rbind", "ro", "noexec"]},
     ],
     "linux": {
-        "resources": {"devices": [{"allow": False, "access": "rwm"}], "pids": {"limit": 9},
-                      "memory": {"limit": 1 << 26, "swap": 1 << 26}},
+        "resources": {
+            "devices": [{"allow": False, "access": "rwm"}],
+            "pids": {"limit": 9},
+            "memory": {"limit": 1 << 26, "swap": 1 << 26},
+        },
         "namespaces": [{"type": t} for t in ("pid", "network", "ipc", "uts", "mount", "cgroup", "user")],
         "uidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}],
         "gidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}],
-        "maskedPaths": ["/proc/kcore", "/proc/other"], "readonlyPaths": ["/proc/bus"],
-        "seccomp": {"defaultAction": "SCMP_ACT_ALLOW",
-                    "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ERRNO"}]},
+        "maskedPaths": ["/proc/kcore", "/proc/other"],
+        "readonlyPaths": ["/proc/bus"],
+        "seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mount"], "action": "SCMP_ACT_ERRNO"}]},
     },
-}  # fmt: skip
+}
 
 
 def test_a_configuration_of_a_runtime() -> None:
     box = profiles.from_oci(CONFIG, bundle="/b")
     parts: dict[Any, Any] = {type(part): part for part in box.parts}
     assert parts[Root].entries == (
-        Bind("/b/rootfs", "/"), Proc(), Dev(shm="65536k"), Sys(), Bind("/b/data", "/data", exec=False),
+        Bind("/b/rootfs", "/"),
+        Proc(),
+        Dev(shm="65536k"),
+        Sys(),
+        Bind("/b/data", "/data", exec=False),
         Mask("/proc/other", optional=True),
-    )  # fmt: skip
+    )
     assert parts[Credentials] == Credentials(3, 4, (5,))
     assert parts[Rlimits].nofile == (512, 1024)
     assert parts[Capabilities].bounding == frozenset({isolate.Cap.KILL, isolate.Cap.CHOWN})
@@ -290,9 +337,13 @@ def test_what_proc_masks_by_itself_is_masked_where_it_is_the_hosts() -> None:
 
 
 def test_a_seccomp_profile_of_docker_is_decided_by_the_capabilities(tmp_path: pathlib.Path) -> None:
-    docker = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [
-        {"names": ["read", "execve", "execveat"], "action": "SCMP_ACT_ALLOW"},
-        {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}}]}  # fmt: skip
+    docker = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [
+            {"names": ["read", "execve", "execveat"], "action": "SCMP_ACT_ALLOW"},
+            {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+        ],
+    }
     (tmp_path / "docker.json").write_text(json.dumps(docker))
     text = "version = 1\n[Seccomp]\nfile = 'docker.json'\n"
     with_caps = "[Capabilities]\neffective = ['sys_admin']\n"

@@ -240,9 +240,12 @@ def test_39_an_older_pytest_is_not_broken(version: str, tmp_path: Path) -> None:
     options = ["-p", "no:cacheprovider", *plugin]
     done = subprocess.run(
         [sys.executable, "-c", OLD, version, *options, "test_it.py"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
     assert ("isolate: its plugin is off" in done.stdout) == (version != "pluggy 1.0")
@@ -262,10 +265,15 @@ def test_39_the_distributions_pytest(tmp_path: Path) -> None:
     code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, "-p", "no:cacheprovider", "-p", "isolate.tools.pytest_plugin", "test_it.py"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env={
-            "PATH": os.environ["PATH"], "PYTHONPATH": str(debians()), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(debians()),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         },
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -47,9 +47,11 @@ def test_what_is_not_there_is_said() -> None:
 
 def test_entries_and_other_parts() -> None:
     box = Sandbox(
-        PidNamespace(), NetNamespace(loopback=False), Landlock(bind_tcp=[80]),
+        PidNamespace(),
+        NetNamespace(loopback=False),
+        Landlock(bind_tcp=[80]),
         Root(Bind("/usr"), Bind("/srv/\x1b[1m", "/task", read_only=False), Tmpfs("/t", read_only=True)),
-    )  # fmt: skip
+    )
     said = lines(box)
     assert "/task (the host's /srv/\\x1b[1m)" in said["sees"]
     assert said["may write"].startswith("/task (")

@@ -26,14 +26,23 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12x")
 _ZEROS = bytes(512)
 _MAX_TIME = 1 << 36  # seconds: the year 4147; file systems end earlier (ext4 in 2446) or later
 _TYPES = {
-    b"\0": kinds.FILE, b"0": kinds.FILE, b"1": kinds.HARD_LINK, b"2": kinds.SYMLINK, b"3": kinds.CHARACTER_DEVICE,
-    b"4": kinds.BLOCK_DEVICE, b"5": kinds.DIRECTORY, b"6": kinds.FIFO,
-}  # fmt: skip
+    b"\0": kinds.FILE,
+    b"0": kinds.FILE,
+    b"1": kinds.HARD_LINK,
+    b"2": kinds.SYMLINK,
+    b"3": kinds.CHARACTER_DEVICE,
+    b"4": kinds.BLOCK_DEVICE,
+    b"5": kinds.DIRECTORY,
+    b"6": kinds.FIFO,
+}
 _REFUSED = {
-    b"S": "a sparse file, which tools read differently", b"7": "a contiguous file, which tools read differently",
-    b"D": "a directory listing of an incremental archive", b"M": "a part of a file that began in another archive",
-    b"V": "a volume label", b"N": "a list of long names in GNU's oldest form",
-}  # fmt: skip
+    b"S": "a sparse file, which tools read differently",
+    b"7": "a contiguous file, which tools read differently",
+    b"D": "a directory listing of an incremental archive",
+    b"M": "a part of a file that began in another archive",
+    b"V": "a volume label",
+    b"N": "a list of long names in GNU's oldest form",
+}
 
 
 def entries(source: Source, *, ended: bool = True) -> Iterator[Entry]:

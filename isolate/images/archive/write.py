@@ -120,9 +120,18 @@ def _block(
 ) -> bytes:
     largest = _MAX_OCTAL[7]
     before = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0" % (
-        name.ljust(100, b"\0"), mode, min(uid, largest), min(gid, largest), min(size, _MAX_OCTAL[11]), seconds,
-    )  # fmt: skip
+        name.ljust(100, b"\0"),
+        mode,
+        min(uid, largest),
+        min(gid, largest),
+        min(size, _MAX_OCTAL[11]),
+        seconds,
+    )
     after = b"%s%sustar\x0000%s%07o\0%07o\0%s" % (
-        kind.encode(), link.ljust(100, b"\0"), bytes(64), *device, prefix.ljust(167, b"\0"),
-    )  # fmt: skip
+        kind.encode(),
+        link.ljust(100, b"\0"),
+        bytes(64),
+        *device,
+        prefix.ljust(167, b"\0"),
+    )
     return b"%s%06o\0 %s" % (before, sum(before) + sum(after) + 256, after)

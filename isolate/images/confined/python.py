@@ -22,9 +22,11 @@ def _program() -> str:
     program = getattr(sys, "_base_executable", None) or sys.executable
     if not program:
         raise UnsupportedError(
-            2, "find this Python's own program", cause="this program embeds Python: sys.executable is empty",
+            2,
+            "find this Python's own program",
+            cause="this program embeds Python: sys.executable is empty",
             remedy="set sys.executable to a python3 of the same version",
-        )  # fmt: skip
+        )
     return os.path.realpath(program)
 
 

@@ -36,10 +36,19 @@ _MAX_ANSWER = 64 << 20
 _MEMORY = "8G"  # of address space: two million entries take less than one
 _POWERS = (Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.DAC_READ_SEARCH, Cap.FOWNER, Cap.FSETID, Cap.SETFCAP)
 _MAKE = (
-    FsAccess.WRITE_FILE | FsAccess.READ_FILE | FsAccess.READ_DIR | FsAccess.TRUNCATE | FsAccess.REMOVE_DIR
-    | FsAccess.REMOVE_FILE | FsAccess.MAKE_DIR | FsAccess.MAKE_REG | FsAccess.MAKE_FIFO | FsAccess.MAKE_SYM
-    | FsAccess.MAKE_CHAR | FsAccess.REFER
-)  # fmt: skip
+    FsAccess.WRITE_FILE
+    | FsAccess.READ_FILE
+    | FsAccess.READ_DIR
+    | FsAccess.TRUNCATE
+    | FsAccess.REMOVE_DIR
+    | FsAccess.REMOVE_FILE
+    | FsAccess.MAKE_DIR
+    | FsAccess.MAKE_REG
+    | FsAccess.MAKE_FIFO
+    | FsAccess.MAKE_SYM
+    | FsAccess.MAKE_CHAR
+    | FsAccess.REFER
+)
 _READ = FsAccess.READ_FILE | FsAccess.READ_DIR
 
 

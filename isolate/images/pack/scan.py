@@ -22,9 +22,13 @@ __all__ = ["Tree", "attributes"]
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _KINDS = {
-    stat.S_IFREG: kinds.FILE, stat.S_IFDIR: kinds.DIRECTORY, stat.S_IFLNK: kinds.SYMLINK,
-    stat.S_IFCHR: kinds.CHARACTER_DEVICE, stat.S_IFBLK: kinds.BLOCK_DEVICE, stat.S_IFIFO: kinds.FIFO,
-}  # fmt: skip
+    stat.S_IFREG: kinds.FILE,
+    stat.S_IFDIR: kinds.DIRECTORY,
+    stat.S_IFLNK: kinds.SYMLINK,
+    stat.S_IFCHR: kinds.CHARACTER_DEVICE,
+    stat.S_IFBLK: kinds.BLOCK_DEVICE,
+    stat.S_IFIFO: kinds.FIFO,
+}
 _MOST = 512  # directories held open
 _DEPTH = 2048
 _OVERLAY = b"user.overlay."
@@ -149,8 +153,13 @@ class Tree:
         if epoch is not None:
             mtime = min(mtime, epoch * 1_000_000_000)
         entry = Entry(
-            path, kind, mode=stat.S_IMODE(found.st_mode), uid=found.st_uid, gid=found.st_gid, mtime=max(mtime, 0),
-        )  # fmt: skip
+            path,
+            kind,
+            mode=stat.S_IMODE(found.st_mode),
+            uid=found.st_uid,
+            gid=found.st_gid,
+            mtime=max(mtime, 0),
+        )
         if kind == kinds.FILE:
             entry.size = found.st_size
         if kind == kinds.SYMLINK:

@@ -76,9 +76,15 @@ class Authority:
     """The authorization for one registry: asked for when the registry demands it, kept until it ends."""
 
     def __init__(
-        self, transport: Transport, registry: str, host: str, credentials: Credentials | None, realms: Iterable[str], *,
+        self,
+        transport: Transport,
+        registry: str,
+        host: str,
+        credentials: Credentials | None,
+        realms: Iterable[str],
+        *,
         plain: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._transport = transport
         self._registry = registry
         self._host = urlsplit(f"//{host}").hostname or host
@@ -110,9 +116,12 @@ class Authority:
             if challenge.scheme == "basic":
                 if self.credentials is None or not self.credentials.user:
                     raise RegistryError(
-                        401, "UNAUTHORIZED", f"{self._registry} wants a user and a password", url=without_secrets(url),
+                        401,
+                        "UNAUTHORIZED",
+                        f"{self._registry} wants a user and a password",
+                        url=without_secrets(url),
                         remedy="log in (docker login, podman login), or pass credentials=(user, password)",
-                    )  # fmt: skip
+                    )
                 if urlsplit(url).scheme == "http" and not is_loopback(self._host) and not self._plain:
                     raise RegistryError(401, "TOKEN", "a password is not sent without TLS", url=without_secrets(url))
                 with self._lock:
@@ -136,9 +145,11 @@ class Authority:
         )
         if not near and host not in self._realms:
             raise RegistryError(
-                401, "TOKEN", f"{self._registry} sends to a token server elsewhere: {without_secrets(realm)}",
+                401,
+                "TOKEN",
+                f"{self._registry} sends to a token server elsewhere: {without_secrets(realm)}",
                 remedy=f"if {host} is known to belong to it: Registry({self._registry!r}, realms=({host!r},))",
-            )  # fmt: skip
+            )
 
     def _bearer(self, challenge: Challenge, scope: str) -> str:
         realm = challenge.get("realm")
@@ -148,9 +159,12 @@ class Authority:
         scopes = scope.split(" ") if scope else []
         if self.credentials is not None and self.credentials.identity:
             form = {
-                "grant_type": "refresh_token", "service": service, "client_id": "isolate", "scope": scope,
+                "grant_type": "refresh_token",
+                "service": service,
+                "client_id": "isolate",
+                "scope": scope,
                 "refresh_token": self.credentials.identity,
-            }  # fmt: skip
+            }
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             answer = self._transport.once("POST", realm, headers, urlencode(form).encode())
         else:

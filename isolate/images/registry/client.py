@@ -270,16 +270,21 @@ class Registry:
             for piece in answer.pieces():
                 if partial.size + len(piece) > descriptor.size:
                     raise RegistryError(
-                        answer.status, "TOO_LARGE", f"the blob has more than its {descriptor.size} bytes",
+                        answer.status,
+                        "TOO_LARGE",
+                        f"the blob has more than its {descriptor.size} bytes",
                         url=without_secrets(url),
-                    )  # fmt: skip
+                    )
                 partial.write(piece)
                 tell(partial.size)
             if partial.size < descriptor.size:
                 raise RegistryError(
-                    answer.status, "CUT_OFF", f"the blob ended after {partial.size} of {descriptor.size} bytes",
-                    url=without_secrets(url), remedy="try again: what has come is kept",
-                )  # fmt: skip
+                    answer.status,
+                    "CUT_OFF",
+                    f"the blob ended after {partial.size} of {descriptor.size} bytes",
+                    url=without_secrets(url),
+                    remedy="try again: what has come is kept",
+                )
         finally:
             answer.close()
 
@@ -412,9 +417,15 @@ class Registry:
         answer.close()
 
     def _send(
-        self, method: str, place: str, scope: str, read: Callable[[int, int], Iterable[bytes]], start: int, end: int,
+        self,
+        method: str,
+        place: str,
+        scope: str,
+        read: Callable[[int, int], Iterable[bytes]],
+        start: int,
+        end: int,
         tell: Callable[[int], object],
-    ) -> Answer:  # fmt: skip
+    ) -> Answer:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(end - start)}
         if method == "PATCH":
             headers["Content-Range"] = f"{start}-{end - 1}"
@@ -449,9 +460,12 @@ class Registry:
         digest = digest_of(data)
         url = self._url(repository, f"manifests/{wanted or digest}")
         answer = self._request(
-            "PUT", url, _push_scope(repository), {"Content-Type": media_type, "Content-Length": str(len(data))},
+            "PUT",
+            url,
+            _push_scope(repository),
+            {"Content-Type": media_type, "Content-Length": str(len(data))},
             lambda: data,
-        )  # fmt: skip
+        )
         if answer.status not in (201, 202):
             raise answer.failure(f"{self.host}/{repository} does not take the manifest")
         said, has_list = answer.headers.get("Docker-Content-Digest"), answer.headers.get("OCI-Subject")
@@ -502,9 +516,11 @@ def _check_range(answer: Answer, start: int, size: int) -> None:
     if match is None or int(match[1]) != start or match[3] not in ("*", str(size)):
         said = answer.headers.get("Content-Range")
         raise RegistryError(
-            206, "PROTOCOL", f"asked for bytes {start} to {size - 1}, and the registry sends {said!r}",
+            206,
+            "PROTOCOL",
+            f"asked for bytes {start} to {size - 1}, and the registry sends {said!r}",
             url=without_secrets(answer.url),
-        )  # fmt: skip
+        )
 
 
 def _credentials(given: object) -> Credentials | None:

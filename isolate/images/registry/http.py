@@ -119,9 +119,12 @@ class Answer:
                 if now - since > window:
                     if got < SLOWEST * (now - since):
                         raise RegistryError(
-                            self.status, "TIMEOUT", f"the answer comes at less than {SLOWEST} bytes a second",
-                            url=without_secrets(self.url), remedy="try again: what has come is kept",
-                        )  # fmt: skip
+                            self.status,
+                            "TIMEOUT",
+                            f"the answer comes at less than {SLOWEST} bytes a second",
+                            url=without_secrets(self.url),
+                            remedy="try again: what has come is kept",
+                        )
                     since, got = now, 0
                 yield piece
 
@@ -234,9 +237,15 @@ class Transport:
             own["Accept-Encoding"] = SKIP_HEADER  # nothing that is worth it comes back
         with _translated(url):
             raw = self._pool(url).request(
-                method, url, headers=own, body=body, preload_content=False, redirect=False, retries=False,
+                method,
+                url,
+                headers=own,
+                body=body,
+                preload_content=False,
+                redirect=False,
+                retries=False,
                 decode_content=False,
-            )  # fmt: skip
+            )
         return Answer(raw, url, self.timeout, self.check)
 
     def follow(self, method: str, url: str, headers: Mapping[str, str], *, plain: bool) -> Answer:
@@ -356,9 +365,11 @@ def _make_pool(proxy: str | None, timeout: float, ca: str | None) -> Any:
         ConnectionCls = SecureConnection  # pyright: ignore[reportAssignmentType]
 
     options: dict[str, Any] = {
-        "timeout": urllib3.Timeout(connect=timeout, read=timeout + 1), "retries": False, "cert_reqs": "CERT_REQUIRED",
+        "timeout": urllib3.Timeout(connect=timeout, read=timeout + 1),
+        "retries": False,
+        "cert_reqs": "CERT_REQUIRED",
         "maxsize": 8,
-    }  # fmt: skip
+    }
     if ca is not None:
         options["ca_certs"] = ca
     pool = urllib3.PoolManager(**options) if proxy is None else urllib3.ProxyManager(proxy, **options)

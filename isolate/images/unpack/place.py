@@ -237,8 +237,9 @@ class Placer:
         if known.has(uid, gid):
             return uid, gid
         self.facts[entry.path] = Fact(
-            uid=None if known.has_uid(uid) else uid, gid=None if known.has_gid(gid) else gid,
-        )  # fmt: skip
+            uid=None if known.has_uid(uid) else uid,
+            gid=None if known.has_gid(gid) else gid,
+        )
         return (uid if known.has_uid(uid) else 0), (gid if known.has_gid(gid) else 0)
 
     def _xattrs(self, file: int, entry: Entry) -> None:

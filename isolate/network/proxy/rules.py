@@ -13,18 +13,35 @@ if TYPE_CHECKING:
 __all__ = ["Rules", "name_rule", "why_private"]
 
 _V4: Final = {
-    "0.0.0.0/8": "this host", "10.0.0.0/8": "private", "100.64.0.0/10": "shared by carriers", "127.0.0.0/8": "loopback",
-    "169.254.0.0/16": "link-local, where clouds keep their metadata", "172.16.0.0/12": "private",
-    "192.0.0.0/24": "of protocols", "192.0.2.0/24": "of documentation", "192.88.99.0/24": "a relay",
-    "192.168.0.0/16": "private", "198.18.0.0/15": "of benchmarks, and the stub resolver's",
+    "0.0.0.0/8": "this host",
+    "10.0.0.0/8": "private",
+    "100.64.0.0/10": "shared by carriers",
+    "127.0.0.0/8": "loopback",
+    "169.254.0.0/16": "link-local, where clouds keep their metadata",
+    "172.16.0.0/12": "private",
+    "192.0.0.0/24": "of protocols",
+    "192.0.2.0/24": "of documentation",
+    "192.88.99.0/24": "a relay",
+    "192.168.0.0/16": "private",
+    "198.18.0.0/15": "of benchmarks, and the stub resolver's",
     "198.51.100.0/24": "of documentation",
-    "203.0.113.0/24": "of documentation", "224.0.0.0/4": "multicast", "240.0.0.0/4": "reserved",
-}  # fmt: skip
+    "203.0.113.0/24": "of documentation",
+    "224.0.0.0/4": "multicast",
+    "240.0.0.0/4": "reserved",
+}
 _V6: Final = {
-    "::/128": "unspecified", "::1/128": "loopback", "100::/64": "discarded", "2001::/23": "of protocols",
-    "2001:db8::/32": "of documentation", "3fff::/20": "of documentation", "5f00::/16": "of segment routing",
-    "fc00::/7": "private", "fe80::/10": "link-local", "fec0::/10": "site-local", "ff00::/8": "multicast",
-}  # fmt: skip
+    "::/128": "unspecified",
+    "::1/128": "loopback",
+    "100::/64": "discarded",
+    "2001::/23": "of protocols",
+    "2001:db8::/32": "of documentation",
+    "3fff::/20": "of documentation",
+    "5f00::/16": "of segment routing",
+    "fc00::/7": "private",
+    "fe80::/10": "link-local",
+    "fec0::/10": "site-local",
+    "ff00::/8": "multicast",
+}
 #: IPv6 addresses that stand for an IPv4 address, and how many bits stand behind it.
 _CARRIERS: Final = (("::ffff:0:0/96", 0), ("::/96", 0), ("64:ff9b::/96", 0), ("64:ff9b:1::/48", 0), ("2002::/16", 80))
 

@@ -69,9 +69,12 @@ class Actor:
     @staticmethod
     def _refused() -> SetupError:
         return SetupError(
-            errno.EPERM, "act as the container's user", part="Container", syscall="setfsuid",
+            errno.EPERM,
+            "act as the container's user",
+            part="Container",
+            syscall="setfsuid",
             cause="this process is root without CAP_SETUID or CAP_SETGID",
-        )  # fmt: skip
+        )
 
 
 def actor_of(context: Context) -> Actor:
@@ -89,9 +92,11 @@ def actor_of(context: Context) -> Actor:
         return Actor((0 if uid is None else uid, 0 if gid is None else gid))
     if user.joined:
         raise SetupError(
-            errno.EOPNOTSUPP, "act as the container's user", part="Container",
+            errno.EOPNOTSUPP,
+            "act as the container's user",
+            part="Container",
             cause="its user namespace is another's, so the ids on the host are not known",
-        )  # fmt: skip
+        )
     ids = user.ids(context)
     found = outside(ids.uids, user.uid if uid is None else uid), outside(ids.gids, user.gid if gid is None else gid)
     if min(found) < 0:

@@ -18,9 +18,14 @@ __all__ = ["FileInfo", "Opened", "components", "info_of", "open_beneath", "probl
 # openat2(2): RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH
 _RESOLVE = 0x02 | 0x04 | 0x08
 _KINDS = {
-    stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink", stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device",
-}  # fmt: skip
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
 _CAUSES = {
     errno.ELOOP: "a symbolic link is on the way, and none is followed: name the place that it leads to",
     errno.EXDEV: "the path leads out of the container's root",
@@ -68,9 +73,12 @@ class Opened:
 def problem(error: OSError, step: str, path: bytes) -> SetupError:
     """An error about a container's file."""
     return SetupError(
-        error.errno or errno.EIO, step, part="Container", path=printable(os.fsdecode(path)),
+        error.errno or errno.EIO,
+        step,
+        part="Container",
+        path=printable(os.fsdecode(path)),
         cause=_CAUSES.get(error.errno or 0),
-    )  # fmt: skip
+    )
 
 
 def components(path: object) -> list[bytes]:

@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["CommandGroup", "CommandPlan"]
 
 _NAMES = {
-    0x00020000: "CLONE_NEWNS", 0x04000000: "CLONE_NEWUTS", 0x08000000: "CLONE_NEWIPC", 0x10000000: "CLONE_NEWUSER",
-    0x20000000: "CLONE_NEWPID", 0x40000000: "CLONE_NEWNET", 0x02000000: "CLONE_NEWCGROUP", 0x00000080: "CLONE_NEWTIME",
-}  # fmt: skip
+    0x00020000: "CLONE_NEWNS",
+    0x04000000: "CLONE_NEWUTS",
+    0x08000000: "CLONE_NEWIPC",
+    0x10000000: "CLONE_NEWUSER",
+    0x20000000: "CLONE_NEWPID",
+    0x40000000: "CLONE_NEWNET",
+    0x02000000: "CLONE_NEWCGROUP",
+    0x00000080: "CLONE_NEWTIME",
+}
 _HINTS = {
     errno.EPERM: "joining a container needs the rights that made it",
     errno.ENOMEM: "the container has ended: nothing can be born in its pid namespace any more",

@@ -132,8 +132,17 @@ def open_container(box: Planned, own: Planned) -> Container:
 
 #: What one command may have otherwise than the container.
 _FOR_A_COMMAND = (
-    Capabilities, Credentials, Landlock, Limits, NoNewPrivs, Rlimits, Scheduling, Seccomp, SessionKeyring, SetIdFiles,
-)  # fmt: skip
+    Capabilities,
+    Credentials,
+    Landlock,
+    Limits,
+    NoNewPrivs,
+    Rlimits,
+    Scheduling,
+    Seccomp,
+    SessionKeyring,
+    SetIdFiles,
+)
 
 
 class _Inside(Verbs):

@@ -59,9 +59,12 @@ def open_detached(box: Planned, name: str, log_size: int | str = "1M") -> Detach
     environment = {key: os.environ[key] for key in known if key in os.environ}
     environment["ISOLATE_CONTAINERS"] = records.base_directory()
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _CODE.format(path=path)], input=json.dumps(options).encode(),
-        capture_output=True, env=environment, check=False,
-    )  # fmt: skip
+        [sys.executable, "-I", "-S", "-c", _CODE.format(path=path)],
+        input=json.dumps(options).encode(),
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
     try:
         answer = json.loads(done.stdout)
     except ValueError:
@@ -106,10 +109,12 @@ def _ask(directory: int, name: str, request: Mapping[str, Any]) -> tuple[dict[st
                 raise ConnectionResetError
         except OSError as error:
             raise SetupError(
-                errno.ESRCH, f"open the container {name!r}", part="Container",
+                errno.ESRCH,
+                f"open the container {name!r}",
+                part="Container",
                 cause="its keeper does not answer" if isinstance(error, TimeoutError) else "it has ended",
                 remedy=f"python -m isolate rm {name}",
-            ) from None  # fmt: skip
+            ) from None
     fds = array.array("i")
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -41,9 +41,15 @@ O_DIRECTORY = Constant(os.O_DIRECTORY, "O_DIRECTORY")
 
 #: Flag to the name of the file in /proc/self/ns. Init is not in the time namespace that it makes; its children are.
 KINDS: dict[int, str] = {
-    CLONE_NEWUSER: "user", CLONE_NEWPID: "pid", CLONE_NEWNS: "mnt", CLONE_NEWNET: "net", CLONE_NEWIPC: "ipc",
-    CLONE_NEWUTS: "uts", CLONE_NEWCGROUP: "cgroup", CLONE_NEWTIME: "time_for_children",
-}  # fmt: skip
+    CLONE_NEWUSER: "user",
+    CLONE_NEWPID: "pid",
+    CLONE_NEWNS: "mnt",
+    CLONE_NEWNET: "net",
+    CLONE_NEWIPC: "ipc",
+    CLONE_NEWUTS: "uts",
+    CLONE_NEWCGROUP: "cgroup",
+    CLONE_NEWTIME: "time_for_children",
+}
 
 #: In the place of a flag: the descriptor of the root.
 ROOT = 0

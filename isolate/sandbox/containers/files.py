@@ -194,9 +194,15 @@ class Files:
         return found, contents
 
     def _matching(
-        self, fd: int, path: bytes, names: list[bytes], into: int | None, bounds: Bounds, found: list[FileInfo],
+        self,
+        fd: int,
+        path: bytes,
+        names: list[bytes],
+        into: int | None,
+        bounds: Bounds,
+        found: list[FileInfo],
         contents: dict[str, bytes],
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not names:
             self._fetch_below(fd, path, into, bounds, found, contents, 0)
             return
@@ -236,9 +242,15 @@ class Files:
             yield inner
 
     def _fetch_below(
-        self, fd: int, path: bytes, into: int | None, bounds: Bounds, found: list[FileInfo],
-        contents: dict[str, bytes], depth: int,
-    ) -> None:  # fmt: skip
+        self,
+        fd: int,
+        path: bytes,
+        into: int | None,
+        bounds: Bounds,
+        found: list[FileInfo],
+        contents: dict[str, bytes],
+        depth: int,
+    ) -> None:
         bounds.deep(depth, path)
         with self._actor.acting():
             names = sorted(self._names(fd, path, bounds))
@@ -252,9 +264,17 @@ class Files:
             self._fetch(fd, name, below, status, into, bounds, found, contents, depth)
 
     def _fetch(
-        self, fd: int, name: bytes, path: bytes, status: os.stat_result, into: int | None, bounds: Bounds,
-        found: list[FileInfo], contents: dict[str, bytes], depth: int,
-    ) -> None:  # fmt: skip
+        self,
+        fd: int,
+        name: bytes,
+        path: bytes,
+        status: os.stat_result,
+        into: int | None,
+        bounds: Bounds,
+        found: list[FileInfo],
+        contents: dict[str, bytes],
+        depth: int,
+    ) -> None:
         if stat.S_ISDIR(status.st_mode):
             with self._directory(fd, name, path, bounds) as inner, _made(into, name, status) as (host, saved):
                 if inner is not None:
@@ -357,9 +377,14 @@ class Files:
                     bounds.some_bytes(len(data), b"/".join(whole))
                     with self._actor.acting(), Opened(self._parent(whole[:-1], True, bounds.step)) as directory:
                         self._placed(
-                            directory, whole[-1], b"/".join(whole), 0o644, bounds.step,
-                            lambda fd, data=data: _write_all(fd, data), None,
-                        )  # fmt: skip
+                            directory,
+                            whole[-1],
+                            b"/".join(whole),
+                            0o644,
+                            bounds.step,
+                            lambda fd, data=data: _write_all(fd, data),
+                            None,
+                        )
 
             self._actor.call(from_mapping)
             return
@@ -431,9 +456,14 @@ class Files:
             bounds.some_bytes(found.st_size, path)
             with self._actor.acting():
                 self._placed(
-                    directory, name, path, found.st_mode & 0o777, bounds.step,
-                    lambda to: copy_sparse(fd, to, found.st_size, bounds), found.st_mtime if times else None,
-                )  # fmt: skip
+                    directory,
+                    name,
+                    path,
+                    found.st_mode & 0o777,
+                    bounds.step,
+                    lambda to: copy_sparse(fd, to, found.st_size, bounds),
+                    found.st_mtime if times else None,
+                )
 
 
 def _told(error: OSError, step: str, path: bytes) -> OSError:

@@ -86,11 +86,14 @@ def _open_base() -> int:
     except OSError as error:
         unsafe = isinstance(error, PermissionError) and error.errno == errno.EPERM
         raise SetupError(
-            error.errno or errno.EIO, f"open the directory of detached containers, {path}", part="Container",
-            path=error.filename, syscall="openat",
+            error.errno or errno.EIO,
+            f"open the directory of detached containers, {path}",
+            part="Container",
+            path=error.filename,
+            syscall="openat",
             cause=f"{error.filename} {error.strerror}: others could lead names elsewhere" if unsafe else None,
             remedy="set XDG_RUNTIME_DIR to a directory of yours with mode 700",
-        ) from None  # fmt: skip
+        ) from None
 
 
 @contextlib.contextmanager
@@ -117,9 +120,12 @@ def opened(name: str) -> Iterator[int]:
         os.close(base)
     if fd is None:
         raise SetupError(
-            errno.ENOENT, f"open the container {name!r}", part="Container", cause="no detached container has this name",
+            errno.ENOENT,
+            f"open the container {name!r}",
+            part="Container",
+            cause="no detached container has this name",
             remedy="python -m isolate ps lists them",
-        )  # fmt: skip
+        )
     try:
         yield fd
     finally:
@@ -169,10 +175,14 @@ def _read(directory: int, name: str) -> Record:
     try:
         found = json.loads(read_file(directory, "record.json"))
         record = Record(
-            name, str(found["state"]), float(found["created"]),
-            None if found["ended"] is None else float(found["ended"]), int(found["pid"]), int(found["keeper"]),
+            name,
+            str(found["state"]),
+            float(found["created"]),
+            None if found["ended"] is None else float(found["ended"]),
+            int(found["pid"]),
+            int(found["keeper"]),
             tuple(map(str, found["command"])),
-        )  # fmt: skip
+        )
     except (OSError, ValueError, KeyError, TypeError):
         record = Record(name, "dead")
     # As long as the lock is held the keeper has not let go of what is here.
@@ -220,18 +230,23 @@ def reserve(name: str) -> tuple[int, int]:
                 os.close(present)
             if alive:
                 raise SetupError(
-                    errno.EEXIST, f"open the container {name!r}", part="Container",
+                    errno.EEXIST,
+                    f"open the container {name!r}",
+                    part="Container",
                     cause="a container of this name runs",
                     remedy=f"isolate.reopen({name!r}) gives it; python -m isolate stop {name} ends it",
-                )  # fmt: skip
+                )
             _clear(base, name)
         try:
             os.mkdir(name, 0o700, dir_fd=base)
         except FileExistsError:
             raise SetupError(
-                errno.EEXIST, f"open the container {name!r}", part="Container", path=f"{base_directory()}/{name}",
+                errno.EEXIST,
+                f"open the container {name!r}",
+                part="Container",
+                path=f"{base_directory()}/{name}",
                 cause="something that is no container's record stands there",
-            ) from None  # fmt: skip
+            ) from None
         directory = os.open(name, _FLAGS, dir_fd=base)
         lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -250,9 +265,12 @@ def remove(name: str) -> None:
         try:
             if _alive(directory):
                 raise SetupError(
-                    errno.EBUSY, f"remove the container {name!r}", part="Container", cause="it runs",
+                    errno.EBUSY,
+                    f"remove the container {name!r}",
+                    part="Container",
+                    cause="it runs",
                     remedy=f"python -m isolate stop {name}",
-                )  # fmt: skip
+                )
         finally:
             os.close(directory)
         _clear(base, name)

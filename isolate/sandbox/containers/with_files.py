@@ -41,9 +41,14 @@ class WithFiles:
         return self._files.read(path, Bounds.of("read a file of the container", max_size, 1, 1, timeout))
 
     def write(
-        self, path: StrOrBytesPath, data: str | bytes, *, mode: int = _MODE, mtime: float | None = None,
+        self,
+        path: StrOrBytesPath,
+        data: str | bytes,
+        *,
+        mode: int = _MODE,
+        mtime: float | None = None,
         parents: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Write a file, whole, in the place of whatever has its name: a link or a FIFO is replaced, never written to,
         and another name of a file keeps the old content.
 
@@ -57,10 +62,17 @@ class WithFiles:
         self._files.write(path, content, mode, mtime, parents, "write a file of the container")
 
     def put(
-        self, source: StrOrBytesPath | Mapping[str, str | bytes], target: StrOrBytesPath = "/", *, times: bool = True,
-        parents: bool = True, max_size: int | str = "1G", max_files: int = 100_000, max_depth: int = 64,
+        self,
+        source: StrOrBytesPath | Mapping[str, str | bytes],
+        target: StrOrBytesPath = "/",
+        *,
+        times: bool = True,
+        parents: bool = True,
+        max_size: int | str = "1G",
+        max_files: int = 100_000,
+        max_depth: int = 64,
         timeout: float = 600.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Copy a file to ``target``, what is in a directory into ``target``, or a mapping of paths to contents.
 
         Modes are kept without set-id bits, with ``times`` those of change, too. Everything belongs to the container's
@@ -75,18 +87,36 @@ class WithFiles:
 
     @overload
     def get(
-        self, pattern: StrOrBytesPath, into: None = ..., *, max_size: int | str = ..., max_files: int = ...,
-        max_depth: int = ..., timeout: float = ...,
-    ) -> dict[str, bytes]: ...  # fmt: skip
+        self,
+        pattern: StrOrBytesPath,
+        into: None = ...,
+        *,
+        max_size: int | str = ...,
+        max_files: int = ...,
+        max_depth: int = ...,
+        timeout: float = ...,
+    ) -> dict[str, bytes]: ...
     @overload
     def get(
-        self, pattern: StrOrBytesPath, into: StrOrBytesPath, *, max_size: int | str = ..., max_files: int = ...,
-        max_depth: int = ..., timeout: float = ...,
-    ) -> list[FileInfo]: ...  # fmt: skip
+        self,
+        pattern: StrOrBytesPath,
+        into: StrOrBytesPath,
+        *,
+        max_size: int | str = ...,
+        max_files: int = ...,
+        max_depth: int = ...,
+        timeout: float = ...,
+    ) -> list[FileInfo]: ...
     def get(
-        self, pattern: StrOrBytesPath, into: StrOrBytesPath | None = None, *, max_size: int | str = "1G",
-        max_files: int = 100_000, max_depth: int = 64, timeout: float = 600.0,
-    ) -> dict[str, bytes] | list[FileInfo]:  # fmt: skip
+        self,
+        pattern: StrOrBytesPath,
+        into: StrOrBytesPath | None = None,
+        *,
+        max_size: int | str = "1G",
+        max_files: int = 100_000,
+        max_depth: int = 64,
+        timeout: float = 600.0,
+    ) -> dict[str, bytes] | list[FileInfo]:
         """Fetch the files that match a pattern (``*``, ``?`` and ``[…]`` in names), with what is below directories.
 
         Without ``into`` the contents, by path. With it files and directories are made below that directory, from the
@@ -110,9 +140,14 @@ class WithFiles:
             os.close(fd)
 
     def list(
-        self, path: StrOrBytesPath = "/", *, recursive: bool = False, max_files: int = 100_000, max_depth: int = 64,
+        self,
+        path: StrOrBytesPath = "/",
+        *,
+        recursive: bool = False,
+        max_files: int = 100_000,
+        max_depth: int = 64,
         timeout: float = 60.0,
-    ) -> list[FileInfo]:  # fmt: skip
+    ) -> list[FileInfo]:
         """What is in a directory, by name; with ``recursive`` all below it.
 
         :raises SetupError: ENOENT, ENOTDIR, ELOOP, EACCES; EMFILE, ENAMETOOLONG: the caps.

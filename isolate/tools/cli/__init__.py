@@ -254,10 +254,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top.error(f"{options.program[0]!r} stands before --: options first, then -- and the program")
         options.program = argv[cut + 1 :]
     own = {
-        "run": _run, "shell": _shell, "attach": _attach, "exec": _exec, "explain": _explain,
-        "doctor": _doctor, "probe": _doctor, "image": _image, "net": _net, "build": _build,
-        "profile": _profile, "completion": _completion, "man": _man,
-    }  # fmt: skip
+        "run": _run,
+        "shell": _shell,
+        "attach": _attach,
+        "exec": _exec,
+        "explain": _explain,
+        "doctor": _doctor,
+        "probe": _doctor,
+        "image": _image,
+        "net": _net,
+        "build": _build,
+        "profile": _profile,
+        "completion": _completion,
+        "man": _man,
+    }
     command = own.get(options.command) or COMMANDS[options.command]
     try:
         return command(options)

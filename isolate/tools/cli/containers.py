@@ -21,14 +21,20 @@ its output goes to a bounded log (isolate logs NAME). The options are those of i
 
 
 def add_commands(
-    commands: Any, common: dict[str, Any], options: Callable[[argparse.ArgumentParser], None],
-    start_options: Callable[[argparse.ArgumentParser], None], exit_codes: str,
-) -> None:  # fmt: skip
+    commands: Any,
+    common: dict[str, Any],
+    options: Callable[[argparse.ArgumentParser], None],
+    start_options: Callable[[argparse.ArgumentParser], None],
+    exit_codes: str,
+) -> None:
     """Their parsers."""
     opening = commands.add_parser(
-        "open", help="open a container that runs on, under a name", description=_OPEN,
-        usage="isolate open [options] NAME [-- PROGRAM [ARGUMENT ...]]", **common,
-    )  # fmt: skip
+        "open",
+        help="open a container that runs on, under a name",
+        description=_OPEN,
+        usage="isolate open [options] NAME [-- PROGRAM [ARGUMENT ...]]",
+        **common,
+    )
     opening.add_argument("--log-size", metavar="SIZE", default="1M", help="how much of the log is kept (default: 1M)")
     start_options(opening)
     options(opening)
@@ -38,9 +44,12 @@ def add_commands(
     listing.add_argument("--json", action="store_true", help="as JSON, a list")
 
     executing = commands.add_parser(
-        "exec", help="run a program in an open container", epilog=exit_codes,
-        usage="isolate exec [options] NAME -- PROGRAM [ARGUMENT ...]", **common,
-    )  # fmt: skip
+        "exec",
+        help="run a program in an open container",
+        epilog=exit_codes,
+        usage="isolate exec [options] NAME -- PROGRAM [ARGUMENT ...]",
+        **common,
+    )
     executing.add_argument("--keep", action="store_true", help="let it run on; its output goes to the log")
     start_options(executing)
     executing.add_argument("container", metavar="NAME")
@@ -96,9 +105,7 @@ def _ps(options: argparse.Namespace) -> int:
         print(json.dumps([asdict(record) for record in found], indent=2))
         return 0
     rows = [("NAME", "STATE", "PID", "AGE", "COMMAND")]
-    rows += [
-        (r.name, r.state, str(r.pid or "-"), _age(r.created), printable(" ".join(r.command))[:60]) for r in found
-    ]  # fmt: skip
+    rows += [(r.name, r.state, str(r.pid or "-"), _age(r.created), printable(" ".join(r.command))[:60]) for r in found]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  ".join([*(f"{text:{width}}" for text, width in zip(row, widths, strict=False)), row[4]]).rstrip())
@@ -179,5 +186,10 @@ def _stats(options: argparse.Namespace) -> int:
 
 #: By the command's word. ``exec`` is executed as the others are that run a program: see :mod:`isolate.tools.cli`.
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "open": _open, "ps": _ps, "logs": _logs, "stop": _stop, "rm": _rm, "stats": _stats,
-}  # fmt: skip
+    "open": _open,
+    "ps": _ps,
+    "logs": _logs,
+    "stop": _stop,
+    "rm": _rm,
+    "stats": _stats,
+}

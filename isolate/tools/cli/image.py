@@ -60,10 +60,13 @@ def _registry(options: argparse.Namespace, name: str) -> Registry:
 
 def _row(store: Store, found: Image) -> dict[str, Any]:
     return {
-        "digest": found.digest, "id": found.id, "platform": str(found.platform), "created": found.created,
+        "digest": found.digest,
+        "id": found.id,
+        "platform": str(found.platform),
+        "created": found.created,
         "layers": [{"digest": d.digest, "diffid": d.diffid, "size": d.size} for d in found.layers],
         "size": sum(layer.size for layer in found.layers),
-    }  # fmt: skip
+    }
 
 
 def _pull(store: Store, options: argparse.Namespace) -> int:
@@ -82,9 +85,7 @@ def _push(store: Store, options: argparse.Namespace) -> int:
     target = Reference.parse(options.target or options.name)
     with _registry(options, str(target)) as registry, progress(options.quiet or options.json) as show:
         found = store.open(options.name)
-        sent = store.push(
-            found, registry, str(target), compression=options.compression, progress=show
-        )  # fmt: skip
+        sent = store.push(found, registry, str(target), compression=options.compression, progress=show)
     text = (
         f"{sent.reference.short} {sent.digest}\n{amount(sent.bytes)} sent: {sent.uploaded} uploaded, "
         f"{sent.mounted} mounted, {sent.skipped} there already"
@@ -206,9 +207,11 @@ def _tree(store: Store, options: argparse.Namespace) -> int:
     draw((), "")
     lines.append(f"{len(images)} images: {amount(shared)} of layers, {amount(alone)} if each had its own")
     document = {
-        "images": {name: list(one.diffids) for name, one in images.items()}, "sizes": sizes, "bytes": shared,
+        "images": {name: list(one.diffids) for name, one in images.items()},
+        "sizes": sizes,
+        "bytes": shared,
         "bytes_without_sharing": alone,
-    }  # fmt: skip
+    }
     return _say(options, document, "\n".join(lines))
 
 
@@ -252,6 +255,17 @@ def _check(store: Store, options: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, Callable[[Store, argparse.Namespace], int]] = {
-    "pull": _pull, "push": _push, "load": _load, "save": _save, "ls": _ls, "tag": _tag, "rm": _rm, "inspect": _inspect,
-    "history": _history, "tree": _tree, "diff": _diff, "collect": _collect, "check": _check,
-}  # fmt: skip
+    "pull": _pull,
+    "push": _push,
+    "load": _load,
+    "save": _save,
+    "ls": _ls,
+    "tag": _tag,
+    "rm": _rm,
+    "inspect": _inspect,
+    "history": _history,
+    "tree": _tree,
+    "diff": _diff,
+    "collect": _collect,
+    "check": _check,
+}

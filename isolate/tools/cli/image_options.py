@@ -54,9 +54,11 @@ def add_image_commands(commands: Any, common: dict[str, Any]) -> None:
 
     add = below.add_parser("save", help="write images to a file or a directory", **longer)
     add.add_argument(
-        "--format", choices=("oci", "oci-archive", "docker-archive"), default="oci-archive",
+        "--format",
+        choices=("oci", "oci-archive", "docker-archive"),
+        default="oci-archive",
         help="oci is a directory (default: oci-archive)",
-    )  # fmt: skip
+    )
     add.add_argument("-o", "--output", required=True, metavar="FILE", help="- is stdout")
     add.add_argument("names", nargs="+", metavar="NAME")
 

@@ -17,19 +17,23 @@ __all__ = ["command", "options", "part", "run_options"]
 def options(commands: Any, common: dict[str, Any]) -> None:
     """The command's options."""
     net = commands.add_parser(
-        "net", help="networks with a name: make one, list them, look at one",
-        description="Networks that sandboxes of this user join by --net NAME.", usage="isolate net COMMAND", **common,
-    )  # fmt: skip
+        "net",
+        help="networks with a name: make one, list them, look at one",
+        description="Networks that sandboxes of this user join by --net NAME.",
+        usage="isolate net COMMAND",
+        **common,
+    )
     inner = net.add_subparsers(dest="net_command", metavar="COMMAND", required=True)
     listing = inner.add_parser("ls", help="the networks of this user that are there now", **common)
     listing.add_argument("--json", action="store_true", help="as JSON, a list")
     inspect = inner.add_parser("inspect", help="a network and its members, as JSON", **common)
     inspect.add_argument("name", metavar="NAME")
     create = inner.add_parser(
-        "create", help="make a network, until this command ends",
+        "create",
+        help="make a network, until this command ends",
         description="Make a network that sandboxes join by `isolate run --net NAME`, until this command is ended.",
         **common,
-    )  # fmt: skip
+    )
     create.add_argument("name", metavar="NAME")
     create.add_argument("--subnet", metavar="NET", help="such as 10.88.0.0/24 (default: one that is free)")
     create.add_argument("--uplink", choices=("host", "user"), help="what members may reach beyond (default: nothing)")
@@ -38,20 +42,29 @@ def options(commands: Any, common: dict[str, Any]) -> None:
 def run_options(add: Any) -> None:
     """What ``isolate run`` takes."""
     add(
-        "--net", nargs="?", const="host", metavar="none|host|user|NAME",
+        "--net",
+        nargs="?",
+        const="host",
+        metavar="none|host|user|NAME",
         help="its network: loopback alone (none, the default), the caller's (host, or no word), a way out by pasta or "
         "slirp4netns (user), or the network of that name",
-    )  # fmt: skip
+    )
     add(
-        "--publish", action="append", default=[], metavar="[ADDRESS:]PORT:PORT[/udp]",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[ADDRESS:]PORT:PORT[/udp]",
         help="a port of the host's that leads to one inside, at loopback unless an address is named; ranges: "
         "8000-8009:9000-9009",
-    )  # fmt: skip
+    )
     add("--name", metavar="NAME", help="what other members of the network find it by")
     add(
-        "--allow", action="append", default=[], metavar="NAME[:PORT]",
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NAME[:PORT]",
         help="a host that may be reached, and nothing else: example.org, '*.example.net', example.org:8443; any number",
-    )  # fmt: skip
+    )
 
 
 def allowed(words: list[str]) -> Part:

@@ -64,19 +64,23 @@ def _options(parser: argparse.ArgumentParser) -> None:
     """The options that make a sandbox."""
     add = parser.add_argument
     add(
-        "--preset", choices=("untrusted", "nested", "bare"), default="untrusted",
+        "--preset",
+        choices=("untrusted", "nested", "bare"),
+        default="untrusted",
         help="what to start from: the host's programs for a program that nobody vouches for (default), the same inside"
         " of a container whose /proc is covered, or nothing",
-    )  # fmt: skip
+    )
     add("--profile", metavar="FILE", help="start from this profile (isolate profile), in place of a preset")
     add("--root", metavar="DIR", help="start from this root file system, read-only, in place of a preset")
     add("--image", metavar="NAME", help="start from this image of the store; it says what else holds and what is run")
     add_store(parser)
     add("--pull", action="store_true", help="with --image: fetch it where the store has none of that name")
     add(
-        "--new", metavar="KINDS", default="",
+        "--new",
+        metavar="KINDS",
+        default="",
         help="with --preset bare: new namespaces, a comma between: user,mount,pid,net,ipc,uts,cgroup,time",
-    )  # fmt: skip
+    )
 
     group = parser.add_argument_group(_ENTRIES)
     entry: dict[str, Any] = {"action": _Entry}
@@ -116,9 +120,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--cap", action="append", default=[], metavar="NAME", help="a capability to leave it, such as net_raw"
     )
     group.add_argument(
-        "--seccomp", choices=("default", "strict", "none"),
+        "--seccomp",
+        choices=("default", "strict", "none"),
         help="the filter of its system calls (default: default; bare: none but for nested user namespaces)",
-    )  # fmt: skip
+    )
 
 
 def _start_options(parser: argparse.ArgumentParser) -> None:
@@ -129,18 +134,26 @@ def _start_options(parser: argparse.ArgumentParser) -> None:
         "--cpu-time", type=float, metavar="SECONDS", help="kill everything after this much CPU time in all"
     )
     group.add_argument(
-        "-t", "--tty", action="store_true",
+        "-t",
+        "--tty",
+        action="store_true",
         help="a terminal of the sandbox's own for the program, also where input or output is none",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--grace", type=float, metavar="SECONDS", default=10.0,
+        "--grace",
+        type=float,
+        metavar="SECONDS",
+        default=10.0,
         help="SIGTERM, SIGHUP, SIGINT and SIGQUIT go to the program; kill everything so long after (default: 10)",
-    )  # fmt: skip
+    )
     group.add_argument("--max-output", metavar="SIZE", default="64M", help="with --json: of each stream (default: 64M)")
     group.add_argument(
-        "--env", action="append", default=[], metavar="NAME[=VALUE]",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
         help="a variable; without =VALUE with the value it has here (default: PATH alone)",
-    )  # fmt: skip
+    )
     group.add_argument("--cwd", metavar="DIR", help="the working directory inside (default: /)")
     group.add_argument("--json", action="store_true", help="collect the output; print one line of JSON with the result")
     group.add_argument("--quiet", action="store_true", help="no line on stderr about why it was killed")
@@ -179,29 +192,38 @@ def parser() -> argparse.ArgumentParser:
     common: dict[str, Any] = {"allow_abbrev": False, "formatter_class": raw}
 
     run = commands.add_parser(
-        "run", help="run a program in a sandbox", description=_RUN, epilog=_EXIT_CODES,
-        usage="isolate run [options] -- PROGRAM [ARGUMENT ...]", **common,
-    )  # fmt: skip
+        "run",
+        help="run a program in a sandbox",
+        description=_RUN,
+        epilog=_EXIT_CODES,
+        usage="isolate run [options] -- PROGRAM [ARGUMENT ...]",
+        **common,
+    )
     _start_options(run)
     _options(run)
     run.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
     shell = commands.add_parser(
-        "shell", help="a shell in a sandbox, at a terminal of its own",
+        "shell",
+        help="a shell in a sandbox, at a terminal of its own",
         description="An interactive shell in a sandbox, at a terminal of the sandbox's own, with the options of run."
         "\nbash where there is one, else sh; or the PROGRAM that is named.",
-        epilog=_EXIT_CODES, usage="isolate shell [options] [-- PROGRAM [ARGUMENT ...]]", **common,
-    )  # fmt: skip
+        epilog=_EXIT_CODES,
+        usage="isolate shell [options] [-- PROGRAM [ARGUMENT ...]]",
+        **common,
+    )
     _start_options(shell)
     _options(shell)
     shell.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
     explain = commands.add_parser(
-        "explain", help="print what a sandbox of these options is, without running anything",
+        "explain",
+        help="print what a sandbox of these options is, without running anything",
         description="Say in ten lines what holds in a sandbox: seen, hidden, limited, refused. Runs nothing, "
         "needs no privileges.\nTakes the options of run, and ignores those of one run.",
-        usage="isolate explain [options] [-- PROGRAM ...]", **common,
-    )  # fmt: skip
+        usage="isolate explain [options] [-- PROGRAM ...]",
+        **common,
+    )
     explain.add_argument("--calls", action="store_true", help="then the steps, with the system calls behind each")
     explain.add_argument("--code", action="store_true", help="print it as Python code")
     _start_options(explain)
@@ -209,11 +231,14 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
     attach = commands.add_parser(
-        "attach", help="run a program in the namespaces of a running process",
+        "attach",
+        help="run a program in the namespaces of a running process",
         description="Run a program in the namespaces of a running process, with its ids, without capabilities, and "
         "with no terminal to control.\nNeeds to be root, or the user of the process.",
-        epilog=_EXIT_CODES, usage="isolate attach [options] PID -- PROGRAM [ARGUMENT ...]", **common,
-    )  # fmt: skip
+        epilog=_EXIT_CODES,
+        usage="isolate attach [options] PID -- PROGRAM [ARGUMENT ...]",
+        **common,
+    )
     attach.add_argument(
         "--only", metavar="KINDS", help="only these, with commas: user, mount, pid, net, ipc, uts, cgroup, time"
     )
@@ -231,8 +256,9 @@ def parser() -> argparse.ArgumentParser:
             description="Try, in sandboxes that are thrown away, what this host can do for this user at this place; "
             "for each no say why,\nand print one remedy to paste. Changes nothing, needs no privileges.\nExit status: "
             "0 if all that was asked for can be done (with no NAME: if presets.untrusted() runs), 1 if not.",
-            usage=f"isolate {name} [--json] [NAME ...]", **common,
-        )  # fmt: skip
+            usage=f"isolate {name} [--json] [NAME ...]",
+            **common,
+        )
         doctor.add_argument("--json", action="store_true", help="as JSON")
         doctor.add_argument("names", nargs="*", metavar="NAME", help="only these rows of the table")
     profile.add_commands(commands, common)

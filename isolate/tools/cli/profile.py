@@ -22,15 +22,19 @@ What cannot be honoured is an error with its key's path."""
 def add_commands(commands: Any, common: dict[str, Any]) -> None:
     """Their parsers."""
     top = commands.add_parser(
-        "profile", help="a sandbox as a file: check, convert, schema",
-        description="A profile is a sandbox as TOML or JSON: isolate run --profile FILE.", **common,
-    )  # fmt: skip
+        "profile",
+        help="a sandbox as a file: check, convert, schema",
+        description="A profile is a sandbox as TOML or JSON: isolate run --profile FILE.",
+        **common,
+    )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     check = verbs.add_parser(
-        "check", help="read a profile, and try on this host all that it says",
+        "check",
+        help="read a profile, and try on this host all that it says",
         description="Read profiles; say what is wrong with the path of its key, and try on this host what they say.\n"
-        "Exit status: 0 if all can be had, 2 if a profile is wrong, 125 if this host cannot do it.", **common,
-    )  # fmt: skip
+        "Exit status: 0 if all can be had, 2 if a profile is wrong, 125 if this host cannot do it.",
+        **common,
+    )
     check.add_argument("--syntax", action="store_true", help="only read them; try nothing")
     check.add_argument("--json", action="store_true", help="as JSON, one line for each")
     check.add_argument("files", nargs="+", metavar="FILE")

@@ -115,9 +115,13 @@ def _hidden(parts: Iterable[Any]) -> str:
     from isolate import namespaces as ns
 
     words = {
-        ns.PidNamespace: "processes", ns.IpcNamespace: "IPC", ns.UtsNamespace: "host name",
-        ns.CgroupNamespace: "cgroups", ns.TimeNamespace: "clocks", ns.UserNamespace: "users",
-    }  # fmt: skip
+        ns.PidNamespace: "processes",
+        ns.IpcNamespace: "IPC",
+        ns.UtsNamespace: "host name",
+        ns.CgroupNamespace: "cgroups",
+        ns.TimeNamespace: "clocks",
+        ns.UserNamespace: "users",
+    }
     own = [word for kind, word in words.items() if (found := _find(parts, kind)) is not None and not found.joined]
     if _entries(parts) is not None:
         own.insert(0, "files")
@@ -164,9 +168,10 @@ def _rlimits(parts: Iterable[Any]) -> str:
     from isolate.attributes.rlimits import UNLIMITED, Rlimits
 
     held = _find(parts, Rlimits).values()
-    return _some(
-        f"{name.rstrip('_')} {'unlimited' if hard == UNLIMITED else hard}" for name, (_, hard) in held.items()
-    )  or "as the caller"  # fmt: skip
+    return (
+        _some(f"{name.rstrip('_')} {'unlimited' if hard == UNLIMITED else hard}" for name, (_, hard) in held.items())
+        or "as the caller"
+    )
 
 
 def _privileges(parts: Iterable[Any]) -> str:
@@ -202,9 +207,22 @@ def _refused(parts: Iterable[Any]) -> str:
 def _besides(parts: Iterable[Any]) -> str:
     """The parts that no other line tells."""
     told = {
-        "Capabilities", "CgroupNamespace", "Credentials", "IpcNamespace", "Launch", "Limits", "MountNamespace",
-        "NetNamespace", "NoNewPrivs", "PidNamespace", "Rlimits", "Root", "Seccomp", "TimeNamespace", "UserNamespace",
+        "Capabilities",
+        "CgroupNamespace",
+        "Credentials",
+        "IpcNamespace",
+        "Launch",
+        "Limits",
+        "MountNamespace",
+        "NetNamespace",
+        "NoNewPrivs",
+        "PidNamespace",
+        "Rlimits",
+        "Root",
+        "Seccomp",
+        "TimeNamespace",
+        "UserNamespace",
         "UtsNamespace",
-    }  # fmt: skip
+    }
     other = (part for part in parts if type(part).__name__ not in told and not _of_network(part))
     return _some(repr(part) for part in other) or "nothing"

@@ -79,8 +79,11 @@ class Remedies:
         names = {_user(self.host.euid), str(self.host.euid)}
         for file in ("/etc/subuid", "/etc/subgid"):
             rows = [row.strip().split(":") for row in self.host.lines(file)]
-            ranges = [(row[0], int(row[1]), int(row[2])) for row in rows if len(row) == 3 and row[1].isdigit()
-                      and row[2].isdigit()]  # fmt: skip
+            ranges = [
+                (row[0], int(row[1]), int(row[2]))
+                for row in rows
+                if len(row) == 3 and row[1].isdigit() and row[2].isdigit()
+            ]
             own = [(first, first + count) for name, first, count in ranges if name in names]
             others = [(first, first + count) for name, first, count in ranges if name not in names]
             if any(start < end2 and start2 < end for start, end in own for start2, end2 in others):
@@ -233,8 +236,13 @@ class Remedies:
         """Commands for a shell that leave it, and what it starts, in a group that this user may divide."""
         user = _user(self.host.euid)
         name = f"isolate-{user}"
-        v1 = {c: point for point, kind, options in mounts if kind == "cgroup" for c in _CONTROLLERS
-              if point.endswith("/" + c) or c in os.path.basename(point).split(",")}  # fmt: skip
+        v1 = {
+            c: point
+            for point, kind, options in mounts
+            if kind == "cgroup"
+            for c in _CONTROLLERS
+            if point.endswith("/" + c) or c in os.path.basename(point).split(",")
+        }
         lines = []
         for controller, point in v1.items():
             group = f"{point}/{name}"

@@ -24,5 +24,14 @@ from isolate.tools.profiles.words import VERSION
 from isolate.tools.profiles.writing import to_data
 
 __all__ = [
-    "VERSION", "ProfileError", "dumps", "from_data", "from_oci", "load", "loads", "parsed", "schema", "to_data",
-]  # fmt: skip
+    "VERSION",
+    "ProfileError",
+    "dumps",
+    "from_data",
+    "from_oci",
+    "load",
+    "loads",
+    "parsed",
+    "schema",
+    "to_data",
+]

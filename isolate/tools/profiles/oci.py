@@ -21,19 +21,42 @@ if TYPE_CHECKING:
 __all__ = ["from_oci"]
 
 _NAMESPACES = {
-    "user": "User", "mount": "Mount", "pid": "Pid", "network": "Net", "ipc": "Ipc", "uts": "Uts", "cgroup": "Cgroup",
+    "user": "User",
+    "mount": "Mount",
+    "pid": "Pid",
+    "network": "Net",
+    "ipc": "Ipc",
+    "uts": "Uts",
+    "cgroup": "Cgroup",
     "time": "Time",
-}  # fmt: skip
+}
 #: What says how a container is named or shown, and isolates nothing.
 _OTHER = ("ociVersion", "annotations")
 _LINUX = (
-    "namespaces", "uidMappings", "gidMappings", "timeOffsets", "resources", "seccomp", "rootfsPropagation",
-    "maskedPaths", "readonlyPaths",
-)  # fmt: skip
+    "namespaces",
+    "uidMappings",
+    "gidMappings",
+    "timeOffsets",
+    "resources",
+    "seccomp",
+    "rootfsPropagation",
+    "maskedPaths",
+    "readonlyPaths",
+)
 _PROCESS = (
-    "terminal", "consoleSize", "cwd", "env", "args", "user", "capabilities", "rlimits", "noNewPrivileges",
-    "oomScoreAdj", "scheduler", "ioPriority",
-)  # fmt: skip
+    "terminal",
+    "consoleSize",
+    "cwd",
+    "env",
+    "args",
+    "user",
+    "capabilities",
+    "rlimits",
+    "noNewPrivileges",
+    "oomScoreAdj",
+    "scheduler",
+    "ioPriority",
+)
 
 #: The devices that a runtime supplies whatever the list says ("Default Devices" of the specification).
 _EVERY_DEVICE = (
@@ -129,8 +152,10 @@ def _namespaces(config: Mapping[str, Any], linux: dict[str, Any]) -> list[Any]:
         own.add(kind)
         words: dict[str, Any] = {"path": each["path"]} if each.get("path") else {}
         if kind == "user" and not words:
-            maps = [[_range(m, f"linux.{w}[{n}]") for n, m in enumerate(_list(linux, w, f"linux.{w}"))]
-                    for w in ("uidMappings", "gidMappings")]  # fmt: skip
+            maps = [
+                [_range(m, f"linux.{w}[{n}]") for n, m in enumerate(_list(linux, w, f"linux.{w}"))]
+                for w in ("uidMappings", "gidMappings")
+            ]
             words["map"] = _told("linux.uidMappings", lambda maps=maps: IdMap(*maps))  # type: ignore[misc]
             user = table(table(config, "process", "process"), "user", "process.user")
             words.update(uid=user.get("uid", 0), gid=user.get("gid", 0))

@@ -98,11 +98,17 @@ def _entry(each: dict[str, Any], target: str, options: dict[str, str | None], wh
         # A sysfs and the cgroups are read-only here by themselves.
         _left(options, ("noexec", "ro") if kind in ("sysfs", "cgroup", "cgroup2") else ("noexec",), where)
         entries: dict[str, Any] = {
-            "proc": Proc, "sysfs": Sys, "mqueue": Mqueue, "cgroup": CgroupFs, "cgroup2": CgroupFs
-        }  # fmt: skip
+            "proc": Proc,
+            "sysfs": Sys,
+            "mqueue": Mqueue,
+            "cgroup": CgroupFs,
+            "cgroup2": CgroupFs,
+        }
         if kind not in entries:
-            raise ProfileError(f"{where}.type", f"{kind!r} cannot be honoured here; known are bind, tmpfs, devpts on "
-                               f"/dev/pts, {', '.join(entries)}")  # fmt: skip
+            raise ProfileError(
+                f"{where}.type",
+                f"{kind!r} cannot be honoured here; known are bind, tmpfs, devpts on /dev/pts, {', '.join(entries)}",
+            )
         return entries[kind](target)
     except ProfileError:
         raise

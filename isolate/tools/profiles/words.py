@@ -13,16 +13,45 @@ VERSION = 1
 
 #: The parts of a profile, by the names that they have in Python.
 PARTS = (
-    "UserNamespace", "MountNamespace", "PidNamespace", "NetNamespace", "IpcNamespace", "UtsNamespace",
-    "CgroupNamespace", "TimeNamespace", "Root", "Limits", "Capabilities", "Credentials", "NoNewPrivs", "Rlimits",
-    "Scheduling", "SessionKeyring", "SetIdFiles", "Landlock", "Seccomp", "Surroundings",
-)  # fmt: skip
+    "UserNamespace",
+    "MountNamespace",
+    "PidNamespace",
+    "NetNamespace",
+    "IpcNamespace",
+    "UtsNamespace",
+    "CgroupNamespace",
+    "TimeNamespace",
+    "Root",
+    "Limits",
+    "Capabilities",
+    "Credentials",
+    "NoNewPrivs",
+    "Rlimits",
+    "Scheduling",
+    "SessionKeyring",
+    "SetIdFiles",
+    "Landlock",
+    "Seccomp",
+    "Surroundings",
+)
 
 #: The entries of a Root.
 ENTRIES = (
-    "Bind", "CgroupFs", "Dev", "Dir", "Etc", "File", "Mask", "Mqueue", "Overlay", "Proc", "ReadOnly", "Symlink",
-    "Sys", "Tmpfs",
-)  # fmt: skip
+    "Bind",
+    "CgroupFs",
+    "Dev",
+    "Dir",
+    "Etc",
+    "File",
+    "Mask",
+    "Mqueue",
+    "Overlay",
+    "Proc",
+    "ReadOnly",
+    "Symlink",
+    "Sys",
+    "Tmpfs",
+)
 
 #: The keys of the profile itself.
 TOP = ("version", "extends", "without", "order", "template")
