@@ -9,7 +9,7 @@ from isolate.kernel.checks import nearest
 from isolate.tools.profiles.errors import ProfileError
 from isolate.tools.profiles.making import check_top
 from isolate.tools.profiles.text import parsed
-from isolate.tools.profiles.words import PARTS
+from isolate.tools.profiles.words import HOST, PARTS
 from isolate.tools.profiles.writing import to_data
 
 if TYPE_CHECKING:
@@ -93,15 +93,16 @@ def anchored(data: dict[str, Any], place: str) -> dict[str, Any]:
     def there(value: Any) -> Any:
         if isinstance(value, str) and value.split("/")[0] in (".", ".."):
             return os.path.normpath(os.path.join(place, value))
+        if isinstance(value, dict) and "path" in value:  # a store
+            return {**value, "path": there(value["path"])}
         return [there(each) for each in value] if isinstance(value, list) else value
 
     found = dict(data)
     root = found.get("Root")
     if isinstance(root, dict) and isinstance(root.get("entries"), list):
-        names = ("source", "beneath", "lower", "upper", "work")
         entries = [
-            {key: there(value) if key in names else value for key, value in entry.items()}
-            if isinstance(entry, dict) and entry.get("kind") in ("Bind", "Overlay")
+            {key: there(value) if (entry.get("kind"), key) in HOST else value for key, value in entry.items()}
+            if isinstance(entry, dict)
             else entry
             for entry in root["entries"]
         ]

@@ -9,18 +9,17 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from isolate.kernel.checks import nearest
+from isolate.tools.profiles import handles
 from isolate.tools.profiles.errors import ProfileError
 from isolate.tools.profiles.policy import KEYS, policy_from
-from isolate.tools.profiles.words import ENTRIES, PARTS, TOP, VERSION, class_of, keys_of, mapping
+from isolate.tools.profiles.words import ENTRIES, HOST, PARTS, REFUSED, TOP, VERSION, class_of, keys_of, listed, mapping
 
 if TYPE_CHECKING:
     import inspect
     from collections.abc import Iterable, Mapping
 
-__all__ = ["check_top", "make"]
+__all__ = ["check_top", "id_map", "make"]
 
-#: Paths of the host, which a profile may name from where it stands itself: ``./task``.
-_HOST = {("Bind", "source"), ("Bind", "beneath"), ("Overlay", "lower"), ("Overlay", "upper"), ("Overlay", "work")}
 _ESCAPES = ("none", "int", "bytes", "text", "path")
 
 
@@ -34,18 +33,21 @@ def make(kind: str, table: Any, where: str, directory: str | None, capabilities:
     keys = keys_of(kind)
     _known(table, keys, where)
     given = {name: _argument(kind, keys[name], table[name], f"{where}.{name}", directory) for name in table}
+    if kind == "ImageRoot" and "image" in given:
+        given.setdefault("store", handles.store({}, f"{where}.store"))
+        given["image"] = handles.image(given["image"], given["store"], f"{where}.image")
     try:
         return _made(kind, given)
     except (TypeError, ValueError) as error:
         missing = [name for name, key in keys.items() if key.default is key.empty and name not in given]
-        if missing and kind != "Root":
+        if missing and listed(kind) is None:
             raise ProfileError(f"{where}.{missing[0]}", "has to be given") from None
         raise ProfileError(_blamed(kind, given, where), error) from error
 
 
 def _made(kind: str, given: dict[str, Any]) -> Any:
     words = dict(given)
-    return class_of(kind)(*words.pop("entries", ()), **words)
+    return class_of(kind)(*words.pop(listed(kind) or "", ()), **words)
 
 
 def _blamed(kind: str, given: dict[str, Any], where: str) -> str:
@@ -83,18 +85,25 @@ def check_top(data: Any) -> None:
 
 
 def _argument(kind: str, key: inspect.Parameter, value: Any, where: str, directory: str | None) -> Any:
-    if key.name == "entries" and kind == "Root":
+    if (kind, key.name) in REFUSED:
+        raise ProfileError(where, REFUSED[kind, key.name])
+    if key.name == listed(kind):
         if not isinstance(value, list):
-            raise ProfileError(where, f"a list of entries is wanted, not {value!r}")
-        return [_entry(each, f"{where}[{at}]", directory) for at, each in enumerate(value)]
+            raise ProfileError(where, f"a list is wanted, not {value!r}")
+        if kind == "Root":
+            return [_entry(each, f"{where}[{at}]", directory) for at, each in enumerate(value)]
+    if (kind, key.name) in _SPECIAL:
+        return _SPECIAL[kind, key.name](value, where, directory)
+    if key.name == "publish":
+        return _published(value, where)
     if isinstance(value, dict) and not _escaped(value):
         if mapping(key):
             return _names(value, where)
         if "IdMap" in str(key.annotation):
-            return _id_map(value, where)
+            return id_map(value, where)
     if kind == "Landlock" and key.name == "rules":
         return _path_rules(value, where)
-    if (kind, key.name) in _HOST:
+    if (kind, key.name) in HOST:
         _no_descriptor(value, where)
         found = [value] if isinstance(value, str) else value
         if isinstance(found, list):
@@ -147,14 +156,64 @@ def _names(value: dict[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def _id_map(value: dict[str, Any], where: str) -> Any:
+def id_map(value: Any, where: str) -> Any:
+    """An id map from its table."""
     from isolate.namespaces.ids import IdMap
 
+    if not isinstance(value, dict):
+        raise ProfileError(where, f"a table with 'uids' and 'gids' is wanted, not {value!r}")
     _known(value, ("uids", "gids", "helpers"), where)
     try:
         return IdMap(**{name: _plain(each, f"{where}.{name}") for name, each in value.items()})
     except (TypeError, ValueError) as error:
         raise error if isinstance(error, ProfileError) else ProfileError(where, error) from error
+
+
+def _store(value: Any, where: str, directory: str | None) -> Any:
+    """A store: a path that a profile may name from where it stands, or a table that has it."""
+    if isinstance(value, dict) and _escaped(value) and "path" not in value:
+        value = _plain(value, where)
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        value = {**value, "path": _from_here(value["path"], f"{where}.path", directory)}
+    return handles.store(_from_here(value, where, directory), where)
+
+
+def _egress(value: Any, where: str, directory: str | None) -> Any:
+    from isolate.network import Egress
+
+    try:
+        return Egress(_plain(value, where))
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, ProfileError) else ProfileError(where, error) from error
+
+
+#: Arguments whose objects have a form of their own in a profile.
+_SPECIAL = {
+    ("Interface", "network"): lambda value, where, directory: handles.network(value, where),
+    ("Interface", "egress"): _egress,
+    ("ImageRoot", "store"): _store,
+}
+
+
+def _published(value: Any, where: str) -> Any:
+    """Published ports: a table such as ``{ 8080 = 80 }``, or a list of tables, one for each."""
+    from isolate.network import Publish
+
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, list):
+        raise ProfileError(where, f"a table such as {{ 8080 = 80 }}, or a list of tables, is wanted, not {value!r}")
+    found = []
+    for at, each in enumerate(value):
+        path = f"{where}[{at}]"
+        if not isinstance(each, dict):
+            raise ProfileError(path, f"a table with 'host' and 'port' is wanted, not {each!r}")
+        _known(each, ("host", "port", "protocol", "address"), path)
+        try:
+            found.append(Publish(**each))
+        except (TypeError, ValueError) as error:
+            raise ProfileError(path, error) from error
+    return found
 
 
 def _path_rules(value: Any, where: str) -> Any:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from isolate.tools.profiles.policy import KEYS
-from isolate.tools.profiles.words import ENTRIES, PARTS, VERSION, class_of, keys_of, mapping
+from isolate.tools.profiles.words import ENTRIES, PARTS, REFUSED, VERSION, class_of, keys_of, listed, mapping
 
 if TYPE_CHECKING:
     import inspect
@@ -20,6 +20,49 @@ _WORDS = {
     r"\bstr\b|Literal|\bbytes\b|Path\b|\bSource\b|\bSize\b|\bLimit\b|\bCaps\b": {"type": "string"},
     r"\bSize\b|\bLimit\b|SecureBits": {"type": "integer"},
     r"[Tt]uple|Iterable|Sequence|frozenset|\bLimit\b|\bCaps\b|\bAccess\b": {"type": "array"},
+}
+_PORTS = {"type": ["integer", "string"]}
+_PUBLISH = {
+    "description": "ports of the host's, and those inside that they lead to",
+    "anyOf": [
+        {"type": "object", "additionalProperties": _PORTS},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "host": _PORTS,
+                    "port": _PORTS,
+                    "protocol": {"enum": ["tcp", "udp"]},
+                    "address": {"type": "string"},
+                },
+                "required": ["host", "port"],
+                "additionalProperties": False,
+            },
+        },
+    ],
+}
+_HANDLES: dict[tuple[str, str], dict[str, Any]] = {
+    ("Interface", "network"): {"type": "string", "description": "the name of a network: isolate net create NAME"},
+    ("Interface", "egress"): {"type": "array", "items": {"type": "string"}},
+    ("ImageRoot", "image"): {"type": "string", "description": "a name or a digest in the store"},
+    ("ImageRoot", "store"): {
+        "description": "the directory of the store; without it, the one of the command line",
+        "anyOf": [
+            {"type": "string"},
+            {"$ref": "#/$defs/escape"},
+            {
+                "type": "object",
+                "properties": {
+                    "path": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/escape"}]},
+                    "map": {"type": "object"},
+                    "share": {"type": "boolean"},
+                    "read_only": {"type": "boolean"},
+                },
+                "additionalProperties": False,
+            },
+        ],
+    },
 }
 _ESCAPE = {
     "description": "a value that TOML or JSON has no word for",
@@ -67,13 +110,17 @@ def _table(kind: str) -> dict[str, Any]:
     if kind == "Seccomp":
         return _policy()
     keys = keys_of(kind)
-    required = [name for name, key in keys.items() if key.default is key.empty and name != "entries"]
+    left_out = (listed(kind) if kind == "Root" else None, "store" if kind == "ImageRoot" else None)
+    required = [name for name, key in keys.items() if key.default is key.empty and name not in left_out]
     properties: dict[str, Any] = {"kind": {"const": kind}} if kind in ENTRIES else {}
     for name, key in keys.items():
-        if name == "entries":
-            properties[name] = {"type": "array", "items": {"anyOf": [_ref(entry) for entry in ENTRIES]}}
+        if (kind, name) in REFUSED:
+            continue
+        if name == listed(kind):
+            items = {"anyOf": [_ref(entry) for entry in ENTRIES]} if kind == "Root" else {"type": "string"}
+            properties[name] = {"type": "array", "items": items}
         else:
-            properties[name] = _key(key)
+            properties[name] = _HANDLES.get((kind, name)) or (_PUBLISH if name == "publish" else _key(key))
     first = (class_of(kind).__doc__ or "").strip().split("\n")[0]
     return {
         "type": "object",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import enum
+import ipaddress
 import os
 from typing import TYPE_CHECKING, Any
 
+from isolate.tools.profiles import handles
 from isolate.tools.profiles.errors import ProfileError
 from isolate.tools.profiles.making import make
 from isolate.tools.profiles.policy import policy_data
-from isolate.tools.profiles.words import ENTRIES, PARTS, VERSION, keys_of, mapping, pairs
+from isolate.tools.profiles.words import ENTRIES, PARTS, REFUSED, VERSION, keys_of, mapping, pairs
 
 if TYPE_CHECKING:
-    import inspect
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from isolate.sandbox.box import Sandbox
 
@@ -46,24 +47,74 @@ def to_data(box: Sandbox) -> dict[str, Any]:
 def _part(kind: str, part: Any, where: str) -> dict[str, Any]:
     if kind == "Seccomp":
         return policy_data(part, where)
-    return _shortest(kind, part, _fields(part, keys_of(kind), where), where)
+    table = _usual(kind, _fields(kind, part, where))
+    return table if kind in _HANDLES else _shortest(kind, part, table, where)
 
 
 def _checked(kind: str, part: Any, table: dict[str, Any]) -> dict[str, Any]:
-    """The table, which reads back as the part."""
+    """The table, which reads back as the part.
+
+    A network and a store are objects of one process: what is made from their names is another object, and is the same
+    part if it is written the same.
+    """
     after = make(kind, table, kind, None)
-    if after != part:
+    if after != part and _part(kind, after, kind) != table:
         raise ProfileError(kind, f"reads back as another value: {part!r} as {after!r}")
     return table
 
 
-def _fields(value: Any, keys: Mapping[str, inspect.Parameter], where: str) -> dict[str, Any]:
-    found = {}
-    for name, key in keys.items():
-        if hasattr(value, name):
-            given, at = getattr(value, name), f"{where}.{name}"
-            found[name] = _named(given, at) if mapping(key) and pairs(given) else _value(given, at)
+#: Parts and entries that hold an object of this process, such as a network.
+_HANDLES = ("Interface", "ImageRoot")
+
+#: What a part keeps in another form than its constructor takes.
+_GIVEN: dict[tuple[str, str], Callable[[Any], Any]] = {
+    ("Domains", "port"): lambda part: part.ports,
+    ("Connect", "target"): lambda part: (
+        f"[{part.host}]:{part.port}" if ":" in part.host else f"{part.host}:{part.port}"
+    ),
+    ("Interface", "egress"): lambda part: None if part.egress is None else part.egress.to,
+    ("ImageRoot", "image"): lambda part: part.image.digest,
+}
+
+
+def _fields(kind: str, value: Any, where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, key in keys_of(kind).items():
+        at = f"{where}.{name}"
+        if (kind, name) in REFUSED:
+            if getattr(value, name) is not None:
+                raise ProfileError(at, REFUSED[kind, name])
+        elif (kind, name) == ("Interface", "network"):
+            found[name] = handles.network_word(value.network, at)
+        elif (kind, name) == ("ImageRoot", "store"):
+            words = {word: _value(each, f"{at}.{word}") for word, each in handles.store_word(value.store).items()}
+            found[name] = words if len(words) > 1 else words["path"]
+        elif (kind, name) in _GIVEN:
+            found[name] = _value(_GIVEN[kind, name](value), at)
+        elif hasattr(value, name):
+            given = getattr(value, name)
+            named = mapping(key) and (pairs(given) or isinstance(given, dict))
+            found[name] = _named(given, at, limits=kind == "Limits") if named else _value(given, at)
     return found
+
+
+def _usual(kind: str, table: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys whose argument is the usual one."""
+    found = {}
+    for name, given in table.items():
+        usual = keys_of(kind)[name].default
+        # An Interface without routes has none given: it is not made anew to find that out.
+        if given == _word(usual) or (kind in _HANDLES and usual is None and given == {}):
+            continue
+        found[name] = given
+    return found
+
+
+def _word(usual: Any) -> Any:
+    try:
+        return _value(usual, "")
+    except ProfileError:
+        return usual
 
 
 def _shortest(kind: str, value: Any, table: dict[str, Any], where: str) -> dict[str, Any]:
@@ -78,13 +129,17 @@ def _shortest(kind: str, value: Any, table: dict[str, Any], where: str) -> dict[
     return table
 
 
-def _named(given: Any, where: str) -> dict[str, Any]:
-    """A mapping, which parts keep as pairs."""
+def _named(given: Any, where: str, *, limits: bool = True) -> dict[str, Any]:
+    """A mapping, which parts keep as pairs. Among limits, none is ``"max"``."""
     found = {}
-    for name, value in given:
+    for name, value in given.items() if isinstance(given, dict) else given:
         at = f"{where}.{name}"
-        found[str(name)] = "max" if value is None else _named(value, at) if pairs(value) else _value(value, at)
+        none = limits and value is None
+        found[str(name)] = "max" if none else _named(value, at) if pairs(value) else _value(value, at)
     return found
+
+
+_NETWORKS = (ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network)
 
 
 def _value(value: Any, where: str) -> Any:
@@ -110,7 +165,7 @@ def _value(value: Any, where: str) -> Any:
         return value
     if isinstance(value, (str, bytes, os.PathLike)):
         return _text(value)
-    if isinstance(value, Device):
+    if isinstance(value, (Device, *_NETWORKS)):
         return str(value)
     if isinstance(value, IdRange):
         return [value.inside, value.outside, value.count]
@@ -118,6 +173,10 @@ def _value(value: Any, where: str) -> Any:
         names = ("uids", "gids", "helpers") if isinstance(value, IdMap) else ("path", "access", "optional", "beneath")
         found = {name: _value(getattr(value, name), f"{where}.{name}") for name in names}
         return {name: each for name, each in found.items() if each is not False and each != {"none": True}}
+    if type(value).__name__ == "Publish":
+        words = {name: getattr(value, name) for name in ("host", "port", "protocol", "address")}
+        usual = {"protocol": "tcp", "address": "127.0.0.1"}
+        return {name: each for name, each in words.items() if each != usual.get(name)}
     if isinstance(value, frozenset):
         return [_value(each, where) for each in sorted(value)]
     if isinstance(value, (tuple, list)):
