@@ -42,9 +42,8 @@ def network_word(value: Any, where: str) -> str:
 
 
 def store(value: Any, where: str) -> Store:
-    """The store at a path: ``"/srv/images"``, or a table with ``path`` and how it is opened."""
+    """The store at a path: ``"/srv/images"``, or a table with ``path`` and how it is opened; ``map`` is an IdMap."""
     from isolate.images import Store
-    from isolate.tools.profiles.making import id_map
 
     table = {"path": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not isinstance(table.get("path", ""), str):
@@ -59,8 +58,6 @@ def store(value: Any, where: str) -> Store:
     for key in ("share", "read_only"):
         if not isinstance(given.get(key, False), bool):
             raise ProfileError(f"{where}.{key}", f"true or false is wanted, not {given[key]!r}")
-    if "map" in given:
-        given["map"] = id_map(given["map"], f"{where}.map")
     known = (path, tuple(sorted(given.items())))
     found = _open.get(known)
     if found is None or found.opened.fd < 0:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import inspect
     from collections.abc import Iterable, Mapping
 
-__all__ = ["check_top", "id_map", "make"]
+__all__ = ["check_top", "make"]
 
 _ESCAPES = ("none", "int", "bytes", "text", "path")
 
@@ -100,7 +100,7 @@ def _argument(kind: str, key: inspect.Parameter, value: Any, where: str, directo
         if mapping(key):
             return _names(value, where)
         if "IdMap" in str(key.annotation):
-            return id_map(value, where)
+            return _id_map(value, where)
     if kind == "Landlock" and key.name == "rules":
         return _path_rules(value, where)
     if (kind, key.name) in HOST:
@@ -156,7 +156,7 @@ def _names(value: dict[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def id_map(value: Any, where: str) -> Any:
+def _id_map(value: Any, where: str) -> Any:
     """An id map from its table."""
     from isolate.namespaces.ids import IdMap
 
@@ -175,6 +175,8 @@ def _store(value: Any, where: str, directory: str | None) -> Any:
         value = _plain(value, where)
     if isinstance(value, dict) and isinstance(value.get("path"), str):
         value = {**value, "path": _from_here(value["path"], f"{where}.path", directory)}
+    if isinstance(value, dict) and "map" in value:
+        value = {**value, "map": _id_map(value["map"], f"{where}.map")}
     return handles.store(_from_here(value, where, directory), where)
 
 
