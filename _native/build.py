@@ -17,7 +17,9 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LAUNCHER_SOURCES = ["launcher.c", "interp.c", "groups.c", "cover.c"]
+LAUNCHER_PARTS = "main supervisor birth descendants records init helpers program later parked text"
+LAUNCHER_SOURCES = [*(f"launcher/{part}.c" for part in LAUNCHER_PARTS.split()), "interp.c", "groups.c", "cover.c"]
+EXTENSION_SOURCES = ["extension.c", "interp.c", "groups.c", "spawn.c"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # No libc: nothing that expects one (stack protector, unwinder, builtins that become calls).
 LAUNCHER_FLAGS = [
@@ -112,7 +114,7 @@ ffi.set_source(
     "int64_t iso_group_remove(const char *path, int32_t milliseconds);\n"
     "int64_t iso_group_kill(const char *path);\n"
     "int64_t iso_group_thaw(const char *path);\n",
-    sources=["_native/extension.c", "_native/interp.c", "_native/groups.c", "_native/spawn.c"],
+    sources=[f"_native/{name}" for name in EXTENSION_SOURCES],
     include_dirs=["_native"],
     define_macros=[("ISOLATE_VERSION", f'"{version()}"')],
     extra_compile_args=["-std=gnu11", "-O2", *WARNINGS, "-Wno-unused-parameter", "-Wno-missing-field-initializers"],

@@ -165,7 +165,8 @@ def remove(directory: str, timeout: float = 2.0) -> None:
 def kill(directory: str) -> int:
     """SIGKILL to each process in a group and below it that this pid namespace sees; how many got it.
 
-    By their pidfds, not by cgroup.kill: who is born into a group that was killed so, dies (``_native/launcher.c``).
+    By their pidfds, not by cgroup.kill: who is born into a group that was killed so, dies
+    (``_native/launcher/init.c``).
     """
     return max(0, int(lib.iso_group_kill(os.fsencode(directory))))
 

@@ -56,11 +56,6 @@ SANITIZED_LANES = {
     "undefined": [["-q", *ROOMS]],
     "address": [["-q", "tests/engine/test_interpreter.py", "tests/engine/test_tape.py"]],
 }
-SOURCES = {
-    "launcher": ("launcher.c", "interp.c", "groups.c", "cover.c"),
-    "extension": ("extension.c", "interp.c", "groups.c", "spawn.c"),
-}
-
 #: What takes the branches. The sweeps of faults take those of the errors; the rest is the everyday lane's.
 LANES: list[list[str]] = [
     [
@@ -90,15 +85,28 @@ def run(*command: object, **options: Any) -> Any:
     return subprocess.run([str(word) for word in command], check=True, **options)
 
 
-def build(tree: Path, sanitize: str) -> None:
-    """Both binaries, counting or with sanitizers, in a copy of the tree."""
+def builder_of(tree: Path) -> Any:
     spec = importlib.util.spec_from_file_location("build", tree / "_native/build.py")
     assert spec is not None
     assert spec.loader is not None
     builder: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(builder)
+    return builder
+
+
+def sources_of(builder: Any) -> dict[str, list[str]]:
+    return {"launcher": builder.LAUNCHER_SOURCES, "extension": builder.EXTENSION_SOURCES}
+
+
+def object_of(source: str) -> str:
+    return Path(source).with_suffix(".o").name
+
+
+def build(tree: Path, sanitize: str) -> None:
+    """Both binaries, counting or with sanitizers, in a copy of the tree."""
+    builder = builder_of(tree)
     stamp = f'-DISOLATE_VERSION="{builder.version()}"'
-    for kind, sources in SOURCES.items():
+    for kind, sources in sources_of(builder).items():
         objects = tree / "counted" / kind
         objects.mkdir(parents=True)
         counters = objects / "counters"
@@ -110,8 +118,8 @@ def build(tree: Path, sanitize: str) -> None:
         for source in sources:
             # What shares its stack with another process and ends there leaves the stack marked as its own.
             looks = ["-O1"] if sanitize == "address" and source == "spawn.c" else how
-            run(*common, *looks, "-c", tree / "_native" / source, "-o", objects / f"{source[:-2]}.o")
-        linked = [objects / f"{source[:-2]}.o" for source in sources]
+            run(*common, *looks, "-c", tree / "_native" / source, "-o", objects / object_of(source))
+        linked = [objects / object_of(source) for source in sources]
         own: list[object] = []
         after = ["-fsanitize=address"] if sanitize == "address" and not free else []
         if not sanitize:
@@ -165,16 +173,17 @@ Branches = dict[tuple[str, int, str, int], int]
 def counted(tree: Path) -> Branches:
     """How often each branch was taken: by file, line, function and its number in the line."""
     taken: Branches = defaultdict(int)
-    for kind, sources in SOURCES.items():
+    native = tree / "_native"
+    for kind, sources in sources_of(builder_of(tree)).items():
         tell(tree, kind)
         for source in sources:
-            said = run(
-                "gcov", "-j", "-t", "-b", f"{source[:-2]}.gcda", cwd=tree / "counted" / kind, stdout=subprocess.PIPE
-            ).stdout
+            notes = Path(source).with_suffix(".gcda").name
+            said = run("gcov", "-j", "-t", "-b", notes, cwd=tree / "counted" / kind, stdout=subprocess.PIPE).stdout
             for file in json.loads(said)["files"]:
                 for line in file["lines"]:
                     for number, branch in enumerate(line["branches"]):
-                        where = Path(file["file"]).name, line["line_number"], line.get("function_name", ""), number
+                        name = os.path.relpath(file["file"], native)
+                        where = name, line["line_number"], line.get("function_name", ""), number
                         taken[where] += branch["count"]
     return taken
 
@@ -184,7 +193,7 @@ def report(taken: Branches, tree: Path, *, missing: bool) -> None:
     for name in [*sorted({where[0] for where in taken}), ""]:
         chosen = [count for where, count in taken.items() if name in ("", where[0])]
         hit = sum(count > 0 for count in chosen)
-        print(f"{name or 'all':14} {hit:5} of {len(chosen):5} branches, {100 * hit / len(chosen):.1f} %")
+        print(f"{name or 'all':24} {hit:5} of {len(chosen):5} branches, {100 * hit / len(chosen):.1f} %")
     if missing:
         for (name, line, function, number), count in sorted(taken.items()):
             if not count:

@@ -1,0 +1,173 @@
+/* What the parts of the launcher share. Each is one subject; who runs what is said in main.c. */
+#ifndef ISOLATE_LAUNCHER_H
+#define ISOLATE_LAUNCHER_H
+
+#include "../interp.h"
+#include "../sys.h"
+
+#include <linux/mman.h>
+#include <linux/resource.h>
+#include <linux/time_types.h>
+
+#define SOL_SOCKET_ 1
+#define SCM_RIGHTS_ 1
+#define MSG_NOSIGNAL_ 0x4000
+#define CLOSE_RANGE_CLOEXEC_ 4
+#define SIGCHLD_ 17
+#define SIGKILL_ 9
+#define SIGSTOP_ 19
+#define SIGCONT_ 18
+#define SIGNALS 64
+#define PROT_RW (PROT_READ | PROT_WRITE)
+#define STACK_SIZE 65536
+#define ALONE (-2) /* in place of a payload's pid: there is none, and init stays until it is killed */
+#define LATER_SIZE 65536
+
+/* struct iovec and struct msghdr, as the kernel has them. */
+struct part {
+	void *base;
+	uint64_t length;
+};
+
+struct message {
+	void *name;
+	uint64_t name_length;
+	struct part *parts;
+	uint64_t part_count;
+	void *control;
+	uint64_t control_length;
+	uint64_t flags;
+};
+
+struct supervisor {
+	struct iso_machine machine;
+	uint64_t started_ns;
+	int64_t child;
+	int32_t child_fd;
+	int32_t exec_fd; /* the other end of the machine's */
+	int32_t sync_fd;
+	int64_t init_status;
+	struct iso_record *record; /* made before anything can be short of memory */
+	int32_t let_go;            /* we killed it: the Python program ended or wanted it so */
+	int32_t reported;          /* the section REPORT has been run */
+	int64_t clean_error;       /* the first error of REPORT and CLEANUP, and its op */
+	uint32_t clean_op;
+	struct rusage usage;
+	uint32_t shared_size;
+	int32_t proc;        /* /proc of our own pid namespace, as it was before anything was joined; or -errno */
+	uint64_t deadline;   /* CLOCK_MONOTONIC; 0: no limit */
+	uint64_t cpu_ns;     /* the limit of CPU time; 0: none */
+	uint64_t sample;     /* when to look at the CPU time again */
+	uint64_t cpus;       /* as many seconds of it can be used in one */
+	uint64_t used_ns;    /* what the tree had used when that was over the limit */
+	int32_t exceeded;    /* ISO_COMPLETE_TIMEOUT, ISO_COMPLETE_CPU_TIME: why we killed it */
+	uint64_t ended_ns;
+	uint32_t capabilities[6]; /* of the launcher at its start, as capget gives them */
+	int32_t root;          /* its effective uid is 0 */
+};
+
+/* What a launcher that is parked holds, and each supervisor that is a fork of it until it has cloned: the mount namespace
+ * with the finished tree, the user namespace that owns it (-1 where we may enter it without), the hidden directory beneath
+ * the tree's root, and our own mount namespace and root (-1 where there is no way back). */
+struct template_tree {
+	int32_t mounts, users, hidden, own, root;
+};
+extern struct template_tree tree;
+
+static inline void exit_now(int64_t status) __attribute__((noreturn));
+static inline void exit_now(int64_t status)
+{
+	for (;;)
+		SYS1(exit_group, status);
+}
+
+static inline int mapped(int64_t address)
+{
+	return address < -4095 || address > 0;
+}
+
+static inline void close_fd(int64_t fd)
+{
+	if (fd >= 0)
+		SYS1(close, fd);
+}
+
+static inline uint64_t now(void)
+{
+	struct __kernel_timespec t = {0, 0};
+	SYS2(clock_gettime, 1 /* CLOCK_MONOTONIC */, PTR(&t));
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline uint64_t nanoseconds(const struct __kernel_old_timeval *t)
+{
+	return (uint64_t)t->tv_sec * 1000000000u + (uint64_t)t->tv_usec * 1000u;
+}
+
+/* Words and small files (text.c). */
+size_t length(const char *s);
+char *put_decimal(char *to, int64_t value);
+char *put(char *to, const char *text);
+int64_t write_at(int64_t dir, const char *name, const char *text);
+int64_t read_file(int64_t directory, const char *path, char *buffer, size_t size);
+const char *find(const char *text, const char *wanted);
+
+/* What the Python program is told (records.c). */
+void fail(struct iso_shared *s, uint32_t stage, uint32_t op, int64_t error);
+void send_record(const void *record, size_t size, int32_t pass);
+void send_started(int32_t pidfd, int64_t pid);
+int64_t send_pid(int64_t pid);
+size_t record_size(const struct iso_header *h);
+void tell_end(const struct supervisor *s);
+void refuse(uint32_t stage, int64_t error) __attribute__((noreturn));
+
+/* The program (program.c). */
+int64_t find_program(struct iso_machine *m);
+int64_t place_descriptors(const struct iso_machine *m);
+int64_t session(const struct iso_machine *m);
+int64_t default_signals(void);
+int64_t set_mask(uint64_t mask);
+int64_t execute_program(struct iso_machine *m);
+
+/* Processes beside init (helpers.c). */
+int64_t clone_shared(uint8_t (*stack)[STACK_SIZE], uint64_t flags, uint64_t exit_signal, void (*fn)(void *), void *arg,
+		     int32_t *pidfd, int32_t tid);
+extern uint8_t child_stack[STACK_SIZE];
+
+/* Init (init.c). */
+int64_t supervisor_lives(const struct iso_machine *m);
+void run_init(struct iso_machine *m, int32_t group) __attribute__((noreturn));
+
+/* The run that comes later (later.c). */
+uint32_t received(const uint8_t *control, uint64_t length, int32_t *fds);
+int64_t take_run(struct iso_machine *m);
+extern uint8_t later_block[LATER_SIZE];
+
+/* Init's birth (birth.c). */
+void leave_tree(void);
+int64_t get_capabilities(uint32_t *sets);
+int64_t begin_child(struct supervisor *s, int32_t group);
+int died_at_birth(struct supervisor *s);
+void bury(struct supervisor *s);
+
+/* What descends from the supervisor (descendants.c). */
+uint64_t cpu_clock(int64_t pid);
+int64_t open_proc(void);
+uint64_t tree_cpu(const struct supervisor *s);
+int signal_children(const struct supervisor *s, int signal);
+void kill_children(struct supervisor *s);
+void drain(struct supervisor *s);
+void kill_tree(struct supervisor *s);
+
+/* The supervisor (supervisor.c). */
+void begin_supervisor(struct supervisor *s, int forked);
+void to_the_end(struct supervisor *s) __attribute__((noreturn));
+
+/* A launcher that is parked (parked.c). */
+void park(struct supervisor *s) __attribute__((noreturn));
+
+/* The tape, as memory (main.c). */
+uint8_t *map_tape(int32_t fd, uint64_t *size);
+void equip(struct supervisor *s, uint8_t *tape);
+
+#endif

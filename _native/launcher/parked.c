@@ -1,0 +1,217 @@
+/* A launcher that is parked: it holds a finished tree, and forks a supervisor for each start that is asked of it. */
+#include "launcher.h"
+
+#include <linux/errno.h>
+#include <linux/fcntl.h>
+#include <linux/poll.h>
+#include <linux/stat.h>
+
+#define IDLE_SECONDS 60 /* so long it stays without a start: what it holds of the host's file systems it holds no longer */
+
+static uint8_t starts_control[16 + 4 * (ISO_MAX_PASSED + 5)] __attribute__((aligned(8)));
+
+/* Wait for one of two descriptors or for the end of who owns us, which ends us; 0 if nothing came in time. */
+static int wait_for(int32_t fd, uint64_t seconds)
+{
+	struct pollfd fds[3] = {
+		{.fd = fd, .events = POLLIN},
+		{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
+		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
+	};
+	struct __kernel_timespec wait = {(int64_t)seconds, 0};
+	for (;;) {
+		int64_t r = SYS5(ppoll, PTR(fds), 3, seconds ? PTR(&wait) : 0, 0, 0);
+		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM)
+			continue;
+		if (r < 0 || fds[1].revents || fds[2].revents)
+			exit_now(0);
+		return r > 0;
+	}
+}
+
+/* Have the tree built by a child, and take what it is entered by. 0, or -errno with the failure recorded. */
+static int64_t build_tree(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	int32_t fds[ISO_MAX_PASSED + 5] = {-1, -1, -1};
+	uint8_t byte;
+	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
+	int64_t r = iso_machine_run(m, ISO_OUTER);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
+		return r;
+	}
+	r = begin_child(s, -1);
+	uint32_t count = 0;
+	if (r >= 0) {
+		struct part parts[2] = {{&byte, 1}, {m->data + m->header->report_offset, m->header->report_size}};
+		struct message message = {0, 0, parts, 2, starts_control, sizeof starts_control, 0};
+		wait_for(s->exec_fd, 0);
+		r = SYS3(recvmsg, s->exec_fd, PTR(&message), 0x40000000 /* MSG_CMSG_CLOEXEC */);
+		if (r > 0 && !(message.flags & 8 /* MSG_CTRUNC */))
+			count = received(starts_control, message.control_length, fds);
+		r = count == 3 && r == 1 + (int64_t)m->header->report_size ? 0 : -ESRCH;
+	}
+	if (s->child > 0) {
+		if (r < 0)
+			SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
+		close_fd(s->exec_fd); /* it waits for this */
+		s->exec_fd = -1;
+		bury(s);
+	}
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_TEMPLATE, ISO_OP_NONE, r);
+		return r;
+	}
+	tree.mounts = fds[0];
+	tree.hidden = fds[2];
+	if (s->root) {
+		close_fd(fds[1]);
+		r = SYS4(openat, AT_FDCWD, PTR("/proc/self/ns/mnt"), O_RDONLY | O_CLOEXEC, 0);
+		tree.own = (int32_t)r;
+		if (r >= 0) {
+			r = SYS4(openat, AT_FDCWD, PTR("/"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+			tree.root = (int32_t)r;
+		}
+	} else {
+		tree.users = fds[1];
+	}
+	if (r < 0)
+		fail(m->shared, ISO_STAGE_TEMPLATE, ISO_OP_NONE, r);
+	return r;
+}
+
+/* In a fork of the parked launcher: put what came with the message where a launcher has it, and be one. */
+static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
+	__attribute__((noreturn));
+static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
+{
+	const struct iso_header *h = (const void *)tape;
+	struct {
+		uint64_t handler, flags, restorer, mask;
+	} action = {0, 0, 0, 0};
+	int64_t r = SYS3(dup3, fds[0], ISO_SLOT_CONTROL, O_CLOEXEC);
+	if (r < 0)
+		exit_now(1); /* its other end is at its end, which says so */
+	if (size == sizeof *run && count > 4) {
+		struct statx st;
+		const int32_t fd = fds[--count];
+		r = SYS5(statx, fd, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE, PTR(&st));
+		if (r < 0)
+			refuse(ISO_STAGE_TAPE, r);
+		size = st.stx_size;
+		const int64_t base = SYS6(mmap, 0, size, PROT_RW, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+		if (!mapped(base))
+			refuse(ISO_STAGE_MEMORY, base);
+		run = (void *)base;
+	}
+	r = iso_run_check((const uint8_t *)run, size, h->slots);
+	if (r < 0 || run->later || run->slots != h->slots + (count - 4))
+		refuse(ISO_STAGE_TAPE, r < 0 ? r : -EBADMSG);
+	/* Above all slots first: those of ours, and of what came whatever stands where another is wanted. */
+	int32_t *const held[] = {&tree.mounts, &tree.users, &tree.hidden, &tree.own, &tree.root};
+	for (size_t i = 0; i < sizeof held / sizeof *held; i++) {
+		if (*held[i] < 0 || *held[i] >= (int32_t)run->slots)
+			continue;
+		r = SYS3(fcntl, *held[i], F_DUPFD_CLOEXEC, run->slots);
+		if (r < 0)
+			refuse(ISO_STAGE_TEMPLATE, r);
+		*held[i] = (int32_t)r;
+	}
+	for (uint32_t i = 1; i < count; i++) {
+		if (fds[i] >= (int32_t)run->slots)
+			continue;
+		r = SYS3(fcntl, fds[i], F_DUPFD_CLOEXEC, run->slots);
+		if (r < 0)
+			refuse(ISO_STAGE_TEMPLATE, r);
+		fds[i] = (int32_t)r;
+	}
+	SYS1(close, ISO_SLOT_TAPE);
+	for (uint32_t i = 1; i < count; i++) {
+		const int32_t at = i < 4 ? (int32_t)i - 1 : (int32_t)(h->slots + i - 4);
+		r = SYS3(dup3, fds[i], at, O_CLOEXEC);
+		if (r < 0)
+			refuse(ISO_STAGE_TEMPLATE, r);
+		SYS1(close, fds[i]);
+	}
+	/* Nothing else stays open: what was the parked launcher's, or came twice. */
+	int32_t from = (int32_t)run->slots;
+	for (;;) {
+		int32_t next = -1;
+		for (size_t i = 0; i < sizeof held / sizeof *held; i++)
+			if (*held[i] >= from && (next < 0 || *held[i] < next))
+				next = *held[i];
+		if (next < 0)
+			break;
+		if (next > from)
+			SYS3(close_range, from, next - 1, 0);
+		from = next + 1;
+	}
+	SYS3(close_range, from, ~0u, 0);
+	r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
+	if (r < 0)
+		refuse(ISO_STAGE_SIGNALS, r);
+	begin_supervisor(s, 1);
+	equip(s, tape);
+	s->machine.run = run;
+	/* From here on it is known who is to be waited for. */
+	struct iso_record born;
+	memset(&born, 0, sizeof born);
+	born.kind = ISO_RECORD_LAUNCHER;
+	born.status = (int32_t)SYS0(getpid);
+	r = SYS2(pidfd_open, born.status, 0);
+	if (r < 0)
+		refuse(ISO_STAGE_OWNER, r);
+	send_record(&born, sizeof born, (int32_t)r);
+	close_fd(r);
+	to_the_end(s);
+}
+
+void park(struct supervisor *s)
+{
+	static int32_t fds[ISO_MAX_PASSED + 5];
+	struct {
+		uint64_t handler, flags, restorer, mask;
+	} action = {1 /* SIG_IGN */, 0, 0, 0};
+	uint64_t size;
+	uint8_t *tape = map_tape(ISO_SLOT_START_TAPE, &size);
+	int64_t r = SYS3(mprotect, PTR(tape), size, PROT_RW);
+	if (r < 0)
+		refuse(ISO_STAGE_MEMORY, r);
+	if (build_tree(s) < 0) {
+		s->let_go = 1;
+		tell_end(s);
+		exit_now(1);
+	}
+	/* Nobody waits for those that we start: the kernel reaps them. Where the supervisor's numbers are, nothing of the host's. */
+	r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
+	for (int32_t i = 0; i <= ISO_SLOT_START_TAPE && r >= 0; i++)
+		if (i != ISO_SLOT_CONTROL && i != ISO_SLOT_OWNER && i != ISO_SLOT_STARTS && i != tree.mounts && i != tree.users &&
+		    i != tree.hidden && i != tree.own && i != tree.root)
+			r = SYS3(dup3, ISO_SLOT_STARTS, i, O_CLOEXEC);
+	if (r < 0)
+		refuse(ISO_STAGE_TEMPLATE, r);
+	/* Nor is a directory of the caller's held that it may want to unmount. */
+	SYS1(chdir, PTR("/"));
+	s->machine.shared->parked = 1;
+	tell_end(s);
+	while (wait_for(ISO_SLOT_STARTS, IDLE_SECONDS)) {
+		struct part iov = {later_block, sizeof later_block};
+		struct message message = {0, 0, &iov, 1, starts_control, sizeof starts_control, 0};
+		r = SYS3(recvmsg, ISO_SLOT_STARTS, PTR(&message), 0x40000040 /* MSG_CMSG_CLOEXEC | MSG_DONTWAIT */);
+		if (r == -EAGAIN || r == -EINTR)
+			continue;
+		if (r <= 0)
+			break;
+		const uint32_t count = received(starts_control, message.control_length, fds);
+		if (!(message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */) && count >= 4) {
+			const int64_t pid = SYS5(clone, SIGCHLD_, 0, 0, 0, 0);
+			if (pid == 0)
+				begin_start(s, tape, (void *)later_block, (uint64_t)r, fds, count);
+		}
+		/* Where there is no process for it the end of its socket says so. */
+		for (uint32_t i = 0; i < count; i++)
+			close_fd(fds[i]);
+	}
+	exit_now(0);
+}

@@ -1,0 +1,126 @@
+/* What the Python program is told: records, on the control socket. */
+#include "launcher.h"
+
+#include <linux/errno.h>
+
+void fail(struct iso_shared *s, uint32_t stage, uint32_t op, int64_t error)
+{
+	if (s->failed)
+		return;
+	s->error = (int32_t)-error;
+	s->op = op;
+	s->stage = stage;
+	s->failed = 1;
+}
+
+static void pause_1ms(void)
+{
+	struct __kernel_timespec t = {.tv_sec = 0, .tv_nsec = 1000000};
+	SYS2(nanosleep, PTR(&t), 0);
+}
+
+void send_record(const void *record, size_t size, int32_t pass)
+{
+	struct {
+		uint64_t length;
+		int32_t level, type, fd, pad;
+	} control = {20, SOL_SOCKET_, SCM_RIGHTS_, pass, 0};
+	struct part iov = {(void *)(uintptr_t)record, size};
+	struct message message = {0, 0, &iov, 1, pass >= 0 ? &control : 0, pass >= 0 ? sizeof control : 0, 0};
+	/* The kernel may be short of memory for a moment; and without the last record nobody knows how it ended. */
+	for (int i = 0; i < 1000; i++) {
+		int64_t r = SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
+		if (r >= 0 || r == -EPIPE || r == -ECONNRESET || r == -EBADF || r == -EMSGSIZE)
+			return; /* told, or nobody listens any more */
+		pause_1ms();
+	}
+}
+
+/* `pid`: the program's, where it is the same for the Python program; else 0. */
+void send_started(int32_t pidfd, int64_t pid)
+{
+	struct iso_record record;
+	memset(&record, 0, sizeof record);
+	record.kind = ISO_RECORD_STARTED;
+	record.status = (int32_t)pid;
+	send_record(&record, sizeof record, pidfd);
+}
+
+/* Who waits for "started" is told the program's pid, as the kernel translates it: nobody has to look into a /proc that may
+ * be another's, or be late. To name another process than oneself takes CAP_SYS_ADMIN over the pid namespace: whoever has
+ * made or joined one has it. 0, or -errno. */
+int64_t send_pid(int64_t pid)
+{
+	const uint32_t kind = ISO_RECORD_PROGRAM;
+	struct {
+		uint64_t length;
+		int32_t level, type, pid;
+		uint32_t uid, gid, pad;
+	} control = {28, SOL_SOCKET_, 2 /* SCM_CREDENTIALS */, (int32_t)pid, 0, 0, 0};
+	control.uid = (uint32_t)SYS0(getuid);
+	control.gid = (uint32_t)SYS0(getgid);
+	struct part iov = {(void *)(uintptr_t)&kind, sizeof kind};
+	struct message message = {0, 0, &iov, 1, &control, sizeof control, 0};
+	return SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
+}
+
+size_t record_size(const struct iso_header *h)
+{
+	return sizeof(struct iso_record) + h->steps + h->report_size;
+}
+
+void tell_end(const struct supervisor *s)
+{
+	const struct iso_machine *m = &s->machine;
+	struct iso_record *record = s->record;
+	const struct iso_shared *shared = m->shared;
+	const uint32_t skipped = m->header->steps;
+	const uint32_t report = m->header->report_size;
+	struct rusage below;
+	memset(&below, 0, sizeof below);
+	SYS2(getrusage, -1 /* RUSAGE_CHILDREN */, PTR(&below));
+	record->kind = shared->failed ? ISO_RECORD_FAILED : ISO_RECORD_ENDED;
+	record->error = shared->failed ? shared->error : (int32_t)-s->clean_error;
+	record->op = shared->failed ? shared->op : s->clean_error ? s->clean_op : ISO_OP_NONE;
+	record->stage = shared->stage;
+	record->status = shared->status;
+	record->init_status = (int32_t)s->init_status;
+	record->complete = shared->complete | s->exceeded;
+	record->user_ns = nanoseconds(&below.ru_utime);
+	record->system_ns = nanoseconds(&below.ru_stime);
+	record->user_ns -= shared->own_ns[0] < record->user_ns ? shared->own_ns[0] : record->user_ns;
+	record->system_ns -= shared->own_ns[1] < record->system_ns ? shared->own_ns[1] : record->system_ns;
+	/* What the kernel reaps itself when init is killed nobody accounts for, but it was seen before. */
+	if (record->user_ns + record->system_ns < s->used_ns)
+		record->user_ns = s->used_ns - record->system_ns;
+	record->max_rss = (uint64_t)below.ru_maxrss * 1024;
+	const uint64_t began = shared->began_ns ? shared->began_ns : s->started_ns;
+	/* Init's clock is another one where it has joined a time namespace: a time that cannot be is not used. */
+	const uint64_t ended = shared->ended_ns > began && shared->ended_ns < s->ended_ns ? shared->ended_ns : s->ended_ns;
+	record->wall_ns = ended > began ? ended - began : 0;
+	record->program_ns = shared->program_ns;
+	record->skipped_size = skipped;
+	record->report_size = report;
+	if (shared->failed) {
+		record->head_size = shared->head_size;
+		memcpy(record->head, shared->head, ISO_HEAD);
+	}
+	uint8_t *rest = (uint8_t *)(record + 1);
+	memcpy(rest, shared->skipped, skipped);
+	memcpy(rest + skipped, m->data + m->header->report_offset, report);
+	if (shared->parked)
+		record->kind = ISO_RECORD_PARKED;
+	send_record(record, record_size(m->header), -1);
+}
+
+void refuse(uint32_t stage, int64_t error)
+{
+	struct iso_record record;
+	memset(&record, 0, sizeof record);
+	record.kind = ISO_RECORD_FAILED;
+	record.error = (int32_t)-error;
+	record.stage = stage;
+	record.op = ISO_OP_NONE;
+	send_record(&record, sizeof record, -1);
+	exit_now(1);
+}
