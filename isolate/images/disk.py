@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import stat
-import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from isolate.engine.native import call
 from isolate.images.errors import StoreError
+from isolate.kernel.locks import lock_within, try_lock
 from isolate.kernel.syscalls import number
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 _RENAME_NOREPLACE = 1
-_LOCK_STEP = 0.02  # seconds between two looks at a lock: flock has no deadline of its own
 
 _CAUSES = {
     errno.ENOSPC: ("the file system is full", "free space, or collect() what nothing names any more"),
@@ -131,29 +129,16 @@ def rename_new(old_at: int, old: str, new_at: int, new: str) -> bool:
     return True
 
 
-def try_lock(fd: int, *, exclusive: bool) -> bool:
-    """Lock what a descriptor stands for, if that can be at once."""
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def lock(fd: int, *, exclusive: bool, seconds: float, what: str) -> None:
     """Lock what a descriptor stands for, waiting for others so long at most.
 
     :raises StoreError: somebody else holds it.
     """
-    end = time.monotonic() + seconds
-    while not try_lock(fd, exclusive=exclusive):
-        if time.monotonic() >= end:
-            raise StoreError(
-                f"{what} is in use by another process",
-                cause=f"it was locked for the whole of {seconds:g} s",
-                remedy="try again when that process has ended (lslocks(8) shows which it is)",
-            )
-        time.sleep(_LOCK_STEP)
+    if not lock_within(fd, seconds, exclusive=exclusive):
+        raise StoreError(
+            f"{what} is in use by another process", cause=f"it was locked for the whole of {seconds:g} s",
+            remedy="try again when that process has ended (lslocks(8) shows which it is)",
+        )  # fmt: skip
 
 
 def is_named(fd: int, name: str, at: int) -> bool:

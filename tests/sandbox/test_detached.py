@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import pickle
@@ -305,3 +306,57 @@ def test_errors_are_of_the_library() -> None:
     for value in values:
         with pytest.raises(TypeError):
             isolate.reopen(value)
+
+
+# ---- what another process of the same user does to the records -------------------------------------------------------
+
+
+def test_a_held_lock_keeps_nobody_waiting(own_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flock(2) has no deadline: whoever may open the directory may hold its lock for ever."""
+    monkeypatch.setattr(records, "_PATIENCE", 0.1)
+    monkeypatch.setattr(records, "_LOOKING", 0.1)
+    with BOX.open(name="web", detached=True) as c:
+        holder = os.open(own_directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(holder, fcntl.LOCK_EX)
+            assert [(r.name, r.state) for r in records.read_records()] == [("web", "running")]
+            with pytest.raises(SetupError, match="lslocks") as caught:
+                records.remove("web")
+            assert caught.value.errno == errno.EBUSY
+            fcntl.flock(holder, fcntl.LOCK_UN)
+            with pytest.raises(SetupError, match="it runs"):  # the control
+                records.remove("web")
+        finally:
+            os.close(holder)
+        c.kill()
+        c.wait(20)
+
+
+def test_a_fifo_in_a_record_keeps_nobody_waiting(own_directory: Path) -> None:
+    for name in ("lock", "record.json", "parts", "log", "log.1", "sock"):
+        (own_directory / name).mkdir(mode=0o700)
+        os.mkfifo(own_directory / name / name, 0o600)
+    assert {r.state for r in records.read_records()} == {"dead"}
+    with records.opened("log") as directory:
+        assert read_log(directory) == b""
+    for name in ("parts", "sock"):
+        with pytest.raises(SetupError, match="it has ended"):
+            isolate.reopen(name)
+    for record in records.read_records():
+        records.remove(record.name)
+    assert records.read_records() == []
+
+
+@pytest.mark.parametrize("created", ["Infinity", "NaN", "1e999", '"x"', "[" * 100_000])
+def test_a_record_of_nonsense_is_dead(own_directory: Path, created: str) -> None:
+    (own_directory / "web").mkdir(mode=0o700)
+    (own_directory / "web" / "record.json").write_text(
+        f'{{"state": "ended", "ended": null, "pid": 1, "keeper": 1, "command": [], "created": {created}'
+    )
+    assert [r.state for r in records.read_records()] == ["dead"]
+    text = f'{{"state": "ended", "ended": null, "pid": 1, "keeper": 1, "command": [], "created": {created}}}'
+    (own_directory / "web" / "record.json").write_text(text)
+    (record,) = records.read_records()
+    assert (record.state, record.created) == ("dead", 0.0)
+    done = command("ps")
+    assert (done.returncode, done.stdout.splitlines()[1].split()[:2]) == (0, ["web", "dead"]), done.stderr

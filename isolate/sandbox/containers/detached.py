@@ -34,6 +34,7 @@ __all__ = ["DetachedContainer", "open_detached", "reopen"]
 
 _MOST = 1 << 17
 _PATIENCE = 30.0
+_STARTING = 120.0  # seconds for the keeper, which makes everything that the container stands on
 _CODE = "import sys;sys.path[:]={path!r};from isolate.sandbox.containers.keeper import main;main()"
 
 
@@ -54,17 +55,23 @@ def open_detached(box: Planned, name: str, log_size: int | str = "1M") -> Detach
         "parts": base64.b64encode(to_bytes(box.parts)).decode(),
         "log_size": checks.size("log_size", log_size, 4096),
     }
-    path = [os.path.abspath(place) for place in sys.path if place and os.path.exists(place)]
+    # This package may have been found by other means than a path: by an import hook, or in the working directory.
+    package = os.path.dirname(os.path.abspath(sys.modules["isolate"].__path__[0]))
+    path = [os.path.abspath(place) for place in (*sys.path, package) if place and os.path.exists(place)]
     known = ("PATH", "HOME", "XDG_RUNTIME_DIR")
     environment = {key: os.environ[key] for key in known if key in os.environ}
     environment["ISOLATE_CONTAINERS"] = records.base_directory()
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _CODE.format(path=path)],
-        input=json.dumps(options).encode(),
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _CODE.format(path=path)], input=json.dumps(options).encode(),
+            capture_output=True, env=environment, check=False, timeout=_STARTING,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise SetupError(
+            errno.ETIMEDOUT, "start the container's keeper", part="Container",
+            cause=f"it has not answered within {_STARTING:g} s",
+            remedy=f"python -m isolate ps tells whether it runs, python -m isolate rm --force {name} ends it",
+        ) from None  # fmt: skip
     try:
         answer = json.loads(done.stdout)
     except ValueError:

@@ -22,7 +22,8 @@ class Log:
         self._written = 0
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO of that name keeps nobody waiting
         return os.open("log", flags, 0o600, dir_fd=self._directory)
 
     def write(self, data: bytes) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
+import math
 import os
 import re
 import stat
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
 from isolate.kernel.directories import open_own
+from isolate.kernel.locks import lock_within, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _FILES = ("record.json", "record.new", "parts", "sock", "log", "log.1", "lock")
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST = 1 << 20  # bytes of a record
+_PATIENCE = 10.0  # seconds for others, who hold the lock for as long as it takes to make or remove a directory
+_LOOKING = 1.0  # seconds until a list is made without the lock
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,18 @@ def _open_base() -> int:
 
 @contextlib.contextmanager
 def _locked() -> Iterator[int]:
-    """The base directory, while nobody else makes or removes a record in it."""
+    """The base directory, while nobody else makes or removes a record in it.
+
+    :raises SetupError: EBUSY: a process holds its lock.
+    """
     fd = _open_base()
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not lock_within(fd, _PATIENCE, exclusive=True):
+            raise SetupError(
+                errno.EBUSY, "lock the directory of detached containers", part="Container", path=base_directory(),
+                syscall="flock", cause=f"another process of this user has held its lock for {_PATIENCE:g} s",
+                remedy="lslocks(8) shows which; end it",
+            )  # fmt: skip
         yield fd
     finally:
         os.close(fd)
@@ -148,16 +159,12 @@ def _enter(base: int, name: str) -> int | None:
 
 def _alive(directory: int) -> bool:
     """Whether a keeper holds the lock."""
-    try:
-        fd = os.open("lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:  # O_NONBLOCK: a FIFO may have the name
+        fd = os.open("lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     except OSError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
+        return not try_lock(fd, exclusive=False)
     finally:
         os.close(fd)
 
@@ -182,8 +189,10 @@ def _read(directory: int, name: str) -> Record:
             int(found["pid"]),
             int(found["keeper"]),
             tuple(map(str, found["command"])),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        )  # fmt: skip
+        if not all(map(math.isfinite, (record.created, record.ended or 0.0))):  # JSON of Python's has Infinity
+            raise ValueError("no time")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         record = Record(name, "dead")
     # As long as the lock is held the keeper has not let go of what is here.
     state = "running" if _alive(directory) else "ended" if record.state == "ended" else "dead"
@@ -191,11 +200,17 @@ def _read(directory: int, name: str) -> Record:
 
 
 def read_records() -> list[Record]:
-    """All that are known, by name. Without the directory there are none; nothing is made."""
+    """All that are known, by name. Without the directory there are none; nothing is made.
+
+    A process that holds the lock keeps nobody from looking: then a container that is made or removed just now may be
+    listed as dead.
+    """
     if not os.path.isdir(base_directory()):
         return []
     found = []
-    with _locked() as base:
+    base = _open_base()
+    try:
+        lock_within(base, _LOOKING, exclusive=False)
         for name in sorted(os.listdir(base)):
             directory = _enter(base, name) if _NAME.match(name) else None
             if directory is not None:
@@ -203,14 +218,17 @@ def read_records() -> list[Record]:
                     found.append(_read(directory, name))
                 finally:
                     os.close(directory)
+    finally:
+        os.close(base)
     return found
 
 
 def write_record(directory: int, record: Record) -> None:
     """Put a record in the place of the one before, whole."""
     fd = os.open(
-        "record.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
-    )
+        "record.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600,
+        dir_fd=directory,
+    )  # fmt: skip
     with open(fd, "w", encoding="utf-8") as file:
         json.dump(asdict(record), file)
     os.rename("record.new", "record.json", src_dir_fd=directory, dst_dir_fd=directory)
@@ -249,7 +267,13 @@ def reserve(name: str) -> tuple[int, int]:
             ) from None
         directory = os.open(name, _FLAGS, dir_fd=base)
         lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not lock_within(lock, _LOOKING, exclusive=True):  # it is new: whoever looks has it for a moment
+            os.close(lock)
+            os.close(directory)
+            raise SetupError(
+                errno.EBUSY, f"open the container {name!r}", part="Container", path=f"{base_directory()}/{name}/lock",
+                syscall="flock", cause="another process of this user has locked it",
+            )  # fmt: skip
         return directory, lock
 
 
