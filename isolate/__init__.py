@@ -71,13 +71,13 @@ if TYPE_CHECKING:
     from isolate.sandbox.box import Sandbox as Sandbox
     from isolate.sandbox.containers.container import Container as Container
     from isolate.sandbox.containers.detached import reopen as reopen
+    from isolate.sandbox.expired import TimeoutExpired as TimeoutExpired
     from isolate.sandbox.host_program import HostProgram as HostProgram
     from isolate.sandbox.learn import Learned as Learned
     from isolate.sandbox.learn import learn as learn
     from isolate.sandbox.pool import Pool as Pool
     from isolate.sandbox.prepared import Prepared as Prepared
     from isolate.sandbox.process import Process as Process
-    from isolate.sandbox.process import TimeoutExpired as TimeoutExpired
     from isolate.sandbox.result import Result as Result
     from isolate.sandbox.result import Verdict as Verdict
     from isolate.sandbox.surroundings import Surroundings as Surroundings
@@ -116,7 +116,8 @@ _HOMES = {
     "sandbox.pool": "Pool",
     "attributes.privileges": "NoNewPrivs SessionKeyring SetIdFiles",
     "sandbox.prepared": "Prepared",
-    "sandbox.process": "Process TimeoutExpired",
+    "sandbox.expired": "TimeoutExpired",
+    "sandbox.process": "Process",
     "sandbox.result": "Result Verdict",
     "sandbox.surroundings": "Surroundings",
     "attributes.rlimits": "Rlimits",

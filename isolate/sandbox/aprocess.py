@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from isolate.engine import waiting
 from isolate.sandbox import streams
 from isolate.sandbox.aio import Waiter, gone, in_worker
-from isolate.sandbox.process import Process, TimeoutExpired, spawn
+from isolate.sandbox.expired import TimeoutExpired
+from isolate.sandbox.process import Process, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

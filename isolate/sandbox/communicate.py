@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from isolate.engine import waiting
 from isolate.sandbox.capture import Capture
+from isolate.sandbox.expired import TimeoutExpired
 from isolate.sandbox.streams import write
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _ATOMIC = 4096  # PIPE_BUF: a pipe that poll(2) calls writable takes so much at 
 class Communicating(Protocol):
     """The program: a :class:`~isolate.Process`."""
 
+    args: tuple[bytes, ...]
     stdin: IO[Any] | None
     stdout: IO[Any] | None
     stderr: IO[Any] | None
@@ -84,6 +86,23 @@ class Communication:
                 self._step(fd, fds[fd])
             if not ready and left == 0.0:
                 return False
+
+    def came(self) -> tuple[Any, Any]:
+        """What came of stdout and stderr; None for what is no pipe. Text has universal newlines, as in subprocess."""
+        text, collected = self._process._what.text, self._process._collected
+        found: list[Any] = [collected[n].data() if n in collected else None for n in (1, 2)]
+        if text is not None:
+            found = [
+                None if data is None else text.decode(data).replace("\r\n", "\n").replace("\r", "\n") for data in found
+            ]
+        return found[0], found[1]
+
+    def late(self, timeout: float | None) -> TimeoutExpired:
+        """The error, with what has come so far, as in subprocess: bytes, also with text."""
+        error = TimeoutExpired(self._process.args, timeout or 0.0)
+        came = {number: found.data() or None for number, found in self._process._collected.items()}
+        error.output, error.stderr = came.get(1), came.get(2)
+        return error
 
     def _open(self, number: int) -> bool:
         if number == 0:

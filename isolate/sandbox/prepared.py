@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from isolate.engine.handing import Handing
 from isolate.engine.plan import SELF, Phase, Plan, Register, Step, call
 from isolate.kernel.proc import fields
+from isolate.sandbox.awaiting import await_start
 from isolate.sandbox.defaults import defaults
 from isolate.sandbox.planned import Planned
-from isolate.sandbox.process import await_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import signal as signals
-import subprocess
 import threading
 import time
 import warnings
@@ -15,14 +12,17 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from isolate.engine.native import lib
 from isolate.engine.proc import kill_session, namespace_of
-from isolate.errors import SetupError, printable
+from isolate.errors import SetupError
 from isolate.sandbox import outcome
+from isolate.sandbox.awaiting import await_start
 from isolate.sandbox.communicate import Communication
+from isolate.sandbox.expired import TimeoutExpired
+from isolate.sandbox.grouped import Grouped
 from isolate.sandbox.pump import Pump
 from isolate.sandbox.result import Result, Verdict
 from isolate.sandbox.starting import Start, settle
 from isolate.sandbox.streams import Stream, check_bufsize, file
-from isolate.sandbox.terminal import Terminal, program_uid, set_window
+from isolate.sandbox.terminal import Terminal, program_uid, set_window, wanted_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,49 +30,18 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from isolate.cgroups.part import RunGroup
-    from isolate.cgroups.stats import Stats
     from isolate.engine.session import Record, Session
-    from isolate.network.link import Counters
     from isolate.sandbox.capture import Capture
     from isolate.sandbox.words import Args, Box, SpawnOptions
 
-__all__ = ["Process", "TimeoutExpired"]
+__all__ = ["Process", "spawn"]
 
 
 _FLUSH = 5.0  # seconds for a callback to take what came last
 _PATIENCE = 10.0  # seconds for a further program's start: nothing has to be made for it
 
 
-class TimeoutExpired(TimeoutError, subprocess.TimeoutExpired):
-    """``wait(timeout)`` ran out; the program still runs. It is also a :class:`subprocess.TimeoutExpired`, with ``cmd``
-    and ``timeout``.
-
-    :param cmd: the program.
-    :param timeout: in seconds.
-
-    >>> with Sandbox().spawn(["sleep", "9"]) as process:
-    ...     process.wait(0.01)
-    Traceback (most recent call last):
-    isolate.sandbox.process.TimeoutExpired: ...
-    """
-
-    def __init__(self, cmd: tuple[bytes, ...], timeout: float) -> None:
-        program = printable(os.fsdecode(cmd[0])) if cmd else "the program"
-        OSError.__init__(self, f"{program} still runs after {timeout} s")
-        self.cmd: tuple[bytes, ...] = cmd
-        self.timeout: float = timeout
-        self.output: bytes | None = None
-        self.stderr: bytes | None = None
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.cmd, self.timeout)
-
-
-class Process:
+class Process(Grouped):
     """A program in a sandbox. Made by :meth:`isolate.Sandbox.spawn`; a context manager that takes it down on leaving.
 
     Waiting is on descriptors: ``pidfd`` (readable when the program has ended) and :meth:`fileno` (readable when
@@ -213,27 +182,13 @@ class Process:
             raise ValueError("Cannot send input after starting communication")
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self._talk.drive(deadline):
-            raise self._late(timeout)
+            raise self._talk.late(timeout)
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             self.wait(left)
         except TimeoutExpired:
-            raise self._late(timeout) from None
-        text = self._what.text
-        found = [self._collected[n].data() if n in self._collected else None for n in (1, 2)]
-        if text is not None:
-            whole = [None if data is None else text.decode(data) for data in found]
-            # Universal newlines, as in subprocess.
-            out, err = (None if t is None else t.replace("\r\n", "\n").replace("\r", "\n") for t in whole)
-            return out, err
-        return found[0], found[1]
-
-    def _late(self, timeout: float | None) -> TimeoutExpired:
-        """With what has come so far, as in subprocess: bytes, also with text."""
-        error = TimeoutExpired(self._args, timeout or 0.0)
-        came = {number: self._collected[number].data() or None for number in self._collected}
-        error.output, error.stderr = came.get(1), came.get(2)
-        return error
+            raise self._talk.late(timeout) from None
+        return self._talk.came()
 
     def _take(self, timeout: float | None) -> bool:
         """Wait for the final record; whether it is there."""
@@ -279,43 +234,6 @@ class Process:
         deadline = time.monotonic() + 1.0
         while kill_session(self._pid, joined) and time.monotonic() < deadline:
             time.sleep(0.002)
-
-    # ---- the cgroup --------------------------------------------------------------------------------------------
-
-    def _group(self) -> dict[str, str]:
-        group: RunGroup | None = self._session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
-        if group is None:
-            raise ValueError("the sandbox has no cgroup of its own: add Limits() to it")
-        return group.directories(self._session.pid, self._session.lent)
-
-    def stats(self) -> Stats:
-        """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
-        from isolate.cgroups.group import read_stats
-
-        return read_stats(self._group())
-
-    def interfaces(self) -> dict[str, Counters]:
-        """What each :class:`isolate.network.Interface` of the sandbox has received and sent so far, by its device.
-
-        :raises SetupError: ENODEV: the program has ended, and the device with it.
-        """
-        kept = [each for held in self._session.held for each in getattr(held, "kept", ())]
-        return dict(each.counters() for each in kept if hasattr(each, "counters"))
-
-    def freeze(self, timeout: float = 10.0) -> None:
-        """Stop everything inside, and return when all has stopped. A timeout of :meth:`wait` goes on counting.
-
-        :raises TimeoutError: not everything has stopped within ``timeout`` seconds.
-        """
-        from isolate.cgroups.group import freeze_groups
-
-        freeze_groups(self._group(), True, timeout)
-
-    def thaw(self, timeout: float = 10.0) -> None:
-        """Let it go on."""
-        from isolate.cgroups.group import freeze_groups
-
-        freeze_groups(self._group(), False, timeout)
 
     # ---- signals -----------------------------------------------------------------------------------------------
 
@@ -372,32 +290,12 @@ class Process:
 
         Needs ``spawn(pty=True)``. ``stdin`` and ``stdout`` are descriptors or files, which may be no terminals.
         """
-        from isolate.sandbox.relay import Relay  # loaded late: only for a terminal
+        from isolate.sandbox.interacting import interact  # loaded late: only for a terminal
 
         if self.pty is None:
             raise ValueError("the process has no pty: spawn(args, pty=True)")
-        if escape is not None and (not isinstance(escape, bytes) or len(escape) != 1):
-            raise ValueError(f"escape must be one byte or None, not {escape!r}")
-        fds = {n: each if isinstance(each, int) else each.fileno() for n, each in enumerate((stdin, stdout))}
-        relay = Relay(fds, terminal=self.pty)
-        left = threading.Event()
-        if escape is not None:
-            key = escape
-
-            def typed(data: bytes) -> bytes | None:
-                if key not in data:
-                    return data
-                left.set()
-                return None
-
-            relay.typed = typed
-        try:
-            relay.begin(self._session)
-            while not left.is_set() and not self._take(0.1):
-                pass
-        finally:
-            relay.close()
-        return None if left.is_set() else self.returncode
+        ended = interact(self._session, self.pty, self._take, escape, (stdin, stdout))
+        return self.returncode if ended else None
 
     def exec(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
         """Start a further program inside: the same namespaces, root, cgroup, ids, capabilities, rlimits and filters.
@@ -460,15 +358,6 @@ class Process:
         session.kill()
 
 
-def _window(pty: object) -> tuple[int, int] | None:
-    """Rows and columns of the terminal that is wanted, None where they are not said."""
-    if isinstance(pty, bool):
-        return None
-    if not isinstance(pty, (tuple, list)) or len(pty) != 2:
-        raise TypeError(f"pty: True, False or (rows, columns) is wanted, not {pty!r}")
-    return pty[0], pty[1]
-
-
 def _exceed(session: Session, what: Start) -> None:
     """The program has written more than ``max_output``."""
     if what.killed is None:
@@ -485,7 +374,7 @@ def spawn(box: Box, args: Any, options: Mapping[str, Any], patience: float | Non
     settled = settle("spawn", options, OWN)
     pty, bufsize = settled.pop("pty"), settled.pop("bufsize")
     check_bufsize(bufsize, settled)
-    window = _window(pty)
+    window = wanted_window(pty)
     if not pty:
         return _start(Start(box, args, collect=False, started=True, **settled), None, bufsize, patience)
     if any(settled[name] is not None for name in ("stdin", "stdout", "stderr", "on_stdout", "on_stderr")):
@@ -515,38 +404,3 @@ def _start(what: Start, pty: Terminal | None, bufsize: int, patience: float | No
         session.close()
         what.abandon()
         raise
-
-
-def await_start(session: Session, args: tuple[bytes, ...], patience: float | None = None) -> None:
-    """Wait until the program has been executed, for ``patience`` seconds at most: what runs inside already may stop
-    whoever comes, again and again, or be frozen meanwhile.
-
-    :raises SetupError: it has not, and nothing is left of it.
-    """
-    deadline = None if patience is None else time.monotonic() + patience
-    while not session.started and session.end is None:
-        try:
-            session.await_record(1.0)
-            if deadline is not None and time.monotonic() > deadline and not session.started and session.end is None:
-                raise SetupError(
-                    errno.ETIMEDOUT,
-                    "execute a further program",
-                    part="Process.exec",
-                    cause="the sandbox is frozen, or a program inside stops whoever comes",
-                )
-        except SetupError:
-            raise
-        except EOFError:
-            break
-        except OSError as error:
-            raise SetupError(
-                error.errno or errno.EIO,
-                "take the program's pidfd",
-                part="Sandbox",
-                syscall="recvmsg",
-                cause="this process has no descriptor left for it" if error.errno == errno.EMFILE else None,
-            ) from None
-    if not session.started:
-        session.wait_gone(1.0)
-        outcome.ended(session, args)  # raises, unless init was killed from outside before it could tell
-        raise SetupError(errno.ESRCH, "start the program", part="Sandbox", cause="it was killed before it was executed")

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.engine import waiting
 from isolate.sandbox import guard
+from isolate.sandbox.jobs import set_settings, stop_job
 from isolate.sandbox.terminal import Terminal, is_terminal, set_window, window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from isolate.engine.session import Session
 
-__all__ = ["Relay", "relays"]
+__all__ = ["Relay"]
 
 _CHUNK = 65536
 _TICK = 0.2  # seconds: nobody tells a program that has no handler for SIGWINCH and SIGCONT
@@ -214,7 +215,7 @@ class Relay:
         watching, self._guard = self._guard, None
         # In the background they are another job's by now.
         if before is not None and self._foreground():
-            _set(self._in, before)
+            set_settings(self._in, before)
         if watching is not None:
             watching.kill()
             watching.wait_gone(_PATIENCE)
@@ -361,7 +362,7 @@ class Relay:
         self._restore()
         self.signal(signal.SIGSTOP)
         try:
-            _stop_job()
+            stop_job()
         finally:
             self.signal(signal.SIGCONT)
             if self._foreground():
@@ -374,72 +375,3 @@ class Relay:
             return
         with contextlib.suppress(OSError):
             os.killpg(session.program_pid, number)
-
-
-def _stop_job() -> None:
-    """SIGTSTP to this program's process group; it returns when that was continued, or if it is not to be stopped."""
-    # Another thread takes the signal, and the kernel then stops all of them. Here it is blocked, so that this one sees
-    # that it was taken; a second signal, to this thread, might find the program continued, and stop it once more.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTSTP})
-    try:
-        os.killpg(0, signal.SIGTSTP)
-        for _ in range(200):
-            if signal.SIGTSTP not in signal.sigpending():
-                break
-            time.sleep(0.001)
-        time.sleep(0.005)  # between taking it and stopping everybody it lets go of a lock for a moment
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-def _set(fd: int, settings: list[Any]) -> None:
-    """Change a terminal's settings also from the background: a thread that blocks SIGTTOU may."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-    try:
-        with contextlib.suppress(OSError, termios.error):
-            termios.tcsetattr(fd, termios.TCSADRAIN, settings)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-
-
-# ---- which streams -------------------------------------------------------------------------------------------------
-
-
-def relays(stdio: list[int], uid: Callable[[], int]) -> list[Relay]:
-    """A relay for each terminal of the caller's among three streams, whose numbers become those of the program's end.
-
-    A terminal is the caller's if it controls this program or is one of its own standard streams. Another one, such as
-    the end of a pty that the caller has made, is handed on: the caller has said so.
-    """
-    found: dict[int, dict[int, int]] = {}
-    for number, fd in enumerate(stdio):
-        if is_terminal(fd) and _is_callers(fd):
-            found.setdefault(os.fstat(fd).st_rdev, {})[number] = fd
-    if not found:
-        return []
-    made: list[Relay] = []
-    try:
-        for fds in found.values():
-            made.append(Relay(fds, uid(), raw=not _in_a_pipeline(stdio)))
-            for number in fds:
-                stdio[number] = made[-1].theirs
-    except BaseException:
-        for relay in made:
-            relay.close()
-        raise
-    return made
-
-
-def _is_callers(fd: int) -> bool:
-    with contextlib.suppress(OSError):
-        os.tcgetpgrp(fd)  # ENOTTY unless it controls this program
-        return True
-    device = os.fstat(fd).st_rdev
-    return any(is_terminal(own) and os.fstat(own).st_rdev == device for own in (0, 1, 2))
-
-
-def _in_a_pipeline(stdio: Sequence[int]) -> bool:
-    """Whether what the program writes goes to another program of the same job, whose keys are its own affair."""
-    import stat
-
-    return any(fd >= 0 and stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in stdio[1:])

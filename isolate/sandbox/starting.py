@@ -183,7 +183,7 @@ class Start:
                 self._bound(number)
         self.relays: list[Relay] = []
         if terminal is None and any(fd >= 0 and os.isatty(fd) for fd in self.stdio):
-            from isolate.sandbox.relay import relays  # loaded late: only where there is a terminal
+            from isolate.sandbox.relays import relays  # loaded late: only where there is a terminal
             from isolate.sandbox.terminal import program_uid
 
             self.relays = relays(self.stdio, lambda: program_uid(self.tape.plan.context))

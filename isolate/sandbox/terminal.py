@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Context
     from isolate.engine.session import Session
 
-__all__ = ["Terminal", "is_terminal", "program_uid", "set_window", "uid_inside", "window"]
+__all__ = ["Terminal", "is_terminal", "program_uid", "set_window", "uid_inside", "wanted_window", "window"]
 
 
 class Terminal(io.FileIO):
@@ -118,6 +118,15 @@ def set_window(fd: int, rows: int, columns: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
             raise ValueError(f"rows and columns must be from 1 to 65535, not {value!r}")
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def wanted_window(pty: object) -> tuple[int, int] | None:
+    """Rows and columns of the terminal that is wanted, None where they are not said."""
+    if isinstance(pty, bool):
+        return None
+    if not isinstance(pty, (tuple, list)) or len(pty) != 2:
+        raise TypeError(f"pty: True, False or (rows, columns) is wanted, not {pty!r}")
+    return pty[0], pty[1]
 
 
 def uid_inside(context: Context) -> int:

@@ -23,7 +23,8 @@ from isolate.namespaces.ids import IdMap, is_host_root
 from isolate.namespaces.part import UserNamespace
 from isolate.sandbox.containers.acting import Actor
 from isolate.sandbox.containers.beneath import Opened, open_beneath
-from isolate.sandbox.containers.files import Bounds, Files
+from isolate.sandbox.containers.bounds import Bounds
+from isolate.sandbox.containers.files import Files
 from isolate.sandbox.containers.with_files import WithFiles
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from isolate import (
     UserNamespace,
     attach,
 )
-from isolate.sandbox.process import TimeoutExpired
+from isolate.sandbox.expired import TimeoutExpired
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:

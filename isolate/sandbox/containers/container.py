@@ -22,6 +22,7 @@ from isolate.kernel.constants import CLONE_NEWNET, CLONE_NEWPID, O_CLOEXEC, O_PA
 from isolate.landlock.part import Landlock
 from isolate.mounts.dev_null import tree_of_null
 from isolate.namespaces.part import NetNamespace, PidNamespace
+from isolate.sandbox.awaiting import await_start
 from isolate.sandbox.containers.acting import actor_of
 from isolate.sandbox.containers.command import CommandPlan
 from isolate.sandbox.containers.doors import ROOT, Doors, kinds_of, take_doors
@@ -30,7 +31,6 @@ from isolate.sandbox.containers.life import Life
 from isolate.sandbox.containers.with_files import WithFiles
 from isolate.sandbox.defaults import defaults
 from isolate.sandbox.planned import Planned
-from isolate.sandbox.process import await_start
 from isolate.sandbox.verbs import Verbs
 from isolate.seccomp import Seccomp
 

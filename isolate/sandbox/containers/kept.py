@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from isolate.cgroups.group import freeze_groups
 from isolate.engine.waiting import READABLE, wait
 from isolate.kernel.proc import fields
-from isolate.sandbox.process import TimeoutExpired
+from isolate.sandbox.expired import TimeoutExpired
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
 from isolate.sandbox import outcome
-from isolate.sandbox.process import TimeoutExpired
+from isolate.sandbox.expired import TimeoutExpired
 
 if TYPE_CHECKING:
     from isolate.engine.session import Session

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, overload
 
-from isolate.sandbox.containers.files import Bounds, Files
+from isolate.sandbox.containers.bounds import Bounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from isolate.sandbox.containers.beneath import FileInfo
+    from isolate.sandbox.containers.files import Files
     from isolate.sandbox.words import StrOrBytesPath
 
 __all__ = ["WithFiles"]

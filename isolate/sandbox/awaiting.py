@@ -1,0 +1,45 @@
+"""Waiting until what was started has been executed."""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING
+
+from isolate.errors import SetupError
+from isolate.sandbox import outcome
+
+if TYPE_CHECKING:
+    from isolate.engine.session import Session
+
+__all__ = ["await_start"]
+
+
+def await_start(session: Session, args: tuple[bytes, ...], patience: float | None = None) -> None:
+    """Wait until the program has been executed, for ``patience`` seconds at most: what runs inside already may stop
+    whoever comes, again and again, or be frozen meanwhile.
+
+    :raises SetupError: it has not, and nothing is left of it.
+    """
+    deadline = None if patience is None else time.monotonic() + patience
+    while not session.started and session.end is None:
+        try:
+            session.await_record(1.0)
+            if deadline is not None and time.monotonic() > deadline and not session.started and session.end is None:
+                raise SetupError(
+                    errno.ETIMEDOUT, "execute a further program", part="Process.exec",
+                    cause="the sandbox is frozen, or a program inside stops whoever comes",
+                )  # fmt: skip
+        except SetupError:
+            raise
+        except EOFError:
+            break
+        except OSError as error:
+            raise SetupError(
+                error.errno or errno.EIO, "take the program's pidfd", part="Sandbox", syscall="recvmsg",
+                cause="this process has no descriptor left for it" if error.errno == errno.EMFILE else None,
+            ) from None  # fmt: skip
+    if not session.started:
+        session.wait_gone(1.0)
+        outcome.ended(session, args)  # raises, unless init was killed from outside before it could tell
+        raise SetupError(errno.ESRCH, "start the program", part="Sandbox", cause="it was killed before it was executed")

@@ -1,0 +1,79 @@
+"""The caps of one call about a container's files, and how what the kernel says is told."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass
+
+from isolate.errors import SetupError
+from isolate.kernel import checks
+from isolate.sandbox.containers.beneath import problem
+
+__all__ = ["Bounds", "names_in", "told"]
+
+
+@dataclass
+class Bounds:
+    """What is left of the caps of one call."""
+
+    size: int
+    files: int
+    depth: int
+    step: str
+    #: time.monotonic() at which it is given up.
+    deadline: float
+
+    @classmethod
+    def of(cls, step: str, max_size: int | str, max_files: int, max_depth: int, timeout: float) -> Bounds:
+        """Checked."""
+        for name, value in (("max_files", max_files), ("max_depth", max_depth)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int from 1 on, not {value!r}")
+        return cls(checks.size("max_size", max_size), max_files, max_depth, step, time.monotonic() + timeout)
+
+    def _over(self, number: int, cause: str, path: bytes) -> SetupError:
+        return SetupError(number, self.step, part="Container", path=os.fsdecode(path), cause=cause)
+
+    def one_file(self, path: bytes) -> None:
+        """Count a file."""
+        self.files -= 1
+        if self.files < 0:
+            raise self._over(errno.EMFILE, "there are more files than max_files", path)
+        if time.monotonic() > self.deadline:
+            raise self._over(errno.ETIMEDOUT, "it takes longer than timeout", path)
+
+    def some_bytes(self, count: int, path: bytes) -> None:
+        """Count bytes."""
+        self.size -= count
+        if self.size < 0:
+            raise self._over(errno.EFBIG, "there are more bytes than max_size", path)
+        if time.monotonic() > self.deadline:
+            raise self._over(errno.ETIMEDOUT, "it takes longer than timeout", path)
+
+    def deep(self, depth: int, path: bytes) -> None:
+        """Look at a depth."""
+        if depth > self.depth:
+            raise self._over(errno.ENAMETOOLONG, "directories are deeper than max_depth", path)
+
+
+def names_in(directory: int, path: bytes, bounds: Bounds) -> list[bytes]:
+    """The names in a directory, of which there may be any number."""
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            bounds.one_file(b"/".join(filter(None, (path, name))))
+            found.append(name)
+    return found
+
+
+def told(error: OSError, step: str, path: bytes) -> OSError:
+    """The error with the step; what has it already stays as it is."""
+    if isinstance(error, SetupError):
+        return error
+    found = problem(error, step, b"/" + path)
+    if found.cause is None and error.strerror and error.errno == errno.EINVAL:
+        return SetupError(errno.EINVAL, step, part="Container", path=found.path, cause=error.strerror)
+    return found

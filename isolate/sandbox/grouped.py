@@ -1,0 +1,54 @@
+"""What a program that runs has used, and standing still: the verbs of a :class:`~isolate.Process` about its cgroup."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from isolate.cgroups.part import RunGroup
+    from isolate.cgroups.stats import Stats
+    from isolate.engine.session import Session
+    from isolate.network.link import Counters
+
+__all__ = ["Grouped"]
+
+
+class Grouped:
+    """What has a session, whose sandbox may have a cgroup and devices of its own."""
+
+    _session: Session
+
+    def _group(self) -> dict[str, str]:
+        group: RunGroup | None = self._session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+        if group is None:
+            raise ValueError("the sandbox has no cgroup of its own: add Limits() to it")
+        return group.directories(self._session.pid, self._session.lent)
+
+    def stats(self) -> Stats:
+        """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
+        from isolate.cgroups.group import read_stats
+
+        return read_stats(self._group())
+
+    def interfaces(self) -> dict[str, Counters]:
+        """What each :class:`isolate.network.Interface` of the sandbox has received and sent so far, by its device.
+
+        :raises SetupError: ENODEV: the program has ended, and the device with it.
+        """
+        kept = [each for held in self._session.held for each in getattr(held, "kept", ())]
+        return dict(each.counters() for each in kept if hasattr(each, "counters"))
+
+    def freeze(self, timeout: float = 10.0) -> None:
+        """Stop everything inside, and return when all has stopped. A timeout of :meth:`wait` goes on counting.
+
+        :raises TimeoutError: not everything has stopped within ``timeout`` seconds.
+        """
+        from isolate.cgroups.group import freeze_groups
+
+        freeze_groups(self._group(), True, timeout)
+
+    def thaw(self, timeout: float = 10.0) -> None:
+        """Let it go on."""
+        from isolate.cgroups.group import freeze_groups
+
+        freeze_groups(self._group(), False, timeout)
