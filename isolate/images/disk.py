@@ -136,9 +136,10 @@ def lock(fd: int, *, exclusive: bool, seconds: float, what: str) -> None:
     """
     if not lock_within(fd, seconds, exclusive=exclusive):
         raise StoreError(
-            f"{what} is in use by another process", cause=f"it was locked for the whole of {seconds:g} s",
+            f"{what} is in use by another process",
+            cause=f"it was locked for the whole of {seconds:g} s",
             remedy="try again when that process has ended (lslocks(8) shows which it is)",
-        )  # fmt: skip
+        )
 
 
 def is_named(fd: int, name: str, at: int) -> bool:

@@ -27,18 +27,23 @@ def await_start(session: Session, args: tuple[bytes, ...], patience: float | Non
             session.await_record(1.0)
             if deadline is not None and time.monotonic() > deadline and not session.started and session.end is None:
                 raise SetupError(
-                    errno.ETIMEDOUT, "execute a further program", part="Process.exec",
+                    errno.ETIMEDOUT,
+                    "execute a further program",
+                    part="Process.exec",
                     cause="the sandbox is frozen, or a program inside stops whoever comes",
-                )  # fmt: skip
+                )
         except SetupError:
             raise
         except EOFError:
             break
         except OSError as error:
             raise SetupError(
-                error.errno or errno.EIO, "take the program's pidfd", part="Sandbox", syscall="recvmsg",
+                error.errno or errno.EIO,
+                "take the program's pidfd",
+                part="Sandbox",
+                syscall="recvmsg",
                 cause="this process has no descriptor left for it" if error.errno == errno.EMFILE else None,
-            ) from None  # fmt: skip
+            ) from None
     if not session.started:
         session.wait_gone(1.0)
         outcome.ended(session, args)  # raises, unless init was killed from outside before it could tell

@@ -63,15 +63,21 @@ def open_detached(box: Planned, name: str, log_size: int | str = "1M") -> Detach
     environment["ISOLATE_CONTAINERS"] = records.base_directory()
     try:
         done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _CODE.format(path=path)], input=json.dumps(options).encode(),
-            capture_output=True, env=environment, check=False, timeout=_STARTING,
-        )  # fmt: skip
+            [sys.executable, "-I", "-S", "-c", _CODE.format(path=path)],
+            input=json.dumps(options).encode(),
+            capture_output=True,
+            env=environment,
+            check=False,
+            timeout=_STARTING,
+        )
     except subprocess.TimeoutExpired:
         raise SetupError(
-            errno.ETIMEDOUT, "start the container's keeper", part="Container",
+            errno.ETIMEDOUT,
+            "start the container's keeper",
+            part="Container",
             cause=f"it has not answered within {_STARTING:g} s",
             remedy=f"python -m isolate ps tells whether it runs, python -m isolate rm --force {name} ends it",
-        ) from None  # fmt: skip
+        ) from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:

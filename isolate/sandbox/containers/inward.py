@@ -97,9 +97,14 @@ class Inward:
                     bounds.some_bytes(len(data), b"/".join(whole))
                     with self._actor.acting(), Opened(self._parent(whole[:-1], True, bounds.step)) as directory:
                         self._placed(
-                            directory, whole[-1], b"/".join(whole), 0o644, bounds.step,
-                            lambda fd, data=data: write_all(fd, data), None,
-                        )  # fmt: skip
+                            directory,
+                            whole[-1],
+                            b"/".join(whole),
+                            0o644,
+                            bounds.step,
+                            lambda fd, data=data: write_all(fd, data),
+                            None,
+                        )
 
             self._actor.call(from_mapping)
             return
@@ -171,6 +176,11 @@ class Inward:
             bounds.some_bytes(found.st_size, path)
             with self._actor.acting():
                 self._placed(
-                    directory, name, path, found.st_mode & 0o777, bounds.step,
-                    lambda to: copy_sparse(fd, to, found.st_size, bounds), found.st_mtime if times else None,
-                )  # fmt: skip
+                    directory,
+                    name,
+                    path,
+                    found.st_mode & 0o777,
+                    bounds.step,
+                    lambda to: copy_sparse(fd, to, found.st_size, bounds),
+                    found.st_mtime if times else None,
+                )

@@ -121,9 +121,15 @@ class Outward:
         return found, contents
 
     def _matching(
-        self, fd: int, path: bytes, names: list[bytes], into: int | None, bounds: Bounds, found: list[FileInfo],
+        self,
+        fd: int,
+        path: bytes,
+        names: list[bytes],
+        into: int | None,
+        bounds: Bounds,
+        found: list[FileInfo],
         contents: dict[str, bytes],
-    ) -> None:  # fmt: skip
+    ) -> None:
         if not names:
             self._fetch_below(fd, path, into, bounds, found, contents, 0)
             return
@@ -163,9 +169,15 @@ class Outward:
             yield inner
 
     def _fetch_below(
-        self, fd: int, path: bytes, into: int | None, bounds: Bounds, found: list[FileInfo],
-        contents: dict[str, bytes], depth: int,
-    ) -> None:  # fmt: skip
+        self,
+        fd: int,
+        path: bytes,
+        into: int | None,
+        bounds: Bounds,
+        found: list[FileInfo],
+        contents: dict[str, bytes],
+        depth: int,
+    ) -> None:
         bounds.deep(depth, path)
         with self._actor.acting():
             names = sorted(names_in(fd, path, bounds))
@@ -179,9 +191,17 @@ class Outward:
             self._fetch(fd, name, below, status, into, bounds, found, contents, depth)
 
     def _fetch(
-        self, fd: int, name: bytes, path: bytes, status: os.stat_result, into: int | None, bounds: Bounds,
-        found: list[FileInfo], contents: dict[str, bytes], depth: int,
-    ) -> None:  # fmt: skip
+        self,
+        fd: int,
+        name: bytes,
+        path: bytes,
+        status: os.stat_result,
+        into: int | None,
+        bounds: Bounds,
+        found: list[FileInfo],
+        contents: dict[str, bytes],
+        depth: int,
+    ) -> None:
         if stat.S_ISDIR(status.st_mode):
             with self._directory(fd, name, path, bounds) as inner, _made(into, name, status) as (host, saved):
                 if inner is not None:

@@ -109,10 +109,14 @@ def _locked() -> Iterator[int]:
     try:
         if not lock_within(fd, _PATIENCE, exclusive=True):
             raise SetupError(
-                errno.EBUSY, "lock the directory of detached containers", part="Container", path=base_directory(),
-                syscall="flock", cause=f"another process of this user has held its lock for {_PATIENCE:g} s",
+                errno.EBUSY,
+                "lock the directory of detached containers",
+                part="Container",
+                path=base_directory(),
+                syscall="flock",
+                cause=f"another process of this user has held its lock for {_PATIENCE:g} s",
                 remedy="lslocks(8) shows which; end it",
-            )  # fmt: skip
+            )
         yield fd
     finally:
         os.close(fd)
@@ -189,7 +193,7 @@ def _read(directory: int, name: str) -> Record:
             int(found["pid"]),
             int(found["keeper"]),
             tuple(map(str, found["command"])),
-        )  # fmt: skip
+        )
         if not all(map(math.isfinite, (record.created, record.ended or 0.0))):  # JSON of Python's has Infinity
             raise ValueError("no time")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -226,9 +230,11 @@ def read_records() -> list[Record]:
 def write_record(directory: int, record: Record) -> None:
     """Put a record in the place of the one before, whole."""
     fd = os.open(
-        "record.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600,
+        "record.new",
+        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+        0o600,
         dir_fd=directory,
-    )  # fmt: skip
+    )
     with open(fd, "w", encoding="utf-8") as file:
         json.dump(asdict(record), file)
     os.rename("record.new", "record.json", src_dir_fd=directory, dst_dir_fd=directory)
@@ -271,9 +277,13 @@ def reserve(name: str) -> tuple[int, int]:
             os.close(lock)
             os.close(directory)
             raise SetupError(
-                errno.EBUSY, f"open the container {name!r}", part="Container", path=f"{base_directory()}/{name}/lock",
-                syscall="flock", cause="another process of this user has locked it",
-            )  # fmt: skip
+                errno.EBUSY,
+                f"open the container {name!r}",
+                part="Container",
+                path=f"{base_directory()}/{name}/lock",
+                syscall="flock",
+                cause="another process of this user has locked it",
+            )
         return directory, lock
 
 
