@@ -14,6 +14,8 @@ from isolate.engine.ops import Buffer as Buffer
 from isolate.engine.ops import Call as Call
 from isolate.engine.ops import Cover as Cover
 from isolate.engine.ops import Engine as Engine
+from isolate.engine.ops import Fail as Fail
+from isolate.engine.ops import Jump as Jump
 from isolate.engine.ops import Label as Label
 from isolate.engine.ops import Line as Line
 from isolate.engine.ops import Load as Load

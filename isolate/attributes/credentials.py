@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import Buffer, Fail, Jump, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import LINUX_CAPABILITY_VERSION_3
 from isolate.thread.entering import Reversible
@@ -125,7 +125,7 @@ class Credentials(Reversible):
         held = Buffer(24, "held")
         ops: list[Op] = [
             call("setgroups", len(groups), table, errors=(errno.EPERM,), policy="jump", label=denied),
-            Test(1, 0, label=done),
+            Jump(done),
             denied,
         ]
         if not groups and deniable:
@@ -135,7 +135,7 @@ class Credentials(Reversible):
                 call("capget", header, held),
                 Test(Load(held, 0, 4), 1 << _CAP_SETGID, mask=1 << _CAP_SETGID, label=bare),
                 Store(kept, 0, 1, 4),
-                Test(1, 0, label=done),
+                Jump(done),
             ]
         ops += [bare, *self._already(groups, gid, kept, done)]
         return Step(
@@ -177,7 +177,7 @@ class Credentials(Reversible):
                 Test(Load(table, 0, 4), own if gid is None else gid, label=refused),
                 Store(kept, 0, 1, 4),
             ]
-        return [*ops, Test(1, 0, label=done), refused, Test(0, 1, error=errno.EPERM)]
+        return [*ops, Jump(done), refused, Fail(errno.EPERM)]
 
     def _set(self, kind: str, value: int | None) -> Generator[Step, None, Argument]:
         wanted: Argument

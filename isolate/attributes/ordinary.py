@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 
-from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Test, call
+from isolate.engine.plan import Buffer, Jump, Label, Load, Op, Phase, Register, Step, Test, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY, O_WRONLY, PR_SET_DUMPABLE, Constant
 
 OTHER, BATCH, IDLE = 0, 3, 5  # SCHED_*
@@ -47,7 +47,7 @@ def killable() -> Step:
             policy="jump",
             label=ours,
         ),
-        Test(1, 0, label=opened),
+        Jump(opened),
         ours,
         call("prctl", PR_SET_DUMPABLE, 1),
         call("openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=file),
@@ -81,7 +81,7 @@ def no_real_time(*, nice: bool) -> Step:
         ops.append(Test(policy, number, negate=True, label=ordinary))
     ops.append(Test(policy, IDLE, negate=True, label=done))
     setting = (call("sched_setattr", 0, plain, 0), call("sched_getscheduler", 0, expect=0))
-    ops += [*setting, Test(1, 0, label=done), ordinary]
+    ops += [*setting, Jump(done), ordinary]
     if nice:
         # A nice value below 0 has its sign bit set.
         ops += [Test(Load(attr, 16, 4), 1 << 31, mask=1 << 31, label=done), *setting]

@@ -6,7 +6,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Label, Phase, Register, Step, Test, call
+from isolate.engine.plan import Jump, Label, Phase, Register, Step, Test, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     KEY_SPEC_SESSION_KEYRING,
@@ -122,11 +122,11 @@ class SessionKeyring(Irreversible):
                     policy="jump",
                     label=failed,
                 ),
-                Test(1, 0, label=done),
+                Jump(done),
                 failed,
                 Test(serial, -errno.EDQUOT, label=other),
                 call("keyctl", KEYCTL_JOIN_SESSION_KEYRING, 0, errors=(errno.EDQUOT,), policy="retry"),
-                Test(1, 0, label=done),
+                Jump(done),
                 other,
                 *(_all_of_keyctl_refused(serial, done) if refused else ()),
                 done,
@@ -155,7 +155,7 @@ def _all_of_keyctl_refused(serial: Register, done: Label) -> Iterator[Op]:
         yield call(name, *args, out=asked, errors=answers, policy="jump", label=look)
         yield look
         yield Test(asked, -errno.EPERM, label=missing)
-        yield Test(1, 0, label=refused)
+        yield Jump(refused)
         yield missing
         yield Test(asked, -errno.ENOSYS, error=errno.EPERM)
         yield refused

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Protocol
 
 from isolate.capabilities.caps import Cap, SecureBits, bits_words, mask
-from isolate.engine.plan import COUNTER, Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import COUNTER, Buffer, Jump, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import (
     LINUX_CAPABILITY_VERSION_3,
     PR_CAP_AMBIENT,
@@ -94,7 +94,7 @@ def steps(wanted: Wanted, securebits: SecureBits | None, *, installing: frozense
             *_all_effective(header, before),
             call("capset", header, before),
             call("prctl", PR_SET_KEEPCAPS, 1, 0, 0, 0, errors=(errno.EPERM,), policy="jump", label=locked),
-            Test(1, 0, label=done),
+            Jump(done),
             # Only where the caller has locked it: then a change of uid takes all, and what is wanted fails below.
             locked,
             call("prctl", PR_GET_SECUREBITS, 0, 0, 0, 0, out=bits),
@@ -163,7 +163,7 @@ def _apply(
             # Who does not hold it gets the error of the step that asks for it.
             Test(Load(held, 4, 4), kept, mask=kept, label=without),
             call("capset", header, besides),
-            Test(1, 0, label=done),
+            Jump(done),
             without,
             *setting,
             done,
@@ -220,7 +220,7 @@ def _verify(
         ops += [call("prctl", PR_CAPBSET_READ, _named(c), 0, 0, 0, expect=0, errors=(errno.EINVAL,)) for c in others]
     else:
         ops.append(call("prctl", PR_CAPBSET_READ, COUNTER, 0, 0, 0, expect=0, errors=(errno.EINVAL,), repeat=64))
-    ops += [Test(1, 0, label=done), weak]
+    ops += [Jump(done), weak]
     if not wanted.bounding >= frozenset(Cap):  # else nothing is promised that exec could break
         ops.append(call("prctl", PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0, expect=1))
     ops.append(done)

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from isolate.capabilities import Cap, Capabilities
-from isolate.engine.plan import Cover, Label, Phase, Register, Step, Test, call
+from isolate.engine.plan import Cover, Jump, Label, Phase, Register, Step, call
 from isolate.kernel.constants import AT_FDCWD, CLONE_NEWUSER, O_CLOEXEC, O_PATH, O_RDONLY
 from isolate.namespaces.part import MountNamespace, UserNamespace
 
@@ -58,7 +58,7 @@ def cover_steps(context: Context) -> Iterator[Step]:
     reason = liftable(context)
     if reason:
         end = Label()
-        yield Step(Phase.CGROUP, f"not held against this program: {reason}", (Test(0, 1, label=end, skip=True), end))
+        yield Step(Phase.CGROUP, f"not held against this program: {reason}", (Jump(end, skip=True), end))
 
 
 def liftable(context: Context) -> str:

@@ -12,7 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
-from isolate.engine.plan import Buffer, Label, Op, Register, Test, call
+from isolate.engine.plan import Buffer, Jump, Label, Op, Register, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, Constant
 from isolate.kernel.paths import absolute, text
 
@@ -151,7 +151,7 @@ def open_beneath(base: bytes, rest: bytes, out: Register, *, result: Register | 
     if policy:
         failed = {**policy, "errors": (errno.EBADF,), "out": result}
         ops += [
-            Test(0, 1, label=found),  # never equal: always jumps
+            Jump(found),
             absent,
             call("close", directory),
             call("close", out, **failed),  # a register that holds an error: EBADF, which takes the caller's way out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import (
@@ -13,6 +14,8 @@ from isolate.engine.plan import (
     Call,
     Cover,
     Engine,
+    Fail,
+    Jump,
     Label,
     Line,
     Load,
@@ -127,9 +130,11 @@ def op(o: Op) -> str | None:
         mask = f" & {o.mask & (2**64 - 1):#x}" if o.mask != -1 else ""
         outcome = "go on further below" if o.label else "stop with an error"
         outcome = "not in force here" if o.skip else outcome
-        if isinstance(o.value, int):  # compares nothing: a jump
-            return outcome
         return f"if {argument(o.value)}{mask} {relation} {argument(o.wanted)}: {outcome}"
+    if isinstance(o, Jump):
+        return "not in force here" if o.skip else "go on further below"
+    if isinstance(o, Fail):
+        return f"stop with {errno.errorcode.get(o.error, o.error)}"
     if isinstance(o, Line):
         return f"if {argument(o.buffer)} has no line {show(o.line)}: stop with an error"
     if isinstance(o, (Store, Label)):

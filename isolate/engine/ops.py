@@ -190,6 +190,25 @@ class Test:
         self.skip: bool = skip
 
 
+class Jump:
+    """Go on at ``label``, whatever holds. With ``skip`` the step is told as not in force."""
+
+    __slots__ = ("label", "skip")
+
+    def __init__(self, label: Label, *, skip: bool = False) -> None:
+        self.label: Label = label
+        self.skip: bool = skip
+
+
+class Fail:
+    """Stop with an error, whatever holds."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: int) -> None:
+        self.error: int = error
+
+
 class Line:
     """Go on only if the text in a buffer, which ends with a NUL, has this line; else ``error``."""
 
@@ -356,4 +375,6 @@ class Engine:
         self.name: str = name
 
 
-Op: TypeAlias = "Call | Store | Test | Line | Target | RemoveTree | Thaw | Cover | RunHost | MapOfIds | Engine | Label"
+Op: TypeAlias = (
+    Call | Store | Test | Jump | Fail | Line | Target | RemoveTree | Thaw | Cover | RunHost | MapOfIds | Engine | Label
+)

@@ -24,6 +24,8 @@ from isolate.engine.plan import (
     Call,
     Cover,
     Engine,
+    Fail,
+    Jump,
     Label,
     Line,
     Load,
@@ -214,6 +216,13 @@ def _encode(writer: _Writer, op: Op, step: int) -> Label | None:
         flags |= lib.ISO_SKIPS if op.skip else 0
         writer.op(lib.ISO_OP_TEST, step, (op.value, op.mask, op.wanted, op.error), flags=flags)
         return op.label
+    if isinstance(op, Jump):  # for the interpreter, a comparison of two numbers that never holds
+        flags = lib.ISO_JUMP | (lib.ISO_SKIPS if op.skip else 0)
+        writer.op(lib.ISO_OP_TEST, step, (0, -1, 1, 0), flags=flags)
+        return op.label
+    if isinstance(op, Fail):
+        writer.op(lib.ISO_OP_TEST, step, (0, -1, 1, op.error))
+        return None
     if isinstance(op, Line):
         writer.op(lib.ISO_OP_LINE, step, (op.buffer, op.line, op.error))
         return None

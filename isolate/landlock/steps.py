@@ -8,7 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
 from isolate.engine.beneath import Names, Writable, led_astray, open_beneath, place_of, writable_targets
-from isolate.engine.plan import Buffer, Label, Op, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import Buffer, Jump, Label, Op, Phase, Register, Step, Store, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, Constant
 from isolate.landlock.rights import CHANGE, FILE, FsAccess, LandlockScope, PathRule, rights_in_words
 
@@ -52,7 +52,7 @@ def steps(
         yield Step(
             Phase.LANDLOCK,
             f"{', '.join(missing)} (this kernel's ABI {abi} has no such thing)",
-            (Test(0, 1, label=end, skip=True), end),
+            (Jump(end, skip=True), end),
         )
     handled = part.handled & FsAccess.abi(abi)
     net = {name: getattr(part, name) for name in _NET if abi >= 4 and getattr(part, name) is not None}
@@ -137,7 +137,7 @@ def _path(rule: PathRule, rights: FsAccess, ruleset: Register, changeable: Writa
         close = Label()
         ops += (
             again,
-            Test(1, 0, label=close),
+            Jump(close),
             no_directory,
             Store(beneath, 0, rights & FILE, 8),
             call("landlock_add_rule", ruleset, _PATH_BENEATH, beneath, 0),

@@ -15,6 +15,7 @@ from isolate.engine.plan import (
     KEPT,
     Argument,
     Buffer,
+    Jump,
     Label,
     Load,
     Op,
@@ -393,7 +394,7 @@ def aside(tree: Register) -> list[Op]:
     missing: dict[str, Any] = {"errors": (ENOENT, ENOTDIR), "policy": "jump", "label": fallback}
     return [
         call("move_mount", tree, b"", AT_FDCWD, b"/sys", MOVE_MOUNT_F_EMPTY_PATH, **missing),
-        Test(0, 1, label=end),  # never equal: always jumps
+        Jump(end),
         fallback,
         on_top(tree),
         end,
@@ -455,7 +456,7 @@ def if_directory(buffer: Buffer, then: list[Op], otherwise: list[Op]) -> list[Op
     return [
         Test(Load(buffer, STATX_MODE, 4), S_IFDIR, mask=int(S_IFMT), label=other),
         *then,
-        Test(0, 1, label=end),  # never equal: always jumps
+        Jump(end),
         other,
         *otherwise,
         end,

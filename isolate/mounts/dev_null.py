@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
-from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import Buffer, Jump, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import (
     AT_EMPTY_PATH,
     AT_FDCWD,
@@ -62,8 +62,8 @@ def exchange(null: Argument) -> list[Op]:
 def _made(opening: tuple[Op, ...], tree: Register, null: Register) -> list[Op]:
     kind, made, end = Buffer(STATX_SIZE, "stat"), Label(), Label()
     return [
-        *_each([[Test(0, 1, label=made)]] * len(STREAMS)),  # never equal: always jumps
-        Test(0, 1, label=end),
+        *_each([[Jump(made)]] * len(STREAMS)),  # never equal: always jumps
+        Jump(end),
         made,
         clone(AT_FDCWD, b"/dev/null", tree, recursive=False),
         stat(tree, kind),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
-from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Step, Store, Test, call
+from isolate.engine.plan import Buffer, Fail, Jump, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
 from isolate.kernel import checks
 from isolate.kernel.constants import (
@@ -180,7 +180,7 @@ class Stacking:
             call("fsconfig", fs, FSCONFIG_CMD_CREATE, 0, 0, 0),
             call("fsmount", fs, FSMOUNT_CLOEXEC, flags, out=out),
             call("close", fs),
-            Test(0, 1, label=end),  # always jumps
+            Jump(end),
             fallback,
             call("close", fs),
             *_mount_by_name(layers, old, self._words(marks, following), out),
@@ -211,7 +211,7 @@ def _mount_by_name(
             digits.append((len(data), fd))
             data += b"000"
     if len(data) >= PAGE:
-        return [Test(0, 1, error=EINVAL)]  # mount(2) takes a page of options
+        return [Fail(EINVAL)]  # mount(2) takes a page of options
     buffer = Buffer(data + b"\0", "options")
     for at, fd in digits:
         copy = Register("layer")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from isolate.diagnosis import start
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.handing import Handing
-from isolate.engine.ops import Register, Test, call
+from isolate.engine.ops import Fail, Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.kernel.constants import CLONE_NEWNET, CLONE_NEWUSER, Constant
 
@@ -56,7 +56,7 @@ class _Sockets:
         fds = [Register("socket") for _ in range(self.handing.count)]
         making = [call("socket", self.family, flags, self.protocol, out=fd) for fd in fds]
         yield Step(Phase.CGROUP, f"make {len(fds)} sockets there", (*making, *self.handing.hand(slot, fds)))
-        yield Step(Phase.CGROUP, "that was all", (Test(0, 1, error=errno.ECANCELED),))
+        yield Step(Phase.CGROUP, "that was all", (Fail(errno.ECANCELED),))
 
 
 def make(network: int, family: int, kind: int, protocol: int = 0, *, count: int = 1) -> list[socket.socket]:
