@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 
-from isolate.diagnosis.host import NAMESPACES, Finding, Host
+from isolate.diagnosis.host import Finding, Host
+from isolate.kernel import namespaces
+from isolate.kernel.constants import CLONE_NEWUSER
 
-NEWUSER = 0x10000000
+NEWUSER = int(CLONE_NEWUSER)
 
 _CALLS = "clone, clone3, unshare, setns, mount, umount2, pivot_root and the new mount calls"
 _FILTER_REMEDY = {
@@ -23,7 +25,7 @@ _FILTER_REMEDY_ELSEWHERE = (
 
 def kinds(flags: int) -> list[str]:
     """The kinds of namespaces in clone's flags."""
-    return [names[0] for flag, names in NAMESPACES.items() if flags & flag]
+    return [kind.file for kind in namespaces.within(flags)]
 
 
 def clone(host: Host, error: int, flags: int, *, into_cgroup: bool) -> Finding | None:
@@ -175,7 +177,7 @@ def privileged(host: Host) -> str:
 
 def _limit(host: Host, flags: int) -> Finding:
     """ENOSPC: per-user counts of namespaces, or the depth."""
-    wanted = [NAMESPACES[flag][1] for flag in NAMESPACES if flags & flag]
+    wanted = kinds(flags)
     for kind in wanted:
         if host.number(f"/proc/sys/user/max_{kind}_namespaces") == 0:
             if host.in_user_namespace():
@@ -201,10 +203,10 @@ def _limit(host: Host, flags: int) -> Finding:
 
 
 def _missing(host: Host, flags: int) -> Finding | None:
-    for flag, (name, _, config) in NAMESPACES.items():
-        if flags & flag and host.exists("/proc/self/ns") and not host.exists(f"/proc/self/ns/{name}"):
+    for kind in namespaces.within(flags):
+        if host.exists("/proc/self/ns") and not host.exists(f"/proc/self/ns/{kind.file}"):
             return Finding(
-                f"this kernel has no {name} namespaces (CONFIG_{config})", "use a kernel that has them", True
+                f"this kernel has no {kind.file} namespaces (CONFIG_{kind.option})", "use a kernel that has them", True
             )
     return None
 

@@ -10,18 +10,6 @@ from isolate.kernel import proc
 CAP_SYS_ADMIN = 21
 _START = 3  # processes of a start: the launcher, init, the program
 
-#: Flag of clone to the kernel's name of the namespace in /proc/self/ns, /proc/sys/user and Kconfig.
-NAMESPACES = {
-    0x80: ("time", "time", "TIME_NS"),
-    0x20000: ("mnt", "mnt", "NAMESPACES"),
-    0x2000000: ("cgroup", "cgroup", "CGROUPS"),
-    0x4000000: ("uts", "uts", "UTS_NS"),
-    0x8000000: ("ipc", "ipc", "IPC_NS"),
-    0x10000000: ("user", "user", "USER_NS"),
-    0x20000000: ("pid", "pid", "PID_NS"),
-    0x40000000: ("net", "net", "NET_NS"),
-}
-
 # Machines by ELF's e_machine (elf.h), under the names that uname -m has for them.
 MACHINES = {
     2: "sparc", 3: "i386", 4: "m68k", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 42: "sh",

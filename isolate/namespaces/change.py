@@ -10,13 +10,14 @@ from isolate.engine.plan import Call, Phase, Register, Step, call
 from isolate.kernel.constants import (
     AT_FDCWD,
     CLONE_NEWNS,
+    CLONE_NEWPID,
     CLONE_NEWTIME,
     O_CLOEXEC,
     O_PATH,
     O_RDONLY,
-    Constant,
     flags,
 )
+from isolate.kernel.namespaces import by_flag
 from isolate.thread.change import Change
 from isolate.thread.program import Program, Running, gather, refuse_threads
 
@@ -27,17 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["NamespaceChange"]
 
 (CLONE_FS,) = flags(CLONE_FS=0x200)
-_FILES = {
-    0x20000: "mnt",
-    0x2000000: "cgroup",
-    0x4000000: "uts",
-    0x8000000: "ipc",
-    0x20000000: "pid_for_children",
-    0x40000000: "net",
-    0x80: "time_for_children",
-}
 #: Mounts first: what the others read in /proc may be theirs. Pid and time are for children only, so last.
-_ORDER = {0x20000: 10, 0x20000000: 18, 0x80: 19}
+_ORDER = {int(CLONE_NEWNS): 10, int(CLONE_NEWPID): 18, int(CLONE_NEWTIME): 19}
 
 
 class NamespaceChange(Change):
@@ -56,7 +48,7 @@ class NamespaceChange(Change):
     @property
     def text(self) -> str:  # type: ignore[override]
         """The kernel's name of the kind."""
-        return f"the {_FILES[self._flag]} namespace"
+        return f"the {by_flag(self._flag).for_children} namespace"
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -86,7 +78,7 @@ class NamespaceChange(Change):
 
     def now(self) -> str:
         """The kernel's identity of it."""
-        return os.readlink(f"/proc/thread-self/ns/{_FILES[self._flag]}")
+        return os.readlink(f"/proc/thread-self/ns/{by_flag(self._flag).for_children}")
 
 
 _programs: dict[tuple[Any, ...], Program] = {}
@@ -98,14 +90,15 @@ def _program(part: Part, flag: int) -> Program:
     found = _programs.get(key) if part.fd is None else None  # type: ignore[attr-defined]
     if found is None:
         old, entered = Register("old"), Register("entered")
-        path = f"/proc/thread-self/ns/{_FILES[flag]}".encode()
+        kind = by_flag(flag)
+        path = f"/proc/thread-self/ns/{kind.for_children}".encode()
         keep = call("openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=old)
-        back = call("setns", old, Constant(flag, f"CLONE_NEW{_FILES[flag].partition('_')[0].upper()}"))
+        back = call("setns", old, kind.flag)
         rows: list[Row] = [(_step("keep the way back", keep), part)]
         # From inside of a user namespace there may be a way out and none back: tried by joining what it is in.
         no_way = {errno.EPERM: "going back needs CAP_SYS_ADMIN in the user namespace that owns the present one"}
         trial = Step(Phase.SYSTEM, "see that there is a way back", (back,), hints=no_way)
-        undo = [_step(f"join the old {_FILES[flag]} namespace", back, needs=entered)]
+        undo = [_step(f"join the old {kind.for_children} namespace", back, needs=entered)]
         close = [_step("close the way back", call("close", old), needs=old)]
         if flag == CLONE_NEWNS:
             more, undo_more, close_more = _file_system(part, entered)

@@ -32,6 +32,7 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.kernel.directories import open_own
+from isolate.kernel.namespaces import by_word
 from isolate.kernel.syscalls import number
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["Handle", "Identity", "make"]
 
 _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704
-_FILES = {kind: kind for kind in ("user", "pid", "ipc", "uts", "cgroup", "time")} | {"mount": "mnt", "network": "net"}
 #: struct statx: where inode and device stand (the device as two words of 32 bits).
 STATX_SIZE, _INODE, _DEVICE = 256, 32, 136
 O_NOFOLLOW = Constant(os.O_NOFOLLOW, "O_NOFOLLOW")
@@ -119,7 +119,7 @@ class Handle:
         """Whether it is the namespace of another handle, or the one (of this kind) that a process is in."""
         if isinstance(other, Handle):
             return self.identity == other.identity
-        found = os.stat(f"/proc/{other}/ns/{_FILES[self.kind]}")
+        found = os.stat(f"/proc/{other}/ns/{by_word(self.kind).file}")
         return self.identity == (found.st_dev, found.st_ino)
 
     @property
@@ -154,7 +154,7 @@ class Handle:
 
     def processes(self) -> list[int]:
         """Pids of the processes that are in it now, of those the caller may look into; main threads count."""
-        identity, file, found = self.identity, _FILES[self.kind], []
+        identity, file, found = self.identity, by_word(self.kind).file, []
         for name in os.listdir("/proc"):
             if not name.isdigit():
                 continue
@@ -190,7 +190,7 @@ def make(part: Any) -> OwnedDescriptor:
 
     def body() -> OwnedDescriptor:
         enter((part,))
-        return OwnedDescriptor(os.open(f"/proc/thread-self/ns/{_FILES[part.kind]}", os.O_RDONLY | os.O_CLOEXEC))
+        return OwnedDescriptor(os.open(f"/proc/thread-self/ns/{by_word(part.kind).file}", os.O_RDONLY | os.O_CLOEXEC))
 
     return on_a_thread(body)
 
@@ -219,7 +219,7 @@ def _in_a_child(part: Any) -> OwnedDescriptor:
         if not session.started:
             raise start.why(session, type(part).__name__)
         # The time namespace with the offsets is that of init's children; init itself was there before them.
-        kind = "time_for_children" if part.kind == "time" else _FILES[part.kind]
+        kind = by_word(part.kind).for_children
         return OwnedDescriptor(os.open(f"/proc/{session.program_pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
     except EOFError:
         raise start.why(session, type(part).__name__) from None
@@ -286,7 +286,7 @@ class _Name:
 def _add_name(handle: Handle, name: str) -> None:
     from isolate.diagnosis import start  # loaded late: a sandbox that is only made starts nothing
 
-    directory = "/run/netns" if handle.kind == "network" else f"/run/isolate/{_FILES[handle.kind]}"
+    directory = "/run/netns" if handle.kind == "network" else f"/run/isolate/{by_word(handle.kind).file}"
     path = f"{directory}/{name}"
     fd = handle._descriptor()
     try:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Label, Op, Phase, Register, Step, call
 from isolate.kernel.checks import nearest
-from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_WRONLY
+from isolate.kernel.constants import AT_FDCWD, CLONE_NEWUSER, O_CLOEXEC, O_PATH, O_WRONLY
+from isolate.kernel.namespaces import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 _CAP_SYS_ADMIN = 21
 #: What a program can use of them without any privilege.
 WATCHING = ("inotify_instances", "inotify_watches", "fanotify_groups", "fanotify_marks")
-NAMESPACES = tuple(f"{kind}_namespaces" for kind in ("cgroup", "ipc", "mnt", "net", "pid", "time", "uts"))
+#: Those of user namespaces are limited by ``nested`` alone.
+NAMESPACES = tuple(sorted(kind.limit for kind in KINDS if kind.flag != CLONE_NEWUSER))
 _MOST = 2**31 - 1  # an int of the kernel's
 
 

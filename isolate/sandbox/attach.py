@@ -19,8 +19,10 @@ from isolate.cgroups.part import SHARED, RunGroup, joined_steps
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.waiting import ready
 from isolate.errors import SetupError
+from isolate.kernel.namespaces import KINDS
 from isolate.kernel.proc import fields
 from isolate.namespaces.part import (
+    PARTS,
     CgroupNamespace,
     IpcNamespace,
     MountNamespace,
@@ -48,16 +50,7 @@ __all__ = ["Attached", "attach"]
 
 N = TypeVar("N")
 
-_KINDS: dict[str, type[Any]] = {
-    "user": UserNamespace,
-    "mnt": MountNamespace,
-    "pid": PidNamespace,
-    "net": NetNamespace,
-    "ipc": IpcNamespace,
-    "uts": UtsNamespace,
-    "cgroup": CgroupNamespace,
-    "time": TimeNamespace,
-}
+_WORDS = {kind.typed: kind.file for kind in KINDS}
 ESRCH, EACCES, ENOENT = 3, 13, 2
 
 
@@ -91,7 +84,7 @@ class Attached:
     def _open(self) -> None:
         root = f"/proc/{self.pid}"
         try:
-            for kind, part in _KINDS.items():
+            for kind, part in PARTS.items():
                 try:
                     fd = os.open(f"{root}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
                 except FileNotFoundError:
@@ -182,7 +175,7 @@ class Attached:
         are given, programs run with the process's ids. For a further program with all of the process's own
         restrictions, see :meth:`isolate.Process.exec`.
         """
-        kinds = set(_KINDS) if only is None else {_kind(word) for word in only}
+        kinds = set(PARTS) if only is None else {_kind(word) for word in only}
         joined = [
             part
             for kind, part in self._parts.items()
@@ -315,12 +308,11 @@ def attach(process: int | Process) -> Attached:
 
 
 def _kind(word: str) -> str:
-    name = "mnt" if word == "mount" else word
-    if name not in _KINDS or word == "mnt":
+    name = _WORDS.get(word)
+    if name is None:
         from isolate.kernel.checks import nearest
 
-        words = [kind.replace("mnt", "mount") for kind in _KINDS]
-        raise ValueError(f"no kind of namespace is named {word!r}{nearest(word, words)}")
+        raise ValueError(f"no kind of namespace is named {word!r}{nearest(word, _WORDS)}")
     return name
 
 

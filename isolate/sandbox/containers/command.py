@@ -16,7 +16,8 @@ from isolate.cgroups import stats
 from isolate.cgroups.part import SHARED, Outcome, RunGroup, counter_steps, joined_steps
 from isolate.cgroups.stats import Stats, verdict
 from isolate.engine.plan import Buffer, Context, Phase, Plan, Section, Step, call
-from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWUSER, NOTHING, PR_SET_PDEATHSIG, Constant
+from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWUSER, NOTHING, PR_SET_PDEATHSIG
+from isolate.kernel.namespaces import by_flag
 from isolate.mounts.dev_null import from_outside, from_tree
 from isolate.sandbox.defaults import Launch
 
@@ -27,16 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandGroup", "CommandPlan"]
 
-_NAMES = {
-    0x00020000: "CLONE_NEWNS",
-    0x04000000: "CLONE_NEWUTS",
-    0x08000000: "CLONE_NEWIPC",
-    0x10000000: "CLONE_NEWUSER",
-    0x20000000: "CLONE_NEWPID",
-    0x40000000: "CLONE_NEWNET",
-    0x02000000: "CLONE_NEWCGROUP",
-    0x00000080: "CLONE_NEWTIME",
-}
 _HINTS = {
     errno.EPERM: "joining a container needs the rights that made it",
     errno.ENOMEM: "the container has ended: nothing can be born in its pid namespace any more",
@@ -97,9 +88,7 @@ class CommandPlan(Plan):
             ((f for f in first if f in doors), Phase.JOIN, "children in the container's pid namespace"),
             ((*others, *(f for f in last if f in doors)), Phase.PROPAGATION, "join its other namespaces"),
         ):
-            ops = tuple(
-                call("setns", self.context.descriptor(doors[flag]), Constant(flag, _NAMES[flag])) for flag in flags
-            )
+            ops = tuple(call("setns", self.context.descriptor(doors[flag]), by_flag(flag).flag) for flag in flags)
             if ops:
                 yield Step(phase, text, ops, hints=_HINTS), launch
         for step, owner in zip(original.steps, original.owners, strict=True):

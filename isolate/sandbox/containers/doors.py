@@ -14,16 +14,10 @@ from typing import TYPE_CHECKING, ClassVar
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.handing import Handing
 from isolate.engine.plan import Phase, Register, Step, call
+from isolate.kernel import namespaces
 from isolate.kernel.constants import (
     AT_FDCWD,
-    CLONE_NEWCGROUP,
-    CLONE_NEWIPC,
-    CLONE_NEWNET,
-    CLONE_NEWNS,
-    CLONE_NEWPID,
     CLONE_NEWTIME,
-    CLONE_NEWUSER,
-    CLONE_NEWUTS,
     O_CLOEXEC,
     O_PATH,
     O_RDONLY,
@@ -41,14 +35,7 @@ O_DIRECTORY = Constant(os.O_DIRECTORY, "O_DIRECTORY")
 
 #: Flag to the name of the file in /proc/self/ns. Init is not in the time namespace that it makes; its children are.
 KINDS: dict[int, str] = {
-    CLONE_NEWUSER: "user",
-    CLONE_NEWPID: "pid",
-    CLONE_NEWNS: "mnt",
-    CLONE_NEWNET: "net",
-    CLONE_NEWIPC: "ipc",
-    CLONE_NEWUTS: "uts",
-    CLONE_NEWCGROUP: "cgroup",
-    CLONE_NEWTIME: "time_for_children",
+    kind.flag: kind.for_children if kind.flag == CLONE_NEWTIME else kind.file for kind in namespaces.KINDS
 }
 
 #: In the place of a flag: the descriptor of the root.

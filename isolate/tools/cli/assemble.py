@@ -129,15 +129,16 @@ def of_image(box: object) -> Mapping[str, str]:
 
 
 def _bare(options: argparse.Namespace) -> list[Part]:
-    from isolate import namespaces
+    from isolate.kernel.namespaces import KINDS
     from isolate.mounts import Root
+    from isolate.namespaces.part import PARTS
 
     made: list[Part] = []
-    known = ("user", "mount", "pid", "net", "ipc", "uts", "cgroup", "time")
+    known = {kind.typed: PARTS[kind.file] for kind in KINDS}
     for kind in filter(None, options.new.split(",")):
         if kind not in known:
             raise ValueError(f"--new: no namespace is named {kind!r}{nearest(kind, known)}")
-        made.append(getattr(namespaces, f"{kind.capitalize()}Namespace")())
+        made.append(known[kind]())
     entries = _entries(options)
     if entries:
         made.append(Root(*entries))

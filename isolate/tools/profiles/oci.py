@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from isolate.kernel.checks import nearest
+from isolate.kernel.namespaces import KINDS
 from isolate.tools.profiles.errors import ProfileError
 from isolate.tools.profiles.oci_mounts import mounts
 
@@ -20,16 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["from_oci"]
 
-_NAMESPACES = {
-    "user": "User",
-    "mount": "Mount",
-    "pid": "Pid",
-    "network": "Net",
-    "ipc": "Ipc",
-    "uts": "Uts",
-    "cgroup": "Cgroup",
-    "time": "Time",
-}
+_NAMESPACES = {kind.word: kind.file for kind in KINDS}
 #: What says how a container is named or shown, and isolates nothing.
 _OTHER = ("ociVersion", "annotations")
 _LINUX = (
@@ -138,8 +130,8 @@ def _told(where: str, make: Callable[[], Any]) -> Any:
 
 
 def _namespaces(config: Mapping[str, Any], linux: dict[str, Any]) -> list[Any]:
-    from isolate import namespaces
     from isolate.namespaces.ids import IdMap
+    from isolate.namespaces.part import PARTS
 
     found: list[Any] = []
     own: set[str] = set()
@@ -165,7 +157,7 @@ def _namespaces(config: Mapping[str, Any], linux: dict[str, Any]) -> list[Any]:
             words["propagation"] = linux["rootfsPropagation"].removeprefix("r")
         if kind == "time" and not words:
             words = _offsets(table(linux, "timeOffsets", "linux.timeOffsets"))
-        cls = getattr(namespaces, f"{_NAMESPACES[kind]}Namespace")
+        cls: Any = PARTS[_NAMESPACES[kind]]
         found.append(_told(where, lambda cls=cls, words=words: cls(**words)))  # type: ignore[misc]
     for key, kind in (("hostname", "uts"), ("domainname", "uts")):
         if config.get(key) and kind not in own:

@@ -1,0 +1,78 @@
+"""One mechanism for each thing: what a second one would look like is not in the code."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import isolate
+from isolate.kernel import namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = Path(isolate.__file__).parent
+TREES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def nodes(*kinds: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
+    for name, tree in TREES.items():
+        yield from ((name, node) for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+def called(node: ast.AST) -> str:
+    if not isinstance(node, ast.Call):
+        return ""
+    return node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+
+
+# ---- ops -------------------------------------------------------------------------------------------------------------
+
+
+def comparing_nothing(node: ast.AST) -> bool:
+    return called(node) == "Test" and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Constant)
+
+
+def test_a_jump_is_a_jump() -> None:
+    """``Jump`` and ``Fail`` say what a comparison of two constants would only mean."""
+    assert comparing_nothing(ast.parse("Test(0, 1, label=end)", mode="eval").body)
+    assert [f"{name}:{node.lineno}" for name, node in nodes(ast.Call) if comparing_nothing(node)] == []  # type: ignore[attr-defined]
+
+
+# ---- kinds of namespaces ---------------------------------------------------------------------------------------------
+
+_NAMES = {kind.file for kind in namespaces.KINDS} | {kind.word for kind in namespaces.KINDS}
+_FLAGS = {int(kind.flag) for kind in namespaces.KINDS}
+
+
+def tells_kinds(node: ast.AST) -> bool:
+    """Whether a literal has the kernel's names of five kinds, or the flags of five."""
+    keys = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+    values = node.values if isinstance(node, ast.Dict) else []
+    words = [each.value for each in (*keys, *values) if isinstance(each, ast.Constant)]
+    flags = [each.id for each in keys if isinstance(each, ast.Name) and each.id.startswith("CLONE_NEW")]
+    return len(set(words) & _NAMES) > 4 or len(set(words) & _FLAGS) > 4 or len(flags) > 4
+
+
+def test_one_table_of_the_kinds_of_namespaces() -> None:
+    for second in (
+        '{0x20000: "mnt", 0x4000000: "uts", 0x8000000: "ipc", 1: "user", 2: "time"}',
+        '("cgroup", "ipc", "mnt", "net", "pid", "time", "uts")',
+        "{0x20000, 0x80, 0x4000000, 0x8000000, 0x10000000}",
+    ):
+        assert tells_kinds(ast.parse(second, mode="eval").body)
+    found = {name for name, node in nodes(ast.Dict, ast.Tuple, ast.List, ast.Set) if tells_kinds(node)}
+    # Rows of the doctor's output, with a sentence for each; and where the flags themselves are defined.
+    assert found <= {"tools/doctor/attempts.py", "kernel/constants.py"}
+
+
+def test_the_table_is_the_kernels() -> None:
+    """Each kind that this kernel has is in the table, and its files bear these names."""
+    here = {path.name for path in Path("/proc/self/ns").iterdir()}
+    told = {kind.file for kind in namespaces.KINDS} | {kind.for_children for kind in namespaces.KINDS}
+    assert here <= told
+    limits = {path.name for path in Path("/proc/sys/user").glob("max_*_namespaces")}
+    assert limits <= {f"max_{kind.limit}" for kind in namespaces.KINDS}
+    for kind in namespaces.KINDS:
+        assert namespaces.by_flag(kind.flag) is namespaces.by_file(kind.file) is namespaces.by_word(kind.word) is kind
