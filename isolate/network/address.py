@@ -14,6 +14,7 @@ from isolate.network.netlink import (
     REPLACE,
     Message,
     Socket,
+    Words,
     attribute,
     attributes,
     nested,
@@ -60,7 +61,9 @@ def given(index: int, own: Address, length: int) -> Message:
     body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
     if own.version == 6:
         body += attribute(_IFA_FLAGS, _NODAD)
-    return Message(_NEWADDR, CREATE | EXCLUSIVE, body, f"give the device {index} the address {own}/{length}")
+    return Message(
+        _NEWADDR, CREATE | EXCLUSIVE, body, Words("give the device {} the address {}/{}", index, own, length)
+    )  # fmt: skip
 
 
 def route(to: Net | None, *, index: int, via: Address | None = None, version: int = 4) -> Message:
@@ -74,7 +77,8 @@ def route(to: Net | None, *, index: int, via: Address | None = None, version: in
     if via is not None:
         body += attribute(_RTA_GATEWAY, via.packed)
     body += attribute(_RTA_OIF, index)
-    return Message(_NEWROUTE, CREATE | EXCLUSIVE, body, f"route {to or 'everything'} by {via or f'the device {index}'}")
+    by = via or Words("the device {}", index)
+    return Message(_NEWROUTE, CREATE | EXCLUSIVE, body, Words("route {} by {}", to or "everything", by))
 
 
 def local(net: Net, *, index: int = 1) -> Message:

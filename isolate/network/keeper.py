@@ -151,8 +151,9 @@ def _send(sock: Register, message: Message) -> Step:
     size = 16 + len(message.body)
     data = struct.pack("=IHHII", size, message.kind, message.flags | netlink.REQUEST, 1, 0) + message.body
     kernel = struct.pack("=HHII", 16, 0, 0, 0)  # struct sockaddr_nl
-    ops = (call("sendto", sock, Buffer(data, message.step), len(data), 0, Buffer(kernel, "the kernel"), len(kernel)),)
-    return Step(Phase.CLEANUP, message.step, ops, needs=sock)
+    words = str(message.step)
+    ops = (call("sendto", sock, Buffer(data, words), len(data), 0, Buffer(kernel, "the kernel"), len(kernel)),)
+    return Step(Phase.CLEANUP, words, ops, needs=sock)
 
 
 def capable() -> bool:

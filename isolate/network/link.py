@@ -15,6 +15,7 @@ from isolate.network.netlink import (
     EXCLUSIVE,
     Message,
     Socket,
+    Words,
     attribute,
     attributes,
     nested,
@@ -113,7 +114,7 @@ def veth(
     body = _info(index, _UP if up else 0, _UP if up else 0) + _device(name, mac, mtu) + info
     if master:
         body += attribute(_MASTER, master)
-    return Message(_NEWLINK, CREATE | EXCLUSIVE, body, f"make the veth pair {name}, {peer}")
+    return Message(_NEWLINK, CREATE | EXCLUSIVE, body, Words("make the veth pair {}, {}", name, peer))
 
 
 def bridge(name: str, *, index: int = 0, mac: str | None = None, mtu: int | None = None) -> Message:
@@ -143,7 +144,7 @@ def change(
     name: str | None = None,
     ipv4: dict[int, int] | None = None,
     namespace: int | None = None,
-    step: str | None = None,
+    step: str | Words | None = None,
 ) -> Message:
     """Change a device, by its index or its name."""
     flags = _UP if up else 0

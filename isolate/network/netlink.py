@@ -8,6 +8,7 @@ kernel as its destination.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 import struct
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["NETFILTER", "ROUTE", "Answer", "Message", "Socket", "attribute", "attributes", "nested", "text"]
+__all__ = ["NETFILTER", "ROUTE", "Answer", "Message", "Socket", "Words", "attribute", "attributes", "nested", "text"]
 
 ROUTE, NETFILTER = 0, 12
 REQUEST, ACK, DUMP, CREATE, EXCLUSIVE, REPLACE = 0x1, 0x4, 0x300, 0x400, 0x200, 0x100
@@ -32,6 +33,8 @@ _ERR_MESSAGE = 1  # NLMSGERR_ATTR_MSG
 _NESTED = 0x8000
 _HEADER = struct.Struct("=IHHII")
 _PAIR = struct.Struct("=HH")
+_NUMBER = struct.Struct("=HHI")
+_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by the size's last two bits
 _WAIT = 10.0  # seconds: the kernel answers within the call that asks
 
 #: errno -> likely cause and remedy, and whether this host cannot do it at all.
@@ -53,16 +56,20 @@ FINDINGS: dict[int, tuple[str, str | None]] = {
 def attribute(kind: int, data: bytes | int = b"", width: int = 4) -> bytes:
     """A struct nlattr: ``data`` are its bytes, or a number of ``width`` bytes in the machine's order."""
     if isinstance(data, int):
+        if width == 4:
+            return _NUMBER.pack(8, kind, data)
         data = data.to_bytes(width, "little")
     size = len(data)
-    return _PAIR.pack(4 + size, kind) + data + bytes(-size % 4)
+    return _PAIR.pack(4 + size, kind) + data + _PADDING[size & 3]
 
 
 def nested(kind: int, *inner: bytes) -> bytes:
     """An attribute that holds attributes."""
-    return attribute(kind | _NESTED, b"".join(inner))
+    data = b"".join(inner)
+    return _PAIR.pack(4 + len(data), kind | _NESTED) + data + _PADDING[len(data) & 3]
 
 
+@functools.lru_cache(maxsize=512)
 def text(kind: int, value: str | bytes) -> bytes:
     """An attribute that holds a string with its NUL."""
     return attribute(kind, (os.fsencode(value) if isinstance(value, str) else value) + b"\0")
@@ -86,13 +93,25 @@ def _pairs(data: bytes) -> Iterator[tuple[int, bytes]]:
 # ---- messages --------------------------------------------------------------------------------------------------------
 
 
+class Words:
+    """The words of a request, put together when somebody reads them: an address as text costs more than its use."""
+
+    __slots__ = ("_form", "_values")
+
+    def __init__(self, form: str, *values: object) -> None:
+        self._form, self._values = form, values
+
+    def __str__(self) -> str:
+        return self._form.format(*self._values)
+
+
 class Message(NamedTuple):
     """A request: its kind (RTM_…), its flags besides NLM_F_REQUEST, what stands behind the header, and in words."""
 
     kind: int
     flags: int
     body: bytes
-    step: str = ""
+    step: str | Words = ""
 
 
 class Answer(NamedTuple):
@@ -222,8 +241,9 @@ class Socket:
                     return found
                 found.append(Answer(kind, body))
 
-    def error(self, failure: Failure, step: str) -> SetupError:
+    def error(self, failure: Failure, step: str | Words) -> SetupError:
         """What a person reads of it."""
+        step = str(step)
         cause, remedy = FINDINGS.get(failure.errno, (None, None))
         words = f"the kernel says: {failure.words}" if failure.words else None
         # Of the two, the kernel's words say more, unless it is want of a capability.

@@ -16,7 +16,7 @@ from isolate.errors import SetupError, UnsupportedError
 from isolate.network import address, link, nft, ruleset, traffic
 from isolate.network.keeper import SIOCGSKNS, Bound, Kept, keep
 from isolate.network.link import FORWARDING, Counters
-from isolate.network.netlink import NETFILTER, ROUTE, Socket
+from isolate.network.netlink import NETFILTER, ROUTE, Socket, Words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -215,7 +215,7 @@ class Switch:
         for own in plug.addresses:
             length = own.max_prefixlen if plug.limited else self.subnets[own.version].prefixlen
             messages.append(address.given(index, own, length))
-        messages.append(link.change(index, up=True, step=f"set {plug.device} up"))
+        messages.append(link.change(index, up=True, step=Words("set {} up", plug.device)))
         for own in plug.addresses:
             gateway = self.gateways[own.version]
             if plug.limited:
@@ -298,7 +298,7 @@ class Switch:
 
 
 def _shaping_error(route: Socket, failure: Failure, messages: Sequence[Message]) -> SetupError:
-    step = messages[failure.index].step
+    step = str(messages[failure.index].step)
     if failure.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
         return route.error(failure, step)
     needed = "netem (CONFIG_NET_SCH_NETEM)" if "impair" in step else "tbf, ifb, u32 and mirred"

@@ -19,7 +19,7 @@ import pytest
 
 from isolate import Capabilities, NetNamespace, PidNamespace, Sandbox, UserNamespace, network
 from isolate.network import Connect, Domains
-from isolate.network.proxy import serve, streams
+from isolate.network.proxy import outside, serve, streams
 from isolate.network.proxy.events import Log
 from isolate.network.proxy.hello import NoHello, Reading
 from isolate.network.proxy.rules import Rules
@@ -563,8 +563,8 @@ def test_closing_waits_for_nobody(up: dict[str, Upstream]) -> None:
 
 def test_threads_of_a_resolver_that_hangs_are_bounded(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each counts until it ends, not until nobody waits for it any more."""
-    monkeypatch.setattr(serve, "_RESOLVING", 4)
-    monkeypatch.setattr(serve, "_OUT", 0.05)
+    monkeypatch.setattr(outside, "_RESOLVING", 4)
+    monkeypatch.setattr(outside, "OUT", 0.05)
     release = threading.Event()
 
     def hangs(name: str, port: int) -> list[str]:

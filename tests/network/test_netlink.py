@@ -93,7 +93,7 @@ def test_the_kernels_words_are_the_cause() -> None:
                 continue
             with pytest.raises(SetupError) as caught:
                 sock.batch([message])
-            assert (caught.value.errno, caught.value.step) == (number, message.step)
+            assert (caught.value.errno, caught.value.step) == (number, str(message.step))
             assert words in str(caught.value)
         # A kind of device that this kernel does not have, as a bridge is where it was left out.
         info = nested(18, text(1, "nosuch"))
