@@ -63,7 +63,7 @@ def given(index: int, own: Address, length: int) -> Message:
         body += attribute(_IFA_FLAGS, _NODAD)
     return Message(
         _NEWADDR, CREATE | EXCLUSIVE, body, Words("give the device {} the address {}/{}", index, own, length)
-    )  # fmt: skip
+    )
 
 
 def route(to: Net | None, *, index: int, via: Address | None = None, version: int = 4) -> Message:
