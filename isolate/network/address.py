@@ -21,7 +21,19 @@ from isolate.network.netlink import (
     text,
 )
 
-__all__ = ["Address", "Interface", "Net", "Route", "add", "addresses", "local", "neighbour", "route", "routes"]
+__all__ = [
+    "Address",
+    "Interface",
+    "Net",
+    "Route",
+    "add",
+    "addresses",
+    "forwards6",
+    "local",
+    "neighbour",
+    "route",
+    "routes",
+]
 
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 Net: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
@@ -32,6 +44,7 @@ _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _SETNEIGHTBL = 28, 29, 67
 _NDTA_NAME, _NDTA_PARMS, _NDTPA_IFINDEX, _NDTPA_PROXY_DELAY = 1, 6, 1, 13
 _PROXY = 8
+_NEWNETCONF, _GETNETCONF = 80, 82
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
@@ -105,10 +118,11 @@ def proxy(index: int, address: Address, *, remove: bool = False) -> Message:
     return Message(_DELNEIGH if remove else _NEWNEIGH, 0 if remove else CREATE | REPLACE, body, step)
 
 
-def proxy_at_once(index: int) -> Message:
+def proxy_at_once(index: int, version: int = 4) -> Message:
     """Answers for others are given at once: the kernel's default is a random delay of up to 0.8 s."""
     inner = attribute(_NDTPA_IFINDEX, index) + attribute(_NDTPA_PROXY_DELAY, 0, 8)
-    body = struct.pack("=Bxxx", 2) + text(_NDTA_NAME, "arp_cache") + nested(_NDTA_PARMS, inner)
+    family, name = (2, "arp_cache") if version == 4 else (10, "ndisc_cache")
+    body = struct.pack("=Bxxx", family) + text(_NDTA_NAME, name) + nested(_NDTA_PARMS, inner)
     return Message(_SETNEIGHTBL, 0, body, f"answer for others at once on the device {index}")
 
 
@@ -127,6 +141,15 @@ class Route:
     to: Net | None
     via: Address | None
     index: int
+
+
+def forwards6(sock: Socket) -> bool:
+    """Whether IPv6 is forwarded in the socket's network: by all devices or by none (RTM_GETNETCONF)."""
+    body = struct.pack("=Bxxx", 10) + attribute(1, 0xFFFFFFFF)  # NETCONFA_IFINDEX: all
+    for answer in sock.ask(Message(_GETNETCONF, 0, body, "ask whether IPv6 is forwarded")):
+        if answer.kind == _NEWNETCONF:
+            return attributes(answer.body[4:]).get(2, bytes(4)) != bytes(4)  # NETCONFA_FORWARDING
+    return False
 
 
 def addresses(sock: Socket) -> list[Given]:

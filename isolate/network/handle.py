@@ -16,7 +16,7 @@ from isolate.network import link, ruleset, subnets
 from isolate.network.hostlink import HostLink, Published, reserve
 from isolate.network.joinable import Joinable
 from isolate.network.keeper import capable
-from isolate.network.members import Member, Members, Wish
+from isolate.network.members import Member, Members, Ports, Wish
 from isolate.network.names import Names, nameservers
 from isolate.network.place import Connection, Place, Running, netlink_of
 from isolate.network.relay import Relay, Relayed
@@ -143,6 +143,11 @@ class Network(Watching, Joinable):
         return self._switch.gateways[4]
 
     @property
+    def uplink6(self) -> bool:
+        """Whether members reach beyond the network by IPv6, too: what passes a host that forwards IPv6 already."""
+        return self._host is not None and self._host.there6 is not None
+
+    @property
     def nameservers(self) -> list[Address]:
         """Where its members ask for names: its gateways, or nowhere."""
         return list(self._switch.gateways.values()) if self._names is not None else []
@@ -186,6 +191,7 @@ class Network(Watching, Joinable):
             "mtu": self.mtu,
             "subnet6": str(self.subnet6) if self.subnet6 is not None else None,
             "uplink": self.uplink,
+            "uplink6": self.uplink6,
             "gateway": str(self.gateway),
             "nameservers": [str(each) for each in self.nameservers],
             "members": members,
@@ -223,9 +229,22 @@ class Network(Watching, Joinable):
             raise
         return place
 
-    def _publish(self, wanted: Sequence[Publish]) -> Published | Relayed:
-        if self._privileged and self._way is None:
-            return self._at_home(lambda: Published(self._host_link(), wanted))
+    def _publish(self, wanted: Sequence[Publish]) -> Ports:
+        """By the host's nftables where that can be; at its IPv6 addresses by a relay: it need not forward IPv6."""
+        by_rules = [each for each in wanted if each.version == 4 and self._privileged and self._way is None]
+        relayed = [each for each in wanted if each not in by_rules]
+        ports = Ports()
+        try:
+            if by_rules:
+                ports.add(self._at_home(lambda: Published(self._host_link(), by_rules)))
+            if relayed:
+                ports.add(self._relayed(relayed))
+        except BaseException:
+            ports.close()
+            raise
+        return ports
+
+    def _relayed(self, wanted: Sequence[Publish]) -> Relayed:
         with self._switch.lock:
             if self._relay is None:
                 self._relay = Relay(Supply(self._switch.namespace))
@@ -273,6 +292,7 @@ class Network(Watching, Joinable):
             rate=wish.rate,
             burst=wish.burst,
             everywhere=self.uplink is not None or bool(wish.publish),
+            everywhere6=self.uplink6,
             routes=wish.routes,
         )
         with self._switch.lock:
@@ -289,7 +309,9 @@ class Network(Watching, Joinable):
         for rule in member.wish.egress.rules if member.wish.egress is not None else ():
             number = PROTOCOLS[rule.protocol] if rule.protocol else None
             for net in self._members.targets(rule):
-                found.append(ruleset.reach(member.address, net, rule.ports, number))
+                own = next((each for each in member.addresses if each.version == net.version), None)
+                if own is not None:
+                    found.append(ruleset.reach(own, net, rule.ports, number))
         member.rules = found
         return found
 

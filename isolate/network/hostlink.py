@@ -12,6 +12,7 @@ import errno
 import fcntl
 import ipaddress
 import os
+import secrets
 import socket
 import struct
 import threading
@@ -37,6 +38,7 @@ __all__ = ["HostLink", "Published", "uplinks"]
 #: Host ends of such wires: isou0, isou1, … One network's rules refuse what comes from another's.
 PREFIX = "isou"
 _INDEX = 3  # of the switch's end
+_HERE_MAC, _THERE_MAC = "02:69:73:6f:75:01", "02:69:73:6f:75:02"  # nobody else is on such a wire
 _RAW, _R = -300, REGISTER
 _LINK_LOCAL = ipaddress.ip_network("169.254.0.0/16")
 #: 169.254.169.254 and its neighbours are where clouds answer for their metadata.
@@ -126,7 +128,15 @@ class HostLink:
 
     def _wire(self) -> None:
         mtu = self.switch.mtu
-        making = link.veth(f"{PREFIX}%d", ruleset.UPLINK, self.switch.namespace, peer_index=_INDEX, mtu=mtu)
+        making = link.veth(
+            f"{PREFIX}%d",
+            ruleset.UPLINK,
+            self.switch.namespace,
+            peer_index=_INDEX,
+            mtu=mtu,
+            mac=_HERE_MAC,
+            peer_mac=_THERE_MAC,
+        )
         self._route.batch([making])
         self.index: int = link.peer_of(self.switch.route, _INDEX)
         #: The host's end, and both addresses.
@@ -144,7 +154,31 @@ class HostLink:
                 address.route(None, index=_INDEX, via=self.here),
             ]
         )
+        #: The switch's end, of IPv6; None where there is no way out by it.
+        self.there6: Address | None = None
+        if self.out and self.switch.routes6 and address.forwards6(self._route):
+            self._wire6()
         link.settle(self._route, self.device)
+
+    def _wire6(self) -> None:
+        """A way out by IPv6, which the host forwards already, by all devices or by none: nothing of it is changed."""
+        pair = ipaddress.IPv6Network((b"\xfd" + secrets.token_bytes(14) + b"\0", 127))
+        here, there = pair[0], pair[1]
+        # Neighbours are noted: the host takes nothing from the wire that is for itself, questions about them included.
+        self._route.batch(
+            [
+                address.add(self.index, ipaddress.ip_interface((here, 127))),
+                address.neighbour(self.index, there, link.mac_bytes(_THERE_MAC)),
+            ]
+        )
+        self.switch.route.batch(
+            [
+                address.add(_INDEX, ipaddress.ip_interface((there, 127))),
+                address.neighbour(_INDEX, here, link.mac_bytes(_HERE_MAC)),
+                address.route(None, index=_INDEX, via=here),
+            ]
+        )
+        self.there6 = there
 
     def _addresses(self) -> tuple[Address, Address]:
         """A pair that nobody else has here: by the index of the host's end, which the kernel gives out once."""
@@ -201,6 +235,9 @@ class HostLink:
             other = [nft.meta("oifname"), nft.compare(nft.ifname(self.device), unequal=True)]
             own = [*nft.family(4), ruleset.source(4), nft.compare(self.there.packed)]
             messages.append(table.rule("masquerade", *own, *other, nft.masquerade()))
+            if self.there6 is not None:
+                own = [*nft.family(6), ruleset.source(6), nft.compare(self.there6.packed)]
+                messages.append(table.rule("masquerade", *own, *other, nft.masquerade()))
         for chain in ("publish", "publish_here"):
             ports = [nft.meta("l4proto", _R + 1), ruleset.port(_R + 2)]
             exact = [*nft.family(4), ruleset.destination(4), *ports, nft.lookup("published", into=_R)]
@@ -272,8 +309,11 @@ class HostLink:
 def reserve(publish: Publish, port: int) -> socket.socket:
     """Hold the port, so that nobody else gets it: a socket that is bound, and to which nothing ever comes."""
     kind = socket.SOCK_STREAM if publish.protocol == "tcp" else socket.SOCK_DGRAM
-    sock = socket.socket(socket.AF_INET, kind)
+    version6 = ":" in publish.address
+    sock = socket.socket(socket.AF_INET6 if version6 else socket.AF_INET, kind)
     try:
+        if version6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((publish.address, port))
     except OSError as error:
         sock.close()

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.handing import Handing
-from isolate.engine.ops import Label, Register, call
+from isolate.engine.ops import Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
 from isolate.kernel import checks
 from isolate.kernel.checks import keywords
-from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_WRONLY, Constant
+from isolate.kernel.constants import Constant
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
-from isolate.network import link, resolv
+from isolate.network import link, resolv, sysctls
 from isolate.network.joinable import Joinable
 from isolate.network.members import Wish
 from isolate.network.words import Egress, Publish, PublishLike, host_name, publications, rate
@@ -43,7 +42,7 @@ class Interface:
     ``name`` and ``aliases`` are what other members find it by. ``address`` and ``address6`` are given out by the
     network unless they are named. ``publish`` has ports of the host's lead to it: ``{8080: 80}``,
     ``{"127.0.0.1:5353/udp": 53}``, ``{"8000-8010": "9000-9010"}``; at the host's loopback, unless an address is named.
-    ``egress`` limits what it may open connections to (:class:`Egress`; such an interface has IPv4 alone); None is
+    ``egress`` limits what it may open connections to (:class:`Egress`); None is
     everything that the network reaches. ``rate`` is its limit in bits per second, each way (``"20M"``), ``burst`` how
     many bytes may go at once (``"64K"``). ``mac`` and ``mtu`` are the device's, ``device`` its name inside (``eth0``,
     ``eth1``, … by default). ``routes`` are further ways: ``{"192.0.2.0/24": "10.88.0.7"}``, from a network to the
@@ -181,17 +180,8 @@ class Interface:
 
 def all_ports() -> Step:
     """In a network of its own a program may serve at any port: those below 1024 say nothing about it there."""
-    fd, end = Register("file"), Label()
-    path = b"/proc/sys/net/ipv4/ip_unprivileged_port_start"
-    # Where /proc is read-only or missing (in a container) they stay with CAP_NET_BIND_SERVICE.
-    gone = (errno.ENOENT, errno.EROFS, errno.EACCES)
-    ops = (
-        call("openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=fd, errors=gone, policy="jump", label=end),
-        call("write", fd, b"0", 1, expect=1),
-        call("close", fd),
-        end,
-    )
-    return Step(Phase.SYSTEM, "ports below 1024 need no capability in this network", ops, path=path)
+    text = "ports below 1024 need no capability in this network"
+    return sysctls.write(Phase.SYSTEM, text, {"ipv4/ip_unprivileged_port_start": b"0"})
 
 
 def _address(value: str | Address | None, net: Net | None, what: str, *, gateway: bool = False) -> Address | None:

@@ -26,7 +26,7 @@ from isolate.kernel.constants import (
     PR_SET_DUMPABLE,
     Constant,
 )
-from isolate.network import netlink
+from isolate.network import netlink, sysctls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,6 +91,7 @@ class _Namespace:
     bound: tuple[Bound, ...]
     here: tuple[Message, ...]
     outside: tuple[Message, ...]
+    settings: tuple[tuple[str, bytes], ...] = ()
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Make it, hand the sockets over, wait for the end, take down."""
@@ -104,6 +105,8 @@ class _Namespace:
             yield from _user_namespace(context)
         making = call("unshare", CLONE_NEWNET)
         yield Step(Phase.CGROUP, "make a network namespace", (making,), hints=HINTS)
+        if self.settings:
+            yield sysctls.write(Phase.CGROUP, "forward IPv6 in it, and answer for neighbours", dict(self.settings))
         route, filters, own = Register("rtnetlink"), Register("nfnetlink"), Register("rtnetlink")
         yield Step(
             Phase.CGROUP,
@@ -182,10 +185,16 @@ class Kept:
             session.dismiss()
 
 
-def keep(bound: Sequence[Bound], here: Sequence[Message], outside: Sequence[Message] = ()) -> Kept:
+def keep(
+    bound: Sequence[Bound],
+    here: Sequence[Message],
+    outside: Sequence[Message] = (),
+    settings: Sequence[tuple[str, bytes]] = (),
+) -> Kept:
     """Make a network namespace. Its first two sockets are for rtnetlink and nftables, then those that are ``bound``.
 
-    ``here`` are requests to its kernel once the owner has ended, ``outside`` to the caller's network.
+    ``here`` are requests to its kernel once the owner has ended, ``outside`` to the caller's network. ``settings`` are
+    written in it, below ``/proc/sys/net``, where that can be.
 
     :raises SetupError: it cannot be made.
     """
@@ -195,7 +204,7 @@ def keep(bound: Sequence[Bound], here: Sequence[Message], outside: Sequence[Mess
         kept.fds += fds
 
     handing = Handing(receive, 2 + len(bound), part="Network")
-    part = _Namespace(handing, tuple(bound), tuple(here), tuple(outside))
+    part = _Namespace(handing, tuple(bound), tuple(here), tuple(outside), tuple(settings))
     try:
         kept.session = start.keep(part)
         if not kept.fds:

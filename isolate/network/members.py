@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from isolate.network.relay import Relayed
     from isolate.network.switch import Plug, Switch
 
-__all__ = ["Member", "Members", "Wish"]
+__all__ = ["Member", "Members", "Ports", "Wish"]
 
 #: So many ports the kernel gives a bridge (BR_MAX_PORTS less what the switch has itself).
 MOST = 1000
@@ -54,7 +54,7 @@ class Member:
     #: What its egress put into the switch's sets.
     rules: list[Message] = field(default_factory=list)
     #: Its ports on the host.
-    published: Published | Relayed | None = None
+    published: Ports | None = None
 
     @property
     def name(self) -> str | None:
@@ -70,6 +70,27 @@ class Member:
     def names(self) -> tuple[str, ...]:
         """All of its names."""
         return (*((self.wish.name,) if self.wish.name else ()), *self.wish.aliases)
+
+
+class Ports:
+    """A member's published ports, however they are led to it."""
+
+    def __init__(self) -> None:
+        self._ways: list[Published | Relayed] = []
+
+    def add(self, way: Published | Relayed) -> None:
+        """Some of them."""
+        self._ways.append(way)
+
+    def lead(self, to: Address) -> None:
+        """Have them lead to a member's address."""
+        for way in self._ways:
+            way.lead(to)
+
+    def close(self) -> None:
+        """Nobody reaches the member by them any more."""
+        while self._ways:
+            self._ways.pop().close()
 
 
 class Members:
@@ -119,7 +140,7 @@ class Members:
                 )
         number = self._number(wish)
         addresses = [self._subnets[4].network_address + 2 + number if wish.address is None else wish.address]
-        if 6 in self._subnets and wish.egress is None:
+        if 6 in self._subnets and (wish.egress is None or self._switch.routes6):
             addresses.append(self._subnets[6].network_address + 2 + number if wish.address6 is None else wish.address6)
         member = Member(number, wish, tuple(addresses))
         self.by_number[number] = member
@@ -200,7 +221,7 @@ class Members:
             self._by_address.pop(address, None)
 
     def targets(self, reach: Reach) -> Sequence[Net]:
-        """The IPv4 networks that a rule of :class:`~isolate.network.Egress` is about, as members are now."""
+        """The networks that a rule of :class:`~isolate.network.Egress` is about, as members are now."""
         if not isinstance(reach.to, str):
-            return [reach.to] if reach.to.version == 4 else []
-        return [ipaddress.ip_network(a) for a in self.find(reach.to) or () if a.version == 4]
+            return [reach.to]
+        return [ipaddress.ip_network(a) for a in self.find(reach.to) or ()]

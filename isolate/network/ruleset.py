@@ -107,35 +107,61 @@ def _names() -> list[Message]:
     return messages
 
 
+def _reaching(version: int) -> list[Message]:
+    """What members whose egress is limited may open connections to: by port, and by address alone."""
+    accept = nft.verdict(nft.ACCEPT)
+    size = 1 if version == 4 else 4  # registers that an address takes
+    there = _R + size
+    pair = [*nft.family(version), source(version), destination(version, there)]
+    return [
+        SWITCH.rule(
+            "forward",
+            *pair,
+            nft.meta("l4proto", there + size),
+            port(there + size + 1),
+            nft.lookup(f"reach_ports{version}"),
+            accept,
+        ),
+        SWITCH.rule("forward", *pair, nft.lookup(f"reach{version}"), accept),
+    ]
+
+
 def base(*, out: bool) -> list[Message]:
     """The tables of a new switch. ``out``: members whose egress is not limited may use the uplink."""
     table = SWITCH
     accept, drop = nft.verdict(nft.ACCEPT), nft.verdict(nft.DROP)
     limited = [nft.meta("iif"), nft.lookup("limited")]
-    key = (nft.IPV4, nft.IPV4)
+    link_local = (b"\xff\xc0" + bytes(14), b"\xfe\x80" + bytes(14))
+    unlike_link_local = [source(6), nft.masked(link_local[0]), nft.compare(link_local[1], unequal=True)]
     messages = [
         *_bridge(),
         table.create(),
         table.set(Set("limited", (nft.INDEX,))),
-        table.set(Set("members4", (nft.INDEX, nft.IPV4))),
-        table.set(Set("reach", key, interval=True)),
-        table.set(Set("reach_ports", (*key, nft.PROTOCOL, nft.PORT), interval=True)),
+        *(table.set(Set(f"members{v}", (nft.INDEX, ADDRESS[v]))) for v in (4, 6)),
+        *(table.set(Set(f"reach{v}", (ADDRESS[v], ADDRESS[v]), interval=True)) for v in (4, 6)),
+        *(
+            table.set(Set(f"reach_ports{v}", (ADDRESS[v], ADDRESS[v], nft.PROTOCOL, nft.PORT), interval=True))
+            for v in (4, 6)
+        ),
         table.set(Set("published", (nft.PROTOCOL, nft.PORT), (nft.IPV4, nft.PORT))),
         table.chain(Chain("spoofed", nft.PREROUTING, priority=_RAW)),
         table.chain(Chain("input", nft.INPUT, policy=nft.DROP)),
         table.chain(Chain("forward", nft.FORWARD, policy=nft.DROP)),
         table.chain(Chain("publish", nft.PREROUTING, "nat", -100)),
         table.chain(Chain("masquerade", nft.POSTROUTING, "nat", 100)),
-        # A port of its own: only with its own address, and IPv4 alone.
-        table.rule("spoofed", *limited, *nft.family(6), drop),
-        table.rule(
-            "spoofed",
-            *limited,
-            *nft.family(4),
-            nft.meta("iif"),
-            source(4, _R + 1),
-            nft.lookup("members4", inverted=True),
-            drop,
+        # A port of its own: only with its own addresses; of IPv6 also to find its neighbour, which is never forwarded.
+        *(
+            table.rule(
+                "spoofed",
+                *limited,
+                *nft.family(v),
+                *(unlike_link_local if v == 6 else ()),
+                nft.meta("iif"),
+                source(v, _R + 1),
+                nft.lookup(f"members{v}", inverted=True),
+                drop,
+            )
+            for v in (4, 6)
         ),
         *_names(),
         table.rule("input", *nft.established(), accept),
@@ -144,17 +170,7 @@ def base(*, out: bool) -> list[Message]:
         table.rule("forward", *nft.established(), accept),
         table.rule("forward", *nft.device("iifname", UPLINK), *nft.translated(), accept),
         table.rule("forward", *nft.device("iifname", UPLINK), drop),
-        table.rule(
-            "forward",
-            *nft.family(4),
-            source(4),
-            destination(4, _R + 1),
-            nft.meta("l4proto", _R + 2),
-            port(_R + 3),
-            nft.lookup("reach_ports"),
-            accept,
-        ),
-        table.rule("forward", *nft.family(4), source(4), destination(4, _R + 1), nft.lookup("reach"), accept),
+        *(rule for v in (4, 6) for rule in _reaching(v)),
         table.rule("forward", *limited, nft.reject()),
     ]
     if out:
@@ -186,8 +202,8 @@ def admitted(index: int, addresses: Iterable[Address], *, limited: bool, remove:
         own = [Element((name, a.packed)) for a in addresses if a.version == version]
         if own and not limited:
             messages.append(BRIDGE.elements(f"members{version}", own, remove=remove))
-        elif own and version == 4:
-            messages.append(SWITCH.elements("members4", own, remove=remove))
+        elif own:
+            messages.append(SWITCH.elements(f"members{version}", own, remove=remove))
     if limited:
         messages.append(SWITCH.elements("limited", [Element((name,))], remove=remove))
     return messages
@@ -200,11 +216,11 @@ def reach(
     first, last = to[0].packed, to[-1].packed
     if ports is None or protocol is None:
         element = Element((member.packed, first), (member.packed, last))
-        return SWITCH.elements("reach", [element], remove=remove)
+        return SWITCH.elements(f"reach{member.version}", [element], remove=remove)
     low, high = (struct.pack(">H", p) for p in ports)
     kind = bytes([protocol])
     element = Element((member.packed, first, kind, low), (member.packed, last, kind, high))
-    return SWITCH.elements("reach_ports", [element], remove=remove)
+    return SWITCH.elements(f"reach_ports{member.version}", [element], remove=remove)
 
 
 def published(port_here: int, protocol: int, to: Address, port_there: int, *, remove: bool = False) -> Message:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plug", "Switch"]
 
+#: IPv6 is forwarded by all devices of a network or by none, and only such a network answers for neighbours.
+_SETTINGS = (("ipv6/conf/all/forwarding", b"1"), ("ipv6/conf/all/proxy_ndp", b"1"))
 _BRIDGE, _FIRST, _TURNS = 2, 10, 1 << 28  # indexes of devices in the switch
 
 
@@ -43,8 +45,9 @@ class Plug:
     #: Bits a second each way, and bytes at once.
     rate: int | None = None
     burst: int | None = None
-    #: Whether it has a route to everywhere by the switch.
+    #: Whether it has a route to everywhere by the switch, of IPv4 and of IPv6.
     everywhere: bool = False
+    everywhere6: bool = False
     #: Further routes: a network and the member (or the switch, None) that is the way there.
     routes: tuple[tuple[Net, Address | None], ...] = ()
     attached: bool = field(default=False, init=False)
@@ -54,6 +57,11 @@ class Plug:
     def port(self) -> str:
         """The name of its end in the switch."""
         return f"{'r' if self.limited else 'p'}{self.number}"
+
+    @property
+    def port_mac(self) -> str:
+        """The hardware address of its end in the switch, where that matters: of a limited member's port."""
+        return _mac(0x8000 | self.number)
 
     @property
     def index(self) -> int:
@@ -112,7 +120,9 @@ class Switch:
         if names:
             bound = [Bound(kind, str(gateway), 53) for gateway in self.gateways.values() for kind in ("udp", "tcp")]
         cut = [link.remove(name) for name in (ruleset.UPLINK, ruleset.BRIDGE_NAME)]
-        self._kept: Kept = keep(bound, cut)
+        #: Whether it forwards IPv6: else IPv6 passes among members on the bridge alone.
+        self.routes6: bool = False
+        self._kept: Kept = keep(bound, cut, settings=_SETTINGS if 6 in self.subnets else ())
         try:
             route, filters, *listening = (socket.socket(fileno=fd) for fd in self._taken())
             self.route: Socket = Socket(ROUTE, made=route)
@@ -139,6 +149,11 @@ class Switch:
         for version, net in self.subnets.items():
             gateway = self.gateways[version]
             messages.append(address.add(_BRIDGE, ipaddress.ip_interface((gateway, net.prefixlen))))
+        self.routes6 = 6 in self.subnets and address.forwards6(self.route)
+        if self.routes6:
+            messages.append(address.proxy_at_once(_BRIDGE, 6))
+            # Neighbours are asked for by a link-local address, and the kernel's own is not used for its first seconds.
+            messages.append(address.add(_BRIDGE, ipaddress.ip_interface("fe80::1/64")))
         self.route.batch(messages)
         self.filters.transaction(nft.SUBSYSTEM, ruleset.base(out=out))
 
@@ -165,6 +180,7 @@ class Switch:
                     namespace,
                     index=plug.index,
                     mtu=plug.mtu,
+                    mac=plug.port_mac if plug.limited else None,
                     peer_mac=plug.mac,
                     master=0 if plug.limited else _BRIDGE,
                 )
@@ -202,12 +218,11 @@ class Switch:
             return []
         messages = [link.change(plug.index, ipv4={FORWARDING: 1}, step=f"forward IPv4 from {plug.port}")]
         for own in plug.addresses:
-            if own.version == 4:
-                messages += [
-                    address.route(ipaddress.ip_network(own), index=plug.index),
-                    address.neighbour(plug.index, own, link.mac_bytes(plug.mac)),
-                    address.proxy(_BRIDGE, own),
-                ]
+            messages += [
+                address.route(ipaddress.ip_network(own), index=plug.index),
+                address.neighbour(plug.index, own, link.mac_bytes(plug.mac)),
+                address.proxy(_BRIDGE, own),
+            ]
         return messages
 
     def _inside(self, plug: Plug, index: int) -> list[Message]:
@@ -218,11 +233,14 @@ class Switch:
         messages.append(link.change(index, up=True, step=Words("set {} up", plug.device)))
         for own in plug.addresses:
             gateway = self.gateways[own.version]
+            everywhere = plug.everywhere if own.version == 4 else plug.everywhere6
             if plug.limited:
                 messages.append(address.route(ipaddress.ip_network(gateway), index=index))
-                to = None if plug.everywhere else self.subnets[own.version]
+                if own.version == 6:  # it is an address of the bridge, for which no other port speaks
+                    messages.append(address.neighbour(index, gateway, link.mac_bytes(plug.port_mac)))
+                to = None if everywhere else self.subnets[own.version]
                 messages.append(address.route(to, index=index, via=gateway))
-            elif plug.everywhere:
+            elif everywhere:
                 messages.append(address.route(None, index=index, via=gateway))
         for net, via in plug.routes:
             messages.append(address.route(net, index=index, via=via or self.gateways[net.version]))
@@ -240,7 +258,7 @@ class Switch:
             plug.attached = False
             messages = [link.remove(plug.index)] if wait else [link.change(plug.index, up=False)]
             if plug.limited:
-                messages += [address.proxy(_BRIDGE, own, remove=True) for own in plug.addresses if own.version == 4]
+                messages += [address.proxy(_BRIDGE, own, remove=True) for own in plug.addresses]
             self.route.tried(messages)
             admitted = ruleset.admitted(plug.index, plug.addresses, limited=plug.limited, remove=True)
             for message in [*admitted, *rules]:  # each by itself: some may never have been put in

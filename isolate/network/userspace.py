@@ -53,6 +53,8 @@ class Userspace:
     def __init__(self, *, publish: PublishLike = (), helper: str | None = None, mtu: int = 1500) -> None:
         if helper is not None and helper not in HELPERS:
             raise ValueError(f"Userspace: helper must be 'pasta' or 'slirp4netns', not {helper!r}")
+        if any(each.version == 6 for each in publications(publish)):
+            raise ValueError("Userspace: publish takes IPv4 addresses of the host; a Network with uplink='user' both")
         if isinstance(mtu, bool) or not isinstance(mtu, int) or not 576 <= mtu <= 65521:
             raise ValueError(f"Userspace: mtu must be from 576 to 65521 bytes, not {mtu!r}")
         for name, value in (("publish", publications(publish)), ("helper", helper), ("mtu", mtu)):

@@ -116,7 +116,8 @@ class Publish:
     """A port of the host's that leads to a port of a member.
 
     ``host`` and ``port`` are ports, or ranges of the same length (``"8000-8010"``). ``address`` is the host's address
-    that it is reached at: its loopback, unless another is named; ``"0.0.0.0"`` is every one.
+    that it is reached at: its loopback, unless another is named; ``"0.0.0.0"`` is every IPv4 address, ``"::"`` every
+    IPv6 address.
     """
 
     host: int | str
@@ -133,12 +134,12 @@ class Publish:
         if outside[1] - outside[0] >= MOST_PORTS:
             raise ValueError(f"Publish: at most {MOST_PORTS} ports in one range")
         try:
-            ipaddress.IPv4Address(self.address)
+            found = ipaddress.ip_address(self.address)
         except ValueError:
-            hint = "; IPv6 addresses cannot be published at" if ":" in str(self.address) else ""
-            raise ValueError(
-                f"Publish: address must be an IPv4 address of the host, not {self.address!r}{hint}"
-            ) from None
+            raise ValueError(f"Publish: address must be an address of the host, not {self.address!r}") from None
+        if isinstance(found, ipaddress.IPv6Address) and (found.scope_id or found.ipv4_mapped):
+            raise ValueError(f"Publish: address must be an IPv4 address or a whole IPv6 address, not {self.address!r}")
+        object.__setattr__(self, "address", str(found))
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -148,7 +149,12 @@ class Publish:
         return [(first + i, inside + i) for i in range(last - first + 1)]
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.host}/{self.protocol}"
+        return f"{f'[{self.address}]' if self.version == 6 else self.address}:{self.host}/{self.protocol}"
+
+    @property
+    def version(self) -> int:
+        """Of the address: 4 or 6."""
+        return 6 if ":" in self.address else 4
 
 
 def publications(value: PublishLike) -> tuple[Publish, ...]:
@@ -158,6 +164,10 @@ def publications(value: PublishLike) -> tuple[Publish, ...]:
         for key, inside in value.items():
             text, protocol = _protocol(str(key), "publish")
             address, _, outside = text.rpartition(":")
+            if address.startswith("[") and address.endswith("]") and ":" in address:
+                address = address[1:-1]
+            elif ":" in address:
+                raise ValueError(f"publish: an IPv6 address stands in brackets, as in '[::1]:8080', not {key!r}")
             if isinstance(key, bool) or not isinstance(key, (int, str)):
                 raise TypeError(f"publish: a port of the host's is wanted, not {key!r}")
             host = key if isinstance(key, int) else outside
@@ -171,7 +181,8 @@ def publications(value: PublishLike) -> tuple[Publish, ...]:
             found.append(each)
     for i, each in enumerate(found):
         for other in found[:i]:
-            same = each.address == other.address or EVERY in (each.address, other.address)
+            every = {EVERY, "::"} & {each.address, other.address}
+            same = each.address == other.address or (each.version == other.version and bool(every))
             both = {host for host, _ in each.pairs} & {host for host, _ in other.pairs}
             if same and both and each.protocol == other.protocol:
                 raise ConflictError(f"publish: the host's port {min(both)}/{each.protocol} is published twice")
@@ -223,6 +234,7 @@ class Egress:
     ``to`` are members by name and addresses or networks, with a port, a range of ports, or none for every port and
     protocol: ``"db:5432"``, ``"203.0.113.0/24:443"``, ``"db:53/udp"``, ``"198.51.100.7:8000-8010"``. Without any it may
     open none at all. Addresses outside of the network also need a network with an uplink.
+    IPv6 addresses with a port stand in brackets: ``"[2001:db8::1]:443"``.
     """
 
     to: tuple[str, ...] = ()

@@ -113,6 +113,7 @@ class Outside(_Netted):
     """Another machine: a network that the machine's is wired to, at 192.0.2.9; the machine is 192.0.2.1."""
 
     address = "192.0.2.9"
+    address6 = "2001:db8:9::9"
 
     def __init__(self, machine: NetNamespace) -> None:
         self.net = NetNamespace.create()
@@ -125,9 +126,12 @@ class Outside(_Netted):
                 # New devices do as the first network's do, where that has a sysctl for it.
                 here.batch([link.forwarding(index, on=False)])
                 here.batch([address.add(index, ipaddress.ip_interface("192.0.2.1/24"))])
+                here.batch([address.add(index, ipaddress.ip_interface("2001:db8:9::1/64"))])
                 here.batch([address.route(None, index=index, via=ipaddress.ip_address(self.address))])
+                here.batch([address.route(None, index=index, via=ipaddress.ip_address(self.address6))])
             index = _index("eth0", there)
             there.batch([address.add(index, ipaddress.ip_interface("192.0.2.9/24")), link.change(index, up=True)])
+            there.batch([address.add(index, ipaddress.ip_interface("2001:db8:9::9/64"))])
 
     def __enter__(self) -> Self:
         return self

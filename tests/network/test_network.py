@@ -64,7 +64,7 @@ def test_rules_are_what_nft_tells_and_nobody_elses() -> None:
         sets = {(row["set"]["family"], row["set"]["name"]): row["set"] for row in rows if "set" in row}
         assert [e["concat"][1] for e in sets["bridge", "members4"]["elem"]] == [str(lan.members["db"][0])]
         assert [e["concat"][1] for e in sets["inet", "members4"]["elem"]] == [web.address]
-        (element,) = sets["inet", "reach_ports"]["elem"]
+        (element,) = sets["inet", "reach_ports4"]["elem"]
         assert element["concat"] == [web.address, str(lan.members["db"][0]), "tcp", 5432]
         with pytest.raises(Exception, match="returned non-zero"):
             told(switch, "nft", "-j", "add", "rule", "inet", "isolate", "forward", "accept")

@@ -95,7 +95,8 @@ def published(words: list[str]) -> tuple[Any, ...]:
         pieces = rest.rsplit(":", 2)
         if len(pieces) < 2:
             raise ValueError(f"--publish wants [ADDRESS:]PORT:PORT[/udp], not {word!r}")
-        found.append(Publish(pieces[-2], pieces[-1], protocol, *pieces[:-2]))
+        place = [piece.removeprefix("[").removesuffix("]") for piece in pieces[:-2]]
+        found.append(Publish(pieces[-2], pieces[-1], protocol, *place))
     return tuple(found)
 
 
