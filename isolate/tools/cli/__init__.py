@@ -44,6 +44,18 @@ def _complain(what: object) -> None:
     print(f"isolate: {printable_lines(str(what))}", file=sys.stderr)
 
 
+def _failed(error: Exception, options: argparse.Namespace) -> None:
+    """What ends a command: on stderr, and with ``--json`` on stdout as well, as the answer."""
+    _complain(error)
+    if getattr(options, "json", False):
+        import json
+
+        words = {name: getattr(error, name, None) for name in ("part", "step", "path", "errno", "cause", "remedy")}
+        print(
+            json.dumps({"error": {"type": type(error).__name__, **words}, "message": str(error)}, default=os.fsdecode)
+        )
+
+
 def _any_terminal() -> None:
     """Let stdout and stderr escape what their encoding has no way to say: a terminal may be an ASCII one."""
     for stream in (sys.stdout, sys.stderr):
@@ -209,24 +221,12 @@ def _status(result: Result[Any]) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from isolate.tools.cli import explain
+
     try:
-        return _shown(sandbox(options), options)
+        return explain.command(options, sandbox(options))
     finally:
         _close(options)
-
-
-def _shown(box: Sandbox, options: argparse.Namespace) -> int:
-    if options.code:
-        from isolate.tools.cli.code import code
-
-        print(code(box))
-        return 0
-    from isolate.tools.cli.summary import summary
-
-    print(summary(box))
-    if options.calls:
-        print(f"\n{box.explain()}".rstrip("\n"))
-    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except (ValueError, TypeError) as error:
-        _complain(error)
+        _failed(error, options)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -281,5 +281,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_INTERRUPTED
     except OSError as error:
-        _complain(error)
+        _failed(error, options)
         return EXIT_SETUP

@@ -8,6 +8,9 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from isolate.tools.cli import live
+from isolate.tools.cli.showing import binary
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
@@ -41,7 +44,7 @@ def add_commands(
     opening.add_argument("container", metavar="NAME")
 
     listing = commands.add_parser("ps", help="list the containers that were opened", **common)
-    listing.add_argument("--json", action="store_true", help="as JSON, a list")
+    live.add_options(listing)
 
     executing = commands.add_parser(
         "exec",
@@ -55,19 +58,28 @@ def add_commands(
     executing.add_argument("container", metavar="NAME")
 
     logs = commands.add_parser("logs", help="print what the programs that were kept have written", **common)
+    logs.add_argument("--json", action="store_true", help="as JSON")
     logs.add_argument("container", metavar="NAME")
 
     stop = commands.add_parser("stop", help="end a container: SIGTERM to its programs, then everything", **common)
     stop.add_argument("--grace", type=float, default=10.0, metavar="SECONDS", help="for the programs (default: 10)")
+    stop.add_argument("--json", action="store_true", help="print the names as JSON")
     stop.add_argument("container", metavar="NAME", nargs="+")
 
     removal = commands.add_parser("rm", help="remove the record and the log of a container that has ended", **common)
     removal.add_argument("--force", action="store_true", help="end it first")
+    removal.add_argument("--json", action="store_true", help="print the names as JSON")
     removal.add_argument("container", metavar="NAME", nargs="+")
 
-    stats = commands.add_parser("stats", help="what a container uses (it needs a limit, such as --memory)", **common)
-    stats.add_argument("--json", action="store_true", help="as JSON")
-    stats.add_argument("container", metavar="NAME")
+    stats = commands.add_parser(
+        "stats",
+        help="what containers use (they need a limit, such as --memory)",
+        description="What containers use: a table of those that run, or all figures of one NAME. Counted are those that"
+        "\nhave a group of their own: opened with a limit, such as --memory.",
+        **common,
+    )
+    live.add_options(stats)
+    stats.add_argument("container", metavar="NAME", nargs="*")
 
 
 def entered(name: str) -> Any:
@@ -93,6 +105,8 @@ def _open(options: argparse.Namespace) -> int:
                 _settled(options.container)
                 remove(options.container)
                 raise
+        if options.json:
+            print(json.dumps({"name": options.container, "pid": c.pid}))
     return 0
 
 
@@ -100,16 +114,15 @@ def _ps(options: argparse.Namespace) -> int:
     from isolate.errors import printable
     from isolate.sandbox.containers.records import read_records
 
-    found = read_records()
-    if options.json:
-        print(json.dumps([asdict(record) for record in found], indent=2))
-        return 0
-    rows = [("NAME", "STATE", "PID", "AGE", "COMMAND")]
-    rows += [(r.name, r.state, str(r.pid or "-"), _age(r.created), printable(" ".join(r.command))[:60]) for r in found]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    for row in rows:
-        print("  ".join([*(f"{text:{width}}" for text, width in zip(row, widths, strict=False)), row[4]]).rstrip())
-    return 0
+    def ask() -> live.Rows:
+        found = read_records()
+        rows: list[tuple[str, ...]] = [("NAME", "STATE", "PID", "AGE", "COMMAND")]
+        rows += [
+            (r.name, r.state, str(r.pid or "-"), _age(r.created), printable(" ".join(r.command))[:60]) for r in found
+        ]
+        return rows, [asdict(record) for record in found]
+
+    return live.show(options, ask)
 
 
 def _age(since: float) -> str:
@@ -128,7 +141,9 @@ def _logs(options: argparse.Namespace) -> int:
 
     with opened(options.container) as directory:
         data = read_log(directory)
-    if sys.stdout.isatty():  # what a program wrote is shown, never sent to the terminal as it is
+    if options.json:
+        print(json.dumps({"container": options.container, "log": data.decode("utf-8", "backslashreplace")}))
+    elif sys.stdout.isatty():  # what a program wrote is shown, never sent to the terminal as it is
         from isolate.errors import printable_lines
 
         print(printable_lines(data.decode("utf-8", "backslashreplace")), end="")
@@ -143,6 +158,12 @@ def _stop(options: argparse.Namespace) -> int:
         with entered(name) as c:
             c.stop(options.grace)
         _settled(name)
+    return _told(options, "stopped")
+
+
+def _told(options: argparse.Namespace, what: str) -> int:
+    if options.json:
+        print(json.dumps({what: options.container}))
     return 0
 
 
@@ -169,19 +190,90 @@ def _rm(options: argparse.Namespace) -> int:
                 pass  # it has ended, or there is none, which is said below
             _settled(name)
         remove(name)
-    return 0
+    return _told(options, "removed")
 
 
 def _stats(options: argparse.Namespace) -> int:
-    with entered(options.container) as c:
-        found: Stats = c.stats()
-    if options.json:
-        print(json.dumps(asdict(found), indent=2))
+    if len(options.container) == 1 and not options.live:
+        with entered(options.container[0]) as c:
+            found: Stats = c.stats()
+        if options.json:
+            print(json.dumps(asdict(found), indent=2))
+            return 0
+        for name, value in asdict(found).items():
+            if value is not None and not isinstance(value, dict):
+                print(f"{name:20} {value:.3f}" if isinstance(value, float) else f"{name:20} {value}")
         return 0
-    for name, value in asdict(found).items():
-        if value is not None and not isinstance(value, dict):
-            print(f"{name:20} {value:.3f}" if isinstance(value, float) else f"{name:20} {value}")
-    return 0
+    return live.show(options, Usage(options.container).ask)
+
+
+class Usage:
+    """What containers use, asked again and again."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self._before: dict[str, tuple[float, float]] = {}
+
+    def ask(self) -> live.Rows:
+        """The table; processor time is that since the last one."""
+        from isolate.sandbox.containers.records import read_records
+
+        states = {record.name: record.state for record in read_records()}
+        rows: list[tuple[str, ...]] = [
+            ("NAME", "CPU %", "CPU TIME", "MEMORY", "PEAK", "TASKS", "READ", "WRITTEN", "OOM KILLS", "STATE")
+        ]
+        data = []
+        for name in self._names or [name for name, state in states.items() if state == "running"]:
+            stats, state = self._of(name, states.get(name, "not there"))
+            now = time.monotonic()
+            share = None
+            if stats is not None and stats.cpu_time is not None:
+                then, used = self._before.get(name, (now, stats.cpu_time))
+                share = 100 * (stats.cpu_time - used) / (now - then) if now > then else None
+                self._before[name] = now, stats.cpu_time
+            rows.append(_row(name, stats, share, state))
+            figures = None if stats is None else asdict(stats)
+            data.append({"name": name, "state": state, "cpu_percent": share, "stats": figures})
+        return rows, data
+
+    @staticmethod
+    def _of(name: str, state: str) -> tuple[Stats | None, str]:
+        from isolate.errors import IsolateError
+
+        if state != "running":
+            return None, state
+        try:
+            with entered(name) as c:
+                return c.stats(), state
+        except (IsolateError, OSError) as error:  # it has ended meanwhile, or has no group of its own
+            return None, f"{state}: {getattr(error, 'cause', None) or error}"
+
+
+def _row(name: str, stats: Stats | None, share: float | None, state: str) -> tuple[str, ...]:
+    from isolate.errors import printable
+
+    def said(value: Any, text: Callable[[Any], str] = str) -> str:
+        return "-" if value is None else text(value)
+
+    def size(value: Any) -> str:
+        return said(value, binary)
+
+    if stats is None:
+        return (name, *["-"] * 8, printable(state)[:60])
+    read = sum(each.rbytes for each in stats.io.values()) if stats.io else None
+    written = sum(each.wbytes for each in stats.io.values()) if stats.io else None
+    return (
+        name,
+        said(share, "{:.1f}".format),
+        said(stats.cpu_time, "{:.2f} s".format),
+        size(stats.memory),
+        size(stats.peak_memory),
+        said(stats.pids),
+        size(read),
+        size(written),
+        said(stats.oom_kill),
+        state,
+    )
 
 
 #: By the command's word. ``exec`` is executed as the others are that run a program: see :mod:`isolate.tools.cli`.

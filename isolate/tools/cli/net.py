@@ -27,6 +27,7 @@ def options(commands: Any, common: dict[str, Any]) -> None:
     listing = inner.add_parser("ls", help="the networks of this user that are there now", **common)
     listing.add_argument("--json", action="store_true", help="as JSON, a list")
     inspect = inner.add_parser("inspect", help="a network and its members, as JSON", **common)
+    inspect.add_argument("--json", action="store_true", help="as it is without")
     inspect.add_argument("name", metavar="NAME")
     create = inner.add_parser(
         "create",
@@ -34,6 +35,7 @@ def options(commands: Any, common: dict[str, Any]) -> None:
         description="Make a network that sandboxes join by `isolate run --net NAME`, until this command is ended.",
         **common,
     )
+    create.add_argument("--json", action="store_true", help="print what there is to say of it as one line of JSON")
     create.add_argument("name", metavar="NAME")
     create.add_argument("--subnet", metavar="NET", help="such as 10.88.0.0/24 (default: one that is free)")
     create.add_argument("--uplink", choices=("host", "user"), help="what members may reach beyond (default: nothing)")
@@ -152,6 +154,6 @@ def command(given: argparse.Namespace) -> int:
     ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # before the network's threads: they inherit it
     with network.Network(given.subnet, uplink=given.uplink, name=given.name) as lan:
-        print(f"{given.name} {lan.subnet}", flush=True)
+        print(json.dumps(lan.tell()) if given.json else f"{given.name} {lan.subnet}", flush=True)
         signal.sigwait(ending)
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 from isolate.kernel.checks import nearest
 from isolate.tools.cli import build, listing, net, profile
 from isolate.tools.cli.containers import add_commands
+from isolate.tools.cli.explain import add_command as add_explain
 from isolate.tools.cli.image_options import add_image_commands, add_store
 
 __all__ = [
@@ -216,16 +217,7 @@ def parser() -> argparse.ArgumentParser:
     _options(shell)
     shell.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
-    explain = commands.add_parser(
-        "explain",
-        help="print what a sandbox of these options is, without running anything",
-        description="Say in ten lines what holds in a sandbox: seen, hidden, limited, refused. Runs nothing, "
-        "needs no privileges.\nTakes the options of run, and ignores those of one run.",
-        usage="isolate explain [options] [-- PROGRAM ...]",
-        **common,
-    )
-    explain.add_argument("--calls", action="store_true", help="then the steps, with the system calls behind each")
-    explain.add_argument("--code", action="store_true", help="print it as Python code")
+    explain = add_explain(commands, common)
     _start_options(explain)
     _options(explain)
     explain.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from isolate.sandbox.box import Sandbox
 
-__all__ = ["add_commands", "command"]
+__all__ = ["add_commands", "any_sandbox", "command"]
 
 _CONVERT = """Print a profile in another form. FILE is a profile (.toml or .json), a preset's name (untrusted),
 a bundle's config.json of an OCI runtime, or a seccomp profile as Docker and Podman have them.
@@ -40,8 +40,10 @@ def add_commands(commands: Any, common: dict[str, Any]) -> None:
     check.add_argument("files", nargs="+", metavar="FILE")
     convert = verbs.add_parser("convert", help="print a profile as TOML or JSON", description=_CONVERT, **common)
     convert.add_argument("--to", choices=("toml", "json"), default="toml", help="the form (default: toml)")
+    convert.add_argument("--json", dest="to", action="store_const", const="json", help="the same as --to json")
     convert.add_argument("file", metavar="FILE")
-    verbs.add_parser("schema", help="print the JSON Schema of profiles", **common)
+    schema = verbs.add_parser("schema", help="print the JSON Schema of profiles", **common)
+    schema.add_argument("--json", action="store_true", help="as it is without")
 
 
 def command(options: argparse.Namespace) -> int:
@@ -52,7 +54,7 @@ def command(options: argparse.Namespace) -> int:
         print(json.dumps(profiles.schema(), indent=2))
         return 0
     if options.verb == "convert":
-        sys.stdout.write(profiles.dumps(_any(options.file), options.to))
+        sys.stdout.write(profiles.dumps(any_sandbox(options.file), options.to))
         return 0
     return max(_check(path, options) for path in options.files)
 
@@ -86,7 +88,7 @@ def _check(path: str, options: argparse.Namespace) -> int:
     return status
 
 
-def _any(path: str) -> Sandbox:
+def any_sandbox(path: str) -> Sandbox:
     """A sandbox from what a file holds."""
     from isolate.tools import profiles
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from isolate.images.progress import Progress
 
-__all__ = ["amount", "colour", "progress", "short", "table"]
+__all__ = ["amount", "binary", "colour", "progress", "short", "table"]
 
 _COLOURS = {"added": "32", "modified": "33", "metadata": "36", "removed": "31"}
 
@@ -25,6 +25,16 @@ def amount(size: int | None) -> str:
         if value < 1000 or unit == "GB":
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
+    raise AssertionError
+
+
+def binary(size: int) -> str:
+    """Bytes of memory for people: powers of 1024, as limits are given."""
+    value = float(size)
+    for unit in ("B", "K", "M", "G"):
+        if value < 1024 or unit == "G":
+            return f"{value:.0f} B" if unit == "B" else f"{value:.1f}{unit}"
+        value /= 1024
     raise AssertionError
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from isolate.sandbox.box import Sandbox
 
-__all__ = ["summary"]
+__all__ = ["holds", "summary"]
 
 _MOST = 12  # names in one line
 
@@ -18,10 +18,16 @@ _MOST = 12  # names in one line
 def summary(box: Sandbox) -> str:
     """Ten lines, each with a word and what holds. The defaults of a sandbox are told as well."""
     from isolate.errors import printable
+
+    return "\n".join(f"{name:12} {printable(text)}" for name, text in holds(box).items())
+
+
+def holds(box: Sandbox) -> dict[str, str]:
+    """What holds, by the words of the ten lines."""
     from isolate.sandbox.defaults import defaults
 
     parts = defaults(box.parts)
-    lines = {
+    return {
         "runs as": _identity(parts),
         "sees": _seen(parts),
         "may write": _writable(parts),
@@ -33,7 +39,6 @@ def summary(box: Sandbox) -> str:
         "refused": _refused(parts),
         "besides": _besides(box.parts),
     }
-    return "\n".join(f"{name:12} {printable(text)}" for name, text in lines.items())
 
 
 def _find(parts: Iterable[Any], kind: Any) -> Any:
