@@ -362,8 +362,8 @@ static int too_long(uint64_t size)
 	return SYS4(prlimit64, 0, 1 /* RLIMIT_FSIZE */, 0, PTR(limit)) >= 0 && size > limit[0];
 }
 
-/* A descriptor from which the launcher gets the tape with the run block behind it: a memfd, or where that may not be so
- * long a pipe that holds all of it. Or -errno. */
+/* A descriptor from which the launcher gets the tape with the run block behind it, or such a block alone: a memfd, or where
+ * that may not be so long a pipe that holds all of it. Or -errno. */
 static int64_t carry(const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size)
 {
 	int32_t ends[2] = {-1, -1};
@@ -581,59 +581,85 @@ static int was_lost(int32_t socket)
 	return r == 0 || r == -ECONNRESET;
 }
 
-int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,
-		      int32_t in, int32_t out, int32_t err, int32_t nonblocking)
+/* Send a run to who waits for one: the block, its streams, what is passed, and last a long block's descriptor, since a message
+ * has to find room in the socket's buffer. `begins`: to a parked launcher, that begins with it, so the other end of a control
+ * socket comes first; else to an init that waits, whose supervisor is told the limits of time. */
+static int64_t send_run(struct iso_start *s, int32_t to, int begins, const uint8_t *run, uint64_t run_size,
+			const int32_t *passed, int32_t count, const int32_t *wanted, int32_t nonblocking)
 {
-	/* A long block goes by a memfd: a message has to find room in the socket's buffer. */
-	const int32_t large = run_size > INLINE;
-	int32_t sent[ISO_MAX_PASSED + 4], opened[4] = {-1, -1, -1, -1};
-	sent[0] = sent[1] = sent[2] = sent[3] = -1;
-	struct streams q = {{in, out, err}, nonblocking, -1};
+	const int32_t large = run_size > INLINE, on = 1;
+	int32_t sent[ISO_MAX_PASSED + ISO_MAX_BESIDE], opened[ISO_MAX_BESIDE] = {-1, -1, -1, -1, -1}, pair[2];
+	struct streams q = {{wanted[0], wanted[1], wanted[2]}, nonblocking, -1};
 	union {
 		struct cmsghdr header;
 		uint8_t space[CMSG_SPACE(sizeof sent)];
 	} control;
 	struct iovec iov = {(void *)(uintptr_t)run, large ? sizeof(struct iso_run) : run_size};
 	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control};
+	size_t n = begins ? 1 : 0;
+	sent[0] = sent[1] = sent[2] = sent[3] = -1;
 	int64_t r = 0;
 	s->stage = ISO_START_STREAMS;
-	if (count < 0 || count > ISO_MAX_PASSED || run_size < sizeof(struct iso_run) || in == ISO_STDOUT || out == ISO_STDOUT)
+	if (count < 0 || count > ISO_MAX_PASSED || run_size < sizeof(struct iso_run) ||
+	    wanted[0] == ISO_STDOUT || wanted[1] == ISO_STDOUT)
 		return -EINVAL;
+	/* Before anything else is opened: what the caller has closed is told by its number. */
 	for (int i = 0; i < 3 && r >= 0; i++)
-		r = connect_stream(s, &q, i, sent + large, &opened[i]);
-	if (r >= 0 && large) {
-		s->stage = ISO_START_TAPE;
-		r = SYS2(memfd_create, PTR("isolate-run"), 1 | 2 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
+		r = connect_stream(s, &q, i, sent + n, &opened[i]);
+	n += 3;
+	if (r >= 0 && begins) {
+		s->stage = ISO_START_CONTROL;
+		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
 		if (r >= 0) {
-			sent[0] = opened[3] = (int32_t)r;
-			r = write_all((int32_t)r, run, run_size);
+			sent[0] = opened[3] = pair[1];
+			r = iso_lift(pair[0]);
 		}
-		if (r >= 0)
-			r = seal(sent[0]);
+		if (r >= 0) {
+			s->control = (int32_t)r;
+			r = SYS5(setsockopt, s->control, SOL_SOCKET, SO_PASSCRED, PTR(&on), sizeof on);
+		}
 	}
 	if (r >= 0) {
-		const size_t size = sizeof *sent * (size_t)(large + 3 + count);
-		memcpy(sent + large + 3, passed, sizeof *passed * (size_t)count);
-		memset(&control, 0, sizeof control);
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(size);
-		memcpy(CMSG_DATA(&control.header), sent, size);
-		message.msg_controllen = CMSG_SPACE(size);
-		s->stage = ISO_START_CONTROL;
+		memcpy(sent + n, passed, sizeof *passed * (size_t)count);
+		n += (size_t)count;
+	}
+	if (r >= 0 && large) {
+		s->stage = ISO_START_TAPE;
+		r = carry(run, run_size, run, 0);
+		if (r >= 0)
+			sent[n++] = opened[4] = (int32_t)r;
+	}
+	if (r >= 0) {
 		const struct iso_run *block = (const void *)run;
 		const struct iso_limits limits = {block->timeout_ns, block->cpu_ns};
+		memset(&control, 0, sizeof control.header);
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof *sent * n);
+		memcpy(CMSG_DATA(&control.header), sent, sizeof *sent * n);
+		message.msg_controllen = CMSG_SPACE(sizeof *sent * n);
+		s->stage = ISO_START_CONTROL;
 		/* First, so that they are in force when it runs. Where nobody is left to hold them, the next message says so. */
-		if (limits.timeout_ns || limits.cpu_ns)
+		if (!begins && (limits.timeout_ns || limits.cpu_ns))
 			SYS6(sendto, s->control, PTR(&limits), sizeof limits, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0);
 		do
-			r = SYS3(sendmsg, s->later, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
+			r = SYS3(sendmsg, to, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
 		while (r == -EINTR);
+		if (begins && (r == -EPIPE || r == -ECONNRESET || r == -ENOTCONN || r == -EAGAIN))
+			r = -ESTALE; /* it has gone; or so many are waiting that it must be stopped */
 	}
+	for (int i = 0; i < ISO_MAX_BESIDE; i++)
+		iso_close(&opened[i]);
+	return r;
+}
+
+int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,
+		      int32_t in, int32_t out, int32_t err, int32_t nonblocking)
+{
+	const int32_t wanted[3] = {in, out, err};
+	int64_t r = send_run(s, s->later, 0, run, run_size, passed, count, wanted, nonblocking);
 	if (r >= 0 && was_lost(s->later))
 		r = -ECONNRESET;
-	for (int i = 0; i < 4; i++)
-		iso_close(&opened[i]);
 	for (int i = 0; i < 3 && r < 0; i++)
 		iso_close(&s->ours[i]);
 	/* One message is all there is: with its end closed init knows that nothing else comes. */
@@ -672,65 +698,8 @@ static int64_t take_launcher(struct iso_start *s)
 int64_t iso_start_parked(struct iso_start *s, int32_t starts, const uint8_t *run, uint64_t run_size, const int32_t *passed,
 			 int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking)
 {
-	const int32_t large = run_size > INLINE;
-	int32_t sent[ISO_MAX_PASSED + 5], opened[5] = {-1, -1, -1, -1, -1}, pair[2];
-	sent[0] = sent[1] = sent[2] = sent[3] = -1;
-	struct streams q = {{in, out, err}, nonblocking, -1};
-	union {
-		struct cmsghdr header;
-		uint8_t space[CMSG_SPACE(sizeof sent)];
-	} control;
-	struct iovec iov = {(void *)(uintptr_t)run, large ? sizeof(struct iso_run) : run_size};
-	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control};
-	int64_t r = 0;
-	s->stage = ISO_START_STREAMS;
-	if (count < 0 || count > ISO_MAX_PASSED - 5 || run_size < sizeof(struct iso_run) || in == ISO_STDOUT || out == ISO_STDOUT)
-		return -EINVAL;
-	for (int i = 0; i < 3 && r >= 0; i++)
-		r = connect_stream(s, &q, i, sent + 1, &opened[i]);
-	if (r >= 0) {
-		s->stage = ISO_START_CONTROL;
-		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
-	}
-	if (r >= 0) {
-		const int32_t on = 1;
-		sent[0] = opened[3] = pair[1];
-		r = iso_lift(pair[0]);
-		if (r >= 0) {
-			s->control = (int32_t)r;
-			r = SYS5(setsockopt, s->control, SOL_SOCKET, SO_PASSCRED, PTR(&on), sizeof on);
-		}
-	}
-	if (r >= 0 && large) {
-		s->stage = ISO_START_TAPE;
-		r = SYS2(memfd_create, PTR("isolate-run"), 1 | 2 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
-		if (r >= 0) {
-			opened[4] = (int32_t)r;
-			r = write_all((int32_t)r, run, run_size);
-		}
-		if (r >= 0)
-			r = seal(opened[4]);
-	}
-	if (r >= 0) {
-		const size_t size = sizeof *sent * (size_t)(4 + count + large);
-		memcpy(sent + 4, passed, sizeof *passed * (size_t)count);
-		if (large)
-			sent[4 + count] = opened[4];
-		memset(&control, 0, sizeof control.header);
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(size);
-		memcpy(CMSG_DATA(&control.header), sent, size);
-		message.msg_controllen = CMSG_SPACE(size);
-		s->stage = ISO_START_CONTROL;
-		do
-			r = SYS3(sendmsg, starts, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
-		while (r == -EINTR);
-		if (r == -EPIPE || r == -ECONNRESET || r == -ENOTCONN || r == -EAGAIN)
-			r = -ESTALE; /* it has gone; or so many are waiting that it must be stopped */
-	}
-	for (int i = 0; i < 5; i++)
-		iso_close(&opened[i]);
+	const int32_t wanted[3] = {in, out, err};
+	int64_t r = send_run(s, starts, 1, run, run_size, passed, count, wanted, nonblocking);
 	if (r >= 0)
 		r = take_launcher(s);
 	if (r < 0)

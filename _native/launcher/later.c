@@ -18,7 +18,7 @@ uint32_t received(const uint8_t *control, uint64_t length, int32_t *fds)
 		if (size < 16 || size > length - at)
 			break;
 		if (level == SOL_SOCKET_ && type == SCM_RIGHTS_)
-			for (uint64_t i = 16; i + 4 <= size && count < ISO_MAX_PASSED + 5; i += 4)
+			for (uint64_t i = 16; i + 4 <= size && count < ISO_MAX_PASSED + ISO_MAX_BESIDE; i += 4)
 				memcpy(&fds[count++], control + at + i, 4);
 		at += (size + 7) & ~7ull;
 	}
@@ -38,8 +38,8 @@ uint8_t later_block[LATER_SIZE] __attribute__((aligned(8)));
  * Nothing that is not ours runs inside yet. */
 int64_t take_run(struct iso_machine *m)
 {
-	static uint8_t control[16 + 4 * (ISO_MAX_PASSED + 4)] __attribute__((aligned(8)));
-	int32_t fds[ISO_MAX_PASSED + 5];
+	static uint8_t control[16 + 4 * (ISO_MAX_PASSED + ISO_MAX_BESIDE)] __attribute__((aligned(8)));
+	int32_t fds[ISO_MAX_PASSED + ISO_MAX_BESIDE];
 	struct part iov = {later_block, sizeof later_block};
 	struct message message = {0, 0, &iov, 1, control, sizeof control, 0};
 	const int64_t socket = m->run->later;
@@ -55,22 +55,15 @@ int64_t take_run(struct iso_machine *m)
 	if (message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */)
 		return -EMFILE;
 	uint32_t count = received(control, message.control_length, fds);
-	int32_t *fd = fds;
 	struct iso_run *run = (void *)later_block;
 	uint64_t size = (uint64_t)r;
-	if (size == sizeof *run && count) {
-		struct statx st;
-		r = SYS5(statx, fd[0], PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE, PTR(&st));
+	if (size == sizeof *run && count > 3) {
+		uint8_t *block;
+		uint32_t stage;
+		r = map_block(fds[--count], PROT_RW, &block, &size, &stage);
 		if (r < 0)
 			return r;
-		size = st.stx_size;
-		int64_t base = SYS6(mmap, 0, size, PROT_RW, MAP_PRIVATE | MAP_POPULATE, fd[0], 0);
-		if (!mapped(base))
-			return base;
-		SYS1(close, fd[0]);
-		run = (void *)base;
-		fd++;
-		count--;
+		run = (void *)block;
 	}
 	r = iso_run_check((const uint8_t *)run, size, m->header->slots);
 	if (r < 0)
@@ -79,10 +72,10 @@ int64_t take_run(struct iso_machine *m)
 		return -EBADMSG;
 	for (int i = 0; i < 3; i++) {
 		/* What stands there is the null device, and steps may have exchanged it for one that is not the host's. */
-		r = is_null(fd[i]) && is_null(i) ? 0 : SYS3(dup3, fd[i], i, O_CLOEXEC);
+		r = is_null(fds[i]) && is_null(i) ? 0 : SYS3(dup3, fds[i], i, O_CLOEXEC);
 		if (r < 0)
 			return r;
-		SYS1(close, fd[i]);
+		SYS1(close, fds[i]);
 	}
 	/* Taken: whoever sent it waits for this, and gives it to another where it does not come. */
 	r = SYS6(sendto, socket, PTR("1"), 1, MSG_NOSIGNAL_, 0, 0);
@@ -92,18 +85,18 @@ int64_t take_run(struct iso_machine *m)
 	/* Down into the gaps: the program's limit of open files is in force before they are put where it wants them, and they
 	 * need no more room then than those of a sandbox that did not wait. */
 	for (uint32_t i = 3; i < count; i++) {
-		r = SYS3(fcntl, fd[i], F_DUPFD_CLOEXEC, ISO_SLOT_FREE);
+		r = SYS3(fcntl, fds[i], F_DUPFD_CLOEXEC, ISO_SLOT_FREE);
 		if (r < 0)
 			break;
-		const int32_t higher = r < fd[i] ? fd[i] : (int32_t)r;
-		fd[i] = r < fd[i] ? (int32_t)r : fd[i];
+		const int32_t higher = r < fds[i] ? fds[i] : (int32_t)r;
+		fds[i] = r < fds[i] ? (int32_t)r : fds[i];
 		SYS1(close, higher);
 	}
 	struct iso_fd *table = (void *)((uint8_t *)run + run->fds);
 	const uint32_t first = run->slots - (count - 3);
 	for (uint32_t i = 0; i < run->fdc; i++)
 		if (table[i].slot >= first)
-			table[i].slot = (uint32_t)fd[3 + table[i].slot - first];
+			table[i].slot = (uint32_t)fds[3 + table[i].slot - first];
 	m->run = run;
 	return 0;
 }

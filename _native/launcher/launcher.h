@@ -55,6 +55,7 @@ struct supervisor {
 	struct rusage usage;
 	uint32_t shared_size;
 	int32_t proc;        /* /proc of our own pid namespace, as it was before anything was joined; or -errno */
+	uint64_t told_ns;    /* when a run that came later was announced, with its limits of time; 0: it was not */
 	uint64_t deadline;   /* CLOCK_MONOTONIC; 0: no limit */
 	uint64_t cpu_ns;     /* the limit of CPU time; 0: none */
 	uint64_t sample;     /* when to look at the CPU time again */
@@ -167,6 +168,7 @@ void to_the_end(struct supervisor *s) __attribute__((noreturn));
 void park(struct supervisor *s) __attribute__((noreturn));
 
 /* The tape, as memory (main.c). */
+int64_t map_block(int32_t fd, int64_t protection, uint8_t **block, uint64_t *size, uint32_t *stage);
 uint8_t *map_tape(int32_t fd, uint64_t *size);
 void equip(struct supervisor *s, uint8_t *tape);
 

@@ -21,42 +21,54 @@
 /* Python checks at import that launcher and extension were built together. */
 __attribute__((used)) static const char build_mark[] = "isolate-launcher " ISOLATE_VERSION;
 
-/* A tape, with or without a run block behind it, as memory of ours; its descriptor is closed. */
-uint8_t *map_tape(int32_t fd, uint64_t *size)
+/* What a descriptor carries, as memory of ours; it is closed. 0, or -errno; `stage` says where. Populated, since all of it will
+ * be read at once. */
+int64_t map_block(int32_t fd, int64_t protection, uint8_t **block, uint64_t *size, uint32_t *stage)
 {
 	struct statx st;
+	*stage = ISO_STAGE_TAPE;
 	int64_t r = SYS5(statx, fd, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE | STATX_TYPE, PTR(&st));
 	if (r < 0)
-		refuse(ISO_STAGE_TAPE, r);
+		return r;
 	/* A pipe that holds all of it already, where a file may not be so long (RLIMIT_FSIZE). */
 	const int piped = (st.stx_mode & S_IFMT) == S_IFIFO;
 	int32_t available = 0;
 	if (piped && (r = SYS3(ioctl, fd, 0x541b /* FIONREAD */, PTR(&available))) < 0)
-		refuse(ISO_STAGE_TAPE, r);
-	if (piped)
-		st.stx_size = (uint64_t)available;
-	if (st.stx_size < sizeof(struct iso_header) || st.stx_size > 2ull * ISO_MAX_TAPE)
-		refuse(ISO_STAGE_TAPE, -EBADMSG);
-	/* POPULATE: all of it will be read at once. Not writable yet: the kernel would copy every page of it at once,
-	 * and few are written. */
-	int64_t base = piped ? SYS6(mmap, 0, st.stx_size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-			     : SYS6(mmap, 0, st.stx_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
-	if (!mapped(base))
-		refuse(ISO_STAGE_MEMORY, base);
-	uint8_t *tape = (uint8_t *)base;
-	for (uint64_t at = 0; piped && at < st.stx_size; at += (uint64_t)r) {
-		r = SYS3(read, fd, PTR(tape + at), st.stx_size - at);
+		return r;
+	*size = piped ? (uint64_t)available : st.stx_size;
+	if (!*size || *size > 2ull * ISO_MAX_TAPE)
+		return -EBADMSG;
+	const int64_t base = piped ? SYS6(mmap, 0, *size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+				   : SYS6(mmap, 0, *size, protection, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+	if (!mapped(base)) {
+		*stage = ISO_STAGE_MEMORY;
+		return base;
+	}
+	*block = (uint8_t *)base;
+	for (uint64_t at = 0; piped && at < *size; at += (uint64_t)r) {
+		r = SYS3(read, fd, PTR(*block + at), *size - at);
 		if (r == -EINTR)
 			r = 0;
 		else if (r <= 0)
-			refuse(ISO_STAGE_TAPE, r ? r : -EBADMSG);
+			return r ? r : -EBADMSG;
 	}
 	/* Nobody needs it any more, and no process of the sandbox's has a way to it. */
 	SYS1(close, fd);
-	r = iso_tape_check(tape, st.stx_size);
+	return 0;
+}
+
+/* A tape, with or without a run block behind it. */
+uint8_t *map_tape(int32_t fd, uint64_t *size)
+{
+	uint8_t *tape;
+	uint32_t stage;
+	/* Not writable yet: the kernel would copy every page of it at once, and few are written. */
+	int64_t r = map_block(fd, PROT_READ, &tape, size, &stage);
+	if (r < 0)
+		refuse(stage, r);
+	r = *size < sizeof(struct iso_header) ? -EBADMSG : iso_tape_check(tape, *size);
 	if (r < 0)
 		refuse(ISO_STAGE_TAPE, r);
-	*size = st.stx_size;
 	return tape;
 }
 

@@ -8,7 +8,7 @@
 
 #define IDLE_SECONDS 60 /* so long it stays without a start: what it holds of the host's file systems it holds no longer */
 
-static uint8_t starts_control[16 + 4 * (ISO_MAX_PASSED + 5)] __attribute__((aligned(8)));
+static uint8_t starts_control[16 + 4 * (ISO_MAX_PASSED + ISO_MAX_BESIDE)] __attribute__((aligned(8)));
 
 /* Wait for one of two descriptors or for the end of who owns us, which ends us; 0 if nothing came in time. */
 static int wait_for(int32_t fd, uint64_t seconds)
@@ -33,7 +33,7 @@ static int wait_for(int32_t fd, uint64_t seconds)
 static int64_t build_tree(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
-	int32_t fds[ISO_MAX_PASSED + 5] = {-1, -1, -1};
+	int32_t fds[ISO_MAX_PASSED + ISO_MAX_BESIDE] = {-1, -1, -1};
 	uint8_t byte;
 	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
 	int64_t r = iso_machine_run(m, ISO_OUTER);
@@ -94,16 +94,12 @@ static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run
 	if (r < 0)
 		exit_now(1); /* its other end is at its end, which says so */
 	if (size == sizeof *run && count > 4) {
-		struct statx st;
-		const int32_t fd = fds[--count];
-		r = SYS5(statx, fd, PTR(""), 0x1000 /* AT_EMPTY_PATH */, STATX_SIZE, PTR(&st));
+		uint8_t *block;
+		uint32_t stage;
+		r = map_block(fds[--count], PROT_RW, &block, &size, &stage);
 		if (r < 0)
-			refuse(ISO_STAGE_TAPE, r);
-		size = st.stx_size;
-		const int64_t base = SYS6(mmap, 0, size, PROT_RW, MAP_PRIVATE | MAP_POPULATE, fd, 0);
-		if (!mapped(base))
-			refuse(ISO_STAGE_MEMORY, base);
-		run = (void *)base;
+			refuse(stage, r);
+		run = (void *)block;
 	}
 	r = iso_run_check((const uint8_t *)run, size, h->slots);
 	if (r < 0 || run->later || run->slots != h->slots + (count - 4))
@@ -169,7 +165,7 @@ static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run
 
 void park(struct supervisor *s)
 {
-	static int32_t fds[ISO_MAX_PASSED + 5];
+	static int32_t fds[ISO_MAX_PASSED + ISO_MAX_BESIDE];
 	struct {
 		uint64_t handler, flags, restorer, mask;
 	} action = {1 /* SIG_IGN */, 0, 0, 0};

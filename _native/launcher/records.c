@@ -94,7 +94,9 @@ void tell_end(const struct supervisor *s)
 	if (record->user_ns + record->system_ns < s->used_ns)
 		record->user_ns = s->used_ns - record->system_ns;
 	record->max_rss = (uint64_t)below.ru_maxrss * 1024;
-	const uint64_t began = shared->began_ns ? shared->began_ns : s->started_ns;
+	/* A limit counts from its coming on, and so does what is compared with it: init may take the run a while later. */
+	const uint64_t taken = shared->began_ns ? shared->began_ns : s->started_ns;
+	const uint64_t began = s->told_ns && s->told_ns < taken ? s->told_ns : taken;
 	/* Init's clock is another one where it has joined a time namespace: a time that cannot be is not used. */
 	const uint64_t ended = shared->ended_ns > began && shared->ended_ns < s->ended_ns ? shared->ended_ns : s->ended_ns;
 	record->wall_ns = ended > began ? ended - began : 0;

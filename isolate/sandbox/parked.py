@@ -222,7 +222,7 @@ class Starts:
             return None
         if launcher.building:
             return None
-        if len(slots) > MOST_PASSED - 5:
+        if len(slots) > MOST_PASSED:
             return None
         if launcher.fits():
             session = launcher.start(run, stdio, slots, nonblocking=nonblocking)

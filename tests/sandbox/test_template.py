@@ -417,6 +417,51 @@ def test_streams_and_descriptors_and_long_arguments(tmp_path: Path) -> None:
         tree.run(["no-such-program"])
 
 
+HANDED = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.sandbox.test_template import *
+box = box_of(template=sys.argv[1] == "tree")
+runner = isolate.Pool(box, size=1) if sys.argv[1] == "pool" else box
+if sys.argv[1] == "tree":
+    parked_box(box)
+ours, theirs = os.pipe()
+os.write(theirs, b"x" * 100)
+passed = [ours, *(os.dup(ours) for _ in range(247))]
+show = 'echo $# $(ls /proc/$$/fd | wc -w) $(head -c 1 <&$1) ${{#2}}; echo error >&2; cat'
+for limit in (resource.RLIM_INFINITY, 4096):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    for count in (1, 248):
+        for size in (10, 60000):
+            fds = passed[:count]
+            words = ["sh", str(fds[-1] if fds[-1] < 10 else ours), "y" * size]
+            result = runner.run(["sh", "-c", show, *words], pass_fds=fds, input=b"fed")
+            print(result.stdout, result.stderr)
+            result = runner.run(["sh", "-c", show, *words], pass_fds=fds, input=b"fed", stderr=subprocess.STDOUT)
+            print(result.stdout, result.stderr)
+    # Where no file may be so long there is no tree, either.
+    assert used(box) == (8 if sys.argv[1] == "tree" else 0)
+"""
+
+
+def test_what_is_handed_over_is_the_same_however_it_starts() -> None:
+    """Streams, all the descriptors that a message takes, longer arguments than it takes, also where no file may be so
+    long: by a launcher of its own, by one that is parked, and by a sandbox that waits."""
+    told = {
+        how: subprocess.run(
+            [sys.executable, "-c", HANDED, how], capture_output=True, text=True, timeout=60, check=False
+        )
+        for how in ("plain", "tree", "pool")
+    }  # the first is the control: no message, a descriptor table
+    assert [done.stderr for done in told.values()] == ["", "", ""]
+    expected = []
+    for count in (1, 248):
+        for size in (10, 60000):
+            start = f"2 {count + 4} x {size}\\n"
+            expected += [f"b'{start}fed' b'error\\n'", f"b'{start}error\\nfed' None"]
+    for how, done in told.items():
+        assert done.stdout.splitlines() == expected * 2, how
+
+
 @pytest.mark.root
 def test_limits_hold_and_groups_go() -> None:
     before = Snapshot.take()
