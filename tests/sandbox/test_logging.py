@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from isolate import Rlimits, Sandbox
@@ -29,3 +30,23 @@ def test_silent_by_default() -> None:
     for script in (run + "print('logging' in sys.modules)", "import logging; logging.basicConfig(); " + run):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert done.stderr == ""
+
+
+def test_a_start_that_nobody_logs_takes_no_lock_of_loggings() -> None:
+    """An interrupt may leave it taken by a thread that is elsewhere by then: the others start things all the same."""
+    box, done = Sandbox(), threading.Event()
+
+    def start() -> None:
+        assert box.run(["true"]).ok
+        done.set()
+
+    with logging._lock:  # type: ignore[attr-defined]
+        thread = threading.Thread(target=start, daemon=True)
+        thread.start()
+        assert done.wait(30)
+        other = threading.Thread(target=logging.getLogger, args=("isolate.one that is new",), daemon=True)
+        other.start()
+        other.join(0.05)
+        assert other.is_alive(), "the control: it is waited for"
+    thread.join()
+    other.join()
