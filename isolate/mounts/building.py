@@ -133,6 +133,8 @@ class Building:
         self.own: bytes | None = None
         #: What has been mounted on so far.
         self.taken: set[bytes] = set()
+        #: What has been made besides: directories, and symbolic links with what they say.
+        self.made: dict[bytes, bytes | None] = {}
         self._room = 0
         self._inodes = 64
         self._scratch_steps: list[Step] = []

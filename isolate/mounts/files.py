@@ -139,6 +139,7 @@ class Dir(Shown):
     def steps_in(self, building: Building) -> Iterator[Step]:
         """Make it by the root's descriptor."""
         path, fd = inside(self.target), Register("directory")
+        building.made[path] = None
         yield Step(
             Phase.ROOT,
             f"directory {text(path)}",
@@ -180,6 +181,7 @@ class Symlink(Shown):
         """Make it in its directory, by descriptor."""
         path, parent = inside(self.target), Register("directory")
         to: bytes = os.fsencode(self.to)
+        building.made[path] = to
         yield Step(
             Phase.ROOT,
             f"symbolic link {text(path)} to {text(to)}",

@@ -47,6 +47,7 @@ from isolate.mounts.building import (
     on_top,
     stat,
 )
+from isolate.mounts.telling import telling
 from isolate.mounts.tmpfs import PAGE, default_inodes, pages
 from isolate.namespaces.part import UserNamespace
 
@@ -107,6 +108,7 @@ class Stacking:
         """
         layers = [(b"lowerdir+", fd) for fd in lower]
         memory = Register("memory")
+        memory_upper: Register | None = None
         if kept is not None:
             layers += [(b"upperdir", kept[0]), (b"workdir", kept[1])]
         else:
@@ -116,11 +118,16 @@ class Stacking:
             directories = [(name, Register(name.decode())) for name in names]
             yield self._memory(building, memory, lower[0] if lower else None, directories)
             keys = {b"upper": b"upperdir", b"work": b"workdir"}
+            memory_upper = dict(directories).get(b"upper")
             layers += [(keys.get(name, b"lowerdir+"), fd) for name, fd in directories]
         if self.attached:
             # Before Linux 6.15 a layer must be attached somewhere; they stack, and go from the top.
             yield Step(Phase.ROOT, "the layers lie on the old root", tuple(map(on_top, lower)))
         yield self._mount(building, layers, out)
+        if memory_upper is not None:
+            handing = telling(building, self.place, memory_upper, lower)
+            if handing is not None:
+                yield handing
         ends: list[Op] = []
         for fd in reversed(lower if self.attached else ()):
             ends += [call("fchdir", fd), call("umount2", b".", MNT_DETACH)]

@@ -244,7 +244,10 @@ class AsyncProcess:
     async def result(self, timeout: float | None = None) -> Result[Any]:
         """As :meth:`Process.result`."""
         await self.wait(timeout)
-        return self._process.result()
+        if not self._process._session.held:
+            return self._process.result()
+        # What a program has changed is looked at in a thread: there may be much of it.
+        return await in_worker(self._process.result, lambda _: None)
 
     async def aclose(self) -> None:
         """Kill what still runs, wait for the end, release every descriptor; also when cancelled."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from isolate.cgroups.part import Outcome, RunGroup
     from isolate.engine.session import Record, Session
     from isolate.engine.tape import Tape
+    from isolate.mounts.changes import Changes
 
 _CPUS = os.cpu_count() or 1
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -202,9 +203,10 @@ def make_result(
     truncated: frozenset[str],
     usage: tuple[float, int] = (0.0, 0),
     pid: int = 0,
+    changes: Changes | None = None,
 ) -> Result[Any]:
     """A result from its pieces; ``usage`` is what was seen just before a kill. A cgroup counts better than both.
-    ``pid`` is the program's, where it is known."""
+    ``pid`` is the program's, where it is known; ``changes`` are those of its overlays."""
     group = group_outcome(record, tape)
     cpu_time, peak_memory = max((record.user_ns + record.system_ns) / 1e9, usage[0]), max(record.max_rss, usage[1])
     if group is not None:
@@ -227,7 +229,17 @@ def make_result(
         left_out=left_out(record, tape),
         stats=None if group is None else group.stats,
         syscall=denied_call(record, pid) if verdict is Verdict.SECCOMP else None,
+        changes=changes,
     )
+
+
+def changes_of(session: Session) -> Changes | None:
+    """What was changed in the overlays of a session whose changes are in memory; None where it has none."""
+    if not session.held:
+        return None
+    from isolate.sandbox.changed import changes_of as found  # loaded late: few sandboxes have such an overlay
+
+    return found(session)
 
 
 def denied_call(record: Record, pid: int) -> str | None:

@@ -167,6 +167,7 @@ class Process(Grouped):
             captured,
             truncated,
             pid=self._session.program_pid,
+            changes=outcome.changes_of(self._session),
         )
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:

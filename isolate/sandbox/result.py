@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, AnyStr, Generic
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from isolate.mounts.changes import Changes
+
 __all__ = ["Result", "Verdict"]
 
 
@@ -73,6 +75,9 @@ class Result(Generic[AnyStr]):
     #: With the verdict SECCOMP the call that was denied, "mkdir"; one through another ABI is "i386:mkdir", one without
     #: a name its number. None where the kernel does not tell: see :ref:`seccomp-denied`.
     syscall: str | None = None
+    #: What was changed in overlays whose changes are in memory, by their paths in the sandbox; None without one. See
+    #: :ref:`changes`.
+    changes: Changes | None = None
 
     @property
     def ok(self) -> bool:
@@ -109,5 +114,6 @@ class Result(Generic[AnyStr]):
                 "truncated": sorted(self.truncated),
                 "applied": dict(self.applied),
                 "left_out": list(self.left_out),
+                "changes": None if self.changes is None else [(c.kind, text(b"/" + c.path)) for c in self.changes],
             }
         )

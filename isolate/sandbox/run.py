@@ -208,6 +208,7 @@ class Run:
             truncated,
             self.usage,
             self.session.program_pid,
+            outcome.changes_of(self.session),
         )
 
 

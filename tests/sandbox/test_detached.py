@@ -22,7 +22,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import isolate
-from isolate import IsolateError, Limits, SetupError, UnsupportedError, Verdict, presets
+from isolate import (
+    Bind,
+    Dev,
+    IsolateError,
+    Limits,
+    Overlay,
+    PidNamespace,
+    Root,
+    Sandbox,
+    SetupError,
+    Symlink,
+    UnsupportedError,
+    UserNamespace,
+    Verdict,
+    presets,
+)
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.sandbox.containers import records
 from isolate.sandbox.containers.log import Log, read_log
@@ -306,6 +321,22 @@ def test_errors_are_of_the_library() -> None:
     for value in values:
         with pytest.raises(TypeError):
             isolate.reopen(value)
+
+
+def test_changes_of_an_overlay(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    programs = [
+        Symlink(os.readlink(p), p) if os.path.islink(p) else Bind(p) for p in ("/usr", "/bin", "/lib", "/lib64")
+    ]
+    box = Sandbox(UserNamespace(), PidNamespace(), Root(Overlay("/", lower=[tmp_path]), *programs, Dev()))
+    with box.open(name="web", detached=True) as c:
+        c.run(["sh", "-c", "echo A > /a; echo > \"$(printf '/l\\nx')\""]).check()
+        with isolate.reopen("web") as again:
+            assert [str(change) for change in again.changes() or ()] == ["C /a", "A /l\\nx"]
+        c.kill()
+        c.wait(20)
+    with BOX.open(name="other", detached=True) as c:
+        assert c.changes() is None
 
 
 # ---- what another process of the same user does to the records -------------------------------------------------------

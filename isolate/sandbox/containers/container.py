@@ -22,6 +22,7 @@ from isolate.kernel.constants import CLONE_NEWNET, CLONE_NEWPID, O_CLOEXEC, O_PA
 from isolate.landlock.part import Landlock
 from isolate.mounts.dev_null import tree_of_null
 from isolate.namespaces.part import NetNamespace, PidNamespace
+from isolate.sandbox import outcome
 from isolate.sandbox.awaiting import await_start
 from isolate.sandbox.containers.acting import actor_of
 from isolate.sandbox.containers.command import CommandPlan
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Part
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
+    from isolate.mounts.changes import Changes
     from isolate.network import Connection, Network
     from isolate.sandbox.containers.kept import Kept
 
@@ -291,6 +293,14 @@ class Container(_Inside, WithFiles):
         if self._root.closed:
             raise ValueError("the container is closed")
         return Files(self._root, actor_of(self.box._plan().context))
+
+    def changes(self) -> Changes | None:
+        """What its programs have changed so far in overlays whose changes are in memory; None where it has none.
+
+        As :attr:`isolate.Result.changes`, which the commands of a container do not have: what one of them has changed
+        stays for the next.
+        """
+        return outcome.changes_of(self._life.session) if isinstance(self._life, Life) else None
 
     # ---- what it uses ------------------------------------------------------------------------------------------
 

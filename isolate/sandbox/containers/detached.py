@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
 from isolate.kernel import checks
+from isolate.mounts.changes import Change, Changes
 from isolate.sandbox.containers import records
 from isolate.sandbox.containers.container import Container, check_parts
 from isolate.sandbox.containers.kept import Kept
@@ -183,6 +184,14 @@ class DetachedContainer(Container):
         if len(json.dumps(request)) > _MOST:
             raise ValueError(f"keep: arguments and environment have at most {_MOST} bytes together")
         return int(self._asked(request)["pid"])
+
+    def changes(self) -> Changes | None:
+        """As :meth:`isolate.Container.changes`; its keeper looks, and tells of no more than its answer has room for."""
+        found = self._asked({"do": "changes"})
+        if found["changes"] is None:
+            return None
+        rows = (Change(base64.b64decode(path), str(kind), int(size)) for path, kind, size in found["changes"])
+        return Changes(rows, complete=bool(found["complete"]))
 
     def logs(self) -> bytes:
         """What the programs that are kept have written, as far as it is kept: the last bytes of it."""

@@ -104,10 +104,25 @@ class Keeper:
                 for process in self.programs.values():
                     process.send_signal(int(request["number"]))
             return {}
+        if what == "changes":
+            return self._changes()
         if what == "programs":
             with self._lock:
                 return {"pids": [process.pid for process in self.programs.values()]}
         raise ValueError(f"nobody can ask for {what!r}")
+
+    def _changes(self) -> dict[str, Any]:
+        """As many of the changes as there is room for."""
+        found = self.container.changes()
+        if found is None:
+            return {"changes": None}
+        rows, left = [], MOST // 2
+        for change in found:
+            rows.append((base64.b64encode(change.path).decode(), change.kind, change.bytes))
+            left -= len(rows[-1][0]) + 64
+            if left < 0:
+                return {"changes": rows[:-1], "complete": False}
+        return {"changes": rows, "complete": found.complete}
 
     def _keep(self, request: dict[str, Any]) -> dict[str, Any]:
         """Start a program whose output goes to the log."""

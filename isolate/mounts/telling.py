@@ -1,0 +1,73 @@
+"""The layers of an overlay whose changes go to memory, handed to the caller, who can look at the changes afterwards.
+
+The memory is a file system that is mounted nowhere any more but beneath the overlay. Whoever holds a descriptor of the
+directory for changes keeps it, also when the sandbox has ended.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from isolate.engine.descriptors import OwnedDescriptor
+from isolate.engine.handing import Handing, give
+from isolate.engine.plan import Phase, Step, call
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from isolate.engine.plan import Launched, Register
+    from isolate.mounts.building import Building
+
+__all__ = ["MOST", "Told", "telling"]
+
+#: So many layers are handed over at most: SCM_MAX_FD is 253.
+MOST = 250
+_HINTS = {errno.ETOOMANYREFS: "as many descriptors as this user may have are on their way already (unix(7))"}
+
+
+class Told:
+    """The layers of one overlay of one start."""
+
+    def __init__(self, place: bytes, building: Building) -> None:
+        #: Where the overlay is.
+        self.place = place
+        self._building = building
+        self._fds: list[OwnedDescriptor] = []
+
+    def receive(self, fds: list[int], session: Launched) -> None:
+        """Keep them."""
+        self._fds = [OwnedDescriptor(fd) for fd in fds]
+
+    @property
+    def layers(self) -> Sequence[OwnedDescriptor]:
+        """The directory for changes, and what lies below it, the uppermost first; none before they came."""
+        return self._fds
+
+    def stubs(self) -> dict[bytes, bytes | None]:
+        """What the root's entries made where it was missing, with the directories on the way: places in the sandbox
+        without the first slash, and what a symbolic link says."""
+        made = {**dict.fromkeys(self._building.taken), **self._building.made}
+        found: dict[bytes, bytes | None] = {}
+        for place, link in made.items():
+            path = place.strip(b"/")
+            found[path] = link
+            while path := path.rpartition(b"/")[0]:
+                found.setdefault(path, None)
+        return found
+
+    def close(self) -> None:
+        """Let go of them, and so of the memory."""
+        self._fds = []  # closed with the last reference: somebody may be looking
+
+
+def telling(building: Building, place: bytes, upper: Register, lower: Sequence[Register]) -> Step | None:
+    """The step that hands them over; None where nobody asks (on a thread), or there are too many."""
+    context = building.context
+    asked = any(getattr(part, "tells_changes", False) for part in context.parts)
+    if not asked or len(lower) >= MOST:
+        return None
+    handing = Handing(prepare=lambda: Told(place, building), count=1 + len(lower), part="Overlay")
+    slot = handing.slot(context)
+    ops = (*give(slot, [upper, *lower]), call("close", slot))
+    return Step(Phase.ROOT, "hand its layers to the caller, who tells what has changed", ops, hints=_HINTS)
