@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.build import instructions as i
 from isolate.build.context import Context, Files
 from isolate.build.errors import BuildError
+from isolate.build.forms import read
 from isolate.build.ignore import IgnoreError
 from isolate.build.stages import SCRATCH, Program, Stage
 from isolate.build.steps import CACHE, PREDEFINED, State, describe
@@ -290,7 +291,7 @@ class Work:
             for written in parse_syntax(text).instructions:
                 if written.name in ("FROM", "ONBUILD", "MAINTAINER"):
                     raise BuildError(f"ONBUILD {written.name} of the base is not allowed")
-                found.append(i.read(written))
+                found.append(read(written))
         return found
 
     def _start(self, base: str | Image, number: int, stage: Stage) -> Image:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.build import instructions as i
 from isolate.build.context import Context
+from isolate.build.forms import read
 from isolate.build.stages import SCRATCH, Program, Stage
 from isolate.build.syntax import DockerfileError, parse_syntax
 from isolate.images.image import Image
@@ -198,7 +199,7 @@ class Dockerfile:
         stages: list[Stage] = []
         arguments: list[tuple[str, str | None]] = []
         for written in syntax.instructions:
-            step = i.read(written)
+            step = read(written)
             if isinstance(step, i.From):
                 if step.name is not None and any(stage.name == step.name for stage in stages):
                     raise DockerfileError(f"there are two stages named {step.name}", written.line, "FROM")

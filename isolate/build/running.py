@@ -15,6 +15,8 @@ from isolate.build.copying import Plan, copy_into
 from isolate.build.errors import BuildError
 from isolate.capabilities import Capabilities
 from isolate.images.accounts import account
+from isolate.images.disk import lock, open_directory
+from isolate.images.errors import StoreError
 from isolate.images.image import Image
 from isolate.images.root import ImageRoot
 from isolate.images.upper import Upper
@@ -45,6 +47,7 @@ __all__ = ["Command", "run", "seed"]
 
 _TAIL: Final = 4000
 _PIPES: Final = "/dev/pipes"
+_LOCKED: Final = 3600.0  # seconds for a cache that another step has, where a step may take as long as it does
 
 
 class Command:
@@ -139,7 +142,7 @@ def _mounts(command: Command, store: Store, stack: contextlib.ExitStack) -> Iter
         if mount.kind == "tmpfs":
             yield Tmpfs(target, size=mount.size or "256M", mode=mount.mode if mount.mode is not None else 0o1777)
         elif mount.kind == "cache":
-            yield Bind(_cache(mount, store, stack), target, read_only=mount.read_only)
+            yield Bind(_cache(mount, command, store, stack), target, read_only=mount.read_only)
         elif mount.kind == "secret":
             data = command.secrets.get(mount.id or "")
             if data is None:
@@ -165,10 +168,11 @@ def _secret(data: bytes, stack: contextlib.ExitStack) -> str:
     return path
 
 
-def _cache(mount: Mount, store: Store, stack: contextlib.ExitStack) -> str:
-    """A directory that outlives the step and is in no layer. ``locked``: one step at a time has it."""
-    import fcntl
+def _cache(mount: Mount, command: Command, store: Store, stack: contextlib.ExitStack) -> str:
+    """A directory that outlives the step and is in no layer.
 
+    ``locked``: one step at a time has it. The others wait as long as a step may take, or an hour.
+    """
     name = hashlib.sha256((mount.id or mount.target or "").encode()).hexdigest()[:32]
     caches = _made(os.path.join(store.path, "caches"))
     if mount.sharing == "private":
@@ -177,9 +181,13 @@ def _cache(mount: Mount, store: Store, stack: contextlib.ExitStack) -> str:
         return path
     path = _made(os.path.join(caches, name))
     if mount.sharing == "locked":
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = open_directory(path)
         stack.callback(os.close, fd)
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        seconds = _LOCKED if command.timeout is None else command.timeout
+        try:
+            lock(fd, exclusive=True, seconds=seconds, what=f"the cache {mount.id or mount.target}")
+        except StoreError as error:
+            raise BuildError(f"{error}") from error
     return path
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from isolate.images.digests import hasher, split
-from isolate.images.disk import Unnamed, is_named, rename_new, subdirectory, try_lock
+from isolate.images.disk import HELD, Patience, Unnamed, is_named, rename_new, subdirectory, try_lock
 from isolate.images.errors import DigestError, StoreError
 
 if TYPE_CHECKING:
@@ -184,6 +184,7 @@ class Blobs:
 
         The lock is taken and then the name looked at again: a collector may have removed it between.
         """
+        patience = Patience(f"the blob {digest}", HELD)
         while True:
             try:
                 at, name = self.place(digest)
@@ -197,7 +198,7 @@ class Blobs:
             finally:
                 if fd >= 0:
                     os.close(fd)
-            time.sleep(_WAIT_STEP / 10)  # a collector holds it, for the moment in which it removes it
+            patience.pause(_WAIT_STEP / 10)  # a collector holds it, for the moment in which it removes it
 
     def read(self, digest: str, largest: int) -> bytes | None:
         """The verified bytes of a small blob; None where there is none.

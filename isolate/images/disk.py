@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "HELD",
+    "Patience",
     "Unnamed",
     "doing",
     "is_named",
@@ -35,6 +38,7 @@ __all__ = [
 ]
 
 _RENAME_NOREPLACE = 1
+HELD = 60.0  # seconds for a lock that others hold for a moment only: one that holds it longer was stopped
 
 _CAUSES = {
     errno.ENOSPC: ("the file system is full", "free space, or collect() what nothing names any more"),
@@ -135,11 +139,33 @@ def lock(fd: int, *, exclusive: bool, seconds: float, what: str) -> None:
     :raises StoreError: somebody else holds it.
     """
     if not lock_within(fd, seconds, exclusive=exclusive):
-        raise StoreError(
-            f"{what} is in use by another process",
-            cause=f"it was locked for the whole of {seconds:g} s",
-            remedy="try again when that process has ended (lslocks(8) shows which it is)",
-        )
+        raise _in_use(what, seconds)
+
+
+def _in_use(what: str, seconds: float) -> StoreError:
+    return StoreError(
+        f"{what} is in use by another process",
+        cause=f"it was locked for the whole of {seconds:g} s",
+        remedy="try again when that process has ended (lslocks(8) shows which it is)",
+    )
+
+
+class Patience:
+    """A wait for another process that has an end: :meth:`pause` between two looks, until ``seconds`` have passed."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self._what = what
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def pause(self, step: float) -> None:
+        """Wait for a moment.
+
+        :raises StoreError: the time is over: somebody else has held it for the whole of it.
+        """
+        if time.monotonic() >= self._end:
+            raise _in_use(self._what, self._seconds)
+        time.sleep(step)
 
 
 def is_named(fd: int, name: str, at: int) -> bool:

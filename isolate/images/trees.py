@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolate.images.confined.maps import map_for
 from isolate.images.digests import digest_of, split
 from isolate.images.disk import (
+    HELD,
+    Patience,
     doing,
     is_named,
     new_directory,
@@ -95,6 +96,7 @@ class Trees:
 
     def hold_name(self, name: str) -> int | None:
         """The same by the directory's name."""
+        patience = Patience(f"the layer {name}", HELD)
         while True:
             try:
                 fd = open_directory(name, self._at)
@@ -103,7 +105,7 @@ class Trees:
             if try_lock(fd, exclusive=False) and is_named(fd, name, self._at):
                 return fd
             os.close(fd)
-            time.sleep(0.005)  # a collector holds it, for the moment in which it moves it away
+            patience.pause(0.005)  # a collector holds it, for the moment in which it moves it away
 
     def lease(self, diffids: Sequence[str], lease: Lease) -> list[int]:
         """Descriptors of the trees of a stack, the lowest first, kept from collection by the lease.

@@ -16,6 +16,7 @@ import pytest
 
 from isolate.build import BuildError, Context, Dockerfile, DockerfileError, Recipe, forget
 from isolate.images import Config, Image, Layer, Store
+from isolate.images.disk import try_lock
 from isolate.images.pack.stack import Stack
 from isolate.tools.cli import main
 from tests.ordinary import as_ordinary_user
@@ -192,6 +193,29 @@ RUN --mount=type=tmpfs,target=/scratch echo y > /scratch/y; busybox ls /scratch 
     assert not any(path.startswith(("cache/l", "in/", "scratch/y")) for path in shown)
     again = Dockerfile.parse(text).built(store, context, cache=False)
     assert tree(store, again.image)["log"] == "x\nx\n", "a cache outlives the build"
+
+
+def test_a_locked_cache_is_waited_for_and_not_without_an_end(store: Store) -> None:
+    line = "RUN --mount=type=cache,id=one,sharing=locked,target=/cache echo x > /cache/log; echo y > /made\n"
+    recipe = Dockerfile.parse(f"FROM base:1\n{line}")
+    recipe.build(store, timeout=60)
+    (cache,) = (path for path in Path(store.path, "caches").iterdir() if path.is_dir())
+    fd = os.open(cache, os.O_RDONLY)
+    assert try_lock(fd, exclusive=True)
+    with pytest.raises(BuildError, match=r"(?s)the cache one is in use by another process.*0\.1 s"):
+        recipe.build(store, cache=False, timeout=0.1)
+    begun = threading.Event()
+    found: list[str] = []
+
+    def build() -> None:
+        found.append(recipe.build(store, cache=False, timeout=60, progress=lambda _: begun.set()).digest)
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    assert begun.wait(60)
+    os.close(fd)
+    thread.join(60)
+    assert found == [recipe.build(store).digest]
 
 
 def test_a_step_has_no_network(store: Store) -> None:

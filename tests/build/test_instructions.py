@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from isolate.build import instructions as i
-from isolate.build.instructions import read
+from isolate.build.forms import read
 from isolate.build.syntax import DockerfileError, parse_syntax
 from tests.build.corpora import ROOT
 

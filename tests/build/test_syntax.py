@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolate.build.instructions import read
+from isolate.build.forms import read
 from isolate.build.syntax import DockerfileError, HereDocument, Instruction, parse_syntax
 from tests.build.corpora import ROOT
 

@@ -363,3 +363,23 @@ def test_an_ordinary_user_has_a_store(tmp_path: Path) -> None:
     else:
         out = as_ordinary_user(code)
     assert out.splitlines() == ["['etc', 'srv']", "[]", "1", "[]"]
+
+
+def test_who_was_stopped_while_it_collected_is_not_waited_for_without_an_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.add(image({"a": b"1"}), "x/y:1")
+    layers, blobs = Path(store.path, "layers"), Path(store.path, "blobs/sha256")
+    (tree,) = layers.iterdir()
+    held = [open_directory(tree), os.open(blobs / made.digest.partition(":")[2], os.O_RDONLY)]
+    assert all(try_lock(fd, exclusive=True) for fd in held)
+    monkeypatch.setattr("isolate.images.trees.HELD", 0.05)
+    monkeypatch.setattr("isolate.images.blobs.HELD", 0.05)
+    with pytest.raises(StoreError, match=r"the layer .* is in use by another process"):
+        store.lease(made)
+    with pytest.raises(StoreError, match=r"the blob .* is in use by another process"):
+        store.tag(made, "x/y:2")
+    for fd in held:
+        os.close(fd)
+    store.tag(made, "x/y:2")
+    store.lease(made)[0].close()

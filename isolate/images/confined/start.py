@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["box_for", "confined"]
 
 _MAX_ANSWER = 64 << 20
+_LONGEST = 4 * 3600.0  # seconds for one task: a layer of 100 GB on a slow disk takes less
 _MEMORY = "8G"  # of address space: two million entries take less than one
 _POWERS = (Cap.CHOWN, Cap.DAC_OVERRIDE, Cap.DAC_READ_SEARCH, Cap.FOWNER, Cap.FSETID, Cap.SETFCAP)
 _MAKE = (
@@ -93,7 +94,8 @@ def confined(
     """Have a task done, and return its answer.
 
     ``fds`` are {number inside: descriptor}; ``writable`` and ``readable`` are descriptors of the directories beneath
-    which it may make and read. ``ids`` is the map of its user namespace, None for none.
+    which it may make and read. ``ids`` is the map of its user namespace, None for none. ``timeout`` are seconds, None
+    for four hours: a child that was stopped, or that waits for a disk that is gone, is not waited for without an end.
 
     :raises LayerError: a rule is broken, or the file system refuses an entry. :raises SetupError: the child could not
         be confined; nothing has been read. :raises StoreError: it did not end well.
@@ -105,7 +107,7 @@ def confined(
         python.command(task, json.dumps(dict(options))),
         stdin=null if stdin is None else stdin,
         pass_fds=dict(fds),
-        timeout=timeout,
+        timeout=_LONGEST if timeout is None else timeout,
         max_output=_MAX_ANSWER,
     )
     assert result.stdout is not None
