@@ -25,6 +25,7 @@ from typing import Any
 
 from isolate.engine.native import call
 from isolate.kernel import syscalls
+from tests.snapshot import SOON
 
 NOTIF_RECV, NOTIF_SEND = 0xC0502100, 0xC0182101
 CONTINUE = 1
@@ -250,7 +251,7 @@ class Fence:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.listener, NOTIF_SEND, reply)
 
-    def drive(self, decide: Decide | None = None, *, limit: float = 20.0, grace: float = 1.0) -> Outcome:
+    def drive(self, decide: Decide | None = None, *, limit: float = 20.0, grace: float = SOON) -> Outcome:
         """Answer until the child has ended and nothing is left, or ``grace`` seconds later."""
         outcome = Outcome()
         poll = select.poll()

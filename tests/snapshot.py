@@ -12,6 +12,9 @@ from pathlib import Path
 
 from isolate.sandbox import parked
 
+#: Seconds for what comes at once. A busy machine takes its time, and what never comes is told all the same.
+SOON = 10.0
+
 
 def descriptors(pid: int | str = "self") -> dict[int, str]:
     found = {}
@@ -75,8 +78,8 @@ class Snapshot:
         found += [f"cgroup {path}" for path in now.cgroups - self.cgroups]
         return found
 
-    def compare(self, seconds: float = 1.0) -> None:
-        """Fails when something is there ``seconds`` later that was not there before."""
+    def compare(self, seconds: float = SOON) -> None:
+        """Fails when something is there ``seconds`` later that was not there before, and returns at once when not."""
         deadline = time.monotonic() + seconds
         while (left := self.difference()) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -145,12 +145,12 @@ work()
     "busy", [pytest.param(BUSY, id="processes", marks=pytest.mark.slow), pytest.param(BUSY_THREADS, id="threads")]
 )
 def test_cpu_share_of_four_that_are_busy(busy: str) -> None:
-    held = python(busy, Limits(cpu=0.1), timeout=5)  # little, so that a busy machine can give it
+    held = python(busy, Limits(cpu=0.1), timeout=3)  # little, so that a busy machine can give it
     assert held.verdict is Verdict.TIMEOUT
-    assert held.cpu_time / held.wall_time == pytest.approx(0.1, rel=0.10)
-    assert held.stats.cpu_throttled > 10
-    free = python(busy, Limits(), timeout=2)
-    assert free.cpu_time / free.wall_time > 1.2 * 0.1
+    assert 0.05 < held.cpu_time / held.wall_time < 0.115
+    assert held.stats.cpu_throttled > 5
+    free = python(busy, Limits(), timeout=1)
+    assert free.cpu_time / free.wall_time > 1.4 * 0.1
 
 
 def test_cpus() -> None:
@@ -224,8 +224,13 @@ with open({str(file)!r}, "rb") as f:
     assert cold.peak_memory < 30 * MIB
 
 
+def assert_held(found: float, rate: float) -> None:
+    """Not more than the rate, and not far less: a busy machine only ever makes it slower."""
+    assert rate / 3 < found < 1.25 * rate
+
+
 def test_io_bytes_per_second(loop: str) -> None:
-    dd = ["dd", f"if={loop}", "of=/dev/null", "bs=256K", "count=48", "iflag=direct"]
+    dd = ["dd", f"if={loop}", "of=/dev/null", "bs=256K", "count=24", "iflag=direct"]
 
     def seconds(result: Result[bytes]) -> float:
         assert result.verdict is Verdict.OK, result
@@ -233,11 +238,11 @@ def test_io_bytes_per_second(loop: str) -> None:
 
     rate = 4 * MIB
     held = Sandbox(Limits(io={loop: {"rbps": rate}})).run(dd, timeout=60)
-    assert 48 * (1 << 18) / seconds(held) == pytest.approx(rate, rel=0.15)
+    assert_held(24 * (1 << 18) / seconds(held), rate)
     free = Sandbox(Limits()).run(dd, timeout=60)
-    assert 48 * (1 << 18) / seconds(free) > 2 * rate
+    assert 24 * (1 << 18) / seconds(free) > 2 * rate
     number = os.stat(loop).st_rdev
-    assert held.stats.io[f"{os.major(number)}:{os.minor(number)}"].rbytes == 48 << 18
+    assert held.stats.io[f"{os.major(number)}:{os.minor(number)}"].rbytes == 24 << 18
 
 
 READ_BOTH = """
@@ -261,10 +266,14 @@ def test_io_of_several_devices(loop: str, second_loop: str) -> None:
         group.update(io={loop: {"rbps": 2 * MIB}, second_loop: {"rbps": 8 * MIB}})
     args = [*PYTHON, READ_BOTH, loop, second_loop]
     times = [float(t) for t in Sandbox(both).run(args, timeout=60).stdout.split()]
-    assert 16 * (1 << 18) / times[0] == pytest.approx(4 * MIB, rel=0.15)
-    assert 16 * (1 << 18) / times[1] == pytest.approx(8 * MIB, rel=0.15)
-    free = [float(t) for t in Sandbox(Limits()).run(args, timeout=60).stdout.split()]
-    assert all(16 * (1 << 18) / t > 16 * MIB for t in free)
+    assert_held(16 * (1 << 18) / times[0], 4 * MIB)
+    assert_held(16 * (1 << 18) / times[1], 8 * MIB)
+    for _ in range(5):  # a disk that others use, too, may be as slow once
+        free = [float(t) for t in Sandbox(Limits()).run(args, timeout=60).stdout.split()]
+        if all(16 * (1 << 18) / t > 16 * MIB for t in free):
+            break
+    else:
+        pytest.fail(f"the control: as slow without the limit: {free}")
 
 
 def test_a_line_that_is_not_there_is_an_error() -> None:
@@ -293,12 +302,12 @@ import mmap, os, time
 fd = os.open({loop!r}, os.O_RDWR | os.O_DIRECT)
 block = mmap.mmap(-1, 4096)
 start = time.monotonic()
-for _ in range(100): os.writev(fd, [block])
+for _ in range(60): os.writev(fd, [block])
 print(time.monotonic() - start)
 """
     held = python(code, Limits(io={loop: {"wiops": 50}}))
-    assert 100 / float(held.stdout) == pytest.approx(50, rel=0.15)
-    assert 100 / float(python(code, Limits()).stdout) > 100
+    assert_held(60 / float(held.stdout), 50)
+    assert 60 / float(python(code, Limits()).stdout) > 100
 
 
 OPEN = """

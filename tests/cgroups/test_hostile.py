@@ -283,15 +283,17 @@ def test_35_kill_reaches_a_fork_bomb_and_leaves_the_group_as_it_was() -> None:
 def nest(directory: str, levels: int) -> None:
     """So many groups, each in the one before, by descriptor: their path may be longer than any path can be."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(levels):
-        os.mkdir("n", dir_fd=fd)
-        below = os.open("n", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+    try:
+        for _ in range(levels):
+            os.mkdir("n", dir_fd=fd)
+            below = os.open("n", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+    finally:
         os.close(fd)
-        fd = below
-    os.close(fd)
 
 
-@pytest.mark.parametrize("levels", [70, 1200])
+@pytest.mark.parametrize("levels", [70, pytest.param(1200, marks=pytest.mark.slow)])
 def test_36_nested_groups_are_listed_and_removed(levels: int) -> None:
     group = Cgroup().create()
     # The deepest that v2 holds by default has no bound; one of v1's is enough, they are removed alike.
@@ -337,8 +339,9 @@ def test_36_wall_time_ends_with_the_program() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # that it could not be removed
                 result = process.result(30)
-        assert 0.1 < result.wall_time < 1.5
-        assert UNIFIED or time.monotonic() - start > 1.5, "control: it was tried for two seconds"
+            took = time.monotonic() - start
+        assert result.wall_time > 0.1
+        assert UNIFIED or took - result.wall_time > 1.5, "it was tried for two seconds, and they do not count"
     finally:
         holder.kill()
         holder.wait()

@@ -55,7 +55,7 @@ def kill_at_random(machine: NetNamespace, instants: int, longest: float, seed: i
             instant = rng.uniform(0, longest)
             time.sleep(instant)  # the instant is the experiment
             os.kill(fence.pid, signal.SIGKILL)
-            outcome = fence.drive(grace=1.0)
+            outcome = fence.drive()
             if outcome.gone is None:
                 found.append(f"{number}: killed after {instant * 1000:.2f} ms: {outcome.left}")
             if not until(lambda: left() == [], 1.0):

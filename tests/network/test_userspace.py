@@ -104,7 +104,7 @@ def test_it_ends_with_its_owner(helper: str, outside: Outside) -> None:
     fence = Fence(program, asks=False)
     assert os.read(reading, 1) == b"1"
     os.kill(fence.pid, signal.SIGKILL)
-    outcome = fence.drive(grace=1.0)
+    outcome = fence.drive()
     os.close(reading)
     os.close(writing)
     assert outcome.gone is not None, outcome.left

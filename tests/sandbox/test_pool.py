@@ -606,7 +606,7 @@ def test_killed_at_random_instants(clean: Snapshot) -> None:
         fence = Fence(program, asks=False)
         time.sleep(0.0015 * i)  # the instant is the experiment
         os.kill(fence.pid, signal.SIGKILL)
-        outcome = fence.drive(grace=1.0)
+        outcome = fence.drive()
         if outcome.gone is None:
             left.append((i, outcome.left))
     assert left == []
