@@ -87,6 +87,8 @@ class SetupError(IsolateError, OSError):
         self.path: str | None = path
         self.cause: str | None = None if cause is None else printable(cause)
         self.remedy: str | None = None if remedy is None else printable(remedy)
+        #: Whether all was set up, and it is the program itself that could not be found or executed.
+        self.program: bool = False
 
     def __str__(self) -> str:
         where = f"{self.part}: " if self.part else ""

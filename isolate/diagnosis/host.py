@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, NamedTuple
 
 from isolate.engine.finding import Finding as Finding
 from isolate.kernel import proc
+
+if TYPE_CHECKING:
+    from isolate.engine.ops import Op
+    from isolate.engine.plan import Step
 
 CAP_SYS_ADMIN = 21
 _START = 3  # processes of a start: the launcher, init, the program
@@ -172,3 +177,14 @@ class Host:
             found.append((own, f"{mount}{own.rstrip('/')}"))
             own = own.rpartition("/")[0]
         return found
+
+
+class Failure(NamedTuple):
+    """What a :class:`~isolate.engine.finding.Finding` that asks the host is told."""
+
+    host: Host
+    error: int
+    step: Step
+    op: Op
+    #: The flags of clone with which the sandbox was made.
+    flags: int

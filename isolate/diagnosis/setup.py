@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from isolate.diagnosis import clone, program, steps
-from isolate.diagnosis.host import Finding, Host
+from isolate.diagnosis.host import Failure, Finding, Host
 from isolate.diagnosis.program import Start
 from isolate.engine.native import lib
 from isolate.engine.plan import Engine, Phase
@@ -20,8 +20,6 @@ from isolate.errors import SetupError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.engine.ops import Op
-    from isolate.engine.plan import Step
     from isolate.engine.session import Record, Session
     from isolate.engine.tape import Tape
 
@@ -132,21 +130,26 @@ def _setup_error(tape: Tape, record: Record, args: Sequence[bytes], run: bytes, 
                 f" {finding.cause}",
                 "name the program's and its loader's directories: Landlock(execute=[…])",
             )
-        return _error(record.error, f"execute {path}", part_name, finding, "execve", path)
+        failed = _error(record.error, f"execute {path}", part_name, finding, "execve", path)
+        failed.program = True
+        return failed
     if step.phase is Phase.DIRECTORY and path is None and start is not None:
         path = program.show(start.cwd)
     finding = steps.certain(host, record.error, step, op, flags)
-    hinted = step.hints.get(record.error)
     if finding is None:
-        finding = hinted if isinstance(hinted, Finding) else _likely(host, record.error, step, op, hinted)
+        finding = _told(Failure(host, record.error, step, op, flags))
     return _error(record.error, step.text, part_name, finding, steps.call_name(op), path)
 
 
-def _likely(host: Host, error: int, step: Step, op: Op, hint: str | None) -> Finding | None:
-    """What the step says of its errno, with the remedy that is known for such a failure.
+def _told(failure: Failure) -> Finding | None:
+    """What the step says of its errno; of one that it does not know, or names a cause alone, what is usual.
 
-    A hint is a cause alone: it covers neither the remedy nor that the host cannot do it at all.
+    A cause alone covers neither the remedy that is known for such a failure nor that the host cannot do it at all.
     """
+    host, error, step, op, _ = failure
+    hint = step.hints.get(error)
+    if isinstance(hint, Finding):
+        return (hint.ask(failure) if hint.ask is not None else None) or hint
     found = steps.likely(host, error, step, op)
     if hint is None:
         return found

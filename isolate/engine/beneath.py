@@ -12,6 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, Any
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Buffer, Jump, Label, Op, Register, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, Constant
 from isolate.kernel.paths import absolute, text
@@ -162,11 +163,12 @@ def open_beneath(base: bytes, rest: bytes, out: Register, *, result: Register | 
     return ops
 
 
-def led_astray(base: bytes) -> Mapping[int, str]:
+def led_astray(base: bytes) -> Mapping[int, Finding]:
     """What the errors of :func:`open_beneath` mean."""
-    link = (
-        f"a symbolic link stands below {text(base)}, which a program may write to: it is not followed, as it could "
-        "lead anywhere; name the place that it leads to, or let the program write elsewhere"
+    link = Finding(
+        f"a symbolic link stands below {text(base)}, which a program may write to: it is not followed, as it could lead"
+        " anywhere",
+        "name the place that it leads to, or let the program write elsewhere",
     )
     return {errno.ELOOP: link, errno.EXDEV: link}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from errno import ESTALE
 from typing import TYPE_CHECKING
 
 from isolate.engine.beneath import O_DIRECTORY
@@ -17,7 +18,7 @@ from isolate.kernel.checks import keywords
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts import owners
-from isolate.mounts.building import STATX_DEV, STATX_INO, STATX_SIZE, TARGET_HINTS, attributes, clone, move_to, stat
+from isolate.mounts.building import STATX_DEV, STATX_INO, STATX_SIZE, attributes, clone, move_to, stat
 from isolate.mounts.overlay import MAX_LAYERS
 from isolate.mounts.root import Root
 from isolate.mounts.showing import Shown
@@ -35,13 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageRoot"]
 
-_ESTALE = 116
 _F_DUPFD_CLOEXEC = 1030
 _OPEN = O_RDONLY | O_DIRECTORY | O_CLOEXEC
 _LAYER_HINTS = {
     13: "the store's directory may not be reached by the caller",
     2: "a directory of the store is gone",
-    _ESTALE: "the store was moved, or covered by a mount, since it was opened",
+    ESTALE: "the store was moved, or covered by a mount, since it was opened",
 }
 
 
@@ -116,7 +116,6 @@ class ImageRoot(Shown):
             f"mount it on {text(self.place)}",
             (*building.attach(out, self.place), call("close", out)),
             path=self.place,
-            hints=TARGET_HINTS,
         )
 
     def _shift(self, context: Context) -> IdMap | None:
@@ -199,8 +198,8 @@ class ImageRoot(Shown):
             call("openat", AT_FDCWD, name, _OPEN, 0, out=holder),
             stat(slot, wanted),
             stat(holder, found),
-            Test(Load(found, STATX_INO), Load(wanted, STATX_INO), error=_ESTALE),
-            Test(Load(found, STATX_DEV), Load(wanted, STATX_DEV), error=_ESTALE),
+            Test(Load(found, STATX_INO), Load(wanted, STATX_INO), error=ESTALE),
+            Test(Load(found, STATX_DEV), Load(wanted, STATX_DEV), error=ESTALE),
             *(call("openat", holder, part, _OPEN, 0, out=fd) for part, fd in parts),
             call("close", holder),
         ]

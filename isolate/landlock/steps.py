@@ -68,7 +68,7 @@ def steps(
         Phase.LANDLOCK,
         f"deny {', '.join(denied)}, but for what follows",
         (call("landlock_create_ruleset", attr, len(attr.data), 0, out=ruleset),),
-        hints={errno.EOPNOTSUPP: "Landlock is switched off", errno.ENOSYS: "the kernel has no Landlock"},
+        hints={errno.EOPNOTSUPP: "Landlock is switched off"},
     )
     changeable = _changeable(context, all_rules) if part.rules else Names(())
     for rule in part.rules:

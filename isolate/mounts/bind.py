@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from errno import EACCES, EINVAL, ENOENT, ENOTDIR, EPERM, ESTALE
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Split, Step, Store, Test, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
@@ -25,20 +27,7 @@ from isolate.kernel.constants import (
 )
 from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
 from isolate.mounts import owners
-from isolate.mounts.building import (
-    EACCES,
-    EINVAL,
-    ENOENT,
-    ENOTDIR,
-    EPERM,
-    STATX_DEV,
-    STATX_INO,
-    STATX_SIZE,
-    TARGET_HINTS,
-    attributes,
-    clone,
-    stat,
-)
+from isolate.mounts.building import MOVED, STATX_DEV, STATX_INO, STATX_SIZE, attributes, clone, stat
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
 from isolate.namespaces.ids import IdMap
@@ -252,31 +241,36 @@ class Bind(Shown, ReversibleMount):
         source = self.source if isinstance(self.source, int) else absolute(self.source)
         return owners.for_the_program(context, source, writable=not self.read_only)
 
-    def _hints(self, mapped: bool) -> dict[int, str]:
+    def _hints(self, mapped: bool) -> dict[int, Finding]:
         hints = {
-            ENOENT: "the source does not exist (Bind(..., optional=True) would leave it out)",
-            EACCES: (
-                "the caller may not reach the source (root in a new user namespace has no power over others' files)"
+            EACCES: Finding(
+                "the caller may not reach the source (root in a new user namespace has no power over others' files)",
+                "look at the modes of the directories on the way",
             ),
-            EPERM: (
-                "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or"
-                " add UserNamespace()"
+            EPERM: Finding(
+                "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace",
+                "be root, or add UserNamespace()",
             ),
-            EINVAL: "the source's mount is unbindable, or belongs to another mount namespace",
-            116: "what the descriptor stands for has been moved, removed, or covered by a mount since it was opened",
+            EINVAL: Finding(
+                "the source's mount is unbindable, or belongs to another mount namespace", "name another place of it"
+            ),
+            ESTALE: MOVED,
         }
         if not self.recursive:
-            hints[EINVAL] = (
-                "the source has mounts below that a user namespace may not uncover: say "
-                "recursive=True; or it is unbindable"
+            hints[EINVAL] = Finding(
+                "the source has mounts below that a user namespace may not uncover, or is unbindable",
+                "say recursive=True",
             )
         if mapped:
             hints |= owners.HINTS
         if _is_descriptor(self.idmap):
-            hints[EINVAL] = "this file system cannot be mounted with an id map, or the user namespace has no map yet"
+            hints[EINVAL] = Finding(
+                "this file system cannot be mounted with an id map, or the user namespace has no map yet",
+                "write the namespace's map first, or leave idmap out",
+            )
         if self.atime is not None:
-            hints[EPERM] = (
-                "a user namespace may not change the atime that the host's mount is locked to: leave atime=None"
+            hints[EPERM] = Finding(
+                "a user namespace may not change the atime that the host's mount is locked to", "leave atime=None"
             )
         return hints
 
@@ -290,7 +284,6 @@ class Bind(Shown, ReversibleMount):
             (*building.attach(tree, self.place, kind=kind), call("close", tree)),
             path=self.place,
             needs=tree,
-            hints=TARGET_HINTS,
             template=building.kept(self.place, foreign=True),
         )
 
@@ -317,6 +310,6 @@ def by_name(fd: Slot, opening: Callable[[Buffer], Op], out: Register) -> list[Op
         opening(name),
         stat(fd, wanted),
         stat(out, found),
-        Test(Load(found, STATX_INO), Load(wanted, STATX_INO), error=116),  # ESTALE
-        Test(Load(found, STATX_DEV), Load(wanted, STATX_DEV), error=116),
+        Test(Load(found, STATX_INO), Load(wanted, STATX_INO), error=ESTALE),
+        Test(Load(found, STATX_DEV), Load(wanted, STATX_DEV), error=ESTALE),
     ]

@@ -7,9 +7,11 @@ alone. The library's own entries have no other means than these.
 
 from __future__ import annotations
 
+from errno import ENOENT, ENOTDIR
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from isolate.engine.beneath import O_DIRECTORY
+from isolate.engine.finding import Finding
 from isolate.engine.plan import (
     EACH,
     KEPT,
@@ -63,30 +65,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Building", "Entry", "TreeEntry"]
 
-EPERM, ENOENT, EBADF, EACCES, EBUSY, EEXIST, EXDEV, ENODEV = 1, 2, 9, 13, 16, 17, 18, 19
-ENOTDIR, EINVAL, ENOSPC, EROFS, ENAMETOOLONG, ELOOP = 20, 22, 28, 30, 36, 40
+
+#: ESTALE of what was opened by the caller: its place is compared with the one that was meant.
+MOVED = Finding(
+    "what the descriptor stands for has been moved, removed, or covered by a mount since it was opened", "open it again"
+)
 
 #: Where the fields of struct statx stand (statx(2)); st_mode is followed by 16 zero bits.
 STATX_SIZE, STATX_UID, STATX_GID, STATX_MODE, STATX_INO = 256, 20, 24, 28, 32
 STATX_RDEV, STATX_DEV, STATX_MNT_ID = 128, 136, 144
-
-TARGET_HINTS = {
-    EROFS: (
-        "the target does not exist, and what it would be made in is mounted read-only: make it in the "
-        "source, or mount"
-        " something writable there first"
-    ),
-    EEXIST: "a symbolic link that leads nowhere stands in the way, or somebody else made the target at the same time",
-    ELOOP: "a symbolic link stands in the way where none is followed, or too many of them",
-    EXDEV: "the path leads out of the root, or not into the file system that it should lie in",
-    ENOTDIR: "a file stands where a directory should be, or a directory is to be mounted on a file",
-    EACCES: (
-        "whoever builds the root may not make the target there (in a user namespace: the directory "
-        "belongs to an id that"
-        " is not mapped)"
-    ),
-    ENOSPC: "no room for the target, or too many mounts (fs.mount-max)",
-}
 
 
 @runtime_checkable

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from errno import ENODEV, EPERM
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Phase, Register, Step, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import ENODEV, EPERM, TARGET_HINTS, new_file_system
+from isolate.mounts.building import new_file_system
 from isolate.mounts.pseudo import FLAGS
 from isolate.namespaces.part import CgroupNamespace
 
@@ -63,7 +64,6 @@ class CgroupFs:
             ),
             path=path,
             hints={
-                **TARGET_HINTS,
                 EPERM: "the cgroup namespace belongs to another user namespace: let both be new, or neither",
                 ENODEV: "this kernel has no cgroup v2",
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from errno import EINVAL, ENODEV, EPERM
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import EACH, KEPT, Buffer, Load, Op, Phase, Register, Split, Step, Target, Test, call
@@ -22,13 +23,9 @@ from isolate.kernel.constants import (
 )
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import (
-    EINVAL,
-    ENODEV,
-    EPERM,
     STATX_MODE,
     STATX_RDEV,
     STATX_SIZE,
-    TARGET_HINTS,
     attributes,
     clone,
     new_file_system,
@@ -108,14 +105,13 @@ class Dev(Shown):
             f"mount it on {text(path)}",
             tuple(building.attach(dev, path, symlinks=False)),
             path=path,
-            hints=TARGET_HINTS,
             template=building.kept(path, Split(build=None, again=(Target(building.root, path, dev, symlinks=False),))),
         )
         ops: list[Op] = []
         for name, tree in trees.items():
             ops += [*building.put(tree, dev, name.encode(), kind="file", mode=0o644), call("close", tree)]
         words = f"devices {' '.join(DEVICES)}"
-        yield Step(Phase.ROOT, words, tuple(ops), path=path, hints=TARGET_HINTS, template=KEPT)
+        yield Step(Phase.ROOT, words, tuple(ops), path=path, template=KEPT)
         null = Register("null")
         ops = [call("openat", dev, b"null", O_RDWR | O_CLOEXEC, 0, out=null), *exchange(null), call("close", null)]
         words = "streams that are the host's null device become this one"

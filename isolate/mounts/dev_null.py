@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat as stat_module
+from errno import ENODEV
 from typing import TYPE_CHECKING
 
 from isolate.engine import native
@@ -28,7 +29,7 @@ from isolate.kernel.constants import (
     S_IFMT,
 )
 from isolate.kernel.syscalls import number
-from isolate.mounts.building import ENODEV, STATX_MODE, STATX_RDEV, STATX_SIZE, attributes, clone, stat
+from isolate.mounts.building import STATX_MODE, STATX_RDEV, STATX_SIZE, attributes, clone, stat
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Argument

@@ -6,13 +6,13 @@ import contextlib
 import os
 import stat
 from dataclasses import KW_ONLY, dataclass
+from errno import ENODEV
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Phase, Register, Step, call
 from isolate.errors import UnsupportedError
 from isolate.kernel.checks import keywords
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import ENODEV, TARGET_HINTS
 from isolate.mounts.dev import open_device
 from isolate.mounts.showing import Shown
 
@@ -76,7 +76,6 @@ class Device(Shown):
             f"mount it on {text(path)}",
             (*building.attach(tree, path, kind="file"), call("close", tree)),
             path=path,
-            hints=TARGET_HINTS,
             template=building.kept(path),
         )
 

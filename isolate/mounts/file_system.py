@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from errno import EINVAL, ENODEV, ENOENT, EPERM
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import EACH, Phase, Register, Step, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
@@ -18,7 +20,8 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import EINVAL, ENODEV, ENOENT, EPERM, TARGET_HINTS, new_file_system
+from isolate.mounts.building import new_file_system
+from isolate.mounts.refused import OVERLAY, refused
 from isolate.mounts.showing import Shown
 
 if TYPE_CHECKING:
@@ -29,11 +32,24 @@ if TYPE_CHECKING:
 __all__ = ["FileSystem"]
 
 _HINTS = {
-    EPERM: "this type of file system cannot be mounted in a user namespace, or CAP_SYS_ADMIN is missing: be root, and "
-    "leave UserNamespace() out",
-    ENODEV: "this kernel has no such file system (/proc/filesystems), and no module for it was loaded",
-    EINVAL: "this file system does not know one of the options, or refuses its value",
-    ENOENT: "the source is not there",
+    EPERM: Finding(
+        "this type of file system cannot be mounted in a user namespace, or CAP_SYS_ADMIN is missing",
+        "be root, and leave UserNamespace() out",
+    ),
+    ENODEV: Finding(
+        "this kernel has no such file system (/proc/filesystems), and no module for it was loaded",
+        "as root: modprobe its module",
+        True,
+    ),
+    EINVAL: Finding("this file system does not know one of the options, or refuses its value", "see its man page"),
+    ENOENT: Finding("the source is not there", "make it, or name another"),
+}
+
+
+_OWN: dict[str, dict[int, Finding]] = {
+    "overlay": OVERLAY,
+    "proc": {EPERM: refused("proc")},
+    "sysfs": {EPERM: refused("sysfs")},
 }
 
 
@@ -122,7 +138,8 @@ class FileSystem(Shown):
             flags = flags | flag if wanted else flags
         words = f"a new {self.type} for {text(self.place)}"
         ops = tuple(new_file_system(self.type.encode(), out, options, flags))
-        return out, [Step(Phase.ROOT, words, ops, path=self.place, hints=_HINTS, template=EACH)]
+        hints = {**_HINTS, **_OWN.get(self.type, {})}
+        return out, [Step(Phase.ROOT, words, ops, path=self.place, hints=hints, template=EACH)]
 
     def steps_in(self, building: Building) -> Iterator[Step]:
         """Make it, mount it."""
@@ -133,7 +150,6 @@ class FileSystem(Shown):
             f"mount it on {text(self.place)}",
             (*building.attach(out, self.place), call("close", out)),
             path=self.place,
-            hints=TARGET_HINTS,
             template=building.each(self.place),
         )
 

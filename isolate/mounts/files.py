@@ -6,23 +6,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import KW_ONLY, dataclass, field
+from errno import EEXIST, EINVAL, ENOENT, EROFS
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Phase, Register, Step, Target, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import (
-    CREATE,
-    EEXIST,
-    EINVAL,
-    ENOENT,
-    EROFS,
-    TARGET_HINTS,
-    attributes,
-    clone,
-    read_only,
-)
+from isolate.mounts.building import CREATE, attributes, clone, read_only
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import check_mode
 
@@ -34,11 +26,12 @@ if TYPE_CHECKING:
 __all__ = ["Dir", "File", "Mask", "ReadOnly", "Symlink"]
 
 LARGEST_FILE = 128 << 20  # a tape is at most 256 MiB
-MASK_HINTS = {**TARGET_HINTS, ENOENT: "there is nothing to cover: a misspelt path? (optional=True lets it be missing)"}
+MASK_HINTS = {
+    ENOENT: Finding("there is nothing to cover: a misspelt path?", "name what is there, or say optional=True"),
+}
 READ_ONLY_HINTS = {
-    **TARGET_HINTS,
-    ENOENT: "there is nothing there: mount it before it is made read-only (optional=True lets it be missing)",
-    EINVAL: "there are mounts below that a user namespace may not uncover: say recursive=True",
+    ENOENT: Finding("there is nothing there", "mount it before it is made read-only, or say optional=True"),
+    EINVAL: Finding("there are mounts below that a user namespace may not uncover", "say recursive=True"),
 }
 
 
@@ -111,7 +104,6 @@ class File(Shown):
             # What a program writes there the next one would find.
             template=building.kept(self.place) if self.read_only else None,
             path=self.place,
-            hints=TARGET_HINTS,
         )
 
 
@@ -146,7 +138,6 @@ class Dir(Shown):
             (Target(building.root, path, fd, make="dir", mode=self.mode), call("close", fd)),
             template=building.kept(path),
             path=path,
-            hints=TARGET_HINTS,
         )
 
 
@@ -193,7 +184,6 @@ class Symlink(Shown):
             template=building.kept(path, foreign=True),
             path=path,
             hints={
-                **TARGET_HINTS,
                 EEXIST: "something is there already",
                 EROFS: "it would be made in a read-only mount",
             },

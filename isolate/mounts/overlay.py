@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from errno import EACCES, ESTALE
 from typing import TYPE_CHECKING
 
 from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Argument, Phase, Register, Step, call
 from isolate.errors import ConflictError
 from isolate.kernel import checks
@@ -19,13 +21,7 @@ from isolate.kernel.constants import (
 from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
 from isolate.mounts import owners
 from isolate.mounts.bind import Source, by_name, check_idmap, descriptor_of
-from isolate.mounts.building import (
-    EACCES,
-    ENOENT,
-    TARGET_HINTS,
-    attributes,
-    clone,
-)
+from isolate.mounts.building import MOVED, attributes, clone
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
 from isolate.mounts.stacking import Stacking
@@ -201,7 +197,6 @@ class Overlay(Shown, ReversibleMount):
             f"mount it on {text(self.place)}",
             (*building.attach(out, self.place), call("close", out)),
             path=self.place,
-            hints=TARGET_HINTS,
         )
 
 
@@ -236,9 +231,11 @@ def _open(
             ops = open_beneath(*below, fd)
         words = text(path)
     hints = {
-        ENOENT: "the layer does not exist",
-        EACCES: "the caller may not reach the layer (root in a new user namespace has no power over others' files)",
-        116: "what the descriptor stands for has been moved, removed, or covered by a mount since it was opened",
+        EACCES: Finding(
+            "the caller may not reach the layer (root in a new user namespace has no power over others' files)",
+            "look at the modes of the directories on the way",
+        ),
+        ESTALE: MOVED,
     }
     if below is not None:
         hints |= led_astray(below[0])

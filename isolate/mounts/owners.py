@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
+from errno import EINVAL, EPERM
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import MapOfIds, Op, Register, Store
 from isolate.kernel.constants import MOUNT_ATTR_IDMAP
-from isolate.mounts.building import EINVAL, EPERM, attributes
+from isolate.mounts.building import attributes
 from isolate.namespaces.ids import IdMap, IdRange, is_host_root
 from isolate.namespaces.part import UserNamespace
 
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["HINTS", "chosen", "for_the_program", "made", "given", "text_of"]
 
+_OTHERWISE = "chown the directory to the program's id, or let others write to it (chmod o+rwx), and say idmap=False"
 HINTS = {
-    EINVAL: "this file system, or one that is mounted below, cannot be mounted with an id map: chown the directory to"
-    " the program's id, or let others write to it (chmod o+rwx), and say idmap=False",
-    EPERM: "an id map on a mount is for root on the host (CAP_SYS_ADMIN in the file system's user namespace): chown the"
-    " directory to the program's id, or let others write to it (chmod o+rwx), and say idmap=False",
+    EINVAL: Finding("this file system, or one that is mounted below, cannot be mounted with an id map", _OTHERWISE),
+    EPERM: Finding(
+        "an id map on a mount is for root on the host (CAP_SYS_ADMIN in the file system's user namespace)", _OTHERWISE
+    ),
 }
 
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
+from errno import EINVAL, ENODEV, ENOENT, EPERM, EXDEV
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import EACH, Buffer, Label, Load, Op, Phase, Register, Step, Test, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
@@ -22,21 +24,8 @@ from isolate.kernel.constants import (
     SYSFS_MAGIC,
 )
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import (
-    EINVAL,
-    ENODEV,
-    ENOENT,
-    EPERM,
-    EXDEV,
-    STATX_SIZE,
-    TARGET_HINTS,
-    attributes,
-    clone,
-    if_directory,
-    move_to,
-    new_file_system,
-    read_only,
-)
+from isolate.mounts.building import STATX_SIZE, attributes, clone, if_directory, move_to, new_file_system, read_only
+from isolate.mounts.refused import refused
 from isolate.mounts.showing import Shown
 from isolate.namespaces.part import IpcNamespace, NetNamespace, PidNamespace, UserNamespace
 
@@ -68,15 +57,6 @@ SYS_MASKED = ("/firmware", "/devices/virtual/powercap")
 HIDEPID = ("off", "noaccess", "invisible", "ptraceable")
 
 FLAGS: Constant = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
-
-_COVERED = (
-    "in a user namespace the kernel refuses a new {0} where the host's own is partly covered, as in "
-    "Docker and Kubernetes:"
-    " run the outer container with an uncovered one (docker: --security-opt systempaths=unconfined; "
-    "Kubernetes: procMount:"
-    " Unmasked; podman: --security-opt unmask=ALL), or as root without UserNamespace(); otherwise "
-    "CAP_SYS_ADMIN is missing"
-)
 
 
 def relative(paths: object, what: str) -> tuple[str, ...]:
@@ -185,19 +165,18 @@ class Proc(Shown):
             (*new_file_system(b"proc", fs, options, FLAGS), *building.attach(fs, path, symlinks=False, mode=0o555)),
             path=path,
             hints={
-                **TARGET_HINTS,
-                EPERM: _COVERED.format("procfs"),
-                EINVAL: "this kernel does not know an option (Linux 5.8)",
+                EPERM: refused("proc"),
+                EINVAL: Finding("this kernel does not know an option (Linux 5.8)", "leave the option out", True),
             },
             template=building.each(path, symlinks=False, mode=0o555),
         )
         covered = tuple(covers(building, fs, self.masked, PROC_SUPER_MAGIC))
         if covered:
             words = f"cover in it {' '.join(self.masked)}"
-            yield Step(Phase.ROOT, words, covered, path=path, hints=TARGET_HINTS, template=EACH)
+            yield Step(Phase.ROOT, words, covered, path=path, template=EACH)
         frozen = tuple(freezes(building, fs, self.read_only, PROC_SUPER_MAGIC))
         words = f"read-only in it {' '.join(self.read_only)}" if frozen else "nothing in it is frozen"
-        yield Step(Phase.ROOT, words, (*frozen, call("close", fs)), path=path, hints=TARGET_HINTS, template=EACH)
+        yield Step(Phase.ROOT, words, (*frozen, call("close", fs)), path=path, template=EACH)
 
 
 @keywords
@@ -249,12 +228,12 @@ class Sys(Shown):
             f"sysfs on {text(path)}, read-only",
             (*ops, *building.attach(fs, path, symlinks=False, mode=0o555)),
             path=path,
-            hints={**TARGET_HINTS, EPERM: _COVERED.format("sysfs")},
+            hints={EPERM: refused("sysfs")},
         )
         # On the host's own, some may be covered already: by another file system.
         covered = tuple(covers(building, fs, masked, SYSFS_MAGIC if fresh else 0))
         words = f"cover in it {' '.join(masked)}" if covered else "nothing in it is covered"
-        yield Step(Phase.ROOT, words, (*covered, call("close", fs)), path=path, hints=TARGET_HINTS)
+        yield Step(Phase.ROOT, words, (*covered, call("close", fs)), path=path)
 
 
 def _host_sys(fs: Register) -> Step:
@@ -312,8 +291,9 @@ class Mqueue(Shown):
             template=building.each(path, symlinks=False, mode=0o1777),
             path=path,
             hints={
-                **TARGET_HINTS,
-                EPERM: "the IPC namespace belongs to another user namespace: let both be new, or neither",
-                ENODEV: "this kernel has no POSIX message queues",
+                EPERM: Finding("the IPC namespace belongs to another user namespace", "let both be new, or neither"),
+                ENODEV: Finding(
+                    "this kernel has no POSIX message queues", "leave Mqueue out, or use another kernel", True
+                ),
             },
         )

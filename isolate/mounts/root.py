@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from errno import EBUSY, EINVAL, EPERM
 from typing import TYPE_CHECKING
 
 from isolate.engine.beneath import O_DIRECTORY
@@ -23,9 +24,6 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.mounts.building import (
-    EBUSY,
-    EINVAL,
-    EPERM,
     HIDDEN_PROC,
     OLD_ROOT,
     STATX_MNT_ID,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from errno import EBADF, EINVAL
 from typing import TYPE_CHECKING, Any
 
 from isolate.engine.plan import Buffer, Fail, Jump, Label, Load, Op, Phase, Register, Step, Store, Test, call
@@ -30,23 +31,8 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.kernel.paths import text
-from isolate.mounts.building import (
-    EBADF,
-    EBUSY,
-    EINVAL,
-    ENODEV,
-    ENOENT,
-    ENOTDIR,
-    EPERM,
-    STATX_GID,
-    STATX_MODE,
-    STATX_SIZE,
-    STATX_UID,
-    clone,
-    new_file_system,
-    on_top,
-    stat,
-)
+from isolate.mounts.building import STATX_GID, STATX_MODE, STATX_SIZE, STATX_UID, clone, new_file_system, on_top, stat
+from isolate.mounts.refused import OVERLAY
 from isolate.mounts.telling import telling
 from isolate.mounts.tmpfs import PAGE, default_inodes, pages
 from isolate.namespaces.part import UserNamespace
@@ -62,20 +48,6 @@ __all__ = ["Stacking"]
 NO_REDIRECTS = ((b"redirect_dir", b"nofollow"), (b"metacopy", b"off"))
 REDIRECTS = ((b"redirect_dir", b"on"),)
 F_DUPFD_CLOEXEC = Constant(1030, "F_DUPFD_CLOEXEC")
-
-HINTS = {
-    EINVAL: (
-        "the kernel takes no such layers: one lies in another mount namespace or has mounts below that a "
-        "user namespace"
-        " may not uncover, upper and work are not in one file system, or upper is itself an overlay"
-    ),
-    EPERM: "overlayfs in a user namespace needs Linux 5.11; elsewhere CAP_SYS_ADMIN",
-    ENODEV: "this kernel has no overlayfs",
-    EBUSY: "upper or work is in use by another overlay",
-    40: "layers within layers: the kernel stacks two overlays at most",
-    ENOENT: "a layer does not exist",
-    ENOTDIR: "a layer must be a directory",
-}
 
 
 @dataclass(frozen=True)
@@ -194,7 +166,7 @@ class Stacking:
             end,
         ]
         words = f"overlay for {text(self.place)} of {self.count} layers"
-        return Step(Phase.ROOT, words, tuple(ops), path=self.place, hints=HINTS)
+        return Step(Phase.ROOT, words, tuple(ops), path=self.place, hints=OVERLAY)
 
     def _words(self, marks: bool, following: tuple[tuple[bytes, bytes], ...]) -> bytes:
         """The options of mount(2)."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from errno import EINVAL, EPERM
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import EACH, Phase, Register, Step, call
 from isolate.kernel import checks
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import EINVAL, ENODEV, EPERM, TARGET_HINTS, new_file_system
+from isolate.mounts.building import new_file_system
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
 
@@ -24,9 +26,10 @@ __all__ = ["Tmpfs"]
 PAGE = 4096
 
 NEW_HINTS = {
-    EPERM: "a new mount needs CAP_SYS_ADMIN in the mount namespace's user namespace: be root, or add UserNamespace()",
-    ENODEV: "this kernel has no such file system",
-    EINVAL: "this kernel does not know an option of it",
+    EPERM: Finding(
+        "a new mount needs CAP_SYS_ADMIN in the mount namespace's user namespace", "be root, or add UserNamespace()"
+    ),
+    EINVAL: Finding("this kernel does not know an option of it", "leave the option out, or upgrade the kernel"),
 }
 
 
@@ -133,6 +136,5 @@ class Tmpfs(Shown, ReversibleMount):
             f"mount it on {text(self.place)}",
             (*building.attach(fs, self.place, mode=self.mode), call("close", fs)),
             path=self.place,
-            hints=TARGET_HINTS,
             template=building.each(self.place, mode=self.mode),
         )

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Label, Op, Phase, Register, Step, call
 from isolate.kernel.checks import nearest
 from isolate.kernel.constants import AT_FDCWD, CLONE_NEWUSER, O_CLOEXEC, O_PATH, O_WRONLY
@@ -85,8 +86,8 @@ def _write(quotas: Mapping[str, int], *, required: bool) -> Step:
         (*ops, call("close", directory), done),
         path=path,
         hints={
-            errno.EROFS: "/proc/sys is read-only here (a container): leave quotas out",
-            errno.ENOENT: "/proc is not mounted here, or this kernel has no such limit: leave quotas out",
+            errno.EROFS: Finding("/proc/sys is read-only here (a container)", "leave quotas out"),
+            errno.ENOENT: Finding("/proc is not mounted here, or this kernel has no such limit", "leave quotas out"),
         },
     )
 

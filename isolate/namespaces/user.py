@@ -43,6 +43,8 @@ from isolate.thread.entering import Irreversible
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from isolate.diagnosis.host import Failure
+
 
 __all__ = ["UserNamespace"]
 
@@ -141,15 +143,12 @@ class UserNamespace(Namespace, Irreversible):
 
     def _maps(self, context: Context, ids: IdMap) -> Iterator[Step]:
         hints = {
-            errno.EACCES: Finding(
-                "the set-up of a sandbox in a pid namespace that is joined cannot be traced, and its id maps are root's"
-                " to write",
-                "run as root (or with CAP_DAC_OVERRIDE), or join the user namespace too (attach(pid).sandbox())",
-            ),
+            errno.EACCES: _JOINED_PIDS if context.executes else _NOT_DUMPABLE,
             errno.EPERM: Finding(
                 "the kernel refuses this id map: without CAP_SETUID and CAP_SETGID only the caller's own uid and gid"
                 " can be mapped",
                 "map the own ids alone (UserNamespace()), or a range of /etc/subuid (IdMap.subordinate())",
+                ask=_why_refused,
             ),
             errno.EINVAL: Finding(
                 "the map is not one that the kernel takes: more than the caller's own id, or ids that the caller does"
@@ -179,11 +178,7 @@ class UserNamespace(Namespace, Irreversible):
                     (Store(number, 0, CHILD, 0), RunHost(b"/usr/bin/" + program, (program, number, *arguments))),
                     path=b"/usr/bin/" + program,
                     template=last if last is not None and program == b"newgidmap" else split,
-                    hints={
-                        errno.ENOENT: f"{program.decode()} is not installed (package: uidmap)",
-                        10: f"{program.decode()} refused: the ranges are not in /etc/sub{program[3:4].decode()}id for"
-                        " this user",
-                    },
+                    hints=_HELPER,
                 )
             return
         if not self.allows_setgroups(context):
@@ -221,6 +216,34 @@ class UserNamespace(Namespace, Irreversible):
             ops.append(call("setgroups", 0, 0))
         ops += [call("setresgid", gid, gid, gid), call("setresuid", uid, uid, uid)]
         yield Step(Phase.IDENTITY, f"be uid {uid}, gid {gid} inside", tuple(ops), template=BOTH)
+
+
+_JOINED_PIDS = Finding(
+    "the set-up of a sandbox in a pid namespace that is joined cannot be traced, and its id maps are root's to write",
+    "run as root (or with CAP_DAC_OVERRIDE), or join the user namespace too (attach(pid).sandbox())",
+)
+_NOT_DUMPABLE = Finding(
+    "this process is not dumpable, so its files in /proc are root's: it changed its ids since exec",
+    "enter it before, or in a program that is executed with these ids",
+)
+
+
+def _why_refused(failure: Failure) -> Finding | None:
+    from isolate.namespaces.refused import map_refused  # loaded late: only an error needs it
+
+    return map_refused(failure)
+
+
+def _why_no_help(failure: Failure) -> Finding | None:
+    from isolate.namespaces.refused import helper  # loaded late: only an error needs it
+
+    return helper(failure)
+
+
+_HELPER = {
+    errno.ENOENT: Finding("newuidmap and newgidmap are not installed", "install them (uidmap)", ask=_why_no_help),
+    errno.ECHILD: Finding("it refused: the ranges are not in /etc/subuid and /etc/subgid", ask=_why_no_help),
+}
 
 
 def _nested_maps(ids: IdMap, *, setgroups: bool) -> Split:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from errno import EACCES, ENOENT, ESRCH
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from isolate.attributes.credentials import Credentials
@@ -51,7 +52,6 @@ __all__ = ["Attached", "attach"]
 N = TypeVar("N")
 
 _WORDS = {kind.typed: kind.file for kind in KINDS}
-ESRCH, EACCES, ENOENT = 3, 13, 2
 
 
 class Attached:

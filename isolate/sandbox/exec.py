@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from errno import EBUSY, EINVAL, EPERM, ESRCH
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from isolate.cgroups.group import read_stats
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FurtherBox"]
 
-ESRCH, EPERM, EINVAL, EBUSY = 3, 1, 22, 16
 _END = 1.0  # seconds: how long a sandbox that is going takes to tell its counters
 _HINTS = {
     ESRCH: "the program has ended",

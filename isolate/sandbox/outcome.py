@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from isolate.engine import proc
+from isolate.engine.finding import Finding
 from isolate.engine.native import lib
 from isolate.engine.proc import children
 from isolate.errors import printable
@@ -61,7 +62,8 @@ def _warn(tape: Tape, record: Record) -> None:
     found = tape.step(record.op)
     words = f"{type(found[1]).__name__}: {found[0].text}" if found else f"op {record.op} of the tape"
     hint = found[0].hints.get(record.error) if found else None
-    reason = os.strerror(record.error) + (f": {hint}" if hint else "")
+    cause = hint.cause if isinstance(hint, Finding) else hint
+    reason = os.strerror(record.error) + (f": {cause}" if cause else "")
     warnings.warn(printable(f"cleaning up after a sandbox failed: {words}: {reason}"), RuntimeWarning, stacklevel=4)
 
 

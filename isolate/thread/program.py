@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isolate import errors
-from isolate.engine.finding import Finding
 from isolate.engine.native import ffi, lib
 from isolate.engine.plan import Call, Context, Phase, Plan, Register, Section, Step, Target, call, complete
 from isolate.engine.tape import HEADER, OP, compile_plan
@@ -208,18 +207,20 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
         return SetupError(error, "run the steps on this thread")
     step, part = found
     op = tape.ops[index]
-    hint = step.hints.get(error)
-    cause, remedy = (hint.cause, hint.remedy) if isinstance(hint, Finding) else (hint, None)
+    found_hint = step.hints.get(error)
+    if found_hint is None and isinstance(op, Target):
+        from isolate.engine.targets import TARGET  # loaded late: only an error needs it
+
+        found_hint = TARGET.get(error)
+    cause, remedy = (found_hint, None) if isinstance(found_hint, str) else (found_hint or (None, None))[:2]
     if error == errno.EPERM and (cause is None or "CAP_SYS_ADMIN" in cause):
         cause = cause or "it needs CAP_SYS_ADMIN in the user namespace that this thread is in"
-        name = type(part).__name__ if type(part).__name__.endswith("Namespace") else "MountNamespace"
+        kind = getattr(part, "kind", None)
+        name = type(part).__name__ if kind is not None else "MountNamespace"
         remedy = f"run as root, or first enter both for good: UserNamespace().enter(), then {name}().enter()"
-        if name == "PidNamespace":
+        if kind == "pid":
             # Who is not in the namespace that its children get cannot make one more for them (unshare(2), EINVAL).
             remedy += ", and use the block in a program that is then executed as a child"
-    if error == errno.EACCES and cause is None and type(part).__name__ == "UserNamespace":
-        cause = "this process is not dumpable, so its files in /proc are root's: it changed its ids since exec"
-        remedy = "enter it before, or in a program that is executed with these ids"
     kind = errors.UnsupportedError if error == errno.ENOSYS else SetupError
     return kind(
         error,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate import Landlock, Sandbox, SetupError
-from isolate.diagnosis import steps
 from isolate.diagnosis.clone import clone, privileged
 from isolate.diagnosis.host import Host
+from isolate.namespaces.ranges import free_range
 from tests.login import Login, make_login_user
 
 if TYPE_CHECKING:
@@ -119,9 +119,9 @@ def test_32_in_a_sandbox_of_isolates_own(tmp_path: Path) -> None:
 
 def test_32_a_range_that_nobody_holds() -> None:
     rows = ["a:100000:65536", "b:165536:65536", "broken", "c:400000:10"]
-    assert steps.free_range(rows) == 231072
-    assert steps.free_range([]) == 100000
-    assert steps.free_range(["a:150000:10"]) == 150010
+    assert free_range(rows) == 231072
+    assert free_range([]) == 100000
+    assert free_range(["a:150000:10"]) == 150010
 
 
 @root

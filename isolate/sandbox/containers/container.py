@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from errno import ESRCH
 from typing import TYPE_CHECKING, Any
 
 from isolate.attributes.credentials import Credentials
@@ -52,8 +53,6 @@ if TYPE_CHECKING:
     from isolate.sandbox.containers.kept import Kept
 
 __all__ = ["Command", "Container", "open_container"]
-
-ESRCH, EBUSY = 3, 16
 
 
 class ContainerBox(Planned):

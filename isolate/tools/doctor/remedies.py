@@ -10,8 +10,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from isolate.diagnosis.host import Host
-from isolate.diagnosis.steps import free_range
 from isolate.errors import SetupError
+from isolate.namespaces.ranges import free_range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
