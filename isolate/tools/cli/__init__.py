@@ -189,7 +189,7 @@ def _print_error(error: SetupError) -> None:
 
 
 def _setup_status(error: SetupError) -> int:
-    if error.syscall == "execve" and error.step.startswith("execute "):
+    if error.program:
         return EXIT_NOT_FOUND if error.errno == errno.ENOENT else EXIT_NOT_EXECUTABLE
     return EXIT_SETUP
 

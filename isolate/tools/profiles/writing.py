@@ -147,6 +147,7 @@ def _value(value: Any, where: str) -> Any:
     from isolate.cgroups.devices import Device
     from isolate.landlock.part import FsAccess, LandlockScope, PathRule
     from isolate.namespaces.ids import IdMap, IdRange
+    from isolate.network.words import Publish
 
     if value is None:
         return {"none": True}
@@ -173,7 +174,7 @@ def _value(value: Any, where: str) -> Any:
         names = ("uids", "gids", "helpers") if isinstance(value, IdMap) else ("path", "access", "optional", "beneath")
         found = {name: _value(getattr(value, name), f"{where}.{name}") for name in names}
         return {name: each for name, each in found.items() if each is not False and each != {"none": True}}
-    if type(value).__name__ == "Publish":
+    if isinstance(value, Publish):
         words = {name: getattr(value, name) for name in ("host", "port", "protocol", "address")}
         usual = {"protocol": "tcp", "address": "127.0.0.1"}
         return {name: each for name, each in words.items() if each != usual.get(name)}
