@@ -19,6 +19,7 @@ struct iso_shared {
 	uint32_t reaped;    /* init has reaped all of its children and ends */
 	uint32_t parked;    /* a template's tree is built */
 	uint32_t born;      /* the child of clone runs; futex of who waits for that */
+	uint32_t untold; /* the Python program does not know yet who is to be waited for: nothing is sent before */
 	uint64_t began_ns;  /* when a run that came later came; 0: with the clone of init */
 	uint64_t ended_ns;  /* when init reaped the program, by init's clock; 0: it did not */
 	uint64_t program_ns; /* CPU time of the program's own process */

@@ -584,18 +584,21 @@ static int was_lost(int32_t socket)
 /* Send a run to who waits for one: the block, its streams, what is passed, and last a long block's descriptor, since a message
  * has to find room in the socket's buffer. `begins`: to a parked launcher, that begins with it, so the other end of a control
  * socket comes first; else to an init that waits, whose supervisor is told the limits of time. */
-static int64_t send_run(struct iso_start *s, int32_t to, int begins, const uint8_t *run, uint64_t run_size,
-			const int32_t *passed, int32_t count, const int32_t *wanted, int32_t nonblocking)
+static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin *begins, int32_t later, const uint8_t *run,
+			uint64_t run_size, const int32_t *passed, int32_t count, const int32_t *wanted, int32_t nonblocking)
 {
 	const int32_t large = run_size > INLINE, on = 1;
-	int32_t sent[ISO_MAX_PASSED + ISO_MAX_BESIDE], opened[ISO_MAX_BESIDE] = {-1, -1, -1, -1, -1}, pair[2];
+	int32_t sent[ISO_MAX_PASSED + ISO_MAX_BESIDE], opened[ISO_MAX_BESIDE] = {-1, -1, -1, -1, -1, -1}, pair[2];
 	struct streams q = {{wanted[0], wanted[1], wanted[2]}, nonblocking, -1};
 	union {
 		struct cmsghdr header;
 		uint8_t space[CMSG_SPACE(sizeof sent)];
 	} control;
-	struct iovec iov = {(void *)(uintptr_t)run, large ? sizeof(struct iso_run) : run_size};
-	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control};
+	struct iovec parts[2] = {
+		{(void *)(uintptr_t)begins, sizeof *begins},
+		{(void *)(uintptr_t)run, large ? sizeof(struct iso_run) : run_size},
+	};
+	struct msghdr message = {.msg_iov = parts + !begins, .msg_iovlen = 1 + !!begins, .msg_control = &control};
 	size_t n = begins ? 1 : 0;
 	sent[0] = sent[1] = sent[2] = sent[3] = -1;
 	int64_t r = 0;
@@ -622,6 +625,14 @@ static int64_t send_run(struct iso_start *s, int32_t to, int begins, const uint8
 	if (r >= 0) {
 		memcpy(sent + n, passed, sizeof *passed * (size_t)count);
 		n += (size_t)count;
+	}
+	if (r >= 0 && later) {
+		r = SYS4(socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, PTR(pair));
+		if (r >= 0) {
+			sent[n++] = opened[5] = pair[1];
+			r = iso_lift(pair[0]);
+			s->later = r < 0 ? -1 : (int32_t)r;
+		}
 	}
 	if (r >= 0 && large) {
 		s->stage = ISO_START_TAPE;
@@ -657,7 +668,7 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 		      int32_t in, int32_t out, int32_t err, int32_t nonblocking)
 {
 	const int32_t wanted[3] = {in, out, err};
-	int64_t r = send_run(s, s->later, 0, run, run_size, passed, count, wanted, nonblocking);
+	int64_t r = send_run(s, s->later, 0, 0, run, run_size, passed, count, wanted, nonblocking);
 	if (r >= 0 && was_lost(s->later))
 		r = -ECONNRESET;
 	for (int i = 0; i < 3 && r < 0; i++)
@@ -695,11 +706,12 @@ static int64_t take_launcher(struct iso_start *s)
 	return s->pidfd < 0 ? -EMFILE : 0;
 }
 
-int64_t iso_start_parked(struct iso_start *s, int32_t starts, const uint8_t *run, uint64_t run_size, const int32_t *passed,
-			 int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking)
+int64_t iso_start_parked(struct iso_start *s, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size,
+			 const int32_t *passed, int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking, int32_t later)
 {
+	const struct iso_begin begin = {watched ? (int32_t)SYS0(gettid) : 0, 0};
 	const int32_t wanted[3] = {in, out, err};
-	int64_t r = send_run(s, starts, 1, run, run_size, passed, count, wanted, nonblocking);
+	int64_t r = send_run(s, starts, &begin, later, run, run_size, passed, count, wanted, nonblocking);
 	if (r >= 0)
 		r = take_launcher(s);
 	if (r < 0)
@@ -760,8 +772,10 @@ static int64_t note_filters(struct writer *w)
 	return 0;
 }
 
-int64_t iso_state(uint8_t *state)
+int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 {
+	/* Nobody labels processes, and nobody will before the next boot: read(2) of the label is EINVAL then. */
+	static int32_t unlabelled;
 	struct writer w = {state, state + ISO_STATE};
 	struct {
 		uint32_t version;
@@ -791,7 +805,8 @@ int64_t iso_state(uint8_t *state)
 	static const int asked[] = {39, 27, 30, 42};
 	for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
 		note_result(&w, SYS5(prctl, asked[i], 0, 0, 0, 0));
-	for (int capability = 0; capability < 64; capability++) {
+	/* These two hold for who executes a file: a new user namespace begins with all and with none of them. */
+	for (int capability = 0; executes && capability < 64; capability++) {
 		const int64_t held = SYS5(prctl, 23 /* PR_CAPBSET_READ */, capability, 0, 0, 0);
 		if (held < 0)
 			break;
@@ -818,21 +833,33 @@ int64_t iso_state(uint8_t *state)
 	/* The root of this thread, with the mount that it is in: another in another mount namespace. */
 	struct statx root;
 	memset(&root, 0, sizeof root);
-	r = SYS5(statx, AT_FDCWD, PTR("/"), 0, 0x1000 /* STATX_MNT_ID */ | STATX_INO, PTR(&root));
+	r = SYS5(statx, AT_FDCWD, PTR("/"), 0, 0x5000 /* STATX_MNT_ID, and STATX_MNT_ID_UNIQUE of Linux 6.8 */ | STATX_INO, PTR(&root));
 	if (r < 0)
 		return r;
 	note(&w, &root.stx_ino, sizeof root.stx_ino);
 	note(&w, &root.stx_dev_major, 8);
 	note(&w, &root.stx_mnt_id, sizeof root.stx_mnt_id);
-	/* Namespaces that are inherited: identities of their files. */
+	/* Namespaces that are inherited: identities of their files. A number of a mount that is never used again says which mount
+	 * namespace it is. */
+	static const struct {
+		const char *name;
+		uint64_t flag;
+	} kinds[] = {
+		{"user", 0}, {"mnt", 0x20000}, {"net", 0x40000000}, {"ipc", 0x8000000}, {"uts", 0x4000000}, {"cgroup", 0},
+		{"pid_for_children", 0}, {"time_for_children", 0},
+	};
+	fresh &= ~0x20000ull;
+	if (root.stx_mask & 0x4000)
+		fresh |= 0x20000;
 	const int64_t directory = SYS4(openat, AT_FDCWD, PTR("/proc/thread-self/ns"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
 	if (directory < 0)
 		return directory;
-	static const char *const kinds[] = {"user", "mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children"};
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds && r >= 0; i++) {
+		if (kinds[i].flag & fresh)
+			continue;
 		struct statx kind;
 		memset(&kind, 0, sizeof kind);
-		r = SYS5(statx, directory, PTR(kinds[i]), 0, STATX_INO, PTR(&kind));
+		r = SYS5(statx, directory, PTR(kinds[i].name), 0, STATX_INO, PTR(&kind));
 		note_result(&w, r);
 		note(&w, &kind.stx_ino, sizeof kind.stx_ino);
 		if (r == -ENOENT)
@@ -849,8 +876,42 @@ int64_t iso_state(uint8_t *state)
 	r = note_file(&w, "/proc/thread-self/oom_score_adj");
 	if (r < 0)
 		return r;
-	note_file(&w, "/proc/thread-self/attr/current"); /* no such file, or EINVAL, without a module that labels processes */
+	if (__atomic_load_n(&unlabelled, __ATOMIC_RELAXED))
+		note_result(&w, -EINVAL);
+	else if (note_file(&w, "/proc/thread-self/attr/current") == -EINVAL)
+		__atomic_store_n(&unlabelled, 1, __ATOMIC_RELAXED);
 	return w.at == w.end ? -EOVERFLOW : 0;
+}
+
+int32_t iso_in_state(const uint8_t *state, uint64_t fresh, int32_t executes)
+{
+	uint8_t now[ISO_STATE];
+	return iso_state(now, fresh, executes) == 0 && memcmp(now, state, sizeof now) == 0;
+}
+
+/* The domain that Landlock has put on a thread has no name. But who is in one has no access to a process outside of it by
+ * ptrace(2), nor by what is refused alike; this is the cheapest that is. */
+int64_t iso_sees(int32_t pid)
+{
+	uint64_t head = 0, size = 0;
+	return SYS3(get_robust_list, pid, PTR(&head), PTR(&size));
+}
+
+int32_t iso_watches(int32_t pid)
+{
+	struct {
+		uint32_t version;
+		int32_t pid;
+	} header = {0x20080522, 0};
+	uint32_t sets[6] = {0};
+	if (SYS3(landlock_create_ruleset, 0, 0, 1 /* LANDLOCK_CREATE_RULESET_VERSION */) <= 0)
+		return 0;
+	SYS2(capget, PTR(&header), PTR(sets));
+	/* landlock_restrict_self(2) asks for either, and both are compared. */
+	if (SYS5(prctl, 39 /* PR_GET_NO_NEW_PRIVS */, 0, 0, 0, 0) == 0 && !(sets[1] >> 21 & 1 /* CAP_SYS_ADMIN, permitted */))
+		return 0;
+	const int64_t dumpable = SYS5(prctl, 3 /* PR_GET_DUMPABLE */, 0, 0, 0, 0);
+	return iso_sees(pid) == 0 && (dumpable == 1 || (sets[0] >> 19 & 1 /* CAP_SYS_PTRACE, effective */)) ? 1 : -1;
 }
 
 int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *paths, int32_t mountinfo)

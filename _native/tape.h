@@ -178,6 +178,12 @@ struct iso_run {
 	uint32_t reserved;
 };
 
+/* What stands in front of the run block in a message to a launcher that is parked. */
+struct iso_begin {
+	int32_t thread; /* whose Landlock domain has to be ours; 0: nobody can have put one on it */
+	int32_t reserved;
+};
+
 /* The limits of a run that comes later, sent to the supervisor on the control socket: they count from its arrival. */
 struct iso_limits {
 	uint64_t timeout_ns;
@@ -186,8 +192,8 @@ struct iso_limits {
 
 /* That message: the run block, and the descriptors of the slots 0, 1, 2 and of the last ones, those behind the tape's own.
  * A block that is too long for it comes in a memfd, which is then the first descriptor, and the message is its header. */
-#define ISO_MAX_PASSED 248 /* the kernel takes 253 at a time */
-#define ISO_MAX_BESIDE 5   /* of them beside what is passed: a socket, three streams, a long block */
+#define ISO_MAX_PASSED 247 /* the kernel takes 253 at a time */
+#define ISO_MAX_BESIDE 6   /* of them beside what is passed: a socket, three streams, a long block */
 
 /* Slots that are always there. Slot n is descriptor n in the launcher. */
 #define ISO_SLOT_CONTROL 3

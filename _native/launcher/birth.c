@@ -9,7 +9,7 @@
 #include <linux/prctl.h>
 #include <linux/sched.h>
 
-struct template_tree tree = {-1, -1, -1, -1, -1};
+struct template_tree tree = {-1, -1, -1, -1, -1, -1, -1};
 
 void leave_tree(void)
 {
@@ -19,6 +19,40 @@ void leave_tree(void)
 	close_fd(tree.own);
 	close_fd(tree.root);
 	tree.mounts = tree.users = tree.hidden = tree.own = tree.root = -1;
+}
+
+void leave_starts(void)
+{
+	close_fd(tree.starts);
+	close_fd(tree.taken);
+	tree.starts = tree.taken = -1;
+}
+
+/* The launcher makes the next one that waits. */
+void tell_taken(void)
+{
+	const uint64_t one = 1;
+	if (tree.taken >= 0)
+		SYS3(write, tree.taken, PTR(&one), sizeof one);
+	leave_starts();
+}
+
+/* Who is to be waited for, in a start from a tree. Told once nobody inside waits for us any more: the Python program wakes up
+ * by it, on our processor as a rule. */
+void tell_birth(struct supervisor *s)
+{
+	uint32_t *untold = &s->machine.shared->untold;
+	struct iso_record born;
+	if (!s->unborn)
+		return;
+	memset(&born, 0, sizeof born);
+	born.kind = ISO_RECORD_LAUNCHER;
+	born.status = (int32_t)SYS0(getpid);
+	send_record(&born, sizeof born, s->unborn);
+	close_fd(s->unborn);
+	s->unborn = 0;
+	__atomic_store_n(untold, 0, __ATOMIC_RELEASE);
+	SYS6(futex, PTR(untold), FUTEX_WAKE, 2, 0, 0, 0);
 }
 
 static int holds(const struct supervisor *s, int capability)
@@ -183,6 +217,7 @@ int64_t begin_child(struct supervisor *s, int32_t group)
 	/* It stays open: a child that finds the other end gone ends itself. */
 	if (r >= 0)
 		r = SYS2(prctl, PR_SET_DUMPABLE, 0);
+	tell_birth(s);
 	if (r < 0 && r != -EPIPE) {
 		fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
 		return r;

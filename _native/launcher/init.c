@@ -110,6 +110,8 @@ static void settle(struct iso_machine *m, int64_t payload, int32_t pidfd)
 	struct iso_shared *shared = m->shared;
 	const int tell = (m->run->flags & ISO_RUN_STARTED) != 0;
 	shared->complete = ISO_COMPLETE_STARTED;
+	if (tell)
+		await_birth(shared);
 	/* While we have the right to. */
 	const int64_t known = tell ? send_pid(payload == ALONE ? SYS0(getpid) : payload) : 0;
 	int64_t r = iso_machine_run(m, ISO_AFTER);
@@ -172,6 +174,7 @@ void run_init(struct iso_machine *m, int32_t group)
 	struct iso_shared *shared = m->shared;
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
 	leave_tree();
+	leave_starts();
 	if (m->header->cgroup_register != ISO_NONE) {
 		__atomic_store_n(&shared->born, 1, __ATOMIC_RELEASE);
 		SYS6(futex, PTR(&shared->born), FUTEX_WAKE, 1, 0, 0, 0);

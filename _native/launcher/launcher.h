@@ -65,13 +65,15 @@ struct supervisor {
 	uint64_t ended_ns;
 	uint32_t capabilities[6]; /* of the launcher at its start, as capget gives them */
 	int32_t root;          /* its effective uid is 0 */
+	int32_t unborn;        /* our own pidfd, which the Python program is still to be given; 0: it has it */
 };
 
 /* What a launcher that is parked holds, and each supervisor that is a fork of it until it has cloned: the mount namespace
  * with the finished tree, the user namespace that owns it (-1 where we may enter it without), the hidden directory beneath
- * the tree's root, and our own mount namespace and root (-1 where there is no way back). */
+ * the tree's root, our own mount namespace and root (-1 where there is no way back). And where starts come from, and where
+ * the launcher is told that one was taken. */
 struct template_tree {
-	int32_t mounts, users, hidden, own, root;
+	int32_t mounts, users, hidden, own, root, starts, taken;
 };
 extern struct template_tree tree;
 
@@ -120,6 +122,7 @@ void send_started(int32_t pidfd, int64_t pid);
 int64_t send_pid(int64_t pid);
 size_t record_size(const struct iso_header *h);
 void tell_end(const struct supervisor *s);
+void await_birth(struct iso_shared *s);
 void refuse(uint32_t stage, int64_t error) __attribute__((noreturn));
 
 /* The program (program.c). */
@@ -146,6 +149,9 @@ extern uint8_t later_block[LATER_SIZE];
 
 /* Init's birth (birth.c). */
 void leave_tree(void);
+void leave_starts(void);
+void tell_taken(void);
+void tell_birth(struct supervisor *s);
 int64_t get_capabilities(uint32_t *sets);
 int64_t begin_child(struct supervisor *s, int32_t group);
 int died_at_birth(struct supervisor *s);

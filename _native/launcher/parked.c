@@ -4,29 +4,28 @@
 #include <linux/errno.h>
 #include <linux/fcntl.h>
 #include <linux/poll.h>
+#include <linux/prctl.h>
+#include <linux/sched.h>
 #include <linux/stat.h>
 
 #define IDLE_SECONDS 60 /* so long it stays without a start: what it holds of the host's file systems it holds no longer */
 
 static uint8_t starts_control[16 + 4 * (ISO_MAX_PASSED + ISO_MAX_BESIDE)] __attribute__((aligned(8)));
 
-/* Wait for one of two descriptors or for the end of who owns us, which ends us; 0 if nothing came in time. */
-static int wait_for(int32_t fd, uint64_t seconds)
+/* Wait for a descriptor, or for the end of who owns us, which ends us. */
+static void wait_for(int32_t fd)
 {
 	struct pollfd fds[3] = {
 		{.fd = fd, .events = POLLIN},
 		{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
 		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
 	};
-	struct __kernel_timespec wait = {(int64_t)seconds, 0};
-	for (;;) {
-		int64_t r = SYS5(ppoll, PTR(fds), 3, seconds ? PTR(&wait) : 0, 0, 0);
-		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM)
-			continue;
-		if (r < 0 || fds[1].revents || fds[2].revents)
-			exit_now(0);
-		return r > 0;
-	}
+	int64_t r;
+	do
+		r = SYS5(ppoll, PTR(fds), 3, 0, 0, 0);
+	while (r == -EINTR || r == -EAGAIN || r == -ENOMEM);
+	if (r < 0 || fds[1].revents || fds[2].revents)
+		exit_now(0);
 }
 
 /* Have the tree built by a child, and take what it is entered by. 0, or -errno with the failure recorded. */
@@ -46,7 +45,7 @@ static int64_t build_tree(struct supervisor *s)
 	if (r >= 0) {
 		struct part parts[2] = {{&byte, 1}, {m->data + m->header->report_offset, m->header->report_size}};
 		struct message message = {0, 0, parts, 2, starts_control, sizeof starts_control, 0};
-		wait_for(s->exec_fd, 0);
+		wait_for(s->exec_fd);
 		r = SYS3(recvmsg, s->exec_fd, PTR(&message), 0x40000000 /* MSG_CMSG_CLOEXEC */);
 		if (r > 0 && !(message.flags & 8 /* MSG_CTRUNC */))
 			count = received(starts_control, message.control_length, fds);
@@ -82,14 +81,11 @@ static int64_t build_tree(struct supervisor *s)
 }
 
 /* In a fork of the parked launcher: put what came with the message where a launcher has it, and be one. */
-static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
+static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
 	__attribute__((noreturn));
-static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
+static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
 {
-	const struct iso_header *h = (const void *)tape;
-	struct {
-		uint64_t handler, flags, restorer, mask;
-	} action = {0, 0, 0, 0};
+	const struct iso_header *h = s->machine.header;
 	int64_t r = SYS3(dup3, fds[0], ISO_SLOT_CONTROL, O_CLOEXEC);
 	if (r < 0)
 		exit_now(1); /* its other end is at its end, which says so */
@@ -102,10 +98,10 @@ static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run
 		run = (void *)block;
 	}
 	r = iso_run_check((const uint8_t *)run, size, h->slots);
-	if (r < 0 || run->later || run->slots != h->slots + (count - 4))
+	if (r < 0 || (run->later && run->later + 1 != run->slots) || run->slots != h->slots + (count - 4))
 		refuse(ISO_STAGE_TAPE, r < 0 ? r : -EBADMSG);
 	/* Above all slots first: those of ours, and of what came whatever stands where another is wanted. */
-	int32_t *const held[] = {&tree.mounts, &tree.users, &tree.hidden, &tree.own, &tree.root};
+	int32_t *const held[] = {&tree.mounts, &tree.users, &tree.hidden, &tree.own, &tree.root, &tree.starts, &tree.taken, &s->unborn};
 	for (size_t i = 0; i < sizeof held / sizeof *held; i++) {
 		if (*held[i] < 0 || *held[i] >= (int32_t)run->slots)
 			continue;
@@ -144,31 +140,69 @@ static void begin_start(struct supervisor *s, uint8_t *tape, struct iso_run *run
 		from = next + 1;
 	}
 	SYS3(close_range, from, ~0u, 0);
-	r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
-	if (r < 0)
-		refuse(ISO_STAGE_SIGNALS, r);
-	begin_supervisor(s, 1);
-	equip(s, tape);
 	s->machine.run = run;
-	/* From here on it is known who is to be waited for. */
-	struct iso_record born;
-	memset(&born, 0, sizeof born);
-	born.kind = ISO_RECORD_LAUNCHER;
-	born.status = (int32_t)SYS0(getpid);
-	r = SYS2(pidfd_open, born.status, 0);
-	if (r < 0)
-		refuse(ISO_STAGE_OWNER, r);
-	send_record(&born, sizeof born, (int32_t)r);
-	close_fd(r);
 	to_the_end(s);
 }
 
-void park(struct supervisor *s)
+/* Whether a thread is in no other Landlock domain than we are: it has made sure that it has access to us, and in none but our
+ * own and those above it has it. See iso_sees(). */
+static int shares(int32_t thread)
+{
+	uint64_t head = 0, size = 0;
+	return thread == 0 || SYS3(get_robust_list, thread, PTR(&head), PTR(&size)) == 0;
+}
+
+/* A fork of the parked launcher: all that can be done before there is a start to be made, then wait for one. It ends with the
+ * launcher until it has one. */
+static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher) __attribute__((noreturn));
+static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher)
 {
 	static int32_t fds[ISO_MAX_PASSED + ISO_MAX_BESIDE];
 	struct {
 		uint64_t handler, flags, restorer, mask;
+	} action = {0, 0, 0, 0};
+	int64_t r = SYS2(prctl, PR_SET_PDEATHSIG, SIGKILL_);
+	if (r < 0 || SYS0(getppid) != launcher || SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8) < 0)
+		exit_now(1);
+	begin_supervisor(s, 1);
+	equip(s, tape);
+	r = SYS2(pidfd_open, SYS0(getpid), 0);
+	if (r < 0)
+		exit_now(1);
+	s->unborn = (int32_t)r;
+	s->machine.shared->untold = 1;
+	for (;;) {
+		struct iso_begin begin = {0, 0};
+		struct part parts[2] = {{&begin, sizeof begin}, {later_block, sizeof later_block}};
+		struct message message = {0, 0, parts, 2, starts_control, sizeof starts_control, 0};
+		r = SYS3(recvmsg, ISO_SLOT_STARTS, PTR(&message), 0x40000000 /* MSG_CMSG_CLOEXEC */);
+		if (r == -EINTR)
+			continue;
+		if (r <= 0)
+			exit_now(0);
+		const uint32_t count = received(starts_control, message.control_length, fds);
+		if (!(message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */) && count >= 4 && r > (int64_t)sizeof begin && shares(begin.thread)) {
+			struct pollfd more = {.fd = ISO_SLOT_STARTS, .events = POLLIN};
+			struct __kernel_timespec none = {0, 0};
+			if (SYS2(prctl, PR_SET_PDEATHSIG, 0) < 0)
+				exit_now(1);
+			/* Another one waits already. Else the launcher is told later: see supervise(). */
+			if (SYS5(ppoll, PTR(&more), 1, PTR(&none), 0, 0) > 0)
+				tell_taken();
+			begin_start(s, (void *)later_block, (uint64_t)r - sizeof begin, fds, count);
+		}
+		/* The end of its socket says that there is none. */
+		for (uint32_t i = 0; i < count; i++)
+			close_fd(fds[i]);
+	}
+}
+
+void park(struct supervisor *s)
+{
+	struct {
+		uint64_t handler, flags, restorer, mask;
 	} action = {1 /* SIG_IGN */, 0, 0, 0};
+	const int64_t self = SYS0(getpid);
 	uint64_t size;
 	uint8_t *tape = map_tape(ISO_SLOT_START_TAPE, &size);
 	int64_t r = SYS3(mprotect, PTR(tape), size, PROT_RW);
@@ -180,34 +214,44 @@ void park(struct supervisor *s)
 		exit_now(1);
 	}
 	/* Nobody waits for those that we start: the kernel reaps them. Where the supervisor's numbers are, nothing of the host's. */
-	r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
+	r = SYS2(eventfd2, 0, 02004000 /* EFD_CLOEXEC | EFD_NONBLOCK */);
+	tree.taken = (int32_t)r;
+	if (r >= 0)
+		r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
 	for (int32_t i = 0; i <= ISO_SLOT_START_TAPE && r >= 0; i++)
 		if (i != ISO_SLOT_CONTROL && i != ISO_SLOT_OWNER && i != ISO_SLOT_STARTS && i != tree.mounts && i != tree.users &&
-		    i != tree.hidden && i != tree.own && i != tree.root)
+		    i != tree.hidden && i != tree.own && i != tree.root && i != tree.taken)
 			r = SYS3(dup3, ISO_SLOT_STARTS, i, O_CLOEXEC);
 	if (r < 0)
 		refuse(ISO_STAGE_TEMPLATE, r);
 	/* Nor is a directory of the caller's held that it may want to unmount. */
 	SYS1(chdir, PTR("/"));
+	tree.starts = ISO_SLOT_STARTS;
 	s->machine.shared->parked = 1;
 	tell_end(s);
-	while (wait_for(ISO_SLOT_STARTS, IDLE_SECONDS)) {
-		struct part iov = {later_block, sizeof later_block};
-		struct message message = {0, 0, &iov, 1, starts_control, sizeof starts_control, 0};
-		r = SYS3(recvmsg, ISO_SLOT_STARTS, PTR(&message), 0x40000040 /* MSG_CMSG_CLOEXEC | MSG_DONTWAIT */);
-		if (r == -EAGAIN || r == -EINTR)
-			continue;
-		if (r <= 0)
-			break;
-		const uint32_t count = received(starts_control, message.control_length, fds);
-		if (!(message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */) && count >= 4) {
-			const int64_t pid = SYS5(clone, SIGCHLD_, 0, 0, 0, 0);
-			if (pid == 0)
-				begin_start(s, tape, (void *)later_block, (uint64_t)r, fds, count);
-		}
-		/* Where there is no process for it the end of its socket says so. */
-		for (uint32_t i = 0; i < count; i++)
-			close_fd(fds[i]);
+	/* One that waits is always there: a start has not to wait for a fork. Where there can be none, nobody may wait here. */
+	for (;;) {
+		int32_t pidfd = -1;
+		const int64_t pid = SYS5(clone, CLONE_PIDFD | SIGCHLD_, 0, PTR(&pidfd), 0, 0);
+		if (pid == 0)
+			serve(s, tape, self);
+		if (pid < 0)
+			exit_now(1);
+		struct pollfd fds[5] = {
+			{.fd = tree.taken, .events = POLLIN},
+			{.fd = pidfd, .events = POLLIN},
+			{.fd = ISO_SLOT_STARTS, .events = 0 /* its end alone */},
+			{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
+			{.fd = ISO_SLOT_OWNER, .events = POLLIN},
+		};
+		struct __kernel_timespec wait = {IDLE_SECONDS, 0};
+		uint64_t taken;
+		do
+			r = SYS5(ppoll, PTR(fds), 5, PTR(&wait), 0, 0);
+		while (r == -EINTR || r == -EAGAIN || r == -ENOMEM);
+		if (r <= 0 || fds[2].revents || fds[3].revents || fds[4].revents ||
+		    SYS3(read, tree.taken, PTR(&taken), sizeof taken) != sizeof taken)
+			exit_now(0); /* nobody needs us any more, or the one that waited was killed */
+		close_fd(pidfd);
 	}
-	exit_now(0);
 }

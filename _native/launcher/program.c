@@ -207,6 +207,7 @@ static void own_terminal(const struct iso_machine *m)
 			SYS3(ioctl, theirs, 0x5414 /* TIOCSWINSZ */, PTR(settings));
 		if (m->run->tty_uid != ISO_NONE)
 			SYS3(fchown, theirs, m->run->tty_uid, -1);
+		await_birth(m->shared);
 		send_record(&kind, sizeof kind, (int32_t)ours);
 		for (int i = 0; i < 3; i++)
 			if (wanted >> i & 1)

@@ -2,6 +2,7 @@
 #include "launcher.h"
 
 #include <linux/errno.h>
+#include <linux/futex.h>
 
 void fail(struct iso_shared *s, uint32_t stage, uint32_t op, int64_t error)
 {
@@ -34,6 +35,13 @@ void send_record(const void *record, size_t size, int32_t pass)
 			return; /* told, or nobody listens any more */
 		pause_1ms();
 	}
+}
+
+/* Nothing is sent from inside before the supervisor has said who it is, which it does while set-up goes on. */
+void await_birth(struct iso_shared *s)
+{
+	while (__atomic_load_n(&s->untold, __ATOMIC_ACQUIRE))
+		SYS6(futex, PTR(&s->untold), FUTEX_WAIT, 1, 0, 0, 0);
 }
 
 /* `pid`: the program's, where it is the same for the Python program; else 0. */

@@ -62,6 +62,7 @@ static int wants_end(struct supervisor *s)
 #define SAMPLE_LONGEST 1000000000u
 #define AGAIN 100000000u           /* a kill is repeated: somebody may have frozen or stopped it again */
 #define STOPPED 20000000u          /* how long set-up may take before we look whether somebody has stopped it */
+#define QUIET 2000000u             /* who has not ended by then does not soon: the launcher has time to make the next one */
 
 static void exceed(struct supervisor *s, int32_t limit)
 {
@@ -115,11 +116,18 @@ static void supervise(struct supervisor *s)
 		const uint64_t soon = now() + STOPPED;
 		next = !next || soon < next ? soon : next;
 	}
-	struct pollfd fds[4] = {
+	/* Whoever waits for the next start is made when this one has ended, or when there is one. */
+	uint64_t quiet = 0;
+	if (tree.taken >= 0) {
+		quiet = now() + QUIET;
+		next = !next || quiet < next ? quiet : next;
+	}
+	struct pollfd fds[5] = {
 		{.fd = s->child_fd, .events = POLLIN},
 		{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
 		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
 		{.fd = s->exec_fd, .events = POLLIN},
+		{.fd = tree.starts, .events = POLLIN},
 	};
 	for (;;) {
 		struct __kernel_timespec wait = {0, 0};
@@ -128,7 +136,7 @@ static void supervise(struct supervisor *s)
 			wait.tv_sec = (int64_t)(left / 1000000000u);
 			wait.tv_nsec = (int64_t)(left % 1000000000u);
 		}
-		int64_t r = SYS5(ppoll, PTR(fds), 4, next ? PTR(&wait) : 0, 0, 0);
+		int64_t r = SYS5(ppoll, PTR(fds), 5, next ? PTR(&wait) : 0, 0, 0);
 		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM)
 			continue;
 		if (r < 0) {
@@ -152,6 +160,11 @@ static void supervise(struct supervisor *s)
 		}
 		if (fds[0].revents)
 			return;
+		if (quiet && (fds[4].revents || now() >= quiet)) {
+			tell_taken();
+			fds[4].fd = -1;
+			quiet = 0;
+		}
 		/* The Python program ended (its pidfd), or let go of the sandbox. */
 		if (fds[2].revents || (fds[1].revents && wants_end(s))) {
 			kill_tree(s);
@@ -256,6 +269,7 @@ void begin_supervisor(struct supervisor *s, int forked)
 void to_the_end(struct supervisor *s)
 {
 	run_supervisor(s);
+	tell_birth(s);
 	/* The clean-up runs whatever failed before it; its ops tolerate what was never made. */
 	if (!s->ended_ns)
 		s->ended_ns = now();
@@ -263,5 +277,6 @@ void to_the_end(struct supervisor *s)
 		report(s);
 	clean(s, ISO_CLEANUP);
 	tell_end(s);
+	tell_taken();
 	exit_now(0);
 }

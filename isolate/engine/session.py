@@ -177,15 +177,28 @@ class Session:
 
     @classmethod
     def from_template(
-        cls, starts: int, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool
+        cls,
+        starts: int,
+        watched: bool,
+        tape: Tape,
+        run: bytes,
+        stdio: Sequence[int],
+        slots: Sequence[int],
+        *,
+        nonblocking: bool,
+        later: bool = False,
     ) -> Session | None:
         """A start by a launcher that is parked, by its socket; None if it has gone, and nothing has been started.
+
+        With ``watched`` it starts nothing for a thread in another Landlock domain.
 
         :raises StartFailure: EMFILE and the like: a stream could not be opened.
         """
         self = cls.__new__(cls)
         self._begin(tape, run)
-        result = lib.iso_start_parked(self._start, starts, run, len(run), slots, len(slots), *stdio, nonblocking)
+        result = lib.iso_start_parked(
+            self._start, starts, watched, run, len(run), slots, len(slots), *stdio, nonblocking, later
+        )  # fmt: skip
         if result == -errno.ESTALE:
             return None
         if result < 0:

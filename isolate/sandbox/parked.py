@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from isolate.diagnosis.start import from_template, launch
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
+from isolate.engine.ops import RunHost
 from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.tape import run_block
 from isolate.engine.waiting import ready
@@ -48,21 +49,27 @@ class Template(NamedTuple):
     again: Tape
     sources: tuple[tuple[bytes, Buffer], ...]
 
+    @property
+    def fresh(self) -> int:
+        """The namespaces that each start makes for itself, so that it does not matter in which ones the caller is."""
+        return int(self.again.plan.clone_flags)
 
-def _state() -> bytes | None:
-    """What a process that this thread starts inherits, as bytes; None where that cannot be told."""
-    buffer = ffi.new("uint8_t[]", lib.ISO_STATE)
-    if lib.iso_state(buffer) < 0:
-        return None
-    return bytes(ffi.buffer(buffer))
+    @property
+    def executes(self) -> bool:
+        """Whether a start runs a program of the host's, outside."""
+        return any(isinstance(op, RunHost) for step in self.again.plan.steps for op in step.ops)
 
 
 class _Launcher:
     """One that builds, or is parked."""
 
-    def __init__(self, template: Template, state: bytes) -> None:
+    def __init__(self, template: Template) -> None:
         self._template = template
-        self._state = state
+        #: What of the thread's state does not matter, and all that does.
+        self._matters = template.fresh, template.executes
+        self._state = ffi.new("uint8_t[]", lib.ISO_STATE)
+        if lib.iso_state(self._state, *self._matters) < 0:
+            raise OSError(errno.EOPNOTSUPP, "what a process inherits of this thread cannot be told")
         self._standing = standing()
         self._owner = native.owner()
         self._pinned: Any = None
@@ -79,12 +86,15 @@ class _Launcher:
                 [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + 2, started=False, tty=False
             )
             self._session = launch(template.build, run, [_DEVNULL] * 3, [theirs.fileno(), tape.fileno()])
+        #: Whether a Landlock domain has to be watched for.
+        self._watched: int = lib.iso_watches(self._session.pid)
+        self.failed = self._watched < 0
 
     def _is_parked(self) -> bool:
         """Whether its tree is there, and as it was asked for."""
         session = self._session
-        if self._pinned is not None or session is None:
-            return session is not None
+        if self._pinned is not None or session is None or self.failed:
+            return session is not None and not self.failed
         if session.end is None:
             try:
                 if not ready(session.fileno()) or session.take() is None:
@@ -128,12 +138,17 @@ class _Launcher:
             if self._stale or lib.iso_same(self._pinned, len(self._template.sources), self._paths, self._mounts) != 1:
                 self._stale = True
                 return False
-        return _state() == self._state
+        if self._watched and lib.iso_sees(self.pid) < 0:
+            return False
+        return bool(lib.iso_in_state(self._state, *self._matters))
 
     def start(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool) -> Session | None:
         """A sandbox from the tree; None if the launcher has gone."""
         assert self._starts is not None
-        return from_template(self._starts.fileno(), self._template.again, run, stdio, slots, nonblocking=nonblocking)
+        return from_template(
+            self._starts.fileno(), bool(self._watched), self._template.again, run, stdio, slots,
+            nonblocking=nonblocking,
+        )  # fmt: skip
 
     def end(self) -> None:
         """Let it end; what it has started goes on.
@@ -268,16 +283,11 @@ class Starts:
                 return
             size = len(self._template.again.data)
             limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-            state = _state()
-            if (
-                state is None
-                or children_get_another_pid_namespace()
-                or (limit != resource.RLIM_INFINITY and size > limit)
-            ):
+            if children_get_another_pid_namespace() or (limit != resource.RLIM_INFINITY and size > limit):
                 self._again = self._seen + _PATIENCE
                 return
             try:
-                self._launcher = _Launcher(self._template, state)
+                self._launcher = _Launcher(self._template)
             except OSError:  # SetupError, too: the start that goes on without it says what is wrong
                 self._again = self._seen + self._penalty
                 self._penalty = min(2 * self._penalty, _PATIENCE)

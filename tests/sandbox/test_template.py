@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import isolate
-from isolate.engine import waiting
+from isolate import syscalls
+from isolate.engine import native, waiting
 from isolate.engine.dividing import NotDivided, divide
 from isolate.sandbox import parked
 from tests.ordinary import as_ordinary_user
@@ -576,3 +577,80 @@ def test_the_argument() -> None:
     box = box_of(template=False)
     assert not (box + isolate.NoNewPrivs()).template
     assert not box.without(isolate.IpcNamespace).template
+
+
+FOREIGN_DOMAIN = f"""
+import ctypes, sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.sandbox.test_template import *
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+
+# In a thread, in a domain without TCP connections. (One about files would refuse the mounts of every start.)
+def restricted(call):
+    def work():
+        ruleset = libc.syscall(444, (ctypes.c_uint64 * 2)(0, 2), 16, 0)  # LANDLOCK_ACCESS_NET_CONNECT_TCP
+        assert ruleset >= 0 and libc.syscall(446, ruleset, 0) == 0, ctypes.get_errno()
+        os.close(ruleset)
+        told.append(call())
+    told = []
+    thread = threading.Thread(target=work)
+    thread.start(); thread.join()
+    return told[0]
+
+def connects(box):
+    result = box.run(["bash", "-c", "echo > /dev/tcp/127.0.0.1/1"])
+    assert b"denied" in result.stderr or b"refused" in result.stderr, result
+    return b"denied" not in result.stderr
+
+def park():
+    parked_box(tree)
+    return connects(tree)
+
+if sys.argv[1]:
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS: the kernel gives a domain with it, too
+assert restricted(lambda: connects(box_of(template=False))) is False and connects(box_of(template=False)), "control"
+tree = parked_box(box_of())
+assert connects(tree) and used(tree) == 1, "control"
+assert not restricted(lambda: connects(tree)), "from a launcher that is in no domain"
+assert used(tree) == 1
+assert connects(parked_box(tree)) and used(tree) == 2
+tree = box_of(isolate.Dir("/other"))
+assert not restricted(park)
+assert used(tree) == 1, "control: in the domain there is a tree, too"
+assert connects(tree), "from a launcher that is in a domain"
+assert used(tree) == 1
+parked.end_all()
+print("seen")
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("no_new_privs", ["", "no_new_privs"])
+def test_a_landlock_domain_of_foreign_code(no_new_privs: str) -> None:
+    """The kernel tells nobody of a domain; but who is in one has no access to a launcher that is not."""
+    if native.call(syscalls.number("landlock_create_ruleset"), 0, 0, 1) < 4:
+        pytest.skip("the kernel's Landlock knows no network")
+    code = [sys.executable, "-c", FOREIGN_DOMAIN, no_new_privs]
+    done = subprocess.run(code, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("seen\n", 0), done.stderr
+
+
+ORDINARY_DOMAIN = f"""
+import ctypes, sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.sandbox.test_template import *
+parked_box(box_of())
+parked.end_all()
+assert ctypes.CDLL(None).prctl(38, 1, 0, 0, 0) == 0
+tree = box_of(isolate.Dir("/other"))
+for _ in range(3):
+    assert tree.run(["true"]).ok
+    time.sleep(0.1)
+print(used(tree), native.lib.iso_watches(os.getpid()))
+"""
+
+
+def test_where_nothing_tells_of_a_domain_there_is_no_tree() -> None:
+    """An ordinary user may not look at a launcher, and with no_new_privs the kernel gives a domain at any time."""
+    if native.call(syscalls.number("landlock_create_ruleset"), 0, 0, 1) < 1:
+        pytest.skip("the kernel has no Landlock")
+    assert as_ordinary_user(ORDINARY_DOMAIN).startswith("0 ")
