@@ -234,7 +234,7 @@ class Fence:
                 if role == "payload" and number == nr("prctl"):
                     role = "aside"  # init's second process, whose first call this is
                 if role == "other" and parent not in self._roles and is_launcher(pid):
-                    # They were there before: one that is parked, and its fork, which waits to be the launcher of a start.
+                    # They were there before: one that is parked, and its fork, which waits for a start.
                     role = "launcher" if is_launcher(parent) else "parked"
                 if role in self._roles.values():
                     role = "helper" if role == "init" else "other"
