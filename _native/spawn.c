@@ -588,7 +588,7 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 			uint64_t run_size, const int32_t *passed, int32_t count, const int32_t *wanted, int32_t nonblocking)
 {
 	const int32_t large = run_size > INLINE, on = 1;
-	int32_t sent[ISO_MAX_PASSED + ISO_MAX_BESIDE], opened[ISO_MAX_BESIDE] = {-1, -1, -1, -1, -1, -1}, pair[2];
+	int32_t sent[ISO_MAX_PASSED + ISO_MAX_BESIDE], opened[ISO_MAX_BESIDE + 1] = {-1, -1, -1, -1, -1, -1}, pair[2];
 	struct streams q = {{wanted[0], wanted[1], wanted[2]}, nonblocking, -1};
 	union {
 		struct cmsghdr header;
@@ -603,7 +603,7 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 	sent[0] = sent[1] = sent[2] = sent[3] = -1;
 	int64_t r = 0;
 	s->stage = ISO_START_STREAMS;
-	if (count < 0 || count > ISO_MAX_PASSED || run_size < sizeof(struct iso_run) ||
+	if (count < 0 || count > ISO_MAX_PASSED - !!later || run_size < sizeof(struct iso_run) ||
 	    wanted[0] == ISO_STDOUT || wanted[1] == ISO_STDOUT)
 		return -EINVAL;
 	/* Before anything else is opened: what the caller has closed is told by its number. */
@@ -659,7 +659,7 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 		if (begins && (r == -EPIPE || r == -ECONNRESET || r == -ENOTCONN || r == -EAGAIN))
 			r = -ESTALE; /* it has gone; or so many are waiting that it must be stopped */
 	}
-	for (int i = 0; i < ISO_MAX_BESIDE; i++)
+	for (int i = 0; i <= ISO_MAX_BESIDE; i++)
 		iso_close(&opened[i]);
 	return r;
 }

@@ -192,8 +192,8 @@ struct iso_limits {
 
 /* That message: the run block, and the descriptors of the slots 0, 1, 2 and of the last ones, those behind the tape's own.
  * A block that is too long for it comes in a memfd, which is then the first descriptor, and the message is its header. */
-#define ISO_MAX_PASSED 247 /* the kernel takes 253 at a time */
-#define ISO_MAX_BESIDE 6  /* of them beside what is passed: a socket, three streams, the socket of a run that comes later, a long block */
+#define ISO_MAX_PASSED 248 /* the kernel takes 253 at a time */
+#define ISO_MAX_BESIDE 5   /* of them beside what is passed: a socket, three streams, a long block */
 
 /* Slots that are always there. Slot n is descriptor n in the launcher. */
 #define ISO_SLOT_CONTROL 3

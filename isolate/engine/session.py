@@ -198,7 +198,7 @@ class Session:
         self._begin(tape, run)
         result = lib.iso_start_parked(
             self._start, starts, watched, run, len(run), slots, len(slots), *stdio, nonblocking, later
-        )  # fmt: skip
+        )
         if result == -errno.ESTALE:
             return None
         if result < 0:

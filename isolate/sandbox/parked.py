@@ -146,9 +146,14 @@ class _Launcher:
         """A sandbox from the tree; None if the launcher has gone."""
         assert self._starts is not None
         return from_template(
-            self._starts.fileno(), bool(self._watched), self._template.again, run, stdio, slots,
+            self._starts.fileno(),
+            bool(self._watched),
+            self._template.again,
+            run,
+            stdio,
+            slots,
             nonblocking=nonblocking,
-        )  # fmt: skip
+        )
 
     def end(self) -> None:
         """Let it end; what it has started goes on.
