@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isolate.errors import ConflictError
 from isolate.kernel.checks import keywords
@@ -30,7 +30,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17}
 #: The address that stands for every one.
 EVERY = "0.0.0.0"
 
-PublishLike: TypeAlias = "Mapping[int | str, int | str] | Iterable[Publish]"
+# Ports are int or str, also mixed in one mapping, whose keys type checkers take for one type: they are checked here.
+PublishLike: TypeAlias = "Mapping[Any, Any] | Iterable[Publish]"
 
 
 def host_name(value: object, what: str = "name") -> str:
