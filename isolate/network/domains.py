@@ -13,6 +13,7 @@ from isolate.engine.ops import Buffer, Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
 from isolate.kernel.constants import Constant
+from isolate.kernel.syscalls import native_arch
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
 from isolate.network import address, resolv
@@ -21,6 +22,7 @@ from isolate.network.proxy.events import Asked, Log
 from isolate.network.proxy.rules import Rules, name_rule
 from isolate.network.proxy.stub import NET, Stub
 from isolate.network.words import host_name
+from isolate.seccomp import Seccomp, arg32, deny
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -72,7 +74,11 @@ class Domains:
     :param log: called with each :class:`Asked`, on the proxy's thread.
     :param resolve: ``resolve(name, port)`` gives a name's addresses; this host's own resolver unless said otherwise.
 
-    Brings a new network namespace. Needs no privileges beyond those for it. Everything ends with the sandbox.
+    Sockets that a file system shows are not of the network: a sandbox that sees the host's files can connect to what
+    listens on one of them. Give it a :class:`~isolate.Root`, as the presets do.
+
+    Brings a new network namespace, and a filter (:class:`~isolate.Seccomp`) that refuses AF_VSOCK, which leads out of a
+    virtual machine past every network. Needs no privileges beyond those for it. Everything ends with the sandbox.
 
     :raises ValueError: a name that is an address, a top-level domain or no host name; a port out of range.
     """
@@ -138,9 +144,10 @@ class Domains:
     variables = environment
 
     def brings(self) -> Iterator[Part]:
-        """A network namespace, and a mount namespace where the stub resolver's place is told."""
+        """A network namespace, a mount namespace where the stub resolver's place is told, no AF_VSOCK."""
         yield NetNamespace()
         yield MountNamespace()
+        yield _NoOtherWay()
 
     def root_entries(self, context: Context) -> Iterator[File]:
         """Where names are asked for, in a root of the sandbox's own."""
@@ -272,9 +279,10 @@ class Connect:
         listen = f", listen={self.listen}" if self.listen != self.port else ""
         return f"Connect({f'{host}:{self.port}'!r}{listen})"
 
-    def brings(self) -> Iterator[NetNamespace]:
-        """A network namespace."""
+    def brings(self) -> Iterator[Part]:
+        """A network namespace, no AF_VSOCK."""
         yield NetNamespace()
+        yield _NoOtherWay()
 
     def steps(self, context: Context) -> Iterator[Step]:
         """A listener that init makes inside and hands to the caller."""
@@ -317,6 +325,18 @@ class _Relaying:
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
+
+
+class _NoOtherWay(Seccomp):
+    """A filter that refuses AF_VSOCK: to a machine's host and its guests, and no network namespace holds it.
+
+    A class of its own: it is brought whatever other policies a sandbox has, and stands beside them.
+    """
+
+    def __init__(self) -> None:
+        refused = deny("socket", when=arg32(0) == Constant(40, "AF_VSOCK"), errno="EAFNOSUPPORT")
+        compat = {"x86_64": "i386", "aarch64": "arm"}.get(native_arch())
+        super().__init__(refused, otherwise="allow", unknown="allow", compat=compat or ())
 
 
 def _own_network(context: Context, part: str) -> None:

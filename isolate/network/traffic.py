@@ -79,7 +79,8 @@ def _emulated(index: int, impairment: Impairment, *, handle: int) -> Message:
     """Delay and the rest (netem), which leaves what comes out of it to one class, :1."""
     whole = 0xFFFFFFFF
     loss, duplicate = round(impairment.loss * whole), round(impairment.duplicate * whole)
-    parts = struct.pack("=6I", 0, 10000, loss, 0, duplicate, 0)  # struct tc_netem_qopt
+    gap = 1 if impairment.reorder else 0  # of 0 the kernel sends nothing ahead, whatever its share is
+    parts = struct.pack("=6I", 0, 10000, loss, gap, duplicate, 0)  # struct tc_netem_qopt
     parts += attribute(_NETEM_LATENCY, round(impairment.delay * 1e9), 8)
     parts += attribute(_NETEM_JITTER, round(impairment.jitter * 1e9), 8)
     if impairment.reorder:

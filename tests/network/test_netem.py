@@ -29,6 +29,13 @@ class Echoes(NamedTuple):
     seconds: list[float]
 
 
+def checksum(message: bytes) -> int:
+    """The Internet's (RFC 1071), of an even number of bytes."""
+    total = sum(struct.unpack(f">{len(message) // 2}H", message))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
 def ping(source: Host, target: str, count: int, *, interval: float = 0.0, patience: float = 1.0) -> Echoes:
     """As ping(8) does it: echo requests, and the answers to them (ICMP by a datagram socket needs a sysctl: raw)."""
     with source.net:
@@ -49,16 +56,14 @@ def ping(source: Host, target: str, count: int, *, interval: float = 0.0, patien
             except TimeoutError:
                 return
             kind, _, _, name, number = struct.unpack_from(">BBHHH", packet, 20)
-            if kind == 0 and name == 0x1507:
+            if kind == 0 and name == 0x1507 and checksum(packet[20:]) == 0:  # a raw socket gets damaged ones as well
                 numbers.append(number)
                 seconds.append(time.monotonic() - sent[number])
 
     with sock:
         for number in range(count):
             message = struct.pack(">BBHHH", 8, 0, 0, 0x1507, number) + bytes(48)
-            total = sum(struct.unpack(f">{len(message) // 2}H", message))
-            total = (total & 0xFFFF) + (total >> 16)
-            message = message[:2] + struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF) + message[4:]
+            message = message[:2] + struct.pack(">H", checksum(message)) + message[4:]
             sent[number] = time.monotonic()
             sock.sendto(message, (target, 0))
             take(time.monotonic() + interval)
