@@ -166,6 +166,7 @@ class Session:
         self.lent: Lent | None = None
         #: What its resources gave to this start alone.
         self.held: list[Held] = []
+        self._told: tuple[object, ...] = ()
         #: The launcher has ended and, where it was ours to, been reaped: nobody is left to be told anything.
         self.gone: bool = False
         # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
@@ -462,6 +463,11 @@ class Session:
         self.wait_gone(patience)
         self.close()
 
+    def told(self) -> tuple[object, ...]:
+        """What the resources of this start have to tell of it, also after its end: what a proxy was asked, in order."""
+        kept = [each for held in self.held for each in getattr(held, "kept", ())]
+        return (*self._told, *(event for each in kept for event in getattr(each, "told", ())))
+
     def close(self) -> None:
         """Let go and release the descriptors."""
         if self.pidfd >= 0 and not self.gone and self.ours:
@@ -469,6 +475,7 @@ class Session:
             _reaping.leave(self)
         lib.iso_release(self._start)
         lent, self.lent = self.lent, None
+        self._told = self.told()
         held, self.held = self.held, []
         if self.ours:
             for each in (lent, *held):

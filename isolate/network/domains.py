@@ -13,7 +13,6 @@ from isolate.engine.ops import Buffer, Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
 from isolate.kernel.constants import Constant
-from isolate.kernel.syscalls import native_arch
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
 from isolate.network import address, resolv
@@ -71,7 +70,7 @@ class Domains:
     :param tls: False lets other protocols than TLS through: then any host behind the name's address can be meant.
     :param ech: True lets Encrypted Client Hello through, which some browsers send to every server.
     :param private: networks that are not public and that names may lead to all the same: ``["10.0.0.0/8"]``.
-    :param log: called with each :class:`Asked`, on the proxy's thread.
+    :param log: called with each :class:`Asked`, on the proxy's thread. ``Result.asked`` has the last 10,000 of them.
     :param resolve: ``resolve(name, port)`` gives a name's addresses; this host's own resolver unless said otherwise.
 
     Sockets that a file system shows are not of the network: a sandbox that sees the host's files can connect to what
@@ -203,6 +202,12 @@ class _Serving:
     def __init__(self, part: Domains, direct: list[int]) -> None:
         self._part, self._direct = part, direct
         self._server: Server | None = None
+        self._log = Log(part.log)
+
+    @property
+    def told(self) -> tuple[Asked, ...]:
+        """What was asked so far."""
+        return self._log.events
 
     def receive(self, fds: list[int], session: object) -> Closing | None:
         """Take the sockets, have everything routed to them, serve."""
@@ -214,7 +219,7 @@ class _Serving:
             with netlink:
                 Socket(ROUTE, made=netlink).ask(address.local(NET))
             part = self._part
-            log = Log(part.log)
+            log = self._log
             rules = part.rules()
             kinds = [("proxy", PORT), *(("direct", port) for port in self._direct)]
             doors: list[Door] = [
@@ -301,6 +306,12 @@ class _Relaying:
     def __init__(self, part: Connect) -> None:
         self._part = part
         self._server: Server | None = None
+        self._log = Log(part.log)
+
+    @property
+    def told(self) -> tuple[Asked, ...]:
+        """What was asked so far."""
+        return self._log.events
 
     def receive(self, fds: list[int], session: object) -> Closing | None:
         """Take the listener, and serve."""
@@ -308,7 +319,7 @@ class _Relaying:
 
         (listener,) = (socket.socket(fileno=fd) for fd in fds)
         try:
-            log = Log(self._part.log)
+            log = self._log
             rules = Rules((), ())
             target = (self._part.host, self._part.port)
             self._server = Server([Door(listener, "relay", self._part.listen, target)], rules, log, Stub(rules, log))
@@ -335,8 +346,8 @@ class _NoOtherWay(Seccomp):
 
     def __init__(self) -> None:
         refused = deny("socket", when=arg32(0) == Constant(40, "AF_VSOCK"), errno="EAFNOSUPPORT")
-        compat = {"x86_64": "i386", "aarch64": "arm"}.get(native_arch())
-        super().__init__(refused, otherwise="allow", unknown="allow", compat=compat or ())
+        every = ("i386", "x32", "arm")
+        super().__init__(refused, otherwise="allow", unknown="allow", foreign="allow", compat=every)
 
 
 def _own_network(context: Context, part: str) -> None:

@@ -206,9 +206,11 @@ def make_result(
     usage: tuple[float, int] = (0.0, 0),
     pid: int = 0,
     changes: Changes | None = None,
+    asked: Sequence[Any] = (),
 ) -> Result[Any]:
     """A result from its pieces; ``usage`` is what was seen just before a kill. A cgroup counts better than both.
-    ``pid`` is the program's, where it is known; ``changes`` are those of its overlays."""
+    ``pid`` is the program's, where it is known; ``changes`` are those of its overlays, ``asked`` what it wanted of the
+    network."""
     group = group_outcome(record, tape)
     cpu_time, peak_memory = max((record.user_ns + record.system_ns) / 1e9, usage[0]), max(record.max_rss, usage[1])
     if group is not None:
@@ -232,6 +234,7 @@ def make_result(
         stats=None if group is None else group.stats,
         syscall=denied_call(record, pid) if verdict is Verdict.SECCOMP else None,
         changes=changes,
+        asked=tuple(asked),
     )
 
 

@@ -168,6 +168,7 @@ class Process(Grouped):
             truncated,
             pid=self._session.program_pid,
             changes=outcome.changes_of(self._session),
+            asked=self._session.told(),
         )
 
     def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:

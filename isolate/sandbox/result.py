@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from isolate.mounts.changes import Changes
+    from isolate.network.proxy.events import Asked
 
 __all__ = ["Result", "Verdict"]
 
@@ -78,6 +79,8 @@ class Result(Generic[AnyStr]):
     #: What was changed in overlays whose changes are in memory, by their paths in the sandbox; None without one. See
     #: :ref:`changes`.
     changes: Changes | None = None
+    #: What it asked of :class:`isolate.network.Domains` and :class:`isolate.network.Connect`, and what became of it.
+    asked: tuple[Asked, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -115,5 +118,6 @@ class Result(Generic[AnyStr]):
                 "applied": dict(self.applied),
                 "left_out": list(self.left_out),
                 "changes": None if self.changes is None else [(c.kind, text(b"/" + c.path)) for c in self.changes],
+                "asked": [event._asdict() for event in self.asked],
             }
         )

@@ -209,6 +209,7 @@ class Run:
             self.usage,
             self.session.program_pid,
             outcome.changes_of(self.session),
+            asked=self.session.told(),
         )
 
 

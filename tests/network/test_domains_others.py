@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import os
 import socket
 import sys
@@ -208,3 +209,27 @@ def test_a_redirect_is_asked_for_anew(machine: object, monkeypatch: pytest.Monke
         assert reached or "403" in str(done.stdout)
     server.shutdown(socket.SHUT_RDWR)
     server.close()
+
+
+ASK = """
+import socket
+for name in ("good.example", "evil.example"):
+    with socket.create_connection(("127.0.0.1", 3128), 5) as sock:
+        sock.sendall(f"CONNECT {name}:443 HTTP/1.1\\r\\nHost: {name}:443\\r\\n\\r\\n".encode())
+        print(sock.recv(999).split()[1].decode())
+"""
+
+
+def test_the_result_tells_what_was_asked(machine: object) -> None:
+    part = Domains("good.example", resolve=lambda name, port: ["127.0.0.1"])
+    box = Sandbox(PidNamespace(), part)
+    result = box.run([sys.executable, "-I", "-c", ASK], timeout=30, text=True)
+    assert result.stdout == "502\n403\n", result.stderr
+    wanted = [("connect", "good.example", 443, False), ("http", "evil.example", 443, False)]
+    assert [(e.via, e.name, e.port, e.allowed) for e in result.asked] == wanted
+    assert "loopback" in result.asked[0].refused
+    assert [row["name"] for row in json.loads(result.json())["asked"]] == ["good.example", "evil.example"]
+    with box.spawn([sys.executable, "-I", "-c", ASK]) as process:
+        again = process.result()
+    assert len(again.asked) == len(process.result().asked) == 2
+    assert Sandbox(PidNamespace()).run(["true"]).asked == ()
