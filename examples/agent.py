@@ -2,23 +2,19 @@
 
     python examples/agent.py
 
-The code sees a read-only system, a directory with the files that it was given, and no network. What it writes there is
-read back afterwards: regular files only, of bounded size. The sandbox is the preset ``untrusted`` with one directory
-and a few limits added. Works as root and as an ordinary user.
+The code sees a read-only system, a workspace with the files that it was given, and no network. What it writes there is
+read back afterwards: regular files only, of bounded size, however it has closed or linked them. The sandbox is the
+preset ``untrusted`` with the workspace and a few limits added. Works as root and as an ordinary user.
 """
 
 from __future__ import annotations
 
-import os
-import stat
 import sys
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import isolate
 
-MOST = 1 << 20  # bytes of each file that is given back
+MOST = "1M"  # of all files together that are given back
 
 
 @dataclass
@@ -32,14 +28,8 @@ class Answer:
 
 def run(code: str, files: dict[str, bytes], *, seconds: float = 5) -> Answer:
     """Run Python code beside these files."""
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        for path, data in files.items():
-            (work / path).write_bytes(data)
-        box = isolate.presets.untrusted(
-            isolate.Bind(work, "/work", read_only=False),
-            extra=[isolate.Rlimits(nofile=128, fsize="16M", as_="1G", core=0)],
-        )
+    with isolate.Workspace(size="64M", files=1000, target="/work", contents=files) as work:
+        box = isolate.presets.untrusted(work, extra=[isolate.Rlimits(nofile=128, fsize="16M", as_="1G", core=0)])
         result = box.run(
             ["python3", "-c", code],
             cwd="/work",
@@ -49,24 +39,11 @@ def run(code: str, files: dict[str, bytes], *, seconds: float = 5) -> Answer:
             stderr=isolate.STDOUT,
             text=True,
         )
-        return Answer(str(result.verdict), result.stdout or "", _files(work))
-
-
-def _files(work: Path) -> dict[str, bytes]:
-    """What was left behind: regular files, since the program may have made links or pipes."""
-    found = {}
-    for entry in os.scandir(work):
-        descriptor = (
-            os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            if entry.is_file(follow_symlinks=False)
-            else -1
-        )
-        if descriptor < 0:
-            continue
-        with open(descriptor, "rb") as file:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                found[entry.name] = file.read(MOST)
-    return found
+        try:
+            made = {path.lstrip("/"): data for path, data in work.get("*", max_size=MOST, max_files=100).items()}
+        except isolate.SetupError as error:
+            return Answer(str(result.verdict), f"{result.stdout}\nfiles: {error.cause}", {})
+        return Answer(str(result.verdict), result.stdout or "", made)
 
 
 WRITTEN = """

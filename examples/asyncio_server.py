@@ -26,7 +26,7 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, plac
         code = await asyncio.wait_for(reader.read(MOST), 10)
         async with places:
             result = await BOX.arun(
-                ["python3", "-"], input=code, timeout=5, cpu_time=2, max_output="64K", stderr=isolate.STDOUT
+                ["python3", "-"], input=code, timeout=60, cpu_time=2, max_output="64K", stderr=isolate.STDOUT
             )
         answer = {"verdict": result.verdict, "output": result.stdout.decode(errors="replace")}
         writer.write(json.dumps(answer).encode() + b"\n")

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolate.attributes.credentials import Credentials
-from isolate.engine.native import call
-from isolate.errors import SetupError
+from isolate.errors import ConflictError, SetupError
 from isolate.kernel import checks
 from isolate.kernel.paths import inside
-from isolate.kernel.syscalls import number
 from isolate.mounts.bind import Bind
 from isolate.namespaces.ids import IdMap, is_host_root
 from isolate.namespaces.part import UserNamespace
@@ -26,6 +24,8 @@ from isolate.sandbox.containers.beneath import Opened, open_beneath
 from isolate.sandbox.containers.bounds import Bounds
 from isolate.sandbox.containers.files import Files
 from isolate.sandbox.containers.with_files import WithFiles
+from isolate.sandbox.project import Project
+from isolate.sandbox.volumes import image_volume, memory_volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,6 +41,7 @@ __all__ = ["Usage", "Workspace"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH = 1, 0x1000
+_HOLDS = ("auto", "memory", "quota", "image", "measured")
 _FILES, _DEPTH = 10_000_000, 4096  # what is looked at when nobody says how many there may be
 
 
@@ -76,10 +77,15 @@ class Workspace(WithFiles):
 
     ``"memory"``
         The kernel: the workspace is a tmpfs, which shows in nobody's mount table. For root; Linux 6.15.
+    ``"quota"``
+        The kernel: it is a directory, ``path`` or a temporary one, with a project of its own in a file system that has
+        quotas for projects (ext4 and xfs, mounted with prjquota). For root; the programs need a user namespace.
+    ``"image"``
+        The kernel: it is an ext4 in a file without a name. For root, with mkfs.ext4 and a loop device; Linux 6.15.
     ``"measured"``
         Nobody: it is a directory of a file system, ``path`` or a temporary one, and :meth:`usage` tells.
     ``"auto"``
-        Memory where that can be had and no ``path`` is given.
+        Without a ``path`` memory, else a quota, each where it can be had; measured where neither can.
 
     :attr:`held` is which it is. A context manager: at the end of the block a temporary workspace is removed.
 
@@ -105,22 +111,32 @@ class Workspace(WithFiles):
         contents: Mapping[str, str | bytes] | StrOrBytesPath | None = None,
         hold: str = "auto",
     ) -> None:
-        if hold not in ("auto", "memory", "measured"):
-            raise ValueError(f"Workspace: hold must be 'auto', 'memory' or 'measured', not {hold!r}")
-        if hold == "memory" and path is not None:
-            raise ValueError("Workspace: a path is a directory of some file system; hold='memory' needs none")
+        checks.choice("Workspace: hold", hold, _HOLDS)
+        if hold in ("memory", "image") and path is not None:
+            raise ValueError(f"Workspace: a path is a directory of some file system; hold={hold!r} needs none")
         self.size: int = checks.size("Workspace: size", size, 4096)
         self.files: int = _count(files)
         self.target: str = os.fsdecode(inside(target, "Workspace: target"))
         self.path: str | None = None
         self._made: str | None = None
         self._mount = self._fd = -1
+        self._project: Project | None = None
+        self._held = "measured"
+        self._own = (0, 0)  # bytes and files that its file system has for itself
         try:
-            if path is None and hold != "measured":
+            if path is None and hold in ("auto", "memory"):
                 self._in_memory(required=hold == "memory")
+            elif hold == "image":
+                self._in_an_image()
             if self._mount < 0:
                 self._on_disk(path)
-            self._open(contents)
+            self._open()
+            if self._mount < 0 and hold in ("auto", "quota"):
+                self._by_quota(required=hold == "quota")
+            if contents is not None:
+                if not isinstance(contents, (Mapping, str, bytes, os.PathLike)):
+                    raise TypeError(f"Workspace: contents must be a dict of paths, or a directory, not {contents!r}")
+                self.put(contents)
         except BaseException:
             self.close()
             raise
@@ -128,47 +144,37 @@ class Workspace(WithFiles):
     def _in_memory(self, *, required: bool) -> None:
         if not is_host_root():
             if required:
-                raise SetupError(
-                    errno.EPERM,
-                    "make a tmpfs",
-                    part="Workspace",
-                    cause="only root on the host may mount one here",
-                    remedy="hold='measured', or a Container, whose own Tmpfs bounds what is written",
-                )
+                raise _only_root("make a tmpfs", "hold='measured', or a Container with a Tmpfs of its own")
             return
-        error = self._tmpfs()
-        if error and required:
+        mount = memory_volume(self.size, self.files)
+        if mount >= 0:
+            self._mount, self._held = mount, "memory"
+        elif required:
             raise SetupError(
-                error,
+                -mount,
                 "make a tmpfs that several sandboxes can show",
                 part="Workspace",
                 cause="a mount that is attached nowhere can be shown from Linux 6.15 on",
                 remedy="hold='measured'",
             )
 
-    def _tmpfs(self) -> int:
-        """Make it; or the errno why not."""
-        context = call(number("fsopen"), b"tmpfs\0", 1)
-        if context < 0:
-            return -context
+    def _in_an_image(self) -> None:
+        if not is_host_root():
+            raise _only_root("mount a file system", "hold='measured'")
+        self._mount, self._held = image_volume(self.size, self.files), "image"
+
+    def _by_quota(self, *, required: bool) -> None:
+        """A project for the directory, where its file system has them."""
+        if not is_host_root():
+            if required:
+                raise _only_root("set a quota by project", "hold='measured'")
+            return
         try:
-            for name, value in (("size", self.size), ("nr_inodes", self.files + 1), ("mode", "0755")):
-                done = call(number("fsconfig"), context, 1, name.encode() + b"\0", str(value).encode() + b"\0", 0)
-                if done < 0:
-                    return -done
-            done = call(number("fsconfig"), context, 6, 0, 0, 0)
-            mount = call(number("fsmount"), context, 1, 0x2 | 0x4) if done >= 0 else done  # nosuid, nodev
-        finally:
-            os.close(context)
-        if mount < 0:
-            return -mount
-        probe = call(number("open_tree"), mount, b"\0", _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC)
-        if probe < 0:
-            os.close(mount)
-            return -probe
-        os.close(probe)
-        self._mount = mount
-        return 0
+            self._project = Project.of(self._fd, self.size, self.files)
+            self._held = "quota"
+        except SetupError:
+            if required:
+                raise
 
     def _on_disk(self, path: StrOrBytesPath | None) -> None:
         if path is None:
@@ -176,21 +182,19 @@ class Workspace(WithFiles):
             path = self._made
         self.path = os.path.abspath(os.fsdecode(path))
 
-    def _open(self, contents: Mapping[str, str | bytes] | StrOrBytesPath | None) -> None:
+    def _open(self) -> None:
         if self._mount >= 0:
             self._fd = os.open(".", _DIRECTORY, dir_fd=self._mount)
+            told = os.fstatvfs(self._fd)
+            self._own = (told.f_blocks - told.f_bfree) * told.f_frsize, told.f_files - told.f_ffree
         else:
             assert self.path is not None
             self._fd = os.open(self.path, _DIRECTORY)
-        if contents is not None:
-            if not isinstance(contents, (Mapping, str, bytes, os.PathLike)):
-                raise TypeError(f"Workspace: contents must be a dict of paths, or a directory, not {contents!r}")
-            self.put(contents)
 
     @property
     def held(self) -> str:
-        """Who holds its size: "memory" (the kernel), or "measured" (nobody: :meth:`usage` tells)."""
-        return "memory" if self._mount >= 0 else "measured"
+        """Who holds its size: the kernel ("memory", "quota", "image") or nobody ("measured": :meth:`usage` tells)."""
+        return self._held
 
     def __repr__(self) -> str:
         return f"<Workspace {self.path or 'in memory'} at {self.target}, {self.held}>"
@@ -202,6 +206,11 @@ class Workspace(WithFiles):
             raise ValueError("the workspace is closed")
         source: Any = self._mount if self._mount >= 0 else self.path
         bind = Bind(source, self.target, read_only=False)
+        if context is not None and self._project is not None and context.find(UserNamespace) is None:
+            raise ConflictError(
+                "Workspace: its size is held by a quota of its project, which a file's owner can leave outside of a "
+                "user namespace: add UserNamespace(), or take hold='memory'"
+            )
         if context is None or not context.privileged or context.find(UserNamespace) is not None:
             return bind  # a user namespace brings its map: see isolate.mounts.owners
         who = context.find(Credentials)
@@ -265,12 +274,15 @@ class Workspace(WithFiles):
                     raise
 
     def usage(self) -> Usage:
-        """What is in it now: of a tmpfs by its own figures, else by a walk that follows no link."""
+        """What is in it now: by the figures of the kernel that holds it, else by a walk that follows no link."""
         if self._fd < 0:
             raise ValueError("the workspace is closed")
-        if self._mount >= 0:
+        if self._project is not None:
+            used, count = self._project.usage(self._fd)
+        elif self._mount >= 0:
             told = os.fstatvfs(self._fd)
-            used, count = (told.f_blocks - told.f_bfree) * told.f_frsize, told.f_files - told.f_ffree - 1
+            used, count = (told.f_blocks - told.f_bfree) * told.f_frsize, told.f_files - told.f_ffree
+            used, count = used - self._own[0], count - self._own[1]
         else:
             used = count = 0
             if os.geteuid() != 0:
@@ -291,11 +303,16 @@ class Workspace(WithFiles):
         fd, self._fd = self._fd, -1
         mount, self._mount = self._mount, -1
         made, self._made = self._made, None
+        project, self._project = self._project, None
+        if project is not None and made is None and fd >= 0:
+            project.end(fd)
         for each in (fd, mount):
             if each >= 0:
                 os.close(each)
         if made is not None:
             shutil.rmtree(made, onerror=_let_in)
+            if project is not None:
+                project.release(os.path.dirname(made))
 
     def __enter__(self) -> Self:
         return self
@@ -304,6 +321,10 @@ class Workspace(WithFiles):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _only_root(step: str, remedy: str) -> SetupError:
+    return SetupError(errno.EPERM, step, part="Workspace", cause="only root on the host may do that", remedy=remedy)
 
 
 def _let_in(function: Any, path: str, error: Any) -> None:
