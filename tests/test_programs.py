@@ -1,4 +1,4 @@
-"""The twelve programs of the page "Twelve small programs" run, as root and as an ordinary user."""
+"""The programs of the page "Twelve small programs" run, as root and as an ordinary user; agent.py in test_howto."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ SHOWN = {
         "fifo     no answer (it is no regular file but a fifo)",
         "endless  failed (",
     ],
-    "agent": ["useful   OK       the total is 42", "total.txt", "endless  "],
     "container": [
         "files     ['/tmp/project/test_words.py', '/tmp/project/words.py']",
         "tests     1 passed",
@@ -128,6 +127,6 @@ def test_shell() -> None:
 
 def test_the_page_names_each_of_them() -> None:
     page = (ROOT / "docs/how-to/programs.rst").read_text()
-    for name in (*SHOWN, "shell", "test_two_networks"):
+    for name in (*SHOWN, "agent", "shell", "test_two_networks"):
         assert f"``{name}.py``" in page
         assert (EXAMPLES / f"{name}.py").is_file()
