@@ -18,6 +18,7 @@ struct iso_shared {
 	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init and its second process */
 	uint32_t reaped;    /* init has reaped all of its children and ends */
 	uint32_t parked;    /* a template's tree is built */
+	uint32_t suspect;   /* a program that SIGSYS ended, not reaped yet, by init's count; futex: 0 when it has been looked at */
 	uint32_t born;      /* the child of clone runs; futex of who waits for that */
 	uint32_t untold; /* the Python program does not know yet who is to be waited for: nothing is sent before */
 	uint64_t began_ns;  /* when a run that came later came; 0: with the clone of init */

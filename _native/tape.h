@@ -120,6 +120,7 @@ struct iso_range {
 #define ISO_TAPE_SHARE 4   /* the payload may share init's memory until exec (vfork); not with a new time namespace */
 #define ISO_TAPE_STRANGERS 8 /* the child is born into a pid namespace that holds processes which are not ours */
 #define ISO_TAPE_OWNED 16  /* a new user namespace belongs to the caller's uid, also where that is root */
+#define ISO_TAPE_FILTERED 64 /* a filter may kill the program: before it is reaped it is looked at whether one has */
 #define ISO_TAPE_PARKED 32 /* this tape builds a tree, and the launcher then starts sandboxes from it: see ISO_SLOT_STARTS */
 
 struct iso_header {
@@ -249,6 +250,7 @@ struct iso_record {
 #define ISO_COMPLETE_STATUS 2  /* it was reaped: `status` holds; else everything was killed first */
 #define ISO_COMPLETE_TIMEOUT 4  /* the supervisor killed everything at the limit of the wall clock */
 #define ISO_COMPLETE_CPU_TIME 8 /* or at that of CPU time */
+#define ISO_COMPLETE_FILTERED 16 /* a filter killed it: the kernel marks a thread that it ends so (Linux 5.17), here the first */
 
 /* Stages of the engine itself, for failures outside any op. */
 enum {

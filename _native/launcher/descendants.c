@@ -191,6 +191,47 @@ void kill_children(struct supervisor *s)
 	}
 }
 
+/* A number, as the last word of a line of /proc/pid/status. */
+static int64_t last_number(const char *p)
+{
+	int64_t value = -1;
+	for (; *p && *p != '\n'; p++)
+		value = *p < '0' || *p > '9' ? 0 : value < 0 ? *p - '0' : value * 10 + (*p - '0');
+	return value;
+}
+
+/* Whether the kernel has marked the dead program: its mode of seccomp is then neither none, strict nor filter (Linux 5.17).
+ * Init has not reaped it; where there is no init, neither have we. */
+void look_at_suspect(struct supervisor *s)
+{
+	char path[64], children[4096], text[4096];
+	const uint32_t suspect = s->machine.shared->suspect;
+	const int64_t proc = s->proc >= 0 ? s->proc : s->mounted_proc;
+	const int init = (s->machine.header->flags & ISO_TAPE_INIT) != 0;
+	int64_t n = 0, pid = 0;
+	if (proc < 0 || (init && !suspect) || !is_ours(proc))
+		return;
+	if (init) {
+		put(put_decimal(put(put_decimal(path, s->child), "/task/"), s->child), "/children");
+		n = read_file(proc, path, children, sizeof children);
+	} else {
+		n = put(put_decimal(children, s->child), " ") - children;
+	}
+	for (int64_t i = 0; i < n; i++) {
+		if (children[i] >= '0' && children[i] <= '9') {
+			pid = pid * 10 + (children[i] - '0');
+			continue;
+		}
+		put(put_decimal(path, pid), "/status");
+		pid = 0;
+		if (read_file(proc, path, text, sizeof text) <= 0)
+			continue;
+		const char *number = find(text, "\nNSpid:\t"), *mode = find(text, "\nSeccomp:\t");
+		if (mode && last_number(mode) == 3 && (!init || (number && last_number(number) == suspect)))
+			s->filtered = ISO_COMPLETE_FILTERED;
+	}
+}
+
 /* Without a pid namespace of its own init is a subreaper: every descendant is its child in the end, and while it lives
  * nobody else inherits them (in a pid namespace that was joined, another's PID 1 would). So they go first. */
 void drain(struct supervisor *s)

@@ -55,6 +55,8 @@ struct supervisor {
 	struct rusage usage;
 	uint32_t shared_size;
 	int32_t proc;        /* /proc of our own pid namespace, as it was before anything was joined; or -errno */
+	int32_t mounted_proc; /* /proc as it is mounted, not verified; where a filter may kill the program, else -1 */
+	int32_t filtered;    /* ISO_COMPLETE_FILTERED, or 0 */
 	uint64_t told_ns;    /* when a run that came later was announced, with its limits of time; 0: it was not */
 	uint64_t deadline;   /* CLOCK_MONOTONIC; 0: no limit */
 	uint64_t cpu_ns;     /* the limit of CPU time; 0: none */
@@ -164,6 +166,7 @@ uint64_t tree_cpu(const struct supervisor *s);
 int signal_children(const struct supervisor *s, int signal);
 void kill_children(struct supervisor *s);
 void drain(struct supervisor *s);
+void look_at_suspect(struct supervisor *s);
 void kill_tree(struct supervisor *s);
 
 /* The supervisor (supervisor.c). */

@@ -93,7 +93,7 @@ void tell_end(const struct supervisor *s)
 	record->stage = shared->stage;
 	record->status = shared->status;
 	record->init_status = (int32_t)s->init_status;
-	record->complete = shared->complete | s->exceeded;
+	record->complete = shared->complete | s->exceeded | s->filtered;
 	record->user_ns = nanoseconds(&below.ru_utime);
 	record->system_ns = nanoseconds(&below.ru_stime);
 	record->user_ns -= shared->own_ns[0] < record->user_ns ? shared->own_ns[0] : record->user_ns;

@@ -4,6 +4,7 @@
 
 #include <linux/errno.h>
 #include <linux/fcntl.h>
+#include <linux/futex.h>
 #include <linux/poll.h>
 #include <linux/prctl.h>
 #include <linux/sched.h>
@@ -122,12 +123,14 @@ static void supervise(struct supervisor *s)
 		quiet = now() + QUIET;
 		next = !next || quiet < next ? quiet : next;
 	}
-	struct pollfd fds[5] = {
+	const int filtered = (m->header->flags & (ISO_TAPE_FILTERED | ISO_TAPE_INIT)) == (ISO_TAPE_FILTERED | ISO_TAPE_INIT);
+	struct pollfd fds[6] = {
 		{.fd = s->child_fd, .events = POLLIN},
 		{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
 		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
 		{.fd = s->exec_fd, .events = POLLIN},
 		{.fd = tree.starts, .events = POLLIN},
+		{.fd = filtered ? s->sync_fd : -1}, /* the end of its reader */
 	};
 	for (;;) {
 		struct __kernel_timespec wait = {0, 0};
@@ -136,7 +139,7 @@ static void supervise(struct supervisor *s)
 			wait.tv_sec = (int64_t)(left / 1000000000u);
 			wait.tv_nsec = (int64_t)(left % 1000000000u);
 		}
-		int64_t r = SYS5(ppoll, PTR(fds), 5, next ? PTR(&wait) : 0, 0, 0);
+		int64_t r = SYS5(ppoll, PTR(fds), 6, next ? PTR(&wait) : 0, 0, 0);
 		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM)
 			continue;
 		if (r < 0) {
@@ -157,6 +160,12 @@ static void supervise(struct supervisor *s)
 				if (m->run->flags & ISO_RUN_STARTED)
 					send_started(s->child_fd, s->child);
 			}
+		}
+		if (fds[5].revents) {
+			fds[5].fd = -1;
+			look_at_suspect(s);
+			__atomic_store_n(&m->shared->suspect, 0, __ATOMIC_RELEASE);
+			SYS6(futex, PTR(&m->shared->suspect), FUTEX_WAKE, 1, 0, 0, 0);
 		}
 		if (fds[0].revents)
 			return;
@@ -193,6 +202,9 @@ static void run_supervisor(struct supervisor *s)
 	 * needed for a limit of CPU time alone. */
 	if (!(flags & ISO_TAPE_PIDNS) || m->run->cpu_ns || m->run->later) {
 		s->proc = (int32_t)open_proc();
+	} else if (flags & ISO_TAPE_FILTERED) {
+		/* Rarely needed: it is verified then. */
+		s->mounted_proc = (int32_t)SYS4(openat, AT_FDCWD, PTR("/proc"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
 	}
 	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
 	r = iso_machine_run(m, ISO_OUTER);
@@ -229,8 +241,11 @@ static void run_supervisor(struct supervisor *s)
 		limit(s, s->started_ns, m->run->timeout_ns, m->run->cpu_ns);
 	supervise(s);
 	int32_t status = 0;
-	if (!(flags & ISO_TAPE_INIT))
+	if (!(flags & ISO_TAPE_INIT)) {
 		m->shared->program_ns = cpu_clock(s->child);
+		if (flags & ISO_TAPE_FILTERED)
+			look_at_suspect(s);
+	}
 	do
 		r = SYS4(wait4, s->child, PTR(&status), 0x40000000 /* __WALL */, PTR(&s->usage));
 	while (r == -EINTR);
@@ -256,6 +271,7 @@ void begin_supervisor(struct supervisor *s, int forked)
 	s->exec_fd = -1;
 	s->sync_fd = -1;
 	s->proc = -ENOENT;
+	s->mounted_proc = -1;
 	/* A session of our own: a SIGKILL to the Python program's process group must not keep us from cleaning up. A launcher
 	 * that is parked has one, so for its forks it takes no more than a process group. */
 	int64_t r = forked ? SYS2(setpgid, 0, 0) : SYS0(setsid);

@@ -91,12 +91,21 @@ class Tape:
     #: Run blocks that were made for it, by what they were made from (:func:`isolate.sandbox.streams.block`).
     blocks: dict[object, object] = field(default_factory=dict, repr=False)
 
+    @property
+    def filtered(self) -> bool:
+        """Whether a filter of the program's may kill it."""
+        return _filtered(self.plan)
+
     def step(self, op: int) -> tuple[Step, Part] | None:
         """The step that an op belongs to, and its part."""
         if 0 <= op < len(self.op_steps):
             index = self.op_steps[op]
             return self.plan.steps[index], self.plan.owners[index]
         return None
+
+
+def _filtered(plan: Plan) -> bool:
+    return any(getattr(part, "may_kill", False) for part in plan.parts)
 
 
 class _Writer:
@@ -324,6 +333,7 @@ def compile_plan(
     _bounded(writer, plan)
     flags = (lib.ISO_TAPE_INIT if init else 0) | (lib.ISO_TAPE_PIDNS if pid_namespace else 0)
     flags |= (lib.ISO_TAPE_SHARE if share else 0) | (lib.ISO_TAPE_STRANGERS if strangers else 0)
+    flags |= lib.ISO_TAPE_FILTERED if _filtered(plan) else 0
     flags |= (lib.ISO_TAPE_OWNED if owned else 0) | (lib.ISO_TAPE_PARKED if parked else 0)
     return _assemble(writer, plan, ops, sections, flags)
 

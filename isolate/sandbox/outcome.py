@@ -93,7 +93,7 @@ def judge(
     counted = group.verdict(failed=returncode != 0) if group is not None else None
     if counted is not None:
         return returncode, Verdict(counted)
-    if returncode == -signal.SIGSYS and _filter_kills(tape):
+    if record.complete & lib.ISO_COMPLETE_FILTERED and returncode == -signal.SIGSYS:
         return returncode, Verdict.SECCOMP
     if returncode in (-signal.SIGXCPU, -signal.SIGKILL) and _used_up(-returncode, record, tape):
         return returncode, Verdict.CPU_TIME
@@ -122,14 +122,6 @@ def _exceeded(record: Record, group: Outcome | None, timeout: float | None, cpu_
     if record.complete & lib.ISO_COMPLETE_CPU_TIME:
         return Verdict.CPU_TIME
     return _late(record, group, timeout, cpu_time)
-
-
-def _filter_kills(tape: Tape) -> bool:
-    """Whether a filter of the sandbox has an answer that ends a process."""
-    from isolate.seccomp import Seccomp
-    from isolate.seccomp.audit import can_kill
-
-    return any(can_kill(part.program()) for part in tape.plan.parts if isinstance(part, Seccomp))
 
 
 def _used_up(number: int, record: Record, tape: Tape) -> bool:
@@ -217,6 +209,11 @@ def make_result(
         cpu_time = cpu_time if group.cpu_time is None else group.cpu_time
         counted = group.peak_in_use(peak_memory)
         peak_memory = peak_memory if counted is None else counted
+    syscall = None
+    if returncode == -signal.SIGSYS and verdict in (Verdict.SECCOMP, Verdict.SIGNALED) and tape.filtered:
+        syscall = denied_call(record, pid)
+        # Where another thread than the first was killed, or a trap had no handler, the kernel's log alone knows of it.
+        verdict = verdict if syscall is None else Verdict.SECCOMP
     log.debug(__name__, "verdict %s, status %d after %.6f s", verdict.value, returncode, record.wall_ns / 1e9)
     return Result(
         args=tuple(args),
@@ -232,7 +229,7 @@ def make_result(
         applied=applied(record, tape),
         left_out=left_out(record, tape),
         stats=None if group is None else group.stats,
-        syscall=denied_call(record, pid) if verdict is Verdict.SECCOMP else None,
+        syscall=syscall,
         changes=changes,
         asked=tuple(asked),
     )

@@ -8,6 +8,7 @@ was killed: what is not killed does not pay for it.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import select
@@ -38,6 +39,7 @@ _RECORD = re.compile(
 )
 
 
+@functools.lru_cache(64)
 def can_kill(program: bytes) -> bool:
     """Whether a filter has an answer that ends a process."""
     answers = {Action.from_return(k).kind for code, _, _, k in bpf.decode(program) if code == bpf.RET}

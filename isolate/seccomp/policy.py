@@ -262,6 +262,13 @@ class Seccomp(Irreversible):
             self.__dict__["_refuses_user_namespaces"] = found
         return found
 
+    @property
+    def may_kill(self) -> bool:
+        """Whether it has an answer that ends a process: then a result can say so (:attr:`isolate.Verdict.SECCOMP`)."""
+        from .audit import can_kill
+
+        return can_kill(self.program())
+
     def program(self, arch: str | None = None, kernel: tuple[int, int] | None = None) -> bytes:
         """The compiled filter: ``struct sock_filter`` after ``struct sock_filter``. The same policy gives the same
         bytes.
