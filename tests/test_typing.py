@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import isolate
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -54,9 +52,10 @@ def test_pyright() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_public_types_are_complete() -> None:
-    """What a user's own checker sees of every public name: nothing unknown, hardly anything ambiguous."""
+    """What a user's own checker sees of every name: nothing unknown, nothing that checkers infer differently."""
     done = run(
         "pyright", "--pythonpath", sys.executable, "--verifytypes", "isolate", "--ignoreexternal", "--outputjson"
     )
@@ -66,11 +65,6 @@ def test_public_types_are_complete() -> None:
         for symbol in report["symbols"]
         if symbol["isExported"] and not symbol["isTypeKnown"]
     }
-    # The provider for Inspect AI is a subclass of its class, which is known where that is installed.
-    unknown = [n for n, told in incomplete.items() if any("unknown" in t and "partially" not in t for t in told)]
-    assert [name for name in unknown if "inspect_provider" not in name] == [], incomplete
-    # What may be left are attributes whose type checkers could infer differently, none of what a user names.
-    assert report["completenessScore"] >= 0.98, incomplete
-    public = {f"{getattr(getattr(isolate, name), '__module__', '')}.{name}" for name in isolate.__all__}
-    assert public & incomplete.keys() == set()
-    assert report["exportedSymbolCounts"]["withKnownType"] > 50
+    assert (report["completenessScore"], incomplete) == (1, {})
+    assert report["packageRootDirectory"] == str(ROOT / "isolate")
+    assert report["exportedSymbolCounts"]["withKnownType"] > 1000

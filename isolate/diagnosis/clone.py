@@ -23,6 +23,12 @@ _FILTER_REMEDY_ELSEWHERE = (
 )
 
 
+_NO_CHROOT = (
+    "enter the directory by pivot_root in place of chroot, as root: bwrap --bind DIRECTORY "
+    "/ --dev-bind /dev /dev --dev-bind /proc /proc PROGRAM; or run this program outside"
+)
+
+
 def kinds(flags: int) -> list[str]:
     """The kinds of namespaces in clone's flags."""
     return [kind.file for kind in namespaces.within(flags)]
@@ -99,7 +105,7 @@ def user_namespace(host: Host) -> Finding | None:
     if host.chrooted():
         return Finding(
             "this program runs in a chroot, where the kernel makes no user namespace (user_namespaces(7), EPERM)",
-            "use pivot_root in place of chroot, or run this program outside",
+            _NO_CHROOT,
             True,
         )
     if host.unmapped():
@@ -108,7 +114,16 @@ def user_namespace(host: Host) -> Finding | None:
             "no other",
             "map it, or become an id that is mapped",
         )
-    return seccomp(host, "user namespaces") or _confined(host)
+    return (
+        seccomp(host, "user namespaces")
+        or _confined(host)
+        or Finding(
+            "nothing that refuses user namespaces can be seen from here: most likely this program runs in a chroot "
+            "whose directory is a mount point, where the kernel makes none (user_namespaces(7), EPERM)",
+            _NO_CHROOT,
+            True,
+        )
+    )
 
 
 def apparmor() -> Finding:

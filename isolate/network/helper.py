@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from isolate.engine.plan import Context
+    from isolate.engine.session import Session
 
 __all__ = ["Helper", "find", "output"]
 
@@ -66,7 +67,7 @@ class Helper:
             tty=False,
         )
         self._said = b""
-        self.session = launch(tape, block, [-3, -1, -2], list(fds), nonblocking=True)
+        self.session: Session = launch(tape, block, [-3, -1, -2], list(fds), nonblocking=True)
         try:
             self._started()
         except BaseException:

@@ -15,7 +15,7 @@ from errno import EBUSY, EINVAL, EPERM, ESRCH
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from isolate.cgroups.group import read_stats
-from isolate.cgroups.hierarchy import build, discover
+from isolate.cgroups.hierarchy import Hierarchy, build, discover
 from isolate.cgroups.hierarchy import read as read_text
 from isolate.cgroups.part import SHARED, Outcome, RunGroup, guided_step
 from isolate.cgroups.stats import Stats, verdict
@@ -155,7 +155,7 @@ class SharedGroup(RunGroup):
         self._process = process
         self._first = first
         self.lent: bool = first.lent
-        self.paths = first.paths
+        self.paths: dict[str, tuple[Hierarchy, str]] = first.paths
         self._before = self._count()
 
     def _count(self) -> Stats | None:

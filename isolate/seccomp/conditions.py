@@ -18,7 +18,7 @@ everything. ``arg32(0) > 0x7fffffff`` says "negative" for an ``int``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = ["All", "Any_", "Arg", "Compare", "Condition", "any_of", "arg", "arg32", "every"]
 
@@ -187,7 +187,7 @@ class Arg:
     def __ge__(self, value: int) -> Condition:
         return Compare(self._index, ">=", _value(value), self._mask)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def among(self, *values: int) -> Condition:
         """Equal to one of the values."""

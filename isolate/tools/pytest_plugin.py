@@ -9,8 +9,8 @@ from __future__ import annotations
 
 try:
     from isolate.tools.pytest_hooks import *  # noqa: F403  # hooks and fixtures are found by their names
-except Exception as error:
-    _why = f"{type(error).__name__}: {error}"
+except Exception as _error:
+    _why = f"{type(_error).__name__}: {_error}"
 
     def pytest_report_header() -> str:
         """Why there are no fixtures and options of isolate's."""

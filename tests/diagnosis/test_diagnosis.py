@@ -182,7 +182,9 @@ def test_a_caller_whose_id_is_not_mapped() -> None:
 
 
 @ROOT
-def test_a_chroot(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of_a_mount", [False, True])
+def test_a_chroot(tmp_path: Path, of_a_mount: bool) -> None:
+    """Also where the directory is a mount point, which a chroot cannot be told from by what it sees."""
     (tmp_path / "proc").mkdir()
     tmp_path.chmod(0o755)
     code = f"""
@@ -192,6 +194,8 @@ from isolate.engine import native
 native.launcher_fd()
 box = Sandbox(UserNamespace())
 box.compile()
+if {of_a_mount}:
+    subprocess.run(["mount", "--bind", {str(tmp_path)!r}, {str(tmp_path)!r}], check=True)
 subprocess.run(["mount", "--rbind", "/proc", {str(tmp_path / "proc")!r}], check=True)
 tell(lambda: box.check())
 os.chroot({str(tmp_path)!r})

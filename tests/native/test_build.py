@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import runpy
@@ -12,8 +13,10 @@ import struct
 import subprocess
 import sys
 import sysconfig
+import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -273,6 +276,38 @@ def test_wheel_runs_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "OK\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_types_of_the_installed_wheel_are_complete(wheel: Path, tmp_path: Path) -> None:
+    """``--verifytypes`` looks with the first ``python`` of PATH, whatever ``--pythonpath`` says."""
+    pytest.importorskip("pyright", reason="pyright is not installed (extra: lint)")
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = next((tmp_path / "venv").glob("lib/python3*/site-packages"))
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # What the types name beside the standard library.
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    command = [sys.executable, "-m", "pyright", "--verifytypes", "isolate", "--ignoreexternal", "--outputjson"]
+
+    def report(path: str) -> Any:
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}", "PYTHONPATH": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return json.loads(done.stdout)
+
+    found = report(f"{tmp_path}/venv/bin")["typeCompleteness"]
+    unknown = {s["name"]: s["diagnostics"] for s in found["symbols"] if s["isExported"] and not s["isTypeKnown"]}
+    assert (found["completenessScore"], unknown) == (1, {})
+    assert found["packageRootDirectory"] == str(site / "isolate")
+    (site / "isolate/py.typed").unlink()  # the control
+    assert "No py.typed file" in str(report(f"{tmp_path}/venv/bin")["generalDiagnostics"])
 
 
 # ---- packaging -----------------------------------------------------------------------------------------------------

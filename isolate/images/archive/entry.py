@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 __all__ = ["BLOCK", "BLOCK_DEVICE", "CHARACTER_DEVICE", "DIRECTORY", "FIFO", "FILE", "HARD_LINK", "SYMLINK", "Entry"]
 
 BLOCK = 512
@@ -53,4 +55,4 @@ class Entry:
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]

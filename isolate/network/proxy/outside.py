@@ -37,7 +37,9 @@ class Refused(Exception):
 
     def __init__(self, why: str, name: str = "", port: int = 0) -> None:
         super().__init__(why)
-        self.why, self.name, self.port = why, name, port
+        self.why: str = why
+        self.name: str = name
+        self.port: int = port
 
 
 def resolve(name: str, port: int) -> list[str]:

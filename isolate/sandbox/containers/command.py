@@ -24,7 +24,7 @@ from isolate.sandbox.defaults import Launch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from isolate.engine.plan import Lent, Part
+    from isolate.engine.plan import Lent, Part, Register
 
 __all__ = ["CommandGroup", "CommandPlan"]
 
@@ -60,7 +60,9 @@ class CommandPlan(Plan):
         self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
         self.owners: tuple[Part, ...] = tuple(owner for _, owner in rows)
         self.clone_flags = NOTHING
-        self.cgroup = next((step.cgroup for step in reversed(self.steps) if step.cgroup is not None), None)
+        self.cgroup: Register | None = next(
+            (step.cgroup for step in reversed(self.steps) if step.cgroup is not None), None
+        )
 
     def _rows(
         self, original: Plan, doors: Mapping[int, int], directories: Mapping[str, str], own: Sequence[Part]

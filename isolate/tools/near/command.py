@@ -32,7 +32,7 @@ class Near:
         self.tool = tool
         self.words: list[str] = []
         self.lacks: dict[str, str] = {}
-        self.program = list(program)
+        self.program: list[str] = list(program)
         self.parts: list[Any] = list(defaults(box.parts))
 
     def find(self, kind: type[T]) -> T | None:
