@@ -428,7 +428,7 @@ if sys.argv[1] == "tree":
 ours, theirs = os.pipe()
 os.write(theirs, b"x" * 100)
 passed = [ours, *(os.dup(ours) for _ in range(247))]
-show = 'echo $# $(ls /proc/$$/fd | wc -w) $(head -c 1 <&$1) ${{#2}}; echo error >&2; cat'
+show = 'echo $# $(ls /proc/self/fd | wc -w) $(head -c 1 <&$1) ${{#2}}; echo error >&2; cat'
 for limit in (resource.RLIM_INFINITY, 4096):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     for count in (1, 248):
