@@ -72,14 +72,22 @@ def hand_over(
 
 
 def from_template(
-    starts: int, watched: bool, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool
+    starts: int,
+    watched: bool,
+    tape: Tape,
+    run: bytes,
+    stdio: Sequence[int],
+    slots: Sequence[int],
+    *,
+    nonblocking: bool,
+    later: bool = False,
 ) -> Session | None:
     """A start by a launcher that is parked, by its socket; None if it has gone, and nothing has been started.
 
     :raises SetupError: EMFILE and the like: a stream could not be opened.
     """
     try:
-        return Session.from_template(starts, watched, tape, run, stdio, slots, nonblocking=nonblocking)
+        return Session.from_template(starts, watched, tape, run, stdio, slots, nonblocking=nonblocking, later=later)
     except StartFailure as failure:
         raise _explained(failure) from None
 

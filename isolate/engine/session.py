@@ -88,6 +88,22 @@ class StartFailure(Exception):
         self.error: int = error
 
 
+def waiting_block(slots: int) -> bytes:
+    """The run block of a start whose program is told later, with so many slots of its plan's."""
+    return run_block(
+        [b"-"],
+        [],
+        program=b"-",
+        path=b"",
+        cwd=b"/",
+        fds=[],
+        slots=_FREE + slots + 1,
+        started=False,
+        tty=False,
+        later=_FREE + slots,
+    )
+
+
 class Session:
     """A launcher that runs, owned by this process."""
 
@@ -154,6 +170,8 @@ class Session:
         #: Whoever the launcher is a child of is known to reap it: this process, or a launcher that is parked.
         self.direct: bool = direct
         self.tape: Tape = tape
+        #: What it is a start of. In one from a tree it is the sandbox's own tape, which ``tape`` is a part of.
+        self.of: Tape = tape
         self.run: bytes = run  # for the diagnosis of an error
         self.owner: int = native.owner()
         #: The pid namespace (its inode) that a further program has joined: its PID 1 inherits what init leaves.
@@ -241,19 +259,7 @@ class Session:
         :raises StartFailure: the launcher could not be started.
         """
         slots = tape.plan.context.slots
-        run = run_block(
-            [b"-"],
-            [],
-            program=b"-",
-            path=b"",
-            cwd=b"/",
-            fds=[],
-            slots=_FREE + len(slots) + 1,
-            started=False,
-            tty=False,
-            later=_FREE + len(slots),
-        )
-        return cls(tape, run, [_DEVNULL] * 3, slots, direct=direct, later=True)
+        return cls(tape, waiting_block(len(slots)), [_DEVNULL] * 3, slots, direct=direct, later=True)
 
     @classmethod
     def alone(cls, tape: Tape, *, direct: bool = False) -> Session:

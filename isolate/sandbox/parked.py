@@ -21,7 +21,7 @@ from isolate.diagnosis.start import from_template, launch
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
 from isolate.engine.ops import RunHost
-from isolate.engine.session import MOST_PASSED, Session
+from isolate.engine.session import MOST_PASSED, Session, waiting_block
 from isolate.engine.tape import run_block
 from isolate.engine.waiting import ready
 from isolate.thread.blocks import children_get_another_pid_namespace, depth, standing
@@ -142,8 +142,10 @@ class _Launcher:
             return False
         return bool(lib.iso_in_state(self._state, *self._matters))
 
-    def start(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool) -> Session | None:
-        """A sandbox from the tree; None if the launcher has gone."""
+    def start(
+        self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool, later: bool = False
+    ) -> Session | None:
+        """A sandbox from the tree; None if the launcher has gone. With ``later`` it waits for its program."""
         assert self._starts is not None
         return from_template(
             self._starts.fileno(),
@@ -153,6 +155,7 @@ class _Launcher:
             stdio,
             slots,
             nonblocking=nonblocking,
+            later=later,
         )
 
     def end(self) -> None:
@@ -227,9 +230,15 @@ class Starts:
         self._owner = native.owner()
 
     def start(
-        self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
+        self,
+        run: bytes,
+        stdio: Sequence[int],
+        slots: Sequence[int],
+        *,
+        nonblocking: bool = False,
+        later: bool = False,
     ) -> Session | None:
-        """A sandbox from the tree, or None: to be set up as without one."""
+        """A sandbox from the tree, or None: to be set up as without one. With ``later`` it waits for its program."""
         if depth():
             return None  # in a block: it would keep alive what the block puts in force, and nothing else needs it
         if not native.owns(self._owner):
@@ -245,7 +254,7 @@ class Starts:
         if len(slots) > MOST_PASSED:
             return None
         if launcher.fits():
-            session = launcher.start(run, stdio, slots, nonblocking=nonblocking)
+            session = launcher.start(run, stdio, slots, nonblocking=nonblocking, later=later)
             if session is not None:
                 self._used += 1
                 self.used += 1
@@ -255,6 +264,10 @@ class Starts:
                 return session
         self._give_up(launcher)
         return None
+
+    def waiting(self) -> Session | None:
+        """One from the tree that waits for its program, or None."""
+        return self.start(waiting_block(0), [_DEVNULL] * 3, (), later=True)
 
     @property
     def launcher(self) -> int | None:

@@ -196,6 +196,17 @@ class Planned(Verbs):
                 return session
         return launch(tape, run, stdio, slots, nonblocking=nonblocking)
 
+    def waiting(self, tape: Tape) -> Session:
+        """One that is set up, or soon will be, and waits for its program."""
+        from isolate.diagnosis.start import waiting
+
+        starts = self._from_tree(tape)
+        session = None if starts is None else starts.waiting()
+        if session is None:
+            return waiting(tape)
+        session.of = tape
+        return session
+
 
 def _remade(kind: type[Planned], parts: tuple[Part, ...], template: bool) -> Planned:
     return kind(*parts, template=template)

@@ -130,7 +130,7 @@ class Pool(Verbs):
             try:
                 # One that has something to say has failed, and one whose launcher is gone is ending. Other ids of the
                 # caller's make another tape.
-                usable = session.tape is tape and not ready(session.fileno(), session.pidfd)
+                usable = session.of is tape and not ready(session.fileno(), session.pidfd)
                 if usable and start.hand_over(session, run, stdio, slots, nonblocking=nonblocking):
                     return session
             except BaseException:
@@ -150,7 +150,7 @@ class Pool(Verbs):
         waiting = self._mine()
         while self._open and self._one_more(waiting):
             try:
-                waiting.append(start.waiting(tape))
+                waiting.append(self.box.waiting(tape))
             finally:
                 with self._lock:
                     self._beginning -= 1

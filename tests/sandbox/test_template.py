@@ -550,7 +550,7 @@ def test_which_sandboxes_have_one(tmp_path: Path) -> None:
         "user namespace": isolate.Sandbox(isolate.Root(*SYSTEM, isolate.Proc())),
         "mount namespace": isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace()),
         "no root": isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace(), isolate.MountNamespace()),
-        "no tree": box_of(isolate.Overlay("/o", lower=[str(tmp_path)])),
+        "no tree|hands descriptors": box_of(isolate.Overlay("/o", lower=[str(tmp_path)])),
     }.items():
         with pytest.raises(NotDivided, match=reason):
             divide(box._plan())
@@ -654,3 +654,32 @@ def test_where_nothing_tells_of_a_domain_there_is_no_tree() -> None:
     if native.call(syscalls.number("landlock_create_ruleset"), 0, 0, 1) < 1:
         pytest.skip("the kernel has no Landlock")
     assert as_ordinary_user(ORDINARY_DOMAIN).startswith("0 ")
+
+
+@pytest.mark.root
+def test_a_pool_stands_on_it() -> None:
+    """What waits is begun by the parked launcher, runs once, and is without a tree where the launcher does not fit."""
+    before = Snapshot.take()
+    look = "hostname; cat /proc/self/limits; ls -A / /tmp /dev; readlink /proc/self/ns/pid | cut -c1-4; cat"
+    expected = box_of(template=False).run(["sh", "-c", look], input=b"fed").stdout
+    tree = parked_box(box_of())
+    with isolate.Pool(tree, size=2) as pool:
+        assert used(tree) == 2
+        for n in range(3):
+            result = pool.run(["sh", "-c", look + f"; exit {n}"], input=b"fed")
+            assert (result.returncode, result.stdout) == (n, expected)
+        assert used(tree) == 5
+        with pool.spawn(["cat"], stdin=isolate.PIPE, stdout=isolate.PIPE) as process:
+            assert process.communicate(b"through")[0] == b"through"
+        assert pool.run(["sleep", "9"], timeout=0.1).verdict == isolate.Verdict.TIMEOUT
+        with pytest.raises(isolate.SetupError, match="no-such-program"):
+            pool.run(["no-such-program"])
+        count = used(tree)
+        back = _limit()
+        try:
+            assert pool.run(["true"]).ok
+        finally:
+            back()
+        assert used(tree) == count, "what was begun then is under another limit"
+    parked.end_all()
+    before.compare(5)
