@@ -5,10 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 NOBODY = 65534
+_known: list[bool] = []  # whether that user can, looked at once
+
+
+def _reachable(run: Callable[[str], subprocess.CompletedProcess[str]]) -> bool:
+    if not _known:
+        try:
+            _known.append(run("import isolate.engine.native").returncode == 0)
+        except PermissionError:
+            _known.append(False)
+    return _known[0]
 
 
 def as_ordinary_user(code: str, *, groups: tuple[int, ...] = (), check: bool = True) -> str:
@@ -22,11 +36,7 @@ def as_ordinary_user(code: str, *, groups: tuple[int, ...] = (), check: bool = T
     def run(text: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, cwd="/", **who)  # type: ignore[call-overload,no-any-return]
 
-    try:
-        reachable = run("import isolate.engine.native").returncode == 0
-    except PermissionError:
-        reachable = False
-    if not reachable:
+    if not _reachable(run):
         reason = f"uid {NOBODY} cannot read {sys.executable} or the package"
         if os.environ.get("ISOLATE_REQUIRE_KERNEL") == "1":
             pytest.fail(reason)

@@ -15,7 +15,7 @@ from isolate.build.copying import Plan, copy_into
 from isolate.build.errors import BuildError
 from isolate.capabilities import Capabilities
 from isolate.images.accounts import account
-from isolate.images.disk import lock, open_directory
+from isolate.images.disk import lock, new_directory, open_directory, try_lock
 from isolate.images.errors import StoreError
 from isolate.images.image import Image
 from isolate.images.root import ImageRoot
@@ -158,10 +158,8 @@ def _mounts(command: Command, store: Store, stack: contextlib.ExitStack) -> Iter
 
 def _secret(data: bytes, stack: contextlib.ExitStack) -> str:
     """A file in memory that only this user and the sandbox can read; gone when the step is."""
-    where = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    directory = tempfile.mkdtemp(prefix="isolate-secret-", dir=where)
-    stack.callback(shutil.rmtree, directory, ignore_errors=True)
-    path = os.path.join(directory, "secret")
+    where = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+    path = os.path.join(_passing(where, "isolate-secret-", stack), "secret")
     with open(path, "wb") as file:
         file.write(data)
     os.chmod(path, 0o444)  # the directory keeps others out; inside another id reads it
@@ -176,9 +174,7 @@ def _cache(mount: Mount, command: Command, store: Store, stack: contextlib.ExitS
     name = hashlib.sha256((mount.id or mount.target or "").encode()).hexdigest()[:32]
     caches = _made(os.path.join(store.path, "caches"))
     if mount.sharing == "private":
-        path = tempfile.mkdtemp(prefix="private-", dir=caches)
-        stack.callback(shutil.rmtree, path, ignore_errors=True)
-        return path
+        return _passing(caches, "private-", stack)
     path = _made(os.path.join(caches, name))
     if mount.sharing == "locked":
         fd = open_directory(path)
@@ -189,6 +185,32 @@ def _cache(mount: Mount, command: Command, store: Store, stack: contextlib.ExitS
         except StoreError as error:
             raise BuildError(f"{error}") from error
     return path
+
+
+def _passing(place: str, prefix: str, stack: contextlib.ExitStack) -> str:
+    """A new directory that goes when the step does. What builds that were killed have left of that kind goes now."""
+    at = open_directory(place)
+    stack.callback(os.close, at)
+    for name in os.listdir(at):
+        if name.startswith(prefix):
+            _sweep(at, place, name)
+    name, fd = new_directory(at, prefix)
+    stack.callback(os.close, fd)  # it is locked until then
+    path = os.path.join(place, name)
+    stack.callback(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+def _sweep(at: int, place: str, name: str) -> None:
+    try:
+        fd = open_directory(name, at)
+    except OSError:
+        return  # it has just gone, or is another user's
+    try:
+        if os.fstat(fd).st_uid == os.geteuid() and try_lock(fd, exclusive=True):
+            shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+    finally:
+        os.close(fd)
 
 
 def seed(store: Store) -> bytes:

@@ -8,8 +8,6 @@ import json
 import os
 import posixpath
 import re
-import shutil
-import tempfile
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -24,6 +22,7 @@ from isolate.build.words import process_word, process_words
 from isolate.errors import IsolateError
 from isolate.images.accounts import account
 from isolate.images.config import Config, Health
+from isolate.images.disk import new_directory, subdirectory
 from isolate.images.image import History, Image
 from isolate.images.unpack.start import extract
 
@@ -267,9 +266,10 @@ class State:
 
     def _unpack(self, files: Files, source: bytes, into: bytes, step: i.Copy) -> None:
         """ADD of an archive: a confined child unpacks it beside, and its tree is copied."""
-        directory = tempfile.mkdtemp(prefix="isolate-add-", dir=self.work.store.path)
+        trees, layers = self.work.store.trees, self.work.store.opened.layers_fd
+        name, place = new_directory(layers, ".new-")  # where a collection finds what a build that was killed has left
         try:
-            top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            top = subdirectory(place, "tree")
             fd = files.read(source)
             try:
                 with open(fd, "rb", closefd=False) as archive:
@@ -281,7 +281,7 @@ class State:
                 copy_into(plan, tree, [b""], into, directory=True)
                 self._add(plan.layer(), describe(step))
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            trees.throw_away(name, place)
 
     # ---- RUN ---------------------------------------------------------------------------------------------------
 

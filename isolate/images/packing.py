@@ -6,7 +6,7 @@ import hashlib
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from isolate.images.archive.compression import decompressed
+from isolate.images.archive.compression import decompressed, form_of
 from isolate.images.blobs import chunks
 from isolate.images.documents import LARGEST, layer_type, packing_of, read_manifest
 from isolate.images.errors import DigestError, ImageError, StoreError
@@ -29,7 +29,8 @@ _LEVELS = {"gzip": 6, "zstd": 3}
 def plain(blob: int, compression: str) -> Iterator[bytes]:
     """The archive of a blob, decompressed."""
     pieces = chunks(blob)
-    return decompressed(next(pieces, b""), lambda: next(pieces, b""), compression)
+    first = next(pieces, b"")
+    return decompressed(first, lambda: next(pieces, b""), form_of(first, compression))
 
 
 def compressed(pieces: Iterable[bytes], compression: str) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from isolate.images import DigestError, Image, ImageError, Layer, LayerError, Store, StoreError
-from isolate.images.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, dump
+from isolate.images.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, dump, layer_type
 from tests.images.make import image, layer, noise
 from tests.images.registries import need
 
@@ -271,3 +271,17 @@ def test_what_is_written_fits_the_published_schemas(store: Store, tmp_path: Path
     fits(made.document, "config-schema.json")
     with pytest.raises(jsonschema.ValidationError):
         fits(b'{"schemaVersion": 3}', "image-index-schema.json")
+
+
+def test_a_plain_layer_under_the_type_of_gzip(store: Store, other: Store, tmp_path: Path) -> None:
+    """As Docker pushes one that the registry has as a plain archive already."""
+    own = layer({"etc/a": noise(5000)})
+    said = Layer(own.diffid, own.digest, own.size, layer_type("gzip"), own.source)
+    made = store.add(Image.empty() + said, "me/plain:1")
+    assert made.layers[0].media_type.endswith("gzip")
+    assert store.check(deep=True) == []
+    for form in ("docker-archive", "oci-archive"):
+        store.save("me/plain:1", tmp_path / form, format=form)
+        (got,) = other.load(tmp_path / form)
+        assert got.diffids == made.diffids
+    assert other.check(deep=True) == []

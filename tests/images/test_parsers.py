@@ -48,7 +48,7 @@ def read(data: bytes, piece: int = 4096) -> list[Entry]:
     return found
 
 
-@settings(max_examples=300, **QUIET)  # type: ignore[arg-type]
+@settings(max_examples=150, **QUIET)  # type: ignore[arg-type]
 @given(st.lists(st.tuples(st.integers(0, len(BASE) - 1), st.integers(0, 255)), min_size=1, max_size=4), st.booleans())
 @example([(0, 0)], False)
 def test_changed_bytes(changes: list[tuple[int, int]], packed: bool) -> None:
@@ -70,7 +70,7 @@ def test_any_bytes(data: bytes, magic: bytes) -> None:
         str(error)
 
 
-@settings(max_examples=100, **QUIET)  # type: ignore[arg-type]
+@settings(max_examples=50, **QUIET)  # type: ignore[arg-type]
 @given(cases(devices=True, forms=("ours",)), st.integers(1, 3000))
 def test_what_is_written_is_read_in_whatever_pieces_it_comes(case: Case, piece: int) -> None:
     found = read(case.archive(), piece)
@@ -88,7 +88,7 @@ def test_a_record_of_any_value(value: bytes) -> None:
     assert read(header(entry) + bytes(1024)) == [entry]
 
 
-@settings(max_examples=300, **QUIET)  # type: ignore[arg-type]
+@settings(max_examples=150, **QUIET)  # type: ignore[arg-type]
 @given(
     st.one_of(
         st.binary(max_size=80),

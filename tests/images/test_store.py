@@ -330,7 +330,7 @@ def kills(store: Store, rounds: int, seed: int = 1) -> None:
 
 
 def test_kills_at_random_instants(store: Store) -> None:
-    kills(store, 3)
+    kills(store, 2)
 
 
 @pytest.mark.slow

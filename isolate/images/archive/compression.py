@@ -10,7 +10,7 @@ from isolate.images.errors import LayerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["COMPRESSIONS", "PIECE", "compression_of", "decompressed"]
+__all__ = ["COMPRESSIONS", "PIECE", "compression_of", "decompressed", "form_of"]
 
 COMPRESSIONS = ("none", "gzip", "zstd")
 PIECE = 1 << 18  # what is read at once; what comes out of it at once is at most four times as much
@@ -25,6 +25,15 @@ def compression_of(head: bytes) -> str:
     if head[:4] == b"\x28\xb5\x2f\xfd" or (head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):
         return "zstd"
     return "none"
+
+
+def form_of(first: bytes, declared: str | None) -> str:
+    """What an archive is compressed by, of which a media type declares something.
+
+    The bytes have the last word where that is a compression: Docker 20.10 pushes a plain archive under gzip's type when
+    the registry has it as one already, and the other tools take it. The digest of what comes out decides in any case.
+    """
+    return "none" if declared == "none" else compression_of(first)
 
 
 def decompressed(first: bytes, read: Callable[[], bytes], compression: str) -> Iterator[bytes]:

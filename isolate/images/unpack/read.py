@@ -6,7 +6,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from isolate.images.archive.compression import PIECE, compression_of, decompressed
+from isolate.images.archive.compression import PIECE, decompressed, form_of
 from isolate.images.archive.read import entries
 from isolate.images.archive.source import Source
 from isolate.images.errors import LayerError
@@ -34,7 +34,7 @@ class Pass:
         self.packed: int = 0  # bytes as they came
         self.size: int = 0  # bytes decompressed
         first = self._take()
-        self.compression: str = compression_of(first) if compression is None else compression
+        self.compression: str = form_of(first, compression)
         self.source: Source = Source(self._pieces(first))
 
     def _take(self) -> bytes:
