@@ -223,7 +223,9 @@ void run_init(struct iso_machine *m, int32_t group)
 	/* A process group of its own: what is sent to the launcher's is not for init. The session stays the launcher's, which
 	 * has no terminal: with each new one the scheduler makes a group (autogroup), which takes longer than all else here.
 	 * Where there is no init, the program itself makes a session later (OP_SESSION). */
-	if (r == 0 && (m->header->flags & ISO_TAPE_INIT))
+	if (r == 0 && (m->run->flags & ISO_RUN_ALONE))
+		r = SYS0(setsid); /* a container's init stays: one session more is nothing beside that */
+	else if (r == 0 && (m->header->flags & ISO_TAPE_INIT))
 		r = SYS2(setpgid, 0, 0);
 	if (r < 0) {
 		fail(shared, ISO_STAGE_OWNER, ISO_OP_NONE, r);

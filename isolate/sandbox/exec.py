@@ -139,10 +139,12 @@ class FurtherPlan(Plan):
             joining = call("setns", pidfd, others)
             yield Step(Phase.PROPAGATION, "join its other namespaces", (joining,), hints=_HINTS), launch
         kept = (Phase.SYNC, Phase.IDENTITY, Phase.HARDEN)
+        bound = False
         for step, owner in zip(original.steps, original.owners, strict=True):
-            if step.phase is Phase.EXEC:
-                # Whoever dies with our init, which is not PID 1 in there.
+            if step.phase is Phase.DESCRIPTORS and not bound:
+                # With our init, which is not PID 1 in there. Before the filter, which may refuse it.
                 yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
+                bound = True
             if step.phase in kept or step.phase.section in (Section.PAYLOAD, Section.AFTER):
                 yield step, owner
 

@@ -317,3 +317,21 @@ def test_by_an_ordinary_user() -> None:
         "    print('done')\n"
     )
     assert as_ordinary_user(code) == "done\n"
+
+
+def test_a_command_under_a_filter_that_refuses_prctl() -> None:
+    """What a command does for itself it does before its filter."""
+    strict = Seccomp.strict()
+    with presets.untrusted().open() as c:
+        assert c.with_parts(strict).run(["true"]).verdict is Verdict.OK
+        refused = c.with_parts(strict).run(["setpriv", "--no-new-privs", "true"])  # the control: prctl is refused
+        assert refused.verdict is not Verdict.OK
+    box = Sandbox(*presets.untrusted(extra=[strict]).parts)
+    with box.spawn(["sleep", "60"]) as process, process.exec(["true"]) as further:
+        assert further.wait(20) == 0
+
+
+def test_init_has_a_session_of_its_own() -> None:
+    with presets.untrusted().open() as c:
+        group, session = c.run(["cut", "-d ", "-f5,6", "/proc/1/stat"]).check().stdout.split()
+        assert (group, session) == (b"1", b"1")

@@ -93,10 +93,12 @@ class CommandPlan(Plan):
             ops = tuple(call("setns", self.context.descriptor(doors[flag]), by_flag(flag).flag) for flag in flags)
             if ops:
                 yield Step(phase, text, ops, hints=_HINTS), launch
+        bound = False
         for step, owner in zip(original.steps, original.owners, strict=True):
-            if step.phase is Phase.EXEC:
-                # Whoever dies with our init, which is not PID 1 in there.
+            if step.phase is Phase.DESCRIPTORS and not bound:
+                # With our init, which is not PID 1 in there. Before the filter, which may refuse it.
                 yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
+                bound = True
             if step.phase in _KEPT or step.phase.section in (Section.PAYLOAD, Section.AFTER):
                 yield step, owner
 
