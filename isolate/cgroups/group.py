@@ -21,7 +21,7 @@ from isolate.cgroups.placement import place, removal_order
 from isolate.cgroups.scope import FUTURE, guide_to, mine
 from isolate.cgroups.settings import Setting, home_of, settings
 from isolate.engine import native
-from isolate.errors import SetupError, UnsupportedError
+from isolate.errors import ConflictError, SetupError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -130,6 +130,8 @@ class Cgroup:
         """
         if self.directories:
             raise ValueError(f"{self!r} is made already")
+        if self.limits.network is not None:
+            raise ConflictError("Limits: network= is a sandbox's with an Interface; a group has no network")
         host = discover()
         placement = place(self.limits, host, wanted=self.wanted)
         if any(spot.parent == FUTURE for spot in placement.places):
@@ -247,6 +249,8 @@ class Cgroup:
             before it hold.
         """
         self._made()
+        if changes.get("network") != self.limits.network and "network" in changes:
+            raise ValueError("update: network is fixed when the sandbox starts: its Interface holds it")
         if "devices" in changes or "parent" in changes:
             raise ValueError("update: devices and parent are fixed when the group is made")
         limits = dataclasses.replace(self.limits, **changes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from isolate.cgroups.values import LimitValues
+from isolate.errors import ConflictError
 from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class Limits(LimitValues):
     :param net_prio: priority of packets by interface (``net_prio.ifpriomap``). v1.
     :param parent: a :class:`~isolate.Cgroup` to make the group in, or an absolute path in the v2 hierarchy. None: one
         is found.
+    :param network: bits a second that each :class:`~isolate.network.Interface` of the sandbox may receive, and send:
+        ``"20M"``, ``20_000_000``. The kernel's groups have no such limit, so the switch holds it: a sandbox that has
+        no Interface is refused, since its packets pass nothing of ours. Fixed when the sandbox starts.
 
     :raises ValueError: negative, absurd or contradictory values. :raises TypeError: values of the wrong type.
 
@@ -67,6 +71,11 @@ class Limits(LimitValues):
         """The steps of the part."""
         from isolate.cgroups.part import limits_steps
 
+        if self.network is not None and not any(getattr(part, "holds_rates", False) for part in context.parts):
+            raise ConflictError(
+                "Limits: network= is held by the switch of a network, and this sandbox has no network.Interface: add"
+                " one, or leave network out"
+            )
         return iter(limits_steps(self, context))
 
     def brings(self) -> Iterator[Part]:

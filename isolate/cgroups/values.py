@@ -59,6 +59,7 @@ class LimitValues:
     net_class: int | None = None
     net_prio: Mapping[str, int] | tuple[tuple[str, int], ...] | None = None
     parent: Above | str | os.PathLike[str] | None = None
+    network: int | str | None = None
 
     #: Devices that programs expect: null, zero, full, random, urandom, tty, ptmx, pseudo terminals.
     DEVICES = _devices.DEFAULT
@@ -70,6 +71,8 @@ class LimitValues:
             if value is not None:
                 found = checks.limit(name, value, low)
                 put(self, name, "max" if found is None else found)
+        if self.network is not None:
+            put(self, "network", checks.rate("network", self.network))
         if self.pids is not None and self.pids != "max":
             checks.integer("pids", self.pids, 1, _PIDS)
         if self.oom_group is not None:

@@ -25,12 +25,14 @@ __all__ = [
     "nearest",
     "number",
     "of_type",
+    "rate",
     "size",
     "text",
 ]
 
 T = TypeVar("T")
 
+_FACTORS: Final = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 #: What the kernel takes in a signed 64-bit number.
 LARGEST: Final = (1 << 63) - 1
@@ -107,6 +109,27 @@ def limit(name: str, value: object, low: int = 0, high: int = LARGEST) -> int | 
     if isinstance(value, str) and value.strip().lower() in UNLIMITED:
         return None
     return size(name, value, low, high)
+
+
+def rate(name: str, value: object) -> int:
+    """Bits a second: an int, or ``"20M"``, ``"20Mbit"``, ``"1.5Gbit"``, in powers of ten as networks have them."""
+    wanted = "a rate from 8000 bits per second to 1T, such as 20_000_000, '20M' or '1.5Gbit', is wanted"
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(f"{name}: {wanted}, not {value!r}")
+    found = value
+    if isinstance(found, str):
+        digits = found.strip()
+        for ending in ("bit/s", "bitps", "bit"):
+            digits = digits.removesuffix(ending)
+        factor = _FACTORS.get(digits[-1:])
+        digits = digits if factor is None else digits[:-1].rstrip(" ")
+        whole, point, rest = digits.partition(".")
+        if not whole.isdecimal() or not digits.isascii() or (point and not rest.isdecimal()) or len(digits) > 20:
+            raise ValueError(f"{name}: {wanted}, not {value!r}")
+        found = int(float(digits) * (factor or 1))
+    if not 8_000 <= found <= 10**12:
+        raise ValueError(f"{name}: {wanted}, not {value!r}")
+    return found
 
 
 def _bytes(name: str, text: str) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.cgroups import Limits
 from isolate.engine.handing import Handing
 from isolate.engine.ops import Register, call
 from isolate.engine.plan import Phase, Step
@@ -69,6 +70,8 @@ class Interface:
     routes: tuple[tuple[Net, Address | None], ...] = field(default=())
 
     repeatable: ClassVar[bool] = True
+    #: ``Limits(network=)`` holds by it.
+    holds_rates: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -137,6 +140,9 @@ class Interface:
             )
         interfaces = [part for part in context.parts if isinstance(part, Interface)]
         wish = self.wish(next(i for i, part in enumerate(interfaces) if part is self))
+        limits = context.find(Limits)
+        if limits is not None and isinstance(limits.network, int):
+            wish = replace(wish, rate=min(limits.network, wish.rate or limits.network))
         handing = Handing(prepare=lambda: self.network.reserve(wish), part="Interface")
         slot, fd = handing.slot(context), Register("netlink socket")
         making = call(

@@ -257,6 +257,8 @@ class Switch:
                 return
             plug.attached = False
             messages = [link.remove(plug.index)] if wait else [link.change(plug.index, up=False)]
+            if plug.shaped:
+                messages.append(link.remove(plug.turn[0]))
             if plug.limited:
                 messages += [address.proxy(_BRIDGE, own, remove=True) for own in plug.addresses]
             self.route.tried(messages)

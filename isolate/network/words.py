@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isolate.errors import ConflictError
+from isolate.kernel import checks
 from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Egress", "Publish", "Reach", "host_name", "ports", "publications", "rate", "subnet"]
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
-_RATE = re.compile(r"(\d+(?:\.\d+)?) *([kKMGT]?)(?:bit(?:/s|ps)?)?\Z")
-_FACTORS = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
 #: So many ports can be published by one range: each is an element of the kernel's map, and a reservation here.
 MOST_PORTS = 4096
@@ -74,18 +73,7 @@ def subnet(value: object, what: str, version: int | None = None) -> Net:
 
 def rate(value: int | str | None, what: str = "rate") -> int | None:
     """Bits per second: an int, or ``"20M"``, ``"20Mbit"``, ``"1.5Gbit"`` in powers of ten; None for no limit."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise TypeError(f"{what} must be bits per second, as an int or like '20M', not {value!r}")
-    if isinstance(value, str):
-        found = _RATE.match(value.strip())
-        if found is None:
-            raise ValueError(f"{what} must be bits per second such as '20M' or '1.5Gbit', not {value!r}")
-        value = int(float(found[1]) * _FACTORS[found[2]])
-    if not 8_000 <= value <= 10**12:
-        raise ValueError(f"{what} must be from 8000 bits per second to 1T, not {value}")
-    return value
+    return None if value is None else checks.rate(what, value)
 
 
 def ports(value: int | str, what: str) -> tuple[int, int]:
