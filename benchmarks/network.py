@@ -6,7 +6,7 @@ Run as root; everything happens in network namespaces of the benchmark's own. Ro
 
     attach      a new network namespace, a veth pair with a port of a bridge, an address, a route, all up
                 floor: two sends from C; isolate: the same with IPv6, a name, and the switch's rules; `ip -batch`; CNI's
-                bridge with host-local; netavark
+                bridge with host-local; netavark, which is what podman has
     publish     32 ports of one member, beside 10 members with one each and beside 1,000
     connect     to a published port, with 1,000 others published, beside the same wires routed, without a rule, and
                 beside a single wire
