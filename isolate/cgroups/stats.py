@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from isolate.kernel.proc import lines
 
@@ -66,6 +66,8 @@ class Stats:
     io: Mapping[str, IoStats] = field(default_factory=dict)
     #: ``"cpu"``, ``"memory"``, ``"io"`` and then ``"some"``, ``"full"``.
     pressure: Mapping[str, Mapping[str, Pressure]] = field(default_factory=dict)
+    #: What each network interface has moved, by its device: :class:`isolate.network.Counters`. Of a program that runs.
+    interfaces: Mapping[str, Any] = field(default_factory=dict)
 
 
 #: What :func:`parse` knows, by the version of the hierarchy; (file, room that its content needs).

@@ -202,6 +202,8 @@ class Network(Watching, Joinable):
         self._check()
         if member.plug is None:
             raise ValueError("the member is not attached yet")
+        if self._members.by_number.get(member.number) is not member:
+            raise SetupError(errno.ENODEV, "look at an interface", part="Interface", cause="it has left the network")
         return self._switch.counters(member.plug)
 
     def _plug(self, name: str) -> Plug:

@@ -108,6 +108,10 @@ class Connection:
         """The name of the device inside."""
         return self._place.member.wish.device
 
+    def counters(self) -> tuple[str, Counters]:
+        """The device inside, and what it has moved."""
+        return self._place.counters()
+
     def close(self) -> None:
         """Take it out: the device inside is gone when this returns."""
         self._place.close(wait=True)

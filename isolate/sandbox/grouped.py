@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from isolate.cgroups.part import RunGroup
     from isolate.cgroups.stats import Stats
     from isolate.engine.session import Session
     from isolate.network.link import Counters
 
-__all__ = ["Grouped"]
+__all__ = ["Grouped", "moved"]
+
+
+def moved(session: Session | None, more: Iterable[Any] = (), *, strict: bool = False) -> dict[str, Counters]:
+    """What each interface of a sandbox has moved, by its device, and ``more`` that tell; ``strict``: one that has gone
+    is an error."""
+    found: dict[str, Counters] = {}
+    held = session.held if session is not None else ()
+    for each in [*(kept for one in held for kept in getattr(one, "kept", ())), *more]:
+        if hasattr(each, "counters"):
+            try:
+                device, counters = each.counters()
+            except (OSError, ValueError):  # the device has gone, or its network is closed
+                if strict:
+                    raise
+                continue
+            found[device] = counters
+    return found
 
 
 class Grouped:
@@ -28,15 +48,14 @@ class Grouped:
         """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
         from isolate.cgroups.group import read_stats
 
-        return read_stats(self._group())
+        return replace(read_stats(self._group()), interfaces=moved(self._session))
 
     def interfaces(self) -> dict[str, Counters]:
         """What each :class:`isolate.network.Interface` of the sandbox has received and sent so far, by its device.
 
         :raises SetupError: ENODEV: the program has ended, and the device with it.
         """
-        kept = [each for held in self._session.held for each in getattr(held, "kept", ())]
-        return dict(each.counters() for each in kept if hasattr(each, "counters"))
+        return moved(self._session, strict=True)
 
     def freeze(self, timeout: float = 10.0) -> None:
         """Stop everything inside, and return when all has stopped. A timeout of :meth:`wait` goes on counting.

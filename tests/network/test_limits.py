@@ -66,3 +66,23 @@ def test_no_device_of_a_shaped_member_stays() -> None:
         with Sandbox(PidNamespace(), network.Interface(lan, rate="16M")).spawn(["sleep", "9"]):
             assert names(lan) >= {"i0", "p0"}
         assert "i0" not in names(lan)
+
+
+def test_counters_stand_in_the_stats() -> None:
+    code = "import socket; socket.create_connection(('{}', 53), 2)"
+    with network.Network() as lan, network.Network() as other:
+        box = Sandbox(PidNamespace(), network.Interface(lan), network.Interface(other), Limits())
+        with box.spawn(["sleep", "9"]) as process:
+            before = process.stats().interfaces
+            assert set(before) == {"eth0", "eth1"}
+            process.exec(["python3", "-c", code.format(lan.gateway)]).wait()
+            assert process.stats().interfaces["eth0"].sent_bytes > before["eth0"].sent_bytes
+        assert process.result().stats.interfaces == {}
+        with Sandbox(PidNamespace(), network.Interface(lan), Limits()).open() as container:
+            with container.connect(other):
+                assert set(container.stats().interfaces) == {"eth0", "eth1"}
+            assert set(container.stats().interfaces) == {"eth0"}
+            assert container.run(["python3", "-c", code.format(lan.gateway)]).ok
+            assert container.stats().interfaces["eth0"].sent_bytes > 100
+            lan.close()
+            assert container.stats().interfaces == {}

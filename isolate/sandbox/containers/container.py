@@ -32,6 +32,7 @@ from isolate.sandbox.containers.files import Files
 from isolate.sandbox.containers.life import Life
 from isolate.sandbox.containers.with_files import WithFiles
 from isolate.sandbox.defaults import defaults
+from isolate.sandbox.grouped import moved
 from isolate.sandbox.planned import Planned
 from isolate.sandbox.verbs import Verbs
 from isolate.seccomp import Seccomp
@@ -310,7 +311,8 @@ class Container(_Inside, WithFiles):
 
     def stats(self) -> Stats:
         """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
-        return self._limited().stats()
+        session = self._life.session if isinstance(self._life, Life) else None
+        return dataclasses.replace(self._limited().stats(), interfaces=moved(session, self._connections))
 
     def events(self, timeout: float | None = None) -> Events:
         """What its cgroup tells from now on: see :meth:`isolate.Cgroup.events`."""
