@@ -178,7 +178,7 @@ def test_bad_input_is_refused() -> None:
             ({"publish": {0: 80}}, "1 to 65535"),
             ({"publish": {"8000-8010": 80}}, "as many"),
             ({"publish": {"80/sctp": 80}}, "no protocol"),
-            ({"publish": {"[::1]:80": 80}}, "IPv4"),
+            ({"publish": {"[fe80::1%lo]:80": 80}}, "whole"),
             ({"publish": {"8000-8010": "9000-9010", 8005: 1}}, "twice"),
             ({"publish": {"0.0.0.0:80": 80, 80: 81}}, "twice"),
             ({"rate": "20"}, "8000"),
