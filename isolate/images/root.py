@@ -16,7 +16,7 @@ from isolate.images.upper import Upper
 from isolate.kernel import checks
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY
-from isolate.kernel.paths import StrOrBytesPath, inside, text
+from isolate.kernel.paths import StrOrBytesPath, inside
 from isolate.mounts import owners
 from isolate.mounts.building import STATX_DEV, STATX_INO, STATX_SIZE, attributes, clone, move_to, stat
 from isolate.mounts.overlay import MAX_LAYERS
@@ -111,12 +111,7 @@ class ImageRoot(Shown):
         """Open the layers, stack them, mount them in the new root."""
         out, steps = self.tree(building)
         yield from steps
-        yield Step(
-            Phase.ROOT,
-            f"mount it on {text(self.place)}",
-            (*building.attach(out, self.place), call("close", out)),
-            path=self.place,
-        )
+        yield building.mount(out, self.place)
 
     def _shift(self, context: Context) -> IdMap | None:
         """The map that the layers are to be mounted with, None where they are as they should be."""

@@ -278,14 +278,7 @@ class Bind(Shown, ReversibleMount):
         """Open the source while the caller's files are there; mount it in the new root."""
         tree, steps, kind = self._opened(building)
         yield from steps
-        yield Step(
-            Phase.ROOT,
-            f"mount it on {text(self.place)}",
-            (*building.attach(tree, self.place, kind=kind), call("close", tree)),
-            path=self.place,
-            needs=tree,
-            template=building.kept(self.place, foreign=True),
-        )
+        yield building.mount(tree, self.place, kind=kind, needs=tree, template=building.kept(self.place, foreign=True))
 
 
 def _is_descriptor(idmap: object) -> bool:

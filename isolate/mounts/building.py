@@ -57,6 +57,7 @@ from isolate.kernel.constants import (
     STATX_BASIC_STATS,
     Constant,
 )
+from isolate.kernel.paths import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -179,6 +180,26 @@ class Building:
             [Target(begin, target, place, make="file", mode=0o644, symlinks=symlinks)],
         )
         return [*ops, move(tree, place), call("close", place)]
+
+    def mount(
+        self,
+        tree: Register,
+        target: bytes,
+        *,
+        kind: str | Buffer = "dir",
+        mode: int = 0o755,
+        needs: Register | None = None,
+        template: Split | None = None,
+    ) -> Step:
+        """The step that attaches a mount (see :meth:`attach`) and lets go of its descriptor."""
+        return Step(
+            Phase.ROOT,
+            f"mount it on {text(target)}",
+            (*self.attach(tree, target, kind=kind, mode=mode), call("close", tree)),
+            path=target,
+            needs=needs,
+            template=template,
+        )
 
     def put(self, tree: Register, fs: Register, name: bytes, *, kind: str = "dir", mode: int = 0o755) -> list[Op]:
         """Move a mount to a new name in a directory of our own that nobody else has ever reached.

@@ -9,10 +9,10 @@ from dataclasses import KW_ONLY, dataclass
 from errno import ENODEV
 from typing import TYPE_CHECKING
 
-from isolate.engine.plan import Phase, Register, Step, call
+from isolate.engine.plan import Register, Step
 from isolate.errors import UnsupportedError
 from isolate.kernel.checks import keywords
-from isolate.kernel.paths import StrOrBytesPath, inside, text
+from isolate.kernel.paths import StrOrBytesPath, inside
 from isolate.mounts.dev import open_device
 from isolate.mounts.showing import Shown
 
@@ -71,13 +71,7 @@ class Device(Shown):
         """The host's node while it is there, mounted on a file."""
         tree, path = Register("device"), self.place
         yield open_device(self._host_path(), self.number, tree, block=self.block)
-        yield Step(
-            Phase.ROOT,
-            f"mount it on {text(path)}",
-            (*building.attach(tree, path, kind="file"), call("close", tree)),
-            path=path,
-            template=building.kept(path),
-        )
+        yield building.mount(tree, path, kind="file", template=building.kept(path))
 
     def _host_path(self) -> bytes:
         major, minor = self.number

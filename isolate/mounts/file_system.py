@@ -9,7 +9,7 @@ from errno import EINVAL, ENODEV, ENOENT, EPERM
 from typing import TYPE_CHECKING
 
 from isolate.engine.finding import Finding
-from isolate.engine.plan import EACH, Phase, Register, Step, call
+from isolate.engine.plan import EACH, Phase, Register, Step
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
     MOUNT_ATTR_NODEV,
@@ -145,13 +145,7 @@ class FileSystem(Shown):
         """Make it, mount it."""
         out, steps = self.tree(building)
         yield from steps
-        yield Step(
-            Phase.ROOT,
-            f"mount it on {text(self.place)}",
-            (*building.attach(out, self.place), call("close", out)),
-            path=self.place,
-            template=building.each(self.place),
-        )
+        yield building.mount(out, self.place, template=building.each(self.place))
 
 
 class _Frozen(dict[str, "str | int | bool"]):

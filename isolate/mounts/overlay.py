@@ -192,12 +192,7 @@ class Overlay(Shown, ReversibleMount):
         """Open the layers while the caller's files are there; make the overlay, mount it."""
         out, steps = self.tree(building)
         yield from steps
-        yield Step(
-            Phase.ROOT,
-            f"mount it on {text(self.place)}",
-            (*building.attach(out, self.place), call("close", out)),
-            path=self.place,
-        )
+        yield building.mount(out, self.place)
 
 
 def _layer(value: object, what: str) -> bytes | int:

@@ -7,7 +7,7 @@ from errno import EINVAL, EPERM
 from typing import TYPE_CHECKING
 
 from isolate.engine.finding import Finding
-from isolate.engine.plan import EACH, Phase, Register, Step, call
+from isolate.engine.plan import EACH, Phase, Register, Step
 from isolate.kernel import checks
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
@@ -131,10 +131,4 @@ class Tmpfs(Shown, ReversibleMount):
         """Make it, mount it."""
         fs, steps = self.tree(building)
         yield from steps
-        yield Step(
-            Phase.ROOT,
-            f"mount it on {text(self.place)}",
-            (*building.attach(fs, self.place, mode=self.mode), call("close", fs)),
-            path=self.place,
-            template=building.each(self.place, mode=self.mode),
-        )
+        yield building.mount(fs, self.place, mode=self.mode, template=building.each(self.place, mode=self.mode))

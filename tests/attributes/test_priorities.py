@@ -21,53 +21,59 @@ SHOW = (
 NUMBERS = "{'ioprio_set': 251}" if os.uname().machine == "x86_64" else "{'ioprio_set': 30}"
 
 
-def shown(before: str, parts: str) -> str:
-    """Policy, priority, nice value, I/O class and level of a program whose caller has done this first."""
+def shown(cases: list[tuple[str, str]]) -> list[str]:
+    """Policy, priority, nice value, I/O class and level of programs whose caller, each another one, did this first."""
     show = SHOW if os.uname().machine == "x86_64" else SHOW.replace("252", "31")
     code = (
         "import ctypes, os\nfrom isolate import Sandbox, Scheduling\n"
         f"def ioprio(value): assert ctypes.CDLL(None).syscall({NUMBERS}['ioprio_set'], 1, 0, value) == 0\n"
-        f"{before}\n"
-        f"r = Sandbox({parts}).run(['python3', '-I', '-S', '-c', {show!r}])\n"
-        "assert r.ok, r.stderr\nprint(r.stdout.decode().strip())\n"
+        f"for before, parts in {cases!r}:\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0:\n"
+        "        exec(before)\n"
+        f"        r = eval(f'Sandbox({{parts}})').run(['python3', '-I', '-S', '-c', {show!r}])\n"
+        "        assert r.ok, r.stderr\n"
+        "        print(r.stdout.decode().strip(), flush=True)\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(pid, 0)[1] == 0, (before, parts)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 FIFO = "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(7))"
 RR = "os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))"
 
 
+CASES = [
+    ("pass", "", "0 0 0 0 0"),
+    (FIFO, "", "0 0 0 0 0"),
+    (FIFO, "Scheduling(policy='inherit')", "1 7 0 0 0"),
+    (FIFO, "Scheduling(nice=3)", "0 0 3 0 0"),
+    (FIFO, "Scheduling(policy='batch')", "3 0 0 0 0"),
+    (RR, "", "0 0 0 0 0"),
+    ("os.nice(-5)", "", "0 0 0 0 0"),
+    ("os.nice(-5)", "Scheduling(nice=-2)", "0 0 -2 0 0"),
+    ("os.nice(-5)", "Scheduling(policy='inherit')", "0 0 -5 0 0"),
+    ("os.nice(5)", "", "0 0 5 0 0"),
+    ("os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)); os.nice(-3)", "", "0 0 0 0 0"),
+    ("os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))", "", "3 0 0 0 0"),
+    ("os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))", "", "5 0 0 0 0"),
+    ("ioprio(1 << 13 | 2)", "", "0 0 0 0 0"),
+    ("ioprio(1 << 13 | 2)", "Scheduling(ioprio='inherit')", "0 0 0 1 2"),
+    ("ioprio(2 << 13 | 0)", "", "0 0 0 0 0"),
+    ("ioprio(2 << 13 | 6)", "", "0 0 0 2 6"),
+    ("ioprio(3 << 13)", "", "0 0 0 3 0"),
+    ("ioprio(1 << 13 | 2)", "Scheduling(ioprio=('best-effort', 1))", "0 0 0 2 1"),
+]
+
+
 @root_only
-@pytest.mark.parametrize(
-    ("before", "parts", "expected"),
-    [
-        ("pass", "", "0 0 0 0 0"),
-        (FIFO, "", "0 0 0 0 0"),
-        (FIFO, "Scheduling(policy='inherit')", "1 7 0 0 0"),
-        (FIFO, "Scheduling(nice=3)", "0 0 3 0 0"),
-        (FIFO, "Scheduling(policy='batch')", "3 0 0 0 0"),
-        (RR, "", "0 0 0 0 0"),
-        ("os.nice(-5)", "", "0 0 0 0 0"),
-        ("os.nice(-5)", "Scheduling(nice=-2)", "0 0 -2 0 0"),
-        ("os.nice(-5)", "Scheduling(policy='inherit')", "0 0 -5 0 0"),
-        ("os.nice(5)", "", "0 0 5 0 0"),
-        ("os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)); os.nice(-3)", "", "0 0 0 0 0"),
-        ("os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))", "", "3 0 0 0 0"),
-        ("os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))", "", "5 0 0 0 0"),
-        ("ioprio(1 << 13 | 2)", "", "0 0 0 0 0"),
-        ("ioprio(1 << 13 | 2)", "Scheduling(ioprio='inherit')", "0 0 0 1 2"),
-        ("ioprio(2 << 13 | 0)", "", "0 0 0 0 0"),
-        ("ioprio(2 << 13 | 6)", "", "0 0 0 2 6"),
-        ("ioprio(3 << 13)", "", "0 0 0 3 0"),
-        ("ioprio(1 << 13 | 2)", "Scheduling(ioprio=('best-effort', 1))", "0 0 0 2 1"),
-    ],
-)
-def test_05_priorities_are_not_inherited(before: str, parts: str, expected: str) -> None:
+def test_05_priorities_are_not_inherited() -> None:
     """Each beside its control: by name, the same caller's program has them."""
-    assert shown(before, parts) == expected
+    found = shown([(before, parts) for before, parts, _ in CASES])
+    assert [(*case[:2], told) for case, told in zip(CASES, found, strict=True)] == CASES
 
 
 @root_only

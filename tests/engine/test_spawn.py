@@ -469,6 +469,7 @@ os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 OWN_PID_NAMESPACE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
 
 
+@pytest.mark.slow
 def test_pid_1_that_reaps_nobody() -> None:
     """A container whose PID 1 is ``sleep``: zombies are noticed, and no more are made."""
     command = [*OWN_PID_NAMESPACE, sys.executable, "-c", ORPHANAGE]

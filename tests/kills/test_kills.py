@@ -239,7 +239,7 @@ def test_launcher_killed(name: str, clean: Snapshot) -> None:
         process = BOXES[name].spawn(STUBBORN)
         os.kill(process._session.pid, signal.SIGKILL)
         try:
-            process.wait(5)
+            process.wait(30)
         except SetupError as error:
             told = str(error)
         process.close()
@@ -283,7 +283,7 @@ def test_init_killed(name: str, clean: Snapshot) -> None:
         process = BOXES[name].spawn(STUBBORN)
         (init,) = Path(f"/proc/{process._session.pid}/task/{process._session.pid}/children").read_text().split()
         os.kill(int(init), signal.SIGKILL)
-        result = process.result(5)
+        result = process.result(30)
         process.close()
         return result.returncode, str(result.verdict)
 

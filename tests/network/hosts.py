@@ -39,7 +39,7 @@ class _Netted:
             sock.bind((at, port))
         if kind == socket.SOCK_STREAM:
             sock.listen(16)
-        sock.settimeout(5)
+        sock.settimeout(30)
         return sock
 
     def connects(self, address: str, port: int, timeout: float = 1.0) -> bool:

@@ -114,7 +114,7 @@ class Upstream:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
-            connection.settimeout(5)
+            connection.settimeout(30)
             try:
                 while data := connection.recv(65536):
                     self.got.append(data)
@@ -480,7 +480,7 @@ def test_nothing_is_left(up: dict[str, Upstream]) -> None:
             pass
     for thread in threading.enumerate():
         if thread.name in ("isolate-proxy", "isolate-resolve"):
-            thread.join(5)
+            thread.join(30)
     assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 

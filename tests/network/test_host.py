@@ -40,7 +40,7 @@ def test_published_ports_lead_to_the_member() -> None:
             assert not connects("127.0.0.2", 8080)
             server.accept()[0].close()
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-                client.settimeout(5)
+                client.settimeout(30)
                 client.sendto(b"hello", ("127.0.0.1", 5353))
                 data, peer = names.recvfrom(9)
                 names.sendto(data.upper(), peer)
@@ -53,7 +53,7 @@ def test_a_client_of_udp_follows_the_port() -> None:
     """Also one that goes on while the port leads to another member."""
     with network.Network() as lan, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind(("127.0.0.1", 0))
-        client.settimeout(5)
+        client.settimeout(30)
         for name in ("one", "two"):
             with (
                 host(lan, name, publish={"5353/udp": 53}) as member,

@@ -112,7 +112,7 @@ class Answering:
     def ask(self, data: bytes, source: str = "127.0.0.1") -> bytes:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind((source, 0))
-            sock.settimeout(5)
+            sock.settimeout(30)
             sock.sendto(data, self.address)
             return sock.recv(4096)
 
@@ -164,7 +164,7 @@ def test_questions_that_are_passed_on() -> None:
         upstream.bind(("127.0.0.7", 53))
     except OSError as error:
         pytest.skip(f"port 53 of 127.0.0.7 cannot be had: {error}")
-    upstream.settimeout(5)
+    upstream.settimeout(30)
     answering = Answering(["127.0.0.7"])
     seen: list[tuple[int, int]] = []
 
@@ -185,7 +185,7 @@ def test_questions_that_are_passed_on() -> None:
             got = answering.ask(question("example.org", number=99))
             assert got[:2] == b"\0\x63"
             assert got.endswith(socket.inet_aton("192.0.2.80"))
-        thread.join(5)
+        thread.join(30)
         assert len({port for _, port in seen}) == 2
         # Who is limited gets no answer from outside, and members are never asked for there.
         assert answering.ask(question("example.org"), "127.0.0.9")[3] & 0xF == 3

@@ -68,7 +68,7 @@ def test_nonsense_at_the_door() -> None:
         before = len(os.listdir("/proc/self/fd"))
         for data in (b"", b"x", b"[]", b"{}" * 9, b"\xff", b'{"ask": "attach"}', b'{"ask": 7}', b"9" * 70000):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, open("/dev/null") as file:
-                sock.settimeout(5)
+                sock.settimeout(30)
                 sock.connect(_address("lan"))
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("=i", file.fileno()))]
                 sock.sendmsg([data], rights if data else [])
@@ -92,7 +92,7 @@ def test_the_command_line(capfd: pytest.CaptureFixture[str]) -> None:
         assert json.loads(capfd.readouterr().out)["subnet"] == "10.99.0.0/24"
     finally:
         owner.send_signal(signal.SIGTERM)
-        assert owner.wait(5) == 0
+        assert owner.wait(30) == 0
         assert owner.stdout is not None
         owner.stdout.close()
     assert main(["net", "ls", "--json"]) == 0
@@ -116,9 +116,9 @@ def test_a_published_port_of_the_command_line() -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
-    with socket.create_connection(("127.0.0.1", 8080), 5) as sock:
+    with socket.create_connection(("127.0.0.1", 8080), 30) as sock:
         assert sock.recv(9) == b"in"
-    assert process.wait(5) == 0
+    assert process.wait(30) == 0
     process.stdout.close()
     assert not connects("127.0.0.1", 8080)
 

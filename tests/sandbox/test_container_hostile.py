@@ -74,8 +74,8 @@ def within(function: Any, *args: Any, **options: Any) -> Any:
 
 def test_init_is_killed_and_stopped_from_inside(c: isolate.Container) -> None:
     for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV):
-        c.run(["sh", "-c", f"kill -{int(number)} 1"], timeout=5)
-        assert c.run(["true"], timeout=5).verdict is Verdict.OK
+        c.run(["sh", "-c", f"kill -{int(number)} 1"], timeout=30)
+        assert c.run(["true"], timeout=30).verdict is Verdict.OK
 
 
 def test_everybody_is_stopped_and_killed_as_they_come(c: isolate.Container) -> None:
@@ -104,7 +104,7 @@ def test_proc_is_replaced(c: isolate.Container) -> None:
         " && echo forged > /proc/self/status && mkfifo /proc/meminfo"
     )
     assert c.run(["unshare", "--help"]).verdict is not None
-    assert within(c.run, ["sh", "-c", inside], timeout=5).verdict is Verdict.OK
+    assert within(c.run, ["sh", "-c", inside], timeout=30).verdict is Verdict.OK
     assert c.run(["cat", "/proc/self/status"]).stdout == b"forged\n"
     assert c.run(["true"]).verdict is Verdict.OK
     assert c.read("/proc/self/status") == b"forged\n"
@@ -118,8 +118,8 @@ def test_proc_is_replaced(c: isolate.Container) -> None:
 
 def test_the_root_is_covered(c: isolate.Container) -> None:
     """Mounts over the root and over the programs: what is run and read is what stands there, or an error."""
-    assert within(c.run, ["mount", "-t", "tmpfs", "none", "/usr/lib"], timeout=5).verdict is Verdict.OK
-    found = within(c.run, ["cat", "/etc/hostname"], timeout=5)
+    assert within(c.run, ["mount", "-t", "tmpfs", "none", "/usr/lib"], timeout=30).verdict is Verdict.OK
+    found = within(c.run, ["cat", "/etc/hostname"], timeout=30)
     assert isinstance(found, SetupError)
     assert found.step.startswith("execute")
     assert c.list("/usr/lib") == []
@@ -191,7 +191,7 @@ def test_processes_run_out() -> None:
             assert isinstance(found, SetupError) or found.verdict is not Verdict.OK
             process.kill()
             process.wait(PATIENCE)
-        assert c.run(["true"], timeout=5).verdict is Verdict.OK
+        assert c.run(["true"], timeout=30).verdict is Verdict.OK
 
 
 def test_one_that_freezes_itself_ends_at_its_limit() -> None:
