@@ -252,7 +252,7 @@ class Fence:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.listener, NOTIF_SEND, reply)
 
-    def drive(self, decide: Decide | None = None, *, limit: float = 20.0, grace: float = SOON) -> Outcome:
+    def drive(self, decide: Decide | None = None, *, limit: float = 60.0, grace: float = SOON) -> Outcome:
         """Answer until the child has ended and nothing is left, or ``grace`` seconds later."""
         outcome = Outcome()
         poll = select.poll()

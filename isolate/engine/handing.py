@@ -119,9 +119,12 @@ class Handed:
         self._receive = receive
         try:
             self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except BaseException:
+        except BaseException as error:
             self.close()
-            raise
+            if not isinstance(error, OSError):
+                raise
+            step = "make the way of the descriptors that init hands over"
+            raise SetupError(error.errno or 0, step, part=handing.part, syscall="socketpair") from None
         self.fds: list[int] = [self._theirs.fileno()]
 
     @property

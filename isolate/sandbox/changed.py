@@ -103,15 +103,21 @@ class _Look:
                     fd = open_beneath(self._lower[index], path, os.O_PATH | os.O_DIRECTORY)
                     layers.append((index, stack.enter_context(Opened(fd))))
             names = set()
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    self._count()
-                    name = os.fsencode(entry.name)
-                    names.add(name)
-                    with contextlib.suppress(FileNotFoundError):
-                        self._entry(path, here, name, entry.stat(follow_symlinks=False), layers, opaque)
+            for entry in self._entries(here):
+                self._count()
+                name = os.fsencode(entry.name)
+                names.add(name)
+                with contextlib.suppress(FileNotFoundError):
+                    self._entry(path, here, name, entry.stat(follow_symlinks=False), layers, opaque)
             if opaque:
                 self._hidden(path, layers, names)
+
+    def _entries(self, directory: int) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(directory) as entries:
+                yield from entries
+        except OSError:  # also for want of descriptors: how the program ended is told all the same
+            self.complete = False
 
     def _opened(self, path: bytes) -> int:
         """A directory for changes, to read. One that a program has closed to its owner, who looks, is opened again, if

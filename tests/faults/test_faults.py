@@ -101,7 +101,7 @@ class Case:
             hit.append(one.name)
             return error
 
-        return Fence(self.once).drive(decide, limit=8), hit
+        return Fence(self.once).drive(decide, limit=40), hit
 
     def wrong(self, call: Call, error: int) -> str | None:
         """What is not as it should be."""

@@ -105,7 +105,7 @@ def killed_at(case: TreeCase, call: Call) -> str | None:
             os.kill(fence.pid, signal.SIGKILL)
         return None
 
-    outcome = fence.drive(decide, limit=8)
+    outcome = fence.drive(decide, limit=40)
     return f"{call.role} {call.index} {call.name}: {outcome.left}" if outcome.gone is None else None
 
 

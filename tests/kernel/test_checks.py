@@ -231,5 +231,5 @@ def test_there_is_one_reader() -> None:
     """No other module looks for the nearest word by itself, but where more than one is told."""
     package = Path(isolate.__file__).parent
     own = [path for path in package.rglob("*.py") if "get_close_matches" in path.read_text()]
-    known = {"kernel/checks.py", "kernel/syscalls.py", "images/holding.py", "seccomp/sets.py", "build/instructions.py"}
+    known = {"kernel/checks.py", "kernel/syscalls.py", "images/holding.py", "seccomp/sets.py", "build/forms.py"}
     assert {str(path.relative_to(package)) for path in own} <= known

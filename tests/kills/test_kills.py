@@ -163,7 +163,7 @@ def kill_at(box: Sandbox, victim: str, when: Call, args: list[str]) -> tuple[str
                 os.kill(roles[victim], signal.SIGKILL)
 
     assert take_groups(box) == []
-    outcome = Fence(program).drive(decide, limit=15)
+    outcome = Fence(program).drive(decide, limit=40)
     what = f"{victim} killed at {when.role} {when.index} {when.name}: "
     if remains := take_groups(box):
         return what + f"left behind {remains}", None
