@@ -36,8 +36,13 @@ def main(path: str | None) -> int:
             profile = json.load(file)
     capabilities = isolate.Capabilities.docker()
     names = [cap.name for cap in capabilities.bounding or ()]
-    box = isolate.presets.container(
-        "/", hostname="docker", extra=[capabilities, isolate.Seccomp.from_oci(profile, capabilities=names)]
+    box = isolate.presets.untrusted(
+        extra=[
+            isolate.UserNamespace(map=isolate.IdMap.unprivileged() if os.geteuid() == 0 else None),
+            isolate.UtsNamespace(hostname="docker"),
+            capabilities,
+            isolate.Seccomp.from_oci(profile, capabilities=names),
+        ]
     )
     tries = (
         ("who", ["id", "-u"]),
