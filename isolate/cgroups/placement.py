@@ -19,7 +19,7 @@ from isolate.cgroups.settings import controllers, home_of, unsupported
 from isolate.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from isolate.cgroups.hierarchy import Hierarchy, Host
     from isolate.cgroups.values import LimitValues
@@ -331,28 +331,42 @@ def _places_v1(host: Host, needed: dict[str, str], wanted: Iterable[str]) -> lis
             raise unsupported(
                 field,
                 reason,
-                _v1_remedy(home),
+                _v1_remedy(home, *_obstructed(host, needed)),
                 number=errno.EROFS if home.read_only else errno.EACCES,
                 path=home.own or home.mount,
             )
     return list(found.values())
 
 
-def _v1_remedy(home: Hierarchy) -> str:
+def _obstructed(host: Host, needed: Iterable[str]) -> Iterator[Hierarchy]:
+    """The hierarchies that are needed and cannot be had: one remedy is for all of them."""
+    for controller in needed:
+        home = home_of(host, controller)
+        if home is not None and home.version == 1 and _v1_obstacle(home):
+            yield home
+
+
+def _v1_remedy(home: Hierarchy, *others: Hierarchy) -> str:
     if home.read_only:
         return (
             "start the container with a writable cgroup file system (podman: -v /sys/fs/cgroup:/sys/fs/cgroup:rw;"
             " docker: --privileged), or leave Limits out"
         )
-    names = ",".join(sorted(home.controllers)) or "this hierarchy"
+    homes = {each.key: each for each in (home, *others) if not each.read_only}
+    names = ",".join(sorted({name for each in homes.values() for name in each.controllers})) or "this hierarchy"
     if os.geteuid() == 0:
         return f"start this program in a group of {names} that it may write to, or leave Limits out"
     try:
         import pwd
 
         user = pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        user = str(os.geteuid())
+    except KeyError:  # cgcreate knows users by their names alone
+        uid, group = os.geteuid(), f"isolate-{os.geteuid()}"
+        mounts = " ".join(sorted(each.mount for each in homes.values()))
+        return (
+            f"run as root; or as root: for c in {mounts}; do mkdir -p $c/{group} && chown -R {uid} $c/{group} &&"
+            f" echo {os.getpid()} > $c/{group}/cgroup.procs; done ({os.getpid()} is this program, to be tried again)"
+        )
     return (
         f"run as root; or as root: cgcreate -a {user} -t {user} -g {names}:/{user}, and start this program in it:"
         f" cgexec -g {names}:/{user} (package: cgroup-tools)"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,9 +126,56 @@ def test_32_a_range_that_nobody_holds() -> None:
     assert free_range(["a:150000:10"]) == 150010
 
 
+ONLY_V1 = pytest.mark.skipif(os.path.exists("/sys/fs/cgroup/cgroup.controllers"), reason="on v1 alone")
+
+
 @root
+@ONLY_V1
 def test_32_the_command_for_a_group_is_whole(user: Login) -> None:
-    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-        pytest.skip("cgcreate is for v1")
-    line = user.python(TELL.replace("sys.argv[1]", "'[(Limits(pids=9),)]'"))
-    assert f"cgcreate -a {user.name} -t {user.name} -g pids:/{user.name}" in line
+    line = user.python(TELL.replace("sys.argv[1]", "'[(Limits(pids=9, memory=\"64M\"),)]'"))
+    found = re.search(rf"cgcreate -a {user.name} -t {user.name} -g ([a-z,_]+):/{user.name}", line)
+    assert found is not None, line
+    assert {"memory", "pids"} <= set(found[1].split(","))
+
+
+TWICE = """
+import os, sys
+from isolate import *
+os.setgroups([]); os.setresgid(4242, 4242, 4242); os.setresuid(4242, 4242, 4242)
+box = Sandbox(UserNamespace(), PidNamespace(), Limits(pids=9, memory="64M"))
+for turn in range(2):
+    try:
+        print(box.run(["sh", "-c", "sleep 0"]).verdict, flush=True)
+    except OSError as error:
+        print(error.remedy, flush=True)
+        sys.stdin.readline()
+"""
+
+
+@root
+@ONLY_V1
+def test_32_a_user_without_a_name_is_told_commands_that_work() -> None:
+    """cgcreate does not take a number; what is printed in its place is done here, as it is printed."""
+    command = [sys.executable, "-c", TWICE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        told = process.stdout.readline()
+        if told == "OK\n":
+            process.kill()
+            pytest.skip("this place gives groups to anybody")
+        found = re.search(r"as root: (for c in (.*?); do .*; done) \(", told)
+        assert found is not None, told
+        made = [f"{mount}/isolate-4242" for mount in found[2].split()]
+        assert not any(map(os.path.exists, made)), "somebody else's groups"
+        try:
+            subprocess.run(["sh", "-ec", found[1]], check=True, timeout=30)
+            out, _ = process.communicate("again\n", timeout=60)
+            assert out == "OK\n"
+        finally:
+            process.kill()
+            process.wait()
+            for path in made:
+                for below in sorted(glob.glob(f"{path}/*/"), reverse=True):
+                    os.rmdir(below)
+                os.rmdir(path)
