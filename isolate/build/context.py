@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from isolate.build.errors import BuildError
 from isolate.build.ignore import LARGEST, Ignore
 from isolate.images.pack.stack import Stack
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ _LINKS: Final = 40
 _DEEPEST: Final = 256
 
 
+@keywords
 class Context:
     """A directory whose files a build may copy.
 

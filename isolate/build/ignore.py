@@ -11,6 +11,8 @@ import posixpath
 import re
 from typing import Final
 
+from isolate.kernel.checks import keywords
+
 __all__ = ["IgnoreError", "Ignore"]
 
 LARGEST: Final = 1 << 20
@@ -21,6 +23,7 @@ class IgnoreError(ValueError):
     """A pattern that is refused."""
 
 
+@keywords
 class Ignore:
     """The patterns of one file, compiled.
 

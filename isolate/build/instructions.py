@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
+
 if TYPE_CHECKING:
     from isolate.build.syntax import HereDocument
 
@@ -44,6 +47,7 @@ class From:
     line: int = field(default=0, compare=False)
 
 
+@keywords
 @dataclass(frozen=True)
 class Mount:
     """``RUN --mount=``: what is there while the command runs, and in no layer."""
@@ -62,6 +66,9 @@ class Mount:
     gid: int = 0
     size: str | None = None
     env: str | None = None
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from isolate.build.forms import read
 from isolate.build.stages import SCRATCH, Program, Stage
 from isolate.build.syntax import DockerfileError, parse_syntax
 from isolate.images.image import Image
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Dockerfile", "Recipe", "Stage"]
 
 
+@keywords
 @dataclass(frozen=True)
 class Recipe:
     """What is to be built: a base and the steps on it. A value: every method returns another one.
@@ -49,6 +51,11 @@ class Recipe:
         contexts: tuple[tuple[str, Context | Image], ...] = (),
         escape: str = "\\",
     ) -> None:
+        for name, given in (("stages", stages), ("arguments", arguments), ("contexts", contexts)):
+            if not isinstance(given, tuple) and not (name == "stages" and given is None):
+                raise TypeError(f"Recipe: {name}: a tuple is wanted, not {given!r}")
+        if escape not in ("\\", "`"):
+            raise ValueError(f"Recipe: escape: a backslash or a backtick is wanted, not {escape!r}")
         if stages is None:
             if isinstance(base, Recipe):
                 stages, arguments, contexts, escape = base.stages, base.arguments, base.contexts, base.escape

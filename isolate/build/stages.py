@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
+
 if TYPE_CHECKING:
     from isolate.build.context import Context
     from isolate.build.instructions import Instruction
@@ -15,6 +18,7 @@ __all__ = ["SCRATCH", "Program", "Stage"]
 SCRATCH: Final = "scratch"
 
 
+@keywords
 @dataclass(frozen=True)
 class Stage:
     """A base, and what is done to it."""
@@ -26,6 +30,11 @@ class Stage:
     #: Strings may hold variables: so in a Dockerfile, not in a program.
     expand: bool = False
     line: int = 0
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        if not isinstance(self.instructions, tuple):
+            raise TypeError(f"Stage: instructions: a tuple is wanted, not {self.instructions!r}")
 
 
 class Program(NamedTuple):

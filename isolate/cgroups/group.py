@@ -22,6 +22,7 @@ from isolate.cgroups.scope import FUTURE, guide_to, mine
 from isolate.cgroups.settings import Setting, home_of, settings
 from isolate.engine import native
 from isolate.errors import ConflictError, SetupError, UnsupportedError
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +62,7 @@ _LIFT: Final = {
 _tags: Final = itertools.count(1)
 
 
+@keywords
 class Cgroup:
     """A cgroup in every hierarchy that this host has: create, limit, count, watch, freeze, kill.
 
@@ -101,6 +103,8 @@ class Cgroup:
             raise ValueError(f"name: {name!r} is all digits (those stand for runs) or too long")
         self.limits: Limits = limits or Limits()
         if parent is not None:
+            if not isinstance(parent, Cgroup):
+                raise TypeError(f"parent: a Cgroup is wanted, not {parent!r}")
             self.limits = dataclasses.replace(self.limits, parent=parent)
         self._tag = name if name is not None else f"g{next(_tags)}"
         #: Hierarchy (``"v2"`` or v1's controllers) to directory; empty before :meth:`create`.

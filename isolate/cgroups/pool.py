@@ -21,6 +21,7 @@ from isolate.cgroups.settings import home_of, settings
 from isolate.engine import native
 from isolate.engine.plan import Phase, Register, Step, call
 from isolate.errors import ConflictError, SetupError
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +84,7 @@ def _remove(used: _Ready, owner: int) -> None:
             raise SetupError(errno.EBUSY, "remove a used group", part="CgroupPool", syscall="rmdir", path=directory)
 
 
+@keywords
 class CgroupPool:
     """Groups made ahead of time: a part in the place of :class:`Limits`, for programs that start often.
 

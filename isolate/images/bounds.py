@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 
 __all__ = ["Bounds"]
 
 
+@keywords
 @dataclass(frozen=True)
 class Bounds:
     """Limits for one layer.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from isolate.kernel.checks import nearest
+from isolate.kernel.checks import keywords, nearest
 
 __all__ = ["Config", "Health"]
 
@@ -16,6 +16,7 @@ Pairs: TypeAlias = "tuple[tuple[str, str], ...]"
 _SECOND = 1_000_000_000  # Go's durations are nanoseconds
 
 
+@keywords
 @dataclass(frozen=True)
 class Health:
     """How to find out whether the program does well. ``test`` is a program and its arguments behind ``"CMD"``, or a

@@ -17,6 +17,8 @@ from isolate.images.progress import Reporter
 from isolate.images.pull import choose
 from isolate.images.reference import Reference
 from isolate.images.trees import Trees
+from isolate.kernel.checks import of_type
+from isolate.namespaces.ids import IdMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from isolate.images.progress import ProgressCall
     from isolate.images.registry.client import Registry
     from isolate.kernel.paths import StrOrBytesPath
-    from isolate.namespaces.ids import IdMap
 
 __all__ = ["DEFAULT_STORE", "Holding", "tagged"]
 
@@ -45,6 +46,8 @@ class Holding:
         map: IdMap | None = None,
         share: bool = False,
     ) -> None:
+        if map is not None:
+            of_type("Store: map", map, IdMap, "an IdMap or None")
         self._opened = Opened(path, read_only=read_only)
         self._trees = Trees(self._opened, map, share=share)
 

@@ -23,6 +23,8 @@ from isolate.images.documents import (
 from isolate.images.errors import ImageError
 from isolate.images.layer import Layer
 from isolate.images.platform import Platform
+from isolate.kernel import checks
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +36,7 @@ __all__ = ["History", "Image", "descriptor", "make_manifest"]
 _EPOCH = "1970-01-01T00:00:00Z"
 
 
+@keywords
 @dataclass(frozen=True)
 class History:
     """How a layer, or a step without one, came to be, for people to read."""
@@ -43,6 +46,9 @@ class History:
     author: str = ""
     comment: str = ""
     empty: bool = False
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
 
     def document(self) -> dict[str, Any]:
         """As it stands in an image's configuration."""

@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from isolate.kernel.checks import keywords
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -36,6 +38,7 @@ _ALIASES = {
 }
 
 
+@keywords
 @dataclass(frozen=True)
 class Platform:
     """``architecture`` and ``os`` as Go names them, such as ``amd64`` and ``linux``, and the variant (``v8``).

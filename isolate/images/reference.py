@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from isolate.images.digests import check_digest
+from isolate.kernel.checks import keywords
 
 __all__ = ["DOCKER_HUB", "Reference"]
 
@@ -18,6 +19,7 @@ _REGISTRY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:.]+\])(?::[0-9
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
 
+@keywords
 @dataclass(frozen=True, order=True)
 class Reference:
     """Which image: a registry, a repository there, and a tag or a digest or both.

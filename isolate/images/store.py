@@ -18,6 +18,7 @@ from isolate.images.image import Image
 from isolate.images.progress import Reporter
 from isolate.images.push import Sent
 from isolate.images.reference import Reference
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_STORE", "Sent", "Store"]
 
 
+@keywords
 class Store(Exchanging):
     """Images in a directory: made where it is missing, shared by as many processes as there are.
 

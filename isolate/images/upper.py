@@ -13,6 +13,7 @@ from isolate.images.disk import new_directory, open_directory
 from isolate.images.errors import StoreError
 from isolate.images.layer import FileBytes, Layer, unnamed
 from isolate.images.pack.start import difference, remove
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Upper"]
 
 
+@keywords
 class Upper:
     """A place in a store for the changes that sandboxes make to an image: ``ImageRoot(image, store=s, writable=u)``.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "absolute",
     "choice",
+    "fields",
     "flag",
     "inside",
     "integer",
@@ -196,6 +197,18 @@ def inside(name: str, value: object) -> bytes:
 
 
 _C = TypeVar("_C", bound=type)
+
+
+def fields(value: object) -> None:
+    """Check the fields of a dataclass that are annotated as ``str`` or ``int``, or as one of them or None."""
+    import dataclasses
+
+    for field in dataclasses.fields(value):  # type: ignore[arg-type]
+        kind, _, none = str(field.type).partition(" | ")
+        given = getattr(value, field.name)
+        if kind in ("str", "int") and none in ("", "None") and not (none and given is None):
+            wanted = f"{'a str' if kind == 'str' else 'an int'}{' or None' if none else ''}"
+            of_type(f"{type(value).__name__}: {field.name}", given, str if kind == "str" else int, wanted)
 
 
 def keywords(cls: _C) -> _C:

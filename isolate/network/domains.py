@@ -12,6 +12,7 @@ from isolate.engine.handing import Handing, bind_and_listen
 from isolate.engine.ops import Buffer, Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
+from isolate.kernel.checks import keywords
 from isolate.kernel.constants import Constant
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
@@ -45,6 +46,7 @@ _HINTS: Final = {
 }
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class Domains:
     """Reach these hosts, at these ports, and nothing else: there is no route out of the sandbox's network at all.
@@ -106,7 +108,9 @@ class Domains:
     ) -> None:
         if not names:
             raise ValueError("Domains: at least one name is wanted; NetNamespace() alone reaches nothing")
-        given = (port,) if isinstance(port, int) else tuple(port)
+        _function(log, "Domains: log")
+        _function(resolve, "Domains: resolve")
+        given = (port,) if isinstance(port, (int, str)) else tuple(port)
         if not 0 < len(given) <= _MOST_PORTS:
             raise ValueError(f"Domains: from 1 to {_MOST_PORTS} ports are wanted, not {len(given)}")
         values: dict[str, Any] = {
@@ -240,6 +244,7 @@ class _Serving:
             server.close()
 
 
+@keywords
 @dataclass(frozen=True, init=False)
 class Connect:
     """Reach one host at one port, and nothing else, by no protocol but its own.
@@ -270,6 +275,7 @@ class Connect:
     def __init__(self, target: str, *, listen: int | None = None, log: Callable[[Asked], object] | None = None) -> None:
         if not isinstance(target, str):
             raise TypeError(f"Connect: a target such as 'db:5432' is wanted, not {target!r}")
+        _function(log, "Connect: log")
         host, colon, port = target.rpartition(":")
         if not colon or not port.isascii() or not port.isdecimal():
             raise ValueError(f"Connect: a target such as 'db:5432' is wanted, not {target!r}")
@@ -354,6 +360,11 @@ def _own_network(context: Context, part: str) -> None:
     namespace = context.find(NetNamespace)
     if namespace is not None and namespace.joined:
         raise ConflictError(f"{part}: the network namespace is joined, so it is not this sandbox's own")
+
+
+def _function(value: object, what: str) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{what}: a function is wanted, not {value!r}")
 
 
 def _port(value: object, what: str) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
+from isolate.kernel.checks import keywords
 from isolate.namespaces import NetNamespace
 from isolate.network import link, ruleset, subnets
 from isolate.network.hostlink import HostLink, Published, reserve
@@ -45,6 +46,7 @@ T = TypeVar("T")
 _open: set[Network] = set()
 
 
+@keywords
 class Network(Watching, Joinable):
     """A network of sandboxes: a bridge in a namespace of its own, gone with this program however that ends.
 

@@ -95,6 +95,8 @@ class Interface:
             raise TypeError(f"Interface: a Network is wanted, not {network!r}{hint}")
         if egress is not None and not isinstance(egress, Egress):
             raise TypeError(f"Interface: egress must be an Egress such as Egress(['db:5432']), not {egress!r}")
+        if routes is not None and not hasattr(routes, "items"):
+            raise TypeError(f"Interface: routes must be a mapping of networks to addresses, not {routes!r}")
         if isinstance(aliases, str):
             raise TypeError(f"Interface: aliases must be a list of names, not {aliases!r}")
         values = {

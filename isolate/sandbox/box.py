@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from isolate.engine.plan import Part, Phase, Plan
 from isolate.errors import UnsupportedError, printable
+from isolate.kernel.checks import keywords
 from isolate.sandbox.defaults import Launch, defaults
 from isolate.sandbox.planned import Planned, stands
 from isolate.thread.entering import Reversible
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Sandbox"]
 
 
+@keywords
 class Sandbox(Planned, Reversible):
     """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
 

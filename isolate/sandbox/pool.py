@@ -12,6 +12,7 @@ from isolate.engine import native
 from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.waiting import ready
 from isolate.errors import ConflictError
+from isolate.kernel.checks import keywords
 from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.outcome import remove_group
@@ -31,6 +32,7 @@ __all__ = ["Pool"]
 _MOST = 1024
 
 
+@keywords
 class Pool(Verbs):
     """``size`` sandboxes of one kind, each set up but for its program, so that a start takes a fraction of the time.
 

@@ -104,6 +104,8 @@ class Seccomp(Irreversible):
         notify: Mapping[str, Handler] | None = None,
         notify_timeout: float = 5.0,
     ) -> None:
+        if notify is not None and not isinstance(notify, Mapping):
+            raise TypeError(f"notify: a mapping of system calls to handlers is wanted, not {notify!r}")
         flat: list[Rule] = []
         for rule in rules:
             flat += [rule] if isinstance(rule, Rule) else _rules(rule)

@@ -11,6 +11,7 @@ from isolate.images.documents import OCI_INDEX, Descriptor, dump, parse
 from isolate.images.errors import DigestError, RegistryError
 from isolate.images.registry.fetching import ATTEMPTS, Fetching, Pulled, fallback_tag
 from isolate.images.registry.http import Answer, without_secrets
+from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ _UPLOADED = re.compile(r"(?:bytes=)?0-([0-9]{1,19})", re.ASCII)
 _EMPTY = {"Content-Length": "0"}
 
 
+@keywords
 class Registry(Fetching):
     """A registry by its host name, such as ``"registry.example"``, ``"localhost:5000"`` or ``"docker.io"``.
 
