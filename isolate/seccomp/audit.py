@@ -42,6 +42,8 @@ _RECORD = re.compile(
 @functools.lru_cache(64)
 def can_kill(program: bytes) -> bool:
     """Whether a filter has an answer that ends a process."""
+    if not program:  # no filter at all
+        return False
     answers = {Action.from_return(k).kind for code, _, _, k in bpf.decode(program) if code == bpf.RET}
     return bool(answers & {"kill_process", "kill_thread", "trap"})
 
