@@ -183,6 +183,8 @@ class Ended(Protocol):
     @property
     def wall_time(self) -> float: ...
     @property
+    def hints(self) -> tuple[str, ...]: ...
+    @property
     def cpu_time(self) -> float: ...
     @property
     def peak_memory(self) -> int: ...
@@ -221,6 +223,7 @@ class ProgramError(IsolateError):
         r = self.result
         program = printable(os.fsdecode(r.args[0])) if r.args else "?"
         text = f"{program} ended with {r.verdict} (returncode {r.returncode}) after {r.wall_time:.3f} s"
+        text = "; ".join((text, *r.hints))
         said = last_lines(r.stderr)
         return f"{text}; the end of what it wrote to stderr:\n{said}" if said else text
 

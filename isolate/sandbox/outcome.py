@@ -14,6 +14,7 @@ from isolate.engine.proc import children
 from isolate.errors import printable
 from isolate.kernel import log
 from isolate.kernel.proc import status
+from isolate.sandbox.hints import hints
 from isolate.sandbox.result import Result, Verdict
 
 if TYPE_CHECKING:
@@ -230,6 +231,7 @@ def make_result(
         left_out=left_out(record, tape),
         stats=None if group is None else group.stats,
         syscall=syscall,
+        hints=() if verdict is Verdict.OK else hints(returncode, verdict, record.max_rss, tape),
         changes=changes,
         asked=tuple(asked),
     )

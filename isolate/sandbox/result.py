@@ -76,6 +76,9 @@ class Result(Generic[AnyStr]):
     #: With the verdict SECCOMP the call that was denied, "mkdir"; one through another ABI is "i386:mkdir", one without
     #: a name its number. None where the kernel does not tell: see :ref:`seccomp-denied`.
     syscall: str | None = None
+    #: What is known of a limit that it may have run into and that the kernel tells nobody about, in sentences: SIGXFSZ
+    #: under a limit of file sizes, a resident set near RLIMIT_AS or RLIMIT_DATA. None is no proof: see :ref:`hints`.
+    hints: tuple[str, ...] = ()
     #: What was changed in overlays whose changes are in memory, by their paths in the sandbox; None without one. See
     #: :ref:`changes`.
     changes: Changes | None = None
@@ -108,6 +111,7 @@ class Result(Generic[AnyStr]):
                 "returncode": self.returncode,
                 "verdict": str(self.verdict),
                 "syscall": self.syscall,
+                "hints": list(self.hints),
                 "stdout": text(self.stdout),
                 "stderr": text(self.stderr),
                 "wall_time": self.wall_time,

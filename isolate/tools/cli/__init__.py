@@ -209,7 +209,8 @@ def _why(result: Result[Any]) -> str:
         number = -result.returncode
         name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
         words = f"ended by {name}"
-    return f"{result.verdict}: {words} (after {result.wall_time:.3f} s, {result.cpu_time:.3f} s of CPU time)"
+    told = f"{result.verdict}: {words} (after {result.wall_time:.3f} s, {result.cpu_time:.3f} s of CPU time)"
+    return "; ".join((told, *result.hints))
 
 
 def _status(result: Result[Any]) -> int:
