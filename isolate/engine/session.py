@@ -471,6 +471,8 @@ class Session:
 
     def told(self) -> tuple[object, ...]:
         """What the resources of this start have to tell of it, also after its end: what a proxy was asked, in order."""
+        if not self.held:
+            return self._told
         kept = [each for held in self.held for each in getattr(held, "kept", ())]
         return (*self._told, *(event for each in kept for event in getattr(each, "told", ())))
 

@@ -59,6 +59,8 @@ class Run:
         self.usage: tuple[float, int] = (0.0, 0)
         self.start: float = time.monotonic()
         self.session: Session = start.launch(nonblocking=True)
+        # Both: a forked child may hold a copy of the socket after the launcher is lost.
+        self._tells: tuple[int, int] = (self.session.fileno(), self.session.pidfd)
         #: Our ends of the pipes, -1 where there is none (any more).
         self.ours: Any = self.session.stdio
         self.deadline: float | None = None if start.ends_at is None else self.start + start.ends_at
@@ -70,10 +72,7 @@ class Run:
 
     def waits(self) -> list[tuple[int, int]]:
         """(descriptor, poll mask) to wait for."""
-        # Both: a forked child may hold a copy of the socket after the launcher is lost.
-        wanted = (
-            [] if self.reaped else [(self.session.fileno(), waiting.READABLE), (self.session.pidfd, waiting.READABLE)]
-        )
+        wanted = [] if self.reaped else [(fd, waiting.READABLE) for fd in self._tells]
         for number, fd in enumerate(self.ours):
             if fd >= 0:
                 wanted.append((fd, waiting.READABLE if number else waiting.WRITABLE))
@@ -107,7 +106,7 @@ class Run:
 
     def ready(self, fd: int) -> None:
         """A descriptor is ready."""
-        if fd in (self.session.fileno(), self.session.pidfd):
+        if fd in self._tells:
             self._record()
         elif fd == self.ours[0]:
             self._feed()
