@@ -475,7 +475,7 @@ static int64_t run_ops(struct iso_machine *m, uint32_t at, uint32_t end)
 			/* A TEST has no list of errors: its one error is the mismatch. */
 			int known = op->code == ISO_OP_TEST || listed(op, -r);
 			if (known && (op->flags & ISO_TOLERATE))
-				continue;
+				break; /* also of what is repeated: the kernel knows nothing beyond (capabilities) */
 			if ((known && (op->flags & ISO_JUMP)) || (op->flags & ISO_OPTIONAL)) {
 				if ((op->flags & ISO_OPTIONAL) || (op->flags & ISO_SKIPS))
 					skip(m, op);

@@ -100,7 +100,7 @@ struct iso_op {
 	uint32_t step;     /* index of the step this op belongs to: for errors */
 	uint32_t out;      /* register for the result, ISO_NONE none */
 	uint16_t errnos[4];/* errors that the flags speak of; 0 ends the list */
-	uint16_t count;    /* CALL: repeat with the counter from 0 to count - 1; 0 and 1: once */
+	uint16_t count;    /* CALL: repeat with the counter from 0 to count - 1, or to the first tolerated error; 0 and 1: once */
 	uint16_t number;   /* CALL: system call number */
 	uint32_t jump;     /* op to continue at, always further on */
 	int64_t expect;    /* with EXACT */

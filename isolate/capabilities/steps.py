@@ -111,7 +111,7 @@ def steps(wanted: Wanted, securebits: SecureBits | None, *, installing: frozense
 def _drop(wanted: Wanted, before: Buffer) -> Step:
     done = Label()
     ops: list[Op] = [_holds_setpcap(before, done)]
-    # All 64, whatever this kernel knows: EINVAL is for those it does not.
+    # As many as this kernel knows: EINVAL is for the first that it does not, and for all beyond it.
     if not wanted.bounding:
         ops.append(call("prctl", PR_CAPBSET_DROP, COUNTER, 0, 0, 0, errors=(errno.EINVAL,), repeat=64))
     else:

@@ -116,6 +116,7 @@ class Call:
     ``bytes`` arguments are passed by address, with a NUL behind them. ``errors`` are the errno values that ``policy``
     speaks of: ``"ignore"`` takes them for success, ``"retry"`` tries again for up to two seconds, ``"jump"`` goes on at
     ``label`` (``"skip"`` also marks the step as not in force). With ``expect`` any other result is EIO.
+    With ``repeat`` it is made so many times, :data:`COUNTER` counting, up to the first of ``errors``.
     """
 
     __slots__ = ("args", "errors", "expect", "label", "name", "out", "policy", "repeat")
