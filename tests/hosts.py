@@ -192,7 +192,7 @@ def _volumes() -> list[str]:
 
 
 @contextlib.contextmanager
-def _daemon(top: Path) -> Iterator[list[str]]:
+def _daemon(top: Path, driver: str = "vfs") -> Iterator[list[str]]:
     """A Docker daemon of our own, without a network, that ends with the block."""
     _tool("setpriv")
     socket = top / "docker.sock"
@@ -214,7 +214,7 @@ def _daemon(top: Path) -> Iterator[list[str]]:
         "--iptables=false",
         "--ip6tables=false",
         "--storage-driver",
-        "vfs",
+        driver,
     ]
     with open(top / "log", "wb") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
