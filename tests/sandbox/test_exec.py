@@ -246,3 +246,17 @@ def test_the_program_is_pinned_by_its_own_pidfd() -> None:
                 further._groups(process)
         finally:
             os.kill(parent, signal.SIGCONT)
+
+
+SEEN = "grep -lxz '[4]000' /proc/[0-9]*/cmdline | wc -l"
+LEAVES = f"setsid sh -c 'setsid sleep 4000 &' < /dev/null > /tmp/left; until [ $({SEEN}) = 1 ]; do sleep 0.01; done; "
+
+
+def test_what_a_command_leaves_ends_with_it() -> None:
+    """Also what has left its session: init of the further program inherits it, and is followed by nobody else."""
+    with box().spawn(["/bin/sleep", "1000"]) as process:
+        assert output(process, LEAVES + SEEN).strip() == "1"  # control: it is there as long as the command runs
+        assert output(process, SEEN).strip() == "0"
+    with box().open() as container:
+        assert container.run(["sh", "-c", LEAVES + SEEN]).stdout.strip() == b"1"
+        assert container.run(["sh", "-c", SEEN]).stdout.strip() == b"0"
