@@ -73,7 +73,9 @@ class Snapshot:
         now = Snapshot.take()
         found = [f"descriptor {fd}: {now.fds[fd]}" for fd in now.fds.keys() - self.fds.keys()]
         found += [f"threads {self.threads} -> {now.threads}"] if now.threads > self.threads else []
-        found += ["the mount table changed"] if now.mounts != self.mounts else []
+        # What has gone is nothing left behind; a mount whose options are others has a line that was not there.
+        before = set(self.mounts.splitlines())
+        found += [f"mount {line}" for line in now.mounts.splitlines() if line not in before]
         found += [f"child {pid}" for pid in now.children - self.children]
         found += [f"cgroup {path}" for path in now.cgroups - self.cgroups]
         return found

@@ -58,9 +58,9 @@ def kill_at_random(machine: NetNamespace, instants: int, longest: float, seed: i
             outcome = fence.drive()
             if outcome.gone is None:
                 found.append(f"{number}: killed after {instant * 1000:.2f} ms: {outcome.left}")
-            if not until(lambda: left() == [], 1.0):
+            if not until(lambda: left() == []):
                 found.append(f"{number}: killed after {instant * 1000:.2f} ms: {left()}")
-            if not until(lambda: not link.forwards(sock, "eth9"), 1.0):
+            if not until(lambda: not link.forwards(sock, "eth9")):
                 found.append(f"{number}: killed after {instant * 1000:.2f} ms: eth9 forwards")
                 sock.batch([link.forwarding("eth9", on=False)])
     return found
@@ -95,7 +95,7 @@ def test_a_forked_child_does_not_keep_it(machine: NetNamespace) -> None:
         try:
             assert [row for row in left() if isinstance(row, str)] != []
             lan.close()
-            assert until(lambda: left() == [], 2.0)
+            assert until(lambda: left() == [])
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -155,7 +155,7 @@ def test_too_few_descriptors() -> None:
     assert set(failed) <= {errno.EMFILE, errno.EIO, errno.EBADF, errno.ENOBUFS}, failed
     assert 5 < len(failed) < 58
     before.compare()
-    assert until(lambda: left() == [], 2.0)
+    assert until(lambda: left() == [])
 
 
 @pytest.mark.slow
@@ -176,4 +176,4 @@ def test_five_hundred_join_and_leave() -> None:
         assert lan.members == {}
         assert len(told(HERE, "ip", "-j", "link")) == 2
     before.compare()
-    assert until(lambda: left() == [], 1.0)
+    assert until(lambda: left() == [])

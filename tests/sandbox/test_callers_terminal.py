@@ -156,7 +156,8 @@ def test_a_killed_caller_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
         while desk.settings() == before:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.2)  # until its guard runs
+        desk.type("hello\n")
+        desk.wait_for(b"hello\r+\nhello\r+\n")  # the echo inside, and the program: all is set up
         children = Path(f"/proc/{desk.process.pid}/task/{desk.process.pid}/children").read_text().split()
         os.kill(int(children[0]), KILL)
         desk.wait_for("back")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -77,8 +76,8 @@ def test_job_control_of_a_shell_inside() -> None:
         desk.wait_for(rb"bash-\S*[$#] ")
         desk.type("tty\n")
         desk.wait_for(b"/dev/pts/0")
-        desk.type("sleep 1000\n")
-        time.sleep(0.3)
+        desk.type("sh -c 'echo up; exec sleep 1000'\n")
+        desk.wait_for(b"\nup\r+\n")
         desk.type(b"\x1a")
         desk.wait_for("Stopped")
         desk.wait_for(rb"bash-\S*[$#] ")
