@@ -16,7 +16,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.engine.native import call, ffi
+from isolate.engine.native import call
 from isolate.errors import SetupError
 from isolate.kernel.syscalls import number
 
@@ -142,11 +142,11 @@ def _set(fd: int, project: int, flag: int) -> None:
 
 def _quotactl(fd: int, command: int, project: int, blocks: int = 0, files: int = 0) -> tuple[int, ...]:
     """quotactl_fd(2) for a project: limits in blocks of 1 KiB and in files."""
-    block = ffi.new("uint8_t[]", _DQBLK.pack(blocks, 0, 0, files, 0, 0, 0, 0, _BLIMITS | _ILIMITS))
+    block = bytearray(_DQBLK.pack(blocks, 0, 0, files, 0, 0, 0, 0, _BLIMITS | _ILIMITS))
     done = call(number("quotactl_fd"), fd, command << 8 | _PRJQUOTA, project, block)
     if done < 0:
         raise OSError(-done, os.strerror(-done))
-    return _DQBLK.unpack(bytes(ffi.buffer(block)))
+    return _DQBLK.unpack(block)
 
 
 def _refused(error: int, cause: str, remedy: str = "hold='memory', 'image' or 'measured'") -> SetupError:

@@ -48,7 +48,7 @@ def on(image: Path, code: str, options: str = "loop,prjquota") -> str:
     whole = f"import os, sys\nfrom isolate import *\ntop = sys.argv[1]\n{code}"
     own = ["unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"]
     command = [*own, options, str(image), str(place), sys.executable, whole]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     if done.returncode == 77:  # a kernel without CONFIG_QFMT_V2, or a container that may not mount
         if os.environ.get("ISOLATE_EMULATED") == "1":
             pytest.fail(done.stderr)
