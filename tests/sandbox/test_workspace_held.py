@@ -69,7 +69,7 @@ os.mkdir(top + "/d")
 def test_a_quota_holds_bytes_and_files(image: Path) -> None:
     code = """
 with Workspace(top + "/d", size="1M", files=20, hold="quota", contents={"in": "text"}) as work:
-    print(work.held, work.usage())
+    print(work.held, work.usage().files, work.usage().within)
     for mib in (4,):
         result = written(work, mib)
         print(result.verdict, b"quota" in result.stderr, work.usage().size <= 1 << 20, work.usage().within)
@@ -82,7 +82,7 @@ with Workspace(top + "/d", size="30M", hold="measured") as work:
     print(work.held)
 """
     assert on(image, WRITING + code + "import shutil; shutil.rmtree(top + '/d')").splitlines() == [
-        "quota Usage(size=5120, files=1, within=True)",
+        "quota 1 True",
         "EXITED True True True",
         "3 20 b'text'",
         "quota OK 4",
@@ -109,7 +109,8 @@ for name, project, flag in (("own", 0, 0x200), ("own", None, 0), (".", None, 0))
         print(error.strerror)
 '''
 with Workspace(top + "/d", size="1M", hold="quota") as work:
-    print(presets.untrusted(work).run(["python3", "-c", LEAVE], text=True).stdout.split("\\n")[:3])
+    told = presets.untrusted(work).run(["python3", "-c", LEAVE], text=True).stdout.splitlines()
+    print(len(told), set(told) <= {"Invalid argument", "Operation not permitted"})
     try:
         Sandbox(MountNamespace(), Root(Bind("/"), work)).run(["true"])
     except ConflictError as error:
@@ -123,7 +124,7 @@ with Workspace(top + "/d", hold="measured") as work:  # the control: the owner c
 os.chdir("/")
 """
     assert on(image, WRITING + code + "import shutil; shutil.rmtree(top + '/d')").splitlines() == [
-        "['Invalid argument', 'Invalid argument', 'Operation not permitted']",
+        "3 True",
         "True",
         "['left']",
     ]
