@@ -127,6 +127,8 @@ class Outside(_Netted):
                 here.batch([link.forwarding(index, on=False)])
                 here.batch([address.add(index, ipaddress.ip_interface("192.0.2.1/24"))])
                 here.batch([address.add(index, ipaddress.ip_interface("2001:db8:9::1/64"))])
+                # Who forwards asks for neighbours by a link-local address; the kernel's own is not used for seconds.
+                here.batch([address.add(index, ipaddress.ip_interface("fe80::1/64"))])
                 here.batch([address.route(None, index=index, via=ipaddress.ip_address(self.address))])
                 here.batch([address.route(None, index=index, via=ipaddress.ip_address(self.address6))])
             index = _index("eth0", there)
