@@ -169,23 +169,7 @@ class Network(Watching, Joinable):
     def tell(self) -> dict[str, Any]:
         """What there is to say of it, in what JSON has: subnets, members with addresses, names, ports and counters."""
         with self._switch.lock:
-            members = []
-            for member in self._members.by_number.values():
-                plug = member.plug
-                moved = None
-                if plug is not None and plug.attached:
-                    with contextlib.suppress(OSError):  # its sandbox ends just now
-                        moved = self._switch.counters(plug)._asdict()
-                members.append(
-                    {
-                        "name": member.name,
-                        "aliases": list(member.wish.aliases),
-                        "addresses": [str(each) for each in member.addresses],
-                        "counters": moved,
-                        "published": [str(each) for each in member.wish.publish],
-                        "egress": list(member.wish.egress.to) if member.wish.egress is not None else None,
-                    }
-                )
+            members = self._members.told()
         return {
             "name": self.name,
             "pid": os.getpid(),

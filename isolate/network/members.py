@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isolate.errors import ConflictError, SetupError
 from isolate.network.words import Egress, Publish, Reach, host_name
@@ -204,6 +205,26 @@ class Members:
         taken = self._by_address.get(address)
         if taken is not None:
             raise ConflictError(f"Interface: the address {address} is taken by the member {taken.name or taken.number}")
+
+    def told(self) -> list[dict[str, Any]]:
+        """What there is to say of each, in what JSON has."""
+        rows = []
+        for member in self.by_number.values():
+            moved = None
+            if member.plug is not None and member.plug.attached:
+                with contextlib.suppress(OSError):  # its sandbox ends just now
+                    moved = self._switch.counters(member.plug)._asdict()
+            rows.append(
+                {
+                    "name": member.name,
+                    "aliases": list(member.wish.aliases),
+                    "addresses": [str(each) for each in member.addresses],
+                    "counters": moved,
+                    "published": [str(each) for each in member.wish.publish],
+                    "egress": list(member.wish.egress.to) if member.wish.egress is not None else None,
+                }
+            )
+        return rows
 
     def remove(self, member: Member) -> None:
         """Take back what it was given."""
