@@ -273,7 +273,7 @@ class Network(Watching, Joinable):
         plug = Plug(
             member.number,
             member.addresses,
-            wish.mac or _mac(member.address),
+            wish.mac or link.mac_text(b"\x02\x42" + member.address.packed),
             wish.device,
             wish.mtu or self.mtu,
             limited=wish.egress is not None,
@@ -401,8 +401,3 @@ class Network(Watching, Joinable):
 
             warnings.warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
-
-
-def _mac(address: Address) -> str:
-    """A locally administered hardware address that nobody else in the network has: from the IPv4 address."""
-    return ":".join(f"{byte:02x}" for byte in (0x02, 0x42, *address.packed))

@@ -77,6 +77,11 @@ def mac_bytes(mac: str) -> bytes:
     return bytes(int(pair, 16) for pair in mac.split(":"))
 
 
+def mac_text(data: bytes) -> str:
+    """``"02:00:00:00:00:01"`` of six bytes; 2 in the first says that it is administered locally."""
+    return data.hex(":")
+
+
 def _device(name: str, mac: str | None, mtu: int | None) -> bytes:
     parts = text(_IFNAME, name)
     if mac is not None:
