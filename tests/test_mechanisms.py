@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 import isolate
+from isolate.engine.plan import Plan
 from isolate.kernel import namespaces
 
 if TYPE_CHECKING:
@@ -109,3 +113,28 @@ def test_nothing_is_recognised_by_its_words() -> None:
     found = [f"{name}:{node.lineno}" for name, node in nodes(ast.Compare, ast.Call) if by_name(node)]  # type: ignore[attr-defined]
     # Of a Dockerfile's step, text is the file's own.
     assert [place for place in found if not place.startswith("build/")] == []
+
+
+# ---- a plan is a value -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_changes_a_plan() -> None:
+    plan = Plan([isolate.NoNewPrivs()], euid=0, egid=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.steps = ()  # type: ignore[misc]
+    less = Plan.of(plan.parts, plan.context, plan.rows[:1])
+    assert (len(less.steps), less.owners) == (1, plan.owners[:1])
+
+
+def test_one_sorter_and_no_second_kind_of_plan() -> None:
+    """A plan for a command, a further program or the calling thread is a Plan of other steps: no class of its own."""
+    bases = [(name, base) for name, node in nodes(ast.ClassDef) for base in node.bases if isinstance(base, ast.Name)]  # type: ignore[attr-defined]
+    assert [name for name, base in bases if base.id in ("Plan", "Context") and "build" not in name] == []
+    sorting = [
+        f"{name}:{node.lineno}"  # type: ignore[attr-defined]
+        for name, node in nodes(ast.Call)
+        if called(node) in ("sorted", "sort") and "phase" in ast.unparse(node)
+    ]
+    # Of a divided plan: which of two processes is first is asked, and nothing put in order.
+    assert [place for place in sorting if not place.startswith("engine/dividing")] == []
+    assert "sorted" in ast.unparse(TREES["engine/plan.py"])

@@ -33,6 +33,7 @@ from isolate.engine.plan import (
     call,
 )
 from isolate.engine.plan import RemoveTree as RemoveTreeOp
+from isolate.engine.resources import Moved
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
 
 if TYPE_CHECKING:
@@ -42,14 +43,12 @@ if TYPE_CHECKING:
     from isolate.cgroups.placement import Place, Placement
     from isolate.cgroups.settings import Setting
     from isolate.cgroups.values import LimitValues
-    from isolate.engine.plan import Argument, Context, Lent, Op
+    from isolate.engine.plan import Argument, Context, Guide, Launched, Op, Resource
 
 O_DIRECTORY: Final = Constant(os.O_DIRECTORY, "O_DIRECTORY")
 MSG_DONTWAIT = Constant(0x40, "MSG_DONTWAIT")
 BPF_PROG_LOAD = Constant(devices.BPF_PROG_LOAD, "BPF_PROG_LOAD")
 BPF_PROG_ATTACH = Constant(devices.BPF_PROG_ATTACH, "BPF_PROG_ATTACH")
-#: The key of :class:`RunGroup` in ``Context.shared``.
-SHARED: Final = "cgroup"
 _DIGITS: Final = 21
 _PAGE: Final = 4096
 _NOT_THERE: Final = (errno.ENOENT, errno.ENODEV, errno.ENOTDIR)
@@ -86,36 +85,37 @@ class RunGroup:
         #: Hierarchy to the path of the group without its last digits, the launcher's pid.
         self.paths: dict[str, tuple[Hierarchy, str]] = {}
         self.buffers: dict[tuple[int, str], Buffer] = {}
-        #: Each start is lent a group, by a pool that also removes it.
-        self.lent: bool = False
+        #: The pool that gives each start a group, and also removes it.
+        self.pool: Resource | None = None
 
     @property
     def counts(self) -> bool:
         """Whether one of the groups counts CPU time."""
         return any(h.version == 2 or "cpuacct" in key.split(",") for key, (h, _) in self.paths.items())
 
-    def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
+    def directories(self, session: Launched) -> dict[str, str]:
         """The group's directory in each hierarchy, for a run that goes on."""
-        if lent is not None:
-            return lent.directories
-        return {key: f"{path}{launcher}" for key, (_, path) in self.paths.items()}
+        if self.pool is not None:
+            ready = session.given_by(self.pool)
+            return dict(getattr(ready, "directories", ()))
+        return {key: f"{path}{session.pid}" for key, (_, path) in self.paths.items()}
 
-    def remove(self, launcher: int) -> None:
+    def remove(self, session: Launched) -> None:
         """Remove what a launcher that was killed has left. Where it does not go, :meth:`Cgroup.sweep` finds it."""
         from isolate.cgroups.sweep import remove
 
-        for directory in self.directories(launcher, None).values() if not self.lent else ():
+        for directory in self.directories(session).values() if self.pool is None else ():
             remove(directory)
 
-    def usage(self, launcher: int, lent: Lent | None) -> float | None:
+    def usage(self, session: Launched) -> float | None:
         """Seconds of CPU time so far, of everything in the group; None where nothing counts it."""
-        directories = self.directories(launcher, lent)
+        directories = self.directories(session)
         for key, (hierarchy, _) in self.paths.items():
             if hierarchy.version == 1 and "cpuacct" not in key:
                 continue
             file = "cpu.stat" if hierarchy.version == 2 else "cpuacct.usage"
             try:
-                with open(f"{directories[key]}/{file}", "rb") as opened:
+                with open(f"{directories.get(key, os.devnull)}/{file}", "rb") as opened:
                     data = opened.read()
             except OSError:
                 continue
@@ -144,7 +144,7 @@ def limits_steps(limits: LimitValues, context: Context) -> Iterator[Step]:
 
     wanted = settings(limits, host, parent_of)
     group = RunGroup()
-    context.shared[SHARED] = group
+    context.group = group
     registers: dict[str, Register] = {}
     made: dict[Place, Buffer] = {}
     prefix = naming.prefix()
@@ -207,12 +207,12 @@ def guided_steps(directory: str, context: Context) -> Iterator[Step]:
     guide = guide_to(directory)
     if guide is None:
         return
-    context.guide = guide
-    yield guided_step()
+    yield guided_step(guide, context)
 
 
-def guided_step() -> Step:
-    """The launcher's wait for ``Context.guide``: a byte on its socket, or this program's end."""
+def guided_step(guide: Guide, context: Context) -> Step:
+    """Have each launcher moved by the guide. The step waits: for a byte on its socket, or for this program's end."""
+    context.resource(Moved(guide), 0)
     ops = (
         call("ppoll", watched(), 2, 0, 0, 8),
         call("recvfrom", CONTROL, Buffer(8, "a byte"), 1, MSG_DONTWAIT, 0, 0, expect=1),

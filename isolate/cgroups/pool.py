@@ -15,7 +15,7 @@ from isolate.cgroups.cover import cover_steps
 from isolate.cgroups.group import Cgroup, destroy
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
-from isolate.cgroups.part import BOUNDS, SHARED, RunGroup, guided_steps, report_steps, thaw_steps
+from isolate.cgroups.part import BOUNDS, RunGroup, guided_steps, report_steps, thaw_steps
 from isolate.cgroups.placement import ACCOUNTING, place
 from isolate.cgroups.settings import home_of, settings
 from isolate.engine import native
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from isolate.cgroups.placement import Placement
     from isolate.cgroups.settings import Settings
-    from isolate.engine.plan import Context, Part
+    from isolate.engine.plan import Context, Launched, Part
 
 __all__ = ["CgroupPool"]
 
@@ -65,6 +65,9 @@ class _Ready:
     def release(self) -> None:
         while self.fds:
             os.close(self.fds.pop())
+
+    def started(self, session: Launched) -> None:
+        """The launcher has its own copies."""
 
     def close(self) -> None:
         pool, self._pool = self._pool, None
@@ -317,11 +320,11 @@ class CgroupPool:
         if context.find(Limits) is not None:
             raise ConflictError("a CgroupPool has its limits already: Limits(...) beside it says them twice")
         group = RunGroup()
-        group.lent = True
-        context.shared[SHARED] = group
+        group.pool = self
+        context.group = group
         if "v2" in self._shelf.directories:
             yield from guided_steps(self._shelf.directories["v2"], context)
-        slots = iter(context.lend(self, sum(1 if s.hierarchy.version == 2 else 2 for s in self._placement.places)))
+        slots = iter(context.resource(self, sum(1 if s.hierarchy.version == 2 else 2 for s in self._placement.places)))
         for spot in self._placement.places:
             key = spot.hierarchy.key
             group.paths[key] = (spot.hierarchy, "")

@@ -28,6 +28,7 @@ from isolate.engine.plan import (
     Step,
     call,
 )
+from isolate.engine.resources import Moved
 from isolate.kernel.constants import (
     AT_FDCWD,
     CLONE_NEWNS,
@@ -71,10 +72,10 @@ def divide(plan: Plan) -> Halves:
     :raises NotDivided: it has none.
     """
     context = plan.context
-    if context.slots or context.givers:
-        raise NotDivided("a part hands descriptors over to each start")
-    if context.guide is not None or context.ground is not None:
+    if context.ground is not None or any(isinstance(each, Moved) for each in context.resources):
         raise NotDivided("its launcher is moved by systemd")
+    if context.slots or context.resources:
+        raise NotDivided("a part hands descriptors over to each start")
     for flag, what in ((CLONE_NEWUSER, "user"), (CLONE_NEWNS, "mount"), (CLONE_NEWPID, "pid")):
         if not int(plan.clone_flags) & int(flag):
             raise NotDivided(f"it has no {what} namespace of its own, new with each start")
@@ -92,11 +93,12 @@ def divide(plan: Plan) -> Halves:
     ]
     _check_registers(again)
     sources = tuple(source for split in splits for source in split.sources)
-    owners = (plan.owners[0],) * len(first)
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID
-    halves = _with(plan, build, plan.owners), _with(plan, again, (*owners, *plan.owners))
-    halves[0].clone_flags, halves[0].cgroup = flags, None
-    return Halves(*halves, sources)
+    built = Plan.of(plan.parts, context, zip(build, plan.owners, strict=True), clone_flags=flags, cgroup=False)
+    owners = (*(plan.owners[0],) * len(first), *plan.owners)
+    rows = zip(again, owners, strict=True)
+    repeated = Plan.of(plan.parts, context, rows, clone_flags=plan.clone_flags, cgroup=plan.cgroup or False)
+    return Halves(built, repeated, sources)
 
 
 def _split(step: Step, *, privileged: bool) -> Split:
@@ -176,10 +178,3 @@ def _copy(step: Step, ops: tuple[Op, ...]) -> Step:
         step.needs if ops is step.ops else None,
         step.hints,
     )
-
-
-def _with(plan: Plan, steps: list[Step], owners: Iterable[object]) -> Plan:
-    half = copy.copy(plan)
-    half.steps = tuple(steps)
-    half.owners = tuple(owners)  # type: ignore[arg-type]
-    return half

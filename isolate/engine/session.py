@@ -23,7 +23,7 @@ from isolate.kernel.syscalls import number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.engine.plan import Guide, Held, Lent
+    from isolate.engine.plan import Held
     from isolate.engine.tape import Tape
 
 _MSG_NOSIGNAL = 0x4000  # no SIGPIPE for a host program that has the default action for it
@@ -130,7 +130,7 @@ class Session:
         self._begin(tape, run, direct=direct or _reaping.direct)
         if tape.needs_proc:
             proc.check()
-        if tape.plan.context.givers:
+        if tape.plan.context.resources:
             given = self._take(tape)
             slots = [fd if fd >= 0 else given[-1 - fd] for fd in slots]
         _reaping.collect()
@@ -152,9 +152,6 @@ class Session:
         )
         if result < 0:
             raise StartFailure(self._start.stage, -result)
-        guide = tape.plan.context.guide
-        if guide is not None:
-            self._guided(guide)
         pending = list(self.held)
         try:
             while pending:
@@ -180,9 +177,7 @@ class Session:
         self.let_go: bool = False
         self.started: bool = False
         self.end: Record | None = None
-        #: What the plan's lender gave to this start alone.
-        self.lent: Lent | None = None
-        #: What its resources gave to this start alone.
+        #: What the plan's resources gave to this start alone, in their order.
         self.held: list[Held] = []
         self._told: tuple[object, ...] = ()
         #: The launcher has ended and, where it was ours to, been reaped: nobody is left to be told anything.
@@ -225,31 +220,22 @@ class Session:
         return self
 
     def _take(self, tape: Tape) -> list[int]:
-        """What the lender and the resources give to this start: descriptors, in the order of their slots."""
-        given: list[int] = []
+        """What the resources give to this start: descriptors, in the order of their slots."""
         try:
-            for giver in tape.plan.context.givers:
-                lent = giver.take()
-                if giver is tape.plan.context.lender:
-                    self.lent = lent  # type: ignore[assignment]
-                else:
-                    self.held.append(lent)  # type: ignore[arg-type]
-                given += lent.fds
+            for resource in tape.plan.context.resources:
+                self.held.append(resource.take())
         except BaseException:
             self.close()
             raise
-        return given
+        return [fd for held in self.held for fd in held.fds]
 
-    def _guided(self, guide: Guide) -> None:
-        """Have the launcher moved to where its steps can be done, and tell it: it waits for a byte on its socket."""
-        try:
-            guide.move(self.pid)
-        except BaseException as error:
-            if isinstance(error, OSError) and self.wait_gone(0):
-                return  # an earlier step failed, which is why nobody was there to be moved: its record says so
-            self.close()
-            raise
-        # Where it has ended meanwhile its record says why.
+    def given_by(self, resource: object) -> Held | None:
+        """What a resource of the plan has given to this start; None once it is closed."""
+        pairs = zip(self.tape.plan.context.resources, self.held, strict=False)
+        return next((held for each, held in pairs if each is resource), None)
+
+    def go(self) -> None:
+        """Send the byte that a step waits for on the socket. Where the launcher has ended its record says why."""
         native.call(number("sendto"), self.fileno(), b"1", 1, _MSG_NOSIGNAL, 0, 0)
 
     @classmethod
@@ -482,13 +468,11 @@ class Session:
             self.kill()
             _reaping.leave(self)
         lib.iso_release(self._start)
-        lent, self.lent = self.lent, None
         self._told = self.told()
         held, self.held = self.held, []
         if self.ours:
-            for each in (lent, *held):
-                if each is not None:
-                    each.close()
+            for each in held:
+                each.close()
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a sandbox that runs cannot be copied: the copy's end would be the sandbox's")

@@ -11,12 +11,11 @@ from isolate.kernel.constants import AT_FDCWD, MNT_DETACH, O_CLOEXEC, O_PATH
 from isolate.mounts.building import Building, move
 from isolate.namespaces.change import CLONE_FS
 from isolate.thread.change import Change
-from isolate.thread.program import HereContext, Program, Running
+from isolate.thread.program import Program, Running, here
 
 if TYPE_CHECKING:
-    from isolate.engine.plan import Part
+    from isolate.engine.plan import Part, Row
     from isolate.mounts.building import TreeEntry
-    from isolate.thread.program import Row
 
 __all__ = ["MountChange"]
 
@@ -68,7 +67,7 @@ class MountChange(Change):
 
 def _program(entry: TreeEntry) -> tuple[Program, bool]:
     part = cast("Part", entry)  # for the name in errors
-    building = Building(HereContext((), euid=os.geteuid(), egid=os.getegid()))
+    building = Building(here())
     tree, steps = entry.tree(building)
     rows: list[Row] = [(step, part) for step in steps if step.phase in _SOURCES]
     # Steps that change the working directory run on a thread with one of its own: this one's is all threads'.

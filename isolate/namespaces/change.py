@@ -22,8 +22,7 @@ from isolate.thread.change import Change
 from isolate.thread.program import Program, Running, gather, refuse_threads
 
 if TYPE_CHECKING:
-    from isolate.engine.plan import Part
-    from isolate.thread.program import Row
+    from isolate.engine.plan import Part, Row
 
 __all__ = ["NamespaceChange"]
 

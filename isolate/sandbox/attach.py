@@ -16,7 +16,7 @@ from isolate.cgroups import Cgroup, CgroupPool, Limits
 from isolate.cgroups.group import read_stats
 from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
-from isolate.cgroups.part import SHARED, RunGroup, joined_steps
+from isolate.cgroups.part import RunGroup, joined_steps
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.waiting import ready
 from isolate.errors import SetupError
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from isolate.engine.plan import Buffer, Context, Lent, Part, Step
+    from isolate.engine.plan import Buffer, Context, Launched, Part, Step
     from isolate.sandbox.result import Result
 
 __all__ = ["Attached", "attach"]
@@ -232,7 +232,7 @@ class TargetGroup:
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Into each of them. What its own mounts let programs write there is the process's affair."""
-        context.shared[SHARED] = _Counted(dict(self.directories))
+        context.group = _Counted(dict(self.directories))
         yield from joined_steps(dict(self.directories), context, covered=False)
 
 
@@ -249,14 +249,14 @@ class _Counted(RunGroup):
         """It counts more than the program."""
         return False
 
-    def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
+    def directories(self, session: Launched) -> dict[str, str]:
         """Those of the process."""
         return self._directories
 
-    def remove(self, launcher: int) -> None:
+    def remove(self, session: Launched) -> None:
         """It is not ours."""
 
-    def usage(self, launcher: int, lent: Lent | None) -> float | None:
+    def usage(self, session: Launched) -> float | None:
         """See :attr:`counts`."""
         return None
 

@@ -15,12 +15,13 @@ from errno import EBUSY, EINVAL, EPERM, ESRCH
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from isolate.cgroups.group import read_stats
-from isolate.cgroups.hierarchy import Hierarchy, build, discover
+from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
-from isolate.cgroups.part import SHARED, Outcome, RunGroup, guided_step
+from isolate.cgroups.part import Outcome, RunGroup, guided_step
 from isolate.cgroups.stats import Stats, verdict
 from isolate.diagnosis.start import launch
-from isolate.engine.plan import Context, Phase, Plan, Register, Section, Step, call
+from isolate.engine.plan import Context, Phase, Plan, Register, Row, Section, Step, call, in_order, section_of
+from isolate.engine.resources import Moved
 from isolate.engine.tape import compile_plan
 from isolate.engine.waiting import ready
 from isolate.errors import SetupError
@@ -39,7 +40,7 @@ from isolate.mounts.dev_null import from_outside
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from isolate.engine.plan import Buffer, Lent, Part
+    from isolate.engine.plan import Buffer, Launched
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape
 
@@ -82,71 +83,65 @@ class Namespace(Protocol):
     flag: Constant
 
 
-class FurtherPlan(Plan):
+def further_plan(process: First, original: Plan) -> Plan:
     """The steps of the first program's start that a further one needs, with "make" become "join"."""
+    context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
+    # Steps name them by their numbers. What resources gave was for the start alone, but for a group of a pool.
+    group = original.context.group
+    lent: Sequence[int] = ()
+    if isinstance(group, RunGroup):
+        context.group = SharedGroup(process, group)
+        lent = _lent(process) if group.pool is not None else ()
+    numbers = dict(enumerate(lent))
+    context.hand_over([fd if fd >= 0 else numbers.get(-1 - fd, process.pidfd) for fd in original.context.slots])
+    return Plan.of(original.parts, context, in_order(_rows(context, process, original), section_of))
 
-    def __init__(self, process: First, original: Plan) -> None:
-        self.parts: tuple[Part, ...] = original.parts
-        self.context: Context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
-        # Steps name them by their numbers. What resources gave was for the start alone: no step here asks for it.
-        lent = _lent(process) if original.context.lender is not None else []
-        self.context.hand_over(
-            [fd if fd >= 0 else dict(enumerate(lent)).get(-1 - fd, process.pidfd) for fd in original.context.slots]
+
+def _rows(context: Context, process: First, original: Plan) -> Iterator[Row]:
+    launch = original.owners[[step.phase for step in original.steps].index(Phase.EXEC)]
+    for resource in original.context.resources:
+        if isinstance(resource, Moved):  # into the group from where only systemd moves anybody
+            yield guided_step(resource.guide, context), launch
+    groups = _groups(process)
+    if frozen(groups):
+        raise SetupError(
+            EBUSY,
+            "execute a further program",
+            part="Process.exec",
+            cause="the sandbox is frozen",
+            remedy="thaw() it first",
         )
-        rows = sorted(self._rows(process, original), key=lambda row: row[0].phase.section)
-        self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
-        self.owners: tuple[Part, ...] = tuple(owner for _, owner in rows)
-        self.clone_flags = NOTHING
-        self.cgroup: Register | None = None
-        group = original.context.shared.get(SHARED)
-        if isinstance(group, RunGroup):
-            self.context.shared[SHARED] = SharedGroup(process, group)
-
-    def _rows(self, process: First, original: Plan) -> Iterator[tuple[Step, Part]]:
-        launch = original.owners[[step.phase for step in original.steps].index(Phase.EXEC)]
-        if original.context.guide is not None:  # into the group from where only systemd moves anybody
-            self.context.guide = original.context.guide
-            yield guided_step(), launch
-        groups = _groups(process)
-        if frozen(groups):
-            raise SetupError(
-                EBUSY,
-                "execute a further program",
-                part="Process.exec",
-                cause="the sandbox is frozen",
-                remedy="thaw() it first",
-            )
-        for directory in groups:  # first, while the host's files can still be seen
-            # A thread that moves itself is moved at once, a process not: see isolate.cgroups.part.
-            file = "tasks" if os.path.exists(os.path.join(directory, "tasks")) else "cgroup.procs"
-            path, fd = os.path.join(directory, file).encode(), Register(file)
-            opening = call("openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=fd)
-            ops = (opening, call("write", fd, b"0", 1, expect=1), call("close", fd))
-            yield Step(Phase.PROPAGATION, f"be in the group {directory}", ops, path=path), launch
-        if self.context.privileged:  # who is not does not own the device either
-            yield from_outside(), launch
-        flags = [part.flag for part in self.parts if isinstance(part, Namespace)]
-        pidfd = self.context.descriptor(process.pidfd)
-        # Without privileges it is the user namespace that gives the right to join the one for pids.
-        outside = {CLONE_NEWPID} if self.context.privileged else {CLONE_NEWPID, CLONE_NEWUSER}
-        first, others = NOTHING, NOTHING
-        for flag in sorted(set(flags)):
-            first, others = (first | flag, others) if flag in outside else (first, others | flag)
-        if first:
-            joining = call("setns", pidfd, first)
-            yield Step(Phase.JOIN, "children in the running program's pid namespace", (joining,), hints=_HINTS), launch
-        if others:
-            joining = call("setns", pidfd, others)
-            yield Step(Phase.PROPAGATION, "join its other namespaces", (joining,), hints=_HINTS), launch
-        kept = (Phase.SYNC, Phase.IDENTITY, Phase.HARDEN)
-        bound = False
-        for step, owner in zip(original.steps, original.owners, strict=True):
-            if step.phase is Phase.DESCRIPTORS and not bound:
-                # With our init, which is not PID 1 in there. Before the filter, which may refuse it.
-                yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
-                bound = True
-            if step.phase in kept or step.phase.section in (Section.PAYLOAD, Section.AFTER):
-                yield step, owner
+    for directory in groups:  # first, while the host's files can still be seen
+        # A thread that moves itself is moved at once, a process not: see isolate.cgroups.part.
+        file = "tasks" if os.path.exists(os.path.join(directory, "tasks")) else "cgroup.procs"
+        path, fd = os.path.join(directory, file).encode(), Register(file)
+        opening = call("openat", AT_FDCWD, path, O_WRONLY | O_CLOEXEC, 0, out=fd)
+        ops = (opening, call("write", fd, b"0", 1, expect=1), call("close", fd))
+        yield Step(Phase.PROPAGATION, f"be in the group {directory}", ops, path=path), launch
+    if context.privileged:  # who is not does not own the device either
+        yield from_outside(), launch
+    flags = [part.flag for part in original.parts if isinstance(part, Namespace)]
+    pidfd = context.descriptor(process.pidfd)
+    # Without privileges it is the user namespace that gives the right to join the one for pids.
+    outside = {CLONE_NEWPID} if context.privileged else {CLONE_NEWPID, CLONE_NEWUSER}
+    first, others = NOTHING, NOTHING
+    for flag in sorted(set(flags)):
+        first, others = (first | flag, others) if flag in outside else (first, others | flag)
+    if first:
+        joining = call("setns", pidfd, first)
+        yield Step(Phase.JOIN, "children in the running program's pid namespace", (joining,), hints=_HINTS), launch
+    if others:
+        joining = call("setns", pidfd, others)
+        yield Step(Phase.PROPAGATION, "join its other namespaces", (joining,), hints=_HINTS), launch
+    kept = (Phase.SYNC, Phase.IDENTITY, Phase.HARDEN)
+    bound = False
+    for step, owner in original.rows:
+        if step.phase is Phase.DESCRIPTORS and not bound:
+            # With our init, which is not PID 1 in there. Before the filter, which may refuse it.
+            yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
+            bound = True
+        if step.phase in kept or step.phase.section in (Section.PAYLOAD, Section.AFTER):
+            yield step, owner
 
 
 class SharedGroup(RunGroup):
@@ -156,15 +151,15 @@ class SharedGroup(RunGroup):
         super().__init__()
         self._process = process
         self._first = first
-        self.lent: bool = first.lent
-        self.paths: dict[str, tuple[Hierarchy, str]] = first.paths
+        self.pool = first.pool
+        self.paths = first.paths
         self._before = self._count()
 
     def _count(self) -> Stats | None:
         """The counters now, or those of the sandbox's end."""
         session = self._process._session
         if session.end is None:
-            found = read_stats(self._first.directories(session.pid, session.lent))
+            found = read_stats(self._first.directories(session))
             if found != Stats():
                 return found
             # The group goes with the first program, whose end is told a moment later.
@@ -176,15 +171,14 @@ class SharedGroup(RunGroup):
             return None
         return self._first.outcome(session.end.report, session.tape.reports).stats
 
-    def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
+    def directories(self, session: Launched) -> dict[str, str]:
         """Those of the first program's launcher."""
-        session = self._process._session
-        return self._first.directories(session.pid, session.lent)
+        return self._first.directories(self._process._session)
 
-    def remove(self, launcher: int) -> None:
+    def remove(self, session: Launched) -> None:
         """It is not this launcher's."""
 
-    def usage(self, launcher: int, lent: Lent | None) -> float | None:
+    def usage(self, session: Launched) -> float | None:
         """Nobody counts what one of the programs in it uses."""
         return None
 
@@ -239,7 +233,7 @@ class FurtherBox:
 
     def compile(self) -> Tape:
         """The tape of this one start."""
-        plan = FurtherPlan(self._process, self._plan)
+        plan = further_plan(self._process, self._plan)
         return compile_plan(plan, init=True, pid_namespace=False, share=True)
 
     def launch(
@@ -249,12 +243,12 @@ class FurtherBox:
         return launch(tape, run, stdio, slots, nonblocking=nonblocking)
 
 
-def _lent(process: First) -> list[int]:
-    """The descriptors that were lent to the first program's start."""
-    lent = process._session.lent
-    if lent is None:
+def _lent(process: First) -> Sequence[int]:
+    """The descriptors that resources gave to the first program's start."""
+    held = process._session.held
+    if not held:
         raise SetupError(ESRCH, "execute a further program", part="Process.exec", cause="the program has ended")
-    return lent.fds
+    return [fd for each in held for fd in each.fds]
 
 
 def _groups(process: First) -> list[str]:

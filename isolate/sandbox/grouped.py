@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from isolate.cgroups.part import RunGroup
     from isolate.cgroups.stats import Stats
     from isolate.engine.session import Session
     from isolate.network.link import Counters
@@ -39,10 +38,10 @@ class Grouped:
     _session: Session
 
     def _group(self) -> dict[str, str]:
-        group: RunGroup | None = self._session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+        group = self._session.tape.plan.context.group
         if group is None:
             raise ValueError("the sandbox has no cgroup of its own: add Limits() to it")
-        return group.directories(self._session.pid, self._session.lent)
+        return group.directories(self._session)
 
     def stats(self) -> Stats:
         """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""

@@ -20,7 +20,7 @@ from isolate.sandbox.result import Result, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.cgroups.part import Outcome, RunGroup
+    from isolate.cgroups.part import Outcome
     from isolate.engine.session import Record, Session
     from isolate.engine.tape import Tape
     from isolate.mounts.changes import Changes
@@ -51,9 +51,9 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
 
 def remove_group(session: Session) -> None:
     """What a launcher that was killed could not remove. One that ended by itself has left nothing."""
-    group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    group = session.tape.plan.context.group
     if group is not None:
-        group.remove(session.pid)
+        group.remove(session)
 
 
 def _warn(tape: Tape, record: Record) -> None:
@@ -144,7 +144,7 @@ def check_countable(tape: Tape) -> None:
 
     :raises UnsupportedError: neither a cgroup counts it nor does /proc show the sandbox's processes.
     """
-    group: RunGroup | None = tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    group = tape.plan.context.group
     if (group is not None and group.counts) or proc.shows_sandboxes():
         return
     import errno
@@ -163,7 +163,7 @@ def check_countable(tape: Tape) -> None:
 
 def group_outcome(record: Record, tape: Tape) -> Outcome | None:
     """What the sandbox's cgroup counted, if it had one of its own."""
-    group: RunGroup | None = tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
+    group = tape.plan.context.group
     return None if group is None else group.outcome(record.report, tape.reports)
 
 
@@ -264,8 +264,8 @@ def next_sample(left: float) -> float:
 
 def usage(session: Session) -> tuple[float, int]:
     """CPU seconds and the largest resident set so far: by the sandbox's cgroup, which misses nothing, or by a walk."""
-    group: RunGroup | None = session.tape.plan.context.shared.get("cgroup")  # type: ignore[assignment]
-    counted = None if group is None else group.usage(session.pid, session.lent)
+    group = session.tape.plan.context.group
+    counted = None if group is None else group.usage(session)
     return tree_usage(session.pid) if counted is None else (counted, 0)
 
 

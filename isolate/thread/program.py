@@ -6,11 +6,25 @@ import errno
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from isolate import errors
 from isolate.engine.native import ffi, lib
-from isolate.engine.plan import Call, Context, Phase, Plan, Register, Section, Step, Target, call, complete
+from isolate.engine.plan import (
+    Call,
+    Context,
+    Phase,
+    Plan,
+    Register,
+    Row,
+    Section,
+    Step,
+    Target,
+    call,
+    complete,
+    in_order,
+    rows_of,
+)
 from isolate.engine.tape import HEADER, OP, compile_plan
 from isolate.errors import SetupError, ThreadedError
 from isolate.kernel.constants import CLONE_NEWTIME, CLONE_NEWUSER, NOTHING, PR_SET_KEEPCAPS
@@ -43,46 +57,9 @@ _REGISTERS = 8  # of the header's fields, magic and checksum included
 _NOT_BY_US = (Phase.SYNC, Phase.SESSION, Phase.DESCRIPTORS, Phase.EXEC, Phase.PROGRAM)
 
 
-class HereContext(Context):
-    """What a part may ask while its steps are for the calling thread: no launcher stands between."""
-
-    executes = False
-
-    @property
-    def privileged(self) -> bool:
-        """False with a user namespace: from inside nobody has rights over the parent's ids (user_namespaces(7))."""
-        return self.euid == 0 and not any(getattr(part, "kind", None) == "user" for part in self.parts)
-
-    def descriptor(self, fd: int) -> Any:
-        """The descriptor is this process's own."""
-        super().descriptor(fd)
-        return _Own(fd)
-
-
-class _Own(int):
-    """A descriptor of this process, where a launcher would have a slot."""
-
-    @property
-    def number(self) -> int:
-        """Itself."""
-        return int(self)
-
-
-Row: TypeAlias = "tuple[Step, Part]"
-
-
-class HerePlan(Plan):
-    """Steps by what runs them: apply, undo, close."""
-
-    def __init__(self, apply: Iterable[Row], undo: Iterable[Row], close: Iterable[Row]) -> None:
-        sections = ((_APPLY, apply), (_UNDO, undo), (_CLOSE, close))
-        rows = [(_moved(step, phase), part) for phase, some in sections for step, part in some]
-        self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
-        self.parts: tuple[Part, ...] = tuple(part for _, part in rows)
-        self.owners: tuple[Part, ...] = self.parts
-        self.context: Context = Context((), euid=0, egid=0)
-        self.clone_flags = NOTHING
-        self.cgroup: Register | None = None
+def here(parts: Iterable[Part] = ()) -> Context:
+    """What a part may ask while its steps are for the calling thread."""
+    return Context(tuple(parts), euid=os.geteuid(), egid=os.getegid(), executes=False)
 
 
 def _moved(step: Step, phase: Phase) -> Step:
@@ -91,13 +68,8 @@ def _moved(step: Step, phase: Phase) -> Step:
 
 def gather(parts: Iterable[Any]) -> list[Row]:
     """The steps of parts for the calling thread, in the kernel's order; new namespaces by one unshare."""
-    all_parts = complete(parts)
-    context = HereContext(all_parts, euid=os.geteuid(), egid=os.getegid())
-    found: list[tuple[int, int, Step, Part]] = []
-    for index, part in enumerate(sorted(all_parts, key=lambda p: (type(p).__name__, repr(p)))):
-        found += [(s.phase, index, s, part) for s in part.steps(context) if s.phase not in _NOT_BY_US]
-    found.sort(key=lambda row: row[:2])
-    rows = [(step, part) for *_, step, part in found]
+    context = here(complete(parts))
+    rows = [row for row in in_order(rows_of(context)) if row[0].phase not in _NOT_BY_US]
     new = [(step, part) for step, part in rows if step.phase is Phase.CLONE]
     if not new:
         return rows
@@ -127,11 +99,13 @@ class Program:
         # A register tells, in memory that no interruption can lose, that the section has run to its end.
         undone, closed = Register("undone"), Register("closed")
         first = tuple(call("close", -1, out=r, errors=(errno.EBADF,)) for r in (undone, closed))
-        plan = HerePlan(
-            ((Step(_APPLY, "begin", first), owner), *apply),
-            [(s, owner) for s in (*undo, Step(_UNDO, "end", (call("getpid", out=undone),)))],
-            [(s, owner) for s in (*close, Step(_CLOSE, "end", (call("getpid", out=closed),)))],
+        sections: tuple[tuple[Phase, list[Row]], ...] = (
+            (_APPLY, [(Step(_APPLY, "begin", first), owner), *apply]),
+            (_UNDO, [(s, owner) for s in (*undo, Step(_UNDO, "end", (call("getpid", out=undone),)))]),
+            (_CLOSE, [(s, owner) for s in (*close, Step(_CLOSE, "end", (call("getpid", out=closed),)))]),
         )
+        rows = [(_moved(step, phase), part) for phase, some in sections for step, part in some]
+        plan = Plan.of(tuple(part for _, part in rows), here(), rows)
         self.tape: Tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
         self.registers: int = HEADER.unpack_from(self.tape.data)[_REGISTERS]
         self.skipped: int = len(plan.steps)

@@ -39,8 +39,7 @@ class Guided:
     move: Callable[[int], None]
 
     def steps(self, context: Context) -> Iterator[Step]:
-        context.guide = self
-        yield guided_step()
+        yield guided_step(self, context)
 
 
 def test_a_launcher_waits_until_it_has_been_moved() -> None:

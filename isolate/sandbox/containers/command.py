@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.cgroups import stats
-from isolate.cgroups.part import SHARED, Outcome, RunGroup, counter_steps, joined_steps
+from isolate.cgroups.part import Outcome, RunGroup, counter_steps, joined_steps
 from isolate.cgroups.stats import Stats, verdict
-from isolate.engine.plan import Buffer, Context, Phase, Plan, Section, Step, call
-from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWUSER, NOTHING, PR_SET_PDEATHSIG
+from isolate.engine.plan import Buffer, Context, Phase, Plan, Row, Section, Step, call, in_order, section_of
+from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWUSER, PR_SET_PDEATHSIG
 from isolate.kernel.namespaces import by_flag
 from isolate.mounts.dev_null import from_outside, from_tree
 from isolate.sandbox.defaults import Launch
@@ -24,9 +24,9 @@ from isolate.sandbox.defaults import Launch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from isolate.engine.plan import Lent, Part, Register
+    from isolate.engine.plan import Launched, Part
 
-__all__ = ["CommandGroup", "CommandPlan"]
+__all__ = ["CommandGroup", "command_plan"]
 
 _HINTS = {
     errno.EPERM: "joining a container needs the rights that made it",
@@ -35,72 +35,69 @@ _HINTS = {
 _KEPT = (Phase.SYNC, Phase.IDENTITY, Phase.HARDEN)
 
 
-class CommandPlan(Plan):
-    """The plan of every command that is started in one container with the same parts."""
+def command_plan(
+    original: Plan,
+    doors: Mapping[int, int],
+    directories: Mapping[str, str],
+    spare: int,
+    own: Sequence[Part] = (),
+    null: int | None = None,
+) -> Plan:
+    """The plan of every command that is started in one container with the same parts.
 
-    def __init__(
-        self,
-        original: Plan,
-        doors: Mapping[int, int],
-        directories: Mapping[str, str],
-        spare: int,
-        own: Sequence[Part] = (),
-        null: int | None = None,
-    ) -> None:
-        """``original`` is the plan of the sandbox with the parts that hold for the command; ``own`` are those that make
-        something for the command alone (a group below the container's). ``spare`` stands for descriptors that only the
-        container's own start was given; ``null`` is what :func:`isolate.mounts.dev_null.tree_of_null` has made."""
-        self._null = null
-        self.parts: tuple[Part, ...] = original.parts
-        self.context: Context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
-        self.context.hand_over([fd if fd >= 0 else spare for fd in original.context.slots])
-        if directories and not own:
-            self.context.shared[SHARED] = CommandGroup(directories)
-        rows = sorted(self._rows(original, doors, directories, own), key=lambda row: row[0].phase.section)
-        self.steps: tuple[Step, ...] = tuple(step for step, _ in rows)
-        self.owners: tuple[Part, ...] = tuple(owner for _, owner in rows)
-        self.clone_flags = NOTHING
-        self.cgroup: Register | None = next(
-            (step.cgroup for step in reversed(self.steps) if step.cgroup is not None), None
-        )
+    ``original`` is the plan of the sandbox with the parts that hold for the command; ``own`` are those that make
+    something for the command alone (a group below the container's). ``spare`` stands for descriptors that only the
+    container's own start was given; ``null`` is what :func:`isolate.mounts.dev_null.tree_of_null` has made.
+    """
+    context = Context(original.parts, euid=os.geteuid(), egid=os.getegid())
+    context.hand_over([fd if fd >= 0 else spare for fd in original.context.slots])
+    if directories and not own:
+        context.group = CommandGroup(directories)
+    rows = _rows(context, original, doors, directories, own, null)
+    return Plan.of(original.parts, context, in_order(rows, section_of))
 
-    def _rows(
-        self, original: Plan, doors: Mapping[int, int], directories: Mapping[str, str], own: Sequence[Part]
-    ) -> Iterator[tuple[Step, Part]]:
-        launch = next(part for part in original.parts if isinstance(part, Launch))
-        for part in own:
-            for step in part.steps(self.context):
-                if step.phase is not Phase.COVER:  # as they were when the container began
-                    yield step, part
-        if not own:
-            for step in joined_steps(directories, self.context, covered=False):
+
+def _rows(
+    context: Context,
+    original: Plan,
+    doors: Mapping[int, int],
+    directories: Mapping[str, str],
+    own: Sequence[Part],
+    null: int | None,
+) -> Iterator[Row]:
+    launch = next(part for part in original.parts if isinstance(part, Launch))
+    for part in own:
+        for step in part.steps(context):
+            if step.phase is not Phase.COVER:  # as they were when the container began
+                yield step, part
+    if not own:
+        for step in joined_steps(directories, context, covered=False):
+            yield step, launch
+        group = context.group
+        if isinstance(group, CommandGroup):
+            for step in group.steps():
                 yield step, launch
-            group = self.context.shared.get(SHARED)
-            if isinstance(group, CommandGroup):
-                for step in group.steps():
-                    yield step, launch
-        if self.context.privileged:  # who is not does not own the device either
-            null = self._null
-            yield from_outside() if null is None else from_tree(self.context.descriptor(null)), launch
-        # Without privileges it is the user namespace that gives the right to join the others, with them it takes it.
-        first = (CLONE_NEWPID,) if self.context.privileged else (CLONE_NEWUSER, CLONE_NEWPID)
-        last = (CLONE_NEWUSER,) if self.context.privileged else ()
-        others = [flag for flag in doors if flag not in first and flag not in last]
-        for flags, phase, text in (
-            ((f for f in first if f in doors), Phase.JOIN, "children in the container's pid namespace"),
-            ((*others, *(f for f in last if f in doors)), Phase.PROPAGATION, "join its other namespaces"),
-        ):
-            ops = tuple(call("setns", self.context.descriptor(doors[flag]), by_flag(flag).flag) for flag in flags)
-            if ops:
-                yield Step(phase, text, ops, hints=_HINTS), launch
-        bound = False
-        for step, owner in zip(original.steps, original.owners, strict=True):
-            if step.phase is Phase.DESCRIPTORS and not bound:
-                # With our init, which is not PID 1 in there. Before the filter, which may refuse it.
-                yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
-                bound = True
-            if step.phase in _KEPT or step.phase.section in (Section.PAYLOAD, Section.AFTER):
-                yield step, owner
+    if context.privileged:  # who is not does not own the device either
+        yield from_outside() if null is None else from_tree(context.descriptor(null)), launch
+    # Without privileges it is the user namespace that gives the right to join the others, with them it takes it.
+    first = (CLONE_NEWPID,) if context.privileged else (CLONE_NEWUSER, CLONE_NEWPID)
+    last = (CLONE_NEWUSER,) if context.privileged else ()
+    others = [flag for flag in doors if flag not in first and flag not in last]
+    for flags, phase, text in (
+        ((f for f in first if f in doors), Phase.JOIN, "children in the container's pid namespace"),
+        ((*others, *(f for f in last if f in doors)), Phase.PROPAGATION, "join its other namespaces"),
+    ):
+        ops = tuple(call("setns", context.descriptor(doors[flag]), by_flag(flag).flag) for flag in flags)
+        if ops:
+            yield Step(phase, text, ops, hints=_HINTS), launch
+    bound = False
+    for step, owner in original.rows:
+        if step.phase is Phase.DESCRIPTORS and not bound:
+            # With our init, which is not PID 1 in there. Before the filter, which may refuse it.
+            yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
+            bound = True
+        if step.phase in _KEPT or step.phase.section in (Section.PAYLOAD, Section.AFTER):
+            yield step, owner
 
 
 class CommandGroup(RunGroup):
@@ -121,14 +118,14 @@ class CommandGroup(RunGroup):
             yield from counter_steps(key, directory, Phase.CGROUP, self._before)
             yield from counter_steps(key, directory, Phase.REPORT, self.buffers)
 
-    def directories(self, launcher: int, lent: Lent | None) -> dict[str, str]:
+    def directories(self, session: Launched) -> dict[str, str]:
         """The container's."""
         return dict(self._directories)
 
-    def remove(self, launcher: int) -> None:
+    def remove(self, session: Launched) -> None:
         """It is the container's."""
 
-    def usage(self, launcher: int, lent: Lent | None) -> float | None:
+    def usage(self, session: Launched) -> float | None:
         """Nobody counts what one of the commands in it uses."""
         return None
 

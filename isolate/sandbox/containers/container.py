@@ -14,7 +14,7 @@ from isolate.attributes.rlimits import Rlimits
 from isolate.attributes.scheduling import Scheduling
 from isolate.capabilities.part import Capabilities
 from isolate.cgroups import Cgroup, Limits
-from isolate.cgroups.part import O_DIRECTORY, SHARED, RunGroup
+from isolate.cgroups.part import O_DIRECTORY, RunGroup
 from isolate.diagnosis import start
 from isolate.engine.plan import Phase, Plan, Register, Step, call
 from isolate.engine.tape import compile_plan
@@ -26,7 +26,7 @@ from isolate.namespaces.part import NetNamespace, PidNamespace
 from isolate.sandbox import outcome
 from isolate.sandbox.awaiting import await_start
 from isolate.sandbox.containers.acting import actor_of
-from isolate.sandbox.containers.command import CommandPlan
+from isolate.sandbox.containers.command import command_plan
 from isolate.sandbox.containers.doors import ROOT, Doors, kinds_of, take_doors
 from isolate.sandbox.containers.files import Files
 from isolate.sandbox.containers.life import Life
@@ -78,17 +78,16 @@ class ContainerBox(Planned):
                 dataclasses.replace(part, oom_group=False) if type(part) is Limits and part.oom_group is None else part
                 for part in defaults(self.parts)
             ]
-            plan = self._plans[key] = Plan((*parts, self.doors), euid=key[0], egid=key[1])
-            _leaf(plan)
+            plan = self._plans[key] = _leaf(Plan((*parts, self.doors), euid=key[0], egid=key[1]))
         return plan
 
 
-def _leaf(plan: Plan) -> None:
+def _leaf(plan: Plan) -> Plan:
     """With v2 alone: init is born in a group below the container's, since one that has processes passes no controller
     on (cgroup-v2.rst, "No Internal Process Constraint"), and commands are to have groups of their own."""
-    group = plan.context.shared.get(SHARED)
+    group = plan.context.group
     if plan.cgroup is None or not isinstance(group, RunGroup) or list(group.paths) != ["v2"]:
-        return
+        return plan
     leaf = Register("leaf")
     ops = (
         call("mkdirat", plan.cgroup, b"init", 0o755),
@@ -99,9 +98,8 @@ def _leaf(plan: Plan) -> None:
     )
     end = sum(other.phase <= Phase.CLONE for other in plan.steps)
     owner = next(part for part in plan.parts if isinstance(part, Doors))
-    plan.steps = (*plan.steps[:end], step, *plan.steps[end:])
-    plan.owners = (*plan.owners[:end], owner, *plan.owners[end:])
-    plan.cgroup = leaf
+    rows = (*plan.rows[:end], (step, owner), *plan.rows[end:])
+    return Plan.of(plan.parts, plan.context, rows, cgroup=leaf)
 
 
 def check_parts(parts: Sequence[Part]) -> None:
@@ -124,8 +122,8 @@ def open_container(box: Planned, own: Planned) -> Container:
     session = start.alone(tape)
     try:
         await_start(session, (b"init",))
-        group = tape.plan.context.shared.get(SHARED)
-        directories = group.directories(session.pid, session.lent) if isinstance(group, RunGroup) else {}
+        group = tape.plan.context.group
+        directories = {} if group is None else group.directories(session)
         return Container(box, Life(session), take_doors(session), directories)
     except BaseException:
         session.close()
@@ -257,7 +255,7 @@ class Container(_Inside, WithFiles):
                     "with_parts: the group of a command is below the container's; Limits(parent=) names another"
                 )
             own.append(dataclasses.replace(limits, parent=self._group) if self._group is not None else limits)
-        plan = CommandPlan(box._plan(), self._doors, self._directories, self.pidfd, own, self._null)
+        plan = command_plan(box._plan(), self._doors, self._directories, self.pidfd, own, self._null)
         return compile_plan(plan, init=True, pid_namespace=False, share=True)
 
     def with_parts(self, *parts: Part) -> Command:

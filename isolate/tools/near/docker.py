@@ -166,7 +166,9 @@ def _root(near: Near) -> str:
 
 
 def _image(near: Near, entry: Any) -> str:
-    if type(entry).__name__ == "ImageRoot":
+    from isolate.images.root import ImageRoot  # loaded late: most sandboxes have no image
+
+    if isinstance(entry, ImageRoot):
         digest: str = entry.image.digest
         return f"IMAGE@{digest}"
     near.entry(entry, "a directory is no image: tar -C DIRECTORY -c . | docker import - IMAGE")
