@@ -145,7 +145,7 @@ def __getattr__(name: str) -> object:
     elif name in _MODULES:
         value = importlib.import_module(f"isolate.{name}")
     else:
-        if name.startswith("__"):  # asked by inspect, doctest and the like: no typing error
+        if name.startswith("_"):  # asked by inspect, doctest and by the import of the extension: no typing error
             raise AttributeError(f"module 'isolate' has no attribute {name!r}")
         from isolate.kernel.checks import nearest
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.plan import (
@@ -323,6 +322,8 @@ class TimeNamespace(Namespace, Reversible):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not -self._limit < value < self._limit:  # also false for not-a-number
                 raise ValueError(f"{name} must be seconds between -2**31 and 2**31, not {value!r}")
+            from fractions import Fraction  # loaded late: few sandboxes shift clocks
+
             # Exact arithmetic: a float times a billion would round a second time.
             seconds, nanoseconds = divmod(round(Fraction(value) * 1_000_000_000), 1_000_000_000)
         if not -self._limit < seconds < self._limit:
