@@ -11,7 +11,7 @@ import pytest
 
 import isolate
 from isolate.engine.plan import Plan
-from isolate.kernel import namespaces
+from isolate.kernel import checks, namespaces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,3 +138,43 @@ def test_one_sorter_and_no_second_kind_of_plan() -> None:
     # Of a divided plan: which of two processes is first is asked, and nothing put in order.
     assert [place for place in sorting if not place.startswith("engine/dividing")] == []
     assert "sorted" in ast.unparse(TREES["engine/plan.py"])
+
+
+# ---- one reader of values --------------------------------------------------------------------------------------------
+
+
+def test_one_guard_against_bool() -> None:
+    """``is_int`` and ``is_number``: nobody else asks both for a bool and for a number."""
+
+    def kinds(node: ast.AST) -> set[str]:
+        asked = [each for each in ast.walk(node) if called(each) == "isinstance" and isinstance(each, ast.Call)]
+        return {name.id for each in asked for name in ast.walk(each.args[1]) if isinstance(name, ast.Name)}
+
+    assert kinds(ast.parse("isinstance(x, bool) or not isinstance(x, int)", mode="eval").body) == {"bool", "int"}
+    found = {name for name, node in nodes(ast.BoolOp) if {"bool", "int"} <= kinds(node)}
+    assert found <= {"kernel/checks.py"}, found
+
+
+def test_one_grammar_of_sizes() -> None:
+    """Whatever takes a size takes the same words, and nobody else has a table of their units."""
+    units = [
+        name for name, node in nodes(ast.Dict) if {"K", "M", "G"} <= {getattr(key, "value", None) for key in node.keys}
+    ]  # type: ignore[attr-defined]
+    assert set(units) <= {"kernel/checks.py", "network/words.py"}, units  # of rates: powers of 1000
+    for word, size in {"64MiB": 64 << 20, "1.5G": 3 << 29, "8.3M": 8703180, "1048576": 1 << 20}.items():
+        assert checks.size("size", word) == size
+        isolate.Tmpfs("/tmp", size=word)
+        isolate.Limits(memory=word)
+        isolate.Rlimits(fsize=word)
+        isolate.Root(size=word)
+    for none in ("max", "unlimited"):
+        isolate.Limits(memory=none)
+        isolate.Rlimits(fsize=none)
+    for word in ("64 elephants", "1.5.5G", "-1M", ""):
+        for make in (
+            lambda word=word: isolate.Tmpfs("/tmp", size=word),
+            lambda word=word: isolate.Limits(memory=word),
+            lambda word=word: isolate.Rlimits(fsize=word),
+        ):
+            with pytest.raises(ValueError, match="a size such as '256M'"):
+                make()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.engine.plan import Buffer, Fail, Jump, Label, Load, Op, Phase, Register, Step, Store, Test, call
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import LINUX_CAPABILITY_VERSION_3
 from isolate.thread.entering import Reversible
 
@@ -26,7 +26,7 @@ _CAP_SETGID = 6
 
 
 def _check_id(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_int(value):
         hint = " (names are not looked up: inside they may mean another id)" if isinstance(value, (str, bytes)) else ""
         raise TypeError(f"Credentials: {what} must be an int, not {value!r}{hint}")
     if not 0 <= value <= _MAX_ID:
@@ -84,7 +84,7 @@ class Credentials(Reversible):
                 _check_id("a group", group)
             if len(self.groups) > _NGROUPS_MAX:
                 raise ValueError(f"Credentials: at most {_NGROUPS_MAX} groups, not {len(self.groups)}")
-        if isinstance(self.umask, bool) or not isinstance(self.umask, int):
+        if not is_int(self.umask):
             raise TypeError(f"Credentials: umask must be an int such as 0o022, not {self.umask!r}")
         if not 0 <= self.umask <= 0o777:
             raise ValueError(f"Credentials: umask must be in 0 … 0o777, not {self.umask:#o}")

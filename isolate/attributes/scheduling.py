@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from isolate.attributes import ordinary
 from isolate.engine.plan import CHILD, Buffer, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDWR, Constant
 from isolate.thread.entering import Reversible
 
@@ -30,7 +30,7 @@ INHERIT = "inherit"  #: the caller's, as it is
 
 
 def _int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_int(value):
         raise TypeError(f"Scheduling: {name} must be an int, not {value!r}")
     if not low <= value <= high:
         raise ValueError(f"Scheduling: {name} must be in {low} … {high}, not {value}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, TypeAlias
 
-from isolate.kernel.checks import nearest
+from isolate.kernel.checks import is_int, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,7 +68,7 @@ class Cap(enum.IntEnum):
     def _missing_(cls, value: object) -> Cap | None:
         if isinstance(value, str):
             return cls.parse(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MAX:
+        if not is_int(value) or not 0 <= value < _MAX:
             return None
         # A later kernel's: a member without a line in the table, one object per number.
         member = int.__new__(cls, value)

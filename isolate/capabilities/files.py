@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.capabilities.caps import Cap, mask, unmask
+from isolate.kernel.checks import is_int
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +63,7 @@ class FileCapabilities:
             sets.append(frozenset(Cap.parse(cap) for cap in given))
         if not isinstance(effective, bool):
             raise TypeError(f"FileCapabilities: effective is one flag for all, True or False, not {effective!r}")
-        if root_id is not None and (isinstance(root_id, bool) or not isinstance(root_id, int)):
+        if root_id is not None and (not is_int(root_id)):
             raise TypeError(f"FileCapabilities: root_id must be an int, not {root_id!r}")
         if root_id is not None and not 0 <= root_id < 2**32 - 1:
             raise ValueError(f"FileCapabilities: root_id must be a uid, not {root_id}")

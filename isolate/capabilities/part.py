@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from isolate.attributes.privileges import NoNewPrivs
 from isolate.capabilities.caps import Cap, SecureBits, bits_words, mask, unmask
 from isolate.errors import IrreversibleError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.proc import status
 from isolate.thread.entering import Reversible
 
@@ -98,7 +98,7 @@ class Capabilities(Reversible):
         i = a if inheritable is None else _set(inheritable, "inheritable")
         b = p | i if bounding is None else _set(bounding, "bounding")
         if securebits is not None:
-            if isinstance(securebits, bool) or not isinstance(securebits, int):
+            if not is_int(securebits):
                 raise TypeError(f"Capabilities: securebits must be SecureBits, not {securebits!r}")
             if securebits & ~0xFF:
                 raise ValueError(f"Capabilities: securebits beyond the kernel's eight: {int(securebits):#x}")

@@ -22,7 +22,7 @@ from isolate.cgroups.scope import FUTURE, guide_to, mine
 from isolate.cgroups.settings import Setting, home_of, settings
 from isolate.engine import native
 from isolate.errors import ConflictError, SetupError, UnsupportedError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -278,7 +278,7 @@ class Cgroup:
 
         :raises SetupError: ESRCH: no such process; EACCES: v2 asks for write permission in the common ancestor, too.
         """
-        if isinstance(pid, bool) or not isinstance(pid, int) or pid < 0:
+        if not is_int(pid) or pid < 0:
             raise ValueError(f"not a pid: {pid!r}")
         for key, directory in self._made().items():
             try:

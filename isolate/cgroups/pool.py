@@ -21,7 +21,7 @@ from isolate.cgroups.settings import home_of, settings
 from isolate.engine import native
 from isolate.engine.plan import Phase, Register, Step, call
 from isolate.errors import ConflictError, SetupError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +117,7 @@ class CgroupPool:
     def __init__(self, limits: Limits | None = None, *, size: int = 8) -> None:
         if limits is not None and not isinstance(limits, Limits):
             raise TypeError(f"limits: Limits is wanted, not {limits!r}")
-        if isinstance(size, bool) or not isinstance(size, int):
+        if not is_int(size):
             raise TypeError(f"size: an int is wanted, not {size!r}")
         if not 1 <= size <= 1000:
             raise ValueError(f"size: {size} is not within 1 … 1000")

@@ -37,6 +37,8 @@ class Part(Protocol):
         Entries at the end of the :class:`~isolate.Root`, if the sandbox has one.
     ``variables()``
         Variables of the environment for programs that are started without an environment of their own.
+    ``makes_root``
+        True: the sandbox has a root of its own by this part.
     ``needs_network``
         True: its steps before the phase NETWORK are to find the new network namespace; it is then made by clone, which
         takes longer. So may an entry of :class:`~isolate.Root` say.

@@ -1,6 +1,6 @@
 """A plan divided in two: what makes a tree once, and what each start from it does.
 
-Which steps belong to which is a property of the steps (:class:`~isolate.engine.plan.Split`). What follows from the
+Which steps belong to which is a property of the steps (:class:`~isolate.engine.steps.Split`). What follows from the
 others is looked for here: a step that would find the host's files gone, or what an earlier step of the other half
 opened. Such a sandbox is set up anew each time, and :func:`divide` says why.
 """

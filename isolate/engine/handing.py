@@ -103,7 +103,7 @@ class Handing:
 
 
 class Handed:
-    """One start's socket pair; a :class:`~isolate.engine.plan.Held`."""
+    """One start's socket pair; a :class:`~isolate.engine.resources.Held`."""
 
     def __init__(self, handing: Handing) -> None:
         self.handing = handing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isolate.kernel import checks
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 
 __all__ = ["Bounds"]
 
@@ -41,7 +41,7 @@ class Bounds:
             value = getattr(self, name)
             if value is None and name == "ratio":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int):
+            if not is_int(value):
                 raise TypeError(f"Bounds: {name} must be an int, not {value!r}")
             if value < 1:
                 raise ValueError(f"Bounds: {name} must be from 1 on, not {value}")

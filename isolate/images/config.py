@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
-from isolate.kernel.checks import keywords, nearest
+from isolate.kernel.checks import is_int, is_number, keywords, nearest
 
 __all__ = ["Config", "Health"]
 
@@ -34,13 +34,9 @@ class Health:
         object.__setattr__(self, "test", _words(self.test, "Health: test"))
         for name in ("interval", "timeout", "start_period", "start_interval"):
             value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e9
-            ):
+            if value is not None and (not is_number(value) or not 0 <= value < 1e9):
                 raise ValueError(f"Health: {name} must be seconds, not {value!r}")
-        if self.retries is not None and (
-            isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0
-        ):
+        if self.retries is not None and (not is_int(self.retries) or self.retries < 0):
             raise ValueError(f"Health: retries must be a number of times, not {self.retries!r}")
 
     def document(self) -> dict[str, Any]:
@@ -114,7 +110,7 @@ class Config:
         if unknown:
             name = next(iter(unknown))
             raise TypeError(f"Config has no {name!r}{nearest(name, [field.name for field in fields(Config)])}")
-        if isinstance(user, int) and not isinstance(user, bool):
+        if is_int(user):
             user = str(user)
         if health is not None and not isinstance(health, Health):
             raise TypeError(f"Config: health must be a Health, not {health!r}")

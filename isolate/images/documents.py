@@ -10,6 +10,7 @@ from typing import Any
 from isolate.images.digests import is_digest
 from isolate.images.errors import ImageError
 from isolate.images.platform import Platform
+from isolate.kernel.checks import is_int
 
 __all__ = [
     "DOCKER_CONFIG",
@@ -164,7 +165,7 @@ def _descriptor(document: Any, what: str) -> Descriptor:
         raise ImageError(what, f"has no media type but {kind!r}")
     if not is_digest(digest):
         raise ImageError(what, f"has no digest that can be verified but {digest!r}")
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _LARGEST_BLOB:
+    if not is_int(size) or not 0 <= size <= _LARGEST_BLOB:
         raise ImageError(what, f"has no size but {size!r}")
     artifact = document.get("artifactType")
     if artifact is not None and not isinstance(artifact, str):

@@ -6,6 +6,8 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from isolate.kernel.checks import is_int
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -57,7 +59,7 @@ class Fact(NamedTuple):
         for name in ("uid", "gid", "mode", "mtime"):
             value = table.get(name)
             if value is not None:
-                if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                if not is_int(value) or value < 0:
                     raise ValueError(f"not a number: {name}={value!r}")
                 numbers[name] = value
         device = table.get("device")

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 TYPE_CHECKING = False  # as in typing: every start imports this module
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import TypeGuard
 
 __all__ = [
     "absolute",
@@ -21,6 +22,8 @@ __all__ = [
     "flag",
     "inside",
     "integer",
+    "is_int",
+    "is_number",
     "keywords",
     "limit",
     "nearest",
@@ -53,9 +56,19 @@ def nearest(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {folded[near[0]]!r}?" if near else ""
 
 
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether a value is an int. ``bool`` is none: ``pids=True`` is a mistake, and not a limit of one."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is an int or a float; ``bool`` is neither."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def of_type(name: str, value: object, kind: type[T], wanted: str) -> T:
     """The value, which must be of that type; ``wanted`` says it in words: ``"a str"``."""
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool and kind is not object):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
         hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) and issubclass(value, kind) else ""
         raise TypeError(f"{name}: {wanted} is wanted, not {value!r}{hint}")
     return value
@@ -76,7 +89,7 @@ def integer(name: str, value: object, low: int, high: int = LARGEST) -> int:
 
 def number(name: str, value: object, low: float, high: float) -> float:
     """An int or a float within a range, both ends included; never NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"{name}: a number is wanted, not {value!r}")
     if not low <= value <= high:  # false for NaN, too
         raise ValueError(f"{name}: a number from {low:g} to {high:g} is wanted, not {value!r}")
@@ -94,7 +107,7 @@ def size(name: str, value: object, low: int = 0, high: int = LARGEST) -> int:
     """
     if isinstance(value, str):
         found = _bytes(name, value)
-    elif isinstance(value, bool) or not isinstance(value, int):
+    elif not is_int(value):
         raise TypeError(f"{name}: an int of bytes, or a str such as '256M', is wanted, not {value!r}")
     else:
         found = value

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from isolate.attributes.privileges import NoNewPrivs
 from isolate.errors import ConflictError, UnsupportedError
-from isolate.kernel.checks import keywords, nearest
+from isolate.kernel.checks import is_int, keywords, nearest
 from isolate.landlock.rights import READ, WRITE, FsAccess, LandlockScope, PathRule, access_of, rights_in_words, shown
 from isolate.thread.entering import Irreversible
 
@@ -47,7 +47,7 @@ def _ports(name: str, ports: object) -> tuple[int, ...]:
         raise TypeError(f"Landlock: {name} must be a sequence of ports, not {ports!r}")
     found = tuple(sorted(set(ports)))  # type: ignore[call-overload]
     for port in found:
-        if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        if not is_int(port) or not 0 <= port <= 65535:
             raise ValueError(f"Landlock: {name} must hold ports in 0 … 65535, not {port!r}")
     return found
 

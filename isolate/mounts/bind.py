@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from isolate.engine.beneath import check_beneath, led_astray, open_beneath, place_of, writable_sources
 from isolate.engine.finding import Finding
 from isolate.engine.plan import Buffer, Label, Load, Op, Phase, Register, Split, Step, Store, Test, call
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import (
     AT_FDCWD,
     MOUNT_ATTR__ATIME,
@@ -282,7 +282,7 @@ class Bind(Shown, ReversibleMount):
 
 
 def _is_descriptor(idmap: object) -> bool:
-    return isinstance(idmap, int) and not isinstance(idmap, bool)
+    return is_int(idmap)
 
 
 def check_idmap(value: object, what: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from errno import EBUSY, EINVAL, EPERM
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.beneath import O_DIRECTORY
 from isolate.engine.plan import KEPT, Buffer, Label, Load, Op, Part, Phase, Register, Split, Step, Test, call
@@ -86,6 +86,9 @@ class Root(Irreversible):
     >>> Sandbox(UserNamespace(), Root(Bind("/", "/"))).run(["touch", "/new"]).ok
     False
     """
+
+    #: The program sees this root, and not the caller's.
+    makes_root: ClassVar[bool] = True
 
     entries: tuple[Entry, ...]
     size: int | str

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from isolate.engine.finding import Finding
 from isolate.engine.plan import EACH, Phase, Register, Step
 from isolate.kernel import checks
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
 from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts.building import new_file_system
@@ -35,7 +35,7 @@ NEW_HINTS = {
 
 def check_mode(mode: object, what: str = "mode") -> int:
     """Permission bits."""
-    if isinstance(mode, bool) or not isinstance(mode, int):
+    if not is_int(mode):
         raise TypeError(f"{what} must be an int such as 0o755, not {mode!r}")
     if not 0 <= mode <= 0o7777:
         raise ValueError(f"{what} must be from 0 to 0o7777, not {mode:#o}")
@@ -44,7 +44,7 @@ def check_mode(mode: object, what: str = "mode") -> int:
 
 def check_inodes(inodes: object) -> int:
     """A number of files and directories."""
-    if isinstance(inodes, bool) or not isinstance(inodes, int):
+    if not is_int(inodes):
         raise TypeError(f"inodes must be an int, not {inodes!r}")
     if not 2 <= inodes <= 2**31:
         raise ValueError(f"inodes must be from 2 to 2**31, not {inodes}")

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.proc import lines
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ MAX_RANGES = 340  # user_namespaces(7), since Linux 4.15
 
 def check_id(value: object, what: str) -> int:
     """An id as an int; names are refused: looking them up in whose /etc/passwd would be a guess."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_int(value):
         raise TypeError(f"{what} must be an int, not {value!r} (names are not looked up: inside they may mean others)")
     if not 0 <= value <= MAX_ID:
         raise ValueError(f"{what} must be from 0 to {MAX_ID}, not {value}")
@@ -52,7 +52,7 @@ class IdRange:
     def __post_init__(self) -> None:
         check_id(self.inside, "inside")
         check_id(self.outside, "outside")
-        if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
+        if not is_int(self.count) or self.count < 1:
             raise ValueError(f"count must be an int from 1 on, not {self.count!r}")
         for first in (self.inside, self.outside):
             if first + self.count - 1 > MAX_ID:

@@ -21,7 +21,7 @@ from isolate.engine.plan import (
     call,
 )
 from isolate.errors import ConflictError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, is_number, keywords
 from isolate.kernel.constants import (
     AT_FDCWD,
     Constant,
@@ -313,13 +313,13 @@ class TimeNamespace(Namespace, Reversible):
         """Whole seconds and nanoseconds."""
         value = getattr(self, name)
         if isinstance(value, tuple):
-            if len(value) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) for n in value):
+            if len(value) != 2 or not all(is_int(n) for n in value):
                 raise ValueError(f"{name} as a pair is (seconds, nanoseconds), two ints, not {value!r}")
             seconds, nanoseconds = value
             if not 0 <= nanoseconds < 1_000_000_000:
                 raise ValueError(f"{name}: nanoseconds must be from 0 to 999999999, not {nanoseconds}")
         else:
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            number = is_number(value)
             if not number or not -self._limit < value < self._limit:  # also false for not-a-number
                 raise ValueError(f"{name} must be seconds between -2**31 and 2**31, not {value!r}")
             from fractions import Fraction  # loaded late: few sandboxes shift clocks

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.finding import Finding
 from isolate.engine.plan import Label, Op, Phase, Register, Step, call
-from isolate.kernel.checks import nearest
+from isolate.kernel.checks import is_int, nearest
 from isolate.kernel.constants import AT_FDCWD, CLONE_NEWUSER, O_CLOEXEC, O_PATH, O_WRONLY
 from isolate.kernel.namespaces import KINDS
 
@@ -41,7 +41,7 @@ def checked(given: object) -> tuple[tuple[str, int], ...] | None:
             hint = nearest(str(name).removeprefix("max_"), known)
             hint = "; nested=True allows user namespaces inside" if name == "user_namespaces" else hint
             raise ValueError(f"UserNamespace: quotas are of {', '.join(known)}, not of {name!r}{hint}")
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_int(value):
             raise TypeError(f"UserNamespace: the quota of {name} must be an int, not {value!r}")
         if not 0 <= value <= _MOST:
             raise ValueError(f"UserNamespace: the quota of {name} must be in 0 … {_MOST}, not {value}")

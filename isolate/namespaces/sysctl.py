@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import AT_FDCWD
 from isolate.namespaces.part import IpcNamespace, NetNamespace, UserNamespace, UtsNamespace
 from isolate.namespaces.quotas import write_file
@@ -70,7 +70,7 @@ class Sysctl:
             raise TypeError(f"Sysctl: a mapping of names to values is wanted, not {settings!r}")
         found = []
         for name, value in settings.items():
-            if isinstance(value, bool) or not isinstance(value, (str, int)) or "\0" in str(value) or not str(value):
+            if not (is_int(value) or isinstance(value, str)) or "\0" in str(value) or not str(value):
                 raise TypeError(f"Sysctl: {name}: a str or an int is wanted, not {value!r}")
             _home(name)
             found.append((name, str(value)))

@@ -12,7 +12,7 @@ from isolate.engine.handing import Handing, bind_and_listen
 from isolate.engine.ops import Buffer, Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import Constant
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
@@ -368,7 +368,7 @@ def _function(value: object, what: str) -> None:
 
 
 def _port(value: object, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_int(value):
         raise TypeError(f"{what}: an int is wanted, not {value!r}")
     if not 0 < value < 65536:
         raise ValueError(f"{what}: an int from 1 to 65535 is wanted, not {value}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.namespaces import NetNamespace
 from isolate.network import link, ruleset, subnets
 from isolate.network.hostlink import HostLink, Published, reserve
@@ -83,7 +83,7 @@ class Network(Watching, Joinable):
     ) -> None:
         if uplink not in (None, "host", "user"):
             raise ValueError(f"Network: uplink must be None, 'host' or 'user', not {uplink!r}")
-        if isinstance(mtu, bool) or not isinstance(mtu, int) or not 576 <= mtu <= 65535:
+        if not is_int(mtu) or not 576 <= mtu <= 65535:
             raise ValueError(f"Network: mtu must be from 576 to 65535 bytes, not {mtu!r}")
         if name is not None:
             host_name(name, "Network: name")

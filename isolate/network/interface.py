@@ -12,7 +12,7 @@ from isolate.engine.ops import Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
 from isolate.kernel import checks
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import Constant
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
@@ -230,7 +230,7 @@ def _mac(value: str | None) -> str | None:
 def _mtu(value: int | None, network: Joinable) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 576 <= value <= network.mtu:
+    if not is_int(value) or not 576 <= value <= network.mtu:
         raise ValueError(f"Interface: mtu must be from 576 to the network's {network.mtu} bytes, not {value!r}")
     return value
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
+from isolate.kernel.checks import is_int
 from isolate.network.netlink import ROUTE, Socket
 from isolate.network.sockets import make
 
@@ -143,7 +144,7 @@ def _descriptor(target: NetNamespace | Running | int) -> tuple[int, OwnedDescrip
         return fd, None
     pid = target if isinstance(target, int) else getattr(target, "pid", None)
     path = getattr(target, "path", None)
-    if path is None and (not isinstance(pid, int) or isinstance(target, bool)):
+    if path is None and not is_int(pid):
         raise TypeError(f"connect takes a Process, a pid or a NetNamespace that is joined, not {target!r}")
     path = path if path is not None else f"/proc/{pid}/ns/net"
     try:

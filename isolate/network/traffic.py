@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from isolate.kernel.checks import is_number
 from isolate.network.link import ifb
 from isolate.network.netlink import CREATE, REPLACE, Message, attribute, nested, text
 
@@ -35,11 +36,11 @@ class Impairment:
     def __post_init__(self) -> None:
         for name in ("delay", "jitter"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 3600:
+            if not is_number(value) or not 0 <= value <= 3600:
                 raise ValueError(f"impair: {name} must be from 0 to 3600 seconds, not {value!r}")
         for name in ("loss", "duplicate", "reorder", "corrupt"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise ValueError(f"impair: {name} must be a share from 0 to 1, not {value!r}")
         if (self.jitter or self.reorder) and not self.delay:
             raise ValueError("impair: jitter and reorder are of a delay, and there is none")

@@ -10,7 +10,7 @@ from isolate.engine.handing import Handing
 from isolate.engine.ops import Register, call
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import Constant
 from isolate.mounts import File, Root
 from isolate.namespaces import MountNamespace, NetNamespace
@@ -55,7 +55,7 @@ class Userspace:
             raise ValueError(f"Userspace: helper must be 'pasta' or 'slirp4netns', not {helper!r}")
         if any(each.version == 6 for each in publications(publish)):
             raise ValueError("Userspace: publish takes IPv4 addresses of the host; a Network with uplink='user' both")
-        if isinstance(mtu, bool) or not isinstance(mtu, int) or not 576 <= mtu <= 65521:
+        if not is_int(mtu) or not 576 <= mtu <= 65521:
             raise ValueError(f"Userspace: mtu must be from 576 to 65521 bytes, not {mtu!r}")
         for name, value in (("publish", publications(publish)), ("helper", helper), ("mtu", mtu)):
             object.__setattr__(self, name, value)

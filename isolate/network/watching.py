@@ -6,6 +6,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from isolate.kernel import checks
+from isolate.kernel.checks import is_int
 from isolate.network.capture import Capture
 from isolate.network.impair import Impaired
 from isolate.network.sockets import make
@@ -70,7 +71,7 @@ class Watching:
         :raises OSError: the file cannot be written.
         """
         largest = checks.size("capture: limit", limit, 4096)
-        if isinstance(snap, bool) or not isinstance(snap, int) or not 64 <= snap <= 1 << 18:
+        if not is_int(snap) or not 64 <= snap <= 1 << 18:
             raise ValueError(f"capture: snap must be from 64 to 262144 bytes, not {snap!r}")
         plug = self._plug(name)
         (sock,) = make(self._switch.namespace, socket.AF_PACKET, socket.SOCK_RAW)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isolate.errors import ConflictError
 from isolate.kernel import checks
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -78,7 +78,7 @@ def rate(value: int | str | None, what: str = "rate") -> int | None:
 
 def ports(value: int | str, what: str) -> tuple[int, int]:
     """The first and the last port of ``80`` or ``"8000-8010"``."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if not (is_int(value) or isinstance(value, str)):
         raise TypeError(f"{what} must be a port or a range of ports, not {value!r}")
     found = _PORTS.match(str(value))
     if found is None:
@@ -157,7 +157,7 @@ def publications(value: PublishLike) -> tuple[Publish, ...]:
                 address = address[1:-1]
             elif ":" in address:
                 raise ValueError(f"publish: an IPv6 address stands in brackets, as in '[::1]:8080', not {key!r}")
-            if isinstance(key, bool) or not isinstance(key, (int, str)):
+            if not (is_int(key) or isinstance(key, str)):
                 raise TypeError(f"publish: a port of the host's is wanted, not {key!r}")
             host = key if isinstance(key, int) else outside
             found.append(Publish(host, inside, protocol, address or "127.0.0.1"))

@@ -20,6 +20,7 @@ from isolate.cgroups.part import RunGroup, joined_steps
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.waiting import ready
 from isolate.errors import SetupError
+from isolate.kernel.checks import is_int
 from isolate.kernel.namespaces import KINDS
 from isolate.kernel.proc import fields
 from isolate.namespaces.part import (
@@ -283,7 +284,7 @@ def attach(process: int | Process) -> Attached:
         if process.pidfd < 0:
             raise ValueError(f"{process!r} is closed")
         return Attached(process.pid, process.pidfd)
-    if isinstance(process, bool) or not isinstance(process, int):
+    if not is_int(process):
         raise TypeError(f"attach takes a pid or a Process, not {process!r}")
     if process < 1:
         raise ValueError(f"not a pid: {process}")

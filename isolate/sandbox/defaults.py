@@ -24,7 +24,6 @@ from isolate.kernel.constants import (
     PR_SET_PDEATHSIG,
     SECCOMP_MODE_FILTER,
 )
-from isolate.mounts.root import Root
 from isolate.namespaces.part import MountNamespace, PidNamespace, UserNamespace
 
 if TYPE_CHECKING:
@@ -72,8 +71,9 @@ class Launch:
         path, end = Buffer(4096, "path"), Label()
         # Where the root is the caller's, so may the working directory be one that has been deleted, or that lies deeper
         # than the kernel tells.
-        callers_root = context.find(Root) is None and not any(
-            isinstance(part, MountNamespace) and part.joined for part in context.parts
+        callers_root = not any(
+            getattr(part, "makes_root", False) or (isinstance(part, MountNamespace) and part.joined)
+            for part in context.parts
         )
         asking = (
             call("getcwd", path, 4096, errors=(errno.ENOENT, errno.ENAMETOOLONG), policy="jump", label=end)

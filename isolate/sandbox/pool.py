@@ -12,7 +12,7 @@ from isolate.engine import native
 from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.waiting import ready
 from isolate.errors import ConflictError
-from isolate.kernel.checks import keywords
+from isolate.kernel.checks import is_int, keywords
 from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.outcome import remove_group
@@ -73,7 +73,7 @@ class Pool(Verbs):
     def __init__(self, box: Sandbox, size: int = 1) -> None:
         if not isinstance(box, Sandbox):
             raise TypeError(f"a pool is of a Sandbox, not of {box!r}")
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MOST:
+        if not is_int(size) or not 1 <= size <= _MOST:
             raise ValueError(f"size must be from 1 to {_MOST}, not {size!r}")
         pid = next((part for part in box.parts if isinstance(part, PidNamespace)), None)
         if pid is not None and not pid.init:

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from isolate.engine.native import lib
 from isolate.engine.proc import kill_session, namespace_of
 from isolate.errors import SetupError
+from isolate.kernel.checks import is_number
 from isolate.sandbox import outcome
 from isolate.sandbox.awaiting import await_start
 from isolate.sandbox.communicate import Communication
@@ -256,7 +257,7 @@ class Process(Grouped):
 
         When the program ends, everything that it started ends too.
         """
-        if grace is not None and (isinstance(grace, bool) or not isinstance(grace, (int, float)) or not grace >= 0):
+        if grace is not None and (not is_number(grace) or not grace >= 0):
             raise ValueError(f"grace must be seconds, 0 or more, not {grace!r}")
         self.send_signal(signals.SIGTERM)
         if grace is None:

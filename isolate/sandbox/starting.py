@@ -7,6 +7,7 @@ import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from isolate.kernel import checks, log
+from isolate.kernel.checks import is_number
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.capture import Capture, Text, keeping
 from isolate.sandbox.streams import PIPE
@@ -62,7 +63,7 @@ def seconds(value: float | None, what: str) -> float | None:
     """A limit in seconds; None is none."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"{what} must be seconds, not {value!r}")
     if not 0 < value < 1e9:
         raise ValueError(f"{what} must be more than 0 and less than 1e9 seconds, not {value!r}")

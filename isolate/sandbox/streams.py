@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from isolate.engine.native import lib
 from isolate.engine.tape import run_block
+from isolate.kernel.checks import is_int
 from isolate.kernel.paths import PATH_MAX
 from isolate.sandbox.defaults import DEFAULT_PATH
 from isolate.sandbox.surroundings import Surroundings
@@ -76,7 +77,7 @@ def descriptors(pass_fds: Iterable[int] | Mapping[int, int]) -> list[tuple[int, 
     pairs = dict(pass_fds.items()) if isinstance(pass_fds, Mapping) else {fd: fd for fd in pass_fds}
     for inside, fd in pairs.items():
         for number in (inside, fd):
-            if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_FD:
+            if not is_int(number) or not 0 <= number <= MAX_FD:
                 raise ValueError(f"pass_fds: not a descriptor: {number!r}")
         if inside < 3:
             raise ValueError(f"pass_fds: {inside} is a standard stream; use stdin, stdout or stderr")
@@ -201,7 +202,7 @@ def stream(number: int, wanted: Any) -> int:
             # device is: the number would be the next file's that is opened.
             return DEVNULL
         return number
-    if isinstance(wanted, int) and not isinstance(wanted, bool):
+    if is_int(wanted):
         if wanted == STDOUT and number != 2:
             raise ValueError("STDOUT can only be said of stderr")
         if not DEVNULL <= wanted <= MAX_FD:
@@ -213,7 +214,7 @@ def stream(number: int, wanted: Any) -> int:
     if fileno is None:
         raise TypeError(f"a stream must be None, PIPE, DEVNULL, STDOUT, a descriptor or a file, not {wanted!r}")
     found = fileno()
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= MAX_FD:
+    if not is_int(found) or not 0 <= found <= MAX_FD:
         # A socket that was closed says -1, which is not to be taken for PIPE.
         raise ValueError(f"a stream has no descriptor: {wanted!r} says {found!r}")
     _reopenable(found)
@@ -316,7 +317,7 @@ def write(fd: int, data: memoryview) -> int:
 
 def check_bufsize(bufsize: object, settled: Mapping[str, Any]) -> None:
     """Refuse a buffer that cannot be, before anything starts."""
-    if isinstance(bufsize, bool) or not isinstance(bufsize, int):
+    if not is_int(bufsize):
         raise TypeError(f"bufsize must be an int, not {bufsize!r}")
     text = settled["text"] or settled["encoding"] is not None or settled["errors"] is not None
     if bufsize == 0 and text:

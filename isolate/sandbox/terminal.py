@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from isolate.attributes.credentials import Credentials
 from isolate.engine.native import ffi, lib
 from isolate.errors import SetupError
+from isolate.kernel.checks import is_int
 from isolate.namespaces import UserNamespace
 from isolate.namespaces.ids import outside
 
@@ -115,7 +116,7 @@ def window(fd: int) -> tuple[int, int]:
 def set_window(fd: int, rows: int, columns: int) -> None:
     """Set a terminal's size (TIOCSWINSZ)."""
     for value in (rows, columns):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 65536:
+        if not is_int(value) or not 0 < value < 65536:
             raise ValueError(f"rows and columns must be from 1 to 65535, not {value!r}")
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.attributes.credentials import Credentials
 from isolate.errors import ConflictError, SetupError
 from isolate.kernel import checks
+from isolate.kernel.checks import is_int
 from isolate.kernel.paths import inside
 from isolate.mounts.bind import Bind
 from isolate.namespaces.ids import IdMap, is_host_root
@@ -348,7 +349,7 @@ def _count(files: int | str) -> int:
         if not (digits.isascii() and digits.isdecimal()):
             raise ValueError(f"Workspace: files must be a number, or look like '100k', not {files!r}")
         files = int(digits) * factor
-    if isinstance(files, bool) or not isinstance(files, int):
+    if not is_int(files):
         raise TypeError(f"Workspace: files must be an int or a str such as '100k', not {files!r}")
     if not 1 <= files <= _FILES:
         raise ValueError(f"Workspace: files must be from 1 to {_FILES}, not {files}")

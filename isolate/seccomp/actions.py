@@ -6,6 +6,8 @@ import errno as _errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.kernel.checks import is_int
+
 __all__ = ["Action"]
 
 # linux/seccomp.h: the upper 16 bits are the action, the lower 16 its data.
@@ -58,7 +60,7 @@ class Action:
     def __post_init__(self) -> None:
         if self.kind not in _RET:
             raise ValueError(f"unknown action {self.kind!r}; known are {', '.join(_RET)}")
-        if not isinstance(self.data, int) or isinstance(self.data, bool):
+        if not is_int(self.data):
             raise TypeError(f"an action's data is an int, not {self.data!r}")
         limit = _MAX_ERRNO if self.kind == "errno" else 0xFFFF if self.kind in _WITH_DATA else 0
         if not 0 <= self.data <= limit:

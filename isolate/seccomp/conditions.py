@@ -20,6 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from isolate.kernel.checks import is_int
+
 __all__ = ["All", "Any_", "Arg", "Compare", "Condition", "any_of", "arg", "arg32", "every"]
 
 MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -165,7 +167,7 @@ class Arg:
         self._mask = mask
 
     def __and__(self, mask: object) -> Arg:
-        if isinstance(mask, bool) or not isinstance(mask, int):
+        if not is_int(mask):
             raise TypeError(f"a mask is an int, not {mask!r}; write (arg({self._index}) & mask) == value")
         return Arg(self._index, self._mask & mask)
 
@@ -229,7 +231,7 @@ def any_of(*conditions: Condition) -> Condition:
 
 
 def _check_int(what: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not is_int(value):
         raise TypeError(f"{what} is an int, not {value!r}")
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from isolate.kernel import syscalls
+from isolate.kernel.checks import is_int
 
 from .actions import Action
 from .bpf import AUDIT_ARCH
@@ -81,9 +82,9 @@ class Reply:
     def descriptor(cls, fd: int, *, new_fd: int | None = None, cloexec: bool = True) -> Reply:
         """The call is not made and returns a descriptor: a copy of this program's ``fd``, under the number ``new_fd``
         or the lowest free one. The handler keeps its own and may close it when it has returned."""
-        if isinstance(fd, bool) or not isinstance(fd, int) or fd < 0:
+        if not is_int(fd) or fd < 0:
             raise ValueError(f"not a descriptor: {fd!r}")
-        if new_fd is not None and (isinstance(new_fd, bool) or not isinstance(new_fd, int) or not 0 <= new_fd < 2**31):
+        if new_fd is not None and (not is_int(new_fd) or not 0 <= new_fd < 2**31):
             raise ValueError(f"new_fd must be a number of a descriptor, not {new_fd!r}")
         # A copy now: the handler may close its own before the answer is sent.
         return cls("descriptor", 0, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), new_fd, cloexec)
@@ -179,7 +180,7 @@ class Call:
 
     @contextmanager
     def _memory(self, mode: int, address: int) -> Iterator[int]:
-        if isinstance(address, bool) or not isinstance(address, int):
+        if not is_int(address):
             raise TypeError(f"an address is an int, not {address!r}")
         if not 0 <= address < 2**64:
             raise OSError(_errno.EFAULT, f"{os.strerror(_errno.EFAULT)}: {address:#x} is no address")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from isolate.kernel import syscalls
+from isolate.kernel.checks import is_int
 
 from . import decide
 from .actions import Action
@@ -321,7 +322,7 @@ def _object(entry: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]
 
 def _number(entry: Mapping[str, Any], key: str, where: str) -> int:
     value = entry.get(key, 0)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MASK64:
+    if not is_int(value) or not 0 <= value <= MASK64:
         raise ValueError(f"{where}: {key} is not an unsigned 64-bit number: {value!r}")
     return value
 
@@ -338,7 +339,7 @@ def _action(entry: Mapping[str, Any], key: str, number: str, where: str, word: s
             return Action(kind, _number(entry, number, where))
         named = entry.get(word)
         if kind == "errno" and named:
-            if isinstance(named, bool) or not isinstance(named, (str, int)):
+            if not (is_int(named) or isinstance(named, str)):
                 raise ValueError(f"{where}: {word} is no errno: {named!r}")
             return Action.errno(named)
         return Action(kind, default)

@@ -321,14 +321,14 @@ def test_the_group_s_counters_are_a_further_program_s_too(grouped: Process) -> N
 
 @root
 def test_a_name_whose_launcher_was_killed(clean: Snapshot) -> None:
-    from isolate.namespaces import handle
+    from isolate.namespaces import making
 
     name = f"lost-{os.getpid()}"
     made = UtsNamespace.create(name=name)
     path = f"/run/isolate/uts/{name}"
     assert os.stat(path).st_ino == made.identity.inode
     assert made.fd is not None
-    session = handle._names[int(made.fd)][1]
+    session = making._names[int(made.fd)][1]
     os.kill(session.pid, signal.SIGKILL)
     assert session.wait_gone(10)
     assert os.path.exists(path)

@@ -12,6 +12,7 @@ from urllib.parse import urlencode, urlsplit
 
 from isolate.images.errors import RegistryError
 from isolate.images.registry.http import is_loopback, origin, without_secrets
+from isolate.kernel.checks import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -190,7 +191,7 @@ def _read_token(data: bytes, realm: str) -> tuple[str, float]:
         seconds = document.get("expires_in") or 60
         if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
             raise ValueError("it has no token")
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 1e9:
+        if not is_number(seconds) or not 0 < seconds < 1e9:
             seconds = 60
     except (ValueError, AttributeError, RecursionError) as error:
         raise RegistryError(

@@ -9,6 +9,7 @@ from isolate.images.reference import DOCKER_HUB, Reference
 from isolate.images.registry.auth import Authority
 from isolate.images.registry.credentials import Credentials, lookup
 from isolate.images.registry.http import Answer, Transport, is_loopback
+from isolate.kernel.checks import is_int, is_number
 
 if TYPE_CHECKING:
     import os
@@ -37,9 +38,9 @@ class Connection:
         self.host: str = _host(host)
         if isinstance(mirrors, str):
             raise TypeError(f"Registry: mirrors must be several hosts, not {mirrors!r}")
-        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout <= 3600:
+        if not is_number(timeout) or not 0 < timeout <= 3600:
             raise ValueError(f"Registry: timeout must be seconds, above 0 and up to 3600, not {timeout!r}")
-        if isinstance(parallel, bool) or not isinstance(parallel, int) or not 1 <= parallel <= 16:
+        if not is_int(parallel) or not 1 <= parallel <= 16:
             raise ValueError(f"Registry: parallel must be from 1 to 16, not {parallel!r}")
         self.parallel = parallel
         self._given = None if credentials is None else _credentials(credentials)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from isolate.errors import SetupError
 from isolate.kernel import checks
+from isolate.kernel.checks import is_int
 from isolate.sandbox.containers.beneath import problem
 
 __all__ = ["Bounds", "names_in", "told"]
@@ -29,7 +30,7 @@ class Bounds:
     def of(cls, step: str, max_size: int | str, max_files: int, max_depth: int, timeout: float) -> Bounds:
         """Checked."""
         for name, value in (("max_files", max_files), ("max_depth", max_depth)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_int(value) or value < 1:
                 raise ValueError(f"{name} must be an int from 1 on, not {value!r}")
         return cls(checks.size("max_size", max_size), max_files, max_depth, step, time.monotonic() + timeout)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, overload
 
+from isolate.kernel.checks import is_int
 from isolate.sandbox.containers.bounds import Bounds
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class WithFiles:
 
         :raises SetupError: ELOOP: a symbolic link is on the way; EISDIR, EACCES, EROFS, ENOSPC.
         """
-        if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o1777:
+        if not is_int(mode) or not 0 <= mode <= 0o1777:
             raise ValueError(f"mode must be from 0 to 0o1777, without set-id bits, not {mode!r}")
         content = data.encode() if isinstance(data, str) else bytes(data)
         self._files.write(path, content, mode, mtime, parents, "write a file of the container")
