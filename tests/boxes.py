@@ -92,5 +92,5 @@ def boxes(audit: str = "/bin/true") -> dict[str, Sandbox]:
 
 def groups(box: Sandbox) -> list[str]:
     """Where the cgroups of its runs are, as patterns."""
-    group: Any = box.compile().plan.context.shared.get("cgroup")
+    group: Any = box.compile().plan.context.group
     return [] if group is None else [glob.escape(path) + "*" for _, path in group.paths.values()]
