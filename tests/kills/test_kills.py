@@ -256,13 +256,13 @@ def test_group_that_cannot_be_removed_is_told(clean: Snapshot) -> None:
     """Somebody outside has put a process of theirs into it (cgroup v1: it is not ours to kill)."""
     box = BOXES["root and limits"]
     tape = box.compile()
-    group: Any = tape.plan.context.shared["cgroup"]
+    group: Any = tape.plan.context.group
     if "pids" not in group.paths:
         pytest.skip("on the unified hierarchy cgroup.kill takes whatever is in the group")
     stranger = subprocess.Popen(["sleep", "1000"])
     try:
         process = box.spawn(["cat"], stdin=PIPE)
-        directory = group.directories(process._session.pid, None)["pids"]
+        directory = group.directories(process._session)["pids"]
         Path(directory, "cgroup.procs").write_text(str(stranger.pid))
         process.kill()
         with pytest.warns(RuntimeWarning, match="remove the group of pids: Device or resource busy"):

@@ -385,10 +385,10 @@ def test_one_that_was_killed_while_it_waited(clean: Snapshot) -> None:
 @pytest.mark.parametrize("by", ["the next run", "closing"])
 def test_the_group_of_one_that_was_killed_goes_too(by: str, clean: Snapshot) -> None:
     box = Sandbox(isolate.Limits(pids=20), UserNamespace(), PidNamespace())
-    group: Any = box.compile().plan.context.shared["cgroup"]
+    group: Any = box.compile().plan.context.group
     with Pool(box) as pool:
         session = pool._waiting[0]
-        directories = group.directories(session.pid, None).values()
+        directories = group.directories(session).values()
         while not all(map(os.path.isdir, directories)):
             pass
         os.kill(session.pid, signal.SIGKILL)
