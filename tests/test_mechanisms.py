@@ -160,7 +160,7 @@ def test_one_grammar_of_sizes() -> None:
     units = [
         name for name, node in nodes(ast.Dict) if {"K", "M", "G"} <= {getattr(key, "value", None) for key in node.keys}
     ]  # type: ignore[attr-defined]
-    assert set(units) <= {"kernel/checks.py", "network/words.py"}, units  # of rates: powers of 1000
+    assert set(units) <= {"kernel/checks.py"}, units
     for word, size in {"64MiB": 64 << 20, "1.5G": 3 << 29, "8.3M": 8703180, "1048576": 1 << 20}.items():
         assert checks.size("size", word) == size
         isolate.Tmpfs("/tmp", size=word)

@@ -128,7 +128,7 @@ def limit(name: str, value: object, low: int = 0, high: int = LARGEST) -> int | 
 def rate(name: str, value: object) -> int:
     """Bits a second: an int, or ``"20M"``, ``"20Mbit"``, ``"1.5Gbit"``, in powers of ten as networks have them."""
     wanted = "a rate from 8000 bits per second to 1T, such as 20_000_000, '20M' or '1.5Gbit', is wanted"
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if not (is_int(value) or isinstance(value, str)):
         raise TypeError(f"{name}: {wanted}, not {value!r}")
     found = value
     if isinstance(found, str):
