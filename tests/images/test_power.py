@@ -111,6 +111,20 @@ def recorded(top: Path) -> Iterator[Path]:
 
 @pytest.mark.root
 def test_whatever_disk_is_left_the_store_is_whole(tmp_path: Path, registry: str) -> None:
+    flushes = cut_and_look(tmp_path, registry, PROGRAM)
+    assert flushes > 30
+
+
+@pytest.mark.root
+def test_a_store_that_forces_nothing_to_disk_is_found_out(tmp_path: Path, registry: str) -> None:
+    """The control."""
+    careless = "import os\nimport isolate.images.trees\nisolate.images.trees.syncfs = os.fsync = lambda fd: None\n"
+    with pytest.raises(AssertionError, match="done - "):
+        cut_and_look(tmp_path, registry, careless + PROGRAM)
+
+
+def cut_and_look(tmp_path: Path, registry: str, program: str) -> int:
+    """Record a program, and look at what cuts may leave; how many flushes there were."""
     if not os.path.exists("/dev/fuse") or not os.path.exists("/dev/loop-control"):
         pytest.skip("this host has no FUSE or no loop devices")
     for name in ("losetup", "mkfs.ext4", "setpriv", "busybox"):
@@ -126,17 +140,17 @@ def test_whatever_disk_is_left_the_store_is_whole(tmp_path: Path, registry: str)
         other.save("t/loaded:1", tmp_path / "archive", format="oci-archive")
     with recorded(tmp_path) as disk, mounted(disk / "disk", tmp_path / "mount") as place:
         words = [str(place / "store"), str(disk / "mark"), f"{registry}/t/pulled:1", str(tmp_path / "archive")]
-        tool(sys.executable, "-c", PROGRAM, *words, seconds=600)
+        tool(sys.executable, "-c", program, *words, seconds=600)
     log = list(entries(tmp_path / "log"))
     marks = [number for number, entry in enumerate(log) if entry[0] == MARK]
     assert len(marks) == 6
-    assert sum(entry[0] == FLUSH for entry in log) > 30
     chance = random.Random(7)
     for cut in [*marks, *chance.sample(range(len(log)), 30), len(log) - 1]:
         (tmp_path / "cut").unlink(missing_ok=True)
         shutil.copyfile(tmp_path / "before", tmp_path / "cut")
         leave(tmp_path / "cut", log[: cut + 1], chance)
         looked_at(tmp_path, {log[number][2].decode() for number in marks if number <= cut})
+    return sum(entry[0] == FLUSH for entry in log)
 
 
 def leave(disk: Path, log: list[tuple[int, int, bytes]], chance: random.Random) -> None:
@@ -158,7 +172,7 @@ place, *done = sys.argv[1:]
 with Store(place, share=True) as store:
     assert store.check(deep=True) == []
     names = {"/".join(["t", name.repository.rpartition("/")[2]]) for name in store.tags()}
-    assert set(done) - {"t/0", "t/1"} <= names, (done, names)
+    assert set(done) - {"t/0", "t/1"} <= names, f"done - names: {done} {names}"
     store.add(image({"after": noise(10_000, "after")}), "t/after:1")
     store.collect()
     assert [name for name in os.listdir(f"{place}/layers") if name.startswith(".")] == []
