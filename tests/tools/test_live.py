@@ -82,6 +82,16 @@ def test_what_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -
     assert words[-2] in capsys.readouterr().err
 
 
+def test_a_narrow_terminal_has_fewer_columns() -> None:
+    rows = [
+        ("NAME", "CPU %", "MEMORY", "PEAK", "READ", "STATE"),
+        ("web", "23.4", "468.0K", "740.0K", "1.5M", "running"),
+    ]
+    assert live.narrowed(rows, 80) == rows
+    assert live.narrowed(rows, 30)[0] == ("NAME", "CPU %", "MEMORY", "STATE")
+    assert live.narrowed(rows, 1)[1] == ("web", "23.4", "468.0K")
+
+
 def test_sizes() -> None:
     assert [binary(n) for n in (5, 1536, 3 << 20, 5 << 40)] == ["5 B", "1.5K", "3.0M", "5120.0G"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
-__all__ = ["Rows", "add_options", "show"]
+__all__ = ["Rows", "add_options", "narrowed", "show"]
 
 #: The heading and the rows, and the same for JSON.
 Rows = tuple[list[tuple[str, ...]], Any]
@@ -56,10 +57,14 @@ def _drawing(as_json: bool) -> Iterator[Callable[[list[tuple[str, ...]], Any], N
     if as_json:
         yield lambda rows, data: print(json.dumps(data), flush=True)
         return
-    live = _rich() if sys.stdout.isatty() else None
+    terminal = sys.stdout.isatty()
+    live = _rich() if terminal else None
+    if live is None and terminal:
+        width = shutil.get_terminal_size().columns
+        yield lambda rows, data: print(f"\x1b[H\x1b[J{table(narrowed(rows, width))}", flush=True)
+        return
     if live is None:
-        clear = "\x1b[H\x1b[J" if sys.stdout.isatty() else ""
-        yield lambda rows, data: print(f"{clear}{table(rows)}{'' if clear else chr(10)}", flush=True)
+        yield lambda rows, data: print(f"{table(rows)}\n", flush=True)
         return
     with live[0]:
         yield lambda rows, data: live[0].update(live[1](rows), refresh=True)
@@ -74,7 +79,10 @@ def _rich() -> Any:
     except ImportError:
         return None
 
+    display = Live(auto_refresh=False)
+
     def made(rows: list[tuple[str, ...]]) -> Any:
+        rows = narrowed(rows, display.console.width)
         found = Table(box=None, pad_edge=False, header_style="bold")
         for at, word in enumerate(rows[0]):
             found.add_column(word, justify="left" if at in (0, len(rows[0]) - 1) else "right", no_wrap=True)
@@ -82,4 +90,20 @@ def _rich() -> Any:
             found.add_row(*(Text(cell, overflow="ellipsis") for cell in row))
         return found
 
-    return Live(auto_refresh=False), made
+    return display, made
+
+
+#: The columns that a narrow terminal does without, the first to go first.
+_LESS = ("READ", "WRITTEN", "PEAK", "CPU TIME", "OOM KILLS", "PID", "AGE", "TASKS", "STATE")
+
+
+def narrowed(rows: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """The rows without the columns for which a terminal has no room; the first one, the name, always stays."""
+    for word in _LESS:
+        needed = sum(max(len(row[at]) for row in rows) + 1 for at in range(len(rows[0])))
+        if needed <= width:
+            break
+        if word in rows[0]:
+            at = rows[0].index(word)
+            rows = [(*row[:at], *row[at + 1 :]) for row in rows]
+    return rows

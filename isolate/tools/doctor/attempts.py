@@ -89,7 +89,7 @@ def _attempts(remedies: Remedies) -> Iterator[_Row]:
     yield "user", "user namespace: ids and capabilities of its own", "namespaces", lambda: Sandbox(_user()).check()
     for kind, what in _NAMESPACES.items():
         yield kind, what, "namespaces", lambda kind=kind: _new(base, kind)  # type: ignore[misc]
-    yield "id-ranges", "many ids inside, by newuidmap and /etc/subuid", "namespaces", lambda: _ranges(remedies)
+    yield "id-ranges", "many ids inside, by newuidmap", "namespaces", lambda: _ranges(remedies)
     for name, what, entry, args, keywords in _ROOTS:
         yield name, what, "root", lambda e=entry, a=args, k=keywords: _root(e, a, k)  # type: ignore[misc]
     for name, what, limits in _LIMITS:
@@ -161,7 +161,7 @@ def _ranges(remedies: Remedies) -> str | None:
 
     if is_host_root():
         Sandbox(UserNamespace(map=IdMap.unprivileged())).check()
-        return "root maps any, without either"
+        return "root maps any without it"
     ids = IdMap.subordinate()
     Sandbox(UserNamespace(map=ids)).check()
     shared = "; others hold some of them too" if remedies.shared_ranges() else ""
