@@ -6,6 +6,8 @@ from a network. ``make docs`` builds it, ``make docs-archive`` packs it into one
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +26,7 @@ exclude_patterns = ["_build", "_ext", "changes"]
 nitpicky = True
 
 _INVENTORY = Path(tempfile.mkdtemp(prefix="isolate-docs-")) / "objects.inv"
+atexit.register(shutil.rmtree, _INVENTORY.parent, ignore_errors=True)
 _INVENTORY.write_bytes(references.inventory())
 intersphinx_mapping = {"python": ("https://docs.python.org/3", str(_INVENTORY))}
 
