@@ -213,7 +213,7 @@ def statement(row: tuple[int, ...]) -> list[str]:
     listed = " || ".join(f"r == -{e}" for e in errors if e) or "0"
     fate = f"goto l{jump};" if flags & lib.ISO_OPTIONAL else "stop();"
     if flags & lib.ISO_TOLERATE:
-        fate = f"if (!({listed})) {{ {fate} }}"
+        fate = f"if (!({listed})) {{ {fate} }}" + (" break;" if repeat > 1 else "")
     elif flags & lib.ISO_JUMP:
         fate = f"if ({listed}) goto l{jump}; else stop();"
     if out != lib.ISO_NONE:
