@@ -29,6 +29,7 @@ _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
 _FSXATTR = struct.Struct("=5I8x")  # flags, extent size, extents, project, extent size of copies
 _PROJINHERIT = 0x200
 _Q_GETQUOTA, _Q_SETQUOTA, _PRJQUOTA = 0x800007, 0x800008, 2
+_Q_XGETQSTAT, _PDQ_ENFD = 0x5805, 32
 _DQBLK = struct.Struct("=8QI4x")  # hard, soft, space, hard, soft, inodes, times; which of them are said
 _BLIMITS, _ILIMITS = 1, 4
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -50,6 +51,8 @@ class Project:
         try:
             if _attributes(directory)[3]:
                 raise _refused(errno.EBUSY, "the directory is of another project already", "another directory")
+            if not _enforced(directory):  # ext4 with the feature and mounted with noquota counts, and holds nothing
+                raise OSError(errno.ESRCH, "")
             project = cls._free(directory)
             # The top counts as a file of its own.
             _quotactl(directory, _Q_SETQUOTA, project.number, (size + 1023) // 1024, files + 1)
@@ -138,6 +141,15 @@ def _attributes(fd: int) -> tuple[int, ...]:
 def _set(fd: int, project: int, flag: int) -> None:
     flags, extent, extents, _, copies = _attributes(fd)
     fcntl.ioctl(fd, _FSSETXATTR, _FSXATTR.pack(flags & ~_PROJINHERIT | flag, extent, extents, project, copies))
+
+
+def _enforced(fd: int) -> bool:
+    """Whether limits of projects are held, and not only what is used is counted."""
+    state = bytearray(256)  # struct fs_quota_stat, whose flags are its second field
+    done = call(number("quotactl_fd"), fd, _Q_XGETQSTAT << 8 | _PRJQUOTA, 0, state)
+    if done < 0:
+        raise OSError(-done, os.strerror(-done))
+    return bool(struct.unpack_from("=H", state, 2)[0] & _PDQ_ENFD)
 
 
 def _quotactl(fd: int, command: int, project: int, blocks: int = 0, files: int = 0) -> tuple[int, ...]:
