@@ -1,13 +1,13 @@
 """Every figure of a start in one run, as tables, JSON and pictures.
 
-    python -m benchmarks [--quick] [--json FILE] [--plots DIRECTORY] [--only start,mounts,…]
+    python -m benchmarks [--quick] [--json FILE] [--plots DIRECTORY] [--only start,mounts,…] [--peers DIRECTORY]
 
 Rows of one table take turns, so that whatever else the machine does hits all alike; what a machine is like at the time
 (kernel, processors, mounts, processes, load) stands with the figures. ``start`` is the one that benchmarks/spawn.py
-explains, with ``subprocess`` and the container runtimes that are installed. The sweeps change one thing of the host or
-of the caller and look at the same start: ``mounts``, ``processes``, ``descriptors``, ``memory``, ``alive`` (sandboxes
-that the caller keeps) and ``threads`` (which start at the same time: starts in a second). ``parts`` is what each part
-adds, ``steady`` what runs inside beside outside. Needs gcc; the pictures matplotlib (the extra ``benchmark``).
+explains, with ``subprocess`` and the peers that are there (benchmarks/peers.py). The sweeps change one thing of the
+host or of the caller and look at the same start: ``mounts``, ``processes``, ``descriptors``, ``memory``, ``alive``
+(sandboxes that the caller keeps) and ``threads`` (which start at the same time: starts in a second). ``parts`` is what
+each part adds, ``steady`` what runs inside beside outside. Needs gcc; pictures need matplotlib (the extra ``benchmark``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ctypes
 import json
 import os
 import platform
-import shutil
+import random
 import subprocess
 import sys
 import tempfile
@@ -29,7 +29,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 import isolate
-from benchmarks import spawn
+from benchmarks import peers, spawn, tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,11 +61,17 @@ def machine() -> dict[str, Any]:
 
 
 def figures(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """p10, p50 and p99 in milliseconds."""
+    """The least, p10, p50 and p99 in milliseconds."""
     told = {}
     for name, values in times.items():
         cuts = quantiles(values, n=100, method="inclusive") if len(values) > 1 else values * 99
-        told[name] = {"p10": cuts[9] * 1e3, "p50": cuts[49] * 1e3, "p99": cuts[98] * 1e3, "count": len(values)}
+        told[name] = {
+            "min": min(values) * 1e3,
+            "p10": cuts[9] * 1e3,
+            "p50": cuts[49] * 1e3,
+            "p99": cuts[98] * 1e3,
+            "count": len(values),
+        }
     return told
 
 
@@ -94,73 +100,6 @@ def run_subprocess(program: str) -> Callable[[], float]:
     return timed(lambda: subprocess.run([program], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True))
 
 
-def bundle(directory: Path, programs: Path, *, net: bool) -> Path:
-    """The same as a bundle of the OCI runtime specification."""
-    kinds = ["pid", "ipc", "uts", "mount", "cgroup", *(["network"] if net else [])]
-    root = directory / "rootfs"
-    for path in ("bin", "usr", "etc", "var", "proc", "dev", "tmp"):
-        (root / path).mkdir(parents=True, exist_ok=True)
-    options = ["rbind", "ro", "nosuid", "nodev"]
-    binds = {"/bin": str(programs), **{path: path for path in spawn.BINDS}}
-    mounts: list[dict[str, Any]] = [
-        {"destination": to, "type": "bind", "source": source, "options": options} for to, source in binds.items()
-    ]
-    mounts += [
-        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec"]},
-        {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
-        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "size=16m"]},
-    ]
-    config = {
-        "ociVersion": "1.0.2",
-        "process": {
-            "terminal": False,
-            "user": {"uid": 0, "gid": 0},
-            "args": [spawn.PROGRAM],
-            "env": [],
-            "cwd": "/",
-            "noNewPrivileges": True,
-            "capabilities": {},
-        },
-        "root": {"path": str(root), "readonly": True},
-        "mounts": mounts,
-        "linux": {"namespaces": [{"type": kind} for kind in kinds]},
-    }
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
-def runtimes(directory: Path, programs: Path, *, net: bool) -> Rows:
-    """The container runtimes that are installed and work here."""
-    rows: Rows = {}
-    for name in ("crun", "runc"):
-        program = shutil.which(name)
-        if program is None or os.geteuid():
-            continue
-        place = directory / f"{name}-{net}"
-        place.mkdir()
-        made = bundle(place, programs, net=net)
-        number = iter(range(1 << 30))
-
-        def once(program: str = program, made: Path = made, number: Iterator[int] = number) -> None:
-            name = f"isolate-benchmark-{os.getpid()}-{next(number)}"
-            subprocess.run(
-                [program, "run", "--bundle", str(made), name],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                check=True,
-                timeout=30,
-            )
-
-        try:
-            once()
-        except (subprocess.SubprocessError, OSError) as error:
-            print(f"  {name} is left out: {getattr(error, 'stderr', error)!r}")
-            continue
-        rows[name] = timed(once)
-    return rows
-
-
 @contextlib.contextmanager
 def starts(directory: Path, programs: Path, driver: Path, *, net: bool, few: bool = False) -> Iterator[Rows]:
     """The rows of a start; with ``few`` those that a sweep looks at."""
@@ -185,17 +124,33 @@ def starts(directory: Path, programs: Path, driver: Path, *, net: bool, few: boo
                 stack.callback(made.close)
                 rows[name] = made
             rows["subprocess"] = run_subprocess(str(programs / "true"))
-            rows |= runtimes(directory, programs, net=net)
         yield rows
 
 
-def start(directory: Path, programs: Path, driver: Path, rounds: int) -> dict[str, Any]:
+def alternating(rows: Rows, rounds: int, pause: float) -> dict[str, list[float]]:
+    """Times by row, one of each a round in another order each time; who is slow has a turn in every tenth."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    slow = {name for name, row in rows.items() if min(row() for _ in range(3)) > peers.SLOW}
+    for number in range(rounds):
+        for name in random.sample(list(rows), len(rows)):
+            if name in slow and number % 10:
+                continue
+            time.sleep(pause)
+            times[name].append(rows[name]())
+    return times
+
+
+def start(directory: Path, programs: Path, driver: Path, rounds: int, environment: Path | None) -> dict[str, Any]:
     """A start and its end, without and with a network namespace."""
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {"versions": {}}
     for net in (False, True):
-        with starts(directory, programs, driver, net=net) as rows:
+        with (
+            starts(directory, programs, driver, net=net) as rows,
+            peers.rows(directory, programs, environment, net=net) as (others, versions),
+        ):
             title = f"{'with' if net else 'without'} a network namespace"
-            told[title] = figures(spawn.measure(rows, rounds, 0.005))
+            told[title] = figures(alternating(rows | others, rounds, 0.005))
+            told["versions"] |= versions
             table(title, told[title], "twin")
     return told
 
@@ -381,59 +336,17 @@ def steady(rounds: int) -> dict[str, Any]:
     return told
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-def plots(told: dict[str, Any], directory: Path) -> None:
-    """A picture of each table."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    directory.mkdir(parents=True, exist_ok=True)
-    about = told["machine"]
-    words = f"Linux {about['kernel']}, {about['processors']} processors, load {about['load']:.1f}"
-    for net, rows in told.get("start", {}).items():
-        figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(rows) + 1.4))
-        names = sorted(rows, key=lambda name: -rows[name]["p50"])
-        middle = [rows[name]["p50"] for name in names]
-        low = [rows[name]["p50"] - rows[name]["p10"] for name in names]
-        axes.barh(names, middle, xerr=[low, [0] * len(low)], color="#4c72b0", ecolor="#222222")
-        for at, value in enumerate(middle):
-            axes.text(value, at, f" {value:.2f}", va="center", fontsize=8)
-        axes.set_xlabel("ms, median (whisker: p10)")
-        axes.set_title(f"A start and its end, {net}\n{words}", fontsize=9)
-        figure.tight_layout()
-        figure.savefig(directory / f"start-{'net' if net.startswith('with ') else 'nonet'}.png", dpi=110)
-        pyplot.close(figure)
-    for kind in SWEEPS:
-        points = told.get(kind)
-        if not points:
-            continue
-        figure, axes = pyplot.subplots(figsize=(6, 3.4))
-        numbers = [int(number) for number in points]
-        for name in next(iter(points.values())):
-            axes.plot(numbers, [point.get(name, {}).get("p50") for point in points.values()], "o-", label=name)
-        axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel({"memory": "MiB that the caller holds"}.get(kind, kind))
-        axes.set_ylabel("starts in a second" if kind == "threads" else "ms, median")
-        axes.set_title(words, fontsize=9)
-        axes.legend(fontsize=8)
-        figure.tight_layout()
-        figure.savefig(directory / f"{kind}.png", dpi=110)
-        pyplot.close(figure)
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Every figure of a start in one run.")
     parser.add_argument("--quick", action="store_true", help="few runs and small sweeps: two minutes")
     parser.add_argument("--rounds", type=int, help="runs of each row (default: 200, 20 with --quick)")
     parser.add_argument("--only", help="some of: start, parts, steady, " + ", ".join(SWEEPS))
+    parser.add_argument("--peers", type=Path, metavar="DIRECTORY", help="a Python environment with peers of PyPI")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--plots", type=Path, help="make pictures in this directory")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the tables as reStructuredText there")
+    parser.add_argument("--pictures", metavar="PATH", help="where the page finds the pictures")
     parser.add_argument("--worker", nargs=2, metavar=("KIND", "NUMBER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     rounds = options.rounds or (20 if options.quick else 200)
@@ -450,7 +363,7 @@ def main() -> None:
         directory = Path(temporary)
         programs, driver = spawn.prepare(directory)
         if "start" in wanted:
-            told["start"] = start(directory, programs, driver, rounds)
+            told["start"] = start(directory, programs, driver, rounds, options.peers)
         if "parts" in wanted:
             told["parts"] = parts(programs, rounds)
         for kind in SWEEPS:
@@ -461,7 +374,10 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(told, indent=1) + "\n")
     if options.plots:
-        plots(told, options.plots)
+        tables.plots(told, options.plots)
+    if options.page:
+        words = "python -m benchmarks " + " ".join(sys.argv[1:])
+        options.page.write_text(tables.page(told, words, options.pictures))
 
 
 if __name__ == "__main__":

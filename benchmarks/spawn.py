@@ -301,7 +301,8 @@ def warm(box: isolate.Sandbox) -> isolate.Sandbox:
     """The sandbox, once its starts are from a tree where they can be: that is made while the second one runs."""
     for _ in range(100):
         box.run([PROGRAM], stdout=isolate.DEVNULL, stderr=isolate.DEVNULL)
-        if not box.template or any(getattr(starts, "used", 1) for starts in box._starts.values()):
+        # None: there can be no tree. What stands for one that nobody has asked for yet has no count.
+        if not box.template or any(starts is None or getattr(starts, "used", 0) for starts in box._starts.values()):
             break
         time.sleep(0.02)
     return box
