@@ -683,3 +683,47 @@ def test_a_pool_stands_on_it() -> None:
         assert used(tree) == count, "what was begun then is under another limit"
     parked.end_all()
     before.compare(5)
+
+
+def waits_for(launcher: int) -> int:
+    """The fork of a launcher that waits for the next start."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+        if len(children) == 1:
+            return int(children[0])
+        time.sleep(0.002)
+    raise AssertionError("nobody waits, or more than one")
+
+
+@pytest.mark.root
+def test_a_fork_that_waits_is_killed() -> None:
+    tree = parked_box(box_of())
+    (launcher,) = launchers(tree)
+    os.kill(waits_for(launcher), signal.SIGKILL)
+    assert tree.run(["true"]).ok
+    assert from_tree(parked_box(tree), "echo again") == b"again\n"
+
+
+@pytest.mark.root
+def test_one_always_waits() -> None:
+    """Also while what was started goes on, and it ends with the launcher."""
+    tree = parked_box(box_of())
+    (launcher,) = launchers(tree)
+    with contextlib.ExitStack() as stack:
+        alive = [stack.enter_context(tree.spawn(["cat"], stdin=isolate.PIPE)) for _ in range(3)]
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+            if len(children) == len(alive) + 1:
+                break
+            time.sleep(0.002)
+        assert len(children) == len(alive) + 1
+        (waiting_fork,) = set(map(int, children)) - {process._session.pid for process in alive}
+        fd = os.pidfd_open(waiting_fork)
+        try:
+            os.kill(launcher, signal.SIGKILL)
+            assert waiting.wait([(fd, waiting.READABLE)], 10), "it outlives its launcher"
+        finally:
+            os.close(fd)
+        assert all(process.poll() is None for process in alive)
