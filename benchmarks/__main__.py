@@ -175,10 +175,13 @@ def changed(kind: str, number: int, directory: Path, programs: Path) -> Iterator
         yield
     elif kind == "processes":
         reading, writing = os.pipe()
-        for _ in range(number - machine()["processes"]):
-            subprocess.Popen([str(programs / "wait")], stdin=reading, close_fds=True)
+        # Kept: of what is dropped each further Popen asks whether it has ended.
+        wanted = range(number - machine()["processes"])
+        held_processes = [subprocess.Popen([str(programs / "wait")], stdin=reading, close_fds=True) for _ in wanted]
         yield
         os.close(writing)
+        for process in held_processes:
+            process.wait()
     elif kind == "descriptors":
         import resource
 
