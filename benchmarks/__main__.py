@@ -7,7 +7,7 @@ Rows of one table take turns, so that whatever else the machine does hits all al
 explains, with ``subprocess`` and the peers that are there (benchmarks/peers.py). The sweeps change one thing of the
 host or of the caller and look at the same start: ``mounts``, ``processes``, ``descriptors``, ``memory``, ``alive``
 (sandboxes that the caller keeps) and ``threads`` (which start at the same time: starts in a second). ``parts`` is what
-each part adds, ``steady`` what runs inside beside outside. Needs gcc; pictures need matplotlib (the extra ``benchmark``).
+each part adds, ``steady`` what runs inside beside outside. Needs gcc; pictures need matplotlib (extra ``benchmark``).
 """
 
 from __future__ import annotations
