@@ -15,7 +15,7 @@ from isolate.engine.plan import Part
 from isolate.errors import SetupError
 from isolate.kernel.checks import of_type
 from isolate.landlock.part import Landlock
-from isolate.mounts import Bind, Dev, Etc, Overlay, Proc, Root, Symlink, Tmpfs
+from isolate.mounts import Bind, Dev, Dir, Etc, Overlay, Proc, Root, Symlink, Tmpfs
 from isolate.namespaces.ids import IdMap, is_host_root
 from isolate.namespaces.part import (
     CgroupNamespace,
@@ -240,7 +240,9 @@ def container(
     user (an ordinary caller has one id inside, the user's), the variables, the working directory, entry point and
     command (``box.run([])`` starts the image's own program, ``box.run(["--help"])`` gives its entry point these words;
     see :class:`isolate.Surroundings`). ``writes`` may be an :class:`isolate.images.Upper`, which keeps them; there, and
-    with ``"deny"``, the image's volumes are empty and in memory, so that they are writable and in no layer.
+    with ``"deny"``, the image's volumes are empty and in memory, so that they are writable and in no layer; with
+    ``"discard"`` only those that its files do not have. A working directory that is not there is
+    made.
 
     :param root: directory that holds bin, etc, usr and the rest; or an image.
     :param entries: put into the root after the preset's own.
@@ -314,7 +316,7 @@ def _of_image(
     hostname: str,
     extra: Iterable[Part],
 ) -> Sandbox:
-    from isolate.images.accounts import account  # loaded late: most containers are not of images
+    from isolate.images.accounts import account, missing  # loaded late: most containers are not of images
     from isolate.images.image import Image as Kind  # loaded late: as above
     from isolate.images.root import ImageRoot  # loaded late: as above
 
@@ -334,7 +336,11 @@ def _of_image(
     else:
         user = UserNamespace(uid=who.uid, gid=who.gid)
     places = {bytes(getattr(entry, "place", b"")) for entry in entries}
-    volumes = [] if writes == "discard" else [v for v in image.config.volumes or () if os.fsencode(v) not in places]
+    volumes = [v for v in image.config.volumes or () if os.fsencode(v) not in places]
+    if writes == "discard":
+        volumes = list(missing(image, store, volumes))  # what is there can be written as it is
+    # An image may name a working directory that it does not have, or that one of its volumes hides.
+    made = [Dir(path) for path in (image.config.workdir,) if path and path.strip("/")]
     standing = [Tmpfs(path) for path in ("/tmp", "/run") if path.encode() not in places and path not in volumes]
     config = image.config
     env = config.environment
@@ -350,7 +356,7 @@ def _of_image(
         UtsNamespace(hostname=hostname),
         CgroupNamespace(),
         NetNamespace(),
-        Root(top, Proc(), Dev(), *standing, *(Tmpfs(volume) for volume in volumes), *entries),
+        Root(top, Proc(), Dev(), *standing, *(Tmpfs(volume) for volume in volumes), *entries, *made),
         _rlimits(),
         Seccomp.default(),
     ]

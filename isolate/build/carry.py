@@ -18,6 +18,7 @@ from isolate.build.stages import SCRATCH, Program, Stage
 from isolate.build.steps import CACHE, PREDEFINED, State, describe
 from isolate.build.syntax import DockerfileError, parse_syntax
 from isolate.build.words import WordError, process_word
+from isolate.errors import printable
 from isolate.images.errors import ImageError, LayerError, StoreError
 from isolate.images.holding import tagged
 from isolate.images.image import Image
@@ -79,7 +80,7 @@ def build(
 ) -> Built:
     """See :meth:`isolate.build.Recipe.built`."""
     if store.read_only:
-        raise BuildError("the store is read-only")
+        raise BuildError(f"the store {printable(store.path)} is read-only; build in one that can be written")
     if name is not None:
         name = tagged(Reference.parse(name))  # refused before the first step
     given = dict(args or {})

@@ -53,6 +53,10 @@ def describe(step: i.Instruction) -> str:
     if isinstance(step, i.Copy):
         origin = f"--from={step.origin} " if step.origin else ""
         return f"{'ADD' if step.add else 'COPY'} {origin}{' '.join(step.sources)} {step.target}"
+    if isinstance(step, i.Volume):
+        return f"VOLUME {json.dumps(list(step.paths))}"
+    if isinstance(step, i.Expose):
+        return "EXPOSE " + " ".join(step.ports)
     if isinstance(step, (i.Cmd, i.Entrypoint, i.Shell)):
         exec_form = not getattr(step, "shell", False)
         return f"{type(step).__name__.upper()} {json.dumps(list(step.command)) if exec_form else step.command[0]}"

@@ -41,8 +41,14 @@ _RENAME_NOREPLACE = 1
 HELD = 60.0  # seconds for a lock that others hold for a moment only: one that holds it longer was stopped
 
 _CAUSES = {
-    errno.ENOSPC: ("the file system is full", "free space, or collect() what nothing names any more"),
-    errno.EDQUOT: ("the quota of this user is used up", "free space, or collect() what nothing names any more"),
+    errno.ENOSPC: (
+        "the file system is full",
+        "free space there; in a store collect() removes what nothing names any more",
+    ),
+    errno.EDQUOT: (
+        "the quota of this user is used up",
+        "free space there; in a store collect() removes what nothing names any more",
+    ),
     errno.EROFS: ("the file system is mounted read-only", "open what is there, or use a store elsewhere"),
     errno.EACCES: ("this user may not do that there", "use a store of your own: Store('~/.local/share/isolate')"),
     errno.EPERM: ("this user may not do that there", "use a store of your own: Store('~/.local/share/isolate')"),

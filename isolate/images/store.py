@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from isolate.images.blobs import Lease
 from isolate.images.bounds import Bounds
@@ -167,7 +167,8 @@ class Store(Exchanging):
         is_path = isinstance(target, (str, bytes, os.PathLike))
         if form == "oci" and not is_path:
             raise TypeError("save: a layout is a directory; format='oci-archive' writes to a file")
-        with Lease() as lease, doing("saving", None):
+        where = os.fspath(target) if isinstance(target, (str, bytes, os.PathLike)) else None
+        with Lease() as lease, doing("saving", where):
             rows = []
             for one in wanted:
                 if isinstance(one, Image):
@@ -251,12 +252,12 @@ def _whole_file(target: StrOrBytesPath | IO[bytes]) -> Iterator[IO[bytes]]:
         return
     path = os.path.abspath(os.fsdecode(target))
     if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, "wb") as device:  # a pipe, or /dev/stdout
+        with _made(path, path, "wb") as device:  # a pipe, or /dev/stdout
             yield device
         return
     own = f"{path}.new-{secrets.token_hex(8)}"
     try:
-        with open(own, "xb") as file:
+        with _made(own, path, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -265,6 +266,14 @@ def _whole_file(target: StrOrBytesPath | IO[bytes]) -> Iterator[IO[bytes]]:
         with suppress(FileNotFoundError):
             os.unlink(own)
         raise
+
+
+def _made(path: str, said: str, mode: str) -> IO[bytes]:
+    """The caller's file to write: as :func:`_archive` for one that is read."""
+    try:
+        return cast("IO[bytes]", open(path, mode))
+    except OSError as error:
+        raise StoreError("the archive cannot be made", errno=error.errno, path=said) from error
 
 
 def _archive(path: str) -> IO[bytes]:

@@ -388,6 +388,8 @@ def test_onbuild_shell_and_the_rest(store: Store, context: Path) -> None:
         'FROM base:1\nSHELL ["/bin/sh", "-ec"]\nONBUILD COPY a.txt /onbuild\nEXPOSE 80 53/udp\nVOLUME /data\n'
         "ENTRYPOINT echo a\nHEALTHCHECK --interval=5s CMD true\nSTOPSIGNAL SIGINT\n"
     ).build(store, context, name="parent:1")
+    words = [step.created_by for step in store.open("parent:1").history]
+    assert {"EXPOSE 80 53/udp", 'VOLUME ["/data"]', "STOPSIGNAL SIGINT"} <= set(words)
     image = Dockerfile.parse("FROM parent:1\nENV X=$PATH:/more\nCMD b\n").build(store, context)
     config = image.config
     assert tree(store, image)["onbuild"] == "hello\n"
@@ -528,6 +530,11 @@ def test_what_is_refused_before_the_first_step(store: Store) -> None:
     assert begun == []
     with pytest.raises(BuildError, match="no file yet, so there is nothing to run"):
         Recipe().run(["true"]).build(store)
+    with (
+        Store(store.path, read_only=True) as closed,
+        pytest.raises(BuildError, match=f"the store {store.path} is read"),
+    ):
+        Recipe("base:1").build(closed)
 
 
 def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

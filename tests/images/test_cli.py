@@ -87,7 +87,7 @@ def test_wrong_names_and_files(run: Any, tmp_path: Path, filled: Image) -> None:
     with Store(tmp_path / "store") as store:
         store.untag("me/app:1")
     status, out, err = run("image", "rm", "me/bas:1")
-    assert (status, out.strip()) == (1, "")
+    assert (status, out) == (1, "")
     assert "no image is named me/bas:1; did you mean 'me/base:1'?" in err
     with Store(tmp_path / "store") as store:
         assert store.open(filled.digest).id == filled.id  # nothing was removed, so nothing was collected
@@ -95,6 +95,18 @@ def test_wrong_names_and_files(run: Any, tmp_path: Path, filled: Image) -> None:
     assert status == 1
     assert f"the archive cannot be opened [{tmp_path}/nothing.tar]: No such file or directory" in err
     assert "store" not in err.replace(str(tmp_path), "")
+    status, _, err = run("image", "save", "me/base:1", "-o", str(tmp_path / "nowhere/out.tar"))
+    assert status == 1
+    assert "the archive cannot be made [" in err
+    assert f"{tmp_path}/nowhere/out.tar]: No such file or directory" in err
+    status, _, err = run("image", "save", "--quiet", "me/base:1", "-o", "/dev/full")
+    assert (status, err.splitlines()[0]) == (
+        1,
+        "isolate: saving failed [/dev/full]: No space left on device (errno 28)",
+    )
+    (tmp_path / "text").write_text("FROM scratch\n")
+    status, _, err = run("image", "load", str(tmp_path / "text"))
+    assert (status, err) == (1, f"isolate: {tmp_path}/text: the archive is cut off within a header\n")
 
 
 def test_what_is_shown(run: Any, filled: Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import Sandbox, Surroundings, UserNamespace, presets
+from isolate import IsolateError, Sandbox, Surroundings, UserNamespace, presets
 from isolate.images import Config, Image, ImageError, Layer, Store, Upper
 from isolate.images.accounts import account
 from isolate.sandbox.defaults import DEFAULT_PATH
@@ -96,6 +97,26 @@ def test_writes(shared: Store) -> None:
         presets.container(5, store=shared)  # type: ignore[arg-type]
 
 
+def test_places_that_the_image_names_and_does_not_have(shared: Store) -> None:
+    image = shared.open("me/box:1")
+    apart = Config(entrypoint=(), cmd=(), workdir="/none/x", volumes=("/data", "/srv/data"))
+    for user in ("", "web"):
+        box = presets.container(image.with_(apart).with_(Config(user=user)), store=shared)
+        # A volume of the image's own keeps its files where writes are thrown away; another is there, and empty.
+        line = "pwd; echo 1 > /data/new && busybox ls /data /srv/data"
+        found = box.run(sh(line), text=True)
+        assert found.stdout == "/none/x\n/data:\nnew\n\n/srv/data:\nold\n", found
+    hidden = Config(workdir="/srv/data/below", user="", entrypoint=(), volumes=("/srv/data",))
+    for writes in ("deny", "discard"):
+        box = presets.container(image.with_(hidden), store=shared, writes=writes)
+        assert box.run(sh("pwd"), text=True).stdout == "/srv/data/below\n"
+    with Upper(shared) as upper:
+        box = presets.container(image.with_(apart).with_(Config(user="")), store=shared, writes=upper)
+        assert box.run(sh("echo 1 > /data/new")).returncode == 0
+        assert {change.path for change in upper.changes()} >= {b"none", b"none/x"}
+        assert not any(change.path.startswith(b"data/") for change in upper.changes())
+
+
 @pytest.mark.parametrize(
     ("user", "ids"),
     [
@@ -135,6 +156,19 @@ def test_links_in_a_hostile_image_lead_nowhere(shared: Store) -> None:
     assert account(evil, shared, "0").home is None
     with pytest.raises(ImageError):
         account(evil, shared, "root")
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, target in (("here", "/srv"), ("out", "../../../../tmp/of-the-host")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    links = shared.add(shared.open("me/box:1") + of_archive(out.getvalue()))
+    own = Config(user="", entrypoint=(), workdir="/here", volumes=("/out",))
+    box = presets.container(links.with_(own), store=shared)
+    assert box.run(sh("/bin/busybox pwd -P; cat a"), text=True).stdout == "/srv\nfile\n"
+    with contextlib.suppress(IsolateError):
+        presets.container(links.with_(own).with_(Config(workdir="/out/x")), store=shared).run(sh("pwd"))
+    assert not Path("/tmp/of-the-host").exists()
 
 
 def test_an_ordinary_users_container() -> None:

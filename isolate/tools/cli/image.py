@@ -9,11 +9,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from isolate.errors import IsolateError, printable, printable_lines
-from isolate.images import Reference, Registry, Store
+from isolate.images import LayerError, Reference, Registry, Store
 from isolate.images.comparing import compare
 from isolate.images.image import Image
 from isolate.kernel.checks import nearest
-from isolate.tools.cli.showing import amount, colour, progress, short, table
+from isolate.tools.cli.showing import amount, colour, counted, progress, short, table
 
 if TYPE_CHECKING:
     import argparse
@@ -96,7 +96,11 @@ def _push(store: Store, options: argparse.Namespace) -> int:
 def _load(store: Store, options: argparse.Namespace) -> int:
     with progress(options.quiet or options.json) as show:
         source = sys.stdin.buffer if options.source == "-" else options.source
-        found = store.load(source, options.name, unpack=not options.no_unpack, progress=show)
+        try:
+            found = store.load(source, options.name, unpack=not options.no_unpack, progress=show)
+        except LayerError as error:
+            # Of the archive as a whole it has no name: here the file is one.
+            raise LayerError(error.entry or os.fsencode(options.source), error.rule) from error
     names: dict[str, list[str]] = {}
     for reference, digest in store.tags().items():
         names.setdefault(digest, []).append(reference.short)
@@ -150,8 +154,13 @@ def _rm(store: Store, options: argparse.Namespace) -> int:
     # A word that was mistyped removes nothing, also not what another program is about to name.
     done = None if options.keep_data or len(missing) == len(options.names) else store.collect()
     document = {"missing": missing, "collected": None if done is None else asdict(done)}
-    text = "" if done is None else f"{done.layers} layers and {done.blobs} blobs removed, {amount(done.bytes)}"
-    _say(options, document, text)
+    text = (
+        ""
+        if done is None
+        else f"{counted(done.layers, 'layer')} and {counted(done.blobs, 'blob')} removed, {amount(done.bytes)}"
+    )
+    if text or options.json:
+        _say(options, document, text)
     for name in missing:
         hint = nearest(name, [own.short for own in store.tags()])
         print(f"isolate: no image is named {printable(name)}{hint}", file=sys.stderr)
@@ -205,7 +214,7 @@ def _tree(store: Store, options: argparse.Namespace) -> int:
             draw(one, indent + "  ")
 
     draw((), "")
-    lines.append(f"{len(images)} images: {amount(shared)} of layers, {amount(alone)} if each had its own")
+    lines.append(f"{counted(len(images), 'image')}: {amount(shared)} of layers, {amount(alone)} if each had its own")
     document = {
         "images": {name: list(one.diffids) for name, one in images.items()},
         "sizes": sizes,
@@ -238,7 +247,8 @@ def _collect(store: Store, options: argparse.Namespace) -> int:
     with progress(options.quiet or options.json) as show:
         done = store.collect(progress=show)
     text = (
-        f"{done.layers} layers, {done.blobs} blobs and {done.leftovers} leftovers removed, {amount(done.bytes)}; "
+        f"{counted(done.layers, 'layer')}, {counted(done.blobs, 'blob')} and {counted(done.leftovers, 'leftover')} "
+        f"removed, {amount(done.bytes)}; "
         f"{done.in_use} in use"
     )
     for reason in done.failed:

@@ -11,9 +11,14 @@ if TYPE_CHECKING:
 
     from isolate.images.progress import Progress
 
-__all__ = ["amount", "binary", "colour", "progress", "short", "table"]
+__all__ = ["amount", "binary", "colour", "counted", "progress", "short", "table"]
 
 _COLOURS = {"added": "32", "modified": "33", "metadata": "36", "removed": "31"}
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 layer, 2 layers."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def amount(size: int | None) -> str:
