@@ -34,6 +34,7 @@ NEEDED: dict[str, tuple[Any, ...]] = {
     "isolate.network.Connect": ("db:5432",),
     "isolate.network.Domains": ("a.example",),
     "isolate.network.Egress": (["db:5432"],),
+    "isolate.network.Ingress": (["web:5432"],),
     "isolate.network.Interface": ("<network>",),
     "isolate.network.Network": (),
     "isolate.network.Publish": (80, 80),

@@ -12,6 +12,7 @@ from isolate.network.shared import Shared as Shared
 from isolate.network.shared import find as find
 from isolate.network.userspace import Userspace as Userspace
 from isolate.network.words import Egress as Egress
+from isolate.network.words import Ingress as Ingress
 from isolate.network.words import Publish as Publish
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Counters",
     "Domains",
     "Egress",
+    "Ingress",
     "Interface",
     "Network",
     "Publish",

@@ -26,7 +26,7 @@ from isolate.network.sockets import Supply
 from isolate.network.switch import Plug, Switch
 from isolate.network.watching import Watching
 from isolate.network.way import Way
-from isolate.network.words import PROTOCOLS, host_name
+from isolate.network.words import host_name
 from isolate.thread.disposable import in_thread
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ class Network(Watching, Joinable):
     host. ``names``: a resolver at the network's first address knows the members by their names, and with an uplink asks
     the host's resolvers about others. ``mtu`` is the largest packet, 576 to 65535 bytes.
 
-    Members are :class:`Interface` parts of sandboxes. They reach one another, unless an ``egress=`` says less. Nothing
+    Members are :class:`Interface` parts of sandboxes. They reach one another, unless an ``egress=`` or an
+    ``ingress=`` says less. Nothing
     of the host can be reached from inside, and nothing inside from the host or beyond but what is published.
 
     Needs CAP_NET_ADMIN and CAP_SYS_ADMIN, or a user namespace: as an ordinary user, members reach one another and ports
@@ -276,7 +277,8 @@ class Network(Watching, Joinable):
             wish.mac or link.mac_text(b"\x02\x42" + member.address.packed),
             wish.device,
             wish.mtu or self.mtu,
-            limited=wish.egress is not None,
+            egress=wish.egress is not None,
+            ingress=wish.ingress is not None,
             rate=wish.rate,
             burst=wish.burst,
             everywhere=self.uplink is not None or bool(wish.publish),
@@ -292,34 +294,31 @@ class Network(Watching, Joinable):
                 member.published.lead(member.address)
 
     def _reach(self, member: Member) -> list[Message]:
-        """What a member may open connections to, as the others are now."""
-        found = []
-        for rule in member.wish.egress.rules if member.wish.egress is not None else ():
-            number = PROTOCOLS[rule.protocol] if rule.protocol else None
-            for net in self._members.targets(rule):
-                own = next((each for each in member.addresses if each.version == net.version), None)
-                if own is not None:
-                    found.append(ruleset.reach(own, net, rule.ports, number))
-        member.rules = found
-        return found
+        """What a member may open connections to and takes them from, as the others are now."""
+        member.rules = self._members.rules(member)
+        return member.rules
 
     def _meet(self, new: Member) -> None:
-        """Those that may reach a member by its name may now that it is there."""
-        for other in list(self._members.by_number.values()):
-            egress = other.wish.egress
-            if other is new or egress is None or other.plug is None or not other.plug.attached:
+        """Those that may reach a member by its name, or take from it, may now that it is there."""
+        for other in self._limited():
+            if other is new:
                 continue
-            if any(isinstance(rule.to, str) and rule.to in new.names for rule in egress.rules):
+            if any(isinstance(rule.to, str) and rule.to in new.names for rule in other.wish.rules):
                 before = set(other.rules)
                 self._switch.rules([message for message in self._reach(other) if message not in before])
 
     def _part(self, new: Member) -> None:
-        """Nobody may reach the addresses of a member that left, which will be another's."""
-        for other in list(self._members.by_number.values()):
-            if other is not new and other.wish.egress is not None and other.plug is not None and other.plug.attached:
+        """Nobody may reach the addresses of a member that left, or takes from them: they will be another's."""
+        for other in self._limited():
+            if other is not new:
                 before = other.rules
                 kept = self._reach(other)
                 self._switch.rules([ruleset.undone(message) for message in before if message not in kept])
+
+    def _limited(self) -> list[Member]:
+        """Members whose egress or ingress is limited, and which are attached."""
+        members = list(self._members.by_number.values())
+        return [m for m in members if m.wish.limited and m.plug is not None and m.plug.attached]
 
     def leave(self, member: Member, *, wait: bool) -> None:
         """Take a member out. Without ``wait`` its network is about to go anyway."""

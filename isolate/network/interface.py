@@ -19,7 +19,7 @@ from isolate.namespaces import MountNamespace, NetNamespace
 from isolate.network import link, resolv, sysctls
 from isolate.network.joinable import Joinable
 from isolate.network.members import Wish
-from isolate.network.words import Egress, Publish, PublishLike, host_name, publications, rate
+from isolate.network.words import Egress, Ingress, Publish, PublishLike, host_name, publications, rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,10 +44,11 @@ class Interface:
     network unless they are named. ``publish`` has ports of the host's lead to it: ``{8080: 80}``,
     ``{"127.0.0.1:5353/udp": 53}``, ``{"8000-8010": "9000-9010"}``; at the host's loopback, unless an address is named.
     ``egress`` limits what it may open connections to (:class:`Egress`); None is
-    everything that the network reaches. ``rate`` is its limit in bits per second, each way (``"20M"``), ``burst`` how
-    many bytes may go at once (``"64K"``). ``mac`` and ``mtu`` are the device's, ``device`` its name inside (``eth0``,
-    ``eth1``, … by default). ``routes`` are further ways: ``{"192.0.2.0/24": "10.88.0.7"}``, from a network to the
-    member that leads there.
+    everything that the network reaches. ``ingress`` limits which members it takes connections from, and at which of its
+    ports (:class:`Ingress`); None is all of them. ``rate`` is its limit in bits per second, each way (``"20M"``),
+    ``burst`` how many bytes may go at once (``"64K"``). ``mac`` and ``mtu`` are the device's, ``device`` its name
+    inside (``eth0``, ``eth1``, … by default). ``routes`` are further ways: ``{"192.0.2.0/24": "10.88.0.7"}``, from a
+    network to the member that leads there.
 
     A sandbox with it starts once it is attached; names, addresses and ports are taken back when the sandbox has ended.
     The same part can be started several times only without a name, an address and ports.
@@ -62,6 +63,7 @@ class Interface:
     address6: Address | None = None
     publish: tuple[Publish, ...] = ()
     egress: Egress | None = None
+    ingress: Ingress | None = None
     rate: int | None = None
     burst: int | None = None
     mac: str | None = None
@@ -83,6 +85,7 @@ class Interface:
         address6: str | Address | None = None,
         publish: PublishLike = (),
         egress: Egress | None = None,
+        ingress: Ingress | None = None,
         rate: int | str | None = None,
         burst: int | str | None = None,
         mac: str | None = None,
@@ -95,6 +98,8 @@ class Interface:
             raise TypeError(f"Interface: a Network is wanted, not {network!r}{hint}")
         if egress is not None and not isinstance(egress, Egress):
             raise TypeError(f"Interface: egress must be an Egress such as Egress(['db:5432']), not {egress!r}")
+        if ingress is not None and not isinstance(ingress, Ingress):
+            raise TypeError(f"Interface: ingress must be an Ingress such as Ingress(['web:5432']), not {ingress!r}")
         if routes is not None and not hasattr(routes, "items"):
             raise TypeError(f"Interface: routes must be a mapping of networks to addresses, not {routes!r}")
         if isinstance(aliases, str):
@@ -107,6 +112,7 @@ class Interface:
             "address6": _address(address6, network.subnet6, "address6"),
             "publish": publications(publish),
             "egress": egress,
+            "ingress": ingress,
             "rate": _rate(rate),
             "burst": None if burst is None else checks.size("Interface: burst", burst, 1600),
             "mac": _mac(mac),
@@ -177,6 +183,7 @@ class Interface:
             self.address6,
             self.publish,
             self.egress,
+            self.ingress,
             self.rate,
             self.burst,
             self.mac,

@@ -6,10 +6,11 @@ import contextlib
 import errno
 import ipaddress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from isolate.errors import ConflictError, SetupError
-from isolate.network.words import Egress, Publish, Reach, host_name
+from isolate.network import ruleset
+from isolate.network.words import PROTOCOLS, Egress, Ingress, Publish, Reach, host_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,7 @@ __all__ = ["Member", "Members", "Ports", "Wish"]
 
 #: So many ports the kernel gives a bridge (BR_MAX_PORTS less what the switch has itself).
 MOST = 1000
+_EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,23 @@ class Wish:
     address6: Address | None = None
     publish: tuple[Publish, ...] = ()
     egress: Egress | None = None
+    ingress: Ingress | None = None
     rate: int | None = None
     burst: int | None = None
     mac: str | None = None
     mtu: int | None = None
     routes: tuple[tuple[Net, Address | None], ...] = ()
     device: str = "eth0"
+
+    @property
+    def limited(self) -> bool:
+        """Whether it says what may be reached, or what is taken."""
+        return self.egress is not None or self.ingress is not None
+
+    @property
+    def rules(self) -> tuple[Reach, ...]:
+        """What it says of both."""
+        return tuple(rule for limit in (self.egress, self.ingress) if limit is not None for rule in limit.rules)
 
 
 @dataclass
@@ -52,7 +65,7 @@ class Member:
     wish: Wish
     addresses: tuple[Address, ...]
     plug: Plug | None = None
-    #: What its egress put into the switch's sets.
+    #: What its egress and ingress put into the switch's sets.
     rules: list[Message] = field(default_factory=list)
     #: Its ports on the host.
     published: Ports | None = None
@@ -92,6 +105,32 @@ class Ports:
         """Nobody reaches the member by them any more."""
         while self._ways:
             self._ways.pop().close()
+
+
+_Apart: TypeAlias = "tuple[Net, tuple[int, int] | None, str | None]"
+
+
+def _apart(listed: Sequence[tuple[Net, Reach]]) -> list[_Apart]:
+    """The same in elements that do not overlap, as the kernel wants a set of ranges.
+
+    The larger network comes first, and a smaller one has what is left of its ports. Members' names come last: what is
+    there already stays as it is when a member comes or goes.
+    """
+    found: list[_Apart] = []
+    for net, rule in sorted(listed, key=lambda pair: (isinstance(pair[1].to, str), pair[0].prefixlen)):
+        left = [rule.ports or (0, 65535)]
+        for other, ports, protocol in found:
+            if protocol == rule.protocol and _within(net, other):
+                low, high = ports or (0, 65535)
+                around = [part for a, b in left for part in ((a, min(b, low - 1)), (max(a, high + 1), b))]
+                left = [(a, b) for a, b in around if a <= b]
+        found += [(net, ports if rule.ports else None, rule.protocol) for ports in left]
+    return found
+
+
+def _within(net: Net, other: Net) -> bool:
+    first, last = other.network_address, other.broadcast_address
+    return net.version == other.version and int(first) <= int(net.network_address) <= int(last)
 
 
 class Members:
@@ -141,7 +180,7 @@ class Members:
                 )
         number = self._number(wish)
         addresses = [self._subnets[4].network_address + 2 + number if wish.address is None else wish.address]
-        if 6 in self._subnets and (wish.egress is None or self._switch.routes6):
+        if 6 in self._subnets and (not wish.limited or self._switch.routes6):
             addresses.append(self._subnets[6].network_address + 2 + number if wish.address6 is None else wish.address6)
         member = Member(number, wish, tuple(addresses))
         self.by_number[number] = member
@@ -222,6 +261,7 @@ class Members:
                     "counters": moved,
                     "published": [str(each) for each in member.wish.publish],
                     "egress": list(member.wish.egress.to) if member.wish.egress is not None else None,
+                    "ingress": list(member.wish.ingress.source) if member.wish.ingress is not None else None,
                 }
             )
         return rows
@@ -241,8 +281,21 @@ class Members:
         for address in member.addresses:
             self._by_address.pop(address, None)
 
-    def targets(self, reach: Reach) -> Sequence[Net]:
-        """The networks that a rule of :class:`~isolate.network.Egress` is about, as members are now."""
+    def rules(self, member: Member) -> list[Message]:
+        """What puts a member's egress and ingress into the switch's sets, as the others are now."""
+        found = []
+        for limit, put in ((member.wish.egress, ruleset.reach), (member.wish.ingress, ruleset.take)):
+            listed = [(net, rule) for rule in (limit.rules if limit is not None else ()) for net in self._targets(rule)]
+            for net, ports, protocol in _apart(listed):
+                own = next((each for each in member.addresses if each.version == net.version), None)
+                if own is not None:
+                    found.append(put(own, net, ports, PROTOCOLS[protocol] if protocol else None))
+        return found
+
+    def _targets(self, reach: Reach) -> Sequence[Net]:
+        """The networks that a rule of an egress or an ingress is about."""
+        if reach.to is None:
+            return _EVERYWHERE
         if not isinstance(reach.to, str):
             return [reach.to]
         return [ipaddress.ip_network(a) for a in self.find(reach.to) or ()]

@@ -218,8 +218,8 @@ def _number(kind: int, value: int) -> bytes:
 
 
 def meta(key: str, register: int = REGISTER) -> bytes:
-    """Something of the packet: ``protocol``, ``mark``, ``iif``, ``iifname``, ``oifname``, ``nfproto``, ``l4proto``."""
-    keys = {"protocol": 1, "mark": 3, "iif": 4, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
+    """Of the packet: ``protocol``, ``mark``, ``iif``, ``oif``, ``iifname``, ``oifname``, ``nfproto``, ``l4proto``."""
+    keys = {"protocol": 1, "mark": 3, "iif": 4, "oif": 5, "iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
     return _expression("meta", _number(1, register), _number(2, keys[key]))
 
 

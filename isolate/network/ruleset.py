@@ -1,8 +1,9 @@
 """What the switch lets through: its tables of nftables, made once; what varies from member to member are elements.
 
 Members on the bridge reach one another without a look at their packets, but for this: what a port sends must bear the
-addresses that were given to it. A member whose egress is limited is not on the bridge but on a port of its own, so all
-that it sends is routed, and connections are tracked.
+addresses that were given to it. A member whose egress or ingress is limited is not on the bridge but on a port of its
+own, so all that it sends and takes is routed, and connections are tracked. Egress is decided by the chain "forward";
+what that accepts comes to the chain "taken", which decides of ingress.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from isolate.network.address import Address, Net
     from isolate.network.netlink import Message
 
-__all__ = ["BRIDGE", "BRIDGE_NAME", "SWITCH", "UPLINK", "admitted", "base", "published", "reach"]
+__all__ = ["BRIDGE", "BRIDGE_NAME", "SWITCH", "UPLINK", "admitted", "base", "published", "reach", "take"]
 
 #: Names of the switch's own devices.
 BRIDGE_NAME, UPLINK = "br0", "up0"
@@ -107,22 +108,31 @@ def _names() -> list[Message]:
     return messages
 
 
-def _reaching(version: int) -> list[Message]:
-    """What members whose egress is limited may open connections to: by port, and by address alone."""
+def _listed(chain: str, name: str, version: int) -> list[Message]:
+    """What the sets of that name hold is accepted: from one address to another, by port, and by address alone."""
     accept = nft.verdict(nft.ACCEPT)
     size = 1 if version == 4 else 4  # registers that an address takes
     there = _R + size
     pair = [*nft.family(version), source(version), destination(version, there)]
     return [
         SWITCH.rule(
-            "forward",
+            chain,
             *pair,
             nft.meta("l4proto", there + size),
             port(there + size + 1),
-            nft.lookup(f"reach_ports{version}"),
+            nft.lookup(f"{name}_ports{version}"),
             accept,
         ),
-        SWITCH.rule("forward", *pair, nft.lookup(f"reach{version}"), accept),
+        SWITCH.rule(chain, *pair, nft.lookup(f"{name}{version}"), accept),
+    ]
+
+
+def _pairs(name: str) -> list[Message]:
+    """The sets for :func:`_listed`: where from, where to, and the protocol and the port there."""
+    return [
+        SWITCH.set(Set(f"{name}{suffix}{v}", (ADDRESS[v], ADDRESS[v], *more), interval=True))
+        for suffix, more in (("", ()), ("_ports", (nft.PROTOCOL, nft.PORT)))
+        for v in (4, 6)
     ]
 
 
@@ -136,17 +146,15 @@ def base(*, out: bool) -> list[Message]:
     messages = [
         *_bridge(),
         table.create(),
-        table.set(Set("limited", (nft.INDEX,))),
+        *(table.set(Set(name, (nft.INDEX,))) for name in ("limited", "egress", "ingress")),
         *(table.set(Set(f"members{v}", (nft.INDEX, ADDRESS[v]))) for v in (4, 6)),
-        *(table.set(Set(f"reach{v}", (ADDRESS[v], ADDRESS[v]), interval=True)) for v in (4, 6)),
-        *(
-            table.set(Set(f"reach_ports{v}", (ADDRESS[v], ADDRESS[v], nft.PROTOCOL, nft.PORT), interval=True))
-            for v in (4, 6)
-        ),
+        *_pairs("reach"),
+        *_pairs("take"),
         table.set(Set("published", (nft.PROTOCOL, nft.PORT), (nft.IPV4, nft.PORT))),
         table.chain(Chain("spoofed", nft.PREROUTING, priority=_RAW)),
         table.chain(Chain("input", nft.INPUT, policy=nft.DROP)),
         table.chain(Chain("forward", nft.FORWARD, policy=nft.DROP)),
+        table.chain(Chain("taken", nft.FORWARD, priority=10)),
         table.chain(Chain("publish", nft.PREROUTING, "nat", -100)),
         table.chain(Chain("masquerade", nft.POSTROUTING, "nat", 100)),
         # A port of its own: only with its own addresses; of IPv6 also to find its neighbour, which is never forwarded.
@@ -170,15 +178,20 @@ def base(*, out: bool) -> list[Message]:
         table.rule("forward", *nft.established(), accept),
         table.rule("forward", *nft.device("iifname", UPLINK), *nft.translated(), accept),
         table.rule("forward", *nft.device("iifname", UPLINK), drop),
-        *(rule for v in (4, 6) for rule in _reaching(v)),
-        table.rule("forward", *limited, nft.reject()),
+        *(rule for v in (4, 6) for rule in _listed("forward", "reach", v)),
+        table.rule("forward", nft.meta("iif"), nft.lookup("egress"), nft.reject()),
+        table.rule("taken", *nft.established(), accept),
+        # A published port is the host's affair: it is limited by the address that it is published at.
+        table.rule("taken", *nft.device("iifname", UPLINK), *nft.translated(), accept),
+        *(rule for v in (4, 6) for rule in _listed("taken", "take", v)),
+        table.rule("taken", nft.meta("oif"), nft.lookup("ingress"), nft.reject()),
     ]
     if out:
         messages.append(table.rule("forward", *nft.device("oifname", UPLINK), accept))
     else:
         messages.append(table.rule("forward", *nft.device("oifname", UPLINK), nft.reject()))
     messages += [
-        # To a member whose egress is limited, from the bridge or from another of them.
+        # To a member on a port of its own, from the bridge or from another of them.
         table.rule("forward", accept),
         table.rule(
             "publish",
@@ -194,8 +207,11 @@ def base(*, out: bool) -> list[Message]:
     return messages
 
 
-def admitted(index: int, addresses: Iterable[Address], *, limited: bool, remove: bool = False) -> list[Message]:
-    """A port of the switch may send with these addresses, or no longer."""
+def admitted(
+    index: int, addresses: Iterable[Address], *, egress: bool = False, ingress: bool = False, remove: bool = False
+) -> list[Message]:
+    """A port of the switch may send with these addresses, or no longer; what it sends and takes may be limited."""
+    limited = egress or ingress
     name = struct.pack("=I", index)
     messages = []
     for version in (4, 6):
@@ -204,23 +220,36 @@ def admitted(index: int, addresses: Iterable[Address], *, limited: bool, remove:
             messages.append(BRIDGE.elements(f"members{version}", own, remove=remove))
         elif own:
             messages.append(SWITCH.elements(f"members{version}", own, remove=remove))
-    if limited:
-        messages.append(SWITCH.elements("limited", [Element((name,))], remove=remove))
+    for where, wanted in (("limited", limited), ("egress", egress), ("ingress", ingress)):
+        if wanted:
+            messages.append(SWITCH.elements(where, [Element((name,))], remove=remove))
     return messages
 
 
-def reach(
-    member: Address, to: Net, ports: tuple[int, int] | None, protocol: int | None, *, remove: bool = False
+def reach(member: Address, to: Net, ports: tuple[int, int] | None, protocol: int | None) -> Message:
+    """A member whose egress is limited may open connections there."""
+    return _put("reach", (member, member), (to[0], to[-1]), ports, protocol)
+
+
+def take(member: Address, source: Net, ports: tuple[int, int] | None, protocol: int | None) -> Message:
+    """A member whose ingress is limited takes connections from there."""
+    return _put("take", (source[0], source[-1]), (member, member), ports, protocol)
+
+
+def _put(
+    name: str,
+    source: tuple[Address, Address],
+    to: tuple[Address, Address],
+    ports: tuple[int, int] | None,
+    protocol: int | None,
 ) -> Message:
-    """A member whose egress is limited may open connections there, or no longer."""
-    first, last = to[0].packed, to[-1].packed
+    """An element of one of :func:`_pairs`: from the first to the last address, and port."""
+    version = to[0].version
+    first, last = ((source[i].packed, to[i].packed) for i in (0, 1))
     if ports is None or protocol is None:
-        element = Element((member.packed, first), (member.packed, last))
-        return SWITCH.elements(f"reach{member.version}", [element], remove=remove)
-    low, high = (struct.pack(">H", p) for p in ports)
-    kind = bytes([protocol])
-    element = Element((member.packed, first, kind, low), (member.packed, last, kind, high))
-    return SWITCH.elements(f"reach_ports{member.version}", [element], remove=remove)
+        return SWITCH.elements(f"{name}{version}", [Element(first, last)])
+    low, high = ((bytes([protocol]), struct.pack(">H", p)) for p in ports)
+    return SWITCH.elements(f"{name}_ports{version}", [Element((*first, *low), (*last, *high))])
 
 
 def published(port_here: int, protocol: int, to: Address, port_there: int, *, remove: bool = False) -> Message:
@@ -231,5 +260,5 @@ def published(port_here: int, protocol: int, to: Address, port_there: int, *, re
 
 
 def undone(message: Message) -> Message:
-    """The message that takes an element of :func:`reach` out again."""
+    """The message that takes an element of :func:`reach` or :func:`take` out again."""
     return message._replace(kind=nft.SUBSYSTEM << 8 | nft.DELETE_ELEMENTS, flags=0, step="take a rule out again")

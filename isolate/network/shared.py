@@ -21,7 +21,7 @@ from isolate.errors import SetupError
 from isolate.network.interface import Interface
 from isolate.network.joinable import Joinable
 from isolate.network.netlink import ROUTE, Socket
-from isolate.network.words import Egress, Publish, host_name
+from isolate.network.words import Egress, Ingress, Publish, host_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,6 +156,8 @@ def wish_of(network: Joinable, options: object) -> Wish:
     known["publish"] = [Publish(*each) for each in known.get("publish", ())]
     if known.get("egress") is not None:
         known["egress"] = Egress(known["egress"])
+    if known.get("ingress") is not None:
+        known["ingress"] = Ingress(known["ingress"])
     return Interface(network, **known).wish()
 
 
@@ -313,5 +315,6 @@ def _options(wish: Wish) -> dict[str, Any]:
         "address6": str(wish.address6) if wish.address6 else None,
         "publish": [[p.host, p.port, p.protocol, p.address] for p in wish.publish],
         "egress": list(wish.egress.to) if wish.egress is not None else None,
+        "ingress": list(wish.ingress.source) if wish.ingress is not None else None,
         "routes": {str(net): str(via) if via else None for net, via in wish.routes},
     }

@@ -40,8 +40,9 @@ class Plug:
     mac: str
     device: str = "eth0"
     mtu: int = 1500
-    #: Its egress is limited: not on the bridge, but on a port of its own.
-    limited: bool = False
+    #: Whether its egress and its ingress are limited.
+    egress: bool = False
+    ingress: bool = False
     #: Bits a second each way, and bytes at once.
     rate: int | None = None
     burst: int | None = None
@@ -52,6 +53,11 @@ class Plug:
     routes: tuple[tuple[Net, Address | None], ...] = ()
     attached: bool = field(default=False, init=False)
     shaped: bool = field(default=False, init=False)
+
+    @property
+    def limited(self) -> bool:
+        """Either is limited: it is not on the bridge, but on a port of its own."""
+        return self.egress or self.ingress
 
     @property
     def port(self) -> str:
@@ -186,7 +192,7 @@ class Switch:
                 )
                 self.route.batch([wire, *self._own_port(plug)])
                 self.shape(plug)
-                admitted = ruleset.admitted(plug.index, plug.addresses, limited=plug.limited)
+                admitted = ruleset.admitted(plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress)
                 self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
             index = link.index_of(inside, plug.device)
             inside.batch(self._inside(plug, index))
@@ -262,7 +268,9 @@ class Switch:
             if plug.limited:
                 messages += [address.proxy(_BRIDGE, own, remove=True) for own in plug.addresses]
             self.route.tried(messages)
-            admitted = ruleset.admitted(plug.index, plug.addresses, limited=plug.limited, remove=True)
+            admitted = ruleset.admitted(
+                plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress, remove=True
+            )
             for message in [*admitted, *rules]:  # each by itself: some may never have been put in
                 try:
                     self.filters.transaction(nft.SUBSYSTEM, [message])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from isolate.network.address import Address, Net
 
-__all__ = ["Egress", "Publish", "Reach", "host_name", "ports", "publications", "rate", "subnet"]
+__all__ = ["Egress", "Ingress", "Publish", "Reach", "host_name", "ports", "publications", "rate", "subnet"]
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
@@ -181,15 +181,17 @@ def publications(value: PublishLike) -> tuple[Publish, ...]:
 @keywords
 @dataclass(frozen=True)
 class Reach:
-    """Something that may be reached: a member by its name or addresses, ports of a protocol; None is every one."""
+    """Something that may be reached, or taken from: a member by its name or addresses, and ports of a protocol.
 
-    to: str | Net
+    None is every one.
+    """
+
+    to: str | Net | None
     ports: tuple[int, int] | None = None
     protocol: str | None = None
 
 
-def _reach(text: object) -> Reach:
-    what = "Egress: to"
+def _reach(text: object, what: str, *, anyone: bool = False) -> Reach:
     if not isinstance(text, str):
         raise TypeError(f"{what} takes str such as 'db:5432' or '203.0.113.0/24:443', not {text!r}")
     head, protocol = text, "tcp"
@@ -206,6 +208,8 @@ def _reach(text: object) -> Reach:
     found = ports(port, f"{what}: the port in {text!r}") if port else None
     if found is None and head != text:
         raise ValueError(f"{what}: {text!r} names a protocol, but no port")
+    if place == "*" and anyone:
+        return Reach(None, found, protocol if found else None)
     try:
         net = ipaddress.ip_network(place)
     except ValueError:
@@ -229,17 +233,44 @@ class Egress:
     to: tuple[str, ...] = ()
 
     def __init__(self, to: Iterable[str] = ()) -> None:
-        if isinstance(to, (str, bytes)):
-            raise TypeError(f"Egress: to must be a list of str, not {to!r}: write [{to!r}]")
-        listed = tuple(to)
-        for each in listed:
-            _reach(each)
-        object.__setattr__(self, "to", listed)
+        object.__setattr__(self, "to", _listed(to, "Egress: to"))
+        _ = self.rules  # each is checked
 
     @property
     def rules(self) -> tuple[Reach, ...]:
         """Each as a value."""
-        return tuple(_reach(each) for each in self.to)
+        return tuple(_reach(each, "Egress: to") for each in self.to)
+
+
+@keywords
+@dataclass(frozen=True)
+class Ingress:
+    """What an interface takes connections from; everything else is refused. Answers to its own connections pass.
+
+    ``source`` are members by name and addresses or networks of the network, or ``"*"`` for all of it, with a port of
+    this interface's own, a range of ports, or none for every port and protocol: ``"web:5432"``, ``"*:80"``,
+    ``"10.88.0.16/28:8000-8010"``, ``"web:53/udp"``. Without any it takes none at all.
+    IPv6 addresses with a port stand in brackets: ``"[fd00::7]:443"``.
+
+    Ports that it publishes are reached from the host all the same: where from is said by the address there.
+    """
+
+    source: tuple[str, ...] = ()
+
+    def __init__(self, source: Iterable[str] = ()) -> None:
+        object.__setattr__(self, "source", _listed(source, "Ingress: source"))
+        _ = self.rules  # each is checked
+
+    @property
+    def rules(self) -> tuple[Reach, ...]:
+        """Each as a value; the ports are those of the interface."""
+        return tuple(_reach(each, "Ingress: source", anyone=True) for each in self.source)
+
+
+def _listed(value: Iterable[str], what: str) -> tuple[str, ...]:
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{what} must be a list of str, not {value!r}: write [{value!r}]")
+    return tuple(value)
 
 
 def unusable(net: Net) -> set[Address]:

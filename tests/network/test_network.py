@@ -119,6 +119,27 @@ def test_egress_is_what_is_listed() -> None:
                 assert not web.connects(gone, 9)
 
 
+def test_rules_that_overlap() -> None:
+    """Networks in one another, ranges of ports in part, a name beside its address, twice the same."""
+    with network.Network() as lan, host(lan, "db") as db, host(lan, "other") as other:
+        net = str(lan.subnet)
+        rules = [f"{db.address}:80-90", "db:85-95", "later:90-99", f"{net}:93", "db:80", "db:80", f"{other.address}"]
+        rules += [f"{net}:7/udp", "db:6-8/udp", f"{lan.subnet[9]}:90-95", "other"]
+        with host(lan, "web", egress=network.Egress(rules)) as web, host(lan, "x", ingress=network.Ingress(rules)):
+            listening = [db.listen(port) for port in (79, 80, 90, 92, 93, 95, 96)]
+            reached = [port for port in (79, 80, 90, 92, 93, 95, 96) if web.connects(db.address, port, 0.3)]
+            assert reached == [80, 90, 92, 93, 95]
+            with other.listen(5), host(lan, "later", address=str(lan.subnet[9])) as later:
+                assert web.connects(other.address, 5)
+                listening += [later.listen(port) for port in (89, 90, 93, 99)]
+                assert [port for port in (89, 90, 93, 99) if web.connects(later.address, port, 0.3)] == [90, 93, 99]
+            with host(lan, "new", address=str(lan.subnet[9])) as new:  # has what is listed by address, not by name
+                listening += [new.listen(port) for port in (93, 99)]
+                assert [port for port in (93, 99) if web.connects(new.address, port, 0.3)] == [93]
+            for each in listening:
+                each.close()
+
+
 def test_what_a_port_sends_bears_its_own_addresses() -> None:
     with network.Network() as lan, host(lan, "db") as db, host(lan, "liar") as liar, db.listen(9, kind=2) as there:
         alias = str(lan.subnet[200])

@@ -21,7 +21,7 @@ from isolate import (
     presets,
 )
 from isolate.images import Image, ImageRoot, Layer, Store, Upper
-from isolate.network import Connect, Domains, Egress, Interface, Network, Userspace
+from isolate.network import Connect, Domains, Egress, Ingress, Interface, Network, Userspace
 from isolate.tools import profiles
 from isolate.tools.profiles import ProfileError
 
@@ -78,6 +78,7 @@ def test_an_interface_of_a_network_with_a_name() -> None:
             rate="20M",
             burst="64K",
             egress=Egress(["db:5432"]),
+            ingress=Ingress(["*:80", "db"]),
             mac="02:00:00:00:00:01",
             mtu=1400,
             device="e0",

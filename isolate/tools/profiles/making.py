@@ -180,11 +180,11 @@ def _store(value: Any, where: str, directory: str | None) -> Any:
     return handles.store(_from_here(value, where, directory), where)
 
 
-def _egress(value: Any, where: str, directory: str | None) -> Any:
-    from isolate.network import Egress
+def _limit(kind: str, value: Any, where: str) -> Any:
+    from isolate import network
 
     try:
-        return Egress(_plain(value, where))
+        return getattr(network, kind)(_plain(value, where))
     except (TypeError, ValueError) as error:
         raise error if isinstance(error, ProfileError) else ProfileError(where, error) from error
 
@@ -192,7 +192,8 @@ def _egress(value: Any, where: str, directory: str | None) -> Any:
 #: Arguments whose objects have a form of their own in a profile.
 _SPECIAL = {
     ("Interface", "network"): lambda value, where, directory: handles.network(value, where),
-    ("Interface", "egress"): _egress,
+    ("Interface", "egress"): lambda value, where, directory: _limit("Egress", value, where),
+    ("Interface", "ingress"): lambda value, where, directory: _limit("Ingress", value, where),
     ("ImageRoot", "store"): _store,
 }
 

@@ -45,6 +45,7 @@ _PUBLISH = {
 _HANDLES: dict[tuple[str, str], dict[str, Any]] = {
     ("Interface", "network"): {"type": "string", "description": "the name of a network: isolate net create NAME"},
     ("Interface", "egress"): {"type": "array", "items": {"type": "string"}},
+    ("Interface", "ingress"): {"type": "array", "items": {"type": "string"}},
     ("ImageRoot", "image"): {"type": "string", "description": "a name or a digest in the store"},
     ("ImageRoot", "store"): {
         "description": "the directory of the store; without it, the one of the command line",

@@ -73,6 +73,7 @@ _GIVEN: dict[tuple[str, str], Callable[[Any], Any]] = {
         f"[{part.host}]:{part.port}" if ":" in part.host else f"{part.host}:{part.port}"
     ),
     ("Interface", "egress"): lambda part: None if part.egress is None else part.egress.to,
+    ("Interface", "ingress"): lambda part: None if part.ingress is None else part.ingress.source,
     ("ImageRoot", "image"): lambda part: part.image.digest,
 }
 

@@ -1,0 +1,148 @@
+"""What a member takes connections from: as listed, by members, addresses and its own ports, in both families."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isolate import NetNamespace, PidNamespace, Sandbox, UserNamespace, network
+from isolate.network import Egress, Ingress
+from tests.network.hosts import connects, host, told
+from tests.ordinary import as_ordinary_user
+
+if TYPE_CHECKING:
+    from tests.network.hosts import Host
+
+pytestmark = pytest.mark.root
+
+
+def both(host: Host, db: Host, port: int) -> list[bool]:
+    """Whether it connects by IPv4 and by IPv6."""
+    return [host.connects(at, port, 0.3) for at in (db.address, db.address6)]
+
+
+def test_ingress_is_what_is_listed() -> None:
+    with network.Network() as lan, host(lan, "web") as web, host(lan, "other") as other:
+        rules = Ingress(["web:5432", "later:5432", f"{other.address}:7000-7002", "*:80"])
+        with host(lan, "db", ingress=rules) as db, host(lan, "open") as free:
+            listening = [
+                each.listen(port, at)
+                for each in (db, free)
+                for at in (each.address, each.address6)
+                for port in (5432, 5433, 7001, 80)
+            ]
+            assert both(web, db, 5432) == [True, True]
+            assert both(other, db, 5432) == [False, False]
+            assert both(web, db, 5433) == [False, False]
+            assert both(other, db, 7001) == [True, False]  # one family was listed
+            assert both(web, db, 7001) == [False, False]
+            assert both(web, db, 80) == both(other, db, 80) == [True, True]
+            # Control: one without limits is reached at each; and the limited one opens connections, and is answered.
+            assert [both(other, free, port) for port in (5432, 5433, 7001)] == [[True, True]] * 3
+            assert both(db, free, 5433) == [True, True]
+            # A name that comes later; its address is nobody's once it has left, also when another has it.
+            with host(lan, "later") as later:
+                assert both(later, db, 5432) == [True, True]
+                gone = later.address
+            with host(lan, "new", address=gone) as new:
+                assert both(new, db, 5432) == [False, False]
+                assert both(new, free, 5432) == [True, True]
+            for each in listening:
+                each.close()
+
+
+def test_both_ends_have_a_say() -> None:
+    with network.Network() as lan:
+        with (
+            host(lan, "db", ingress=Ingress(["web", "cache"])) as db,
+            host(lan, "web", egress=Egress(["db:5432"])) as web,
+            host(lan, "cache", egress=Egress(["web"])) as cache,
+            host(lan, "other", egress=Egress(["db"])) as other,
+            db.listen(5432),
+            db.listen(5433),
+        ):
+            assert web.connects(db.address, 5432)
+            assert not web.connects(db.address, 5433)  # its egress does not list it
+            assert not cache.connects(db.address, 5432)  # db would take it
+            assert not other.connects(db.address, 5432)  # its egress lists it, db's ingress does not
+
+
+def test_datagrams_and_what_has_no_ports() -> None:
+    with network.Network() as lan, host(lan, "web") as web, host(lan, "other") as other:
+        with host(lan, "db", ingress=Ingress(["web", "other:9/udp"])) as db, db.listen(9, kind=2) as there:
+            there.settimeout(0.3)
+
+            def arrives(sender: Host, protocol: int = 0) -> bool:
+                """By UDP, or by packets of a protocol that this kernel knows nothing of."""
+                kind = socket.SOCK_RAW if protocol else socket.SOCK_DGRAM
+                with sender.net, socket.socket(socket.AF_INET, kind, protocol) as sock:
+                    sock.sendto(b"" if protocol else b"x", (db.address, 0 if protocol else 9))
+                try:
+                    return bool((raw if protocol else there).recv(99))
+                except TimeoutError:
+                    return False
+
+            assert arrives(web)
+            assert arrives(other)
+            with db.net:
+                raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 253)
+            with raw:
+                raw.settimeout(0.3)
+                assert arrives(web, 253)
+                assert not arrives(other, 253)  # a header without a port is no way around
+
+
+def test_published_ports_and_none_at_all() -> None:
+    with network.Network() as lan, host(lan, "web") as web:
+        with host(lan, "db", ingress=Ingress(), publish={18080: 80}) as db, db.listen(80):
+            assert not web.connects(db.address, 80)
+            assert connects("127.0.0.1", 18080)
+
+
+def test_told_and_refused() -> None:
+    with network.Network() as lan, host(lan, "web"):
+        switch = NetNamespace(fd=lan.namespace)
+        before = told(switch, "nft", "-j", "list", "ruleset")
+        with host(lan, "db", ingress=Ingress(["web:80", "*"])):
+            assert [row["ingress"] for row in lan.tell()["members"]] == [None, ["web:80", "*"]]
+        assert told(switch, "nft", "-j", "list", "ruleset") == before
+        for bad in ("web:0", "10.0.0.1/8:80", "web:80/icmp", ":80", "*/tcp", "*.a:80"):
+            with pytest.raises(ValueError, match="Ingress: source"):
+                Ingress([bad])
+        with pytest.raises(TypeError, match="list"):
+            Ingress("web:80")
+        with pytest.raises(ValueError):
+            Egress(["*:80"])
+        with pytest.raises(TypeError, match=r"Ingress\(\["):
+            network.Interface(lan, ingress=["web:80"])  # type: ignore[arg-type]
+
+
+def ingress_of_an_ordinary_user() -> None:
+    """Also run as one."""
+    inside = [UserNamespace()] if os.geteuid() else []
+    code = "import socket\ns = socket.create_server(('', 80)); print('up', flush=True)\nwhile True: s.accept()"
+    client = (
+        "import socket, sys\ntry: socket.create_connection((sys.argv[1], 80), 1); print(1)\nexcept OSError: print(0)"
+    )
+    with network.Network() as lan:
+        server = Sandbox(PidNamespace(), network.Interface(lan, name="db", ingress=Ingress(["web:80"])), *inside)
+        with server.spawn(["python3", "-c", code], stdout=-1) as process:
+            assert process.stdout is not None
+            assert process.stdout.read(3) == b"up\n"
+            address = str(lan.members["db"][0])
+            for name, reached in (("web", "1\n"), ("other", "0\n")):
+                box = Sandbox(PidNamespace(), network.Interface(lan, name=name), *inside)
+                assert box.run(["python3", "-c", client, address], text=True).stdout == reached
+
+
+def test_an_ordinary_user() -> None:
+    ingress_of_an_ordinary_user()
+    root = Path(__file__).parents[2]
+    as_ordinary_user(
+        f"import sys; sys.path.insert(0, {str(root)!r})\n"
+        "from tests.network.test_ingress import ingress_of_an_ordinary_user as test; test()"
+    )
