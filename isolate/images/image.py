@@ -187,7 +187,9 @@ class Image:
         for row in rows if isinstance(rows, list) else ():
             if isinstance(row, dict):
                 words = {n: str(row.get(n) or "") for n in ("created_by", "author", "comment")}
-                found.append(History(created=row.get("created"), empty=bool(row.get("empty_layer")), **words))
+                when = row.get("created")
+                when = when if isinstance(when, str) else None  # somebody else's text: for people, and no more
+                found.append(History(created=when, empty=bool(row.get("empty_layer")), **words))
         return tuple(found)
 
     @property

@@ -14,6 +14,7 @@ from isolate.images.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, dump, 
 from isolate.images.registry.auth import challenges
 from isolate.images.registry.http import origin, without_secrets
 from tests.images.make import image
+from tests.images.more import more
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +61,12 @@ def changed(draw: Callable[[st.SearchStrategy[Any]], Any], data: bytes) -> bytes
     return json.dumps(document).encode()
 
 
+MANIFESTS = changed(GOOD.manifest) | st.binary(max_size=40) | JSON.map(lambda v: json.dumps(v).encode())
+CONFIGURATIONS = changed(GOOD.document) | JSON.map(lambda v: json.dumps(v).encode())
+
+
 @settings(max_examples=60, deadline=None)
-@given(changed(GOOD.manifest) | st.binary(max_size=40) | JSON.map(lambda v: json.dumps(v).encode()))
+@given(MANIFESTS)
 def test_manifests(data: bytes) -> None:
     try:
         found = read_manifest(data, OCI_MANIFEST)
@@ -78,7 +83,7 @@ def test_indexes(data: bytes) -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(changed(GOOD.document) | JSON.map(lambda v: json.dumps(v).encode()))
+@given(CONFIGURATIONS)
 def test_configurations(data: bytes) -> None:
     try:
         found = Image(GOOD.layers, data)
@@ -89,10 +94,16 @@ def test_configurations(data: bytes) -> None:
     assert found.digest
     assert repr(found)
     assert found.history is not None
+    assert found.platform.os
     assert (found.created or "") is not None
     assert found.config.environment is not None
     again = found.with_(type(found.config)(user="2"))
     assert again.config.user == "2"
+
+
+test_many_manifests = more(test_manifests, 3000, MANIFESTS)
+test_many_indexes = more(test_indexes, 3000, changed(INDEX) | st.binary(max_size=40))
+test_many_configurations = more(test_configurations, 5000, CONFIGURATIONS)
 
 
 @given(st.text(max_size=200) | st.from_regex(r'(Bearer|Basic) ([a-z]+="?[^"]*"?,? ?){0,4}'))
@@ -106,3 +117,13 @@ def test_addresses(url: str) -> None:
     for read in (origin, without_secrets):
         with contextlib.suppress(RegistryError):
             read(url)
+
+
+def test_a_history_of_other_things() -> None:
+    document = json.loads(GOOD.document)
+    document["history"] = [5, {"created": [], "created_by": 7, "empty_layer": 1}, {"created": "1970-01-01T00:00:00Z"}]
+    rows = Image(GOOD.layers, json.dumps(document).encode()).history
+    assert [(row.created, row.created_by, row.empty) for row in rows] == [
+        (None, "7", True),
+        ("1970-01-01T00:00:00Z", "", False),
+    ]

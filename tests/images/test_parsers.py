@@ -18,6 +18,7 @@ from isolate.images.archive.source import Source
 from isolate.images.archive.write import header
 from tests.images.archives import Maker, pax
 from tests.images.generated import Case, cases
+from tests.images.more import more
 
 if TYPE_CHECKING:
     from isolate.images.archive.entry import Entry
@@ -48,8 +49,11 @@ def read(data: bytes, piece: int = 4096) -> list[Entry]:
     return found
 
 
+PLACES = st.lists(st.tuples(st.integers(0, len(BASE) - 1), st.integers(0, 255)), min_size=1, max_size=4)
+
+
 @settings(max_examples=150, **QUIET)  # type: ignore[arg-type]
-@given(st.lists(st.tuples(st.integers(0, len(BASE) - 1), st.integers(0, 255)), min_size=1, max_size=4), st.booleans())
+@given(PLACES, st.booleans())
 @example([(0, 0)], False)
 def test_changed_bytes(changes: list[tuple[int, int]], packed: bool) -> None:
     data = bytearray(gzip.compress(BASE, mtime=0) if packed else BASE)
@@ -59,6 +63,9 @@ def test_changed_bytes(changes: list[tuple[int, int]], packed: bool) -> None:
         read(bytes(data))
     except LayerError as error:
         str(error)
+
+
+test_many_changed_bytes = more(test_changed_bytes, 10_000, PLACES, st.booleans())
 
 
 @settings(max_examples=200, **QUIET)  # type: ignore[arg-type]
@@ -77,6 +84,14 @@ def test_what_is_written_is_read_in_whatever_pieces_it_comes(case: Case, piece: 
     assert found == [entry for entry, _ in case.rows]
 
 
+test_many_archives_are_read_as_they_were_written = more(
+    test_what_is_written_is_read_in_whatever_pieces_it_comes,
+    1500,
+    cases(devices=True, forms=("ours",)),
+    st.integers(1, 3000),
+)
+
+
 @settings(**QUIET)  # type: ignore[arg-type]
 @given(st.binary(max_size=2000))
 def test_a_record_of_any_value(value: bytes) -> None:
@@ -88,32 +103,36 @@ def test_a_record_of_any_value(value: bytes) -> None:
     assert read(header(entry) + bytes(1024)) == [entry]
 
 
-@settings(max_examples=150, **QUIET)  # type: ignore[arg-type]
-@given(
-    st.one_of(
-        st.binary(max_size=80),
-        st.recursive(
-            st.one_of(
-                st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.sampled_from(["uid", "kind", "device"])
+FACTS = st.one_of(
+    st.binary(max_size=80),
+    st.recursive(
+        st.one_of(
+            st.none(), st.booleans(), st.integers(), st.text(max_size=5), st.sampled_from(["uid", "kind", "device"])
+        ),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.dictionaries(
+                st.sampled_from(["uid", "gid", "mode", "kind", "device", "xattrs", "same", "other"]),
+                inner,
+                max_size=3,
             ),
-            lambda inner: st.one_of(
-                st.lists(inner, max_size=3),
-                st.dictionaries(
-                    st.sampled_from(["uid", "gid", "mode", "kind", "device", "xattrs", "same", "other"]),
-                    inner,
-                    max_size=3,
-                ),
-            ),
-            max_leaves=6,
-        ).map(lambda value: json.dumps(["path", value]).encode()),
-    )
+        ),
+        max_leaves=6,
+    ).map(lambda value: json.dumps(["path", value]).encode()),
 )
+
+
+@settings(max_examples=150, **QUIET)  # type: ignore[arg-type]
+@given(FACTS)
 def test_facts_of_any_bytes(data: bytes) -> None:
     try:
         facts = Facts.from_bytes(data)
     except ValueError:
         return
     assert Facts.from_bytes(facts.to_bytes()) == facts
+
+
+test_many_facts = more(test_facts_of_any_bytes, 3000, FACTS)
 
 
 def test_facts_come_back() -> None:
