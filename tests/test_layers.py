@@ -291,3 +291,19 @@ def test_importing_stays_light() -> None:
     bare = loaded("sys")  # an environment's own start-up may load some
     assert loaded("json") - bare == {"json"} - bare
     assert loaded("isolate") == bare
+
+
+def test_a_first_start_loads_what_it_uses_alone() -> None:
+    """No namespaces where none is named, and no compiler for the small filter that is there by default."""
+    kinds = ["namespaces", "seccomp.compiler", "seccomp.rules", "seccomp.audit", "sandbox.hints", "engine.explain"]
+
+    def loaded(box: str) -> set[str]:
+        script = (
+            f"import sys, isolate; assert isolate.{box}.run(['true']).ok\n"
+            f"print(*[kind for kind in {kinds} if 'isolate.' + kind in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    assert loaded("Sandbox()") == set()
+    assert loaded("Sandbox(isolate.UserNamespace(), isolate.Seccomp.default())") == set(kinds[:4])

@@ -97,9 +97,7 @@ class Credentials(Reversible):
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Groups, gid, uid, umask; then all of it read back."""
-        from isolate.namespaces.part import UserNamespace
-
-        user = context.find(UserNamespace)
+        user = context.namespace("user")
         uid_wanted, gid_wanted, deniable = self.uid, self.gid, True
         if user is None:
             deniable = not context.privileged or _setgroups_denied()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from isolate.engine.ops import Slot
 from isolate.kernel.checks import integer
@@ -97,12 +97,22 @@ class Context:
         On the calling thread False with a user namespace: from inside nobody has rights over the parent's ids
         (user_namespaces(7)).
         """
-        return self.euid == 0 and (self.executes or not any(getattr(p, "kind", None) == "user" for p in self.parts))
+        return self.euid == 0 and (self.executes or self.namespace("user") is None)
 
     def find(self, kind: type[P]) -> P | None:
         """The part of that class, if there is one."""
         for part in self.parts:
             if isinstance(part, kind):
+                return part
+        return None
+
+    def namespace(self, kind: str) -> Any:
+        """The part of that kind of namespace, such as ``"pid"``, new or joined; None if there is none.
+
+        As :meth:`find` with its class, for those who should not load every kind of namespace to ask.
+        """
+        for part in self.parts:
+            if getattr(part, "kind", None) == kind and hasattr(part, "joined"):
                 return part
         return None
 

@@ -24,7 +24,6 @@ from isolate.kernel.constants import (
     PR_SET_PDEATHSIG,
     SECCOMP_MODE_FILTER,
 )
-from isolate.namespaces.part import MountNamespace, PidNamespace, UserNamespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -71,10 +70,9 @@ class Launch:
         path, end = Buffer(4096, "path"), Label()
         # Where the root is the caller's, so may the working directory be one that has been deleted, or that lies deeper
         # than the kernel tells.
-        callers_root = not any(
-            getattr(part, "makes_root", False) or (isinstance(part, MountNamespace) and part.joined)
-            for part in context.parts
-        )
+        mount = context.namespace("mount")
+        joined = mount is not None and mount.joined
+        callers_root = not joined and not any(getattr(part, "makes_root", False) for part in context.parts)
         asking = (
             call("getcwd", path, 4096, errors=(errno.ENOENT, errno.ENAMETOOLONG), policy="jump", label=end)
             if callers_root
@@ -90,7 +88,7 @@ class Launch:
                 " another, cwd="
             },
         )
-        pid = context.find(PidNamespace)
+        pid = context.namespace("pid")
         if pid is None or pid.joined or not pid.init:
             # Where init is PID 1 the kernel ends everything with it; else the program itself ends with its parent.
             # The change of credentials has undone it if it was set before (PR_SET_PDEATHSIG(2const)).
@@ -147,7 +145,7 @@ def defaults(parts: Iterable[Part]) -> tuple[Part, ...]:
     for kind in (Capabilities, Credentials, NoNewPrivs, Rlimits, Scheduling, SessionKeyring):
         if not any(isinstance(part, kind) for part in given):
             extra.append(SessionKeyring(or_refused=True) if kind is SessionKeyring else kind())
-    nested = any(isinstance(part, UserNamespace) and part.nested for part in given)
+    nested = any(getattr(part, "kind", None) == "user" and getattr(part, "nested", False) for part in given)
     if not nested and not any(isinstance(part, Seccomp) for part in given):
         extra.append(no_nested_user_namespaces())
     unfiltered = any(isinstance(part, Seccomp) and not part.restricts for part in given)

@@ -14,7 +14,6 @@ from isolate.engine.proc import children
 from isolate.errors import printable
 from isolate.kernel import log
 from isolate.kernel.proc import status
-from isolate.sandbox.hints import hints
 from isolate.sandbox.result import Result, Verdict
 
 if TYPE_CHECKING:
@@ -233,10 +232,16 @@ def make_result(
         left_out=left_out(record, tape),
         stats=None if group is None else group.stats,
         syscall=syscall,
-        hints=() if verdict is Verdict.OK else hints(returncode, verdict, record.max_rss, tape),
+        hints=() if verdict is Verdict.OK else _hints(returncode, verdict, record.max_rss, tape),
         changes=changes,
         asked=tuple(asked),
     )
+
+
+def _hints(returncode: int, verdict: Verdict, largest: int, tape: Tape) -> tuple[str, ...]:
+    from isolate.sandbox.hints import hints  # loaded late: not for a program that did well
+
+    return hints(returncode, verdict, largest, tape)
 
 
 def changes_of(session: Session) -> Changes | None:

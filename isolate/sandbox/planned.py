@@ -11,7 +11,6 @@ from isolate.engine.plan import Part, Phase, Plan
 from isolate.errors import UnsupportedError
 from isolate.kernel import log
 from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWTIME
-from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.defaults import defaults
 from isolate.sandbox.verbs import Verbs
 
@@ -124,7 +123,7 @@ class Planned(Verbs):
         from isolate.engine.tape import compile_plan
 
         log.debug(__name__, "plan of %d steps for uid %d: %r", len(plan.steps), os.geteuid(), self.parts)
-        pid = plan.context.find(PidNamespace)
+        pid = plan.context.namespace("pid")
         flags = int(plan.clone_flags)
         time = any(step.phase is Phase.TIME for step in plan.steps)
         return compile_plan(

@@ -8,7 +8,6 @@ was killed: what is not killed does not pay for it.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import select
@@ -23,7 +22,7 @@ from .actions import Action
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["call_that_killed", "can_kill", "readable"]
+__all__ = ["call_that_killed", "readable"]
 
 _BUFFER = "/dev/kmsg"
 _LONGEST = 8192  # of a record (Documentation/ABI/testing/dev-kmsg); a shorter buffer is EINVAL
@@ -37,15 +36,6 @@ _RECORD = re.compile(
     rf"pid=(?P<pid>\d+) comm={_TEXT} exe={_TEXT} sig=(?P<signal>\d+) arch=(?P<arch>[0-9a-f]+) "
     r"syscall=(?P<number>-?\d+) compat=\d ip=0x[0-9a-f]+ code=0x(?P<action>[0-9a-f]+)"
 )
-
-
-@functools.lru_cache(64)
-def can_kill(program: bytes) -> bool:
-    """Whether a filter has an answer that ends a process."""
-    if not program:  # no filter at all
-        return False
-    answers = {Action.from_return(k).kind for code, _, _, k in bpf.decode(program) if code == bpf.RET}
-    return bool(answers & {"kill_process", "kill_thread", "trap"})
 
 
 def readable() -> bool:

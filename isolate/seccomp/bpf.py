@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ARCH_OFFSET", "AUDIT_ARCH", "MAX_INSTRUCTIONS", "NR_OFFSET", "Assembler", "ProgramTooLarge", "decode"]
+__all__ = [
+    "ARCH_OFFSET",
+    "AUDIT_ARCH",
+    "FAMILIES",
+    "MAX_INSTRUCTIONS",
+    "NR_OFFSET",
+    "Assembler",
+    "ProgramTooLarge",
+    "decode",
+]
 
 MAX_INSTRUCTIONS = 4096
 
@@ -52,6 +61,16 @@ AUDIT_ARCH = {
     "aarch64": 0xC00000B7,
     "arm": 0x40000028,
     "riscv64": 0xC00000F3,
+}
+
+#: ABIs that one kernel offers besides its own.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "x86_64": ("i386", "x32"),
+    "aarch64": ("arm",),
+    "riscv64": (),
+    "i386": (),
+    "arm": (),
+    "x32": (),
 }
 
 _INSTRUCTION = struct.Struct("=HBBI")

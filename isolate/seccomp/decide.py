@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from isolate.kernel import syscalls
 
 from .actions import Action
-from .bpf import AUDIT_ARCH
+from .bpf import AUDIT_ARCH, FAMILIES
 from .compiler import Abi, Decision
 from .ranges import Test, either, normal_form
 from .value import Answer
@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BLIND", "Answer", "answer", "blind_calls", "covered", "decisions", "otherwise", "running_kernel", "speaks"]
 
-#: ABIs that one kernel offers besides its own.
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "x86_64": ("i386", "x32"),
-    "aarch64": ("arm",),
-    "riscv64": (),
-    "i386": (),
-    "arm": (),
-    "x32": (),
-}
 NARROW = ("i386", "arm")
 
 _SOCKETS = (

@@ -15,7 +15,6 @@ from isolate.engine.plan import CONTROL, Buffer, Phase, Register, Step, Store, c
 from isolate.kernel import syscalls
 from isolate.kernel.constants import Constant
 
-from . import audit, compiler, decide
 from .actions import Action
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Argument, Context, Op
 
+    from .compiler import Decision
     from .supervisor import Supervisor
     from .value import Policy
 
@@ -116,7 +116,11 @@ def tell_pid(policies: Iterable[Policy]) -> Iterator[Step]:
     The kernel puts the sender's pid, as the receiver sees it, beside every message on the control socket: a program in
     a pid namespace of its own does not know that pid. Only where a filter may kill, and the log may be read.
     """
-    if any(policy.may_kill for policy in policies) and audit.readable():
+    if not any(policy.may_kill for policy in policies):
+        return
+    from . import audit  # loaded late: the filter that a sandbox has by default kills nobody
+
+    if audit.readable():
         record = Buffer(struct.pack("=I", RECORD_PROGRAM), "record")
         yield Step(
             Phase.VERIFY,
@@ -167,6 +171,8 @@ def without_notify(policy: Policy) -> bytes:
 
 
 def _mapped(policy: Policy, change: Callable[[int], int]) -> bytes:
+    from . import compiler, decide  # loaded late: few policies have handlers
+
     found = []
     for abi in decide.decisions(policy, syscalls.native_arch(), decide.running_kernel()):
         table = {number: _changed(decision, change) for number, decision in abi.decisions.items()}
@@ -175,6 +181,6 @@ def _mapped(policy: Policy, change: Callable[[int], int]) -> bytes:
     return compiler.build(found, change(policy.foreign.value))
 
 
-def _changed(decision: compiler.Decision, change: Callable[[int], int]) -> compiler.Decision:
+def _changed(decision: Decision, change: Callable[[int], int]) -> Decision:
     tests, value = decision
     return tuple((test, change(result)) for test, result in tests), change(value)

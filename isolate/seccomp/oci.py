@@ -17,6 +17,7 @@ from isolate.kernel.checks import is_int
 
 from . import decide
 from .actions import Action
+from .bpf import FAMILIES
 from .conditions import MASK64, All, Any_, Compare, Condition, every
 from .rules import Rule
 
@@ -393,4 +394,4 @@ def _compat(profile: Mapping[str, Any], arch: str) -> tuple[str, ...]:
     for name in listed:
         if name not in _ABIS and name not in _OTHER_ABIS:
             raise ValueError(f"unknown architecture {name!r}")
-    return tuple(abi for name in listed if (abi := _ABIS.get(name)) in decide.FAMILIES[arch] and abi is not None)
+    return tuple(abi for name in listed if (abi := _ABIS.get(name)) in FAMILIES[arch] and abi is not None)

@@ -12,12 +12,12 @@ from isolate.kernel.checks import keywords
 from isolate.thread.entering import Irreversible
 
 from .actions import Action
-from .rules import Rule
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Context, Step
 
     from .notify import Handler
+    from .rules import Rule
     from .value import Answer
 
 __all__ = ["Seccomp"]
@@ -108,7 +108,7 @@ class Seccomp(Irreversible):
             raise TypeError(f"notify: a mapping of system calls to handlers is wanted, not {notify!r}")
         flat: list[Rule] = []
         for rule in rules:
-            flat += [rule] if isinstance(rule, Rule) else _rules(rule)
+            flat += _rules(rule)
         abis = {syscalls.canonical_arch(abi) for abi in ((compat,) if isinstance(compat, str) else compat)}
         if not abis <= {"i386", "x32", "arm"}:
             raise ValueError(f"compat takes i386, x32 and arm, not {', '.join(sorted(abis - {'i386', 'x32', 'arm'}))}")
@@ -124,6 +124,8 @@ class Seccomp(Irreversible):
         if not notify_timeout > 0:
             raise ValueError(f"notify_timeout is a positive number of seconds, not {notify_timeout!r}")
         if handlers:
+            from .rules import Rule
+
             _set(self, "rules", (*self.rules, Rule(Action.NOTIFY, tuple(name for name, _ in handlers))))
         _set(self, "notify", handlers)
         _set(self, "notify_timeout", float(notify_timeout))
@@ -250,13 +252,13 @@ class Seccomp(Irreversible):
         """Whether nothing under this filter can make a user namespace, through whatever ABI of this machine."""
         found: bool | None = self.__dict__.get("_refuses_user_namespaces")
         if found is None:
-            from . import decide
+            from .bpf import FAMILIES
 
             new_user = 0x10000000
             arch = syscalls.native_arch()
             answers = [
                 self.simulate(name, *args, arch=abi)
-                for abi in (arch, *decide.FAMILIES[arch])
+                for abi in (arch, *FAMILIES[arch])
                 for name, *args in (("unshare", new_user), ("clone", new_user), ("clone3",))
                 if name in syscalls.table(abi)
             ]
@@ -267,7 +269,7 @@ class Seccomp(Irreversible):
     @property
     def may_kill(self) -> bool:
         """Whether it has an answer that ends a process: then a result can say so (:attr:`isolate.Verdict.SECCOMP`)."""
-        from .audit import can_kill
+        from .simulator import can_kill
 
         return can_kill(self.program())
 
@@ -317,6 +319,8 @@ class Seccomp(Irreversible):
 
     def __add__(self, other: object) -> Seccomp:
         """The policy with more rules, which win over the ones before. Another policy must agree on the rest."""
+        from .rules import Rule
+
         if isinstance(other, Rule):
             return self._with((*self._own_rules(), other))
         if isinstance(other, Seccomp):
@@ -337,6 +341,8 @@ class Seccomp(Irreversible):
             names = (names,)
         if not isinstance(names, Iterable):
             return NotImplemented
+        from .rules import Rule
+
         removed = Rule(Action.ALLOW, tuple(names)).calls
         left = (rule.without(removed) for rule in self._own_rules())
         return self._with(tuple(rule for rule in left if rule is not None))
@@ -445,9 +451,11 @@ def _set(policy: Seccomp, name: str, value: object) -> None:
 
 
 def _handlers(notify: Mapping[str, Handler]) -> tuple[tuple[str, Handler], ...]:
-    from . import sets
-
     found: dict[str, Handler] = {}
+    if not notify:
+        return ()
+    from . import sets  # loaded late: few policies have handlers
+
     for name, handler in notify.items():
         if not callable(handler):
             raise TypeError(f"the handler of {name!r} cannot be called: {handler!r}")
@@ -460,6 +468,8 @@ def _handlers(notify: Mapping[str, Handler]) -> tuple[tuple[str, Handler], ...]:
 
 
 def _rules(rules: object) -> list[Rule]:
+    from .rules import Rule  # loaded late: the filter that a sandbox has by default has no rules
+
     found: list[Any] = list(rules) if isinstance(rules, Iterable) and not isinstance(rules, str) else [rules]
     for rule in found:
         if not isinstance(rule, Rule):

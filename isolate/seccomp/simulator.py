@@ -14,7 +14,7 @@ from .actions import Action
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["InvalidProgram", "check", "disassemble", "run", "simulate"]
+__all__ = ["InvalidProgram", "can_kill", "check", "disassemble", "run", "simulate"]
 
 _DATA_SIZE = 64
 _MEMWORDS = 16
@@ -43,6 +43,15 @@ def run(program: bytes, audit_arch: int, nr: int, args: Sequence[int] = (), inst
     values = [value & mask for value in args] + [0] * (6 - len(args))
     packed = struct.pack("<IIQ6Q", nr & 0xFFFFFFFF, audit_arch & 0xFFFFFFFF, instruction_pointer & mask, *values)
     return _run(_checked(program), struct.unpack("<16I", packed))
+
+
+@lru_cache(64)
+def can_kill(program: bytes) -> bool:
+    """Whether a filter has an answer that ends a process."""
+    if not program:  # no filter at all
+        return False
+    answers = {Action.from_return(k).kind for code, _, _, k in bpf.decode(program) if code == bpf.RET}
+    return bool(answers & {"kill_process", "kill_thread", "trap"})
 
 
 def check(program: bytes) -> None:

@@ -15,7 +15,8 @@ import pytest
 from isolate import PidNamespace, Sandbox, Seccomp, Verdict
 from isolate.engine import plan
 from isolate.engine.native import lib
-from isolate.seccomp import allow, audit, deny, install, rule
+from isolate.kernel import syscalls
+from isolate.seccomp import allow, arg, audit, deny, install, nested, rule, simulator
 from tests.ordinary import as_ordinary_user
 from tests.seccomp.tools import RECORD
 
@@ -173,11 +174,11 @@ def test_an_ordinary_user_is_told_what_there_is() -> None:
 
 def test_nothing_is_added_where_nothing_can_be_killed() -> None:
     for policy in (Seccomp(allow("read"), foreign="EPERM"), Seccomp(otherwise="log", foreign="allow")):
-        assert not audit.can_kill(policy.program())
+        assert not simulator.can_kill(policy.program())
         assert not list(install.tell_pid([policy]))
     assert "audit log" not in Sandbox().explain()
     for policy in (Seccomp.default(), Seccomp(otherwise="trap", foreign="EPERM")):
-        assert audit.can_kill(policy.program())
+        assert simulator.can_kill(policy.program())
         assert len(list(install.tell_pid([policy]))) == audit.readable()
 
 
@@ -185,3 +186,29 @@ def test_numbers_are_the_engines() -> None:
     assert install.RECORD_PROGRAM == lib.ISO_RECORD_PROGRAM
     assert plan.CONTROL.number == lib.ISO_SLOT_CONTROL
     assert plan.FREE_SLOT == lib.ISO_SLOT_FREE
+
+
+@pytest.mark.parametrize("native", ["x86_64", "aarch64", "riscv64", "i386", "arm"])
+def test_the_default_filter_answers_as_the_policy_that_says_the_same(
+    native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written as instructions, for the sake of the first start: every number of every ABI."""
+    monkeypatch.setattr(syscalls, "_native", native)
+    nested.deny_user_namespaces.cache_clear()
+    program = nested.deny_user_namespaces()
+    nested.deny_user_namespaces.cache_clear()
+    policy = Seccomp(
+        deny("clone", "unshare", when=(arg(0) & 0x10000000) != 0),
+        otherwise="allow",
+        foreign="allow",
+        compat=("i386", "x32", "arm"),
+    ).program(native)
+    refused = 0
+    for abi in syscalls.ARCHITECTURES:
+        bit = syscalls.X32_BIT if abi == "x32" else 0
+        for number in (*range(500), 0x3FFFFFFF, 0xFFFFFFFF):
+            for flags in (0x10000011, 0x7E020000 ^ 0x10000000, 0x100000000):
+                found = simulator.simulate(program, abi, number | bit, (flags,))
+                assert found == simulator.simulate(policy, abi, number | bit, (flags,)), (abi, number, hex(flags))
+                refused += not found.makes_call
+    assert refused >= 5, "clone and unshare with the flag, clone3 with each argument"
