@@ -9,7 +9,7 @@ import struct
 from typing import NamedTuple
 
 from isolate.diagnosis.host import MACHINES, Finding
-from isolate.engine.tape import RUN
+from isolate.engine.run_block import RUN
 from isolate.errors import printable
 
 _ELF = b"\x7fELF"

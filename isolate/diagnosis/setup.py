@@ -20,7 +20,8 @@ from isolate.errors import SetupError, UnsupportedError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.engine.session import Record, Session
+    from isolate.engine.record import Record
+    from isolate.engine.session import Session
     from isolate.engine.tape import Tape
 
 __all__ = ["Finding", "Host", "launcher_lost", "setup_error", "start_error"]

@@ -42,7 +42,8 @@ def until_owner_ends() -> Step:
 
 def prepare(part: Part) -> tuple[Tape, bytes, list[int]]:
     """Tape, run block and descriptors of the keeper whose only part this is."""
-    from isolate.engine.tape import compile_plan, run_block  # loaded late: a sandbox that is only made starts nothing
+    from isolate.engine.run_block import run_block  # loaded late: a sandbox that is only made starts nothing
+    from isolate.engine.tape import compile_plan
 
     plan = Plan([part], euid=os.geteuid(), egid=os.getegid())
     tape = compile_plan(plan, init=False, pid_namespace=False, share=False)

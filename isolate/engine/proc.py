@@ -11,7 +11,7 @@ from isolate.engine import native
 from isolate.errors import SetupError, UnsupportedError
 from isolate.kernel.proc import mount_rows, read, status
 
-__all__ = ["check", "children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes"]
+__all__ = ["check", "children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes", "silence"]
 
 #: What says that there is no /proc, or none that shows this process.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ESRCH)
@@ -136,6 +136,45 @@ def kill_session(leader: int, namespace: int) -> int:
             finally:
                 os.close(pidfd)
     return seen
+
+
+def silence(launcher: int) -> None:
+    """Kill what runs below a launcher that has been told to end and has not.
+
+    Without a pid namespace a program with our uid can stop it as often as we let it go on. Only where /proc is of our
+    pid namespace: processes are found by their numbers there.
+    """
+    if not is_ours():
+        return
+    pending = children(launcher)
+    for init in list(pending):  # init is the launcher's to kill, who counts on its pid
+        pending.remove(init)
+        pending += children(init)
+    while pending:
+        pid = pending.pop()
+        pending += children(pid)
+        with contextlib.suppress(OSError):
+            fd = os.pidfd_open(pid)
+            try:
+                # What the pidfd stands for was below the launcher after it had been opened, or is dead.
+                if _below(pid, launcher):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+            finally:
+                os.close(fd)
+
+
+def _below(pid: int, ancestor: int) -> bool:
+    for _ in range(1000):
+        if pid == ancestor:
+            return True
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                pid = int(file.read().rpartition(b")")[2].split()[1])
+        except OSError:
+            return False
+        if pid <= 1:
+            return False
+    return False
 
 
 def namespace_of(pid: int) -> int | None:

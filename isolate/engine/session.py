@@ -10,13 +10,13 @@ import contextlib
 import errno
 import os
 import signal
-import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolate.engine import native, proc, waiting
 from isolate.engine.native import ffi, lib
-from isolate.engine.tape import run_block
+from isolate.engine.reaping import reaping
+from isolate.engine.record import KIND, RECORD, Record, decode
+from isolate.engine.run_block import run_block
 from isolate.errors import ForkedError
 from isolate.kernel.syscalls import number
 
@@ -27,53 +27,11 @@ if TYPE_CHECKING:
     from isolate.engine.tape import Tape
 
 _MSG_NOSIGNAL = 0x4000  # no SIGPIPE for a host program that has the default action for it
-_KIND = struct.Struct("<I")
 _PATH = os.fsencode(native.LAUNCHER_PATH)
 _DEVNULL = -3
 _FREE: int = lib.ISO_SLOT_FREE
 #: So many descriptors can be handed over to a sandbox that waits.
 MOST_PASSED: int = lib.ISO_MAX_PASSED
-RECORD = struct.Struct(f"<IiIIiiiI5QII{lib.ISO_HEAD}s")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A message from the launcher, decoded: bytes only, every length bounded by the message's own."""
-
-    kind: int
-    error: int
-    op: int
-    stage: int
-    status: int
-    init_status: int
-    complete: int
-    user_ns: int
-    system_ns: int
-    max_rss: int
-    wall_ns: int
-    program_ns: int
-    head: bytes
-    skipped: bytes
-    report: bytes
-
-
-def decode(message: bytes) -> Record:
-    """Decode a record.
-
-    :raises ValueError: for anything but a whole one.
-    """
-    if len(message) < RECORD.size:
-        raise ValueError(f"a record of {len(message)} bytes")
-    values = RECORD.unpack_from(message)
-    (*plain, head_size, user, system, rss, wall, program, skipped_size, report_size, head) = values
-    end = RECORD.size + skipped_size
-    if len(message) != end + report_size or head_size > len(head):
-        raise ValueError("a record whose sizes do not add up")
-    kind, error, op, stage, status, init_status, complete = plain
-    return Record(
-        kind, error, op, stage, status, init_status, complete, user, system, rss, wall, program,
-        head[:head_size], message[RECORD.size : end], message[end:],
-    )  # fmt: skip  # in the order of the struct in C
 
 
 class StartFailure(Exception):
@@ -127,13 +85,13 @@ class Session:
 
         :raises StartFailure: the launcher could not be started; nothing is left of it.
         """
-        self._begin(tape, run, direct=direct or _reaping.direct)
+        self._begin(tape, run, direct=direct or reaping.direct)
         if tape.needs_proc:
             proc.check()
         if tape.plan.context.resources:
             given = self._take(tape)
             slots = [fd if fd >= 0 else given[-1 - fd] for fd in slots]
-        _reaping.collect()
+        reaping.collect()
         # One call with all in it: bytes and list are lent to it for as long as it takes.
         result = lib.iso_start(
             self._start,
@@ -394,8 +352,8 @@ class Session:
         self.check_owner()
         size = RECORD.size + len(self.tape.plan.steps) + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
         buffer = ffi.new("uint8_t[]", size)
-        received = _KIND.size
-        while received == _KIND.size:  # ISO_RECORD_PROGRAM: the pid beside it has been kept
+        received = KIND.size
+        while received == KIND.size:  # ISO_RECORD_PROGRAM: the pid beside it has been kept
             received = lib.iso_receive(self._start, buffer, size)
         if received == -errno.ECONNRESET:
             # Told once, where it ended without reading what a guide's step waits for. What it sent is behind that.
@@ -427,7 +385,7 @@ class Session:
         if self.pidfd >= 0 and not self.gone:
             # Without a pid namespace a program with our uid can have stopped the launcher, and go on doing so.
             if again and self.end is None:
-                _silence(self.pid)
+                proc.silence(self.pid)
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
 
@@ -447,7 +405,7 @@ class Session:
             return
         # In C: an exception at the end of each run, which is what an orphan is, costs more than the call.
         if lib.iso_reap(self.pidfd) == -errno.ECHILD:
-            _reaping.observe(self)
+            reaping.observe(self.pid, direct=self.direct)
 
     def dismiss(self, patience: float = 5.0) -> None:
         """End it, wait until it has gone for so many seconds at most, and release the descriptors."""
@@ -466,7 +424,7 @@ class Session:
         """Let go and release the descriptors."""
         if self.pidfd >= 0 and not self.gone and self.ours:
             self.kill()
-            _reaping.leave(self)
+            reaping.leave(self.pidfd)
         lib.iso_release(self._start)
         self._told = self.told()
         held, self.held = self.held, []
@@ -480,114 +438,3 @@ class Session:
     def __del__(self) -> None:
         if hasattr(self, "_start"):
             self.close()
-
-
-def _silence(launcher: int) -> None:
-    """Kill what runs below a launcher that has been told to end and has not.
-
-    Without a pid namespace a program with our uid can stop it as often as we let it go on. Only where /proc is of our
-    pid namespace: processes are found by their numbers there.
-    """
-    if not proc.is_ours():
-        return
-    pending = proc.children(launcher)
-    for init in list(pending):  # init is the launcher's to kill, who counts on its pid
-        pending.remove(init)
-        pending += proc.children(init)
-    while pending:
-        pid = pending.pop()
-        pending += proc.children(pid)
-        with contextlib.suppress(OSError):
-            fd = os.pidfd_open(pid)
-            try:
-                # What the pidfd stands for was below the launcher after it had been opened, or is dead.
-                if _below(pid, launcher):
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-            finally:
-                os.close(fd)
-
-
-def _below(pid: int, ancestor: int) -> bool:
-    for _ in range(1000):
-        if pid == ancestor:
-            return True
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                pid = int(file.read().rpartition(b")")[2].split()[1])
-        except OSError:
-            return False
-        if pid <= 1:
-            return False
-    return False
-
-
-_PATIENCE = 5.0  # seconds: some PID 1 reaps by polling, every two seconds or so
-
-
-class _Reaping:
-    """Whether orphans get reaped here.
-
-    A launcher is made an orphan so that nothing of it shows in this program. Someone must reap it: PID 1. Where PID 1
-    does not (a container whose PID 1 is ``sleep``), zombies would pile up; that is noticed, and from then on
-    launchers are children of this process, reaped by it.
-    """
-
-    def __init__(self) -> None:
-        self.direct = False
-        self._trusted = False
-        self._suspect: tuple[int, str, float] | None = None  # pid, start time, when seen
-        #: Pidfds of launchers that were children of ours and still ran when they were closed.
-        self._left: list[int] = []
-
-    def leave(self, session: Session) -> None:
-        """A session is closed: if its launcher is a child of ours and runs, it is reaped later."""
-        try:
-            if os.waitid(os.P_PIDFD, session.pidfd, os.WEXITED | os.WNOHANG) is None:
-                self._left.append(os.dup(session.pidfd))
-        except OSError:
-            return  # nobody of ours
-
-    def collect(self) -> None:
-        """Reap those that have ended since."""
-        for fd in list(self._left):
-            try:
-                ended = os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG) is not None
-            except OSError:
-                ended = True  # the program has reaped it itself, or closed the descriptor
-            if ended and fd in self._left:
-                self._left.remove(fd)
-                with contextlib.suppress(OSError):
-                    os.close(fd)
-
-    def observe(self, session: Session) -> None:
-        """An orphaned launcher has ended: once it is known that somebody reaps them, nothing more is done."""
-        if self._trusted or self.direct or session.direct:
-            return
-        import time
-
-        if self._suspect is None:
-            state = _state(session.pid)
-            if state is not None:
-                self._suspect = (session.pid, state[1], time.monotonic())
-            else:
-                self._trusted = True
-            return
-        pid, start, seen = self._suspect
-        state = _state(pid)
-        if state is None or state[1] != start:
-            self._trusted = True
-        elif time.monotonic() - seen > _PATIENCE:
-            self.direct = True
-
-
-def _state(pid: int) -> tuple[str, str] | None:
-    """State letter and start time of a process, None if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return fields[0].decode(), fields[19].decode()
-
-
-_reaping = _Reaping()

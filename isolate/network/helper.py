@@ -15,7 +15,8 @@ from isolate.diagnosis.start import launch
 from isolate.engine.native import lib
 from isolate.engine.ops import CWD, Engine, call
 from isolate.engine.plan import Phase, Plan, Step
-from isolate.engine.tape import compile_plan, run_block
+from isolate.engine.run_block import run_block
+from isolate.engine.tape import compile_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

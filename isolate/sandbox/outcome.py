@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from isolate.cgroups.part import Outcome
-    from isolate.engine.session import Record, Session
+    from isolate.engine.record import Record
+    from isolate.engine.session import Session
     from isolate.engine.tape import Tape
     from isolate.mounts.changes import Changes
 

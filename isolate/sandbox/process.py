@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from isolate.engine.session import Record, Session
+    from isolate.engine.record import Record
+    from isolate.engine.session import Session
     from isolate.sandbox.capture import Capture
     from isolate.sandbox.words import Args, Box, SpawnOptions
 

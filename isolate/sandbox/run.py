@@ -19,7 +19,8 @@ from isolate.sandbox.streams import DEVNULL, PIPE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from isolate.engine.session import Record, Session
+    from isolate.engine.record import Record
+    from isolate.engine.session import Session
     from isolate.sandbox.capture import Capture
     from isolate.sandbox.words import Box
 

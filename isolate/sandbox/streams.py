@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from isolate.engine.native import lib
-from isolate.engine.tape import run_block
+from isolate.engine.run_block import run_block
 from isolate.kernel.checks import is_int
 from isolate.kernel.paths import PATH_MAX
 from isolate.sandbox.defaults import DEFAULT_PATH

@@ -39,7 +39,7 @@ from isolate.diagnosis.setup import setup_error, start_error
 from isolate.engine.finding import Finding
 from isolate.engine.native import lib
 from isolate.engine.plan import Phase, Register, RunHost, Step, Target, call
-from isolate.engine.session import Record
+from isolate.engine.record import Record
 from isolate.kernel.constants import FSOPEN_CLOEXEC
 from isolate.namespaces import refused
 from tests.ordinary import as_ordinary_user
@@ -842,7 +842,7 @@ def test_nothing_of_the_host_is_read_while_all_goes_well() -> None:
 
 
 def test_the_run_block_is_read_back() -> None:
-    from isolate.engine.tape import run_block
+    from isolate.engine.run_block import run_block
 
     block = run_block(
         [b"a", b"bc"],

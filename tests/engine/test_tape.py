@@ -19,7 +19,8 @@ from isolate import PidNamespace, Sandbox, SetupError, UserNamespace
 from isolate.engine.native import LAUNCHER_PATH, ffi, lib
 from isolate.engine.plan import Buffer, Call, Context, Label, Load, Phase, Register, Step, Store, call
 from isolate.engine.plan import Test as Compare
-from isolate.engine.tape import HEADER, OP, RUN, Tape
+from isolate.engine.run_block import RUN
+from isolate.engine.tape import HEADER, OP, Tape
 from isolate.kernel.constants import Constant
 from isolate.sandbox import streams
 

@@ -1,0 +1,72 @@
+"""The run block: what one run has beside the tape. Its arguments, environment, descriptors and limits."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from isolate.engine.native import lib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["RUN", "run_block"]
+
+RUN = struct.Struct("<14I2Q2I")
+
+
+def _nanoseconds(limit: float | None) -> int:
+    """A limit for the launcher, which takes 0 for none."""
+    return 0 if limit is None else max(1, round(limit * 1e9))
+
+
+def run_block(
+    argv: Sequence[bytes],
+    env: Sequence[bytes],
+    *,
+    program: bytes,
+    path: bytes,
+    cwd: bytes,
+    fds: Sequence[tuple[int, int]],
+    slots: int,
+    started: bool,
+    tty: bool,
+    later: int = 0,
+    timeout: float | None = None,
+    cpu_time: float | None = None,
+    alone: bool = False,
+    terminal: tuple[int, int] = (0, -1),
+) -> bytes:
+    """The block behind a tape: one program's arguments. ``fds`` are (slot, number inside), numbers ascending.
+    ``later`` is the slot of a socket by which the block that holds will come. ``timeout`` and ``cpu_time`` are seconds
+    after which the launcher kills everything. ``alone``: there is no program, init stays until it is killed.
+    ``terminal`` is which streams (a mask) become a terminal of the sandbox's own, and its owner; -1 is whoever makes
+    it."""
+    strings = bytearray()
+    at = RUN.size
+    argv_at = at + (-at % 8)
+    env_at = argv_at + 8 * (len(argv) + 1)
+    fds_at = env_at + 8 * (len(env) + 1)
+    base = fds_at + 8 * len(fds)
+
+    def place(text: bytes) -> int:
+        nonlocal strings
+        offset = base + len(strings)
+        strings += text + b"\0"
+        return offset
+
+    argv_offsets = [place(a) for a in argv]
+    env_offsets = [place(e) for e in env]
+    program_at, path_at, cwd_at = place(program), place(path), place(cwd)
+    flags = (lib.ISO_RUN_STARTED if started else 0) | (lib.ISO_RUN_TTY if tty else 0)
+    flags |= lib.ISO_RUN_ALONE if alone else 0
+    flags |= lib.ISO_RUN_PTY | terminal[0] << lib.ISO_RUN_PTY_SHIFT if terminal[0] else 0
+    size = base + len(strings)
+    head = RUN.pack(
+        lib.ISO_RUN_MAGIC, size, flags, len(argv), argv_at, len(env), env_at, program_at, path_at, cwd_at,
+        len(fds), fds_at, slots, later, _nanoseconds(timeout), _nanoseconds(cpu_time),
+        terminal[1] & 0xFFFFFFFF, 0,
+    )  # fmt: skip  # in the order of the struct in C
+    tables = struct.pack(f"<{len(argv) + len(env) + 2}Q", *argv_offsets, 0, *env_offsets, 0)
+    pairs = struct.pack(f"<{2 * len(fds)}I", *(n for pair in fds for n in pair))
+    return head + bytes(argv_at - RUN.size) + tables + pairs + bytes(strings)
