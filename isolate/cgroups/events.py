@@ -44,7 +44,6 @@ class Events:
         self._files: dict[int, tuple[str, dict[str, int]]] = {}
         self._eventfd = -1
         self._poll = select.poll()
-        self._pending: list[Event] = []
         v2 = directories.get("v2")
         try:
             if v2 is not None:
@@ -70,7 +69,7 @@ class Events:
         path = os.path.join(directory, "memory.oom_control")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._files[fd] = ("memory.oom_control", stats.pairs(os.read(fd, 4096)))
-        self._eventfd = _eventfd()
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         control = os.open(os.path.join(directory, "cgroup.event_control"), os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(control, f"{self._eventfd} {fd}".encode())
@@ -168,11 +167,6 @@ class Events:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _eventfd() -> int:
-    """eventfd2(2) with EFD_CLOEXEC and EFD_NONBLOCK; os.eventfd is Python 3.10."""
-    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
 
 def wait_for(directory: str, kind: str, value: int, timeout: float | None) -> bool:

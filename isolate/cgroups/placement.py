@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from isolate.cgroups import scope
+from isolate.cgroups import scope, systemd
 from isolate.cgroups.hierarchy import read
 from isolate.cgroups.settings import controllers, home_of, unsupported
 from isolate.errors import UnsupportedError
@@ -225,7 +225,7 @@ def _in_scope(hierarchy: Hierarchy, needed: dict[str, str], wanted: Iterable[str
                 return Place(hierarchy, held, enable, scope=True)
         reasons.append(reason)
         return None
-    obstacle = scope.why_not()
+    obstacle = systemd.obstacle()
     if obstacle is not None:
         if systemd_running():
             reasons.append(f"systemd cannot be asked for a scope: {obstacle[0]}")
@@ -247,7 +247,7 @@ def _refusal(hierarchy: Hierarchy, needed: dict[str, str], reasons: list[str]) -
     elif systemd_running():
         user = "" if os.geteuid() == 0 else "--user "
         names = " ".join(sorted(needed)) or "yes"
-        obstacle = scope.why_not()
+        obstacle = systemd.obstacle()
         remedy = (
             f"{obstacle[1]}: systemd is asked for a scope with Delegate=yes then; " if obstacle is not None else ""
         ) + (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolate.cgroups import files, naming
 from isolate.cgroups.hierarchy import build, discover, read
-from isolate.cgroups.systemd import Manager, obstacle
+from isolate.cgroups.systemd import Manager
 from isolate.engine import native
 from isolate.errors import SetupError, UnsupportedError
 
@@ -219,8 +219,3 @@ def expected(hierarchy: Hierarchy) -> frozenset[str] | None:
     top = hierarchy.mount if os.geteuid() == 0 else manager
     file = os.path.join(top, "cgroup.controllers")
     return frozenset(read(file).split()) if os.path.exists(file) else None
-
-
-def why_not() -> tuple[str, str] | None:
-    """Why no scope can be asked for, and the remedy; None where it seems that one can. Asks nobody."""
-    return obstacle()

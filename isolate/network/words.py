@@ -17,7 +17,7 @@ from isolate.kernel.checks import is_int, keywords
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from isolate.network.address import Address, Net
+    from isolate.network.address import Net
 
 __all__ = ["Egress", "Ingress", "Publish", "Reach", "host_name", "ports", "publications", "rate", "subnet"]
 
@@ -271,8 +271,3 @@ def _listed(value: Iterable[str], what: str) -> tuple[str, ...]:
     if isinstance(value, (str, bytes)):
         raise TypeError(f"{what} must be a list of str, not {value!r}: write [{value!r}]")
     return tuple(value)
-
-
-def unusable(net: Net) -> set[Address]:
-    """Addresses of a network that are no host's: the network's own, and the broadcast address."""
-    return {net.network_address, net.broadcast_address}

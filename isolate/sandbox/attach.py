@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from errno import EACCES, ENOENT, ESRCH
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from isolate.attributes.credentials import Credentials
 from isolate.cgroups import Cgroup, CgroupPool, Limits
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Attached", "attach"]
 
-N = TypeVar("N")
 
 _WORDS = {kind.typed: kind.file for kind in KINDS}
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Writer", "pack_entries", "pack_tree"]
 
 _PIECE = 1 << 18
-_SMALL = 1 << 16
 
 
 class Writer:

@@ -33,7 +33,6 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES = 200
 _IMPLICIT = "i"  # a directory that the archive left out
 _UNMADE = "u"  # a device that is kept as a fact
-_SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 class Placer:

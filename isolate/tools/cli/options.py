@@ -160,6 +160,13 @@ def _start_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no line on stderr about why it was killed")
 
 
+def _as_run(parser: argparse.ArgumentParser) -> None:
+    """All that ``isolate run`` takes: the options of one run, those that make a sandbox, and the program."""
+    _start_options(parser)
+    _options(parser)
+    parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
 class _Parser(argparse.ArgumentParser):
     """Unknown words are refused by the command that they were given to, with the nearest that it knows."""
 
@@ -200,9 +207,7 @@ def parser() -> argparse.ArgumentParser:
         usage="isolate run [options] -- PROGRAM [ARGUMENT ...]",
         **common,
     )
-    _start_options(run)
-    _options(run)
-    run.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    _as_run(run)
 
     shell = commands.add_parser(
         "shell",
@@ -213,14 +218,9 @@ def parser() -> argparse.ArgumentParser:
         usage="isolate shell [options] [-- PROGRAM [ARGUMENT ...]]",
         **common,
     )
-    _start_options(shell)
-    _options(shell)
-    shell.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    _as_run(shell)
 
-    explain = add_explain(commands, common)
-    _start_options(explain)
-    _options(explain)
-    explain.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    _as_run(add_explain(commands, common))
 
     attach = commands.add_parser(
         "attach",
