@@ -63,15 +63,15 @@ _CONFIGURATION = (
 def untrusted(
     *entries: Entry | Part, limits: Limits | None = None, network: bool | Part = False, extra: Iterable[Part] = ()
 ) -> Sandbox:
-    """A sandbox for a program that nobody vouches for.
+    """A sandbox for an untrusted program.
 
     All namespaces are new; the host's ``/usr`` (and ``/bin``, ``/lib``, …) is there read-only, ``/tmp`` is a tmpfs of
-    64 MiB, ``/proc`` and ``/dev`` are its own. Of ``/etc`` there is what programs under ``/usr`` keep there
+    64 MiB, ``/proc`` and ``/dev`` are its own. ``/etc`` has the files that programs under ``/usr`` keep there
     (certificates, the configuration of languages), and :class:`Etc` names the ids inside. Nothing else is there.
     Loopback is the only network (``network=True`` keeps the caller's; a part is that network: a :class:`NetNamespace`
     that joins one, a handle, an interface). It has no capability, gains none, and
-    :meth:`Seccomp.default` filters its system calls. Run by root it is an unprivileged id on the host, never root;
-    inside, its ids are 65534 either way.
+    :meth:`Seccomp.default` filters its system calls. Run by root, the program has an unprivileged id on the host, never
+    root. Inside, its ids are 65534 in both cases.
 
     With ``network=True`` the host's abstract sockets, which belong to its network, are kept out of reach by a scope of
     Landlock, where the kernel has it (Linux 6.12): ``Result.applied["Landlock"]`` tells.

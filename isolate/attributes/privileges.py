@@ -80,9 +80,9 @@ class SessionKeyring(Irreversible):
     nothing to hide. The keyring of the *user* can still be named; deny ``keyctl`` by seccomp to close that too.
 
     ``or_refused=True``, which is what every sandbox has by default, is for a caller that is itself under a seccomp
-    filter such as Docker's. Where it refuses ``keyctl``, ``add_key`` and ``request_key`` altogether, nothing inside can
-    name a key either: the program starts, and ``Result.applied`` says that it has no keyring of its own. A filter that
-    refuses the new keyring alone stays an error, since the caller's keys would be in reach.
+    filter such as Docker's. If that refuses ``keyctl``, ``add_key`` and ``request_key`` altogether, no program inside
+    can name a key either: the program starts, and ``Result.applied`` says that it has no keyring of its own. A filter
+    that refuses the new keyring alone stays an error, since the caller's keys would be in reach.
 
     Source: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
 

@@ -80,8 +80,8 @@ class Rlimits(Reversible):
     Python; bytes of address space), ``locks`` (no effect since 2.4.25), ``sigpending``, ``msgqueue`` (bytes), ``nice``
     (the ceiling is 20 minus it), ``rtprio``, ``rttime`` (µs of real-time CPU without a blocking call).
 
-    ``core`` is 0 by default: no core files. Where the host's ``core_pattern`` is a pipe, 0 means 1 byte: with 0 the
-    kernel would still start the host's handler and feed it; 1 is its word for not doing that (core(5)).
+    ``core`` is 0 by default: no core files. If the host's ``core_pattern`` is a pipe, 0 becomes 1: with 0 the
+    kernel would still start the host's handler, and with 1 it does not (core(5)).
 
     A limit of this kind is per process: many processes have many times as much. For the whole of a sandbox, use
     :class:`~isolate.Limits`. Each is read back. Raising a hard limit needs CAP_SYS_RESOURCE in the initial user

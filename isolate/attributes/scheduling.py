@@ -49,10 +49,10 @@ def _word(name: str, value: object, known: Iterable[str]) -> None:
 class Scheduling(Reversible):
     """Scheduling of the program and what it starts.
 
-    What is not said, a sandbox has at its ordinary value, whatever the caller has: no real-time or deadline policy, no
-    nice value below 0, no real-time or raised I/O priority, an ``oom_score_adj`` not below 0. A caller that is *less*
-    than ordinary (nice 10, idle) hands that on. ``"inherit"`` keeps the caller's. On the calling thread (``with``,
-    ``enter``) what is not said stays as it is.
+    In a sandbox, a setting that is not given has its ordinary value, whatever the caller has: no real-time or deadline
+    policy, no nice value below 0, no real-time or raised I/O priority, an ``oom_score_adj`` not below 0. If the caller
+    has *less* than the ordinary value (nice 10, idle), the sandbox has that, too. ``"inherit"`` keeps the caller's. On
+    the calling thread (``with``, ``enter``) a setting that is not given stays as it is.
 
     ``nice``
         -20 … 19; lowering it needs CAP_SYS_NICE or RLIMIT_NICE. Between sandboxes, ``Limits(cpu_weight=)`` says more:
@@ -71,8 +71,8 @@ class Scheduling(Reversible):
         needs CAP_SYS_RESOURCE; an ordinary user's set-up cannot be traced, so its file is root's without UserNamespace.
 
     Each is read back before the program starts: the kernel drops CPUs that it does not have without a word, and here
-    that is an error (ERANGE). All are inherited by children. CAP_SYS_NICE in a user namespace of its own counts not:
-    real-time policies and negative nice values are refused there (EPERM, EACCES).
+    that is an error (ERANGE). All are inherited by children. CAP_SYS_NICE in a user namespace of its own does not
+    count: real-time policies and negative nice values are refused there (EPERM, EACCES).
 
     :raises ValueError: out of range, or contradictory: ``priority`` without a real-time policy, ``nice`` with one.
 

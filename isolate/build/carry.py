@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gave."""
+    """The result of a build."""
 
     image: Image
     #: The steps that were done, and those that were found.

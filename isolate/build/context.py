@@ -28,8 +28,8 @@ _DEEPEST: Final = 256
 class Context:
     """A directory whose files a build may copy.
 
-    No symbolic link in it is followed out of it: a link that leads outside is a link that leads nowhere. What
-    ``.dockerignore`` names is not there for the build.
+    No symbolic link is followed out of the directory: a link that leads outside leads nowhere. The build does not see
+    files that ``.dockerignore`` names.
 
     :param path: the directory.
     :param ignore: patterns instead of those in ``.dockerignore``; ``()`` for none.

@@ -27,7 +27,7 @@ __all__ = ["Dockerfile", "Recipe", "Stage"]
 @keywords
 @dataclass(frozen=True)
 class Recipe:
-    """What is to be built: a base and the steps on it. A value: every method returns another one.
+    """A recipe for an image: a base and the steps on it. It is a value: every method returns another one.
 
     >>> from isolate.build import Recipe
     >>> recipe = Recipe("scratch").env(LANG="C.UTF-8").cmd("/bin/app")
@@ -124,15 +124,15 @@ class Recipe:
         return self._with(i.Workdir(path))
 
     def user(self, user: str | int) -> Recipe:
-        """Who the commands that follow and the image's program are."""
+        """The user of the commands that follow and of the image's program."""
         return self._with(i.User(str(user)))
 
     def cmd(self, *words: str) -> Recipe:
-        """What the image runs, or the arguments of its entry point."""
+        """The command that the image runs, or the arguments of its entry point."""
         return self._with(i.Cmd(words))
 
     def entrypoint(self, *words: str) -> Recipe:
-        """What the image runs, whatever its arguments."""
+        """The command that the image runs, whatever its arguments."""
         return self._with(i.Entrypoint(words))
 
     def expose(self, *ports: str | int) -> Recipe:
@@ -144,16 +144,16 @@ class Recipe:
         return self._with(i.Volume(paths))
 
     def stop_signal(self, signal: str) -> Recipe:
-        """What asks the image's program to end."""
+        """The signal that asks the image's program to end."""
         return self._with(i.StopSignal(signal))
 
     def shell(self, *words: str) -> Recipe:
-        """What runs a command that is one string."""
+        """The shell that runs a command that is one string."""
         return self._with(i.Shell(words))
 
     @property
     def program(self) -> Program:
-        """What is carried out."""
+        """The steps that are carried out."""
         return Program(self.stages, self.arguments, self.contexts, self.escape)
 
     # ---- verbs -------------------------------------------------------------------------------------------------

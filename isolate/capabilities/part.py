@@ -38,29 +38,30 @@ class Capabilities(Reversible):
     """The five sets of capabilities: as a value, and as the part that puts them in force.
 
     ``effective``
-        What the kernel checks.
+        The capabilities that the kernel checks.
     ``permitted``
-        What may be made effective. Default: effective.
+        The capabilities that may be made effective. Default: effective.
     ``ambient``
-        What programs without file capabilities keep over exec, whoever they are. Default: permitted, so that what is
-        given here is what the program has. ``ambient=()`` is Docker's way: root inside keeps them over exec
-        (with ``NOROOT`` unset), others lose them.
+        The capabilities that programs without file capabilities keep over exec, whatever their user id. Default:
+        permitted, so that the program has the capabilities given here. ``ambient=()`` is Docker's way: root inside
+        keeps them over exec (with ``NOROOT`` unset), other users lose them.
     ``inheritable``
         Needed for ambient. Default: ambient.
     ``bounding``
-        What exec can give at most. Default: permitted and inheritable.
+        The most that exec can give. Default: permitted and inheritable.
     ``securebits``
         A :class:`SecureBits`. None: all locked (``LOCKED``) where no set holds anything; root made ordinary, and that
         locked, where every capability is ambient; else left alone.
 
-    ``Capabilities()`` is what a sandbox has by default: nothing in any set, and nothing to be had again: the bounding
-    set is dropped, up to number 63 whatever the kernel knows; securebits are locked. All is read back before exec.
+    A sandbox has ``Capabilities()`` by default: no set holds any, and none can be gained. The bounding set is dropped
+    up to number 63, whatever the kernel knows, and securebits are locked. Everything is read back before exec.
 
     A process without CAP_SETPCAP (an ordinary user outside of a user namespace, and some containers' root) can neither
     drop from the bounding set nor set securebits. That is harmless with ``no_new_privs``, under which exec gives
-    nothing that the process has not: it must be set then, which is read back too; without it, the start fails (EIO).
+    nothing that the process does not have. So ``no_new_privs`` must be set then. It is read back, too; without it the
+    start fails (EIO).
 
-    Sets have arithmetic: ``a | b``, ``a & b``, ``a - b``, ``<=``, each of the five with its own. ``str()`` is readable.
+    The operators ``a | b``, ``a & b``, ``a - b`` and ``<=`` work on each of the five sets. ``str()`` is readable.
 
     :raises ValueError: for unknown names (with the nearest), and sets that the kernel does not admit together.
 

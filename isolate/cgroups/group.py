@@ -247,7 +247,7 @@ class Cgroup:
     def update(self, **changes: Any) -> None:
         """Change limits while it runs: the arguments of :class:`Limits`; None takes a limit back.
 
-        What the kernel holds afterwards is in :attr:`held`. Devices can only be set when the group is made.
+        :attr:`held` has the values that the kernel holds afterwards. Devices can only be set when the group is made.
 
         :raises SetupError: the kernel refused one (EBUSY: more memory is in use than v1 could reclaim). Those written
             before it hold.
@@ -272,9 +272,9 @@ class Cgroup:
     # ---- what is inside ----------------------------------------------------------------------------------------
 
     def add(self, pid: int = 0) -> None:
-        """Move a process in, with all its threads; 0 is the caller. What it has allocated stays charged where it was.
+        """Move a process in, with all its threads; 0 is the caller. Its memory stays charged to its old group.
 
-        Into a group in a scope of systemd's, it is systemd that moves a process of this user's, where this one may not.
+        If the group is in a scope of systemd's and this process may not move the other one, systemd moves it.
 
         :raises SetupError: ESRCH: no such process; EACCES: v2 asks for write permission in the common ancestor, too.
         """
@@ -313,7 +313,7 @@ class Cgroup:
         return joined_steps(self._made(), context)
 
     def brings(self) -> Iterator[Part]:
-        """What keeps the program from the files of its group: see :mod:`isolate.cgroups.cover`."""
+        """The part that makes the files of the group read-only inside: see :mod:`isolate.cgroups.cover`."""
         from isolate.cgroups.cover import brings
 
         return brings()
@@ -321,11 +321,11 @@ class Cgroup:
     # ---- counters ----------------------------------------------------------------------------------------------
 
     def stats(self) -> stats.Stats:
-        """What it, with all below, has used so far."""
+        """The use of the group, with all groups below it, so far."""
         return read_stats(self._made())
 
     def events(self, timeout: float | None = None) -> Events:
-        """What happens from now on, for ``for`` and for ``async for``; see :class:`~isolate.cgroups.events.Events`."""
+        """Events of the group from now on, for a loop; see :class:`~isolate.cgroups.events.Events`."""
         from isolate.cgroups.events import Events
 
         return Events(self._made(), timeout)
@@ -402,11 +402,11 @@ class Cgroup:
     def take_over(controllers: Sequence[str] = ("memory", "pids", "cpu", "cpuset", "io")) -> str:
         """Move every process of this process's own v2 group into a leaf below it, so that it can pass controllers on.
 
-        v2's "no internal processes" rule asks for it where a program is to make groups below its own, as in a container
-        or a delegated service. Where the group is a unit of systemd's that was not delegated, systemd is asked for
-        a scope with Delegate=yes first, and this process moves there (extra ``isolate-linux[systemd]``). Explicit:
-        it moves processes that may be somebody else's. The directory that is now free to make groups in; unchanged,
-        with nothing moved, if that already is so.
+        A program needs this under v2's "no internal processes" rule to make groups below its own, as in a container or
+        a delegated service. If the group is a unit of systemd's that was not delegated, systemd is first asked for a
+        scope with Delegate=yes, and this process moves there (extra ``isolate-linux[systemd]``). The library never
+        calls it by itself, because it moves processes that may belong to others. Returns the directory in which groups
+        can be made now. If it was free already, nothing is moved.
 
         :raises UnsupportedError: there is no v2 hierarchy, or the group is not ours.
         """

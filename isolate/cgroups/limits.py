@@ -79,7 +79,7 @@ class Limits(LimitValues):
         return iter(limits_steps(self, context))
 
     def brings(self) -> Iterator[Part]:
-        """What keeps the program from the files of its group: see :mod:`isolate.cgroups.cover`."""
+        """The part that makes the files of the group read-only inside: see :mod:`isolate.cgroups.cover`."""
         from isolate.cgroups.cover import brings
 
         return brings()

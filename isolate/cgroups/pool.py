@@ -98,10 +98,10 @@ class CgroupPool:
             for job in jobs:
                 box.run(job)
 
-    Each start takes a group that stands ready, made and limited, every limit read back; nobody else gets it
-    afterwards. What stands ready is replaced, and what was used is removed, by a thread of this pool, beside the
-    program. If none is ready, one is made on the spot. All stand in one group, which goes with the pool: on leaving the
-    block, and when this program ends in any way, as with :class:`Cgroup`. It then takes along whatever runs in them.
+    Each start takes a group that is ready: it is made and limited, and every limit was read back. No group is used
+    twice. A thread of the pool makes new groups and removes used ones while the program runs. If no group is ready, one
+    is made on the spot. All are in one group, which ends with the pool: on leaving the block, and when this program
+    ends in any way, as with :class:`Cgroup`. Programs that still run in them are killed then.
 
     Verdicts, ``Result.stats`` and all else are as with :class:`Limits`. A group that was used is removed a moment
     *after* ``run`` has returned.
@@ -308,7 +308,7 @@ class CgroupPool:
     # ---- as a part ---------------------------------------------------------------------------------------------
 
     def brings(self) -> Iterator[Part]:
-        """What keeps the program from the files of its group: see :mod:`isolate.cgroups.cover`."""
+        """The part that makes the files of the group read-only inside: see :mod:`isolate.cgroups.cover`."""
         from isolate.cgroups.cover import brings
 
         return brings()

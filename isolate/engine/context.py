@@ -20,7 +20,7 @@ P = TypeVar("P")
 
 @runtime_checkable
 class Part(Protocol):
-    """What composes in a :class:`~isolate.Sandbox`: anything that yields steps.
+    """A part of a :class:`~isolate.Sandbox`: any object that yields steps.
 
     Optional attributes, read with ``getattr``:
 
@@ -64,7 +64,7 @@ class _Own(int):
 
 
 class Context:
-    """What a part may know and ask while it yields its steps.
+    """The information that a part can use while it yields its steps.
 
     >>> class Nice:
     ...     def steps(self, context: Context):

@@ -16,7 +16,7 @@ class Bounds:
     """Limits for one layer.
 
     ``bytes``
-        Of the archive as it is when decompressed, headers and padding included: an int or ``"10G"``.
+        Bytes of the decompressed archive, headers and padding included: an int or ``"10G"``.
     ``entries``
         Files, directories, links and whiteouts, with the parents that the archive leaves out.
     ``file``

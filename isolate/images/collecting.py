@@ -25,11 +25,11 @@ __all__ = ["Collected", "Marked", "collect", "mark"]
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection did.
+    """The result of a collection.
 
-    ``blobs``, ``layers`` and ``leftovers`` (of verbs that were cut off) are how many were removed, ``bytes`` what they
-    had. ``in_use`` are how many stay until the next, since somebody uses them. ``failed`` are reasons why something
-    could not be deleted yet.
+    ``blobs``, ``layers`` and ``leftovers`` (of calls that were cut off) are the numbers of removed items, and ``bytes``
+    is their size. ``in_use`` is the number of items that are still used and stay until the next collection. ``failed``
+    lists reasons why an item could not be deleted yet.
     """
 
     blobs: int

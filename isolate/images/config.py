@@ -67,7 +67,7 @@ _HEALTH_TIMES = {
 
 @dataclass(frozen=True, init=False)
 class Config:
-    """What shall hold for the program of an image. None is "not said": :meth:`over` keeps what stands below.
+    """The settings for the program of an image. None is "not given": :meth:`over` then keeps the other's value.
 
     ``user`` is ``"name"``, ``"1000"``, ``"1000:1000"`` or ``"name:group"``; ``env`` a mapping (a value of None takes a
     variable away when put :meth:`over` another); ``entrypoint`` and ``cmd`` the words of the program; ``workdir`` an
@@ -168,7 +168,7 @@ class Config:
         return (*(self.entrypoint or ()), *(self.cmd or ()))
 
     def arguments(self, given: Iterable[str] = ()) -> Words:
-        """What is started: the entry point, then the words given or, without any, the image's command.
+        """The command line that is started: the entry point, then the words given or else the image's command.
 
         :raises ValueError: there is nothing to start.
         """

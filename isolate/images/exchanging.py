@@ -44,8 +44,8 @@ class Exchanging(Adding):
     ) -> Image:
         """Fetch an image: what is in the store already is not fetched again; what was cut off goes on.
 
-        Of an image for several platforms, the one for ``platform`` (``"linux/arm64"``), or for this machine; with
-        ``platform="all"`` all are kept, the name stands for the whole, and the one for this machine is unpacked.
+        If the image is for several platforms, the one for ``platform`` (``"linux/arm64"``) or for this machine is kept.
+        With ``platform="all"`` all are kept, the name stands for the whole, and the one for this machine is unpacked.
         ``registry`` is the reference's own unless one is given, with its credentials and mirrors. ``bounds`` are for
         each layer. With ``unpack=False`` the layers are kept as they came, and not extracted. Every digest is verified:
         of the manifest where the reference has it, and of all that the manifest names. A tag becomes a name in the

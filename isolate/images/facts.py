@@ -18,7 +18,7 @@ _KEYS = {"uid", "gid", "mode", "mtime", "kind", "device", "xattrs", "same"}
 
 # The child imports this for each layer: dataclasses would take longer than all the rest.
 class Fact(NamedTuple):
-    """What the archive said of one path, where the tree has something else.
+    """The archive's metadata of one path, where the tree has other metadata.
 
     ``uid`` and ``gid``: owners that are not mapped here; the file belongs to root of the map instead. ``kind`` (``"3"``
     character, ``"4"`` block), ``device``, ``mode`` and ``mtime``: a device that was not made; a whiteout stands in its
@@ -100,7 +100,7 @@ class Facts:
         return self._by_path
 
     def get(self, path: bytes) -> Fact | None:
-        """What the tree does not hold of a path, None where it holds everything."""
+        """The metadata of a path that the tree does not hold; None if it holds everything."""
         return self._table().get(path)
 
     def __iter__(self) -> Iterator[bytes]:

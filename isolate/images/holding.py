@@ -53,7 +53,7 @@ class Holding:
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """The directory of the store."""
         return self._opened.path
 
     @property
@@ -109,7 +109,7 @@ class Holding:
         return reference
 
     def untag(self, name: str | Reference) -> bool:
-        """Take a name away; False where there was none. What it stood for stays until :meth:`collect`."""
+        """Remove a name; False if there was none. The image stays in the store until :meth:`collect`."""
         self._writable()
         with doing("removing a name", self.path):
             return self._opened.refs.remove(Reference.parse(name))
@@ -187,9 +187,9 @@ class Holding:
     # ---- for what runs images -----------------------------------------------------------------------------------
 
     def lease(self, image: Image) -> tuple[Lease, list[int]]:
-        """The trees of an image's layers as descriptors, the lowest first, and what keeps them from collection.
+        """The trees of an image's layers as descriptors, the lowest first, and a lock against their collection.
 
-        Whoever closes the lease closes them. A process that inherits one of its descriptors holds the layers as well.
+        Closing the lease closes them. A process that inherits one of its descriptors holds the layers as well.
         """
         lease = Lease()
         try:

@@ -39,7 +39,7 @@ class LayerBytes(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """What an image puts on top of what is below: an archive of files, links and whiteouts.
+    """A layer of an image: an archive of files, links and whiteouts that lies on top of the layers below.
 
     ``diffid`` is the digest of the plain archive, which names the layer; ``digest``, ``size`` and ``media_type`` are of
     the bytes that :meth:`open` reads. Two layers are equal if they have the same bytes. Layers that are made here are

@@ -115,7 +115,7 @@ class Platform:
         return int(digits) if variant[:1] == "v" and digits.isdecimal() and digits.isascii() else None
 
     def choose(self, others: Iterable[Platform]) -> int | None:
-        """The index of the best fitting of the others; None where none fits. Of equals the first."""
+        """The index of the best fitting of the others; None if none fits. If several fit equally, the first."""
         best: tuple[int, int] | None = None
         for index, other in enumerate(others):
             rank = self.rank(other)

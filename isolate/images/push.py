@@ -25,9 +25,9 @@ __all__ = ["Push", "Sent"]
 
 @dataclass(frozen=True)
 class Sent:
-    """What a push did.
+    """The result of a push.
 
-    ``reference`` and ``digest`` are what the registry knows it by now. ``bytes`` went over the wire as blobs and
+    The registry knows the image by ``reference`` and ``digest`` now. ``bytes`` went over the wire as blobs and
     documents (without headers); ``uploaded``, ``mounted`` (taken from another repository of the registry) and
     ``skipped`` (there already) are numbers of blobs.
     """

@@ -22,10 +22,10 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 @keywords
 @dataclass(frozen=True, order=True)
 class Reference:
-    """Which image: a registry, a repository there, and a tag or a digest or both.
+    """The name of an image: a registry, a repository there, and a tag or a digest or both.
 
-    A digest alone decides what the bytes are; a tag is what the registry says today. :meth:`parse` reads what people
-    type; ``str()`` is the whole name, with which nothing is left to defaults.
+    Only a digest determines the bytes; a registry can change a tag. :meth:`parse` reads the short names that people
+    type. ``str()`` is the complete name, without defaults.
 
     :raises ValueError: a word that no registry would take.
     """
@@ -119,7 +119,7 @@ class Reference:
 
     @property
     def wanted(self) -> str:
-        """What to ask a registry for: the digest if there is one, else the tag, else ``latest``."""
+        """The reference to request from a registry: the digest if there is one, else the tag, else ``latest``."""
         return self.digest or self.tag or "latest"
 
     def with_tag(self, tag: str) -> Reference:

@@ -59,8 +59,7 @@ class ImageRoot(Shown):
     (Linux 5.12; for root on the host), so one copy serves any number of maps. For others the store's own map is the
     namespace's: one id, or a subordinate range (``Store(path, map=IdMap.subordinate())``).
 
-    What layers say of themselves in overlayfs's attributes is not followed (``redirect_dir=nofollow``,
-    ``metacopy=off``).
+    Overlayfs's own attributes in the layers are not followed (``redirect_dir=nofollow``, ``metacopy=off``).
 
     Needs CAP_SYS_ADMIN, or a user namespace and Linux 5.11; more than about 80 layers, Linux 6.13.
 

@@ -43,8 +43,9 @@ class Store(Exchanging):
     takes a second look at each file, which costs about a quarter more; programs see a link count above one. Files are
     equal if contents, mode, owner, time and attributes are.
 
-    Nothing half made has a name in it, whatever is killed and whenever the power fails. What is in use cannot be
-    collected: locks hold it that end with their process. The directory has mode 0700, since images have set-uid files.
+    Nothing half made has a name in it, whatever is killed and whenever the power fails. Layers in use cannot be
+    collected: they are locked, and each lock ends with its process. The directory has mode 0700, since images have
+    set-uid files.
 
     Close it, or use it in a ``with``; an image is a value and stays good.
 
@@ -191,11 +192,11 @@ class Store(Exchanging):
     # ---- the disk -----------------------------------------------------------------------------------------------
 
     def check(self, *, deep: bool = False, progress: ProgressCall | None = None) -> list[Fault]:
-        """What is wrong with the store; nothing, whatever was killed and whenever the power failed.
+        """The faults of the store. There should be none, whatever was killed and whenever the power failed.
 
         Every name, document, blob and tree that is named is looked at. ``deep`` also reads every byte: blobs against
-        their digests, and trees against their layers, extracted once more. What is left of a verb that was cut off is
-        no fault: it has no name.
+        their digests, and trees against their layers, extracted once more. The remains of a call that was cut off are
+        no fault: they have no name.
         """
         from isolate.images.checking import check  # loaded late: most programs only pull
 
@@ -211,10 +212,10 @@ class Store(Exchanging):
     def collect(
         self, keep: Iterable[Image | str | Reference] = (), *, progress: ProgressCall | None = None
     ) -> Collected:
-        """Remove what no name needs, nor any of ``keep``, nor anybody who uses it now.
+        """Remove everything that is not needed by a name or by ``keep``, and that nobody uses now.
 
-        Blobs, trees, downloads that were cut off, and what killed programs have left. What runs, or is being pulled or
-        pushed, stays.
+        This removes blobs, trees, downloads that were cut off, and the remains of killed programs. An image that runs,
+        or that is being pulled or pushed, stays.
         """
         return self._collect(keep, Reporter(progress))
 

@@ -178,9 +178,9 @@ class Upper:
         return found
 
     def changes(self) -> Changes:
-        """What differs from the image, in the order of paths. A file that is as it was is no change.
+        """The differences from the image, in the order of paths. A file that is as before is no change.
 
-        :raises LayerError: it has what no archive can say.
+        :raises LayerError: a difference cannot be expressed in an archive.
         """
         return self._compared(None, None)[0]
 

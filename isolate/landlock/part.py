@@ -55,7 +55,7 @@ def _ports(name: str, ports: object) -> tuple[int, ...]:
 @keywords
 @dataclass(frozen=True, init=False, repr=False)
 class Landlock(Irreversible):
-    """What the program may reach; the rest is denied (EACCES, EXDEV for links and renames, EPERM for scopes).
+    """The access that the program has; the rest is denied (EACCES, EXDEV for links and renames, EPERM for scopes).
 
     ``read``, ``execute``, ``write``
         Paths. ``read`` reads files and lists directories; ``execute`` also executes; ``write`` reads, and makes,
@@ -71,12 +71,12 @@ class Landlock(Irreversible):
     ``scopes``
         ``"abstract_unix_socket"``, ``"signal"``: not across the border of the sandbox (Linux 6.12).
     ``log``
-        Which denials the audit log gets: ``"default"`` (until the next exec), ``"all"``, ``"off"`` (Linux 6.15).
+        The denials that go to the audit log: ``"default"`` (until the next exec), ``"all"``, ``"off"`` (Linux 6.15).
     ``required``
-        True: what the kernel is too old for is an error before anything starts. False: what there is holds, and
-        ``Result.applied`` tells what does not.
+        True: a right that the kernel is too old for is an error before anything starts. False: the rights that the
+        kernel knows are in force, and ``Result.applied`` tells the rest.
 
-    Several of them hold together: each takes away more. Descriptors that are open already, and what is inherited, keep
+    Several Landlock parts add up: each takes away more. Descriptors that are already open or inherited keep
     working. Landlock covers no chdir, stat, chmod, chown, xattr or access: pair it with a root of its own. A program
     must be executable by the rules, with its loader and libraries readable. Needs ``no_new_privs``, and brings it.
 
@@ -190,7 +190,7 @@ class Landlock(Irreversible):
         yield NoNewPrivs()
 
     def missing(self, abi: int) -> tuple[str, ...]:
-        """What of this a kernel with that version of the ABI cannot do, in words."""
+        """The rights and scopes of this part that a kernel with that version of the ABI does not know, in words."""
         lacking = self.handled & ~FsAccess.abi(abi)
         missing = [name.lower() for name, right in FsAccess.__members__.items() if lacking & right]
         if abi < 4:

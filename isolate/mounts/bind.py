@@ -87,13 +87,13 @@ class Bind(Shown, ReversibleMount):
     owners (Linux 5.12, on file systems that can; for root on the host only): an :class:`~isolate.IdMap` from the ids on
     the file system to those of the host that they look like, the descriptor of a user namespace with such a map, or
     True: that of the sandbox's own user namespace, so that each file has the same owner inside as on its file system.
-    Where root starts a program with an unprivileged id, a writable source that belongs to root and is not for everybody
-    gets one by itself: it looks as if it were the program's, and what is made there is root's; ``idmap=False`` leaves
-    that out. ``beneath`` is a directory that the source lies below and that a program may have written to: the source
-    is then opened from there, never outside of it and never through a symbolic link. What lies below another writable
-    source of the same sandbox is opened so in any case.
+    If root starts a program with an unprivileged id, a writable source that belongs to root and is not writable for
+    everybody gets an id map by default: it looks as if it belonged to the program, and files made there belong to root.
+    ``idmap=False`` leaves that out. ``beneath`` is a directory that contains the source and that a program may have
+    written to: the source is then opened from there, never outside of it and never through a symbolic link. A source
+    below another writable source of the same sandbox is opened in this way in any case.
 
-    A restriction that the host's mount has stays. Mounts come private: what the host mounts later does not show.
+    A restriction that the host's mount has stays. Mounts are private: mounts that the host makes later do not show.
     In a user namespace the kernel refuses ``recursive=False`` where the source has mounts below (EINVAL): it could
     uncover what they hide.
 
@@ -144,12 +144,12 @@ class Bind(Shown, ReversibleMount):
             object.__setattr__(self, "beneath", check_beneath(self.source, self.beneath, "Bind"))
 
     def writes_to(self) -> Iterator[bytes | int]:
-        """What of the host a program may change through it."""
+        """The directories of the host that a program may change through this entry."""
         if not self.read_only:
             yield self.source if isinstance(self.source, int) else absolute(self.source)
 
     def writes_at(self) -> Iterator[bytes]:
-        """Where inside that is."""
+        """The paths inside of the directories in :meth:`writes_to`."""
         if not self.read_only:
             yield self.place
 

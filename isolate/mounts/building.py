@@ -79,12 +79,12 @@ STATX_RDEV, STATX_DEV, STATX_MNT_ID = 128, 136, 144
 
 @runtime_checkable
 class Entry(Protocol):
-    """What stands inside :class:`~isolate.Root`: anything that yields steps for a root that is being built.
+    """An entry of :class:`~isolate.Root`: any object that yields steps for a root that is being built.
 
-    Optional: ``brings()``, the parts that it needs, as for :class:`~isolate.Part`; ``writes_to()`` and ``writes_at()``,
-    the directories of the host that a program can change through it (paths or descriptors), and where they are inside.
-    An entry should be a frozen,
-    hashable dataclass and refuse bad arguments when it is made.
+    Optional methods: ``brings()`` returns the parts that it needs, as for :class:`~isolate.Part`. ``writes_to()``
+    returns the directories of the host that a program can change through it (paths or descriptors), and
+    ``writes_at()`` their paths inside. An entry should be a frozen, hashable dataclass and refuse bad arguments when it
+    is made.
     """
 
     def steps_in(self, building: Building) -> Iterable[Step]:

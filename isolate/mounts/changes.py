@@ -70,5 +70,5 @@ class Changes(Sequence[Change]):
 
     @property
     def bytes(self) -> int:
-        """What they add to a layer, headers not counted."""
+        """The bytes that the changes add to a layer, headers not counted."""
         return sum(row.bytes for row in self._rows)

@@ -56,7 +56,7 @@ _OWN: dict[str, dict[int, Finding]] = {
 @keywords
 @dataclass(frozen=True, repr=False)
 class FileSystem(Shown):
-    """A new mount of a file system by its type at ``target``: what has no entry of its own.
+    """A new mount of a file system of any type at ``target``, for types that have no entry of their own.
 
     .. code-block:: python
 
@@ -67,9 +67,9 @@ class FileSystem(Shown):
     the device, or whatever this type calls so. ``read_only``, ``suid``, ``dev`` and ``exec`` are those of the mount, as
     for :class:`Bind`. It is mounted with fsopen(2), so options are never taken for others, whatever is in them.
 
-    Which types can be mounted in a user namespace is said by the kernel (FS_USERNS_MOUNT: tmpfs, ramfs, proc, overlay,
-    fuse and few others); root mounts all. An image that somebody else made is read by the kernel itself: a file
-    system that was made to harm can.
+    The kernel decides which types can be mounted in a user namespace (FS_USERNS_MOUNT: tmpfs, ramfs, proc, overlay,
+    fuse and a few others). Root can mount all types. The kernel itself reads the image: a hostile image can harm the
+    host.
 
     Errors: ENODEV: there is no such type; EINVAL: an option; EPERM.
 

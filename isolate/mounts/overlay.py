@@ -41,7 +41,7 @@ MAX_LAYERS = 500  # OVL_MAX_STACK
 @keywords
 @dataclass(frozen=True, repr=False)
 class Overlay(Shown, ReversibleMount):
-    """The directories ``lower``, the uppermost first, with what is written kept apart from them, at ``target``.
+    """The directories ``lower``, the uppermost first, as one tree at ``target``; changes are kept apart from them.
 
     ``upper`` and ``work`` are directories of the host, in one file system, where changes are kept; without them
     changes go to memory of the sandbox's own, at most ``size`` bytes in ``inodes`` files, and are gone with it.
@@ -54,10 +54,10 @@ class Overlay(Shown, ReversibleMount):
     ``idmap`` gives the files of ``lower`` other owners, as for :class:`Bind` (Linux 5.19); not together with ``upper``,
     which with ``work`` must be in one mount.
 
-    What a layer says of itself in extended attributes (trusted.overlay.redirect, metacopy: "my contents are those of
-    another file of the layers below") is not followed: whoever made a lower layer could show what another layer hides.
-    ``redirects=True`` follows and makes such redirects, for layers that are all of your own making; not in a user
-    namespace, where the kernel never does.
+    Redirects in a layer's extended attributes (trusted.overlay.redirect, metacopy: "my contents are those of another
+    file of the layers below") are not followed. With them the author of a lower layer could show files that another
+    layer hides. ``redirects=True`` follows and makes redirects, for layers that are all of your own making. It is not
+    possible in a user namespace, where the kernel never follows them.
 
     Needs CAP_SYS_ADMIN, or a user namespace and Linux 5.11. Errors: EINVAL, with what the kernel may mean by it.
 
@@ -139,13 +139,13 @@ class Overlay(Shown, ReversibleMount):
         return self.idmap is not None and self.idmap is not False
 
     def writes_to(self) -> Iterator[bytes | int]:
-        """What of the host a program may change through it."""
+        """The directories of the host that a program may change through this entry."""
         for layer in (self.upper, self.work):
             if layer is not None:
                 yield layer if isinstance(layer, int) else absolute(layer)
 
     def writes_at(self) -> Iterator[bytes]:
-        """Where inside that is."""
+        """The paths inside of the directories in :meth:`writes_to`."""
         if self.upper is not None:
             yield self.place
 

@@ -69,8 +69,8 @@ class Tmpfs(Shown, ReversibleMount):
     """An empty, writable file system in memory at ``target``, gone with the sandbox.
 
     ``size`` is its limit in bytes (``"64M"`` unless given; rounded up to pages), ``inodes`` that of files and
-    directories (one for each 4 KiB of size unless given), ``mode`` that of its top directory. What it holds is memory
-    of the sandbox's cgroup. nosuid and nodev always; ``exec=False`` adds noexec, ``read_only`` makes it an empty
+    directories (one for each 4 KiB of size unless given), ``mode`` that of its top directory. Its contents count as
+    memory of the sandbox's cgroup. nosuid and nodev always; ``exec=False`` adds noexec, ``read_only`` makes it an empty
     directory that stays so.
 
     Needs CAP_SYS_ADMIN or a user namespace. Errors: EROFS if the target is missing in something read-only.

@@ -105,7 +105,7 @@ class Handle:
 
     @property
     def parent(self) -> Identity | None:
-        """Of a user or pid namespace the one that it was made in; None for other kinds, which have none.
+        """The user or pid namespace in which this one was made; None for other kinds, which have no parent.
 
         :raises PermissionError: that lies outside of what the caller can see.
         """
@@ -113,7 +113,7 @@ class Handle:
 
     @property
     def owner_uid(self) -> int:
-        """Of a user namespace the uid that made it, as the caller sees it."""
+        """The uid that made this user namespace, as the caller sees it."""
         answer = fcntl.ioctl(self._descriptor(), _NS_GET_OWNER_UID, struct.pack("I", 0))
         return int(struct.unpack("I", answer)[0])
 

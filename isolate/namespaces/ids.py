@@ -173,7 +173,7 @@ class IdMap:
         return cls([IdRange(0, found[0], count)], [IdRange(0, found[1], count)])
 
     def inside(self, outside_uid: int, outside_gid: int) -> tuple[int | None, int | None]:
-        """What a host's user and group are inside; None where they are not mapped."""
+        """The ids inside of a user and a group of the host; None where they are not mapped."""
         return _inside(self.uids, outside_uid), _inside(self.gids, outside_gid)
 
 

@@ -58,21 +58,22 @@ class UserNamespace(Namespace, Irreversible):
     no privileges where the host allows unprivileged user namespaces. ``setgroups`` allows setgroups(2) inside, which an
     unprivileged caller cannot have (the kernel wants it denied). ``nested`` allows further user namespaces inside.
 
-    What is used inside counts against the caller's quotas too, so the kernel's limits of this namespace are set: at
-    most a quarter of what the caller may have of inotify instances and watches and of fanotify groups and marks, and
-    of namespaces where any can be made inside. ``quotas`` says other numbers, by the names in /proc/sys/user without
-    ``max_``: ``{"inotify_instances": 16}``. Where /proc/sys cannot be written (in a container), only what is said by
-    name is an error; the rest is left out, and ``Result.applied`` tells.
+    Objects that are used inside count against the caller's quotas, too. So the kernel's limits of this namespace are
+    set: to at most a quarter of the caller's for inotify instances and watches, for fanotify groups and marks, and for
+    namespaces if any can be made inside. ``quotas`` gives other numbers, by the names in /proc/sys/user without
+    ``max_``: ``{"inotify_instances": 16}``. If /proc/sys cannot be written (in a container), a quota that is given by
+    name is an error; the others are left out, and ``Result.applied`` tells.
 
-    The namespace of a root caller belongs to a host uid that nobody has (4294967293), not to root: whoever has the
-    owner's uid outside has all capabilities over what is inside, even a program of uid 0 that was given none. So where
-    the caller has CAP_SYS_PTRACE, CAP_SETUID and CAP_SETFCAP and its own user namespace maps that uid.
+    The namespace of a root caller belongs to an unused uid of the host (4294967293), not to root. The reason is that
+    a process outside with the owner's uid has all capabilities over the namespace, even a program of uid 0 that was
+    given none. This needs CAP_SYS_PTRACE, CAP_SETUID and CAP_SETFCAP in the caller, and a user namespace of the
+    caller's that maps that uid.
 
-    The id maps of a process that cannot be traced are root's to write, and those of CAP_DAC_OVERRIDE. Where the caller
-    has neither, the set-up can be traced by the caller's own processes until the maps are written; together with a
-    :class:`PidNamespace` that is joined, in which others may live, it is an error instead (EACCES).
+    Only root, or a caller with CAP_DAC_OVERRIDE, may write the id maps of a process that cannot be traced. For other
+    callers the set-up can be traced by the caller's own processes until the maps are written. Together with a
+    :class:`PidNamespace` that is joined, in which others may live, that is an error instead (EACCES).
 
-    No process has a way back from a user namespace.
+    No process can leave a user namespace again.
 
     :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
         ``fd``.

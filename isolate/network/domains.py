@@ -54,7 +54,7 @@ class Domains:
     >>> from isolate import Sandbox, network, presets
     >>> box = presets.untrusted() + network.Domains("example.org", "*.example.net")
 
-    What holds inside: loopback alone. A proxy of the host's listens at ``127.0.0.1:3128``. It lets through HTTP
+    The network inside is loopback alone. A proxy of the host's listens at ``127.0.0.1:3128``. It lets through HTTP
     CONNECT, SOCKS5 with names, and plain HTTP, for the names and ports that are allowed. Programs find it by
     ``HTTP_PROXY`` and its kin, which are set unless a start gives an environment of its own (:meth:`environment`). A
     client that knows no proxy is served too: a stub resolver answers with addresses that lead to the proxy.
@@ -63,8 +63,8 @@ class Domains:
     (the metadata services of clouds), multicast, and IPv6 addresses that stand for one of those. Before anything is
     passed on a connection must begin with TLS for the very name that was asked for: no server name, another one, and
     Encrypted Client Hello are refused. Plain HTTP goes to port 80 alone, its ``Host`` must be the name, one request a
-    connection. What is inside TLS is not looked at: two names that one server answers for can be told apart by that
-    server alone.
+    connection. The contents of TLS are not looked at: if one server answers for two names, only that server can
+    tell them apart.
 
     :param names: host names; ``*.example.org`` stands for every name below ``example.org``, but not for itself.
     :param port: the ports, 1 to 65535, at most 16 of them; 443 unless said otherwise.
@@ -75,8 +75,8 @@ class Domains:
     :param log: called with each :class:`Asked`, on the proxy's thread. ``Result.asked`` has the last 10,000 of them.
     :param resolve: ``resolve(name, port)`` gives a name's addresses; this host's own resolver unless said otherwise.
 
-    Sockets that a file system shows are not of the network: a sandbox that sees the host's files can connect to what
-    listens on one of them. Give it a :class:`~isolate.Root`, as the presets do.
+    Sockets that a file system shows are not of the network: a sandbox that sees the host's files can connect to a
+    program that listens on one of them. Give it a :class:`~isolate.Root`, as the presets do.
 
     Brings a new network namespace, and a filter (:class:`~isolate.Seccomp`) that refuses AF_VSOCK, which leads out of a
     virtual machine past every network. Needs no privileges beyond those for it. Everything ends with the sandbox.
@@ -153,7 +153,7 @@ class Domains:
         yield _NoOtherWay()
 
     def root_entries(self, context: Context) -> Iterator[File]:
-        """Where names are asked for, in a root of the sandbox's own."""
+        """The entries of the root that configure name resolution, if the sandbox has a root of its own."""
         yield File(resolv.PATH, _RESOLV)
 
     def steps(self, context: Context) -> Iterator[Step]:
@@ -193,7 +193,7 @@ class Domains:
             yield resolv.over_the_host(_RESOLV)
 
     def rules(self) -> Rules:
-        """What the proxy judges by."""
+        """The rules by which the proxy decides."""
         return Rules(self.names, self.ports, self.private, self.tls, self.ech, self.methods)
 
 
@@ -252,14 +252,14 @@ class Connect:
     >>> from isolate import Sandbox, network
     >>> box = Sandbox(network.Connect("db.internal:5432"))
 
-    What holds inside: loopback alone, and on it a port that leads to ``target``. The host connects, by its own way,
-    each time that a program does: to whatever the name stands for then, private networks included.
+    The network inside is loopback alone, with a port that leads to ``target``. Each time that a program connects to
+    this port, the host makes a connection of its own. It resolves the name then, and private networks are allowed.
 
     :param target: ``"name:port"`` or ``"[2001:db8::1]:port"``.
     :param listen: the port inside; that of the target unless said otherwise.
     :param log: called with each :class:`Asked`, on the relay's thread.
 
-    Any number of them. Brings a new network namespace. Everything ends with the sandbox.
+    A sandbox can have any number of them. Brings a new network namespace. Everything ends with the sandbox.
 
     :raises ValueError: no name or address, or a port out of range.
     """

@@ -152,7 +152,7 @@ class Network(Watching, Joinable):
 
     @property
     def nameservers(self) -> list[Address]:
-        """Where its members ask for names: its gateways, or nowhere."""
+        """The resolvers of its members: its gateways, or none."""
         return list(self._switch.gateways.values()) if self._names is not None else []
 
     @property
@@ -168,7 +168,7 @@ class Network(Watching, Joinable):
             return {m.name or f"#{m.number}": list(m.addresses) for m in self._members.by_number.values()}
 
     def tell(self) -> dict[str, Any]:
-        """What there is to say of it, in what JSON has: subnets, members with addresses, names, ports and counters."""
+        """A description of it as JSON data: subnets, members with addresses, names, ports and counters."""
         with self._switch.lock:
             members = self._members.told()
         return {
@@ -185,7 +185,7 @@ class Network(Watching, Joinable):
         }
 
     def counters(self, member: Member) -> link.Counters:
-        """What a member has received and sent so far, as it sees it."""
+        """The traffic of a member so far, received and sent, as the member sees it."""
         self._check()
         if member.plug is None:
             raise ValueError("the member is not attached yet")

@@ -134,7 +134,7 @@ class Interface:
         yield NetNamespace()
 
     def root_entries(self, context: Context) -> Iterator[File]:
-        """Where names are asked for, in a root of the sandbox's own: of several networks, the first one's resolver."""
+        """Entries that configure name resolution in a root of the sandbox's own: the resolver of its first network."""
         if self._first(context):
             yield File(resolv.PATH, resolv.content(self.network.nameservers))
 
@@ -175,7 +175,7 @@ class Interface:
         return bool(named) and named[0] is self
 
     def wish(self, number: int = 0) -> Wish:
-        """What it asks of its network, as the interface of that number in a sandbox."""
+        """The request to its network, as the interface of that number in a sandbox."""
         return Wish(
             self.name,
             self.aliases,

@@ -56,7 +56,7 @@ class Link:
 
 
 class Counters(NamedTuple):
-    """What a device has moved: as its owner sees it, so ``received`` is what came in there."""
+    """The traffic of a device as its owner sees it: ``received`` is the traffic that came in there."""
 
     received_bytes: int
     sent_bytes: int

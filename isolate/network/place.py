@@ -101,7 +101,7 @@ class Connection:
 
     @property
     def addresses(self) -> list[Address]:
-        """What it was given."""
+        """The addresses that it was given."""
         return list(self._place.member.addresses)
 
     @property

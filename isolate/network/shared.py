@@ -269,11 +269,11 @@ class Shared(Joinable):
 
     @property
     def nameservers(self) -> list[Address]:
-        """Where its members ask for names."""
+        """The resolvers of its members."""
         return list(self._nameservers)
 
     def tell(self) -> dict[str, Any]:
-        """What its owner says of it now: members, their addresses and counters."""
+        """The owner's description of it now: members, their addresses and counters."""
         asked = _asked(self.name, {"ask": "tell"})
         asked.close()
         return asked.answer

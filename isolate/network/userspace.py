@@ -65,7 +65,7 @@ class Userspace:
         yield NetNamespace()
 
     def root_entries(self, context: Context) -> Iterator[File]:
-        """Where names are asked for, in a root of the sandbox's own."""
+        """The entries of the root that configure name resolution, if the sandbox has a root of its own."""
         yield File(resolv.PATH, resolv.content([ipaddress.ip_address(NAMESERVER)]))
 
     def steps(self, context: Context) -> Iterator[Step]:

@@ -31,7 +31,7 @@ class Watching:
         raise NotImplementedError
 
     def stats(self, name: str) -> Counters:
-        """What a member has received and sent so far, as it sees it."""
+        """The traffic of a member so far, received and sent, as the member sees it."""
         return self._switch.counters(self._plug(name))
 
     def impair(

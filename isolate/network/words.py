@@ -142,7 +142,7 @@ class Publish:
 
     @property
     def version(self) -> int:
-        """Of the address: 4 or 6."""
+        """The IP version of the address: 4 or 6."""
         return 6 if ":" in self.address else 4
 
 
@@ -222,12 +222,12 @@ def _reach(text: object, what: str, *, anyone: bool = False) -> Reach:
 @keywords
 @dataclass(frozen=True)
 class Egress:
-    """What an interface may open connections to; everything else is refused. Answers to others' connections pass.
+    """The targets to which an interface may open connections; all others are refused. Answers to others' pass.
 
-    ``to`` are members by name and addresses or networks, with a port, a range of ports, or none for every port and
-    protocol: ``"db:5432"``, ``"203.0.113.0/24:443"``, ``"db:53/udp"``, ``"198.51.100.7:8000-8010"``. Without any it may
-    open none at all. Addresses outside of the network also need a network with an uplink.
-    IPv6 addresses with a port stand in brackets: ``"[2001:db8::1]:443"``.
+    ``to`` lists members by name, and addresses or networks, each with a port, a range of ports, or none for every port
+    and protocol: ``"db:5432"``, ``"203.0.113.0/24:443"``, ``"db:53/udp"``, ``"198.51.100.7:8000-8010"``. Without any it
+    may open none at all. Addresses outside of the network also need a network with an uplink. IPv6 addresses with a
+    port stand in brackets: ``"[2001:db8::1]:443"``.
     """
 
     to: tuple[str, ...] = ()

@@ -27,15 +27,15 @@ __all__ = ["Sandbox"]
 class Sandbox(Planned, Reversible):
     """Parts that hold together in a child: namespaces, a root, limits, credentials, filters.
 
-    ``template``: starts from the second on are from a tree of mounts that is made once, where that is the same as
-    making it each time (see the documentation on starts from a template); without it each start sets all up anew.
+    ``template``: from the second on, starts use a tree of mounts that is made once, if the result is the same as that
+    of making it each time (see the documentation on starts from a template). With False each start is set up in full.
 
     Immutable. The order of the parts does not matter; :class:`isolate.Root` alone has an order inside. ``+`` adds
-    parts. What is not said is at its safe default: see :mod:`isolate.sandbox.defaults`.
+    parts. Everything that is not given has a safe default: see :mod:`isolate.sandbox.defaults`.
 
     :raises ConflictError: for the same part twice, or parts that contradict one another.
 
-    :param parts: what shall hold: parts of the library, or of your own.
+    :param parts: the parts that shall be in force: parts of the library, or of your own.
     :param template: start from a tree of mounts that is made once, from the second start on.
 
     >>> box = Sandbox(UserNamespace()) + PidNamespace()
@@ -132,7 +132,7 @@ class Sandbox(Planned, Reversible):
     def prepare(self, args: Args, **options: Any) -> Prepared:
         """Set a program up but do not execute it yet: a :class:`~isolate.Prepared` with its pid.
 
-        For what has to be done between the two, such as the hooks of a container runtime, or a debugger:
+        Use it for work between the two, such as the hooks of a container runtime, or a debugger:
 
         .. code-block:: python
 
@@ -140,7 +140,7 @@ class Sandbox(Planned, Reversible):
                 connect_network(prepared.pid)
                 process = prepared.start()
 
-        Arguments are those of :meth:`spawn`. What cannot be done, a program that is not there too, is told here.
+        Arguments are those of :meth:`spawn`. All errors are raised here, also for a program that does not exist.
 
         :raises SetupError: a part is not in force, or the program is not there; nothing is left of it.
         """
@@ -151,7 +151,7 @@ class Sandbox(Planned, Reversible):
     # ---- on this thread ----------------------------------------------------------------------------------------
 
     def here(self) -> Change:
-        """What ``with`` does: the parts (not the defaults) on the calling thread, in the kernel's order, and back.
+        """The object that ``with`` uses: it puts the parts (not the defaults) in force on this thread, and back.
 
         :raises IrreversibleError: a part has no way back. Nothing has been changed then.
         """

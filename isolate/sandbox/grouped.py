@@ -44,13 +44,13 @@ class Grouped:
         return group.directories(self._session)
 
     def stats(self) -> Stats:
-        """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
+        """The use of everything inside so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
         from isolate.cgroups.group import read_stats
 
         return replace(read_stats(self._group()), interfaces=moved(self._session))
 
     def interfaces(self) -> dict[str, Counters]:
-        """What each :class:`isolate.network.Interface` of the sandbox has received and sent so far, by its device.
+        """The traffic of each :class:`isolate.network.Interface` of the sandbox so far, by its device.
 
         :raises SetupError: ENODEV: the program has ended, and the device with it.
         """

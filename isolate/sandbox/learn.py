@@ -63,9 +63,9 @@ _ALWAYS = ("exit", "exit_group", "restart_syscall", "rt_sigreturn")
 
 @dataclass(frozen=True)
 class Learned:
-    """What a run used.
+    """The calls that a run made, and a policy that allows them.
 
-    :param policy: that allows what was used.
+    :param policy: allows the calls that were made.
     :param counts: how often each call was made.
     :param result: of the run.
     :param refused: calls that answered ENOSYS, with their number.

@@ -71,9 +71,9 @@ class Planned(Verbs):
         return type(self)(*added(self.parts, other), template=self.template)
 
     def replace(self, *parts: Part) -> Self:
-        """With these parts in the place of those of the same kind; those of a kind that is not here are added.
+        """A sandbox with these parts in the place of those of the same kind. Parts of other kinds are added.
 
-        Of a kind that may be there several times (:class:`~isolate.Seccomp`) all give way to the new ones.
+        If a kind may be there several times (:class:`~isolate.Seccomp`), the new ones replace all of that kind.
         """
         from isolate.sandbox.editing import replaced
 
@@ -140,7 +140,7 @@ class Planned(Verbs):
     def compile(self) -> Tape:
         """The tape, made once for the caller's ids and then reused from any thread.
 
-        Where groups can be made in a scope of systemd's alone, systemd is asked for it here, unless it is there.
+        If groups can be made only in a scope of systemd's and there is none yet, systemd is asked for it here.
         """
         key = (os.geteuid(), os.getegid())
         tape = self._tapes.get(key)

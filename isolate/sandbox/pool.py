@@ -46,17 +46,17 @@ class Pool(Verbs):
     has another set up in its place while the program runs; each sandbox is used once. A start that finds none waiting
     sets one up for itself.
 
-    What waits is what :meth:`Sandbox.spawn <isolate.Sandbox.spawn>` makes, up to the last steps: credentials,
-    capabilities, Landlock, filters, the look-up of the program and what is verified come with the program. So it is as
-    the caller, its thread and the host's files were when it was set up: what is mounted on the host later is not seen
-    inside, nor a resource limit that the caller changes later. A thread on which other parts are in force than where
-    the pool was made (inside of a ``with`` block, after ``enter``, in :func:`~isolate.in_thread`) gets none that waits:
-    what it starts is set up for itself, under those parts. ``Result.wall_time`` and ``timeout`` count from the start
-    of the program.
+    A waiting sandbox is set up as by :meth:`Sandbox.spawn <isolate.Sandbox.spawn>`, except for the last steps:
+    credentials, capabilities, Landlock, filters, the look-up of the program and the verification come with the program.
+    So it has the state of the caller, its thread and the host's files at the time when it was set up. A mount that the
+    host makes later is not seen inside, nor a resource limit that the caller changes later. If other parts are in force
+    on a thread than where the pool was made (inside of a ``with`` block, after ``enter``, in
+    :func:`~isolate.in_thread`), the thread gets no waiting sandbox: its sandbox is set up on its own, under those
+    parts. ``Result.wall_time`` and ``timeout`` count from the start of the program.
 
-    Each takes two processes, its namespaces, mounts and cgroup, and three descriptors of this program. All of it goes
-    with :meth:`close`, with this program, however that ends, and when the pool is collected (with a ResourceWarning). A
-    process forked from this one does not inherit it, it has a pool of its own.
+    Each waiting sandbox takes two processes, its namespaces, mounts and cgroup, and three descriptors of this program.
+    All of it goes with :meth:`close`, with this program, however that ends, and when the pool is collected (with a
+    ResourceWarning). A process forked from this one does not inherit it, it has a pool of its own.
 
     :raises ConflictError: a sandbox without an init of isolate's (``PidNamespace(init=False)``): its program would have
         to be the process that waits.
@@ -168,7 +168,7 @@ class Pool(Verbs):
             return True
 
     def close(self) -> None:
-        """End those that wait, and return when nothing of them is left. What runs goes on."""
+        """End the waiting sandboxes, and return when nothing of them is left. Running programs go on."""
         self._open = False
         ending: list[Session] = []
         waiting = self._mine()

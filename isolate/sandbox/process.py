@@ -304,11 +304,11 @@ class Process(Grouped):
     def exec(self, args: Args, **options: Unpack[SpawnOptions]) -> Process:
         """Start a further program inside: the same namespaces, root, cgroup, ids, capabilities, rlimits and filters.
 
-        Arguments are as for :meth:`Sandbox.spawn`. It and everything that it started end when it ends, when the
-        returned Process is closed, and with the sandbox if that has a pid namespace: also what has a session of its
-        own, since an init of its own inherits it. Where a process inside with the same uid has killed that init first,
-        what the program left goes to the sandbox's PID 1; then its session is ended, and what has left that ends with
-        the sandbox.
+        Arguments are as for :meth:`Sandbox.spawn`. The program and everything that it started end when the program
+        ends, when the returned Process is closed, and with the sandbox if that has a pid namespace. This includes
+        processes with a session of their own, because the program's own init inherits them. If a process inside with
+        the same uid has killed that init first, the sandbox's PID 1 inherits them. Then the program's session is ended,
+        and processes that have left the session end with the sandbox.
 
         :raises SetupError: ESRCH: the first program has ended; or the new one cannot be executed.
         """

@@ -56,14 +56,15 @@ class Verbs:
         :param text: with ``encoding``, ``errors`` and ``bufsize`` as in :class:`subprocess.Popen`: pipes are buffered,
             and of bytes unless one of the first three is given.
         :param pty: a terminal of its own, of (rows, columns); our end is ``Process.pty``.
-        :param timeout: seconds until everything inside is killed; (limit, extra) goes on for some more and is judged
-            by the limit. ``cpu_time`` is for user and system time of all processes inside together.
-        :param max_output: of each stream that is read here, bytes or ``"64M"``, None for no limit: more ends the
-            program, and the verdict is OUTPUT. With ``keep`` it goes on, and ``"head"``, ``"tail"`` or ``"both"`` of
-            what ``on_stdout=`` or :meth:`Process.communicate` collects is kept. Said explicitly it also holds a file:
-            the program then writes to a pipe, and the file has the first ``max_output`` bytes.
+        :param timeout: seconds until everything inside is killed. (limit, extra) lets it go on for some more; the
+            verdict is still by the limit. ``cpu_time`` is for user and system time of all processes inside together.
+        :param max_output: of each stream that is read here, bytes or ``"64M"``, None for no limit. A
+            program that writes more is killed, with the verdict OUTPUT. With ``keep`` it goes on, and ``"head"``,
+            ``"tail"`` or ``"both"`` of the bytes that ``on_stdout=`` or :meth:`Process.communicate` collects is kept.
+            Given explicitly, it also limits a file: the program then writes to a pipe, and the file has the first
+            ``max_output`` bytes.
         :param on_stdout: called in a thread with the bytes as they come, with ``text`` with each line; ``on_stderr``
-            likewise. What it raises ends the program, and is raised by whoever waits.
+            likewise. An exception that it raises ends the program, and the call that waits raises it.
         :param pass_fds: descriptors it gets under the same number, or {number inside: descriptor}.
         :param env: the whole environment; None is PATH alone.
         :param cwd: a path inside; None is ``/`` in a root of its own.
@@ -120,19 +121,20 @@ class Verbs:
     def run(self, args: Args, **options: Any) -> Result[str] | Result[bytes]:
         """Run a program to its end and tell how it ended.
 
-        Reads nothing unless ``input`` or ``stdin`` says so; what it writes is captured unless ``stdout`` or ``stderr``
-        say otherwise (as in :meth:`spawn`; None inherits). When the call returns everything inside is dead.
+        The program reads nothing unless ``input`` or ``stdin`` is given. Its output is captured unless ``stdout`` or
+        ``stderr`` say otherwise (as in :meth:`spawn`; None inherits). When the call returns everything inside is dead.
 
-        :param input: what it reads: bytes, or str with ``text``.
-        :param timeout: seconds of the wall clock; ``(2.0, 0.5)`` goes on half a second past the limit and is judged by
-            it. ``cpu_time`` is user and system time of all processes inside together. Whoever passes one is killed,
-            with all inside, and the verdict says which.
-        :param max_output: for each stream, bytes or ``"64M"`` (the default for what is captured), None for no limit.
-            Who writes more is killed, with the verdict OUTPUT; with ``keep="head"``, ``"tail"`` or ``"both"`` it goes
-            on, and that part is kept (``"both"``: half of each). Said explicitly it also holds ``stdout=file``.
-        :param on_stdout: called with the bytes as they come, with ``text`` with each line; ``on_stderr`` likewise. What
-            it raises ends the program, and the call.
-        :param text: decode UTF-8, replacing what is not; ``encoding`` and ``errors`` say otherwise.
+        :param input: the data that it reads: bytes, or str with ``text``.
+        :param timeout: seconds of the wall clock. ``(2.0, 0.5)`` lets the program go on half a second past the limit;
+            the verdict is still by the limit. ``cpu_time`` is user and system time of all processes inside together. A
+            program that exceeds a limit is killed, with everything inside, and the verdict says which limit it was.
+        :param max_output: for each stream, bytes or ``"64M"`` (the default for captured streams), None for no limit. A
+            program that writes more is killed, with the verdict OUTPUT. With ``keep="head"``, ``"tail"`` or ``"both"``
+            it goes on, and that part is kept (``"both"``: half of each). Given explicitly, it also limits
+            ``stdout=file``.
+        :param on_stdout: called with the bytes as they come, with ``text`` with each line; ``on_stderr`` likewise. An
+            exception that it raises ends the program, and the call raises it.
+        :param text: decode UTF-8, and replace invalid bytes; ``encoding`` and ``errors`` say otherwise.
         :param check: raise ProgramError unless the verdict is OK.
 
         The rest is as for :meth:`spawn`.

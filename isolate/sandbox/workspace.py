@@ -194,7 +194,7 @@ class Workspace(WithFiles):
 
     @property
     def held(self) -> str:
-        """Who holds its size: the kernel ("memory", "quota", "image") or nobody ("measured": :meth:`usage` tells)."""
+        """How its size is limited: by the kernel ("memory", "quota", "image"), or not ("measured", :meth:`usage`)."""
         return self._held
 
     def __repr__(self) -> str:
@@ -228,11 +228,11 @@ class Workspace(WithFiles):
         return os.fsencode(self.target)
 
     def steps_in(self, building: Building) -> Iterable[Step]:
-        """Those of a bind mount."""
+        """The steps of its bind mount."""
         return self._bind(building.context).steps_in(building)
 
     def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
-        """That of a bind mount."""
+        """The tree of its bind mount."""
         return self._bind(building.context).tree(building)
 
     def writes_to(self) -> Iterator[bytes | int]:
@@ -275,7 +275,7 @@ class Workspace(WithFiles):
                     raise
 
     def usage(self) -> Usage:
-        """What is in it now: by the figures of the kernel that holds it, else by a walk that follows no link."""
+        """The use of the workspace now: by the kernel's figures if it has any, else by a walk that follows no link."""
         if self._fd < 0:
             raise ValueError("the workspace is closed")
         if self._project is not None:
@@ -300,7 +300,7 @@ class Workspace(WithFiles):
     # ---- life ----------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of it; a temporary one is removed. What runs keeps it until it ends."""
+        """Close the workspace; a temporary one is removed. Programs that still run keep it until they end."""
         fd, self._fd = self._fd, -1
         mount, self._mount = self._mount, -1
         made, self._made = self._made, None

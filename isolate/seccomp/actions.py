@@ -102,14 +102,14 @@ class Action:
 
     @classmethod
     def from_return(cls, value: int) -> Action:
-        """The action in a filter's return value. What the kernel does not know, it kills the process for."""
+        """The action in a filter's return value. For an unknown action the kernel kills the process."""
         kind = _KINDS.get(value & 0xFFFF0000, "kill_process")
         data = value & 0xFFFF if kind in _WITH_DATA else 0
         return cls(kind, min(data, _MAX_ERRNO) if kind == "errno" else data)
 
     @property
     def value(self) -> int:
-        """What the BPF program returns for it."""
+        """The value that the BPF program returns for it."""
         return _RET[self.kind] | self.data
 
     @property

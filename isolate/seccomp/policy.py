@@ -30,7 +30,7 @@ SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 @keywords
 @dataclass(frozen=True, init=False, repr=False)
 class Seccomp(Irreversible):
-    """Which system calls a program may make, with which arguments, and what happens at the others.
+    """A policy for system calls: the calls that a program may make, with their arguments, and the answer to all others.
 
         Seccomp(allow("@basic-io", "@memory"), deny("socket", when=arg32(0) != AF_UNIX), otherwise="EPERM")
 
@@ -50,8 +50,8 @@ class Seccomp(Irreversible):
       fails with ETIMEDOUT.
     - ``spec_allow``: leave Speculative Store Bypass on (SECCOMP_FILTER_FLAG_SPEC_ALLOW, Linux 4.17).
 
-    Where the arguments of ``clone`` are filtered, ``clone3`` answers ENOSYS unless a rule names it, since its flags
-    stand in memory where no filter sees them; likewise ``openat2`` for ``openat``, ``socketcall`` and ``ipc`` on
+    If the arguments of ``clone`` are filtered, ``clone3`` answers ENOSYS unless a rule names it, because its flags are
+    in memory where no filter sees them. The same holds for ``openat2`` with ``openat``, ``socketcall`` and ``ipc`` on
     i386, and io_uring.
 
     As a part of a sandbox it is installed last, just before the program is executed, and needs ``no_new_privs`` or
@@ -136,7 +136,7 @@ class Seccomp(Irreversible):
     def none(cls) -> Seccomp:
         """No filter at all, not even the small one that every sandbox has by default (it refuses user namespaces).
 
-        What is inside can call everything that its capabilities and namespaces allow. For a program that installs a
+        A program inside can make every call that its capabilities and namespaces allow. For a program that installs a
         filter of its own, or that must gain privileges by exec where the caller has no CAP_SYS_ADMIN to install one
         (``NoNewPrivs(False)``). It stands alone: beside another policy it is a ValueError.
         """
@@ -219,7 +219,7 @@ class Seccomp(Irreversible):
     def answer(
         self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
     ) -> Answer:
-        """What the rules answer to a call, and which decides. ``name`` may be a number as the kernel sees it."""
+        """The answer of the rules to a call, and the rule that decides. ``name`` may be the kernel's number."""
         from . import decide
 
         if self.ready is not None:
@@ -238,7 +238,7 @@ class Seccomp(Irreversible):
     def simulate(
         self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
     ) -> Action:
-        """What the compiled filter answers, run in Python on the arguments."""
+        """The answer of the compiled filter, run in Python on the arguments."""
         from .simulator import simulate
 
         if not self.restricts:
@@ -307,7 +307,7 @@ class Seccomp(Irreversible):
         return disassemble(self.program(arch), arch)
 
     def explain(self, name: str, *args: int, arch: str | None = None) -> str:
-        """What the policy answers to a call, by which rule, in words.
+        """The answer of the policy to a call, and the rule that gives it, in words.
 
         Without arguments every rule that speaks of the call is shown, in the order in which they are tried.
         """
@@ -422,11 +422,11 @@ class Seccomp(Irreversible):
         return SECCOMP_FILTER_FLAG_LOG * self.log | SECCOMP_FILTER_FLAG_SPEC_ALLOW * self.spec_allow
 
     def steps(self, context: Context) -> Iterable[Step]:
-        """One step: install the filter. With handlers two more: get at the notifications. Where a filter may kill and
-        the audit log can be read, one more: tell the pid under which it stands there.
+        """One step installs the filter. With handlers, two more steps receive the notifications. If a filter may kill
+        and the audit log can be read, one more step tells the pid that the log has for the program.
 
-        Of several policies the first asked yields the steps of all, in an order that works: what has handlers first,
-        and last the one that refuses ``seccomp`` itself, since nothing can be installed after it.
+        If there are several policies, the first one yields the steps of all, in an order that works: policies with
+        handlers first, and last the one that refuses ``seccomp`` itself, because no filter can be installed after it.
         """
         from .install import in_order, steps_of, tell_pid
 

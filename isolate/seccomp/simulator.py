@@ -25,7 +25,7 @@ class InvalidProgram(ValueError):
 
 
 def simulate(program: bytes, arch: str, nr: int, args: Sequence[int] = (), instruction_pointer: int = 0) -> Action:
-    """What a filter answers to one call: ``simulate(program, "x86_64", syscalls.number("openat"), (...))``.
+    """The answer of a filter to one call: ``simulate(program, "x86_64", syscalls.number("openat"), (...))``.
 
     ``nr`` is the number as the kernel sees it (with the x32 bit for x32; -1 for a call that a tracer skipped), ``args``
     up to six unsigned or signed values. The program is checked first as the kernel checks it (InvalidProgram).

@@ -6,7 +6,7 @@ __all__ = ["Change"]
 
 
 class Change:
-    """What a reversible part does to this thread: made anew for every ``with``, used once.
+    """The change that a reversible part makes to this thread. It is made anew for every ``with``, and used once.
 
     A subclass says ``text`` (in words, for errors) and overrides :meth:`apply` and :meth:`undo`. ``undo`` is called
     also after an ``apply`` that failed or was interrupted half-way, and again if it was interrupted itself: it takes
@@ -35,5 +35,5 @@ class Change:
         """Let go of descriptors, on any thread, without undoing."""
 
     def now(self) -> str:
-        """What of this subject holds on this thread now, in words; for :class:`~isolate.errors.RestoreError`."""
+        """The state of this subject on this thread now, in words; for :class:`~isolate.errors.RestoreError`."""
         return self.text

@@ -50,7 +50,7 @@ def in_thread(function: Callable[[], T], *parts: object) -> T:
     A guard against accidents, not a boundary: the thread shares the program's memory and descriptors, so code that
     wants to can act through another thread. For code that is not trusted use a :class:`~isolate.Sandbox`.
 
-    What belongs to the process (:class:`~isolate.Rlimits`, ``umask``, ``oom_score_adj``) stays changed. A user or time
+    Settings of the process (:class:`~isolate.Rlimits`, ``umask``, ``oom_score_adj``) stay changed. A user or time
     namespace cannot be entered here (ThreadedError). Control-C in the waiting thread does not end the function.
 
     :raises SetupError: a part is not in force; the function was not called.

@@ -26,7 +26,7 @@ class Enterable:
 
         Threads and processes that this thread starts later inherit it; threads that run already are not touched.
 
-        :raises SetupError: a step failed. What came before it stays in force: end the thread, or the program.
+        :raises SetupError: a step failed. The steps before it stay in force: end the thread, or the program.
         :raises ThreadedError: the kernel does this only for a process with one thread.
         """
         from isolate.thread.program import enter

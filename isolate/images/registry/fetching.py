@@ -206,9 +206,9 @@ class Fetching(Connection):
             url = self._transport.target(answer, plain=self._plain)
 
     def referrers(self, repository: str, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        """What refers to a manifest: signatures, bills of materials (distribution-spec, "Listing Referrers").
+        """The artifacts that refer to a manifest, such as signatures (distribution-spec, "Listing Referrers").
 
-        Where the registry has no such list, the tag that stands for it is looked at.
+        If the registry has no such list, the tag that replaces it is read.
         """
         Reference(self.host, repository, None, digest)
         query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type else ""

@@ -27,14 +27,14 @@ _MAX_FACTS = 1 << 30
 
 @dataclass(frozen=True)
 class Extracted:
-    """What became of an archive.
+    """The result of unpacking an archive.
 
-    ``diffid`` is the digest of the archive decompressed, ``digest`` of its bytes as they came, ``size`` how many those
-    were; ``unpacked`` the bytes of the archive decompressed, ``data`` those of files, ``entries`` how many there are,
-    whiteouts and parents that the archive left out included. ``facts`` are what the tree cannot hold.
-    ``replaced_links`` are (directory, target): a directory of this layer where a lower one has a symbolic link.
-    ``from_lower`` are names of lower layers to which this one has hard links: copied, so the tree is only good above
-    the same layers.
+    ``diffid`` is the digest of the decompressed archive, ``digest`` the digest of its bytes as they came, and ``size``
+    their number. ``unpacked`` is the number of bytes of the decompressed archive, and ``data`` that of its files.
+    ``entries`` is the number of entries, including whiteouts and parents that the archive left out. ``facts`` is the
+    metadata that the tree cannot hold. ``replaced_links`` lists (directory, target): a directory of this layer where a
+    lower one has a symbolic link. ``from_lower`` lists names of lower layers to which this one has hard links. Those
+    files are copied, so the tree is valid only above the same layers.
     """
 
     diffid: str
@@ -80,14 +80,14 @@ def extract(
         Descriptors of the trees below, the uppermost first: for hard links to files of theirs, and to tell where a
         directory replaces a symbolic link.
     ``links``
-        What happens where a parent is a symbolic link of a lower layer: ``"replace"`` makes a directory, as other
+        The action if a parent is a symbolic link of a lower layer: ``"replace"`` makes a directory, as other
         tools do, and names it in the result; ``"follow"`` makes the entry where the link leads.
     ``digest``, ``diffid``
-        What the bytes, and the archive decompressed, must have. An archive without the zeros at its end is taken only
-        where one of them is given, as it may have been cut off.
+        The expected digest of the bytes, and of the decompressed archive. An archive without the zeros at its end is
+        accepted only if one of them is given, because it may have been cut off.
 
-    The tree has set-user-ID files where the archive has: keep it in a directory that nobody else may enter. What was
-    made before an error is left: give a directory that you can remove (see ``isolate.images.trees.remove``).
+    The tree has the set-user-ID files of the archive: keep it in a directory that other users cannot enter. After an
+    error the files made so far are left: give a directory that you can remove (see ``isolate.images.trees.remove``).
 
     :raises LayerError: the archive breaks a rule; it names the entry and the rule.
     :raises DigestError: the bytes are others. :raises SetupError: the child cannot be confined here.

@@ -208,12 +208,12 @@ class Container(_Inside, WithFiles):
     """A sandbox that stays until its end, in which commands are run; made by :meth:`isolate.Sandbox.open`.
 
     :meth:`run`, :meth:`arun` and :meth:`spawn` are those of :class:`~isolate.Sandbox`: a command is in the container's
-    namespaces, root and cgroup, and becomes who a program of the sandbox would be, with the same credentials,
-    capabilities, limits and filters. When it ends, all that it has started ends. What it has written is there for the
-    next one. Commands may run at the same time, started from any thread and from event loops.
+    namespaces, root and cgroup, with the same credentials, capabilities, limits and filters as a program of the
+    sandbox. When it ends, everything that it has started ends. Files that it has written are there for the next
+    command. Commands may run at the same time, started from any thread and from event loops.
 
-    A verdict is about the command alone: TIMEOUT ends it and not the container. Where a limit of the cgroup was
-    reached while several commands ran, those that failed meanwhile are told so.
+    A verdict is about the command alone: TIMEOUT ends it and not the container. If a limit of the cgroup was
+    reached while several commands ran, each of them that failed meanwhile gets that verdict.
 
     A context manager: at the end of the block everything inside is killed.
 
@@ -293,7 +293,7 @@ class Container(_Inside, WithFiles):
         return Files(self._root, actor_of(self.box._plan().context))
 
     def changes(self) -> Changes | None:
-        """What its programs have changed so far in overlays whose changes are in memory; None where it has none.
+        """The changes of its programs so far in overlays whose changes are in memory; None without such an overlay.
 
         As :attr:`isolate.Result.changes`, which the commands of a container do not have: what one of them has changed
         stays for the next.
@@ -308,12 +308,12 @@ class Container(_Inside, WithFiles):
         return self._group
 
     def stats(self) -> Stats:
-        """What everything inside has used so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
+        """The use of everything inside so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
         session = self._life.session if isinstance(self._life, Life) else None
         return dataclasses.replace(self._limited().stats(), interfaces=moved(session, self._connections))
 
     def events(self, timeout: float | None = None) -> Events:
-        """What its cgroup tells from now on: see :meth:`isolate.Cgroup.events`."""
+        """The events of its cgroup from now on: see :meth:`isolate.Cgroup.events`."""
         return self._limited().events(timeout)
 
     def freeze(self, timeout: float = 10.0) -> None:

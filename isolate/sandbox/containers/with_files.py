@@ -75,11 +75,11 @@ class WithFiles:
         max_depth: int = 64,
         timeout: float = 600.0,
     ) -> None:
-        """Copy a file to ``target``, what is in a directory into ``target``, or a mapping of paths to contents.
+        """Copy a file to ``target``, or the contents of a directory into it, or a mapping of paths to contents.
 
         Modes are kept without set-id bits, with ``times`` those of change, too. Everything belongs to the container's
-        user. Symbolic links of a tree are copied as links. What has the name already is replaced, a directory is
-        filled. Holes stay holes.
+        user. Symbolic links of a tree are copied as links. A file of the same name is replaced; a directory of
+        the same name is filled. Holes stay holes.
 
         :raises ValueError: a FIFO, a socket or a device in the tree.
         :raises SetupError: as :meth:`write`; EFBIG, EMFILE, ENAMETOOLONG: the caps on bytes, files and depth.
@@ -124,11 +124,11 @@ class WithFiles:
         Without ``into`` the contents, by path. With it files and directories are made below that directory, from the
         last name before the first pattern on: ``get("/work/out/*.txt", "here")`` makes ``here/a.txt``. They are the
         caller's, with mode 755 or 644 and the times of change; holes stay holes; a file that is there already is an
-        error. What is found is listed; what is no file and no directory is listed and not fetched (``saved`` is None).
+        error. All matches are listed. A match that is no file and no directory is not fetched (``saved`` is None).
         A hard link is a file like any other, if the container's user may read it.
 
         :raises SetupError: ENOENT: a path without a pattern is not there; EACCES; EFBIG, EMFILE, ENAMETOOLONG,
-            ETIMEDOUT: the caps on bytes (a sparse file counts whole), files, depth and time. What was fetched stays.
+            ETIMEDOUT: the caps on bytes (a sparse file counts whole), files, depth and time. Files fetched so far stay.
         :raises FileExistsError: a file of that name is there.
         """
         bounds = Bounds.of("fetch files of the container", max_size, max_files, max_depth, timeout)
@@ -150,7 +150,7 @@ class WithFiles:
         max_depth: int = 64,
         timeout: float = 60.0,
     ) -> list[FileInfo]:
-        """What is in a directory, by name; with ``recursive`` all below it.
+        """The contents of a directory, by name; with ``recursive`` everything below it.
 
         :raises SetupError: ENOENT, ENOTDIR, ELOOP, EACCES; EMFILE, ENAMETOOLONG: the caps.
         """
