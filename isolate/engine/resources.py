@@ -30,7 +30,7 @@ class Launched(Protocol):
         ...
 
     def go(self) -> None:
-        """Send the byte that a step waits for, such as the step of ``isolate.cgroups.part.guided_step``."""
+        """Send the byte that a step of the plan waits for."""
         ...
 
     def wait_gone(self, timeout: float | None = None) -> bool:

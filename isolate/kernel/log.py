@@ -27,7 +27,8 @@ def _listens(logging: Any, module: str) -> bool:
     """
     root = logging.root
     kind, lowest = logging.Logger, logging.DEBUG
-    logger, name = None, module
+    logger: Any = None
+    name = module
     while name and not isinstance(logger, kind):
         logger = root.manager.loggerDict.get(name)
         name = name.rpartition(".")[0]

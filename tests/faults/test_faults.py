@@ -120,7 +120,11 @@ class Case:
         if leaked:
             return what + f"descriptors {leaked} left open after {told}"
         if told[0] == "result":
-            return None if told == self.expected else what + f"other protection: {told} instead of {self.expected}"
+            if told == self.expected:
+                return None
+            here, there = told[2].splitlines(), self.expected[2].splitlines()
+            other = [line for line in here if line not in there], [line for line in there if line not in here]
+            return what + f"other protection: {told[1]} {told[3]}: {other[0]} instead of {other[1]}"
         if told[1] != error:
             return what + f"another errno: {told}"
         if told[0] == "os":

@@ -51,7 +51,7 @@ def store(value: Any, where: str) -> Store:
     for key in table:
         if key not in _STORE:
             raise ProfileError(f"{where}.{key}", f"there is no such key{nearest(key, _STORE)}")
-    given = dict(table)
+    given: dict[str, Any] = dict(table)
     path = os.path.abspath(os.path.expanduser(given.pop("path", None) or default()))
     if not os.path.isdir(path):
         raise ProfileError(where, f"there is no store at {path}; isolate image pull --store DIR makes one")
