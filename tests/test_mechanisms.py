@@ -12,6 +12,7 @@ import pytest
 import isolate
 from isolate.engine.plan import Plan
 from isolate.kernel import checks, namespaces
+from isolate.sandbox import arun, process, run, starting, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,3 +179,17 @@ def test_one_grammar_of_sizes() -> None:
         ):
             with pytest.raises(ValueError, match="a size such as '256M'"):
                 make()  # type: ignore[no-untyped-call]
+
+
+def test_one_description_of_a_start() -> None:
+    """What type checkers are told of the verbs' keywords is what they take, and each has a default."""
+    each = set(words.StartOptions.__annotations__)
+    assert each | {"text", "encoding"} == set(starting._DEFAULTS)
+    for verb, described, overloaded in (
+        (run, words.RunOptions, {"input", "text", "encoding"}),
+        (arun, words.RunOptions, {"input", "text", "encoding"}),
+        (process, words.SpawnOptions, set()),
+    ):
+        taken = set(starting._DEFAULTS) | set(verb.OWN)
+        told = set(described.__annotations__) | each | overloaded
+        assert told == taken, (verb.__name__, told ^ taken)
