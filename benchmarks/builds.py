@@ -31,7 +31,7 @@ sys.path.insert(0, str(REPO))
 from isolate import Dev, MountNamespace, PidNamespace, Proc, Root, Sandbox, UserNamespace  # noqa: E402
 from isolate.build import Context, Dockerfile  # noqa: E402
 from isolate.images import Config, Image, ImageRoot, Layer, Store  # noqa: E402
-from tests.hosts import Missing, _daemon  # noqa: E402
+from tests.hosts import Missing, docker_daemon  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +157,7 @@ def main() -> int:
             if not (shutil.which("dockerd") and shutil.which("docker")):
                 raise Missing("dockerd is not installed")
             (place / "docker").mkdir()
-            found |= of_docker(stack.enter_context(_daemon(place / "docker", "overlay2")), place, context)
+            found |= of_docker(stack.enter_context(docker_daemon(place / "docker", "overlay2")), place, context)
         except (Missing, RuntimeError) as error:
             print(f"without docker: {error}")
         taken, failed = measure(found, options.rounds)

@@ -8,6 +8,7 @@ where everything is unpacked (default: a directory below /dev/shm); tools that a
     unpack      an image of one layer (gzip), verified and unpacked: CPU of all processes together
     floor       what of that cannot be saved: inflate and both hashes in this process, and what GNU tar takes to unpack
                 the plain archive
+    load        the same image from docker's archive (plain) into an empty store: CPU, dockerd's with it
     first       the first program from an image, in a process that runs already: wall
     commit      the difference of 1,000 new files and its archive: CPU
     share       bytes of disk for 50 sandboxes of one image at once; and for a second image of which one file in ten
@@ -17,6 +18,7 @@ where everything is unpacked (default: a directory below /dev/shm); tools that a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import json
@@ -33,6 +35,9 @@ from typing import TYPE_CHECKING, Any
 from isolate import Dev, MountNamespace, Overlay, PidNamespace, Proc, Root, Sandbox, UserNamespace
 from isolate.images import Image, ImageRoot, Layer, Store, Upper, extract
 from isolate.images.pack.start import remove
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.hosts import Missing, docker_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +114,8 @@ class Bench:
         layout(place / "layout", self.archive, packed)
         (place / "layer.tar").write_bytes(self.archive)
         self.store = Store(place / "store")
-        self.image = self.store.add(Image.empty() + layer)
+        self.image = self.store.add(Image.empty() + layer, "bench:test")
+        self.store.save("bench:test", place / "docker.tar", format="docker-archive")
 
     def note(self, name: str, do: Callable[[], object], clock: Callable[[], float]) -> None:
         """One turn of a row."""
@@ -161,6 +167,30 @@ class Bench:
             "unpack: skopeo, containers-storage": ["skopeo", "copy", f"oci:{oci}", f"containers-storage:{storage}"],
         }
 
+    # ---- load --------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Into a store that has nothing."""
+        with Store(self.place / "unpacked/store") as store:
+            store.load(self.place / "docker.tar")
+
+    def docker(self, stack: contextlib.ExitStack) -> list[str]:
+        """The client of a daemon of our own; none where there is no Docker."""
+        try:
+            if not (shutil.which("dockerd") and shutil.which("docker")):
+                raise Missing("dockerd is not installed")
+            (self.place / "docker").mkdir()
+            return stack.enter_context(docker_daemon(self.place / "docker", "overlay2"))
+        except Missing as error:
+            self.failed["load: docker"] = str(error)
+            return []
+
+    def docker_cpu(self) -> float:
+        """Seconds of this process and its children, and of the daemon and its own."""
+        pid = (self.place / "docker/docker.pid").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return cpu() + sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
     # ---- first program, commit ---------------------------------------------------------------------------------
 
     def box(self, entry: Any) -> Sandbox:
@@ -188,7 +218,8 @@ class Bench:
             "--ulimit=nofile=1024:1024",
             "--ulimit=nproc=4096:4096",
         ]
-        with Upper(self.store) as upper:
+        with contextlib.ExitStack() as stack, Upper(self.store) as upper:
+            docker = self.docker(stack)
             script = "mkdir /new && cd /new && for i in $(seq 1000); do echo $i > f$i; done"
             self.box(ImageRoot(self.image, store=self.store, writable=upper)).run(
                 ["/bin/sh", "-ec", script], check=True
@@ -203,6 +234,12 @@ class Bench:
                 self.fresh()
                 self.note("unpack: isolate", self.ours, cpu)
                 self.note("unpack: inflate and hashes", self.floor, cpu)
+                self.fresh()
+                self.note("load: isolate", self.load, cpu)
+                if docker:
+                    command = [*docker, "load", "-q", "-i", str(self.place / "docker.tar")]
+                    self.note("load: docker", lambda command=command: shell(*command), self.docker_cpu)  # type: ignore[misc]
+                    subprocess.run([*docker, "rmi", "-f", "bench:test"], check=False, stdout=-3, stderr=-3)
                 for _ in range(60):
                     for row, box in boxes.items():
                         self.note(row, lambda box=box: box.run(["/bin/true"], check=True), time.perf_counter)  # type: ignore[misc]
@@ -290,6 +327,7 @@ def main() -> int:
         ("unpack / umoci", "unpack: isolate", "unpack: umoci"),
         ("unpack / containers-storage", "unpack: isolate", "unpack: skopeo, containers-storage"),
         ("unpack / floor", "unpack: isolate", "unpack: floor"),
+        ("load / docker", "load: isolate", "load: docker"),
         ("first / Overlay", "first: ImageRoot", "first: Overlay"),
         ("first / podman", "first: ImageRoot", "first: podman"),
         ("commit / podman", "commit: isolate", "commit: podman"),

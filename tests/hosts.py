@@ -192,7 +192,7 @@ def _volumes() -> list[str]:
 
 
 @contextlib.contextmanager
-def _daemon(top: Path, driver: str = "vfs") -> Iterator[list[str]]:
+def docker_daemon(top: Path, driver: str = "vfs") -> Iterator[list[str]]:
     """A Docker daemon of our own, without a network, that ends with the block."""
     _tool("setpriv")
     socket = top / "docker.sock"
@@ -242,7 +242,7 @@ def _daemon(top: Path, driver: str = "vfs") -> Iterator[list[str]]:
 
 def _docker() -> dict[str, dict[str, Any]]:
     _tool("dockerd", "docker")
-    with _tree() as top, _daemon(top) as docker:
+    with _tree() as top, docker_daemon(top) as docker:
         image = subprocess.run(["tar", "c", "-C", str(top / "root"), "."], capture_output=True, check=True).stdout
         made = subprocess.run([*docker, "import", "-", "isolate-hosts"], input=image, capture_output=True, check=False)
         if made.returncode:

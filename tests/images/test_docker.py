@@ -15,7 +15,7 @@ import pytest
 
 from isolate import Capabilities, presets
 from isolate.images import Config, Image, Layer, Store
-from tests.hosts import Missing, _daemon
+from tests.hosts import Missing, docker_daemon
 from tests.images.archives import tree_of
 from tests.images.make import of_archive
 from tests.images.test_differential import ours, together, without_empty
@@ -50,7 +50,7 @@ def docker(top: Path) -> Iterator[Callable[..., bytes]]:
             pytest.skip(reason)
 
     try:
-        with _daemon(top) as command:
+        with docker_daemon(top) as command:
 
             def run(*words: str) -> bytes:
                 done = subprocess.run([*command, *words], capture_output=True, check=False, timeout=120)

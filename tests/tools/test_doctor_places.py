@@ -281,7 +281,7 @@ def docker() -> Iterator[Any]:
     """A function that runs the doctor in ``docker run`` with these options."""
     try:
         hosts._tool("dockerd", "docker")
-        with hosts._tree() as top, hosts._daemon(top) as client:
+        with hosts._tree() as top, hosts.docker_daemon(top) as client:
             tar = subprocess.run(["tar", "c", "-C", str(top / "root"), "."], capture_output=True, check=True).stdout
             subprocess.run([*client, "import", "-", "isolate-doctor"], input=tar, capture_output=True, check=True)
             words = [*client, "run", "--rm", "--network", "none", *hosts._volumes()]
