@@ -349,25 +349,31 @@ def test_there_are_forty() -> None:
 
 # ---- plain HTTP ------------------------------------------------------------------------------------------------------
 
+POST = "POST http://good.example/ HTTP/1.1\nHost: good.example\n"
+#: A request, what is wrong with it at the {}, and what stands there in its control, which is let through.
 PLAIN = {
-    "another Host": "GET http://good.example/ HTTP/1.1\nHost: evil.example\n\n",
-    "another name": "GET http://evil.example/ HTTP/1.1\nHost: evil.example\n\n",
-    "no Host": "GET http://good.example/ HTTP/1.1\n\n",
-    "Host twice": "GET http://good.example/ HTTP/1.1\nHost: good.example\nHost: evil.example\n\n",
-    "two lengths": "POST http://good.example/ HTTP/1.1\nHost: good.example\nContent-Length: 1\nContent-Length: 2\n\nx",
-    "a length and chunks": (
-        "POST http://good.example/ HTTP/1.1\nHost: good.example\nContent-Length: 4\nTransfer-Encoding: chunked\n\n0\n\n"
+    "another Host": ("GET http://good.example/ HTTP/1.1\nHost: {}.example\n\n", "evil", "good"),
+    "another name": ("GET http://{0}.example/ HTTP/1.1\nHost: {0}.example\n\n", "evil", "good"),
+    "no Host": ("GET http://good.example/ HTTP/1.1\n{}\n", "", "Host: good.example\n"),
+    "Host twice": ("GET http://good.example/ HTTP/1.1\nHost: good.example\n{}: evil.example\n\n", "Host", "Origin"),
+    "two lengths": (POST + "Content-Length: 1\n{}\nx", "Content-Length: 2\n", ""),
+    "a length and chunks": (POST + "{}Transfer-Encoding: chunked\n\n0\n\n", "Content-Length: 4\n", ""),
+    "a coding that is not known": (POST + "Transfer-Encoding: {}chunked\n\n0\n\n", "x", ""),
+    "a folded line": ("GET http://good.example/ HTTP/1.1\nHost: good.example\nA: b\n{}c: d\n\n", " ", ""),
+    "a blank before the colon": (
+        "GET http://good.example/ HTTP/1.1\nHost{}: good.example\n{}\n",
+        " |Host: good.example\n",
+        "|",
     ),
-    "a coding that is not known": (
-        "POST http://good.example/ HTTP/1.1\nHost: good.example\nTransfer-Encoding: xchunked\n\n0\n\n"
+    "an address": ("GET http://{0}/ HTTP/1.1\nHost: {0}\n\n", "127.0.0.1", "good.example"),
+    "another scheme": ("GET {}://good.example/ HTTP/1.1\nHost: good.example\n\n", "ftp", "http"),
+    "the port of TLS": ("GET http://good.example:{0}/ HTTP/1.1\nHost: good.example:{0}\n\n", "443", "80"),
+    "a method": ("{} http://good.example/ HTTP/1.1\nHost: good.example\n\n", "DELETE", "GET"),
+    "Connection takes Host": (
+        "GET http://good.example/ HTTP/1.1\nHost: good.example\nConnection: {}\n\n",
+        "host",
+        "close",
     ),
-    "a folded line": "GET http://good.example/ HTTP/1.1\nHost: good.example\nA: b\n c\n\n",
-    "a blank before the colon": "GET http://good.example/ HTTP/1.1\nHost : good.example\nHost: good.example\n\n",
-    "an address": "GET http://127.0.0.1/ HTTP/1.1\nHost: 127.0.0.1\n\n",
-    "another scheme": "GET ftp://good.example/ HTTP/1.1\nHost: good.example\n\n",
-    "the port of TLS": "GET http://good.example:443/ HTTP/1.1\nHost: good.example:443\n\n",
-    "a method": "DELETE http://good.example/ HTTP/1.1\nHost: good.example\n\n",
-    "Connection takes Host": "GET http://good.example/ HTTP/1.1\nHost: good.example\nConnection: host\n\n",
 }
 FINE = "GET http://good.example/a?b HTTP/1.1\nHost: good.example\nProxy-Connection: keep-alive\n\n"
 
@@ -392,11 +398,16 @@ def port_80(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("port_80")
 def test_plain_requests_that_are_refused(up: dict[str, Upstream]) -> None:
-    events: list[Asked] = []
-    found = tried(up, {name: f"http({text!r})" for name, text in PLAIN.items()}, plain(up, events))
-    assert {name: text for name, text in found.items() if "SECRET" in text} == {}
+    def asked(which: int) -> tuple[list[str], list[bool]]:
+        """The rows that got through, and what was decided."""
+        events: list[Asked] = []
+        codes = {name: f"http({row[0].format(*row[which].split('|'))!r})" for name, row in PLAIN.items()}
+        found = tried(up, codes, plain(up, events))
+        return [name for name, text in found.items() if "SECRET" in text], [event.allowed for event in events]
+
+    assert asked(1) == ([], [False] * len(PLAIN))
     assert up["tcp"].got == []
-    assert [event.allowed for event in events] == [False] * len(PLAIN)
+    assert asked(2) == (list(PLAIN), [True] * len(PLAIN))  # control
 
 
 @pytest.mark.usefixtures("port_80")
