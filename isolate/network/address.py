@@ -141,6 +141,7 @@ class Route:
     to: Net | None
     via: Address | None
     index: int
+    version: int = 4
 
 
 def forwards6(sock: Socket) -> bool:
@@ -184,6 +185,7 @@ def routes(sock: Socket) -> list[Route]:
                 ipaddress.ip_network((to, length)) if length else None,
                 ipaddress.ip_address(via) if via else None,
                 int.from_bytes(parts.get(_RTA_OIF, b""), "little"),
+                4 if family == 2 else 6,
             )
         )
     return found

@@ -115,7 +115,9 @@ class Network(Watching, Joinable):
                 cause="it needs CAP_NET_ADMIN in the host's network",
                 remedy='be root, or say uplink="user"',
             )
-        self._way = Way((), None, min(mtu, 65520), ruleset.UPLINK) if uplink == "user" else None
+        self._way: Way | None = None
+        if uplink == "user":
+            self._way = Way((), None, min(mtu, 65520), ruleset.UPLINK, None if self.subnet6 is not None else False)
         self._switch = Switch(nets, mtu=mtu, out=uplink is not None, names=names)
         self._members = Members(self._switch)
         self._closed = False
@@ -147,7 +149,9 @@ class Network(Watching, Joinable):
 
     @property
     def uplink6(self) -> bool:
-        """Whether members reach beyond the network by IPv6, too: what passes a host that forwards IPv6 already."""
+        """Whether members reach beyond by IPv6, too: a host forwards it already, or pasta has a way out by it."""
+        if self._way is not None:
+            return self._way.ipv6 and self._switch.routes6
         return self._host is not None and self._host.there6 is not None
 
     @property

@@ -127,6 +127,15 @@ def _listed(chain: str, name: str, version: int) -> list[Message]:
     ]
 
 
+def _nowhere() -> list[Message]:
+    """By IPv6 only hosts' own addresses are beyond: a program there may take ::ffff:127.0.0.1 for its loopback."""
+    rule = [*nft.device("oifname", UPLINK), *nft.family(6)]
+    for mask, prefix in ((0xE0, 0x20), (0xFE, 0xFC)):  # 2000::/3, fc00::/7
+        inside = bytes([mask]) + bytes(15), bytes([prefix]) + bytes(15)
+        rule += [destination(6), nft.masked(inside[0]), nft.compare(inside[1], unequal=True)]
+    return [SWITCH.rule("forward", *rule, nft.reject())]
+
+
 def _pairs(name: str) -> list[Message]:
     """The sets for :func:`_listed`: where from, where to, and the protocol and the port there."""
     return [
@@ -178,6 +187,7 @@ def base(*, out: bool) -> list[Message]:
         table.rule("forward", *nft.established(), accept),
         table.rule("forward", *nft.device("iifname", UPLINK), *nft.translated(), accept),
         table.rule("forward", *nft.device("iifname", UPLINK), drop),
+        *_nowhere(),
         *(rule for v in (4, 6) for rule in _listed("forward", "reach", v)),
         table.rule("forward", nft.meta("iif"), nft.lookup("egress"), nft.reject()),
         table.rule("taken", *nft.established(), accept),

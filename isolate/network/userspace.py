@@ -34,10 +34,15 @@ class Userspace:
 
     The sandbox reaches what this program reaches, by TCP, UDP and ping, but not the host's loopback. ``publish`` has
     ports of the host's lead to it, as for :class:`Interface`. ``helper`` names the program, instead of the first that
-    is there. ``mtu`` is the largest packet inside. Names are asked for at 10.0.2.3, which asks the host's resolver.
+    is there. ``ipv6``: None is by IPv6 too where this program has a way out by it and the helper is pasta; True is an
+    error where that is not so; False is IPv4 alone. ``mtu`` is the largest packet inside. Names are asked for at
+    10.0.2.3, which asks the host's resolver.
 
-    Anything that listens at another address of the host's than loopback can be reached: for less use
-    ``Domains``. The program runs as this one's user, outside of the sandbox, and ends with it.
+    Anything that listens at another address of the host's than loopback can be reached: for less use ``Domains``.
+    What holds CAP_NET_RAW or CAP_NET_ADMIN in the sandbox's network can write packets of its own to the addresses of
+    loopback, which these programs take for the host's: drop both (``Capabilities(())``), or have a
+    ``Network(uplink="user")``, whose switch drops such packets. The program runs as this one's user, outside of the
+    sandbox, and ends with it.
 
     Brings a network namespace. Needs ``/dev/net/tun``, and pasta or slirp4netns (0.4.0 or later).
 
@@ -47,17 +52,23 @@ class Userspace:
     publish: tuple[Publish, ...]
     helper: str | None
     mtu: int
+    ipv6: bool | None
 
     device: ClassVar[str] = "tap0"
 
-    def __init__(self, *, publish: PublishLike = (), helper: str | None = None, mtu: int = 1500) -> None:
+    def __init__(
+        self, *, publish: PublishLike = (), helper: str | None = None, mtu: int = 1500, ipv6: bool | None = None
+    ) -> None:
         if helper is not None and helper not in HELPERS:
             raise ValueError(f"Userspace: helper must be 'pasta' or 'slirp4netns', not {helper!r}")
         if any(each.version == 6 for each in publications(publish)):
             raise ValueError("Userspace: publish takes IPv4 addresses of the host; a Network with uplink='user' both")
         if not is_int(mtu) or not 576 <= mtu <= 65521:
             raise ValueError(f"Userspace: mtu must be from 576 to 65521 bytes, not {mtu!r}")
-        for name, value in (("publish", publications(publish)), ("helper", helper), ("mtu", mtu)):
+        if ipv6 is not None and not isinstance(ipv6, bool):
+            raise TypeError(f"Userspace: ipv6 must be True, False or None, not {ipv6!r}")
+        values = {"publish": publications(publish), "helper": helper, "mtu": mtu, "ipv6": ipv6}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def brings(self) -> Iterator[NetNamespace]:
@@ -77,7 +88,9 @@ class Userspace:
             raise ConflictError(
                 "Userspace and Interface: a sandbox has one way out; say Network(uplink='user') instead of Userspace"
             )
-        handing = Handing(prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device), part="Userspace")
+        handing = Handing(
+            prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device, self.ipv6), part="Userspace"
+        )
         slot, fd = handing.slot(context), Register("netlink socket")
         making = call(
             "socket",

@@ -27,8 +27,10 @@ __all__ = ["HELPERS", "NAMESERVER", "Way", "installed"]
 
 #: The network that the program makes inside: the sandbox, the way out, the resolver.
 ADDRESS, GATEWAY, NAMESERVER, PREFIX = "10.0.2.100", "10.0.2.2", "10.0.2.3", 24
+ADDRESS6, GATEWAY6 = "fd00:0:2::100", "fd00:0:2::2"
 _NS_GET_USERNS = 0xB701
 _PATIENCE = 10.0
+_SHORTER = 2.0  # for IPv6 that nobody insists on
 HELPERS = ("pasta", "slirp4netns")
 _OLDEST_SLIRP = (0, 4, 0)  # --disable-host-loopback, --userns-path
 _known: dict[tuple[str, float], None] = {}
@@ -37,11 +39,16 @@ _known: dict[tuple[str, float], None] = {}
 class Way:
     """A way out of one network, while the helper runs."""
 
-    def __init__(self, publish: tuple[Publish, ...], helper: str | None, mtu: int, device: str) -> None:
+    def __init__(
+        self, publish: tuple[Publish, ...], helper: str | None, mtu: int, device: str, ipv6: bool | None = None
+    ) -> None:
+        """``ipv6`` as in :class:`~isolate.network.Userspace`. The host's network is this thread's."""
         self.publish: tuple[Publish, ...] = publish
         self.mtu: int = mtu
         self.device: str = device
         self.path: str = installed(helper)
+        self.ipv6: bool = ipv6 is not False and self._has_ipv6(needed=bool(ipv6))
+        self._needs_ipv6 = bool(ipv6)
         self.helper: Helper | None = None
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             there = os.path.exists("/dev/net/tun")
@@ -56,6 +63,26 @@ class Way:
         for each in publish:
             for port, _ in each.pairs:
                 reserve(each, port).close()  # in use: told here, with a better reason than the helper's
+
+    def _has_ipv6(self, *, needed: bool) -> bool:
+        pasta = os.path.basename(self.path) == "pasta"
+        if pasta:
+            with Socket(part="Userspace") as here:
+                out = {route.index for route in address.routes(here) if route.to is None and route.version == 6}
+                own = [each for each in address.addresses(here) if each.index in out and each.interface.version == 6]
+                if any(not each.interface.ip.is_link_local for each in own):
+                    return True
+        if not needed:
+            return False
+        raise UnsupportedError(
+            errno.ENETUNREACH if pasta else errno.EAFNOSUPPORT,
+            "make a way out by IPv6",
+            part="Userspace",
+            cause="the host has no default route of IPv6, or no address there"
+            if pasta
+            else "it is made for IPv4 alone with slirp4netns",
+            remedy="leave out ipv6=True: IPv4 alone" if pasta else "install the package passt, and say helper='pasta'",
+        )
 
     def receive(self, fds: list[int], session: Launched) -> None:
         """Attach to the network that the netlink socket is of."""
@@ -93,10 +120,11 @@ class Way:
 
     def _pasta(self, same: bool) -> list[str]:
         args = [
-            "--foreground", "--config-net", "--ipv4-only", "--no-map-gw", "--tcp-ns", "none", "--udp-ns", "none",
+            "--foreground", "--config-net", "--no-map-gw", "--tcp-ns", "none", "--udp-ns", "none",
             "--ns-ifname", self.device, "--address", ADDRESS, "--netmask", str(PREFIX), "--gateway", GATEWAY,
             "--dns-forward", NAMESERVER, "--mtu", str(self.mtu), "--netns", "/proc/self/fd/10",
         ]  # fmt: skip  # options beside their values
+        args += ["--address", ADDRESS6, "--gateway", GATEWAY6] if self.ipv6 else ["--ipv4-only"]
         args += ["--netns-only"] if same else ["--userns", "/proc/self/fd/11"]
         if os.geteuid() == 0:
             args += ["--runas", "0:0"]  # it would become nobody, who may not enter the network
@@ -122,8 +150,12 @@ class Way:
         while True:
             up = [each for each in link.links(inside) if each.name == self.device and each.up]
             given = {str(each.interface.ip) for each in address.addresses(inside) if up and each.index == up[0].index}
-            ways = {route.index for route in address.routes(inside) if route.to is None}
-            if up and ADDRESS in given and up[0].index in ways:
+            ways = {(route.index, route.version) for route in address.routes(inside) if route.to is None}
+            ready = [v for v, own in ((4, ADDRESS), (6, ADDRESS6)) if up and own in given and (up[0].index, v) in ways]
+            if ready == ([4, 6] if self.ipv6 else [4]):
+                return
+            if ready and not self._needs_ipv6 and time.monotonic() > deadline - _PATIENCE + _SHORTER:
+                self.ipv6 = False  # the helper knows why not
                 return
             if not self.helper.running or time.monotonic() > deadline:
                 raise self._failed()
