@@ -1,6 +1,6 @@
-"""What holds in a sandbox unless its user says otherwise.
+"""The protections that are in force in a sandbox by default.
 
-Each is a part that a user may name to change it; ``explain()`` shows them all.
+Each is a part, and naming the part changes it. ``explain()`` shows them all.
 """
 
 from __future__ import annotations
