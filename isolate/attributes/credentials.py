@@ -1,4 +1,4 @@
-"""Who the program is: user id, group id, supplementary groups, umask."""
+"""The identity of the program: user id, group id, supplementary groups, umask."""
 
 from __future__ import annotations
 

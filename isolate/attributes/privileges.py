@@ -1,4 +1,4 @@
-"""What the program and its descendants may gain: ``no_new_privs`` and the session keyring."""
+"""Privileges that the program and its descendants may gain: ``no_new_privs`` and the session keyring."""
 
 from __future__ import annotations
 

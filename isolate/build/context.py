@@ -1,4 +1,4 @@
-"""Where the files of a build come from: a directory with its ``.dockerignore``, or the tree of an image."""
+"""The source of a build's files: a directory with its ``.dockerignore``, or the tree of an image."""
 
 from __future__ import annotations
 

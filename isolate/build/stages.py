@@ -1,4 +1,4 @@
-"""What a recipe comes to: stages, each with a base and instructions."""
+"""The result of reading a recipe: stages, each with a base and instructions."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Cap(enum.IntEnum):
 
     @property
     def allows(self) -> str:
-        """What it allows, in a line."""
+        """The rights that it gives, in a line."""
         from isolate.capabilities.table import ALLOWS
 
         return ALLOWS.get(int(self), "unknown to this version of isolate")

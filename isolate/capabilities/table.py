@@ -1,4 +1,4 @@
-"""What each capability allows, in a line (after capabilities(7), shortened)."""
+"""The rights that each capability gives, in a line (after capabilities(7), shortened)."""
 
 from __future__ import annotations
 

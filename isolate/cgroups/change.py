@@ -21,7 +21,7 @@ __all__ = ["Inside"]
 
 
 class Inside(Reversible):
-    """What :meth:`isolate.Cgroup.inside` gives: a block in which this process, or this thread, is in the group."""
+    """The value of :meth:`isolate.Cgroup.inside`: a block in which this process, or this thread, is in the group."""
 
     __slots__ = ("_directories", "_who")
 

@@ -1,4 +1,4 @@
-"""What happens to a group, as it happens: an iterator for threads and for asyncio.
+"""The events of a group as they happen: an iterator for threads and for asyncio.
 
 v2: ``cgroup.events``, ``memory.events`` and ``pids.events`` are watched with poll(2), POLLPRI (cgroup-v2.rst). v1: the
 OOM notification of the memory controller through an eventfd (cgroup-v1/memory.rst, section 9); a pure v1 host has no

@@ -63,7 +63,7 @@ _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EBADF)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run's group counted."""
+    """The counters of a run's group."""
 
     stats: stats.Stats
     cpu_time: float | None

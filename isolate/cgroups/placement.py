@@ -1,4 +1,4 @@
-"""Where a group may be made: in which directory of each hierarchy, and what must be enabled there first.
+"""The place of a new group: its directory in each hierarchy, and the controllers to be enabled there first.
 
 v2 knows two rules that stand in the way (cgroup-v2.rst): a group other than the root may have processes or enabled
 controllers, not both ("no internal processes"), and a controller can be enabled only where the parent passes it on.
@@ -277,7 +277,7 @@ ACCOUNTING: Final = ("memory", "pids")
 
 
 def place(limits: LimitValues, host: Host, *, wanted: tuple[str, ...] = ACCOUNTING) -> Placement:
-    """Where the group of these limits is made. Reads only; nothing is made or enabled here.
+    """The place where the group of these limits is made. Reads only; nothing is made or enabled here.
 
     ``wanted`` are controllers that are used where they can be had.
 

@@ -1,4 +1,4 @@
-"""What a ``Limits`` means in files: v2 is the model, and each limit is mapped onto v1 where the controller lives there.
+"""The files that a ``Limits`` is written to: those of v2, or those of v1 if the controller is there.
 
 A limit that v1 cannot hold is an :class:`~isolate.errors.UnsupportedError` here, before anything starts. Sources:
 cgroup-v2.rst and cgroup-v1/*.rst of the kernel's admin guide.

@@ -1,4 +1,4 @@
-"""What a group used: the kernel's counters of v2 and v1, in one shape."""
+"""The use of a group: the kernel's counters of v2 and v1, in one shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left of others, and the caller's own group: all that touches groups which this process did not make."""
+"""Leftovers of other programs, and the caller's own group: all code for groups that this process did not make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What init makes inside is handed to the Python program, which may do something with it before init goes on.
+"""Objects that init makes inside are handed to the Python program, which may use them before init goes on.
 
 A socket belongs to the network that it was made in, so whoever holds it acts in there: init makes it, and the program
 listens, or asks the kernel by netlink, from outside. No process of the program's enters the sandbox.
@@ -35,7 +35,7 @@ PATIENCE = 30.0
 
 
 class Closing(Protocol):
-    """What stays of a hand-over until the sandbox ends."""
+    """The part of a hand-over that stays until the sandbox ends."""
 
     def close(self) -> None:
         """The sandbox has ended, or is closed."""
@@ -43,7 +43,7 @@ class Closing(Protocol):
 
 
 class Taker(Closing, Protocol):
-    """What is prepared for one start, and takes what init hands over."""
+    """The receiver of one start: it takes the objects that init hands over."""
 
     def receive(self, fds: list[int], session: Launched) -> Closing | None:
         """As ``receive`` of :class:`Handing`."""
@@ -79,7 +79,7 @@ class Handing:
         self.hold = hold
 
     def of(self, session: Session) -> Handed:
-        """What this has given to the start of a session."""
+        """The object that this has given to the start of a session."""
         return next(held for held in session.held if isinstance(held, Handed) and held.handing is self)
 
     def slot(self, context: Context) -> Slot:

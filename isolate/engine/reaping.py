@@ -1,4 +1,4 @@
-"""Who reaps the launchers of this process: PID 1, or this process itself."""
+"""Reaping the launchers of this process: by PID 1, or by this process itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each start of a sandbox has of its own outside of it, such as a place in a network or a ready cgroup."""
+"""Objects outside of a sandbox that belong to each of its starts, such as a place in a network or a ready cgroup."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Launched(Protocol):
         ...
 
     def given_by(self, resource: object) -> Held | None:
-        """What a resource has given to this start; None once it is closed."""
+        """The object that a resource has given to this start; None once it is closed."""
         ...
 
 
 class Held(Protocol):
-    """What a resource gives to one start: descriptors for its slots. Closed with the start's end."""
+    """The object that a resource gives to one start: descriptors for its slots. Closed with the start's end."""
 
     @property
     def fds(self) -> Sequence[int]:
@@ -96,7 +96,7 @@ class Counted(Protocol):
 
 
 class Ground(Protocol):
-    """What a plan depends on, such as a scope of systemd's: made before the plan is, and not for one start alone."""
+    """An object that a plan depends on, such as a scope of systemd's: made before the plan, for all its starts."""
 
     def ready(self) -> bool:
         """Whether it is there, as it was when the plan was made."""
@@ -108,7 +108,7 @@ class Ground(Protocol):
 
 
 class Guide(Protocol):
-    """Whoever moves each launcher to where its steps can be done."""
+    """An object that moves each launcher to a place where its steps can be done."""
 
     def move(self, pid: int) -> None:
         """Called when the launcher runs; a step of its waits for the byte that is sent to it afterwards."""

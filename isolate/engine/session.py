@@ -188,7 +188,7 @@ class Session:
         return [fd for held in self.held for fd in held.fds]
 
     def given_by(self, resource: object) -> Held | None:
-        """What a resource of the plan has given to this start; None once it is closed."""
+        """The object that a resource of the plan has given to this start; None once it is closed."""
         pairs = zip(self.tape.plan.context.resources, self.held, strict=False)
         return next((held for each, held in pairs if each is resource), None)
 

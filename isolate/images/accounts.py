@@ -1,4 +1,4 @@
-"""Who a configuration's ``user`` is: names looked up in the image's own files, which are hostile text."""
+"""The ids of a configuration's ``user``: names looked up in the image's own files, which are hostile text."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Collected:
 
 
 class Marked:
-    """What the names need."""
+    """The items that the names need."""
 
     def __init__(self) -> None:
         self.blobs: set[str] = set()

@@ -22,7 +22,7 @@ _PIECE = 1 << 18
 
 
 def compare(store: Store, old: Image, new: Image) -> Changes:
-    """What is other in the new image than in the old, file by file. Both must be unpacked in the store.
+    """The differences of the new image from the old one, file by file. Both must be unpacked in the store.
 
     :raises StoreError: one is not. :raises OSError: a file that the caller may not read.
     """

@@ -1,4 +1,4 @@
-"""What an image says of the program that runs in it: the ``config`` object of image-spec's ``config.md``."""
+"""An image's settings for the program that runs in it: the ``config`` object of image-spec's ``config.md``."""
 
 from __future__ import annotations
 

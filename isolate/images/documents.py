@@ -63,7 +63,7 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Where a document names another piece: its kind, digest and size (image-spec's ``descriptor.md``)."""
+    """A document's reference to another piece: its kind, digest and size (image-spec's ``descriptor.md``)."""
 
     media_type: str
     digest: str

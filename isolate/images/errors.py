@@ -1,4 +1,4 @@
-"""What goes wrong with archives, digests, registries and stores. Each says what, where, why, and what helps."""
+"""Errors of archives, digests, registries and stores. Each names the fault, its place, its cause and a remedy."""
 
 from __future__ import annotations
 

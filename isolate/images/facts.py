@@ -1,4 +1,4 @@
-"""What a tree cannot hold: owners and devices that the caller could not make, and attributes that are never set."""
+"""Metadata that a tree cannot hold: owners and devices that the caller cannot make, attributes that are never set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each start of a sandbox is given of a store: the directories of an image's layers, held while it lives."""
+"""The part of a store that each start of a sandbox gets: the directories of an image's layers, held while it lives."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Given:
 
 
 class Holding:
-    """What one start holds; closed with its end."""
+    """The resources of one start; closed with its end."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []

@@ -1,4 +1,4 @@
-"""What a store holds: names, documents, trees; found, opened, kept from collection."""
+"""The contents of a store: names, documents, trees; found, opened, kept from collection."""
 
 from __future__ import annotations
 

@@ -159,12 +159,12 @@ class Image:
 
     @cached_property
     def config(self) -> Config:
-        """What is said of the program."""
+        """The settings of the program."""
         return Config.read(self._parsed.get("config") or {})
 
     @cached_property
     def platform(self) -> Platform:
-        """What kind of machine it is for."""
+        """The kind of machine that the image is for."""
         found = self._parsed
         return Platform(
             found.get("architecture") or "unknown",

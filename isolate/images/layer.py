@@ -30,7 +30,7 @@ MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar"
 
 
 class LayerBytes(Protocol):
-    """Where the bytes of a layer are."""
+    """The place of a layer's bytes."""
 
     def open(self) -> IO[bytes]:
         """A reader of their own, at their beginning."""

@@ -158,7 +158,7 @@ class Opened:
             setattr(self, name, -1)
 
     def source(self, digest: str) -> BlobBytes:
-        """What reads a blob, also when this store has been closed."""
+        """A function that reads a blob, also when this store has been closed."""
         algorithm, digits = split(digest)
         return BlobBytes(os.path.join(self.path, "blobs", algorithm, digits))
 

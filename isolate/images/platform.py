@@ -1,4 +1,4 @@
-"""What kind of machine an image is for (the ``platform`` of an index, in the words of Go)."""
+"""The kind of machine that an image is for (the ``platform`` of an index, in the words of Go)."""
 
 from __future__ import annotations
 

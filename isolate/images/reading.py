@@ -43,7 +43,7 @@ _FULL_NAME = "io.containerd.image.name"
 
 @dataclass
 class Content:
-    """What an archive or a directory holds: documents by name, blobs by digest (they are in the store by now)."""
+    """The contents of an archive or a directory: documents by name, blobs by digest (they are in the store by now)."""
 
     documents: dict[str, bytes] = field(default_factory=dict)
     files: dict[str, tuple[str, int, str]] = field(default_factory=dict)  # name: digest, size, compression
@@ -185,7 +185,7 @@ def read_archive(opened: Opened, file: IO[bytes], lease: Lease, report: Reporter
 
 
 def read_directory(opened: Opened, path: str, lease: Lease, report: Reporter, largest: int) -> Content:
-    """What a layout in a directory names: ``oci-layout``, ``index.json`` and the blobs beneath them."""
+    """The contents of a layout in a directory: ``oci-layout``, ``index.json`` and the blobs beneath them."""
     keeper = _Keeper(opened, lease, report, largest)
     top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -49,7 +49,7 @@ class Signature:
 
 
 def find(registry: Registry, repository: str, digest: str) -> tuple[Signature, ...]:
-    """What is there for the manifest of this digest, by referrers and by cosign's tag. Nothing is verified.
+    """The signatures of the manifest of this digest, by referrers and by cosign's tag. Nothing is verified.
 
     :raises RegistryError: the registry fails. :raises DigestError: it gives other bytes than it names.
     """

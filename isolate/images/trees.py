@@ -205,7 +205,7 @@ class Trees:
             os.close(fd)
 
     def info(self, fd: int) -> dict[str, Any]:
-        """What is known of a layer: ``size`` and ``data`` in bytes, ``entries``."""
+        """The record of a layer: ``size`` and ``data`` in bytes, ``entries``."""
         with doing("reading what is known of a layer"):
             found = json.loads(read_small(fd, "info", _LARGEST_INFO))
         if not isinstance(found, dict):
@@ -213,7 +213,7 @@ class Trees:
         return found
 
     def facts(self, fd: int) -> Facts:
-        """What a layer's tree cannot hold."""
+        """The metadata that a layer's tree cannot hold."""
         try:
             return Facts.from_bytes(read_small(fd, "facts", _LARGEST_FACTS))
         except FileNotFoundError:

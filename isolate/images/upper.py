@@ -1,4 +1,4 @@
-"""What a sandbox writes on top of an image: looked at, kept as a layer, or thrown away."""
+"""The changes that a sandbox writes on top of an image: listed, kept as a layer, or discarded."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Upper:
         return changes, Layer(written.diffid, written.diffid, written.size, source=FileBytes(out))
 
     def _facts(self, trees: Sequence[int]) -> list[Facts]:
-        """What the layers' trees could not hold, the uppermost first."""
+        """The metadata that the layers' trees could not hold, the uppermost first."""
         found = []
         for tree in reversed(trees):
             layer = open_directory("..", tree)

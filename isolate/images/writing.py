@@ -171,7 +171,7 @@ def write_layout_archive(
 def write_docker(
     opened: Opened, file: IO[bytes], images: Sequence[tuple[Image, Reference | None]], report: Reporter
 ) -> None:
-    """What ``docker save`` writes and ``docker load`` reads: layers not compressed, named by their digests."""
+    """The format of ``docker save`` and ``docker load``: layers not compressed, named by their digests."""
     archive = _Archive(file)
     rows: dict[str, dict[str, object]] = {}
     done: set[str] = set()

@@ -88,7 +88,7 @@ Access: TypeAlias = "FsAccess | str | Iterable[str]"
 
 
 class LandlockScope(enum.IntFlag):
-    """What may not be reached outside of the sandbox's own Landlock domain (Linux 6.12)."""
+    """Objects that cannot be reached outside of the sandbox's own Landlock domain (Linux 6.12)."""
 
     ABSTRACT_UNIX_SOCKET = 1
     SIGNAL = 2

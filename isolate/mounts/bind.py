@@ -1,4 +1,4 @@
-"""What the host has, shown inside: bind mounts (mount(2), open_tree(2), mount_setattr(2))."""
+"""Files and directories of the host, shown inside: bind mounts (mount(2), open_tree(2), mount_setattr(2))."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an entry of a root is, and what it may use while the root is built.
+"""Entries of a root, and the means that they have while the root is built.
 
 An entry yields steps. Those in :attr:`~isolate.Phase.SOURCES` run with the caller's rights while the caller's file
 system is there; those in :attr:`~isolate.Phase.ROOT` run in the user's order and reach the new root by its descriptor
@@ -314,7 +314,7 @@ class Building:
         yield Step(Phase.ROOT, "the scratch is complete", (read_only(self._scratch),), template=KEPT)
 
     def last_steps(self) -> Iterator[Step]:
-        """What was kept for the end."""
+        """The steps that were kept for the end."""
         yield from self._last
         if self._scratch_steps:
             yield Step(Phase.ROOT, "let go of the scratch", (call("close", self._scratch),), template=EACH)

@@ -1,4 +1,4 @@
-"""What a change of a tree is."""
+"""A change of a tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What programs look up in ``/etc``: who they are, and where ``localhost`` is."""
+"""Files that programs look up in ``/etc``: names of users, and the address of ``localhost``."""
 
 from __future__ import annotations
 

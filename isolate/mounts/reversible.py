@@ -1,4 +1,4 @@
-"""What makes a single mount a block on the calling thread."""
+"""A single mount as a block on the calling thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all kinds of namespaces have in common: a part makes a new one, or joins one that exists."""
+"""The common base of all kinds of namespaces: a part makes a new one, or joins one that exists."""
 
 from __future__ import annotations
 

@@ -24,14 +24,14 @@ _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704
 
 
 class Identity(NamedTuple):
-    """What makes two namespaces the same: file system and inode of their files in /proc."""
+    """The identity of a namespace: file system and inode of their files in /proc."""
 
     device: int
     inode: int
 
 
 class Handle:
-    """What a namespace that is joined by a descriptor can tell, and how it ends. Mixed into every namespace part."""
+    """The attributes and the end of a namespace that is joined by a descriptor. Mixed into every namespace part."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""What may be used inside a user namespace: the kernel's limits in /proc/sys/user (namespaces(7), inotify(7))."""
+"""The limits of use inside a user namespace, in /proc/sys/user (namespaces(7), inotify(7))."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _quarter(name: str) -> int | None:
 
 
 def steps(said: Mapping[str, int], context: Context, *, nested: bool) -> Iterator[Step]:
-    """What is said by name, then what is usual of the rest."""
+    """The limits that are given by name, then the defaults of the others."""
     if said:
         yield _write(said, required=True)
     # Making a namespace takes CAP_SYS_ADMIN, which is there in a user namespace that is made inside.

@@ -1,4 +1,4 @@
-"""What passes a member's port, written to a file as pcapng, which Wireshark and tcpdump read."""
+"""The packets at a member's port, written to a file as pcapng, which Wireshark and tcpdump read."""
 
 from __future__ import annotations
 

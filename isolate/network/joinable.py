@@ -1,4 +1,4 @@
-"""What an interface asks of a network, be it this program's own or another's."""
+"""The interface of a network to its members: of this program's own networks and of others'."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Joinable:
 
     @property
     def nameservers(self) -> list[Address]:
-        """Where its members ask for names."""
+        """The resolvers of its members."""
         raise NotImplementedError
 
     def reserve(self, wish: Wish) -> Taker:

@@ -252,7 +252,7 @@ def forwards(sock: Socket, link: int) -> bool:
 
 
 def counters(sock: Socket, link: int | str) -> Counters:
-    """What it has moved (struct rtnl_link_stats64)."""
+    """Its traffic (struct rtnl_link_stats64)."""
     (answer,) = (a for a in sock.ask(_get(link)) if a.kind == _NEWLINK)
     found = _link(answer.body)[1].get(_STATS64, bytes(64))
     rx_packets, tx_packets, rx_bytes, tx_bytes, rx_errors, tx_errors, rx_dropped, tx_dropped = struct.unpack_from(

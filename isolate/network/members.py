@@ -1,4 +1,4 @@
-"""Who is in a network: numbers, names and addresses that are given out, and taken back when nothing is left of them."""
+"""The members of a network: numbers, names and addresses that are given out, and taken back at their end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 @dataclass(frozen=True)
 class Wish:
-    """What an interface asks of its network."""
+    """The requests of an interface to its network."""
 
     name: str | None = None
     aliases: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ class Members:
         return [a for member in members for a in member.addresses] if members else None
 
     def at(self, address: Address) -> Member | None:
-        """Who has an address."""
+        """The member that has an address."""
         return self._by_address.get(address)
 
     def named(self, name: str) -> Member:
@@ -246,7 +246,7 @@ class Members:
             raise ConflictError(f"Interface: the address {address} is taken by the member {taken.name or taken.number}")
 
     def told(self) -> list[dict[str, Any]]:
-        """What there is to say of each, in what JSON has."""
+        """A description of each member as JSON data."""
         rows = []
         for member in self.by_number.values():
             moved = None

@@ -42,14 +42,14 @@ class Running(Protocol):
 
 
 class Joined(Protocol):
-    """What a place asks of its network: :class:`~isolate.network.Network` is one."""
+    """The requests of a place to its network: :class:`~isolate.network.Network` is one."""
 
     def _publish(self, wanted: Any) -> Any: ...
 
     def _attach(self, member: Member, inside: Socket) -> Any: ...
 
     def counters(self, member: Member) -> Counters:
-        """What has passed its interface."""
+        """The traffic of its interface."""
         ...
 
     def leave(self, member: Member, *, wait: bool) -> None:

@@ -1,4 +1,4 @@
-"""Where a member asks for names: ``/etc/resolv.conf`` in its root, or over the host's in its mount namespace."""
+"""Name resolution of a member: ``/etc/resolv.conf`` in its root, or over the host's in its mount namespace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the switch lets through: its tables of nftables, made once; what varies from member to member are elements.
+"""The rules of the switch: its tables of nftables, made once; what varies from member to member are elements.
 
 Members on the bridge reach one another without a look at their packets, but for this: what a port sends must bear the
 addresses that were given to it. A member whose egress or ingress is limited is not on the bridge but on a port of its

@@ -149,7 +149,7 @@ def _same_user(connection: socket.socket) -> bool:
 
 
 def wish_of(network: Joinable, options: object) -> Wish:
-    """What another program asks for, checked as if it were said here."""
+    """A request of another program, checked like a request made here."""
     if not isinstance(options, dict):
         raise ValueError("the options of an interface are wanted")
     known = dict(options)

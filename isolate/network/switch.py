@@ -294,7 +294,7 @@ class Switch:
             return True
 
     def counters(self, plug: Plug) -> Counters:
-        """What the member has sent and received, as it sees it."""
+        """The traffic of the member, sent and received, as it sees it."""
         with self.lock:
             here = link.counters(self.route, plug.index)
         return Counters(

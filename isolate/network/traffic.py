@@ -24,7 +24,7 @@ _LATENCY = 0.05  # seconds that a packet may wait for its turn before it is drop
 
 @dataclass(frozen=True)
 class Impairment:
-    """What happens to packets on their way, each way: seconds, and shares from 0 to 1."""
+    """The impairments of packets in each direction: seconds, and shares from 0 to 1."""
 
     delay: float = 0.0
     jitter: float = 0.0

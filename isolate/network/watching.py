@@ -1,4 +1,4 @@
-"""What one does to a network to look at it: counters, captures, packets that come late or not at all."""
+"""Observing a network: counters, captures, and packets that come late or not at all."""
 
 from __future__ import annotations
 

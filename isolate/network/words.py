@@ -1,4 +1,4 @@
-"""What networks are described by: subnets, host names, published ports, rates and rules for what may be reached.
+"""The words that describe networks: subnets, host names, published ports, rates and rules of reach.
 
 Everything is checked here, before anything is made. A value that could be meant in two ways is refused.
 """
@@ -245,7 +245,7 @@ class Egress:
 @keywords
 @dataclass(frozen=True)
 class Ingress:
-    """What an interface takes connections from; everything else is refused. Answers to its own connections pass.
+    """The sources from which an interface takes connections; all others are refused. Answers to its own pass.
 
     ``source`` are members by name and addresses or networks of the network, or ``"*"`` for all of it, with a port of
     this interface's own, a range of ports, or none for every port and protocol: ``"web:5432"``, ``"*:80"``,

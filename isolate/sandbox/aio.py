@@ -1,4 +1,4 @@
-"""What waiting takes from an event loop, whichever it is: asyncio or trio.
+"""The functions of an event loop that waiting needs, for asyncio and trio.
 
 Both are asked by their own public functions, so neither has to be installed for the other, and no third package stands
 between (anyio would bring its own cancellation into programs that use neither it nor trio).

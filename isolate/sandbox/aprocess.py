@@ -30,7 +30,7 @@ LINE = 1 << 20
 
 
 class AsyncReader:
-    """What a program writes. ``async for`` gives lines; nothing is read that nobody asks for."""
+    """The output of a program. ``async for`` gives lines; nothing is read ahead."""
 
     def __init__(self, process: Process, number: int) -> None:
         self._process = process
@@ -116,7 +116,7 @@ class AsyncReader:
 
 
 class AsyncWriter:
-    """What a program reads. :meth:`write` only keeps it; :meth:`drain` has it written."""
+    """The input of a program. :meth:`write` only buffers the data; :meth:`drain` writes it."""
 
     def __init__(self, process: Process) -> None:
         self._process = process

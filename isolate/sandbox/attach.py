@@ -261,7 +261,7 @@ class _Counted(RunGroup):
         return None
 
     def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> SharedOutcome:
-        """What it has counted since it was last asked."""
+        """The counts since the last call."""
         before, self._before = self._before, read_stats(self._directories)
         return SharedOutcome(self._before, None, None, before)
 

@@ -1,4 +1,4 @@
-"""What a program writes, as isolate takes it: bounded, kept in part or whole, passed on as it comes."""
+"""The output of a program as isolate collects it: bounded, kept in part or whole, passed on as it comes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Capture:
             self._file = -2
 
     def data(self) -> bytes:
-        """What was kept."""
+        """The kept output."""
         if self._limit is None or self._keep not in ("tail", "both"):
             return bytes(self.kept)
         most = self._limit - self._head

@@ -1,4 +1,4 @@
-"""What programs have changed in an overlay: its directory for changes, held against the layers below.
+"""The changes of programs in an overlay: its directory for changes, compared with the layers below.
 
 All that is read was made by somebody whom nobody vouches for. Each directory is opened beneath the layer's own
 descriptor, no link is followed, nothing but a regular file is opened to be read, and everything is bounded: how many
@@ -40,7 +40,7 @@ class _Bounds(Exception):
 
 
 def changes_of(session: Session) -> Changes | None:
-    """What has changed in the overlays of a session whose changes are in memory, so far; None where it has none."""
+    """The changes so far in the overlays of a session whose changes are in memory; None without any."""
     kept = [each for held in session.held if isinstance(held, Handed) for each in held.kept]
     told = [each for each in kept if isinstance(each, Told) and each.layers]
     if not told:
@@ -69,7 +69,7 @@ class _Look:
         self.complete = True
 
     def rows(self) -> list[Change]:
-        """What has changed, in no order."""
+        """The changes, in no order."""
         try:
             for path, below, opaque in self._directories():
                 self._directory(path, below, opaque)
@@ -175,7 +175,7 @@ class _Look:
         return stat.S_ISLNK(found.st_mode) and os.readlink(name, dir_fd=here) == link
 
     def _hidden(self, path: bytes, layers: Sequence[tuple[int, int]], names: set[bytes]) -> None:
-        """What a directory that was removed and made again has no more."""
+        """The entries that a directory lost when it was removed and made again."""
         for _, fd in layers:
             try:
                 with Opened(open_beneath(fd, b"", _DIRECTORY)) as reading, os.scandir(reading) as entries:

@@ -37,7 +37,7 @@ class Communicating(Protocol):
 
 
 class Communication:
-    """What is left to write, and what came."""
+    """The data that is left to write, and the data that came."""
 
     def __init__(self, process: Communicating, input: Any) -> None:
         self._process = process
@@ -88,7 +88,7 @@ class Communication:
                 return False
 
     def came(self) -> tuple[Any, Any]:
-        """What came of stdout and stderr; None for what is no pipe. Text has universal newlines, as in subprocess."""
+        """The data from stdout and stderr; None without a pipe. Text has universal newlines, as in subprocess."""
         text, collected = self._process._what.text, self._process._collected
         found: list[Any] = [collected[n].data() if n in collected else None for n in (1, 2)]
         if text is not None:

@@ -188,7 +188,7 @@ class SharedGroup(RunGroup):
         return False
 
     def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> Outcome:
-        """What the group has counted so far; times and memory are told by the launcher, for this program alone."""
+        """The group's counters so far; the launcher tells times and memory of this program alone."""
         now = self._count()
         return SharedOutcome(now or Stats(), None, None, self._before)
 
@@ -225,7 +225,7 @@ def read_bytes(path: str) -> bytes:
 
 
 class FurtherBox:
-    """What a spawn asks of a sandbox, for a further program in one that runs."""
+    """The requests of a spawn to a sandbox, for a further program in one that runs."""
 
     def __init__(self, process: First, plan: Plan) -> None:
         self._process = process

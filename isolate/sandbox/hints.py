@@ -1,4 +1,4 @@
-"""What is known of a limit that a program may have run into, and that the kernel tells nobody about.
+"""Hints about a limit that a program may have reached, and that the kernel does not report.
 
 A limit of a cgroup is counted, so a verdict says it. A limit of a process (setrlimit(2)) is not: what goes beyond it
 fails inside the program, with an errno or a signal that have other causes, too. So here are facts, not verdicts.

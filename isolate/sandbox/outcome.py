@@ -162,7 +162,7 @@ def check_countable(tape: Tape) -> None:
 
 
 def group_outcome(record: Record, tape: Tape) -> Outcome | None:
-    """What the sandbox's cgroup counted, if it had one of its own."""
+    """The counters of the sandbox's cgroup, if it had one of its own."""
     group = tape.plan.context.group
     return None if group is None else group.outcome(record.report, tape.reports)
 
@@ -246,7 +246,7 @@ def _hints(returncode: int, verdict: Verdict, largest: int, tape: Tape) -> tuple
 
 
 def changes_of(session: Session) -> Changes | None:
-    """What was changed in the overlays of a session whose changes are in memory; None where it has none."""
+    """The changes in the overlays of a session whose changes are in memory; None without any."""
     if not session.held:
         return None
     from isolate.sandbox.changed import changes_of as found  # loaded late: few sandboxes have such an overlay

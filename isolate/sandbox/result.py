@@ -1,4 +1,4 @@
-"""What a run gives back: a :class:`Result` with one :class:`Verdict`."""
+"""The return value of a run: a :class:`Result` with one :class:`Verdict`."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def settle(verb: str, options: Mapping[str, Any], more: Mapping[str, Any]) -> di
 
 
 class Start:
-    """What is to be started, checked; :meth:`launch` starts it. ``collect``: what is PIPE is read here."""
+    """A checked start; :meth:`launch` executes it. ``collect``: streams that are PIPE are read here."""
 
     __slots__ = (
         "_block",
@@ -262,7 +262,7 @@ class Start:
             capture.close()
 
     def captured(self, number: int) -> Any:
-        """What was kept of a stream, as it is told; None where it went elsewhere."""
+        """The kept part of a stream, for the result; None if the stream went elsewhere."""
         found = self.captures.get(number)
         if found is None or found.elsewhere:
             return None

@@ -1,4 +1,4 @@
-"""What the standard streams of a program are connected to, and the arguments of a start made bytes."""
+"""The connections of a program's standard streams, and the arguments of a start as bytes."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def _block(
 
 
 def stream(number: int, wanted: Any) -> int:
-    """What a stream is connected to: a descriptor, or PIPE, STDOUT, DEVNULL."""
+    """The connection of a stream: a descriptor, or PIPE, STDOUT, DEVNULL."""
     if wanted is None:
         try:
             _reopenable(number)

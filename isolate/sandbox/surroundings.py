@@ -1,4 +1,4 @@
-"""What a program finds when a start does not say otherwise: its variables, its directory, the words before its own."""
+"""The defaults of a start: the program's variables, its directory, and the words before its own."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Stream: TypeAlias = "int | IO[bytes] | IO[str] | None"
 
 
 class StartOptions(TypedDict, total=False):
-    """What every verb takes."""
+    """The keywords of every verb."""
 
     stdin: Stream
     stdout: Stream
@@ -38,13 +38,13 @@ class StartOptions(TypedDict, total=False):
 
 
 class RunOptions(StartOptions, total=False):
-    """What ``run`` and ``arun`` take; ``text`` and ``encoding`` stand in their signatures."""
+    """The keywords of ``run`` and ``arun``; ``text`` and ``encoding`` are in their signatures."""
 
     check: bool
 
 
 class SpawnOptions(StartOptions, total=False):
-    """What ``spawn`` and ``exec`` take."""
+    """The keywords of ``spawn`` and ``exec``."""
 
     text: bool
     encoding: str | None
@@ -53,7 +53,7 @@ class SpawnOptions(StartOptions, total=False):
 
 
 class Box(Protocol):
-    """What a start asks of whatever is started in."""
+    """The requests of a start to the place in which it starts."""
 
     def compile(self) -> Tape:
         """The tape to start."""

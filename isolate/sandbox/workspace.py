@@ -48,7 +48,7 @@ _FILES, _DEPTH = 10_000_000, 4096  # what is looked at when nobody says how many
 
 @dataclass(frozen=True)
 class Usage:
-    """What is in a workspace."""
+    """The use of a workspace."""
 
     #: Bytes of all files together, as the file system allots them, and how many files and directories there are.
     size: int

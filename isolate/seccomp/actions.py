@@ -1,4 +1,4 @@
-"""What a filter may answer: the SECCOMP_RET_* values, as data."""
+"""The possible answers of a filter: the SECCOMP_RET_* values, as data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a policy answers to each number of each ABI: rules resolved into decisions, for the compiler and for people."""
+"""The answers of a policy to each number of each ABI: rules resolved into decisions, for compiler and people."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class StaleCall(ProcessLookupError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a handler answers."""
+    """The answer of a handler."""
 
     kind: str
     number: int = 0

@@ -1,4 +1,4 @@
-"""Who answers the calls that a policy hands to Python: a thread that receives them, and a pool that runs handlers.
+"""Answering the calls that a policy hands to Python: a thread that receives them, and a pool that runs handlers.
 
 Everything that comes here was caused by a program that nobody vouches for. So: a call is answered first and mistakes
 are told afterwards; the number of threads and of calls taken in is bounded, and one program cannot use up what others

@@ -15,7 +15,7 @@ __all__ = ["Answer", "Policy"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a policy answers to a call, and why."""
+    """The answer of a policy to a call, and the reason."""
 
     action: Action
     #: The rule that decided, None where none did.
@@ -59,11 +59,11 @@ class Policy(Protocol):
     def simulate(
         self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
     ) -> Action:
-        """What the filter answers to a call."""
+        """The answer of the filter to a call."""
         ...
 
     def answer(
         self, name: str | int, *args: int, arch: str | None = None, kernel: tuple[int, int] | None = None
     ) -> Answer:
-        """What the rules answer to a call, and which decides."""
+        """The answer of the rules to a call, and the rule that decides."""
         ...

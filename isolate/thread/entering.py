@@ -1,4 +1,4 @@
-"""What gives a part its verbs on the calling thread: base classes that a user's own part may have as well."""
+"""Base classes that give a part its verbs on the calling thread. A user's own part may have them as well."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a person touches: the command line, the doctor, the pytest plugin."""
+"""The tools for people: the command line, the doctor, the pytest plugin."""

@@ -28,7 +28,7 @@ def compression_of(head: bytes) -> str:
 
 
 def form_of(first: bytes, declared: str | None) -> str:
-    """What an archive is compressed by, of which a media type declares something.
+    """The compression of an archive, as far as its media type declares it.
 
     The bytes have the last word where that is a compression: Docker 20.10 pushes a plain archive under gzip's type when
     the registry has it as one already, and the other tools take it. The digest of what comes out decides in any case.

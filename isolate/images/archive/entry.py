@@ -13,7 +13,7 @@ FILE, HARD_LINK, SYMLINK, CHARACTER_DEVICE, BLOCK_DEVICE, DIRECTORY, FIFO = "0",
 
 
 class Entry:
-    """What one header, with its extended headers, says.
+    """The contents of one header, with its extended headers.
 
     ``path`` is relative to the top of the tree, with single slashes and neither ``.`` nor ``..``; the top itself is
     ``b""``. ``mtime`` is in nanoseconds since the epoch.

@@ -1,4 +1,4 @@
-"""What a name in an archive may be."""
+"""The rules for names in an archive."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def link_target(name: bytes, target: bytes) -> bytes:
 
 
 def whiteout_of(path: bytes, base: bytes) -> bytes | None:
-    """What a whiteout with that last component removes, None for ``.wh..wh..opq``.
+    """The name that a whiteout with that last component removes, None for ``.wh..wh..opq``.
 
     :raises LayerError: the whiteout of nothing, of ``.`` or ``..``, or another name that is reserved.
     """

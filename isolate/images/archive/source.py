@@ -83,7 +83,7 @@ class Source:
             pass
 
     def rest(self) -> Iterator[bytes]:
-        """What is left, in pieces."""
+        """The rest, in pieces."""
         part = self._piece[self._at :]
         self._at = len(self._piece)
         if part:

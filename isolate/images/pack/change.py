@@ -1,4 +1,4 @@
-"""What a change of a tree is: of an image as of a sandbox's memory."""
+"""A change of a tree: of an image, or of a sandbox's memory."""
 
 from __future__ import annotations
 

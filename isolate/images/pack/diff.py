@@ -1,4 +1,4 @@
-"""What differs: between the upper directory of an overlay and what lies below it, or between two trees."""
+"""The differences between the upper directory of an overlay and what lies below it, or between two trees."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Difference:
 
 
 def of_upper(upper: Tree, lower: Stack, stubs: Collection[bytes] = ()) -> Difference:
-    """What an overlay's upper directory changes in the trees below it.
+    """The changes of an overlay's upper directory to the trees below it.
 
     ``stubs`` are places that something was mounted on: what was made there for that alone, and is empty, is no change.
 
@@ -118,7 +118,7 @@ def _whole_groups(done: Difference, names: dict[tuple[int, int], list[bytes]]) -
 
 
 def of_trees(new: Tree, old: Stack) -> Difference:
-    """What makes the new tree from the old ones, seen as one."""
+    """The changes that make the new tree from the old ones, seen as one."""
     done = Difference()
     names: dict[tuple[int, int], list[bytes]] = {}
     for path, found in new.stats():
@@ -138,7 +138,7 @@ def of_trees(new: Tree, old: Stack) -> Difference:
 
 
 def _gone(path: bytes, tree: Tree, below: Stack) -> list[bytes]:
-    """What a directory had and has no more."""
+    """The entries that a directory no longer has."""
     here = set(map(os.fsencode, os.listdir(tree.directory(path))))
     return [path + b"/" + name if path else name for name in below.names(path) - here]
 

@@ -1,4 +1,4 @@
-"""What lies below: trees one on the other, looked up as overlayfs does (Documentation/filesystems/overlayfs.rst)."""
+"""The trees below, one on the other, looked up as overlayfs does (Documentation/filesystems/overlayfs.rst)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Stack:
         return result
 
     def lookup(self, path: bytes) -> tuple[Tree, os.stat_result] | None:
-        """What shows at a path: the tree that has it, and its lstat."""
+        """The visible entry at a path: the tree that has it, and its lstat."""
         if not path:
             return (self.trees[0], os.stat(self.trees[0].top)) if self.trees else None
         parent, _, base = path.rpartition(b"/")

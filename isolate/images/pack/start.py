@@ -79,7 +79,7 @@ def difference(
     bounds: Bounds | None = None,
     map: IdMap | None = None,
 ) -> tuple[Changes, Written | None]:
-    """What changed from the old trees (the uppermost first, seen as one) to the new, and with ``out`` its archive.
+    """The changes from the old trees (the uppermost first, as one) to the new, and with ``out`` their archive.
 
     ``upper``: the new tree is the upper directory of an overlay on the old ones. ``stubs`` are places in it that
     something was mounted on. ``facts`` are what the old trees could not hold, in their order: a file that still belongs

@@ -1,4 +1,4 @@
-"""Who may do what: the challenge of a registry, and the token that answers it (distribution's ``spec/auth``)."""
+"""Authorization: the challenge of a registry, and the token that answers it (distribution's ``spec/auth``)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Authority:
         self._basic = False
 
     def header(self, scope: str) -> str | None:
-        """What is known to be wanted for a scope, before anything is asked."""
+        """The header that is known to be needed for a scope, before any request."""
         with self._lock:
             if self._basic and self.credentials is not None:
                 return self.credentials.basic

@@ -134,7 +134,7 @@ class Registry(Fetching):
         return self._request(method, place, scope, headers, body)
 
     def _uploaded(self, place: str, scope: str) -> tuple[str, int]:
-        """Where an upload that broke can go on."""
+        """The position from which a broken upload can go on."""
         answer = self._request("GET", place, scope)
         if answer.status != 204:
             raise answer.failure("the upload cannot be taken up again")

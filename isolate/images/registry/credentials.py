@@ -1,4 +1,4 @@
-"""Where ``docker login`` and ``podman login`` keep credentials, and the helpers that keep them elsewhere."""
+"""The files in which ``docker login`` and ``podman login`` keep credentials, and their helpers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def files() -> list[str]:
 
 
 def lookup(registry: str) -> Credentials | None:
-    """What the user's files say of a registry: the first that says something.
+    """The credentials for a registry in the user's files: those of the first file that has any.
 
     :raises RegistryError: a file, or a helper that it names, cannot be used.
     """

@@ -1,4 +1,4 @@
-"""What a registry has: documents, blobs and lists, fetched and verified."""
+"""The contents of a registry: documents, blobs and lists, fetched and verified."""
 
 from __future__ import annotations
 

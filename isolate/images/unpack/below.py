@@ -60,7 +60,7 @@ class Below:
         return attributes(file)
 
     def followed(self, path: bytes, kind: str, known: Mapping[bytes, str]) -> bytes:
-        """Where an entry goes: its path, with the links of lower layers followed inside of the tree.
+        """The place of an entry: its path, with the links of lower layers followed inside of the tree.
 
         The last component is followed where a directory is meant. What this layer has itself is as it is.
 

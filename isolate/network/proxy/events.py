@@ -1,4 +1,4 @@
-"""What was asked of the proxy, and what became of it."""
+"""Requests to the proxy, and their outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be reached: names, ports, and the addresses that no name may lead to."""
+"""The rules of reach: names, ports, and the addresses that no name may lead to."""
 
 from __future__ import annotations
 

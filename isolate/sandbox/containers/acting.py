@@ -78,7 +78,7 @@ class Actor:
 
 
 def actor_of(context: Context) -> Actor:
-    """Who a container's programs are on the host, for its files.
+    """The ids of a container's programs on the host, for its files.
 
     :raises SetupError: that is not known: its user namespace was joined.
     """

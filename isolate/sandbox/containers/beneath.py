@@ -113,7 +113,7 @@ def open_beneath(directory: int, path: bytes, flags: int) -> int:
 
 
 def info_of(path: bytes, found: os.stat_result, saved: str | None = None) -> FileInfo:
-    """What is told of a file."""
+    """The information about a file."""
     kind = _KINDS.get(stat.S_IFMT(found.st_mode), "device")
     return FileInfo(
         os.fsdecode(path), kind, found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime, found.st_nlink, saved

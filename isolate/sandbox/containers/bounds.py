@@ -17,7 +17,7 @@ __all__ = ["Bounds", "names_in", "told"]
 
 @dataclass
 class Bounds:
-    """What is left of the caps of one call."""
+    """The remainder of the caps of one call."""
 
     size: int
     files: int

@@ -135,7 +135,7 @@ class CommandGroup(RunGroup):
         return False
 
     def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> CommandOutcome:
-        """What the group had counted at the end; times and memory are told by the launcher, for this command alone."""
+        """The group's counters at the end; the launcher tells times and memory of this command alone."""
         places = {buffer: (offset, size) for buffer, offset, size in reports}
 
         def read(buffers: Mapping[tuple[int, str], Buffer]) -> Stats:

@@ -146,7 +146,7 @@ _FOR_A_COMMAND = (
 
 
 class _Inside(Verbs):
-    """What starts commands in a container."""
+    """The base of objects that start commands in a container."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

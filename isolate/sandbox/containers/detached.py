@@ -194,7 +194,7 @@ class DetachedContainer(Container):
         return Changes(rows, complete=bool(found["complete"]))
 
     def logs(self) -> bytes:
-        """What the programs that are kept have written, as far as it is kept: the last bytes of it."""
+        """The output of the programs started by :meth:`keep`: its last bytes."""
         with records.opened(self.name) as directory:
             return read_log(directory)
 

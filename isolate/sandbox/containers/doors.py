@@ -50,7 +50,7 @@ def kinds_of(parts: Sequence[Part]) -> tuple[int, ...]:
 
 
 def take_doors(session: Launched) -> dict[int, OwnedDescriptor]:
-    """What the init of this session has handed over: flag to descriptor."""
+    """The descriptors that the init of this session has handed over, by flag."""
     return _came.pop(session, {})
 
 

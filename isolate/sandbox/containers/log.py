@@ -11,7 +11,7 @@ __all__ = ["Log", "read_log"]
 
 
 class Log:
-    """What the programs of a detached container write: at most ``size`` bytes, the last ones."""
+    """The output of a detached container's programs: the last ``size`` bytes at most."""
 
     def __init__(self, directory: int, size: int) -> None:
         self._directory = directory

@@ -55,7 +55,7 @@ class Outward:
         return bytes(found)
 
     def listed(self, path: object, recursive: bool, bounds: Bounds) -> list[FileInfo]:
-        """What is in a directory."""
+        """The contents of a directory."""
         names = components(path)
 
         def body() -> list[FileInfo]:
@@ -95,7 +95,7 @@ class Outward:
                     yield from self._walk(fd, below, bounds, depth=depth + 1)
 
     def get(self, pattern: object, into: int | None, bounds: Bounds) -> tuple[list[FileInfo], dict[str, bytes]]:
-        """What matches a pattern, with what is below it, and the contents where ``into`` is None."""
+        """The matches of a pattern with everything below them, and the contents if ``into`` is None."""
         names = components(pattern)
         fixed = 0
         while fixed < len(names) and not any(c in names[fixed] for c in b"*?["):

@@ -1,4 +1,4 @@
-"""Where detached containers are known: a directory for each below the user's runtime directory.
+"""The records of detached containers: a directory for each below the user's runtime directory.
 
 Nobody but the user can change or read what is there (modes, owners, no links followed). A container runs as long as its
 keeper holds the lock in its directory, so a machine that lost power, or a keeper that was killed, leaves a record that
@@ -36,7 +36,7 @@ _LOOKING = 1.0  # seconds until a list is made without the lock
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a detached container."""
+    """The record of a detached container."""
 
     name: str
     #: "running"; "ended": it was stopped, or its memory ran out; "dead": its keeper was killed, or the machine.

@@ -1,4 +1,4 @@
-"""What there is, generated from the table of options: the overview, completion for three shells, the man page."""
+"""Texts generated from the table of options: the overview, completion for three shells, the man page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to the signals of ``isolate run``: they are the program's, and so is the time to act on them."""
+"""The signals of ``isolate run``: they are passed on, and the program has time to act on them."""
 
 from __future__ import annotations
 

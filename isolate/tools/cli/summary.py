@@ -1,4 +1,4 @@
-"""What holds in a sandbox, in ten lines: what ``isolate explain`` says first."""
+"""The protections of a sandbox in ten lines: the beginning of ``isolate explain``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this host can do at this vantage point, found by trying: in sandboxes that are thrown away.
+"""The features that work on this host for this user, found by trying them in temporary sandboxes.
 
 :func:`examine` is what ``python -m isolate doctor`` prints, :func:`abilities` its rows without the presets.
 """
