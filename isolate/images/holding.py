@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +22,7 @@ from isolate.kernel.checks import of_type
 from isolate.namespaces.ids import IdMap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from typing_extensions import Self
 
@@ -33,6 +34,7 @@ __all__ = ["DEFAULT_STORE", "Holding", "tagged"]
 
 T = TypeVar("T")
 DEFAULT_STORE = "~/.local/share/isolate"
+_DIGITS = re.compile("(sha256:|sha512:)?[0-9a-f]{12,128}")  # as many digits as are shown
 
 
 class Holding:
@@ -128,7 +130,17 @@ class Holding:
         with doing("reading a name", self.path):
             found = self._opened.refs.get(reference)
         if found is None:
-            near = _nearest(reference, self.tags())
+            tags = self.tags()
+            begun = _begun(image, tags) if isinstance(image, str) else set()
+            if len(begun) == 1:
+                return begun.pop()
+            if begun:
+                raise StoreError(
+                    f"{len(begun)} images have a digest that begins with {reference.short}",
+                    path=self.path,
+                    remedy="give more digits",
+                )
+            near = _nearest(reference, tags)
             raise StoreError(
                 f"no image is named {reference.short}",
                 path=self.path,
@@ -149,6 +161,8 @@ class Holding:
 
     def open(self, image: str | Reference, *, platform: Platform | str | None = None) -> Image:
         """The image of a name or a digest; of an index the one for ``platform``, or this machine.
+
+        Of a digest that has a name the first twelve digits are enough.
 
         :raises StoreError: there is none. :raises ImageError: it is damaged, or none is for that platform.
         """
@@ -216,6 +230,17 @@ def tagged(reference: Reference) -> Reference:
     if reference.tag is None:
         raise ValueError(f"a name in a store has a tag: {reference.name}:latest, not {reference}")
     return Reference(reference.registry, reference.repository, reference.tag)
+
+
+def _begun(text: str, tags: Mapping[Reference, str]) -> set[str]:
+    """The digests of named images that begin so, with their algorithm or without.
+
+    Twelve digits at least: no name has those by chance.
+    """
+    if _DIGITS.fullmatch(text) is None:
+        return set()
+    digits = text.rpartition(":")[2]
+    return {digest for digest in tags.values() if digest.partition(":")[2].startswith(digits)}
 
 
 def _nearest(reference: Reference, known: dict[Reference, str]) -> str | None:

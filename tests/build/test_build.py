@@ -542,6 +542,19 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().err == f"isolate: there is no directory {tmp_path}/nowhere\n"
     assert main(["build", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"isolate: there is no {tmp_path}/Dockerfile; --file FILE names the Dockerfile\n"
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    words = ["build", "--store", str(tmp_path / "store"), "--secret", "id=a,env=ISOLATE_NO_SUCH", str(tmp_path)]
+    assert main(words) == 1
+    assert capsys.readouterr().err == "isolate: --secret id=a: there is no variable 'ISOLATE_NO_SUCH'\n"
+
+
+def test_what_a_step_wrote_is_shown_once(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM base:1\nRUN echo once; exit 3\n")
+    for more in ([], ["--quiet"]):
+        assert main(["build", "--store", store.path, *more, str(tmp_path)]) == 1
+        err = capsys.readouterr().err
+        assert err.splitlines().count("once") == 1
+        assert "ended with EXITED (3)" in err
 
 
 def test_a_reader_of_the_steps_that_has_gone_is_no_failure(tmp_path: Path) -> None:

@@ -109,6 +109,22 @@ def test_wrong_names_and_files(run: Any, tmp_path: Path, filled: Image) -> None:
     assert (status, err) == (1, f"isolate: {tmp_path}/text: the archive is cut off within a header\n")
 
 
+def test_images_by_the_digits_that_ls_shows(run: Any, filled: Image) -> None:
+    digits = run("image", "ls")[1].splitlines()[-1].split()[1]
+    full = json.loads(run("image", "inspect", "--json", digits)[1])["digest"]
+    assert full.startswith(f"sha256:{digits}")
+    assert json.loads(run("image", "inspect", "--json", full[:20])[1])["digest"] == full
+    assert run("image", "inspect", digits[:11])[0] == 1  # too few to mean one
+    assert run("image", "tag", digits, "me/other:1")[0] == 0
+    status, _, err = run("image", "rm", digits)
+    assert status != 0
+    assert f"{digits} has 2 names; say which of them goes: " in err
+    assert run("image", "rm", "me/other:1")[0] == 0
+    assert run("image", "rm", digits)[0] == 0
+    status, _, err = run("image", "inspect", digits)
+    assert (status, err.splitlines()[0].partition(" [")[0]) == (1, f"isolate: no image is named {digits}")
+
+
 def test_what_is_shown(run: Any, filled: Image) -> None:
     status, out, _ = run("image", "inspect", "me/app:1")
     assert status == 0

@@ -64,7 +64,10 @@ def _secrets(words: list[str]) -> dict[str, bytes]:
         if unknown or "id" not in fields:
             raise ValueError(f"--secret wants id=NAME,src=FILE or id=NAME,env=VARIABLE, not {word!r}")
         if "env" in fields:
-            found[fields["id"]] = os.environb[os.fsencode(fields["env"])]
+            value = os.environb.get(os.fsencode(fields["env"]))
+            if value is None:
+                raise ValueError(f"--secret id={fields['id']}: there is no variable {fields['env']!r}")
+            found[fields["id"]] = value
             continue
         with open(fields.get("src", fields.get("source", fields["id"])), "rb") as file:
             found[fields["id"]] = file.read(1 << 20)
@@ -73,6 +76,7 @@ def _secrets(words: list[str]) -> dict[str, bytes]:
 
 def command(given: argparse.Namespace) -> int:
     """``isolate build …``."""
+    from isolate.build import BuildError
     from isolate.errors import IsolateError, printable_lines
 
     try:
@@ -83,6 +87,8 @@ def command(given: argparse.Namespace) -> int:
         if given.json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}))
         else:
+            if isinstance(error, BuildError) and not given.quiet:
+                error = BuildError(error.message, line=error.line, step=error.step)  # its output was shown as it came
             print(f"isolate: {printable_lines(str(error))}", file=sys.stderr)
         return 1
 

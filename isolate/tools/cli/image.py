@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from isolate.errors import IsolateError, printable, printable_lines
-from isolate.images import LayerError, Reference, Registry, Store
+from isolate.images import LayerError, Reference, Registry, Store, StoreError
 from isolate.images.comparing import compare
 from isolate.images.image import Image
 from isolate.kernel.checks import nearest
@@ -149,8 +150,22 @@ def _tag(store: Store, options: argparse.Namespace) -> int:
     return _say(options, {"name": str(made), "digest": store.tags()[made]}, made.short)
 
 
+def _untag(store: Store, name: str) -> bool:
+    """Take a name away; where a digest is begun that ``ls`` shows, the only name that stands for it."""
+    if store.untag(name):
+        return True
+    with suppress(StoreError):
+        digest = store.open(name).digest
+        own = [reference for reference, one in store.tags().items() if one == digest]
+        if len(own) > 1:
+            words = ", ".join(reference.short for reference in own)
+            raise ValueError(f"{printable(name)} has {len(own)} names; say which of them goes: {words}")
+        return bool(own) and store.untag(own[0])
+    return False
+
+
 def _rm(store: Store, options: argparse.Namespace) -> int:
-    missing = [name for name in options.names if not store.untag(name)]
+    missing = [name for name in options.names if not _untag(store, name)]
     # A word that was mistyped removes nothing, also not what another program is about to name.
     done = None if options.keep_data or len(missing) == len(options.names) else store.collect()
     document = {"missing": missing, "collected": None if done is None else asdict(done)}
