@@ -97,7 +97,7 @@ class Stacking:
             yield Step(Phase.ROOT, "the layers lie on the old root", tuple(map(on_top, lower)))
         yield self._mount(building, layers, out)
         if memory_upper is not None:
-            handing = telling(building, self.place, memory_upper, lower)
+            handing = telling(building, self.place, memory_upper, lower, own_xattrs=self._has_own_xattrs(building))
             if handing is not None:
                 yield handing
         ends: list[Op] = []
@@ -108,6 +108,9 @@ class Stacking:
             # The overlay holds on to it; its place on the old root was for the making only.
             ends += [call("fchdir", memory), call("umount2", b".", MNT_DETACH), call("close", memory)]
         yield Step(Phase.ROOT, "let go of the layers", tuple(ends))
+
+    def _has_own_xattrs(self, building: Building) -> bool:
+        return self.own_xattrs or building.context.find(UserNamespace) is not None
 
     def _memory(
         self, building: Building, memory: Register, first: Register | None, directories: list[tuple[bytes, Register]]
@@ -151,7 +154,7 @@ class Stacking:
         ops += [call("fsconfig", fs, FSCONFIG_SET_FD, key, 0, fd, **older) for key, fd in layers]
         following = REDIRECTS if self.redirects else NO_REDIRECTS
         ops += [call("fsconfig", fs, FSCONFIG_SET_STRING, key, value, 0) for key, value in following]
-        marks = user or self.own_xattrs
+        marks = self._has_own_xattrs(building)
         for flag, wanted in ((b"userxattr", marks), (b"volatile", self.volatile)):
             if wanted:
                 ops.append(call("fsconfig", fs, FSCONFIG_SET_FLAG, flag, 0, 0))

@@ -29,9 +29,11 @@ _HINTS = {errno.ETOOMANYREFS: "as many descriptors as this user may have are on 
 class Told:
     """The layers of one overlay of one start."""
 
-    def __init__(self, place: bytes, building: Building) -> None:
+    def __init__(self, place: bytes, building: Building, mark: str) -> None:
         #: Where the overlay is.
         self.place = place
+        #: The attribute by which this overlay knows a directory that hides those below; others are a program's own.
+        self.mark = mark
         self._building = building
         self._fds: list[OwnedDescriptor] = []
 
@@ -61,13 +63,16 @@ class Told:
         self._fds = []  # closed with the last reference: somebody may be looking
 
 
-def telling(building: Building, place: bytes, upper: Register, lower: Sequence[Register]) -> Step | None:
+def telling(
+    building: Building, place: bytes, upper: Register, lower: Sequence[Register], *, own_xattrs: bool
+) -> Step | None:
     """The step that hands them over; None where nobody asks (on a thread), or there are too many."""
     context = building.context
     asked = any(getattr(part, "tells_changes", False) for part in context.parts)
     if not asked or len(lower) >= MOST:
         return None
-    handing = Handing(prepare=lambda: Told(place, building), count=1 + len(lower), part="Overlay")
+    mark = f"{'user' if own_xattrs else 'trusted'}.overlay.opaque"
+    handing = Handing(prepare=lambda: Told(place, building, mark), count=1 + len(lower), part="Overlay")
     slot = handing.slot(context)
     ops = (*give(slot, [upper, *lower]), call("close", slot))
     return Step(Phase.ROOT, "hand its layers to the caller, who tells what has changed", ops, hints=_HINTS)

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["changes_of"]
 
 FILES = 20_000  # rows, and names that are looked at
+PATHS = 8 << 20  # bytes of the paths of the rows together
 BYTES = 64 << 20  # compared, where a file has the size that it had
 SECONDS = 2.0
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _PIECE = 1 << 18
-_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
 
 class _Bounds(Exception):
@@ -62,7 +62,9 @@ class _Look:
         self._made: dict[
             bytes, bool
         ] = {}  # what the entries of the root made, if it is empty: whether it is a directory
+        self._mark = told.mark
         self._left = FILES
+        self._paths = PATHS
         self._bytes = BYTES
         self._until = time.monotonic() + SECONDS
         #: Whether everything was looked at.
@@ -91,6 +93,7 @@ class _Look:
     def _directory(self, path: bytes, below: tuple[int, ...], opaque: bool) -> None:
         if len(path) >= PATH_MAX - 256:
             raise _Bounds
+        self._in_time()  # a directory may be empty
         with contextlib.ExitStack() as stack:
             try:
                 here = stack.enter_context(Opened(self._opened(path)))
@@ -133,7 +136,12 @@ class _Look:
 
     def _count(self) -> None:
         self._left -= 1
-        if self._left < 0 or time.monotonic() > self._until:
+        if self._left < 0:
+            raise _Bounds
+        self._in_time()
+
+    def _in_time(self) -> None:
+        if time.monotonic() > self._until:
             raise _Bounds
 
     def _entry(
@@ -153,8 +161,8 @@ class _Look:
             return
         directory = stat.S_ISDIR(found.st_mode)
         if directory:
-            merged = _merged(layers[first:], name) if old is not None and stat.S_ISDIR(old.st_mode) else ()
-            self._todo.append((whole, merged, bool(merged) and (opaque or _is_opaque(here, name))))
+            merged = _merged(layers[first:], name, self._mark) if old is not None and stat.S_ISDIR(old.st_mode) else ()
+            self._todo.append((whole, merged, bool(merged) and (opaque or _is_opaque(here, name, self._mark))))
         if old is None:
             self._row(whole, "added", found)
             if self._is_stub(whole, here, name, found):
@@ -192,7 +200,11 @@ class _Look:
 
     def _row(self, path: bytes, kind: str, found: os.stat_result | None = None) -> None:
         size = found.st_size if found is not None and stat.S_ISREG(found.st_mode) else 0
-        self._found[self._prefix + path] = Change(self._prefix + path, kind, size)
+        place = self._prefix + path
+        self._paths -= len(place)
+        if self._paths < 0:
+            raise _Bounds
+        self._found[place] = Change(place, kind, size)
 
     # ---- comparing ---------------------------------------------------------------------------------------------
 
@@ -253,16 +265,12 @@ def _is_whiteout(found: os.stat_result) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
-def _is_opaque(directory: int, name: bytes) -> bool:
+def _is_opaque(directory: int, name: bytes, mark: str) -> bool:
     try:
         with Opened(open_beneath(directory, name, _DIRECTORY)) as fd:
-            for attribute in _OPAQUE:
-                with contextlib.suppress(OSError):
-                    if os.getxattr(fd, attribute) == b"y":
-                        return True
+            return os.getxattr(fd, mark) == b"y"
     except OSError:
-        pass  # closed to who looks: what is in it is not looked at either
-    return False
+        return False  # there is none; or it is closed to who looks: what is in it is not looked at either
 
 
 def _shown(layers: Sequence[tuple[int, int]], name: bytes) -> tuple[int, os.stat_result | None]:
@@ -274,7 +282,7 @@ def _shown(layers: Sequence[tuple[int, int]], name: bytes) -> tuple[int, os.stat
     return len(layers), None
 
 
-def _merged(layers: Sequence[tuple[int, int]], name: bytes) -> tuple[int, ...]:
+def _merged(layers: Sequence[tuple[int, int]], name: bytes, mark: str) -> tuple[int, ...]:
     """The layers whose directories of this name show as one, from the first that has it on (overlayfs.rst)."""
     shown: list[int] = []
     for index, fd in layers:
@@ -284,6 +292,6 @@ def _merged(layers: Sequence[tuple[int, int]], name: bytes) -> tuple[int, ...]:
         if not stat.S_ISDIR(found.st_mode):
             break
         shown.append(index)
-        if _is_opaque(fd, name):
+        if _is_opaque(fd, name, mark):
             break
     return tuple(shown)

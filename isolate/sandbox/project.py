@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from isolate.engine.native import call
 from isolate.errors import SetupError
 from isolate.kernel.syscalls import number
+from isolate.kernel.trees import walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,8 +118,8 @@ class Project:
 
 def _below(directory: int) -> Iterator[int]:
     """Descriptors of the directories and regular files in it; other kinds have no contents to be counted."""
-    for _, directories, names, fd in os.fwalk(".", dir_fd=directory, onerror=_raised):
-        for name in (*directories, *names):
+    for fd, names in walk(directory):
+        for name in names:
             with contextlib.suppress(FileNotFoundError):
                 kind = stat.S_IFMT(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
                 if kind not in (stat.S_IFDIR, stat.S_IFREG):
@@ -128,10 +129,6 @@ def _below(directory: int) -> Iterator[int]:
                     yield each
                 finally:
                     os.close(each)
-
-
-def _raised(error: OSError) -> None:
-    raise error
 
 
 def _attributes(fd: int) -> tuple[int, ...]:

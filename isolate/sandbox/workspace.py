@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from isolate.errors import ConflictError, SetupError
 from isolate.kernel import checks
 from isolate.kernel.checks import is_int
 from isolate.kernel.paths import inside
+from isolate.kernel.trees import MOST, remove_here, walk
 from isolate.mounts.bind import Bind
 from isolate.namespaces.ids import IdMap, is_host_root
 from isolate.namespaces.part import UserNamespace
@@ -42,8 +42,9 @@ __all__ = ["Usage", "Workspace"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH = 1, 0x1000
+_ROUNDS = 10  # of removing what a program makes again
 _HOLDS = ("auto", "memory", "quota", "image", "measured")
-_FILES, _DEPTH = 10_000_000, 4096  # what is looked at when nobody says how many there may be
+_FILES, _DEPTH = 10_000_000, MOST  # what is looked at when nobody says how many there may be
 
 
 @dataclass(frozen=True)
@@ -288,13 +289,18 @@ class Workspace(WithFiles):
             used = count = 0
             if os.geteuid() != 0:
                 self._unlock(self._fd, Bounds.of("measure a workspace", 0, _FILES, _DEPTH, 600.0))
-            for _, names, others, fd in os.fwalk(".", dir_fd=self._fd):
-                for name in (*names, *others):
-                    try:
-                        used += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
-                    except FileNotFoundError:
-                        continue
-                    count += 1
+            try:
+                for fd, names in walk(self._fd):
+                    for name in names:
+                        try:
+                            used += os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512
+                        except FileNotFoundError:
+                            continue
+                        count += 1
+            except OSError as error:
+                raise SetupError(
+                    error.errno or errno.EIO, "measure a workspace", part="Workspace", cause=error.strerror
+                ) from None
         return Usage(used, count, used <= self.size and count <= self.files)
 
     # ---- life ----------------------------------------------------------------------------------------------------
@@ -311,7 +317,7 @@ class Workspace(WithFiles):
             if each >= 0:
                 os.close(each)
         if made is not None:
-            shutil.rmtree(made, onerror=_let_in)
+            _remove(made)
             if project is not None:
                 project.release(os.path.dirname(made))
 
@@ -328,16 +334,20 @@ def _only_root(step: str, remedy: str) -> SetupError:
     return SetupError(errno.EPERM, step, part="Workspace", cause="only root on the host may do that", remedy=remedy)
 
 
-def _let_in(function: Any, path: str, error: Any) -> None:
-    """A program has closed a directory to its owner."""
-    parent = os.path.dirname(path)
-    for each in (parent, path):
-        if not os.path.islink(each):
-            os.chmod(each, 0o700)
-    if function in (os.open, os.scandir, os.listdir, os.lstat):
-        shutil.rmtree(path)
-    else:
-        function(path)
+def _remove(path: str) -> None:
+    """Remove a directory of ours, in which a program may still run: nothing by a path that it could lead elsewhere."""
+    parent, name = os.path.split(path)
+    with Opened(os.open(parent, _DIRECTORY)) as fd:
+        for left in reversed(range(_ROUNDS)):
+            try:
+                remove_here(fd, os.fsencode(name))
+                return
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                if not left:
+                    raise
+            except OSError as error:
+                if not left or error.errno != errno.ENOTEMPTY:
+                    raise
 
 
 def _count(files: int | str) -> int:

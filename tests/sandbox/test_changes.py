@@ -239,3 +239,33 @@ def test_modes_of_a_tree_stay_out_of_it(tree: Path) -> None:
     tree.chmod(0o711)
     assert rows(box_of(tree).run(["true"]).changes) == []
     assert stat.S_IMODE(tree.stat().st_mode) == 0o711
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without a user namespace overlays are root's")
+def test_a_mark_of_the_program_s_own_removes_nothing(tree: Path) -> None:
+    """Beside a user namespace's overlay, to which user.overlay.opaque is no attribute of the program's."""
+    for name in ("w", "w/dir"):
+        os.chown(tree / name, 0, 0)
+    entries = (*system(), Proc(), Dev(), Tmpfs("/tmp"))
+    box = Sandbox(PidNamespace(), Root(Overlay("/", lower=[tree]), *entries))
+    marked = "import os\nfor d in ('/w', '/w/dir'): os.setxattr(d, 'user.overlay.opaque', b'y')\nos.stat('/w/dir/x')"
+    result = box.run(["/usr/bin/python3", "-c", marked])
+    if b"Operation not supported" in result.stderr:
+        pytest.skip("this kernel's tmpfs has no attributes of users (Linux 6.6)")
+    assert result.ok, result
+    assert [row for row in rows(result.changes) if row.startswith("D")] == []
+    made_anew = "cd /w; rm -r dir && mkdir dir && echo x > dir/x"  # the control
+    assert "D /w/dir/y" in rows(box.run(["sh", "-c", made_anew]).changes)
+
+
+def test_long_paths_take_no_memory_of_the_callers(tree: Path) -> None:
+    code = (
+        "import os\nos.chdir('/w')\n"
+        "for _ in range(14): os.mkdir('d' * 250); os.chdir('d' * 250)\n"
+        "for i in range({}): os.mkdir(f'{{i:0200}}')"
+    )
+    for count, whole in ((50, True), (5000, False)):
+        found = box_of(tree).run(["/usr/bin/python3", "-c", code.format(count)]).changes
+        assert found is not None
+        assert found.complete is whole
+        assert sum(len(change.path) for change in found) <= changed.PATHS

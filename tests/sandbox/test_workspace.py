@@ -148,3 +148,78 @@ def test_nothing_is_left(clean: Snapshot) -> None:
 def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Workspace(**wrong)
+
+
+DEEP = "import os\nos.chdir('/workspace')\nfor _ in range({}): os.mkdir('d'); os.chdir('d')"
+
+
+@pytest.mark.parametrize("depth", [100, 3000])
+def test_however_deep_it_is_it_goes(depth: int, clean: Snapshot) -> None:
+    with Workspace(hold="measured") as work:
+        result = presets.untrusted(work).run(["/usr/bin/python3", "-c", DEEP.format(depth)])
+        assert result.ok, result
+        place = work.path
+        assert place is not None
+        if depth == 100:
+            assert work.usage().files == depth
+        else:
+            with pytest.raises(SetupError, match="deeper than"):
+                work.usage()
+    assert not os.path.exists(place)
+
+
+def test_a_deep_one_of_an_ordinary_user_goes() -> None:
+    as_ordinary_user(
+        f"""
+import os
+from isolate import SetupError, Workspace, presets
+with Workspace() as work:
+    assert presets.untrusted(work).run(["/usr/bin/python3", "-c", {DEEP.format(1500)!r}]).ok
+    try:
+        work.read("nothing")
+    except SetupError as error:
+        assert "deeper than" in str(error), error
+    else:
+        raise AssertionError
+assert not os.path.exists(work.path)
+"""
+    )
+
+
+SWAPPED = """
+import ctypes, os, sys
+os.chdir('/workspace')
+os.mkdir('a')
+os.symlink(sys.argv[1], 's')
+for i in range(40): os.mkdir(f'a/b{i}', 0)
+libc = ctypes.CDLL(None)
+print('ready', flush=True)
+while True: libc.renameat2(-100, b'a', -100, b's', 2)
+"""
+
+
+def test_removing_is_not_led_outside_by_who_still_runs() -> None:
+    """Directories that are closed to their owner, in one that becomes a link again and again: as who needs rights."""
+    as_ordinary_user(
+        f"""
+import os, shutil, tempfile
+from isolate import PIPE, Workspace, presets
+victim = tempfile.mkdtemp()
+try:
+    for i in range(40):
+        os.makedirs(f"{{victim}}/b{{i}}/file")
+        os.chmod(f"{{victim}}/b{{i}}", 0o500)
+    work = Workspace(hold="measured")
+    with presets.untrusted(work).spawn(["/usr/bin/python3", "-c", {SWAPPED!r}, victim], stdout=PIPE) as program:
+        program.stdout.readline()
+        work.close()
+        program.kill()
+    assert not os.path.exists(work.path)
+    kept = [(os.stat(f"{{victim}}/b{{i}}").st_mode & 0o777, os.listdir(f"{{victim}}/b{{i}}")) for i in range(40)]
+    assert kept == [(0o500, ["file"])] * 40, kept
+finally:
+    for i in range(40):
+        os.chmod(f"{{victim}}/b{{i}}", 0o700)
+    shutil.rmtree(victim)
+"""
+    )

@@ -108,7 +108,7 @@ def _said(written: Written) -> dict[str, Any]:
 
 
 def _remove(options: dict[str, Any]) -> dict[str, Any]:
-    from isolate.images.confined.remove import remove_here
+    from isolate.kernel.trees import remove_here
 
     remove_here(TARGET, data(options["name"]))
     return {}
