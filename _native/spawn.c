@@ -801,10 +801,16 @@ int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 		note_result(&w, SYS4(prlimit64, 0, resource, 0, PTR(limit)));
 		note(&w, limit, sizeof limit);
 	}
-	/* PR_GET_NO_NEW_PRIVS, PR_GET_SECUREBITS, PR_GET_TIMERSLACK, PR_GET_THP_DISABLE */
-	static const int asked[] = {39, 27, 30, 42};
+	/* PR_GET_NO_NEW_PRIVS, PR_GET_SECUREBITS, PR_GET_TIMERSLACK, PR_GET_THP_DISABLE, PR_MCE_KILL_GET, PR_GET_MDWE,
+	 * PR_GET_MEMORY_MERGE */
+	static const int asked[] = {39, 27, 30, 42, 34, 66, 68};
 	for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
 		note_result(&w, SYS5(prctl, asked[i], 0, 0, 0, 0));
+	for (int speculation = 0; speculation < 3; speculation++)
+		note_result(&w, SYS5(prctl, 52 /* PR_GET_SPECULATION_CTRL */, speculation, 0, 0, 0));
+	uint64_t cookie = 0;
+	note_result(&w, SYS5(prctl, 62 /* PR_SCHED_CORE */, 0 /* GET */, 0, 0 /* of this thread */, PTR(&cookie)));
+	note(&w, &cookie, sizeof cookie);
 	/* These two hold for who executes a file: a new user namespace begins with all and with none of them. */
 	for (int capability = 0; executes && capability < 64; capability++) {
 		const int64_t held = SYS5(prctl, 23 /* PR_CAPBSET_READ */, capability, 0, 0, 0);
@@ -876,6 +882,7 @@ int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 	r = note_file(&w, "/proc/thread-self/oom_score_adj");
 	if (r < 0)
 		return r;
+	note_file(&w, "/proc/self/coredump_filter"); /* a kernel may have none */
 	if (__atomic_load_n(&unlabelled, __ATOMIC_RELAXED))
 		note_result(&w, -EINVAL);
 	else if (note_file(&w, "/proc/thread-self/attr/current") == -EINVAL)

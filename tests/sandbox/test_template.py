@@ -281,7 +281,20 @@ def _adj() -> Callable[[], None]:
     return lambda: file.write_text(before) and None  # type: ignore[return-value, func-returns-value]
 
 
-CHANGES = {"rlimit": _limit, "affinity": _affinity, "groups": _groups, "oom_score_adj": _adj}
+def _core() -> Callable[[], None]:
+    file = Path("/proc/self/coredump_filter")
+    before = file.read_text()
+    file.write_text("0x7f")
+    return lambda: file.write_text(f"0x{before}") and None  # type: ignore[return-value, func-returns-value]
+
+
+CHANGES = {
+    "rlimit": _limit,
+    "affinity": _affinity,
+    "groups": _groups,
+    "oom_score_adj": _adj,
+    "coredump_filter": _core,
+}
 
 
 @pytest.mark.root
@@ -289,7 +302,9 @@ CHANGES = {"rlimit": _limit, "affinity": _affinity, "groups": _groups, "oom_scor
 def test_what_this_thread_hands_on(what: str) -> None:
     if what == "affinity" and len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one processor")
-    look = "cat /proc/self/limits /proc/self/oom_score_adj; grep Cpus_allowed /proc/self/status"
+    look = (
+        "cat /proc/self/limits /proc/self/oom_score_adj /proc/self/coredump_filter; grep Cpus_allowed /proc/self/status"
+    )
     tree, plain = parked_box(box_of()), box_of(template=False)
     assert from_tree(tree, look)
     back = CHANGES[what]()
@@ -297,6 +312,36 @@ def test_what_this_thread_hands_on(what: str) -> None:
         assert without(tree, look) == plain.run(["sh", "-c", look]).stdout
     finally:
         back()
+
+
+REFUSED = """
+import ctypes, sys; sys.path.insert(0, {place!r})
+from tests.sandbox.test_template import box_of, from_tree, parked_box, without
+
+libc = ctypes.CDLL(None)
+look = ["python3", "-c", "import ctypes; print(ctypes.CDLL(None).prctl({get}, 0, 0, 0, 0))"]
+tree = parked_box(box_of())
+assert from_tree(tree, "true") == b""
+before = tree.run(look).stdout
+if libc.prctl({set}, 1, {value}, 0, 0) == 0:
+    assert without(tree, "true") == b""
+    assert box_of(template=False).run(look).stdout == tree.run(look).stdout != before
+else:
+    print("not here")
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("what", "set_", "get", "value"), [("MDWE", 65, 66, 0), ("MCE kill policy", 33, 34, 1), ("merged pages", 67, 68, 0)]
+)
+def test_what_this_process_has_refused_itself(what: str, set_: int, get: int, value: int) -> None:
+    """It cannot be taken back: in a process of its own."""
+    code = REFUSED.format(place=str(Path(__file__).parent.parent.parent), set=set_, get=get, value=value)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    if done.stdout:
+        pytest.skip(f"this kernel has no {what}")
 
 
 @pytest.mark.root
