@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import shutil
 import tempfile
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ from isolate.build.copying import Plan, copy_into
 from isolate.build.errors import BuildError
 from isolate.capabilities import Capabilities
 from isolate.images.accounts import account
+from isolate.images.confined.remove import remove_tree
 from isolate.images.disk import lock, new_directory, open_directory, try_lock
 from isolate.images.errors import StoreError
 from isolate.images.image import Image
@@ -174,7 +174,7 @@ def _cache(mount: Mount, command: Command, store: Store, stack: contextlib.ExitS
     name = hashlib.sha256((mount.id or mount.target or "").encode()).hexdigest()[:32]
     caches = _made(os.path.join(store.path, "caches"))
     if mount.sharing == "private":
-        return _passing(caches, "private-", stack)
+        return _passing(caches, "private-", stack, store.trees.map)
     path = _made(os.path.join(caches, name))
     if mount.sharing == "locked":
         fd = open_directory(path)
@@ -187,30 +187,35 @@ def _cache(mount: Mount, command: Command, store: Store, stack: contextlib.ExitS
     return path
 
 
-def _passing(place: str, prefix: str, stack: contextlib.ExitStack) -> str:
+def _passing(place: str, prefix: str, stack: contextlib.ExitStack, ids: IdMap | None = None) -> str:
     """A new directory that goes when the step does. What builds that were killed have left of that kind goes now."""
     at = open_directory(place)
     stack.callback(os.close, at)
     for name in os.listdir(at):
         if name.startswith(prefix):
-            _sweep(at, place, name)
+            _sweep(at, name, ids)
     name, fd = new_directory(at, prefix)
     stack.callback(os.close, fd)  # it is locked until then
-    path = os.path.join(place, name)
-    stack.callback(shutil.rmtree, path, ignore_errors=True)
-    return path
+    stack.callback(_remove, at, name, ids)
+    return os.path.join(place, name)
 
 
-def _sweep(at: int, place: str, name: str) -> None:
+def _sweep(at: int, name: str, ids: IdMap | None) -> None:
     try:
         fd = open_directory(name, at)
     except OSError:
         return  # it has just gone, or is another user's
     try:
         if os.fstat(fd).st_uid == os.geteuid() and try_lock(fd, exclusive=True):
-            shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+            _remove(at, name, ids)
     finally:
         os.close(fd)
+
+
+def _remove(at: int, name: str, ids: IdMap | None) -> None:
+    """However deep, and whoever owns what programs left in it; what cannot be removed is the next build's."""
+    with contextlib.suppress(StoreError):
+        remove_tree(at, os.fsencode(name), ids)
 
 
 def seed(store: Store) -> bytes:

@@ -220,6 +220,14 @@ RUN --mount=type=tmpfs,target=/scratch echo y > /scratch/y; busybox ls /scratch 
     assert tree(checked, again.image)["log"] == "x\nx\n", "a cache outlives the build"
 
 
+def test_a_private_cache_goes_however_deep_it_is(store: Store) -> None:
+    deep = "d/" * 1900
+    for levels in (deep[:200], deep):
+        line = f"RUN --mount=type=cache,sharing=private,target=/c cd /c; busybox mkdir -p {levels}; echo y > /made\n"
+        Dockerfile.parse(f"FROM base:1\n{line}").build(store, timeout=60)
+        assert [name for name in os.listdir(os.path.join(store.path, "caches")) if name.startswith("private-")] == []
+
+
 def test_a_locked_cache_is_waited_for_and_not_without_an_end(store: Store) -> None:
     line = "RUN --mount=type=cache,id=one,sharing=locked,target=/cache echo x > /cache/log; echo y > /made\n"
     recipe = Dockerfile.parse(f"FROM base:1\n{line}")
