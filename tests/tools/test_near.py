@@ -153,6 +153,24 @@ def test_systemd_knows_the_properties(tmp_path: pathlib.Path) -> None:
     assert "maximum tasks" in done.stderr
 
 
+def test_no_path_becomes_several_words_of_an_option() -> None:
+    strange = (
+        Bind("/srv/a,source=/etc", "/x"),
+        Bind("/srv/b /etc:/w", "/y"),
+        Tmpfs("/t:exec"),
+    )
+    box = Sandbox(UserNamespace(), Root(*strange, Bind("/srv/plain", "/plain")))
+    for tool, kept in (("docker", 2), ("systemd-run", 2)):
+        found = near(box, tool, ["/bin/echo", "$HOME"])
+        words = " ".join(found.words)
+        assert "/srv/plain" in words
+        assert "source=/etc" not in words or tool != "docker"
+        assert "/etc:/w" not in words or tool != "systemd-run"
+        assert "/t:exec" not in words
+        assert sum("would be taken for several words" in why for why in found.lacks.values()) == kept
+        assert found.words[-1] == {"docker": "$HOME", "systemd-run": "$$HOME"}[tool]
+
+
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "--memory", "64M", "--as", "bwrap", "--", "id"]) == 0
     shown = capsys.readouterr().out

@@ -67,6 +67,14 @@ class Near:
         kind = type(entry).__name__ if type(entry).__name__ in ENTRIES else "Root"
         self.lack(f"{kind}({plain(getattr(entry, 'target', ''))!r})", why)
 
+    def parted(self, entry: Any, signs: str) -> bool:
+        """Whether a path of an entry has one of the signs by which the tool parts an option's words."""
+        paths = plain(getattr(entry, "source", "")) + plain(getattr(entry, "target", ""))
+        if not any(sign in paths for sign in signs):
+            return False
+        self.entry(entry, f"a path with one of {signs!r} would be taken for several words of an option")
+        return True
+
     def joined(self, part: Any, why: str = "no option: nsenter starts it in the namespace") -> bool:
         """Whether a part joins a namespace that is there, which none of the tools does as it does."""
         if getattr(part, "joined", False):

@@ -177,6 +177,8 @@ def _image(near: Near, entry: Any) -> str:
 
 def _entry(near: Near, entry: Any) -> None:
     target = plain(getattr(entry, "target", ""))
+    if near.parted(entry, ',"\n' if isinstance(entry, mounts.Bind) else ',:"\n'):
+        return
     if isinstance(entry, mounts.Bind) and not isinstance(entry.source, int):
         recursive = "" if entry.recursive else ",bind-recursive=disabled"
         read_only = ",readonly" if entry.read_only else ""

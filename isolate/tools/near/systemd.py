@@ -84,7 +84,8 @@ def systemd_run(near: Near) -> None:
             "Sysctl": "no property: ExecStartPre=+sysctl -w of a unit",
         },
     )
-    near.add("--", *near.program)
+    # The manager puts variables in the place of their names (systemd.service(5), "Command lines").
+    near.add("--", *near.program[:1], *(word.replace("$", "$$") for word in near.program[1:]))
 
 
 def _set(near: Near, name: str, value: object) -> None:
@@ -152,6 +153,8 @@ def _root(near: Near) -> None:
 
 def _entry(near: Near, entry: Any) -> None:
     target = plain(getattr(entry, "target", ""))
+    if near.parted(entry, " \t\n:\"'\\"):
+        return
     if isinstance(entry, mounts.Bind) and not isinstance(entry.source, int):
         name = "BindReadOnlyPaths" if entry.read_only else "BindPaths"
         optional, plainly = "-" if entry.optional else "", "" if entry.recursive else ":norbind"
