@@ -394,3 +394,16 @@ def test_options_leave_several_parts_of_a_kind(tmp_path: pathlib.Path) -> None:
     profile = tmp_path / "two.toml"
     profile.write_text("version = 1\n[[Landlock]]\nbind_tcp = [1]\n[[Landlock]]\nconnect_tcp = [2]\n")
     assert isolate_("explain", "--code", "--profile", str(profile)).stdout.count("Landlock(") == 2
+
+
+@pytest.mark.parametrize("format", ["json", "toml"])
+def test_a_key_stands_once(format: str) -> None:
+    """Who reads the first one would not see the one that counts."""
+    twice = {
+        "json": '{"version": 1, "Limits": {"memory": "1M", "memory": "9G"}}',
+        "toml": 'version = 1\n[Limits]\nmemory = "1M"\nmemory = "9G"\n',
+    }[format]
+    with pytest.raises(ProfileError, match="twice|overwrite"):
+        profiles.loads(twice, format)
+    once = twice.replace("memory", "pids", 1).replace('"1M"', "5")
+    assert profiles.loads(once, format)

@@ -31,13 +31,23 @@ def parsed_text(text: str | bytes, format: str) -> dict[str, Any]:
     choice("format", format, FORMATS)
     try:
         words = text.decode() if isinstance(text, bytes) else text
-        found = json.loads(words) if format == "json" else _toml_parser(words)
+        found = json.loads(words, object_pairs_hook=_once) if format == "json" else _toml_parser(words)
     except RecursionError:
         raise ProfileError("", "it is nested too deep") from None
     except ValueError as error:
         raise ProfileError("", f"not {format.upper()}: {error}") from error
     if not isinstance(found, dict):
         raise ProfileError("", f"a profile is a table, not {type(found).__name__}")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table of JSON's, in which a key stands once, as in TOML: who reads the first would not see the last."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice in one table")
+        found[key] = value
     return found
 
 
