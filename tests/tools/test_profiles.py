@@ -403,7 +403,7 @@ def test_a_key_stands_once(format: str) -> None:
         "json": '{"version": 1, "Limits": {"memory": "1M", "memory": "9G"}}',
         "toml": 'version = 1\n[Limits]\nmemory = "1M"\nmemory = "9G"\n',
     }[format]
-    with pytest.raises(ProfileError, match="twice|overwrite"):
+    with pytest.raises(ProfileError, match=r"twice|overwrite"):
         profiles.loads(twice, format)
     once = twice.replace("memory", "pids", 1).replace('"1M"', "5")
     assert profiles.loads(once, format)
