@@ -337,7 +337,7 @@ def _only_root(step: str, remedy: str) -> SetupError:
 def _remove(path: str) -> None:
     """Remove a directory of ours, in which a program may still run: nothing by a path that it could lead elsewhere."""
     parent, name = os.path.split(path)
-    with Opened(os.open(parent, _DIRECTORY)) as fd:
+    with Opened(os.open(parent, os.O_PATH | _DIRECTORY)) as fd:
         for left in reversed(range(_ROUNDS)):
             try:
                 remove_here(fd, os.fsencode(name))
