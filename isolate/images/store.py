@@ -178,6 +178,8 @@ class Store(Exchanging):
                 self.hold(digest, lease)
                 name = None if isinstance(one, Image) or is_digest(one) else Reference.parse(one)
                 data, kind = self.document(digest)
+                if name is not None and name.digest is None and self._opened.refs.get(name) is None:
+                    name = None  # digits of a digest are no name to keep
                 rows.append((digest, kind, len(data), name if name is None or name.tag else None))
             if form == "oci":
                 writing.write_layout(self._opened, os.fsdecode(target), rows, report)  # type: ignore[arg-type]

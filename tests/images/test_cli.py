@@ -109,12 +109,17 @@ def test_wrong_names_and_files(run: Any, tmp_path: Path, filled: Image) -> None:
     assert (status, err) == (1, f"isolate: {tmp_path}/text: the archive is cut off within a header\n")
 
 
-def test_images_by_the_digits_that_ls_shows(run: Any, filled: Image) -> None:
+def test_images_by_the_digits_that_ls_shows(run: Any, tmp_path: Path, filled: Image) -> None:
     digits = run("image", "ls")[1].splitlines()[-1].split()[1]
     full = json.loads(run("image", "inspect", "--json", digits)[1])["digest"]
     assert full.startswith(f"sha256:{digits}")
     assert json.loads(run("image", "inspect", "--json", full[:20])[1])["digest"] == full
     assert run("image", "inspect", digits[:11])[0] == 1  # too few to mean one
+    target = str(tmp_path / "digits.tar")
+    for form in ("oci-archive", "docker-archive"):
+        assert run("image", "save", "--quiet", "--format", form, "-o", target, digits)[0] == 0
+        (row,) = json.loads(run("image", "load", "--json", "--store", str(tmp_path / form), target)[1])
+        assert row["names"] == []  # the digits are none
     assert run("image", "tag", digits, "me/other:1")[0] == 0
     status, _, err = run("image", "rm", digits)
     assert status != 0
