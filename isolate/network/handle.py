@@ -295,7 +295,7 @@ class Network(Watching, Joinable):
             self._switch.plug_in(plug, inside, self._reach(member))
             self._meet(member)
             if member.published is not None:
-                member.published.lead(member.address)
+                member.published.lead(member.addresses)
 
     def _reach(self, member: Member) -> list[Message]:
         """What a member may open connections to and takes them from, as the others are now."""

@@ -27,7 +27,7 @@ from isolate.network.nft import REGISTER, Chain, Element, Set, Table
 from isolate.network.words import EVERY, PROTOCOLS, Publish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from isolate.network.address import Address
     from isolate.network.netlink import Message
@@ -67,8 +67,9 @@ class Published:
             self.close()
             raise
 
-    def lead(self, to: Address) -> None:
-        """Have them lead to a member's address."""
+    def lead(self, addresses: Sequence[Address]) -> None:
+        """Have them lead to a member's first address."""
+        to = addresses[0]
         self._host.switch.rules(
             [ruleset.published(wire, PROTOCOLS[p.protocol], to, inside) for p, _, wire, inside in self.ports]
         )

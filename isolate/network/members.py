@@ -96,8 +96,8 @@ class Ports:
         """Some of them."""
         self._ways.append(way)
 
-    def lead(self, to: Address) -> None:
-        """Have them lead to a member's address."""
+    def lead(self, to: Sequence[Address]) -> None:
+        """Have them lead to a member's addresses, of which the first is IPv4's."""
         for way in self._ways:
             way.lead(to)
 

@@ -13,11 +13,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.errors import SetupError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from isolate.network.address import Address
     from isolate.network.sockets import Supply
     from isolate.network.words import Publish
@@ -26,6 +28,8 @@ __all__ = ["Pump", "Relay", "Relayed"]
 
 _CHUNK = 1 << 16
 _PAIRS, _PEERS, _IDLE = 512, 256, 60.0
+#: Addresses and ports, of which the next is tried where the one before refuses.
+Targets: TypeAlias = "tuple[tuple[str, int], ...]"
 Ready = Callable[[socket.socket], None]
 
 
@@ -76,14 +80,14 @@ class Relay:
 
     # ---- for other threads ---------------------------------------------------------------------------------------
 
-    def listen(self, sock: socket.socket, to: tuple[str, int]) -> None:
+    def listen(self, sock: socket.socket, to: Targets) -> None:
         """Relay what comes to this socket, which is closed by :meth:`forget`."""
         stream = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
-        ready: Ready = (lambda s: self._accept(s, to)) if stream else (lambda s: self._datagrams(s, to))
+        ready: Ready = (lambda s: self._accept(s, to)) if stream else (lambda s: self._datagrams(s, to[-1]))
         sock.setblocking(False)
         self._soon(lambda: self._register(sock, selectors.EVENT_READ, ready))
 
-    def forget(self, sock: socket.socket, to: tuple[str, int]) -> None:
+    def forget(self, sock: socket.socket, to: Targets) -> None:
         """Close it, with every connection that it led to."""
         done = threading.Event()
 
@@ -95,7 +99,7 @@ class Relay:
                     self._close(peer)
             for one in list(self._pairs):
                 with contextlib.suppress(OSError):
-                    if one.getpeername()[:2] == to:
+                    if one.getpeername()[:2] in to:
                         self._end(one)
             done.set()
 
@@ -123,6 +127,8 @@ class Relay:
             self._expire()
         for sock in [key.fileobj for key in list(self._selector.get_map().values())]:
             self._close(sock)  # type: ignore[arg-type]
+        for sock in list(self._pairs):  # a client's whose other end was not there yet
+            self._close(sock)
         self._selector.close()
         self._wake.close()
         self._supply.close()
@@ -153,29 +159,50 @@ class Relay:
 
     # ---- TCP -----------------------------------------------------------------------------------------------------
 
-    def _accept(self, sock: socket.socket, to: tuple[str, int]) -> None:
+    def _accept(self, sock: socket.socket, to: Targets) -> None:
         outer, _ = sock.accept()
         try:
             outer.setblocking(False)
             if len(self._pairs) >= 2 * _PAIRS:
                 raise OSError(errno.EMFILE, "too many connections")
-            inner = self._supply.take(socket.SOCK_STREAM)
+            self._open(outer, to)
         except Exception:
             outer.close()
             raise
-        if inner.connect_ex(to) not in (0, errno.EINPROGRESS):
+
+    def _open(self, outer: socket.socket, to: Targets) -> None:
+        """Connect to the first that can be tried.
+
+        :raises OSError: there is none.
+        """
+        (address, port), rest = to[0], to[1:]
+        inner = self._supply.take(socket.SOCK_STREAM, socket.AF_INET6 if ":" in address else socket.AF_INET)
+        found = inner.connect_ex((address, port))
+        if found not in (0, errno.EINPROGRESS):
             inner.close()
-            outer.close()
+            if not rest:
+                raise OSError(found, "nothing can be reached")
+            self._open(outer, rest)
             return
         for each in (outer, inner):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         there, back = Pump(outer, inner), Pump(inner, outer)
         self._pairs[outer] = self._pairs[inner] = (there, back)
-        self._register(inner, selectors.EVENT_WRITE, self._connected)
+        self._register(inner, selectors.EVENT_WRITE, lambda sock: self._connected(sock, rest))
 
-    def _connected(self, inner: socket.socket) -> None:
+    def _connected(self, inner: socket.socket, rest: Targets) -> None:
         if inner.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self._end(inner)  # nobody listens there: the client's connection ends as well
+            if not rest:
+                self._end(inner)  # nobody listens there: the client's connection ends as well
+                return
+            outer = self._pairs.pop(inner)[0].source
+            self._pairs.pop(outer)
+            self._close(inner)
+            try:
+                self._open(outer, rest)
+            except Exception:
+                self._close(outer)
+                raise
         else:
             self._move(inner)
 
@@ -248,7 +275,7 @@ class Relayed:
     def __init__(self, relay: Relay, publish: tuple[Publish, ...], reserve: Callable[[Publish, int], socket.socket]):
         self._relay = relay
         self._ports: list[tuple[socket.socket, int]] = []
-        self._to: str | None = None
+        self._to: Sequence[Address] = ()
         try:
             for each in publish:
                 for outside, inside in each.pairs:
@@ -257,22 +284,26 @@ class Relayed:
             self.close()
             raise
 
-    def lead(self, to: Address) -> None:
-        """Have them lead to a member's address."""
-        self._to = str(to)
+    def lead(self, to: Sequence[Address]) -> None:
+        """Have them lead to a member's addresses: those of IPv6 to its IPv6 address first. Datagrams go to IPv4's."""
+        self._to = to
         for sock, port in self._ports:
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM:
                 try:
                     sock.listen(1024)
                 except OSError as error:  # another socket listens there since
                     raise SetupError(error.errno or errno.EADDRINUSE, "publish a port", part="Interface") from None
-            self._relay.listen(sock, (self._to, port))
+            self._relay.listen(sock, self._targets(sock, port))
+
+    def _targets(self, sock: socket.socket, port: int) -> Targets:
+        order = reversed(self._to) if sock.family == socket.AF_INET6 else self._to[:1]
+        return tuple((str(address), port) for address in order)
 
     def close(self) -> None:
         """Nobody reaches the member by them any more."""
         while self._ports:
             sock, port = self._ports.pop()
-            if self._to is not None:
-                self._relay.forget(sock, (self._to, port))
+            if self._to:
+                self._relay.forget(sock, self._targets(sock, port))
             else:
                 sock.close()

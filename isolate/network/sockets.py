@@ -88,20 +88,20 @@ def make(network: int, family: int, kind: int, protocol: int = 0, *, count: int 
 
 
 class Supply:
-    """IPv4 sockets of a network, unbound and non-blocking, as many as are wanted; made by the batch."""
+    """Sockets of a network, unbound and non-blocking, as many as are wanted; made by the batch."""
 
     def __init__(self, network: int) -> None:
         self._network = network
-        self._ready: dict[int, list[socket.socket]] = {socket.SOCK_STREAM: [], socket.SOCK_DGRAM: []}
+        self._ready: dict[tuple[int, int], list[socket.socket]] = {}
 
-    def take(self, kind: int) -> socket.socket:
+    def take(self, kind: int, family: int = socket.AF_INET) -> socket.socket:
         """One of them.
 
         :raises SetupError: none can be made.
         """
-        ready = self._ready[kind]
+        ready = self._ready.setdefault((family, kind), [])
         if not ready:
-            ready += make(self._network, socket.AF_INET, kind, count=_BATCH)
+            ready += make(self._network, family, kind, count=_BATCH)
         return ready.pop()
 
     def close(self) -> None:

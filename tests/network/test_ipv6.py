@@ -139,6 +139,28 @@ def test_published_at_ipv6_addresses() -> None:
         assert str(network.Publish(80, 80, address="0::1")) == "[::1]:80/tcp"
 
 
+def test_published_ports_lead_to_ipv6_first() -> None:
+    with network.Network() as lan, host(lan, "web", publish={"[::1]:8080": 80, 8080: 80}) as web:
+
+        def reached(server: socket.socket, place: str, port: int = 8080) -> str:
+            """What the server has as its own address."""
+            with socket.create_connection((place, port), 5):
+                connection, _ = server.accept()
+                with connection:
+                    return str(connection.getsockname()[0])
+
+        with web.listen(80) as four:
+            assert reached(four, "::1") == web.address  # nobody listens at the other
+            with web.listen(80, web.address6) as six:
+                assert reached(six, "::1") == web.address6
+                assert reached(four, "127.0.0.1") == web.address
+        with socket.create_connection(("::1", 8080), 5) as client:
+            assert client.recv(9) == b""  # nobody listens at all: it ends
+    with network.Network(ipv6=False) as lan, host(lan, "web", publish={"[::1]:8081": 80}) as web:
+        with web.listen(80) as four:
+            assert reached(four, "::1", 8081) == web.address
+
+
 def test_only_where_it_is_published(machine: NetNamespace) -> None:
     with Outside(machine) as outside, network.Network() as lan:
         publish = {"[2001:db8:9::1]:8080": 80, "[::1]:8081": 80}

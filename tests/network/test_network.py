@@ -127,15 +127,15 @@ def test_rules_that_overlap() -> None:
         rules += [f"{net}:7/udp", "db:6-8/udp", f"{lan.subnet[9]}:90-95", "other"]
         with host(lan, "web", egress=network.Egress(rules)) as web, host(lan, "x", ingress=network.Ingress(rules)):
             listening = [db.listen(port) for port in (79, 80, 90, 92, 93, 95, 96)]
-            reached = [port for port in (79, 80, 90, 92, 93, 95, 96) if web.connects(db.address, port, 0.3)]
+            reached = [port for port in (79, 80, 90, 92, 93, 95, 96) if web.connects(db.address, port, 10)]
             assert reached == [80, 90, 92, 93, 95]
             with other.listen(5), host(lan, "later", address=str(lan.subnet[9])) as later:
-                assert web.connects(other.address, 5)
+                assert web.connects(other.address, 5, 10)
                 listening += [later.listen(port) for port in (89, 90, 93, 99)]
-                assert [port for port in (89, 90, 93, 99) if web.connects(later.address, port, 0.3)] == [90, 93, 99]
+                assert [port for port in (89, 90, 93, 99) if web.connects(later.address, port, 10)] == [90, 93, 99]
             with host(lan, "new", address=str(lan.subnet[9])) as new:  # has what is listed by address, not by name
                 listening += [new.listen(port) for port in (93, 99)]
-                assert [port for port in (93, 99) if web.connects(new.address, port, 0.3)] == [93]
+                assert [port for port in (93, 99) if web.connects(new.address, port, 10)] == [93]
             for each in listening:
                 each.close()
 
