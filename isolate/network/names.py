@@ -29,6 +29,9 @@ _A, _PTR, _AAAA, _ANY, _IN = 1, 12, 28, 255, 1
 _NOERROR, _FORMAT, _FAILURE, _UNKNOWN, _REFUSED = 0, 1, 2, 3, 5
 _TTL = 5  # seconds: members come and go
 _PENDING, _CONNECTIONS, _PATIENCE = 256, 64, 5.0
+#: Seconds for one of several resolvers: who asks gives up after five, and wants the answer of the last one, too.
+_TURN = 1.0
+_NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
 @dataclass(frozen=True)
@@ -112,18 +115,21 @@ def nameservers(path: str = "/etc/resolv.conf") -> list[str]:
                 words = line.split()
                 if len(words) >= 2 and words[0] == "nameserver":
                     with contextlib.suppress(ValueError):
-                        found.append(str(ipaddress.ip_address(words[1].partition("%")[0])))
+                        # With its zone: a link-local address means nothing without.
+                        found.append(str(ipaddress.ip_address(words[1])))
     except OSError:
         pass
     return found[:3]
 
 
 class _Asked:
-    """A question that was passed on."""
+    """A question that was passed on, and the resolvers that are still to be asked."""
 
-    def __init__(self, query: Query, reply: Callable[[bytes], None], sock: socket.socket, number: int) -> None:
-        self.query, self.reply, self.sock, self.number = query, reply, sock, number
-        self.until = time.monotonic() + _PATIENCE
+    def __init__(
+        self, query: Query, message: bytes, reply: Callable[[bytes], None], number: int, left: Sequence[str]
+    ) -> None:
+        self.query, self.message, self.reply, self.number, self.left = query, message, reply, number, left
+        self.until = time.monotonic() + (_TURN if left else _PATIENCE)
 
 
 class _Connection:
@@ -175,7 +181,7 @@ class Names:
     def _run(self) -> None:
         with contextlib.closing(self._selector):
             while True:
-                for key, _ in self._selector.select(1.0 if self._asked or self._connections else None):
+                for key, _ in self._selector.select(0.5 if self._asked or self._connections else None):
                     if key.fileobj is self._waker:
                         self._end()
                         return
@@ -195,7 +201,7 @@ class Names:
             if asked.until < now:
                 self._drop(sock)
                 with contextlib.suppress(OSError):
-                    asked.reply(answer(asked.query, (), _FAILURE))
+                    self._next(asked)
         for sock, connection in list(self._connections.items()):
             if connection.until < now:
                 self._drop(sock)
@@ -279,19 +285,35 @@ class Names:
         if len(self._asked) >= _PENDING:
             reply(answer(query, (), _FAILURE))
             return
-        server = self._servers[0]
-        sock = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
-        number = secrets.randbelow(1 << 16)
-        try:
-            sock.setblocking(False)
-            sock.connect((server, 53))  # answers from nobody else are taken; the port is a fresh one
-            sock.send(number.to_bytes(2, "big") + message[2:])
-        except OSError:
-            sock.close()
-            reply(answer(query, (), _FAILURE))
+        self._ask(message, query, reply, self._servers)
+
+    def _ask(self, message: bytes, query: Query, reply: Callable[[bytes], None], servers: Sequence[str]) -> None:
+        """Ask the first of some resolvers that can be asked at all."""
+        for n, server in enumerate(servers, 1):
+            sock = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
+            number = secrets.randbelow(1 << 16)
+            try:
+                sock.setblocking(False)
+                # Answers from nobody else are taken; the port is a fresh one.
+                sock.connect(socket.getaddrinfo(server, 53, type=socket.SOCK_DGRAM, flags=_NUMERIC)[0][4])
+                sock.send(number.to_bytes(2, "big") + message[2:])
+            except OSError:
+                sock.close()
+                continue
+            self._asked[sock] = _Asked(query, message, reply, number, servers[n:])
+            self._selector.register(sock, selectors.EVENT_READ, self._answered)
             return
-        self._asked[sock] = _Asked(query, reply, sock, number)
-        self._selector.register(sock, selectors.EVENT_READ, self._answered)
+        reply(answer(query, (), _FAILURE))
+
+    def _next(self, asked: _Asked) -> None:
+        """A resolver said nothing: the next one is asked the same, and first from now on."""
+        if asked.left:
+            if asked.left[0] in self._servers:
+                at = self._servers.index(asked.left[0])
+                self._servers = self._servers[at:] + self._servers[:at]
+            self._ask(asked.message, asked.query, asked.reply, asked.left)
+        else:
+            asked.reply(answer(asked.query, (), _FAILURE))
 
     def _answered(self, sock: socket.socket) -> None:
         asked = self._asked[sock]
@@ -306,8 +328,7 @@ class Names:
         if data:
             asked.reply(asked.query.number.to_bytes(2, "big") + data[2:])
         else:
-            self._servers = self._servers[1:] + self._servers[:1]  # the next one, next time
-            asked.reply(answer(asked.query, (), _FAILURE))
+            self._next(asked)
 
 
 def _is_udp(sock: socket.socket) -> bool:

@@ -89,7 +89,7 @@ def test_the_hosts_resolvers(tmp_path: Path) -> None:
     file.write_text(
         "# x\nsearch a\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nnameserver x\nnameserver 192.0.2.3\n"
     )
-    assert nameservers(str(file)) == ["192.0.2.1", "fe80::1", "192.0.2.3"]
+    assert nameservers(str(file)) == ["192.0.2.1", "fe80::1%eth0", "192.0.2.3"]
     assert nameservers(str(tmp_path / "none")) == []
 
 
@@ -155,6 +155,46 @@ def test_nothing_that_is_sent_ends_it(answering: Answering) -> None:
     finally:
         for sock in held:
             sock.close()
+
+
+def test_a_resolver_that_says_nothing_is_not_the_last_word() -> None:
+    """The next one is asked while the client still waits, and first the next time: one that is silent, one that cannot
+    be reached at all, one at whose port nothing listens."""
+    try:
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        silent.bind(("127.0.0.6", 53))
+        good = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        good.bind(("127.0.0.7", 53))
+    except OSError as error:
+        pytest.skip(f"port 53 of 127.0.0.7 cannot be had: {error}")
+    good.settimeout(30)
+
+    def body(count: int) -> None:
+        for _ in range(count):
+            data, peer = good.recvfrom(4096)
+            query = parse(data)
+            assert query is not None
+            good.sendto(answer(query, [ipaddress.ip_address("192.0.2.80")]), peer)
+
+    try:
+        for first in ("127.0.0.6", "fe80::1%no-such-link", "127.0.0.5"):
+            answering = Answering([first, "127.0.0.7"])
+            thread = threading.Thread(target=body, args=(2,))
+            thread.start()
+            try:
+                for most in (4.5, 0.9):
+                    begun = time.monotonic()
+                    assert answering.ask(question("example.org")).endswith(socket.inet_aton("192.0.2.80")), first
+                    assert time.monotonic() - begun < most or first != "127.0.0.6", first
+                thread.join(30)
+            finally:
+                answering.close()
+        answering = Answering(["127.0.0.5"])  # control: the last one's failure is told
+        assert answering.ask(question("example.org"))[3] & 0xF == 2
+        answering.close()
+    finally:
+        silent.close()
+        good.close()
 
 
 def test_questions_that_are_passed_on() -> None:
