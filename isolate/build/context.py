@@ -96,9 +96,16 @@ class Files:
         """Whether the file is left out."""
         return self._ignore.matches(os.fsdecode(path))
 
+    def left_out(self, path: bytes) -> bool:
+        """Whether there is nothing: a directory is there, too, where a pattern takes back in what is below it."""
+        if not self.ignored(path):
+            return False
+        found = self.look(path) if self._ignore.has_exceptions else None
+        return found is None or not stat.S_ISDIR(found.st_mode) or next(self.walk(path), None) is None
+
     def refuse_ignored(self, path: bytes) -> None:
         """Raise a BuildError for a file that is left out."""
-        if path and self.ignored(path):
+        if path and self.left_out(path):
             raise BuildError(f"/{os.fsdecode(path)}: it is there, but .dockerignore leaves it out")
 
     def followed(self, path: bytes) -> bytes:

@@ -162,6 +162,8 @@ class Plan:
 def expand(files: Files, pattern: str) -> list[bytes]:
     """The paths that a source names: itself, or what a wildcard matches (Go's filepath.Match), in order.
 
+    A wildcard may match nothing, as ``yarn.lock*`` does where there is none.
+
     :raises BuildError: it leads out of the context, or there is nothing.
     """
     clean = posixpath.normpath("/" + pattern).lstrip("/")
@@ -172,7 +174,8 @@ def expand(files: Files, pattern: str) -> list[bytes]:
         return [real]
     found: list[bytes] = [b""]
     for part in clean.split("/"):
-        matches = Ignore([part.replace("**", "*")]).matches if re.search(r"[*?\[\\]", part) else part.__eq__
+        # Behind a "./" no "!" makes it an exception.
+        matches = Ignore(["./" + part.replace("**", "*")]).matches if re.search(r"[*?\[\\]", part) else part.__eq__
         found = [
             b"/".join([above, name]) if above else name
             for above in found
@@ -180,10 +183,7 @@ def expand(files: Files, pattern: str) -> list[bytes]:
             for name in files.names(above)
             if matches(os.fsdecode(name))
         ]
-    found = [path for path in found if not files.ignored(path)]
-    if not found:
-        raise BuildError(f"{pattern}: nothing matches")
-    return found
+    return [path for path in found if not files.left_out(path)]
 
 
 def _is_directory(files: Files, path: bytes) -> bool:

@@ -30,7 +30,7 @@ from isolate.namespaces import (
     UserNamespace,
     UtsNamespace,
 )
-from isolate.namespaces.ids import IdMap
+from isolate.namespaces.ids import IdMap, is_host_root, outside
 from isolate.sandbox.box import Sandbox
 from isolate.seccomp import Seccomp
 
@@ -142,7 +142,10 @@ def _mounts(command: Command, store: Store, stack: contextlib.ExitStack) -> Iter
         if mount.kind == "tmpfs":
             yield Tmpfs(target, size=mount.size or "256M", mode=mount.mode if mount.mode is not None else 0o1777)
         elif mount.kind == "cache":
-            yield Bind(_cache(mount, command, store, stack), target, read_only=mount.read_only)
+            path = _cache(mount, command, store, stack)
+            mapped = is_host_root()  # then each file has the same owner in the cache as inside
+            _give(path, mount, 0o755, None if mapped else store.trees.map)
+            yield Bind(path, target, read_only=mount.read_only, idmap=mapped)
         elif mount.kind == "secret":
             data = command.secrets.get(mount.id or "")
             if data is None:
@@ -150,10 +153,31 @@ def _mounts(command: Command, store: Store, stack: contextlib.ExitStack) -> Iter
                     raise BuildError(f"the secret {mount.id!r} is required and was not given")
                 continue
             if mount.env is None or mount.target is not None:
-                yield Bind(_secret(data, stack), target, read_only=True)
+                path = _secret(data, stack)
+                # Its file system may know no id maps (tmpfs before Linux 6.3), so it is the host's id that has it.
+                _give(path, mount, 0o444, store.trees.map or (IdMap.unprivileged() if is_host_root() else None))
+                yield Bind(path, target, read_only=True, idmap=False)
         else:
             assert files is not None
             yield ImageRoot(_tree(mount, files, store), target, store=store, read_only=mount.read_only)
+
+
+def _give(path: str, mount: Mount, usual: int, map: IdMap | None) -> None:
+    """The owner and the mode that a cache or a secret is to have inside.
+
+    Who may give nothing away lets every id inside do what the owner may. The directory that it lies in keeps others
+    out, whatever its own mode is.
+
+    :param map: what the ids inside are for the file; None where they are the same.
+    """
+    mode = usual if mount.mode is None else mount.mode
+    uid, gid = (mount.uid, mount.gid) if map is None else (outside(map.uids, mount.uid), outside(map.gids, mount.gid))
+    try:
+        if map is not None or os.geteuid() == 0:  # else there is one id inside, which is the owner
+            os.chown(path, uid, gid)
+    except OSError:
+        mode |= (mode >> 6 & 7) * 0o11
+    os.chmod(path, mode)
 
 
 def _secret(data: bytes, stack: contextlib.ExitStack) -> str:
@@ -162,7 +186,6 @@ def _secret(data: bytes, stack: contextlib.ExitStack) -> str:
     path = os.path.join(_passing(where, "isolate-secret-", stack), "secret")
     with open(path, "wb") as file:
         file.write(data)
-    os.chmod(path, 0o444)  # the directory keeps others out; inside another id reads it
     return path
 
 

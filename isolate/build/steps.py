@@ -158,7 +158,7 @@ class State:
         if isinstance(step, i.Shell):
             return Config(shell=step.command)
         if isinstance(step, i.Expose):
-            ports = [port if "/" in port else f"{port}/tcp" for port in self.words(step.ports)]
+            ports = [each for port in self.words(step.ports) for each in _ports(port)]
             return Config(ports=tuple(dict.fromkeys([*(own.ports or ()), *ports])))
         if isinstance(step, i.Volume):
             paths = [posixpath.normpath(posixpath.join("/", path)) for path in self.words(step.paths)]
@@ -249,6 +249,8 @@ class State:
                 unpacked.append((source, into))
                 return True
 
+            if not paths and not plan.rows:
+                raise BuildError(f"{' '.join(sources)}: nothing matches")
             if paths and files is not None:
                 copy_into(plan, files, paths, target, directory, parents=step.parents, exclude=exclude, unpack=unpack)
             if plan.rows:
@@ -308,10 +310,7 @@ class State:
         try:
             for mount in mounts:
                 opened.append(work.files_of(mount.origin, self.number) if mount.kind == "bind" else None)
-            inputs = [
-                [mount.kind, mount.target, mount.id, mount.read_only, _content(mount, files)]
-                for mount, files in zip(mounts, opened, strict=True)
-            ]
+            inputs = [[*_seen(mount), _content(mount, files)] for mount, files in zip(mounts, opened, strict=True)]
             script_key = [script[0], script[1].decode("latin-1")] if script else None
             key = _key(
                 seed(work.store).hex(),
@@ -382,6 +381,30 @@ class State:
         if mount.kind == "secret" and name is None:
             name = posixpath.basename(text(mount.source) or target or "")
         return replace(mount, target=target, source=text(mount.source), origin=text(mount.origin), id=name)
+
+
+def _ports(text: str) -> list[str]:
+    """``8000-8002/udp`` as an image says it: port by port. Docker refuses an image with anything else."""
+    found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp|sctp))?", text, re.IGNORECASE | re.ASCII)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if found is None or not first <= last <= 65535:
+        raise BuildError(f"{text!r} is no port: write 80, 80/udp or 8000-8010/tcp")
+    return [f"{port}/{(found[3] or 'tcp').lower()}" for port in range(first, last + 1)]
+
+
+def _seen(mount: i.Mount) -> list[Any]:
+    """What a command sees of a mount beside its content, for the key."""
+    return [
+        mount.kind,
+        mount.target,
+        mount.id,
+        mount.read_only,
+        mount.mode,
+        mount.uid,
+        mount.gid,
+        mount.size,
+        mount.env,
+    ]
 
 
 def _content(mount: i.Mount, files: Files | None) -> str | None:

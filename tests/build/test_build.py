@@ -228,6 +228,38 @@ def test_a_private_cache_goes_however_deep_it_is(store: Store) -> None:
         assert [name for name in os.listdir(os.path.join(store.path, "caches")) if name.startswith("private-")] == []
 
 
+def test_what_a_mount_is_like_is_in_the_key(store: Store) -> None:
+    """Another mode, size or variable shows in what the command does, so it is another step."""
+
+    def made(mount: str, command: str, **said: Any) -> str | None:
+        return tree(store, Dockerfile.parse(f"FROM base:1\nRUN --mount={mount} {command} > /q\n").build(store, **said))[
+            "q"
+        ]
+
+    for mode in ("700", "755"):
+        assert made(f"type=tmpfs,target=/m,mode={mode}", "busybox stat -c %a /m") == f"{mode}\n"
+    sizes = {made(f"type=tmpfs,target=/m,size={size}", "busybox df /m") for size in ("1M", "4M")}
+    assert len(sizes) == 2
+    for name, shown in {"ONE": "v:\n", "TWO": ":v\n"}.items():
+        assert made(f"type=secret,id=s,env={name}", "echo $ONE:$TWO", secrets={"s": b"v"}) == shown
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has one id inside")
+def test_a_cache_and_a_secret_have_the_owner_and_mode_they_are_given(store: Store) -> None:
+    text = """
+FROM base:1
+RUN --mount=type=cache,id=a,target=/c busybox stat -c %a:%u:%g /c >> /tmp/q
+RUN busybox chmod 1777 /tmp; busybox chmod 666 /tmp/q
+USER me
+RUN --mount=type=cache,id=b,target=/c,uid=1000,gid=1000 echo x > /c/x; busybox stat -c %a:%u:%g /c >> /tmp/q
+RUN --mount=type=cache,id=c,target=/c,mode=0777 echo x > /c/x; busybox stat -c %a:%u:%u /c /c/x >> /tmp/q
+RUN --mount=type=secret,id=s,uid=1000,mode=0400 busybox stat -c %a:%u /run/secrets/s >> /tmp/q; cat /run/secrets/s
+RUN --mount=type=secret,id=s,mode=0400 busybox cat /run/secrets/s || echo no >> /tmp/q
+""".replace("; cat ", "; busybox cat ")
+    shown = tree(store, Dockerfile.parse(text).build(store, secrets={"s": b"v"}))["tmp/q"]
+    assert shown == "755:0:0\n755:1000:1000\n777:0:0\n644:1000:1000\n400:1000\nno\n"
+
+
 def test_a_locked_cache_is_waited_for_and_not_without_an_end(store: Store) -> None:
     line = "RUN --mount=type=cache,id=one,sharing=locked,target=/cache echo x > /cache/log; echo y > /made\n"
     recipe = Dockerfile.parse(f"FROM base:1\n{line}")
@@ -352,6 +384,45 @@ def test_copies(store: Store, context: Path) -> None:
                 copied(line, base="base:1")
     with pytest.raises(BuildError, match="there is no context"):
         Dockerfile.parse("FROM scratch\nCOPY a /\n").build(store)
+
+
+def test_a_directory_of_which_a_part_is_taken_back_in(store: Store, context: Path) -> None:
+    """``*`` and then ``!what/is/wanted``: the directories on the way are there."""
+
+    def copied(source: str, *ignore: str) -> set[str]:
+        where = Context(context, ignore=ignore)
+        return set(tree(store, Dockerfile.parse(f"FROM scratch\nCOPY {source} /x/\n").build(store, where)))
+
+    some = {"x/", "x/deep/", "x/deep/d.txt"}
+    for source in ("sub", "sub/", "*", "s*"):
+        assert copied(source, "*", "!sub/deep/**") == some, source
+    assert copied("sub/deep", "*", "!sub/deep/**") == {"x/", "x/d.txt"}
+    assert copied("*", "*", "!sub/deep/**", "!a.txt") == {*some, "x/a.txt"}
+    for source, words in {"sub": "leaves it out", "*": "nothing matches", "a.txt": "leaves it out"}.items():
+        with pytest.raises(BuildError, match=words):
+            copied(source, "*", "!sub/none/**")
+
+
+def test_wildcards(store: Store, context: Path) -> None:
+    (context / "!odd.txt").write_text("!")
+
+    def copied(line: str) -> set[str]:
+        return set(tree(store, Dockerfile.parse(f"FROM scratch\nCOPY {line} /x/\n").build(store, context)))
+
+    assert copied("a.txt yarn.lock* none?.json") == {"x/", "x/a.txt"}, "one of several may match nothing"
+    assert copied("!*.txt") == {"x/", "x/!odd.txt"}, "no exception, but a name"
+    with pytest.raises(BuildError, match="none"):
+        copied("a.txt none")
+
+
+def test_ports(store: Store) -> None:
+    def ports(line: str) -> tuple[str, ...] | None:
+        return Dockerfile.parse(f"FROM base:1\nARG P=81\nEXPOSE {line}\n").build(store).config.ports
+
+    assert ports("8000-8002 $P 53/UDP") == ("53/udp", "8000/tcp", "8001/tcp", "8002/tcp", "81/tcp")
+    for wrong in ("http", "99999", "80-70", "80/what", "8080:80", "-1"):
+        with pytest.raises(BuildError, match="is no port"):
+            ports(wrong)
 
 
 def test_no_link_leads_out_of_the_context(store: Store, context: Path, tmp_path: Path) -> None:
