@@ -17,7 +17,7 @@ from isolate.images.digests import digest_of
 from isolate.images.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, dump, layer_type
 from isolate.images.image import make_manifest
 from isolate.images.registry.auth import challenges
-from isolate.images.registry.credentials import lookup
+from isolate.images.registry.credentials import files, lookup
 from tests.images.adversary import Adversary, Request, adversary
 from tests.images.make import image, layer, noise
 
@@ -320,6 +320,50 @@ def test_credentials_stay_with_their_host(store: Store) -> None:
         assert all("secret" not in repr(asked) for asked in storage.asked)
 
 
+def test_a_push_to_a_registry_without_time(store: Store) -> None:
+    """Each thing that is asked is refused once (429, 503), and asked again. The place to upload to is the
+    registry's own however its name is written, so it gets the authorization."""
+    kept = store.add(GOOD)
+    refused: dict[str, int] = {}
+
+    def instead(request: Request) -> bool:
+        data = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if request.headers.get("Authorization") is None:
+            request.answer(401, WWW_Authenticate='Basic realm="x"')
+            return True
+        name = f"{request.command} {request.path}"
+        if request.command != "HEAD" and refused.setdefault(name, 0) == 0:
+            refused[name] = 429 if len(refused) % 2 else 503
+            request.answer(refused[name], Retry_After="0")
+        elif request.command == "POST":
+            request.answer(202, Location=f"http://LocalHost:{server.server_address[1]}/v2/me/app/blobs/uploads/1?x=y")
+        elif request.command == "PUT":
+            kept = server.blobs if "/uploads/" in request.path else server.manifests
+            kept[request.path] = data  # type: ignore[index,assignment]
+            request.answer(201)
+        else:
+            request.answer(404)
+        return True
+
+    with adversary(instead=instead) as server:
+        host = f"localhost:{server.server_address[1]}"
+        with Registry(host, credentials=("me", "secret")) as client:
+            store.push(kept, client, "me/app:1")
+        assert set(refused.values()) == {429, 503}
+        assert kept.document in server.blobs.values()
+        assert len(server.manifests) == 1
+
+        def never(request: Request) -> bool:
+            request.rfile.read(int(request.headers.get("Content-Length") or 0))
+            request.answer(429, Retry_After="0")
+            return True
+
+        server.instead = never
+        with Registry(host, credentials=()) as client, pytest.raises(RegistryError) as caught:
+            store.push(kept, client, "me/app:2")
+        assert caught.value.status == 429, "control: not for ever"
+
+
 def test_a_wrong_password_and_none(store: Store) -> None:
     refuse = only("manifests", lambda r: r.answer(401, b"{}", WWW_Authenticate='Basic realm="x"'))
     with adversary(GOOD, instead=refuse) as server:
@@ -390,6 +434,18 @@ def test_credentials_of_docker_and_their_helpers(tmp_path: Path, monkeypatch: py
     assert "pass" not in repr(lookup("r.example"))
     (tmp_path / "config.json").write_text(json.dumps({"credsStore": "test"}))
     assert found("one.example") == ("u", "s-one.example", "")
+    # podman's, in a session and without one.
+    entry = {"auths": {"https://p.example/v2/": {"auth": base64.b64encode(b"pod:man").decode()}}}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "containers").mkdir()
+    (tmp_path / "containers/auth.json").write_text(json.dumps(entry))
+    for name in ("XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
+        assert found("p.example") is None
+        with monkeypatch.context() as patch:
+            patch.setenv(name, str(tmp_path))
+            assert found("p.example") == ("pod", "man", "")
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    assert "/run/containers/4242/auth.json" in files()
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RegistryError, match="cannot be read"):
         lookup("r.example")

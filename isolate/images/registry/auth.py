@@ -167,7 +167,7 @@ class Authority:
                 "refresh_token": self.credentials.identity,
             }
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-            answer = self._transport.once("POST", realm, headers, urlencode(form).encode())
+            answer = self._transport.patiently("POST", realm, headers, urlencode(form).encode)
         else:
             query = [("service", service)] if service else []
             query += [("scope", one) for one in scopes]
@@ -175,7 +175,7 @@ class Authority:
                 headers["Authorization"] = self.credentials.basic
                 query.append(("account", self.credentials.user))
             joint = "&" if urlsplit(realm).query else "?"
-            answer = self._transport.once("GET", f"{realm}{joint}{urlencode(query)}" if query else realm, headers)
+            answer = self._transport.patiently("GET", f"{realm}{joint}{urlencode(query)}" if query else realm, headers)
         if answer.status != 200:
             raise answer.failure(f"the token server of {self._registry} refused")
         token, seconds = _read_token(answer.document(_LARGEST_TOKEN), realm)

@@ -28,9 +28,9 @@ class Registry(Fetching):
     """A registry by its host name, such as ``"registry.example"``, ``"localhost:5000"`` or ``"docker.io"``.
 
     ``credentials`` are (user, password); ``()`` for none; None looks in the files of docker and podman
-    (``$REGISTRY_AUTH_FILE``, ``~/.docker/config.json``, ``$XDG_RUNTIME_DIR/containers/auth.json``) and asks the helpers
-    named there. They are sent to this registry and to token servers of its host or of a domain above or below; others
-    have to be named in ``realms``.
+    (``$REGISTRY_AUTH_FILE``, ``~/.docker/config.json``, ``containers/auth.json`` in ``$XDG_RUNTIME_DIR``, in
+    ``~/.config``, and ``/run/containers/UID/auth.json``) and asks the helpers named there. They are sent to
+    this registry and to token servers of its host or of a domain above or below; others have to be named in ``realms``.
 
     ``mirrors`` are hosts that are asked before it when something is read; what they give is verified like all else.
     ``plain_http``: without TLS; None is so for this machine alone. ``ca`` is a file with the certificates that are

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
-from urllib.parse import urlsplit
 
 from isolate.images.reference import DOCKER_HUB, Reference
 from isolate.images.registry.auth import Authority
 from isolate.images.registry.credentials import Credentials, lookup
-from isolate.images.registry.http import Answer, Transport, is_loopback
+from isolate.images.registry.http import Answer, Transport, is_loopback, origin
 from isolate.kernel.checks import is_int, is_number
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Connection:
     ) -> Answer:
         """One request, authorized; a second time where the registry says what for."""
         reading = method in ("GET", "HEAD")
-        elsewhere = urlsplit(url)[:2] != urlsplit(self._base)[:2]
+        elsewhere = origin(url) != origin(self._base)
         for again in (False, True):
             own = dict(headers or {})
             known = None if elsewhere else self._who().header(scope)
@@ -103,7 +102,7 @@ class Connection:
             if reading:
                 answer = self._transport.follow(method, url, own, plain=self._plain)
             else:
-                answer = self._transport.once(method, url, own, None if body is None else body())
+                answer = self._transport.patiently(method, url, own, body or (lambda: None))
             challenge = answer.headers.get("WWW-Authenticate")
             if answer.status != 401 or challenge is None or again or elsewhere:
                 return answer

@@ -47,8 +47,12 @@ def files() -> list[str]:
         found.append(os.environ["REGISTRY_AUTH_FILE"])
     docker = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
     found.append(os.path.join(docker, "config.json"))
-    if os.environ.get("XDG_RUNTIME_DIR"):
-        found.append(os.path.join(os.environ["XDG_RUNTIME_DIR"], "containers", "auth.json"))
+    # As podman and skopeo look for it (containers-auth.json(5)); without a session there is no XDG_RUNTIME_DIR.
+    user = os.geteuid()
+    found.append(os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{user}", "containers", "auth.json"))
+    found.append(f"/run/containers/{user}/auth.json")
+    settings = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    found.append(os.path.join(settings, "containers", "auth.json"))
     return found
 
 
@@ -86,7 +90,11 @@ def _read(path: str) -> dict[str, Any] | None:
 
 
 def _keys(registry: str) -> tuple[str, ...]:
-    return _HUB_KEYS if registry == DOCKER_HUB else (registry, f"https://{registry}", f"https://{registry}/v1/")
+    return _HUB_KEYS if registry == DOCKER_HUB else _spelled(registry)
+
+
+def _spelled(registry: str) -> tuple[str, ...]:
+    return (registry, *(f"https://{registry}{rest}" for rest in ("", "/", "/v1/", "/v2/")))
 
 
 def _from(document: dict[str, Any], registry: str, path: str) -> Credentials | None:

@@ -29,6 +29,7 @@ _LARGEST_ERROR = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
 SKIP_HEADER = "@@@SKIP_HEADER@@@"  # urllib3.util.SKIP_HEADER
 _RETRIED = (429, 500, 502, 503, 504)
+_REFUSED = (429, 503)  # for now; of such a request the server has taken nothing
 _LONGEST_PAUSE = 30.0
 _ATTEMPTS = 3
 
@@ -248,6 +249,23 @@ class Transport:
             )
         return Answer(raw, url, self.timeout, self.check)
 
+    def patiently(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Callable[[], bytes | Iterable[bytes] | None] = lambda: None,
+    ) -> Answer:
+        """One request that changes something, sent again where the server has no time for it now."""
+        pause = 0.5
+        for _ in range(_ATTEMPTS - 1):
+            answer = self.once(method, url, headers, body())
+            if answer.status not in _REFUSED:
+                return answer
+            self._pause(answer, pause)
+            pause *= 2
+        return self.once(method, url, headers, body())
+
     def follow(self, method: str, url: str, headers: Mapping[str, str], *, plain: bool) -> Answer:
         """A GET or HEAD with its redirects. Credentials stay with the host that they are for.
 
@@ -261,9 +279,7 @@ class Transport:
             answer = self.once(method, url, own)
             if answer.status in _RETRIED and attempts > 1:
                 attempts -= 1
-                wait = min(_after(answer.headers.get("Retry-After"), pause), _LONGEST_PAUSE, self.timeout)
-                answer.close()
-                self._sleep(wait)
+                self._pause(answer, pause)
                 pause *= 2
                 continue
             if answer.status not in _REDIRECTS:
@@ -304,7 +320,10 @@ class Transport:
             )
         return target
 
-    def _sleep(self, seconds: float) -> None:
+    def _pause(self, answer: Answer, otherwise: float) -> None:
+        """Wait as long as the server asks for."""
+        seconds = min(_after(answer.headers.get("Retry-After"), otherwise), _LONGEST_PAUSE, self.timeout)
+        answer.close()
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.check()
