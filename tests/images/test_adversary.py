@@ -339,7 +339,7 @@ def test_a_push_to_a_registry_without_time(store: Store) -> None:
             request.answer(202, Location=f"http://LocalHost:{server.server_address[1]}/v2/me/app/blobs/uploads/1?x=y")
         elif request.command == "PUT":
             kept = server.blobs if "/uploads/" in request.path else server.manifests
-            kept[request.path] = data  # type: ignore[index,assignment]
+            kept[request.path] = data  # type: ignore[assignment]
             request.answer(201)
         else:
             request.answer(404)
