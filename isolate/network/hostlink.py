@@ -76,6 +76,7 @@ class Published:
         self._to = to
         self._host.rules(self._host.elements(self.ports))
         self._in_force = True
+        self._forget()  # whoever has sent before there was a member here is to reach this one now
 
     def close(self) -> None:
         """Nobody reaches the member by them any more, and others may use them."""
@@ -88,14 +89,17 @@ class Published:
                     for p, _, wire, inside in self.ports
                 ]
             )
-        ports = {outside for each, outside, _, _ in self.ports if each.protocol == "udp"}
-        if ports and self._to is not None:
-            self._host.forget(ports)
+        self._forget()
         for each, _, wire, _ in self.ports:
             self._host.free(each.protocol, wire)
         self.ports = []
         while self._reserved:
             self._reserved.pop().close()
+
+    def _forget(self) -> None:
+        ports = {outside for each, outside, _, _ in self.ports if each.protocol == "udp"}
+        if ports and self._to is not None:
+            self._host.forget(ports)
 
 
 class HostLink:

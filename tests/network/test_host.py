@@ -50,11 +50,12 @@ def test_published_ports_lead_to_the_member() -> None:
 
 
 def test_a_client_of_udp_follows_the_port() -> None:
-    """Also one that goes on while the port leads to another member."""
+    """Also one that has sent before there was a member, and one that goes on while the port leads to another."""
     with network.Network() as lan, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind(("127.0.0.1", 0))
         client.settimeout(30)
         for name in ("one", "two"):
+            client.sendto(b"too early", ("127.0.0.1", 5353))
             with (
                 host(lan, name, publish={"5353/udp": 53}) as member,
                 member.listen(53, kind=socket.SOCK_DGRAM) as there,
