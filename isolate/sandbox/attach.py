@@ -6,8 +6,9 @@ new process is taken for the old one's.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EACCES, ENOENT, ESRCH
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from isolate.cgroups.hierarchy import read as read_text
 from isolate.cgroups.part import RunGroup, joined_steps
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.waiting import ready
-from isolate.errors import SetupError
+from isolate.errors import IsolateError, SetupError
 from isolate.kernel.checks import is_int
 from isolate.kernel.namespaces import KINDS
 from isolate.kernel.proc import fields
@@ -45,11 +46,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from isolate.cgroups.stats import Stats
     from isolate.engine.plan import Buffer, Context, Launched, Part, Step
     from isolate.sandbox.result import Result
 
 __all__ = ["Attached", "attach"]
 
+#: Seconds for the launcher of a process whose group is gone to send its last record.
+LAST_COUNTS = 5.0
 
 _WORDS = {kind.typed: kind.file for kind in KINDS}
 
@@ -69,9 +73,10 @@ class Attached:
     True
     """
 
-    def __init__(self, pid: int, pidfd: int) -> None:
+    def __init__(self, pid: int, pidfd: int, process: Process | None = None) -> None:
         #: The process, as this program numbers it.
         self.pid = pid
+        self._process = process
         self._pidfd = OwnedDescriptor(os.dup(pidfd))
         self._ids = (0, 0)
         self._parts: dict[str, Any] = {}
@@ -198,7 +203,7 @@ class Attached:
         own = {hierarchy.key: hierarchy.own for hierarchy in discover().hierarchies}
         theirs = build(read_text("/proc/self/mountinfo"), membership).hierarchies
         found = tuple((h.key, h.own) for h in theirs if h.own and h.own != own.get(h.key))
-        return [TargetGroup(found)] if found else []
+        return [TargetGroup(found, self._process)] if found else []
 
     def run(self, args: Any, **options: Any) -> Result[Any]:
         """Run a program inside to its end: :meth:`Sandbox.run` of :meth:`sandbox`."""
@@ -229,19 +234,22 @@ class TargetGroup:
     """The cgroup of a process that runs, by hierarchy: what is started is born in it."""
 
     directories: tuple[tuple[str, str], ...]
+    #: The process itself, where it is one of ours: it knows the group's last counts.
+    process: Process | None = field(default=None, compare=False, repr=False)
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Into each of them. What its own mounts let programs write there is the process's affair."""
-        context.group = _Counted(dict(self.directories))
+        context.group = _Counted(dict(self.directories), self.process)
         yield from joined_steps(dict(self.directories), context, covered=False)
 
 
 class _Counted(RunGroup):
     """The group of another process: what it counts while a program of ours runs tells why that failed."""
 
-    def __init__(self, directories: dict[str, str]) -> None:
+    def __init__(self, directories: dict[str, str], process: Process | None) -> None:
         super().__init__()
         self._directories = directories
+        self._process = process
         self._before = read_stats(directories)
 
     @property
@@ -262,8 +270,18 @@ class _Counted(RunGroup):
 
     def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> SharedOutcome:
         """The counts since the last call."""
-        before, self._before = self._before, read_stats(self._directories)
+        before, self._before = self._before, self._now()
         return SharedOutcome(self._before, None, None, before)
+
+    def _now(self) -> Stats:
+        """The counts so far. An OOM killer that ends all of a group ends the process too, and its launcher removes the
+        group: its result has the last counts then."""
+        found = read_stats(self._directories)
+        if self._process is not None and not all(map(os.path.isdir, self._directories.values())):
+            with contextlib.suppress(IsolateError, ValueError, OSError):
+                last: Stats | None = self._process.result(timeout=LAST_COUNTS).stats
+                return last or found
+        return found
 
 
 def attach(process: int | Process) -> Attached:
@@ -282,7 +300,7 @@ def attach(process: int | Process) -> Attached:
     if isinstance(process, Process):
         if process.pidfd < 0:
             raise ValueError(f"{process!r} is closed")
-        return Attached(process.pid, process.pidfd)
+        return Attached(process.pid, process.pidfd, process)
     if not is_int(process):
         raise TypeError(f"attach takes a pid or a Process, not {process!r}")
     if process < 1:
