@@ -42,7 +42,7 @@ class _Netted:
         sock.settimeout(30)
         return sock
 
-    def connects(self, address: str, port: int, timeout: float = 1.0) -> bool:
+    def connects(self, address: str, port: int, timeout: float = 2.5) -> bool:
         """Whether a connection can be made from its network."""
         with self.net:
             return connects(address, port, timeout)
@@ -61,7 +61,7 @@ class Host(_Netted):
         self.address, self.address6 = (*map(str, lan.members[name]), "")[:2]
 
 
-def connects(address: str, port: int, timeout: float = 1.0) -> bool:
+def connects(address: str, port: int, timeout: float = 2.5) -> bool:  # a lost SYN is sent again after a second
     """Whether a connection can be made from this thread's network."""
     with contextlib.suppress(OSError):
         socket.create_connection((address, port), timeout).close()

@@ -179,7 +179,7 @@ def of_an_ordinary_user() -> None:
         "import socket, sys\n"
         "for port in (80, 81):\n"
         "    try:\n"
-        "        print(socket.create_connection((sys.argv[1], port), 1).recv(9))\n"
+        "        print(socket.create_connection((sys.argv[1], port), 5).recv(9))\n"
         "    except OSError:\n"
         "        print('refused')\n"
     )
