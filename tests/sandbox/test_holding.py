@@ -246,6 +246,9 @@ def test_exec_whose_init_is_killed_from_inside(clean: Snapshot) -> None:
         further.stdout.readline()
         (init,) = children(further._session.pid)
         inside = Path(f"/proc/{init}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1]
+        end = time.monotonic() + 20
+        while not running("sleep\00086421") and time.monotonic() < end:  # forked, and not yet executed
+            time.sleep(0.002)
         assert running("sleep\00086421"), "the control"
         process.stdin.write(f"{inside}\n".encode())
         process.stdin.flush()
