@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from hashlib import sha256
 from pathlib import Path
-from stat import S_ISLNK
+from stat import S_ISCHR, S_ISLNK
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +23,7 @@ from isolate.images.pack.pack import pack_entries
 from isolate.images.unpack.owners import Owners
 from isolate.images.unpack.place import Placer
 from isolate.images.unpack.read import Pass, unpack
-from tests.images.archives import tree_of
+from tests.images.archives import Maker, tree_of
 from tests.images.generated import Case, cases
 
 if TYPE_CHECKING:
@@ -122,6 +122,24 @@ def test_ten_thousand_archives(case: Case) -> None:
     compare(case, {**EVERYDAY, "bsdtar": bsdtar})
 
 
+def kaniko() -> Maker:
+    """Names as kaniko writes them: the top as a slash, absolute targets of hard links."""
+    made = Maker().directory("/", mtime=7).directory("/usr/", mtime=5).file("/usr/a", b"abc")
+    return made.link("/usr/b", "/usr/a").link("usr/c", "//usr/b").symlink("/usr/l", "/usr/a").file("x", b"x")
+
+
+@pytest.mark.parametrize("tool", [gnu_tar, bsdtar], ids=["GNU tar", "bsdtar"])
+def test_absolute_names_are_below_the_top(tool: Callable[[bytes, Path], None], tmp_path: Path) -> None:
+    if tool is bsdtar and shutil.which("bsdtar") is None:
+        pytest.skip("bsdtar is not installed")
+    for name, which in (("ours", ours), ("theirs", tool)):
+        (tmp_path / name).mkdir()
+        which(kaniko().done(), tmp_path / name)
+    mine, theirs = tree_of(tmp_path / "ours"), tree_of(tmp_path / "theirs")
+    assert mine == theirs
+    assert mine[b"usr/c"][5] == b"abc"
+
+
 # ---- tools that take a second to start: many cases in one archive ----------------------------------------------------
 
 
@@ -175,6 +193,22 @@ def test_the_tools_of_images_make_the_same_tree(tool: Callable[[Path], Path], tm
     different = {path: row for path, row in rows.items() if without_empty(row[0]) != row[1]}
     assert different == {}
     assert len(mine) > 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", [umoci, containers_storage], ids=["umoci", "containers-storage"])
+def test_names_of_kaniko_by_the_tools_of_images(tool: Callable[[Path], Path], tmp_path: Path) -> None:
+    program = "umoci" if tool is umoci else "skopeo"
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    data = kaniko().file("/usr/.wh.gone").link("/usr/.wh.too", "/usr/.wh.gone").done()
+    layout(tmp_path / "layout", data)
+    (tmp_path / "ours").mkdir()
+    ours(data, tmp_path / "ours")
+    mine, theirs = tree_of(tmp_path / "ours"), tree_of(tool(tmp_path))
+    assert {path for path, row in mine.items() if S_ISCHR(row[0])} == {b"usr/gone", b"usr/too"}
+    shown = {path: row for path, row in mine.items() if not S_ISCHR(row[0]) and path}
+    assert {path: row for path, row in theirs.items() if path} == shown
 
 
 def without_empty(row: tuple[Any, ...] | None) -> tuple[Any, ...] | None:

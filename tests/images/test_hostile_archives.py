@@ -11,7 +11,9 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import stat
 import struct
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,11 +59,12 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "parent": (Maker().file("../evil", b"x").done(), b"../evil", r"'\.\.' in the name"),
     "parent in the middle": (Maker().file("a/../../evil").done(), b"a/../../evil", r"'\.\.' in the name"),
     "parent at the end": (Maker().directory("a/..").done(), b"a/..", r"'\.\.' in the name"),
-    "absolute": (Maker().file("/etc/evil").done(), b"/etc/evil", "an absolute name"),
-    "absolute by slashes": (Maker().file("//evil").done(), b"//evil", "an absolute name"),
+    "absolute and parent": (Maker().file("/../etc/evil").done(), b"/../etc/evil", r"'\.\.' in the name"),
+    "absolute by slashes": (Maker().file("//../evil").done(), b"//../evil", r"'\.\.' in the name"),
     "parent by PAX": (pax_then({b"path": b"../evil"}, FILE) + END, b"../evil", r"'\.\.'"),
     "parent by a long name": (header(b"L", b"L", 8) + padded(b"../evil\0") + FILE + END, b"../evil", r"'\.\."),
-    "absolute by prefix": (header(b"evil", prefix=b"/etc") + END, b"/etc/evil", "an absolute name"),
+    "absolute by prefix": (header(b"../evil", prefix=b"/..") + END, b"/../../evil", r"'\.\.' in the name"),
+    "absolute by PAX": (pax_then({b"path": b"/a/../../evil"}, FILE) + END, b"/a/../../evil", r"'\.\.'"),
     "NUL in a PAX name": (pax_then({b"path": b"safe\0/../evil"}, FILE) + END, b"safe\0/../evil", "NUL"),
     "empty name": (header(b"") + END, b"", "an empty name"),
     "long component": (pax_then({b"path": b"n" * 256}, FILE) + END, b"n" * 256, "component of 256"),
@@ -77,6 +80,11 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
         b"a/evil",
         "symbolic link of this layer",
     ),
+    "absolute through a link": (
+        Maker().symlink("a", "/tmp").file("/a/evil").done(),
+        b"a/evil",
+        "symbolic link of this layer",
+    ),
     "directory through a link": (
         Maker().symlink("a", "..").directory("a/evil").done(),
         b"a/evil",
@@ -85,9 +93,16 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "link then the file itself": (Maker().symlink("a", "/etc/passwd").file("a", b"x").done(), b"a", "second entry"),
     "directory then a link": (Maker().directory("a").symlink("a", "/tmp").done(), b"a", "second entry"),
     "file as a parent": (Maker().file("a").file("a/b").done(), b"a/b", "not a directory"),
-    "hard link to the host": (Maker().link("a", "/etc/shadow").done(), b"/etc/shadow", "an absolute target"),
+    "hard link to the host": (Maker().link("a", "/etc/shadow").done(), b"a", "not in this layer"),
+    "absolute hard link out": (Maker().link("a", "/../etc/shadow").done(), b"/../etc/shadow", r"'\.\.' in the target"),
+    "hard link to the top": (Maker().link("a", "/").done(), b"a", "hard link to a directory"),
     "hard link out": (Maker().link("a", "../../etc/shadow").done(), b"../../etc/shadow", r"'\.\.'"),
     "hard link through a link": (Maker().symlink("d", "/etc").link("a", "d/shadow").done(), b"a", "not in this layer"),
+    "absolute hard link through a link": (
+        Maker().symlink("d", "/etc").link("/a", "/d/shadow").done(),
+        b"a",
+        "not in this layer",
+    ),
     "hard link to a directory": (Maker().directory("d").link("a", "d").done(), b"a", "hard link to a directory"),
     "hard link to what comes later": (Maker().link("a", "b").file("b").done(), b"a", "not in this layer"),
     "hard link with bytes": (
@@ -111,6 +126,15 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "reserved name": (Maker().file(".wh..wh.plnk").done(), b".wh..wh.plnk", "reserved name"),
     "whiteout as a link": (Maker().symlink(".wh.a", "/tmp").done(), b".wh.a", "not an empty file"),
     "whiteout with bytes": (Maker().file(".wh.a", b"x").done(), b".wh.a", "not an empty file"),
+    "whiteout as a directory": (Maker().directory(".wh.a").done(), b".wh.a", "not an empty file"),
+    "whiteout as a device": (Maker().device(".wh.a", 0, 0).done(), b".wh.a", "not an empty file"),
+    "whiteout as a hard link with bytes": (
+        header(b".wh.a", b"1", 3, link=b"f") + padded(b"abc") + END,
+        b".wh.a",
+        "bytes of its own",
+    ),
+    "whiteout as a hard link out": (Maker().link(".wh.a", "../f").done(), b"../f", r"'\.\.' in the target"),
+    "hard link to a whiteout": (Maker().file(".wh.a").link("b", ".wh.a").done(), b"b", "hard link to a whiteout"),
     "whiteout through a link": (Maker().symlink("a", "/").file("a/.wh.etc").done(), b"a/.wh.etc", "symbolic link"),
     "device 0:0": (Maker().device("a", 0, 0).done(), b"a", "would be a whiteout"),
     "overlay's own attribute": (
@@ -149,6 +173,7 @@ HOSTILE: dict[str, tuple[bytes, bytes, str]] = {
     "contiguous": (header(b"a", b"7") + END, b"a", "contiguous"),
     "multi-volume": (header(b"a", b"M") + END, b"a", "began in another"),
     "twice": (Maker().file("a", b"good").file("./a", b"evil").done(), b"a", "second entry"),
+    "twice by a slash": (Maker().file("a", b"good").file("/a", b"evil").done(), b"a", "second entry"),
     "twice as directories": (Maker().directory("a").directory("a/").done(), b"a", "second entry"),
     "two PAX headers": (pax({b"path": b"a"}) + pax({b"path": b"b"}) + FILE + END, b"pax", "two extended headers"),
     "two long names": (
@@ -291,3 +316,31 @@ def test_the_same_without_what_is_hostile(field: Path) -> None:
     assert (field / "target/lang/ü").stat().st_mtime_ns == 1_500_000_000
     assert (field / "target" / ("n" * 150)).read_bytes() == b"abc"
     assert struct.calcsize("P") == 8
+
+
+def test_absolute_names_are_below_the_top(field: Path) -> None:
+    """As kaniko writes them. Each leads to a file that is there, beside the target: what is there stays as it is."""
+    outside = os.fsencode(field / "shadow")
+    made = Maker().directory("/").add(pax({b"path": outside}) + FILE)
+    made.add(pax({b"path": b"//same", b"linkpath": b"/" + outside}) + header(b"same", b"1"))
+    made.file("/low/.wh.gone").link("/low/.wh.too", "/low/.wh.gone").link("/low/.wh.third", "nothing/there")
+    before = seen(field)
+    target = os.open(field / "target", os.O_RDONLY)
+    try:
+        in_this_process(made.done(), target)
+    finally:
+        os.close(target)
+    assert seen(field) == before
+    assert (field / "shadow").read_text() == "secret"
+    inside = field / "target" / os.fsdecode(outside.lstrip(b"/"))
+    assert inside.read_bytes() == b"abc"
+    assert os.path.samefile(inside, field / "target/same")
+    for name in ("gone", "too", "third"):
+        row = os.lstat(field / "target/low" / name)
+        assert stat.S_ISCHR(row.st_mode)
+        assert row.st_rdev == 0
+    assert sorted(os.listdir(field / "target/low")) == ["gone", "third", "too"]
+    # The control: who takes such a name as it stands writes beside the target.
+    only = Maker().add(pax({b"path": outside}) + FILE).done()
+    subprocess.run(["tar", "-C", str(field / "target"), "-xPf", "-"], input=only, check=True)
+    assert (field / "shadow").read_bytes() == b"abc"

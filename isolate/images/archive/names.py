@@ -24,14 +24,15 @@ def check_own(path: bytes) -> None:
 
 
 def path_of(name: bytes, what: str = "name") -> bytes:
-    """The path of a name: without ``./``, doubled slashes and a slash at the end. The top is ``b""``.
+    """The path of a name: without ``./``, doubled slashes and slashes at its ends. The top is ``b""``.
 
-    :raises LayerError: absolute, with ``..``, with a NUL, empty, or too long.
+    An absolute name is one below the top, as it is for GNU tar, umoci and Docker: kaniko writes ``/`` for the top and
+    absolute targets of hard links.
+
+    :raises LayerError: with ``..``, with a NUL, empty, or too long.
     """
     if not name:
         raise LayerError(name, f"an empty {what}")
-    if name[0] == 47:
-        raise LayerError(name, f"an absolute {what}")
     if b"\0" in name:
         raise LayerError(name, f"a NUL in the {what}")
     if len(name) > MAX_PATH:

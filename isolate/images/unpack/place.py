@@ -192,6 +192,8 @@ class Placer:
             found = self._copy_up(target, path)
         if found in (kinds.DIRECTORY, _IMPLICIT):
             raise LayerError(path, "a hard link to a directory")
+        if found == "w":
+            raise LayerError(path, "a hard link to a whiteout, which is no file")
         parent, _, name = target.rpartition(b"/")
         if found == _UNMADE:
             self._mark(fd, base)
@@ -350,7 +352,9 @@ class Placer:
 
     def _whiteout(self, entry: Entry, parent: bytes, base: bytes) -> None:
         hidden = whiteout_of(entry.path, base)
-        if entry.kind != kinds.FILE or entry.size:
+        # A hard link, too: overlayfs's own whiteouts may be links to one inode, and some programs write them so. What it
+        # leads to does not matter.
+        if entry.kind not in (kinds.FILE, kinds.HARD_LINK) or entry.size:
             raise LayerError(entry.path, "a whiteout that is not an empty file")
         if entry.path in self.known:
             raise LayerError(entry.path, again(kinds.FILE))
