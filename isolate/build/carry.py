@@ -355,11 +355,13 @@ class Work:
         if image is None:
             stage = self._stage(origin, number)
             image = self.images[stage] if stage is not None else self._start(origin, number, self.recipe.stages[number])
-        return self.image_files(image)
+        return self.image_files(image, source=True)
 
-    def image_files(self, image: Image) -> Files:
-        """The merged tree of an image."""
+    def image_files(self, image: Image, *, source: bool = False) -> Files:
+        """The merged tree of an image. ``source``: attributes are read, too, also those that a tree cannot hold."""
         kept = self.store.add(image)
         lease, trees = self.store.lease(kept)
         with lease:
-            return Files([os.dup(fd) for fd in reversed(trees)])
+            trees.reverse()
+            facts = self.store.trees.facts_of(trees) if source else ()
+            return Files([os.dup(fd) for fd in trees], facts=facts)

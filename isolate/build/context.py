@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from isolate.build.errors import BuildError
 from isolate.build.ignore import LARGEST, Ignore
+from isolate.images.errors import LayerError
+from isolate.images.pack.scan import attributes
 from isolate.images.pack.stack import Stack
 from isolate.kernel.checks import keywords
 
@@ -16,10 +18,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from isolate.images.facts import Facts
     from isolate.kernel.paths import StrOrBytesPath
 
 __all__ = ["Context", "Files"]
 
+_CAPABILITY: Final = b"security.capability"
 _LINKS: Final = 40
 _DEEPEST: Final = 256
 
@@ -69,16 +73,24 @@ def _read_ignore(top: int) -> Ignore:
         return Ignore.parse(file.read(LARGEST + 1))
 
 
+def _of_root(value: bytes) -> bytes:
+    """Capabilities of a file, those of a user namespace (version 3) as those of the image's root (version 2).
+
+    What an ordinary user's store unpacks has the id of whom it belongs to, and root's store has none.
+    """
+    return value[:3] + b"\2" + value[4:20] if len(value) == 24 and value[3] == 3 else value
+
+
 class Files:
     """Trees, the uppermost first, looked up beneath their top.
 
     Paths have no slash at either end; ``b""`` is the top.
     """
 
-    def __init__(self, tops: Sequence[int], ignore: Ignore | None = None) -> None:
+    def __init__(self, tops: Sequence[int], ignore: Ignore | None = None, *, facts: Sequence[Facts] = ()) -> None:
         self._tops = tops
         self._ignore = ignore or Ignore()
-        self.stack: Stack = Stack(tops)
+        self.stack: Stack = Stack(tops, facts)
 
     def __enter__(self) -> Self:
         return self
@@ -140,6 +152,35 @@ class Files:
         found = self.stack.lookup(path)
         assert found is not None
         return found[0].open(path)
+
+    def attributes(self, path: bytes, fd: int | None = None) -> dict[bytes, bytes]:
+        """The extended attributes that a file, which is open as ``fd``, or a directory brings into an image.
+
+        ``user.*`` and capabilities; what else an image had is with its facts. Labels of this host stay here.
+
+        :raises BuildError: overlayfs's own, which say that the contents are elsewhere.
+        """
+        row = self.stack.lookup(path)
+        assert row is not None
+        tree = row[0]
+        try:
+            held = attributes(tree.directory(path) if fd is None else fd)
+        except LayerError as error:
+            raise BuildError(f"/{os.fsdecode(path)}: {error.rule}") from None
+        found = {name: value for name, value in held.items() if name.startswith(b"user.")}
+        if _CAPABILITY in held:
+            found[_CAPABILITY] = _of_root(held[_CAPABILITY])
+        fact = tree.facts.get(path) if tree.facts is not None else None
+        return found if fact is None else {**found, **fact.xattrs}
+
+    def same(self, path: bytes) -> tuple[int, int, int]:
+        """What is equal for the hard links to one file: the tree and the inode.
+
+        The tree too: where a store shares files between layers, equal files of two layers are one inode.
+        """
+        row = self.stack.lookup(path)
+        assert row is not None
+        return row[0].top, row[1].st_dev, row[1].st_ino
 
     def real(self, path: bytes, *, missing: bool = False) -> bytes:
         """The path with every link followed, as it would be with this tree as the root.

@@ -18,7 +18,7 @@ from isolate.images.layer import FileBytes, Layer, unnamed
 from isolate.images.pack.pack import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from isolate.build.context import Files
 
@@ -36,6 +36,8 @@ class Plan:
         self._owner = owner
         self._mode = mode
         self.rows: dict[bytes, tuple[Entry, tuple[Files, bytes] | bytes | None]] = {}
+        #: The inodes of files that have several names.
+        self._inodes: dict[bytes, tuple[int, int, int]] = {}
 
     # ---- what is to be there -----------------------------------------------------------------------------------
 
@@ -58,20 +60,21 @@ class Plan:
         if known is not None and (known[0].kind == kinds.DIRECTORY) != (entry.kind == kinds.DIRECTORY):
             raise BuildError(f"/{os.fsdecode(entry.path)} would be a directory and a file")
         self.rows[entry.path] = entry, data
+        self._inodes.pop(entry.path, None)
 
     def data(self, path: bytes, data: bytes, mode: int = 0o644) -> None:
         """A file with this content."""
         self.parents(path)
         self._put(Entry(path, kinds.FILE, mode=mode if self._mode is None else self._mode, size=len(data)), data)
 
-    def directory(self, path: bytes, mode: int = 0o755) -> None:
+    def directory(self, path: bytes, mode: int = 0o755, xattrs: dict[bytes, bytes] | None = None) -> None:
         """A directory, unless there is one."""
         if not path:
             return
         found = self._base.look(path) if self._base is not None else None
         self.parents(path)
         if found is None and path not in self.rows:
-            self._put(Entry(path, kinds.DIRECTORY, mode=mode), None)
+            self._put(Entry(path, kinds.DIRECTORY, mode=mode, xattrs=xattrs), None)
 
     def one(self, files: Files, source: bytes, found: os.stat_result, path: bytes) -> None:
         """A file, link or directory of the source as it is there, at another path."""
@@ -87,17 +90,22 @@ class Plan:
             raise BuildError(f"/{os.fsdecode(path)}: {what} cannot be copied")
         self.parents(path)
         if directory:
-            self._put(Entry(path, kinds.DIRECTORY, mode=mode), None)
+            self._put(Entry(path, kinds.DIRECTORY, mode=mode, xattrs=files.attributes(source)), None)
         elif stat.S_ISLNK(found.st_mode):
             self._put(Entry(path, kinds.SYMLINK, mode=0o777, link=files.link(source)), None)
         elif stat.S_ISREG(found.st_mode):
             self._put(Entry(path, kinds.FILE, mode=mode, size=found.st_size), (files, source))
+            if found.st_nlink > 1:
+                self._inodes[path] = files.same(source)
         else:
             raise BuildError(f"{os.fsdecode(source)} is a device, a socket or a FIFO, which is not copied")
 
     def tree(self, files: Files, source: bytes, path: bytes, exclude: Ignore) -> None:
         """What is in a directory of the source, into a directory."""
-        self.directory(path, stat.S_IMODE(found.st_mode) if source and (found := files.look(source)) else 0o755)
+        if source and (found := files.look(source)):
+            self.directory(path, stat.S_IMODE(found.st_mode), files.attributes(source))
+        else:
+            self.directory(path)
         for each, found in files.walk(source):
             below = each[len(source) :].lstrip(b"/")
             if not exclude.matches(os.fsdecode(below)):
@@ -105,13 +113,25 @@ class Plan:
 
     # ---- what is made of it ------------------------------------------------------------------------------------
 
+    def _sorted(self) -> Iterator[tuple[Entry, tuple[Files, bytes] | bytes | None]]:
+        """The rows in the order of an archive; of the names of one inode all but the first are hard links to that."""
+        first: dict[tuple[int, int, int], bytes] = {}
+        for path in sorted(self.rows, key=order):
+            entry, data = self.rows[path]
+            inode = self._inodes.get(path)
+            original = path if inode is None else first.setdefault(inode, path)
+            if original is not path:
+                link = Entry(path, kinds.HARD_LINK, mode=entry.mode, uid=entry.uid, gid=entry.gid, link=original)
+                yield link, None
+            else:
+                yield entry, data
+
     def layer(self) -> Layer:
         """The layer: the same files give the same bytes, whenever and by whom it is made."""
         out = unnamed()
         with open(os.dup(out), "wb") as file:
             writer = Writer(file.write)
-            for path in sorted(self.rows, key=order):
-                entry, data = self.rows[path]
+            for entry, data in self._sorted():
                 if isinstance(data, tuple):
                     self._stream(writer, entry, *data)
                 else:
@@ -126,6 +146,7 @@ class Plan:
         fd = files.read(source)
         try:
             entry.size = os.fstat(fd).st_size
+            entry.xattrs = files.attributes(source, fd)
             writer.put(header(entry))
             left = entry.size
             while left:
@@ -139,14 +160,15 @@ class Plan:
             os.close(fd)
 
     def digest(self) -> str:
-        """What the inputs are, for a cache key: names, modes, owners, links and contents; no times."""
+        """What the inputs are, for a cache key: names, modes, owners, links, attributes and contents; no times."""
         whole = hashlib.sha256()
-        for path in sorted(self.rows, key=order):
-            entry, data = self.rows[path]
+        for entry, data in self._sorted():
+            xattrs = entry.xattrs
             content = hashlib.sha256()
             if isinstance(data, tuple):
                 fd = data[0].read(data[1])
                 try:
+                    xattrs = data[0].attributes(data[1], fd)
                     while piece := os.read(fd, _PIECE):
                         content.update(piece)
                 finally:
@@ -154,8 +176,9 @@ class Plan:
             elif data:
                 content.update(data)
             # Each content by its digest, which has a fixed length: what stands in a file cannot pass for another entry.
-            row = (path, entry.kind, entry.mode, entry.uid, entry.gid, entry.link, content.hexdigest())
-            whole.update(repr(row).encode() + b"\n")
+            row = (entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.link, content.hexdigest())
+            # Only where there are any: most keys stay as they were.
+            whole.update(repr((*row, sorted(xattrs.items())) if xattrs else row).encode() + b"\n")
         return whole.hexdigest()
 
 

@@ -90,7 +90,7 @@ class Work(Protocol):
         """The files of a source, to be closed."""
         ...
 
-    def image_files(self, image: Image) -> Files:
+    def image_files(self, image: Image, *, source: bool = False) -> Files:
         """The merged tree of an image, to be closed."""
         ...
 
@@ -279,10 +279,10 @@ class State:
             fd = files.read(source)
             try:
                 with open(fd, "rb", closefd=False) as archive:
-                    extract(archive, top)
+                    done = extract(archive, top)
             finally:
                 os.close(fd)
-            with self.work.image_files(self.image) as base, Files([top]) as tree:
+            with self.work.image_files(self.image) as base, Files([top], facts=[done.facts]) as tree:
                 plan = Plan(base)
                 copy_into(plan, tree, [b""], into, directory=True)
                 self._add(plan.layer(), describe(step))

@@ -212,6 +212,17 @@ class Trees:
             raise StoreError("a layer's info is damaged", remedy="check(), then pull the image again")
         return found
 
+    def facts_of(self, trees: Sequence[int]) -> list[Facts]:
+        """The facts of a stack of leased trees, in the order of the trees."""
+        found = []
+        for tree in trees:
+            layer = open_directory("..", tree)
+            try:
+                found.append(self.facts(layer))
+            finally:
+                os.close(layer)
+        return found
+
     def facts(self, fd: int) -> Facts:
         """The metadata that a layer's tree cannot hold."""
         try:

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import ConflictError
 from isolate.images.bounds import Bounds
-from isolate.images.disk import new_directory, open_directory
+from isolate.images.disk import new_directory
 from isolate.images.errors import StoreError
 from isolate.images.layer import FileBytes, Layer, unnamed
 from isolate.images.pack.start import difference, remove
 from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from isolate.images.facts import Facts
     from isolate.images.image import Image
     from isolate.images.pack.change import Changes
     from isolate.images.store import Store
@@ -153,7 +152,7 @@ class Upper:
                     trees[::-1],
                     upper=True,
                     stubs=self._stubs,
-                    facts=self._facts(trees),
+                    facts=self._store.trees.facts_of(trees[::-1]),
                     out=out,
                     epoch=epoch,
                     bounds=bounds,
@@ -165,17 +164,6 @@ class Upper:
             return changes, None
         assert isinstance(out, OwnedDescriptor)
         return changes, Layer(written.diffid, written.diffid, written.size, source=FileBytes(out))
-
-    def _facts(self, trees: Sequence[int]) -> list[Facts]:
-        """The metadata that the layers' trees could not hold, the uppermost first."""
-        found = []
-        for tree in reversed(trees):
-            layer = open_directory("..", tree)
-            try:
-                found.append(self._store.trees.facts(layer))
-            finally:
-                os.close(layer)
-        return found
 
     def changes(self) -> Changes:
         """The differences from the image, in the order of paths. A file that is as before is no change.

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from isolate.build import BuildError, Context, Dockerfile, DockerfileError, Recipe, forget
+from isolate.build.copying import Plan, copy_into
 from isolate.images import Config, Image, Layer, Store
 from isolate.images.disk import try_lock
 from isolate.images.pack.stack import Stack
 from isolate.tools.cli import main
+from tests.images.make import of_archive
 from tests.ordinary import as_ordinary_user
 
 from .corpora import ROOT
@@ -583,6 +585,96 @@ def test_the_same_digest_as_an_ordinary_user(tmp_path: Path) -> None:
         "with tempfile.TemporaryDirectory() as place: print(digest_of_a_build(place))"
     )
     assert printed.strip() == digest_of_a_build(str(tmp_path))
+
+
+CAPABILITY = b"\1\0\0\2" + bytes([0, 0x20]) + bytes(14)  # cap_net_raw=ep
+TREE = {"SCHILY.xattr.security.capability": CAPABILITY.decode("latin-1"), "SCHILY.xattr.user.note": "kept"}
+FOREIGN = {"SCHILY.xattr.security.selinux": "system_u:object_r:bin_t:s0"}
+
+
+def with_attributes() -> bytes:
+    """The archive of a layer: attributes that a tree holds and one that it does not, and two names of one file."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, records in {"d/ping": TREE, "d/plain": {}, "d/labelled": FOREIGN}.items():
+            info = tarfile.TarInfo(name)
+            info.mode, info.size, info.pax_headers = 0o755, 4, records
+            archive.addfile(info, io.BytesIO(b"else" if name == "d/plain" else b"data"))
+        info = tarfile.TarInfo("d/again")
+        info.type, info.linkname = tarfile.LNKTYPE, "d/ping"
+        archive.addfile(info)
+    return out.getvalue()
+
+
+def copies_of_attributes(place: str) -> tuple[list[str], list[bytes]]:
+    """Digests and archives of layers that COPY and ADD make of these files; also run by an ordinary user."""
+    context = Path(place, "context")
+    context.mkdir()
+    (context / "a.tar").write_bytes(with_attributes())
+    digests, archives = [], []
+    for share in (False, True):
+        with Store(Path(place, f"store-{share}"), share=share) as store:
+            # What is shared is a link to what another layer has: d/labelled, of which the tree does not hold the label.
+            base = Image.empty() + of_archive(with_attributes())
+            base = base + Layer.files({"d/plain": b"data"}, mode=0o755)
+            store.add(base, "attributes:1")
+            for text in ("COPY --from=attributes:1 /d /to", "COPY --from=attributes:1 /d/ping /p", "ADD a.tar /"):
+                built = Dockerfile.parse(f"FROM scratch\n{text}\n").build(store, context)
+                digests.append(built.digest)
+                with built.layers[-1].open() as file:
+                    archives.append(file.read())
+    return digests, archives
+
+
+@pytest.mark.root
+def test_attributes_and_hard_links_are_copied_alike_by_root_and_an_ordinary_user(tmp_path: Path) -> None:
+    digests, archives = copies_of_attributes(str(tmp_path))
+    assert digests[3:] == digests[:3], "a shared store, in which equal files of two layers are one, makes no difference"
+    root = Path(__file__).parents[2]
+    printed = as_ordinary_user(
+        f"import sys, tempfile; sys.path.insert(0, {str(root)!r})\n"
+        "from tests.build.test_build import copies_of_attributes\n"
+        "with tempfile.TemporaryDirectory() as place: print(copies_of_attributes(place)[0])"
+    )
+    assert printed.strip() == repr(digests)
+    for data, top in ((archives[0], "to/"), (archives[3], "to/"), (archives[2], "d/")):
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            rows = {row.name: row for row in archive}
+        assert rows[top + "again"].pax_headers == TREE, "the first name has the attributes"
+        assert (rows[top + "ping"].type, rows[top + "ping"].linkname) == (tarfile.LNKTYPE, top + "again")
+        assert rows[top + "labelled"].pax_headers == FOREIGN
+        assert rows[top + "plain"].pax_headers == {}, "control"
+        assert rows[top + "plain"].isreg(), "control: equal contents alone make no link"
+    with tarfile.open(fileobj=io.BytesIO(archives[1])) as archive:
+        (row,) = archive
+        assert row.isreg(), "of a file with another name elsewhere"
+        assert row.pax_headers == TREE
+
+
+def test_hard_links_of_a_context_are_kept_and_attributes_are_in_the_key(store: Store, context: Path) -> None:
+    os.link(context / "a.txt", context / "sub/a.txt")
+    built = Dockerfile.parse("FROM scratch\nCOPY . /\n").build(store, context)
+    with built.layers[-1].open() as file, tarfile.open(fileobj=file) as archive:
+        rows = {row.name: row for row in archive}
+    assert (rows["sub/a.txt"].type, rows["sub/a.txt"].linkname) == (tarfile.LNKTYPE, "a.txt")
+    assert rows["sub/c.txt"].isreg(), "control"
+    assert tree(store, built)["sub/a.txt"] == "hello\n"
+    alone = Dockerfile.parse("FROM scratch\nCOPY sub /\n").build(store, context)
+    assert tree(store, alone)["a.txt"] == "hello\n"
+
+    def key() -> str:
+        plan = Plan(None)
+        with Context(context).open() as files:
+            copy_into(plan, files, [b""], b"", directory=True)
+            return plan.digest()
+
+    before = key()
+    assert key() == before
+    try:
+        os.setxattr(context / "sub/c.txt", "user.note", b"x")
+    except OSError:
+        pytest.skip("the file system has no user.* attributes")
+    assert key() != before
 
 
 def test_explain_knows_stages_and_what_the_store_lacks(store: Store) -> None:

@@ -352,8 +352,8 @@ class Placer:
 
     def _whiteout(self, entry: Entry, parent: bytes, base: bytes) -> None:
         hidden = whiteout_of(entry.path, base)
-        # A hard link, too: overlayfs's own whiteouts may be links to one inode, and some programs write them so. What it
-        # leads to does not matter.
+        # A hard link, too: overlayfs's own whiteouts may be links to one inode, and some programs write them so. What
+        # it leads to does not matter.
         if entry.kind not in (kinds.FILE, kinds.HARD_LINK) or entry.size:
             raise LayerError(entry.path, "a whiteout that is not an empty file")
         if entry.path in self.known:
