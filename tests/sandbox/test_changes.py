@@ -211,7 +211,8 @@ def test_a_descriptor_less_is_an_error_and_no_leak(tree: Path) -> None:
 CLOSED = """
 import os, tempfile
 from isolate import *
-top = tempfile.mkdtemp()
+whole = tempfile.TemporaryDirectory()
+top = whole.name
 os.makedirs(top + "/w/dir")
 open(top + "/w/a", "w").write("a")
 links = [Symlink(os.readlink(p), p) if os.path.islink(p) else Bind(p)
@@ -225,6 +226,7 @@ with box.open() as c:
     c.run(["sh", "-c", code]).check()
     found = c.changes()
     print(found.complete, str(found[0]))
+whole.cleanup()
 """
 
 
