@@ -93,29 +93,47 @@ class IsolateExecutor(RemotePythonExecutor):
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(code).encode() + b"\n")
-            process.stdin.flush()
-            answer = json.loads(_line(process, self.timeout))
+            deadline = time.monotonic() + self.timeout
+            _write(process, json.dumps(code).encode() + b"\n", deadline)
+            answer = json.loads(_line(process, deadline))
+        except TimeoutError:
+            self._end()
+            raise AgentError(f"the code was ended: it took more than {self.timeout:g} s", self.logger) from None
         except (OSError, ValueError) as error:
-            process.close()
-            self._process = None  # its variables are gone with it; the files are there
+            self._end()
             raise AgentError(f"the code was ended: {error}", self.logger) from None
         return answer if isinstance(answer, dict) else {}
 
-    def cleanup(self) -> None:
-        """Everything inside ends."""
+    def _end(self) -> None:
+        """The Python inside ends, and its variables are gone with it; the files are there."""
         if self._process is not None:
             self._process.close()
+            self._process = None
+
+    def cleanup(self) -> None:
+        """Everything inside ends."""
+        self._end()
         self._container.close()
 
 
-def _line(process: isolate.Process, timeout: float) -> bytes:
+def _write(process: isolate.Process, data: bytes, deadline: float) -> None:
+    """Give the program all of it, or an error: it reads no more, or not in time. A pipe holds 64 KiB on its own."""
+    assert process.stdin is not None
+    fd = process.stdin.fileno()
+    os.set_blocking(fd, False)
+    while data:
+        if not select.select([], [fd], [], max(0.0, deadline - time.monotonic()))[1]:
+            raise TimeoutError
+        data = data[os.write(fd, data) :]
+
+
+def _line(process: isolate.Process, deadline: float) -> bytes:
     """A line of the program's, or an error: it ended, took too long, or wrote too much."""
     assert process.stdout is not None
-    deadline, found = time.monotonic() + timeout, b""
+    found = b""
     while not found.endswith(b"\n"):
         if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise TimeoutError(f"it took more than {timeout:g} s")
+            raise TimeoutError
         data = os.read(process.stdout.fileno(), 65536)
         found += data
         if not data or len(found) > LONGEST:

@@ -89,6 +89,14 @@ def test_nothing_waits_for_ever_and_nothing_is_unpickled(executor: Any) -> None:
     for code in ("import os; os._exit(3)", "import os; os.write(4, b'[' * (2 << 20))"):
         with pytest.raises(AgentError, match="ended"):
             executor(code)
+    # The loop inside reads no more, and a pipe holds 64 KiB: to write has the deadline as well.
+    long = f"len('{'x' * (1 << 18)}')"
+    assert executor(long).output == str(1 << 18)  # the control: it reads
+    stall = "import __main__, time; __main__.answers.write('{}\\n'); __main__.answers.flush(); time.sleep(600)"
+    executor(stall)
+    with pytest.raises(AgentError, match="more than 3 s"):
+        executor(long)
+    assert executor("1 + 1").output == "2"
     code = "class FinalAnswerException(BaseException):\n    value = 'pickle:gASVCQAAAAAAAACMBXBvc2l4lC4='"
     code += "\nraise FinalAnswerException"
     with pytest.raises(Exception, match="Pickle data rejected"):
