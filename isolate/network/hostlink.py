@@ -312,14 +312,22 @@ class HostLink:
 
 
 def reserve(publish: Publish, port: int) -> socket.socket:
-    """Hold the port, so that nobody else gets it: a socket that is bound, and to which nothing ever comes."""
+    """Hold the port, so that nobody else gets it: a socket that is bound, and to which nothing ever comes.
+
+    Connections that a relay closed a moment ago are no hindrance, as long as nobody listens there.
+    """
     kind = socket.SOCK_STREAM if publish.protocol == "tcp" else socket.SOCK_DGRAM
     version6 = ":" in publish.address
     sock = socket.socket(socket.AF_INET6 if version6 else socket.AF_INET, kind)
     try:
         if version6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((publish.address, port))
+        try:
+            sock.bind((publish.address, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or publish.protocol != "tcp":
+                raise
+            _bind_anew(sock, publish.address, port)
     except OSError as error:
         sock.close()
         causes = {
@@ -337,6 +345,19 @@ def reserve(publish: Publish, port: int) -> socket.socket:
             remedy=remedy,
         ) from None
     return sock
+
+
+def _bind_anew(sock: socket.socket, address: str, port: int) -> None:
+    """Bind a TCP socket where connections that have ended are still remembered, for about a minute, and hold the port.
+
+    With SO_REUSEADDR alone others could bind there with the same option (socket(7)). To listen makes sure that nobody
+    else does, and marks the port as one that is not shared; the option is off again afterwards.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address, port))
+    sock.listen(0)
+    sock.shutdown(socket.SHUT_RDWR)  # it stays bound
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 
 def uplinks(sock: Socket) -> list[int]:

@@ -290,6 +290,8 @@ class Relayed:
         for sock, port in self._ports:
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM:
                 try:
+                    # Inherited by its connections: once they have ended, the port can be published again at once.
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     sock.listen(1024)
                 except OSError as error:  # another socket listens there since
                     raise SetupError(error.errno or errno.EADDRINUSE, "publish a port", part="Interface") from None
