@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
-from isolate.kernel.checks import is_int, keywords
+from isolate.kernel.checks import is_int, is_number, keywords
 from isolate.namespaces import NetNamespace
 from isolate.network import link, ruleset, subnets
 from isolate.network.hostlink import HostLink, Published, reserve
@@ -55,7 +55,9 @@ class Network(Watching, Joinable):
     beyond: None, nothing; ``"host"``, whatever this program's network reaches, with its addresses (NAT); ``"user"``,
     the same by pasta or slirp4netns (see :class:`Userspace`), which needs no privileges and changes nothing of the
     host. ``names``: a resolver at the network's first address knows the members by their names, and with an uplink asks
-    the host's resolvers about others. ``mtu`` is the largest packet, 576 to 65535 bytes.
+    the host's resolvers about others. ``mtu`` is the largest packet, 576 to 65535 bytes. ``idle``: a TCP
+    connection by a published port that is relayed (as an ordinary user, or at an IPv6 address) ends when nothing has
+    moved by it for so many seconds; None is never.
 
     Members are :class:`Interface` parts of sandboxes. They reach one another, unless an ``egress=`` or an
     ``ingress=`` says less. Nothing
@@ -81,11 +83,14 @@ class Network(Watching, Joinable):
         names: bool = True,
         mtu: int = 1500,
         name: str | None = None,
+        idle: float | None = 3600.0,
     ) -> None:
         if uplink not in (None, "host", "user"):
             raise ValueError(f"Network: uplink must be None, 'host' or 'user', not {uplink!r}")
         if not is_int(mtu) or not 576 <= mtu <= 65535:
             raise ValueError(f"Network: mtu must be from 576 to 65535 bytes, not {mtu!r}")
+        if idle is not None and not (is_number(idle) and idle > 0):
+            raise ValueError(f"Network: idle must be a number of seconds above 0, or None, not {idle!r}")
         if name is not None:
             host_name(name, "Network: name")
         self._owner = native.owner()
@@ -100,6 +105,7 @@ class Network(Watching, Joinable):
         self.subnet6: Net | None = nets[1] if len(nets) > 1 else None
         self.uplink = uplink
         self.mtu = mtu
+        self.idle = idle
         self._names: Names | None = None
         self._host: HostLink | None = None
         self._relay: Relay | None = None
@@ -240,7 +246,7 @@ class Network(Watching, Joinable):
     def _relayed(self, wanted: Sequence[Publish]) -> Relayed:
         with self._switch.lock:
             if self._relay is None:
-                self._relay = Relay(Supply(self._switch.namespace))
+                self._relay = Relay(Supply(self._switch.namespace), idle=self.idle)
             relay = self._relay
         return self._at_home(lambda: Relayed(relay, tuple(wanted), reserve))
 

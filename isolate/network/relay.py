@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 import selectors
 import socket
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -27,7 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["Pump", "Relay", "Relayed"]
 
 _CHUNK = 1 << 16
-_PAIRS, _PEERS, _IDLE = 512, 256, 60.0
+_PEERS, _IDLE = 256, 60.0
+#: The most connections at a time by one port.
+_MOST = 512
+#: Seconds without a byte before which a connection does not go for a new one, and those of a pause in listening.
+_SPARED, _PAUSE = 5.0, 1.0
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 #: Addresses and ports, of which the next is tried where the one before refuses.
 Targets: TypeAlias = "tuple[tuple[str, int], ...]"
 Ready = Callable[[socket.socket], None]
@@ -62,14 +69,35 @@ class Pump:
                 self.target.shutdown(socket.SHUT_WR)
 
 
-class Relay:
-    """The thread, and what it waits for. ``take(kind)`` makes sockets of the network that members are in."""
+class _Connection:
+    """A client's connection by a port, both ways."""
 
-    def __init__(self, supply: Supply) -> None:
+    def __init__(self, port: socket.socket, outer: socket.socket, inner: socket.socket) -> None:
+        self.port: socket.socket = port
+        self.pumps: tuple[Pump, Pump] = (Pump(outer, inner), Pump(inner, outer))
+        self.ends: tuple[socket.socket, socket.socket] = (outer, inner)
+        self.used: float = time.monotonic()  # when something moved last
+
+
+class Relay:
+    """The thread, and what it waits for. ``supply`` makes sockets of the network that members are in.
+
+    ``idle``: a TCP connection by which nothing moved for so many seconds ends. A port that has its most connections
+    gives up the one that has been idle longest; if all were used just now, new clients wait until one ends.
+    """
+
+    def __init__(self, supply: Supply, *, idle: float | None = None) -> None:
         self._supply = supply
+        self._idle = float("inf") if idle is None else idle
+        self._tick = min(5.0, self._idle / 4)  # between two looks for what is idle
+        self._look_at = 0.0
         self._selector = selectors.DefaultSelector()
         self._todo: list[Callable[[], None]] = []
-        self._pairs: dict[socket.socket, tuple[Pump, Pump]] = {}
+        self._connections: dict[socket.socket, _Connection] = {}  # by either end
+        #: Those of each port, the least recently used first.
+        self._by_port: dict[socket.socket, OrderedDict[_Connection, None]] = {}
+        self._paused: dict[socket.socket, Targets] = {}
+        self._resume_at = 0.0
         self._peers: dict[tuple[socket.socket, object], tuple[socket.socket, float]] = {}
         self._wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
@@ -82,25 +110,22 @@ class Relay:
 
     def listen(self, sock: socket.socket, to: Targets) -> None:
         """Relay what comes to this socket, which is closed by :meth:`forget`."""
-        stream = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
-        ready: Ready = (lambda s: self._accept(s, to)) if stream else (lambda s: self._datagrams(s, to[-1]))
         sock.setblocking(False)
-        self._soon(lambda: self._register(sock, selectors.EVENT_READ, ready))
+        self._soon(lambda: self._attend(sock, to))
 
-    def forget(self, sock: socket.socket, to: Targets) -> None:
+    def forget(self, sock: socket.socket) -> None:
         """Close it, with every connection that it led to."""
         done = threading.Event()
 
         def body() -> None:
+            self._paused.pop(sock, None)
             self._close(sock)
             for key, (peer, _) in list(self._peers.items()):
                 if key[0] is sock:
                     del self._peers[key]
                     self._close(peer)
-            for one in list(self._pairs):
-                with contextlib.suppress(OSError):
-                    if one.getpeername()[:2] in to:
-                        self._end(one)
+            for one in list(self._by_port.get(sock, ())):
+                self._end(one)
             done.set()
 
         self._soon(body)
@@ -121,17 +146,26 @@ class Relay:
 
     def _run(self) -> None:
         while not self._closing:
-            for key, _ in self._selector.select(5.0 if self._peers else None):
+            for key, _ in self._selector.select(self._patience()):
                 with contextlib.suppress(Exception):  # one connection must never end the others
                     key.data(key.fileobj)
             self._expire()
+            self._resume()
         for sock in [key.fileobj for key in list(self._selector.get_map().values())]:
             self._close(sock)  # type: ignore[arg-type]
-        for sock in list(self._pairs):  # a client's whose other end was not there yet
+        for sock in (*self._connections, *self._paused):  # a client's whose other end was not there yet
             self._close(sock)
         self._selector.close()
         self._wake.close()
         self._supply.close()
+
+    def _patience(self) -> float | None:
+        """How long it may wait for the next event, in seconds."""
+        if self._paused:
+            return max(0.0, self._resume_at - time.monotonic())
+        if self._peers:
+            return self._tick
+        return self._tick if self._connections and self._idle < float("inf") else None
 
     def _awake(self, sock: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -150,8 +184,38 @@ class Relay:
             self._selector.unregister(sock)
         sock.close()
 
+    def _attend(self, sock: socket.socket, to: Targets) -> None:
+        stream = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        ready: Ready = (lambda s: self._accept(s, to)) if stream else (lambda s: self._datagrams(s, to[-1]))
+        self._register(sock, selectors.EVENT_READ, ready)
+
+    def _pause(self, port: socket.socket, to: Targets) -> None:
+        """Accept nobody by this port for a moment, or until a connection ends; clients wait in its queue."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(port)
+        if not self._paused:
+            self._resume_at = time.monotonic() + _PAUSE
+        self._paused[port] = to
+
+    def _resume(self) -> None:
+        if self._paused and time.monotonic() >= self._resume_at:
+            self._resume_at = time.monotonic() + _PAUSE  # for those that cannot be registered now
+            for port, to in list(self._paused.items()):
+                with contextlib.suppress(OSError):
+                    self._attend(port, to)
+                    del self._paused[port]
+
     def _expire(self) -> None:
-        limit = time.monotonic() - _IDLE
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + self._tick
+        for connections in list(self._by_port.values()):
+            for one in list(connections):
+                if one.used > now - self._idle:
+                    break
+                self._end(one)
+        limit = now - _IDLE
         for key, (peer, used) in list(self._peers.items()):
             if used < limit:
                 del self._peers[key]
@@ -159,47 +223,78 @@ class Relay:
 
     # ---- TCP -----------------------------------------------------------------------------------------------------
 
-    def _accept(self, sock: socket.socket, to: Targets) -> None:
-        outer, _ = sock.accept()
+    def _accept(self, port: socket.socket, to: Targets) -> None:
+        if not self._has_room(port):
+            self._pause(port, to)
+            return
+        try:
+            outer, _ = port.accept()
+        except OSError as error:
+            if error.errno in _SHORT:  # the client stays in the queue, so the port would be ready again at once
+                self._pause(port, to)
+            return
         try:
             outer.setblocking(False)
-            if len(self._pairs) >= 2 * _PAIRS:
-                raise OSError(errno.EMFILE, "too many connections")
-            self._open(outer, to)
-        except Exception:
+            self._open(outer, port, to)
+        except Exception as error:
             outer.close()
+            if isinstance(error, OSError) and error.errno in _SHORT:
+                self._pause(port, to)
             raise
 
-    def _open(self, outer: socket.socket, to: Targets) -> None:
+    def _has_room(self, port: socket.socket) -> bool:
+        """Whether there may be one more by this port; what has been idle longest goes for it.
+
+        All ports together take three quarters of the descriptors that this program may open, two for each connection,
+        and one port at most half of those, so that it cannot keep the others from theirs.
+        """
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        most = max(2, soft * 3 // 8) if soft != resource.RLIM_INFINITY else 1 << 20
+        if len(self._by_port.get(port, ())) >= min(_MOST, most // 2):
+            return self._make_room(self._by_port[port])
+        if len(self._connections) >= 2 * most:
+            return self._make_room(max(self._by_port.values(), key=len))
+        return True
+
+    def _make_room(self, connections: OrderedDict[_Connection, None]) -> bool:
+        first = next(iter(connections))
+        if first.used > time.monotonic() - _SPARED:
+            return False
+        self._end(first)
+        return True
+
+    def _open(self, outer: socket.socket, port: socket.socket, to: Targets) -> None:
         """Connect to the first that can be tried.
 
         :raises OSError: there is none.
         """
-        (address, port), rest = to[0], to[1:]
+        (address, number), rest = to[0], to[1:]
         inner = self._supply.take(socket.SOCK_STREAM, socket.AF_INET6 if ":" in address else socket.AF_INET)
-        found = inner.connect_ex((address, port))
+        found = inner.connect_ex((address, number))
         if found not in (0, errno.EINPROGRESS):
             inner.close()
             if not rest:
                 raise OSError(found, "nothing can be reached")
-            self._open(outer, rest)
+            self._open(outer, port, rest)
             return
         for each in (outer, inner):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        there, back = Pump(outer, inner), Pump(inner, outer)
-        self._pairs[outer] = self._pairs[inner] = (there, back)
         self._register(inner, selectors.EVENT_WRITE, lambda sock: self._connected(sock, rest))
+        made = _Connection(port, outer, inner)
+        self._connections[outer] = self._connections[inner] = made
+        self._by_port.setdefault(port, OrderedDict())[made] = None
 
     def _connected(self, inner: socket.socket, rest: Targets) -> None:
+        connection = self._connections[inner]
         if inner.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             if not rest:
-                self._end(inner)  # nobody listens there: the client's connection ends as well
+                self._end(connection)  # nobody listens there: the client's connection ends as well
                 return
-            outer = self._pairs.pop(inner)[0].source
-            self._pairs.pop(outer)
+            outer = connection.ends[0]
+            self._drop(connection)
             self._close(inner)
             try:
-                self._open(outer, rest)
+                self._open(outer, connection.port, rest)
             except Exception:
                 self._close(outer)
                 raise
@@ -207,19 +302,22 @@ class Relay:
             self._move(inner)
 
     def _move(self, sock: socket.socket) -> None:
-        pumps = self._pairs[sock]
+        connection = self._connections[sock]
+        connection.used = time.monotonic()
+        self._by_port[connection.port].move_to_end(connection)
+        pumps = connection.pumps
         try:
             for pump in pumps:
                 if not pump.waiting and not pump.ended:
                     pump.read()
                 pump.write()
         except OSError:
-            self._end(sock)
+            self._end(connection)
             return
         if all(pump.done for pump in pumps):
-            self._end(sock)
+            self._end(connection)
             return
-        for end in (pumps[0].source, pumps[1].source):
+        for end in connection.ends:
             events = 0
             for pump in pumps:
                 if pump.source is end and not pump.waiting and not pump.ended:
@@ -232,11 +330,20 @@ class Relay:
                 with contextlib.suppress(KeyError):
                     self._selector.unregister(end)
 
-    def _end(self, sock: socket.socket) -> None:
-        pumps = self._pairs.get(sock)
-        for end in (pumps[0].source, pumps[1].source) if pumps else ():
-            self._pairs.pop(end, None)
+    def _end(self, connection: _Connection) -> None:
+        self._drop(connection)
+        for end in connection.ends:
             self._close(end)
+        self._resume_at = 0.0  # a port that pauses has room now
+
+    def _drop(self, connection: _Connection) -> None:
+        for end in connection.ends:
+            self._connections.pop(end, None)
+        mine = self._by_port.get(connection.port)
+        if mine is not None:
+            mine.pop(connection, None)
+            if not mine:
+                del self._by_port[connection.port]
 
     # ---- UDP -----------------------------------------------------------------------------------------------------
 
@@ -304,8 +411,8 @@ class Relayed:
     def close(self) -> None:
         """Nobody reaches the member by them any more."""
         while self._ports:
-            sock, port = self._ports.pop()
+            sock, _ = self._ports.pop()
             if self._to:
-                self._relay.forget(sock, self._targets(sock, port))
+                self._relay.forget(sock)
             else:
                 sock.close()
