@@ -77,7 +77,7 @@ def test_job_control_of_a_shell_inside() -> None:
         desk.type("tty\n")
         desk.wait_for(b"/dev/pts/0")
         desk.type("sh -c 'echo up; exec sleep 1000'\n")
-        desk.wait_for(b"\nup\r+\n")
+        desk.wait_for(b"up\r+\n")  # the terminal echoes the line ("up;") before or after the shell's prompt
         desk.type(b"\x1a")
         desk.wait_for("Stopped")
         desk.wait_for(rb"bash-\S*[$#] ")
