@@ -16,7 +16,7 @@ from isolate.tools.profiles.words import ENTRIES, HOST, PARTS, REFUSED, TOP, VER
 
 if TYPE_CHECKING:
     import inspect
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["check_top", "make"]
 
@@ -204,34 +204,39 @@ def _published(value: Any, where: str) -> Any:
 
     if isinstance(value, dict):
         return value
-    if not isinstance(value, list):
-        raise ProfileError(where, f"a table such as {{ 8080 = 80 }}, or a list of tables, is wanted, not {value!r}")
-    found = []
-    for at, each in enumerate(value):
-        path = f"{where}[{at}]"
-        if not isinstance(each, dict):
-            raise ProfileError(path, f"a table with 'host' and 'port' is wanted, not {each!r}")
-        _known(each, ("host", "port", "protocol", "address"), path)
-        try:
-            found.append(Publish(**each))
-        except (TypeError, ValueError) as error:
-            raise ProfileError(path, error) from error
-    return found
+    optional = ("protocol", "address")
+    wanted = "a table such as { 8080 = 80 }, or a list of tables,"
+    return _tables(value, where, wanted, ("host", "port"), optional, lambda table, path: Publish(**table))
 
 
 def _path_rules(value: Any, where: str) -> Any:
     from isolate.landlock.part import PathRule
 
+    def rule(table: dict[str, Any], path: str) -> PathRule:
+        return PathRule(**{name: _plain(given, f"{path}.{name}") for name, given in table.items()})
+
+    return _tables(value, where, "a list of rules", ("path", "access"), ("optional", "beneath"), rule)
+
+
+def _tables(
+    value: Any,
+    where: str,
+    wanted: str,
+    needed: tuple[str, str],
+    optional: tuple[str, ...],
+    make: Callable[[dict[str, Any], str], Any],
+) -> list[Any]:
+    """A list of tables, each made into a value. An error names the table by its place in the list."""
     if not isinstance(value, list):
-        raise ProfileError(where, f"a list of rules is wanted, not {value!r}")
+        raise ProfileError(where, f"{wanted} is wanted, not {value!r}")
     found = []
     for at, each in enumerate(value):
         path = f"{where}[{at}]"
         if not isinstance(each, dict):
-            raise ProfileError(path, f"a table with 'path' and 'access' is wanted, not {each!r}")
-        _known(each, ("path", "access", "optional", "beneath"), path)
+            raise ProfileError(path, f"a table with {needed[0]!r} and {needed[1]!r} is wanted, not {each!r}")
+        _known(each, (*needed, *optional), path)
         try:
-            found.append(PathRule(**{name: _plain(given, f"{path}.{name}") for name, given in each.items()}))
+            found.append(make(each, path))
         except (TypeError, ValueError) as error:
             raise error if isinstance(error, ProfileError) else ProfileError(path, error) from error
     return found
