@@ -128,6 +128,8 @@ class Switch:
         cut = [link.remove(name) for name in (ruleset.UPLINK, ruleset.BRIDGE_NAME)]
         #: Whether it forwards IPv6: else IPv6 passes among members on the bridge alone.
         self.routes6: bool = False
+        #: Members that are attached to a port of their own, by number.
+        self._apart: dict[int, Plug] = {}
         self._kept: Kept = keep(bound, cut, settings=_SETTINGS if 6 in self.subnets else ())
         try:
             route, filters, *listening = (socket.socket(fileno=fd) for fd in self._taken())
@@ -197,6 +199,7 @@ class Switch:
             index = link.index_of(inside, plug.device)
             inside.batch(self._inside(plug, index))
             link.settle(self.route, plug.port)
+            self._speak_for(plug)
         except BaseException:
             self.unplug(plug)
             raise
@@ -227,9 +230,24 @@ class Switch:
             messages += [
                 address.route(ipaddress.ip_network(own), index=plug.index),
                 address.neighbour(plug.index, own, link.mac_bytes(plug.mac)),
-                address.proxy(_BRIDGE, own),
             ]
         return messages
+
+    def _speak_for(self, plug: Plug) -> None:
+        """Have the bridge answer for the members on ports of their own.
+
+        The kernel forgets for whom a bridge answers when its last port goes (from Linux 6.17 entries can be permanent),
+        and it notices that a little later. So each new port has it notice now, and puts all of them in again.
+        """
+        with self.lock:
+            if plug.limited:
+                self._apart[plug.number] = plug
+                apart = [plug]
+            else:
+                apart = list(self._apart.values())
+            if apart:
+                link.settle(self.route, ruleset.BRIDGE_NAME)
+                self.route.batch([address.proxy(_BRIDGE, own) for each in apart for own in each.addresses])
 
     def _inside(self, plug: Plug, index: int) -> list[Message]:
         messages = []
@@ -265,7 +283,7 @@ class Switch:
             messages = [link.remove(plug.index)] if wait else [link.change(plug.index, up=False)]
             if plug.shaped:
                 messages.append(link.remove(plug.turn[0]))
-            if plug.limited:
+            if self._apart.pop(plug.number, None) is not None:
                 messages += [address.proxy(_BRIDGE, own, remove=True) for own in plug.addresses]
             self.route.tried(messages)
             admitted = ruleset.admitted(

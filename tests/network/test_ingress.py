@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate import NetNamespace, PidNamespace, Sandbox, UserNamespace, network
-from isolate.network import Egress, Ingress
+from isolate.network import Egress, Ingress, link
 from tests.network.hosts import connects, host, told
 from tests.ordinary import as_ordinary_user
 
@@ -54,6 +54,16 @@ def test_ingress_is_what_is_listed() -> None:
                 assert both(new, free, 5432) == [True, True]
             for each in listening:
                 each.close()
+
+
+def test_it_is_reached_when_the_bridge_was_empty_in_between() -> None:
+    """A bridge without a port has no carrier, and the kernel then forgets for whom it answers."""
+    with network.Network() as lan, host(lan, "db", ingress=Ingress(["*:80"])) as db:
+        with db.listen(80), db.listen(80, db.address6):
+            for _ in range(3):
+                with host(lan, "web") as web:
+                    assert both(web, db, 80) == [True, True]
+                link.settle(lan._switch.route, "br0")  # the kernel notices it now, and not a second later
 
 
 def test_both_ends_have_a_say() -> None:
