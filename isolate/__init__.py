@@ -7,6 +7,8 @@ b'0\\n'
 Names are imported when they are first used, so ``import isolate`` costs almost nothing.
 """
 
+from isolate.kernel import lazy as _lazy
+
 TYPE_CHECKING = False  # as in typing, whose import would cost more than all of this
 if TYPE_CHECKING:
     from isolate import errors as errors
@@ -128,31 +130,9 @@ _HOMES = {
     "sandbox.workspace": "Workspace",
     "seccomp": "Seccomp",
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 # Modules and packages that a program reaches as attributes.
 _PACKAGES = "attributes capabilities cgroups errors images landlock mounts namespaces network plan presets sandbox"
 _MODULES = frozenset([*_PACKAGES.split(), "build", "seccomp", "syscalls", "thread", "tools"])
 
-__all__ = ["DEVNULL", "PIPE", "STDOUT", "__version__", *sorted(_MODULE_OF), "images", "presets"]
-
-
-def __getattr__(name: str) -> object:
-    import importlib
-
-    module = _MODULE_OF.get(name)
-    if module is not None:
-        value = getattr(importlib.import_module(f"isolate.{module}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"isolate.{name}")
-    else:
-        if name.startswith("_"):  # asked by inspect, doctest and by the import of the extension: no typing error
-            raise AttributeError(f"module 'isolate' has no attribute {name!r}")
-        from isolate.kernel.checks import nearest
-
-        raise AttributeError(f"module 'isolate' has no attribute {name!r}{nearest(name, [*_MODULES, *_MODULE_OF])}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = ["DEVNULL", "PIPE", "STDOUT", "__version__", *_lazy.names(_HOMES), "images", "presets"]
+__getattr__, __dir__ = _lazy.face(__name__, _HOMES, _MODULES)

@@ -4,6 +4,8 @@
 network; :class:`Store` and :class:`Registry` have the state. Names are imported when they are first used.
 """
 
+from isolate.kernel import lazy as _lazy
+
 TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from isolate.images.bounds import Bounds as Bounds
@@ -56,21 +58,6 @@ _HOMES = {
     "store": "Store",
     "upper": "Upper",
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> object:
-    import importlib
-
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module 'isolate.images' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"isolate.images.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = _lazy.names(_HOMES)
+__getattr__, __dir__ = _lazy.face(__name__, _HOMES)

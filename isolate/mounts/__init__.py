@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from isolate.kernel import lazy as _lazy
+
 if TYPE_CHECKING:
     from isolate.mounts.bind import Bind as Bind
     from isolate.mounts.building import Building as Building
@@ -24,64 +26,21 @@ if TYPE_CHECKING:
     from isolate.mounts.root import Root as Root
     from isolate.mounts.tmpfs import Tmpfs as Tmpfs
 
-# Loaded when they are first used: a sandbox needs few of them, and a start should not wait for the others.
+# Loaded when they are first used: a sandbox needs few of them.
 _HOMES = {
-    "Bind": "bind",
-    "Building": "building",
-    "CgroupFs": "cgroupfs",
-    "Dev": "dev",
-    "Device": "device",
-    "Dir": "files",
-    "Entry": "building",
-    "Etc": "etc",
-    "File": "files",
-    "FileSystem": "file_system",
-    "Mask": "files",
-    "Mqueue": "pseudo",
-    "Overlay": "overlay",
-    "Proc": "pseudo",
-    "ReadOnly": "files",
-    "Root": "root",
-    "Symlink": "files",
-    "Sys": "pseudo",
-    "Tmpfs": "tmpfs",
-    "TreeEntry": "building",
+    "bind": "Bind",
+    "building": "Building Entry TreeEntry",
+    "cgroupfs": "CgroupFs",
+    "dev": "Dev",
+    "device": "Device",
+    "etc": "Etc",
+    "file_system": "FileSystem",
+    "files": "Dir File Mask ReadOnly Symlink",
+    "overlay": "Overlay",
+    "pseudo": "Mqueue Proc Sys",
+    "root": "Root",
+    "tmpfs": "Tmpfs",
 }
 
-__all__ = [
-    "Bind",
-    "Building",
-    "CgroupFs",
-    "Dev",
-    "Device",
-    "Dir",
-    "Entry",
-    "Etc",
-    "File",
-    "FileSystem",
-    "Mask",
-    "Mqueue",
-    "Overlay",
-    "Proc",
-    "ReadOnly",
-    "Root",
-    "Symlink",
-    "Sys",
-    "Tmpfs",
-    "TreeEntry",
-]
-
-
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value: object = getattr(import_module(f"isolate.mounts.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = _lazy.names(_HOMES)
+__getattr__, __dir__ = _lazy.face(__name__, _HOMES)

@@ -8,6 +8,8 @@ print(policy.explain("connect"))
 
 from typing import TYPE_CHECKING
 
+from isolate.kernel import lazy as _lazy
+
 if TYPE_CHECKING:
     from isolate.seccomp.actions import Action as Action
     from isolate.seccomp.bpf import ProgramTooLarge as ProgramTooLarge
@@ -29,62 +31,17 @@ if TYPE_CHECKING:
     from isolate.seccomp.simulator import disassemble as disassemble
     from isolate.seccomp.simulator import simulate as simulate
 
-# Loaded when they are first used: a sandbox needs few of them, and a start should not wait for the others.
+# Loaded when they are first used: a sandbox needs few of them.
 _HOMES = {
-    "Action": "actions",
-    "Condition": "conditions",
-    "DESCRIPTIONS": "sets",
-    "InvalidProgram": "simulator",
-    "ProgramTooLarge": "bpf",
-    "Rule": "rules",
-    "SETS": "sets",
-    "Seccomp": "policy",
-    "allow": "rules",
-    "any_of": "conditions",
-    "arg": "conditions",
-    "arg32": "conditions",
-    "deny": "rules",
-    "deny_user_namespaces": "nested",
-    "disassemble": "simulator",
-    "every": "conditions",
-    "members": "sets",
-    "rule": "rules",
-    "simulate": "simulator",
+    "actions": "Action",
+    "bpf": "ProgramTooLarge",
+    "conditions": "Condition any_of arg arg32 every",
+    "nested": "deny_user_namespaces",
+    "policy": "Seccomp",
+    "rules": "Rule allow deny rule",
+    "sets": "DESCRIPTIONS SETS members",
+    "simulator": "InvalidProgram disassemble simulate",
 }
 
-__all__ = [
-    "Action",
-    "Condition",
-    "DESCRIPTIONS",
-    "InvalidProgram",
-    "ProgramTooLarge",
-    "Rule",
-    "SETS",
-    "Seccomp",
-    "allow",
-    "any_of",
-    "arg",
-    "arg32",
-    "deny",
-    "deny_user_namespaces",
-    "disassemble",
-    "every",
-    "members",
-    "rule",
-    "simulate",
-]
-
-
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value: object = getattr(import_module(f"isolate.seccomp.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__all__ = _lazy.names(_HOMES)
+__getattr__, __dir__ = _lazy.face(__name__, _HOMES)
