@@ -37,15 +37,22 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def docker_registry(directory: Path) -> Iterator[str]:
-    """``host:port`` of a registry that keeps its things in the directory."""
+def docker_registry(directory: Path, users: str = "") -> Iterator[str]:
+    """``host:port`` of a registry that keeps its things in the directory.
+
+    :param users: the lines of a file of htpasswd, with bcrypt; none: everybody may do all.
+    """
     program = need("docker-registry")
     port = free_port()
     config = directory / "config.yml"
+    auth = ""
+    if users:
+        (directory / "htpasswd").write_text(users)
+        auth = f"auth: {{htpasswd: {{realm: tests, path: {directory}/htpasswd}}}}\n"
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
         f"storage: {{filesystem: {{rootdirectory: {directory}/data}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
     )
     # A run of the tests that is killed runs no `finally`: the registry dies with it all the same.
     command = [need("setpriv"), "--pdeathsig", "KILL", program, "serve", str(config)]

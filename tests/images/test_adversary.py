@@ -451,6 +451,89 @@ def test_credentials_of_docker_and_their_helpers(tmp_path: Path, monkeypatch: py
         lookup("r.example")
 
 
+PATHS = {
+    "{}": ("host", "h"),
+    "{}/team": ("team", "t"),
+    "{}/team/app": ("app", "a"),
+    "https://{}/v1/team/url": ("url", "u"),  # what no program writes
+    "{}/tea": ("tea", "x"),
+}
+
+
+@pytest.fixture
+def logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Write the user's file."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    (tmp_path / "docker").mkdir()
+
+    def write(entries: dict[str, tuple[str, str]], **more: object) -> None:
+        auths = {key: {"auth": base64.b64encode(":".join(who).encode()).decode()} for key, who in entries.items()}
+        (tmp_path / "docker/config.json").write_text(json.dumps({"auths": auths, **more}))
+
+    return write
+
+
+def test_credentials_for_a_path_of_a_registry(logged_in: Callable[..., None]) -> None:
+    """The longest entry that fits, word by word (containers-auth.json(5)); a helper is for the registry as a whole."""
+
+    def found(repository: str, registry: str = "r.example") -> str | None:
+        one = lookup(registry, repository)
+        return None if one is None else one.user
+
+    logged_in({key.format("r.example"): who for key, who in PATHS.items()})
+    wanted = {"team/app": "app", "team/app/deeper": "app", "team/other": "team", "team": "team", "team/url": "team"}
+    wanted |= {"teams/app": "host", "app": "host", "": "host"}
+    assert {name: found(name) for name in wanted} == wanted
+    assert found("team/app", "other.example") is None
+    logged_in({"r.example/team": ("team", "t")})
+    assert (found("team/app"), found("other/app"), found("")) == ("team", None, None)
+    logged_in({"docker.io/library/debian": ("deb", "d"), "https://index.docker.io/v1/": ("hub", "h")})
+    assert (found("library/debian", "docker.io"), found("library/x", "docker.io")) == ("deb", "hub")
+    logged_in({"r.example/team": ("team", "t")}, credHelpers={"r.example": "no/helper"})
+    with pytest.raises(RegistryError, match="no credential helper"):
+        lookup("r.example", "team/app")
+    logged_in({"r.example/team": ("team", "t")}, credsStore="no/helper")
+    assert found("team/app") == "team"
+    with pytest.raises(RegistryError, match="no credential helper"):
+        lookup("r.example", "other/app")
+
+
+def test_each_repository_is_asked_for_as_its_own_user(store: Store, logged_in: Callable[..., None]) -> None:
+    """One client, three users; a blob is not taken over from a repository of another user."""
+    basic = {f"Basic {base64.b64encode(':'.join(who).encode()).decode()}": who[0] for who in PATHS.values()}
+    seen: set[tuple[str, str]] = set()
+    mounts: list[str] = []
+
+    def instead(request: Request) -> bool:
+        request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        header = request.headers.get("Authorization")
+        if header is None:
+            request.answer(401, WWW_Authenticate='Basic realm="x"')
+            return True
+        kind = next(word for word in ("/manifests/", "/blobs/", "/tags/") if word in request.path)
+        seen.add((request.path.partition(kind)[0].removeprefix("/v2/"), basic[header]))
+        if request.command == "POST":
+            mounts.append(request.path)
+            request.answer(201 if "mount=" in request.path else 202, Location="/v2/team/app/blobs/uploads/1")
+        elif request.command == "GET":
+            return False
+        else:
+            request.answer(404 if request.command == "HEAD" else 201)
+        return True
+
+    with adversary(GOOD, instead=instead) as server:
+        logged_in({key.format(server.host): who for key, who in PATHS.items()})
+        with Registry(server.host) as client:
+            for name in ("team/app", "team/other", "other", "team/third"):
+                assert store.pull(f"{server.host}/{name}:1", registry=client) == GOOD
+            assert seen == {("team/app", "app"), ("team/other", "team"), ("other", "host"), ("team/third", "team")}
+            assert client.mount("team/other", LAYER.digest, "team/third") is None, "control: of the same user"
+            assert client.mount("team/app", LAYER.digest, "team/third") is not None
+        assert [path.partition("uploads/")[2] != "" for path in mounts] == [True, False]
+
+
 def test_an_identity_token_is_exchanged(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     posted: list[bytes] = []
     with adversary(GOOD) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 from isolate.images import Config, Image, Progress, Reference, Registry, RegistryError, Store, StoreError
 from isolate.images.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, dump
 from tests.images.make import image, layer, noise
-from tests.images.registries import need
+from tests.images.registries import docker_registry, need
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +51,26 @@ def test_what_is_pushed_can_be_pulled(registry: str, store: Store, other: Store)
     assert (again.digest, again.uploaded, again.skipped) == (sent.digest, 0, 3)
     with Registry(registry) as client:
         assert sorted(client.tags("me/app")) == ["1", "2"]
+
+
+def test_a_login_for_a_path_of_a_registry(
+    store: Store, other: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's registry with a password: the only credentials are for a team's repositories."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+    made = image({"a": b"1"})
+    (tmp_path / "registry").mkdir()
+    # By crypt(3) of "one", with the least rounds.
+    hashed = "$2b$04$abcdefghijklmnopqrstuuuiMd1XkP3MYkehzxpPHB6m5Tr0FZSYG"
+    with docker_registry(tmp_path / "registry", f"me:{hashed}\n") as host:
+        entry = {"auth": base64.b64encode(b"me:one").decode()}
+        (tmp_path / "config.json").write_text(json.dumps({"auths": {f"{host}/team": entry}}))
+        store.push(made, f"{host}/team/app:1")
+        assert other.pull(f"{host}/team/app:1").id == made.id
+        with pytest.raises(RegistryError) as caught:
+            store.push(made, f"{host}/other/app:1")
+        assert caught.value.status == 401
 
 
 def test_one_small_layer_more_costs_its_bytes(registry: str, store: Store, other: Store) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isolate.images.registry.credentials import Credentials
     from isolate.images.registry.http import Transport
 
-__all__ = ["Authority", "Challenge", "challenges"]
+__all__ = ["Authority", "Challenge", "Scope", "challenges"]
 
 _TOKEN = r"[A-Za-z0-9!#$%&'*+.^_`|~-]+"
 _PARAMETER = re.compile(rf'\s*({_TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|({_TOKEN}))\s*', re.ASCII)
@@ -31,6 +31,19 @@ _EARLY = 10.0  # seconds before its end, a token counts as ended
 
 #: Realms that are elsewhere and known to be of the same registry.
 _KNOWN_REALMS = {"docker.io": ("auth.docker.io",), "registry.access.redhat.com": ("registry.redhat.io",)}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a request is for: a repository, to read or also to write it, and another one to take a blob from."""
+
+    repository: str
+    push: bool = False
+    source: str | None = None
+
+    def __str__(self) -> str:
+        own = f"repository:{self.repository}:{'pull,push' if self.push else 'pull'}"
+        return own if self.source is None else f"{own} repository:{self.source}:pull"
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,8 @@ def challenges(header: str) -> list[Challenge]:
 
 
 class Authority:
-    """The authorization for one registry: asked for when the registry demands it, kept until it ends."""
+    """The authorization for one registry by one set of credentials: asked for when the registry demands it, kept until
+    it ends."""
 
     def __init__(
         self,

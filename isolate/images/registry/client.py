@@ -9,6 +9,7 @@ from urllib.parse import urlencode, urlsplit
 from isolate.images.digests import digest_of, is_digest, split
 from isolate.images.documents import OCI_INDEX, Descriptor, dump, parse
 from isolate.images.errors import DigestError, RegistryError
+from isolate.images.registry.auth import Scope
 from isolate.images.registry.fetching import ATTEMPTS, Fetching, Pulled, fallback_tag
 from isolate.images.registry.http import Answer, without_secrets
 from isolate.kernel.checks import keywords
@@ -29,7 +30,8 @@ class Registry(Fetching):
 
     ``credentials`` are (user, password); ``()`` for none; None looks in the files of docker and podman
     (``$REGISTRY_AUTH_FILE``, ``~/.docker/config.json``, ``containers/auth.json`` in ``$XDG_RUNTIME_DIR``, in
-    ``~/.config``, and ``/run/containers/UID/auth.json``) and asks the helpers named there. They are sent to
+    ``~/.config``, and ``/run/containers/UID/auth.json``) and asks the helpers named there. An entry may be for a path
+    of the registry (``quay.io/team``, ``quay.io/team/app``): the longest that fits is taken. They are sent to
     this registry and to token servers of its host or of a domain above or below; others have to be named in ``realms``.
 
     ``mirrors`` are hosts that are asked before it when something is read; what they give is verified like all else.
@@ -48,21 +50,33 @@ class Registry(Fetching):
     def has(self, repository: str, digest: str) -> bool:
         """Whether a repository has a blob."""
         url = self._url(repository, f"blobs/{digest}")
-        answer = self._request("HEAD", url, _push_scope(repository))
+        answer = self._request("HEAD", url, Scope(repository, push=True))
         answer.close()
         return answer.status == 200
 
     def mount(self, repository: str, digest: str, source: str) -> str | None:
         """Take a blob over from another repository of the same registry.
 
-        None where it is there now; else the place to upload it to, which the registry opened instead.
+        None where it is there now; else the place to upload it to, which the registry opened instead. It is not tried
+        where the other repository has credentials of its own: no request can be made as both.
         """
-        scope = f"{_push_scope(repository)} repository:{source}:pull"
+        if not self._as_one(repository, source):
+            return self._begin(repository)
+        scope = Scope(repository, push=True, source=source)
         query = urlencode({"mount": digest, "from": source})
         answer = self._request("POST", self._url(repository, f"blobs/uploads/?{query}"), scope, _EMPTY)
         if answer.status == 201:
             answer.close()
             return None
+        return self._opened(answer, repository)
+
+    def _begin(self, repository: str) -> str:
+        """A place to upload to."""
+        scope = Scope(repository, push=True)
+        answer = self._request("POST", self._url(repository, "blobs/uploads/"), scope, _EMPTY)
+        return self._opened(answer, repository)
+
+    def _opened(self, answer: Answer, repository: str) -> str:
         if answer.status != 202:
             raise answer.failure(f"no upload to {self.host}/{repository}")
         answer.close()
@@ -82,13 +96,9 @@ class Registry(Fetching):
 
         :raises RegistryError: the registry refuses, or cannot be reached.
         """
-        scope = _push_scope(repository)
+        scope = Scope(repository, push=True)
         if place is None:
-            answer = self._request("POST", self._url(repository, "blobs/uploads/"), scope, _EMPTY)
-            if answer.status != 202:
-                raise answer.failure(f"no upload to {self.host}/{repository}")
-            answer.close()
-            place = self._transport.target(answer, plain=self._plain)
+            place = self._begin(repository)
         done, failed = 0, 0
         while done + CHUNK < size:
             end = done + CHUNK
@@ -114,7 +124,7 @@ class Registry(Fetching):
         self,
         method: str,
         place: str,
-        scope: str,
+        scope: Scope,
         read: Callable[[int, int], Iterable[bytes]],
         start: int,
         end: int,
@@ -133,7 +143,7 @@ class Registry(Fetching):
 
         return self._request(method, place, scope, headers, body)
 
-    def _uploaded(self, place: str, scope: str) -> tuple[str, int]:
+    def _uploaded(self, place: str, scope: Scope) -> tuple[str, int]:
         """The position from which a broken upload can go on."""
         answer = self._request("GET", place, scope)
         if answer.status != 204:
@@ -156,7 +166,7 @@ class Registry(Fetching):
         answer = self._request(
             "PUT",
             url,
-            _push_scope(repository),
+            Scope(repository, push=True),
             {"Content-Type": media_type, "Content-Length": str(len(data))},
             lambda: data,
         )
@@ -181,7 +191,3 @@ class Registry(Fetching):
         rows = [d.document() for d in (*others, entry)]
         data = dump({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": rows})
         self.put_manifest(repository, data, OCI_INDEX, fallback_tag(subject))
-
-
-def _push_scope(repository: str) -> str:
-    return f"repository:{repository}:pull,push"

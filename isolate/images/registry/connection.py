@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from isolate.images.reference import DOCKER_HUB, Reference
-from isolate.images.registry.auth import Authority
+from isolate.images.registry.auth import Authority, Scope
 from isolate.images.registry.credentials import Credentials, lookup
 from isolate.images.registry.http import Answer, Transport, is_loopback, origin
 from isolate.kernel.checks import is_int, is_number
@@ -50,7 +50,8 @@ class Connection:
         self._base = f"{'http' if plain else 'https'}://{self._api}"
         self._transport = Transport(timeout=timeout, ca=ca)
         self._realms = tuple(realms)
-        self._authority: Authority | None = None
+        self._found: dict[str, Credentials | None] = {}  # by repository
+        self._authorities: dict[Credentials | None, Authority] = {}
         mirror_of = cast("Callable[..., Self]", type(self))
         self._mirrors: tuple[Self, ...] = tuple(
             mirror_of(mirror, ca=ca, timeout=timeout, plain_http=None if is_loopback(mirror) else plain_http)
@@ -74,20 +75,26 @@ class Connection:
 
     # ---- requests -----------------------------------------------------------------------------------------------
 
-    def _who(self) -> Authority:
+    def _who(self, repository: str) -> Authority:
         # Two threads may both make one: they are equal, and the last stays.
-        if self._authority is None:
-            credentials = lookup(self.host) if self._ask_files else self._given
-            self._authority = Authority(
-                self._transport, self.host, self._api, credentials, self._realms, plain=self._plain
+        if repository not in self._found:
+            self._found[repository] = lookup(self.host, repository) if self._ask_files else self._given
+        own = self._found[repository]
+        if own not in self._authorities:
+            self._authorities[own] = Authority(
+                self._transport, self.host, self._api, own, self._realms, plain=self._plain
             )
-        return self._authority
+        return self._authorities[own]
+
+    def _as_one(self, repository: str, other: str) -> bool:
+        """Whether two repositories are reached by the same credentials."""
+        return self._who(repository).credentials == self._who(other).credentials
 
     def _request(
         self,
         method: str,
         url: str,
-        scope: str,
+        scope: Scope,
         headers: dict[str, str] | None = None,
         body: Callable[[], bytes | Iterable[bytes]] | None = None,
     ) -> Answer:
@@ -96,7 +103,7 @@ class Connection:
         elsewhere = origin(url) != origin(self._base)
         for again in (False, True):
             own = dict(headers or {})
-            known = None if elsewhere else self._who().header(scope)
+            known = None if elsewhere else self._who(scope.repository).header(str(scope))
             if known is not None:
                 own["Authorization"] = known
             if reading:
@@ -107,7 +114,7 @@ class Connection:
             if answer.status != 401 or challenge is None or again or elsewhere:
                 return answer
             answer.close()
-            self._who().answer(challenge, scope, url)
+            self._who(scope.repository).answer(challenge, str(scope), url)
         raise AssertionError("unreachable")
 
     def _url(self, repository: str, rest: str) -> str:
@@ -118,7 +125,7 @@ class Connection:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._transport = Transport(timeout=self._transport.timeout, ca=self._transport.ca, check=check)
-        other._authority = None
+        other._found, other._authorities = {}, {}
         other._mirrors = tuple(mirror.watch(check) for mirror in self._mirrors)
         return other
 

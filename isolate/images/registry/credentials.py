@@ -56,15 +56,18 @@ def files() -> list[str]:
     return found
 
 
-def lookup(registry: str) -> Credentials | None:
-    """The credentials for a registry in the user's files: those of the first file that has any.
+def lookup(registry: str, repository: str = "") -> Credentials | None:
+    """The credentials for a repository in the user's files: those of the first file that has any.
+
+    An entry may be for a repository, for all below a path (``quay.io/team``), or for the registry; the longest that
+    fits is taken. Helpers are named for registries alone (containers-auth.json(5)).
 
     :raises RegistryError: a file, or a helper that it names, cannot be used.
     """
     for path in files():
         document = _read(path)
         if document is not None:
-            found = _from(document, registry, path)
+            found = _from(document, registry, repository, path)
             if found is not None:
                 return found
     return None
@@ -97,13 +100,19 @@ def _spelled(registry: str) -> tuple[str, ...]:
     return (registry, *(f"https://{registry}{rest}" for rest in ("", "/", "/v1/", "/v2/")))
 
 
-def _from(document: dict[str, Any], registry: str, path: str) -> Credentials | None:
+def _paths(registry: str, repository: str) -> list[str]:
+    """``quay.io/team/app``, ``quay.io/team``: the keys that are more than a registry, the longest first."""
+    words = repository.split("/") if repository else []
+    return ["/".join([registry, *words[:count]]) for count in range(len(words), 0, -1)]
+
+
+def _from(document: dict[str, Any], registry: str, repository: str, path: str) -> Credentials | None:
     helpers = document.get("credHelpers")
     auths = document.get("auths")
     for key in _keys(registry):
         if isinstance(helpers, dict) and isinstance(helpers.get(key), str):
             return _ask(helpers[key], key)
-    for key in _keys(registry):
+    for key in (*_paths(registry, repository), *_keys(registry)):
         entry = auths.get(key) if isinstance(auths, dict) else None
         if isinstance(entry, dict) and any(entry.get(k) for k in ("auth", "username", "identitytoken")):
             return _decode(entry, path, key)

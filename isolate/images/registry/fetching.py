@@ -20,6 +20,7 @@ from isolate.images.documents import (
 )
 from isolate.images.errors import DigestError, ImageError, RegistryError
 from isolate.images.reference import Reference
+from isolate.images.registry.auth import Scope
 from isolate.images.registry.connection import Connection
 from isolate.images.registry.http import Answer, without_secrets
 
@@ -69,7 +70,7 @@ class Fetching(Connection):
 
     def _manifest(self, repository: str, wanted: str) -> Pulled:
         url = self._url(repository, f"manifests/{wanted}")
-        answer = self._request("GET", url, f"repository:{repository}:pull", {"Accept": ACCEPT})
+        answer = self._request("GET", url, Scope(repository), {"Accept": ACCEPT})
         if answer.status != 200:
             raise answer.failure(f"no manifest {self.host}/{repository}{'@' if is_digest(wanted) else ':'}{wanted}")
         kind = (answer.headers.get("Content-Type") or "").partition(";")[0].strip()
@@ -98,7 +99,7 @@ class Fetching(Connection):
             except (RegistryError, DigestError):
                 continue
         url = self._url(repository, f"blobs/{descriptor.digest}")
-        answer = self._request("GET", url, f"repository:{repository}:pull")
+        answer = self._request("GET", url, Scope(repository))
         if answer.status != 200:
             raise answer.failure(f"no blob {descriptor.digest} in {self.host}/{repository}")
         return verify(answer.document(descriptor.size), descriptor.digest, f"the blob that {self.host} sent")
@@ -143,7 +144,7 @@ class Fetching(Connection):
     ) -> None:
         url = self._url(repository, f"blobs/{descriptor.digest}")
         headers = {"Range": f"bytes={partial.size}-"} if partial.size else {}
-        answer = self._request("GET", url, f"repository:{repository}:pull", headers)
+        answer = self._request("GET", url, Scope(repository), headers)
         try:
             if partial.size and answer.status in (200, 416):
                 partial.restart()  # the registry has no ranges, or what is there is not of this blob
@@ -191,7 +192,7 @@ class Fetching(Connection):
             if url in seen or len(seen) >= _MOST_PAGES:
                 raise RegistryError(None, "PROTOCOL", "the registry's list has no end", url=without_secrets(url))
             seen.add(url)
-            answer = self._request("GET", url, f"repository:{repository}:pull")
+            answer = self._request("GET", url, Scope(repository))
             if answer.status != 200:
                 raise answer.failure(f"no list of {self.host}/{repository}")
             more = _NEXT.search(answer.headers.get("Link") or "")
@@ -213,7 +214,7 @@ class Fetching(Connection):
         Reference(self.host, repository, None, digest)
         query = f"?{urlencode({'artifactType': artifact_type})}" if artifact_type else ""
         url = self._url(repository, f"referrers/{digest}{query}")
-        answer = self._request("GET", url, f"repository:{repository}:pull", {"Accept": OCI_INDEX})
+        answer = self._request("GET", url, Scope(repository), {"Accept": OCI_INDEX})
         found: tuple[Descriptor, ...]
         if answer.status == 200:
             try:
