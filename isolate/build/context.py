@@ -186,7 +186,7 @@ class Files:
         """The path with every link followed, as it would be with this tree as the root.
 
         :param missing: whether parts of it may not be there.
-        :raises BuildError: too many links, or a part that is not there or is no directory.
+        :raises BuildError: too many links, a part that is not there or is no directory, or a link that is left out.
         """
         left = [part for part in path.split(b"/") if part]
         done: list[bytes] = []
@@ -204,6 +204,7 @@ class Files:
                 if not missing:
                     raise BuildError(f"/{os.fsdecode(path)}: there is no /{os.fsdecode(here)}")
             elif stat.S_ISLNK(found.st_mode):
+                self.refuse_ignored(here)
                 links += 1
                 if links > _LINKS:
                     raise BuildError(f"/{os.fsdecode(path)}: too many symbolic links")

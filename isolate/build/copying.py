@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from isolate.build.context import Files
 
-__all__ = ["Plan", "expand", "target_of"]
+__all__ = ["Plan", "copy_into", "copy_with_parents", "expand", "is_archive", "target_of"]
 
 _PIECE: Final = 1 << 20
+_WILD: Final = re.compile(r"[*?\[\\]")
 _ARCHIVE: Final = re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ")
 
 
@@ -185,28 +186,56 @@ class Plan:
 def expand(files: Files, pattern: str) -> list[bytes]:
     """The paths that a source names: itself, or what a wildcard matches (Go's filepath.Match), in order.
 
-    A wildcard may match nothing, as ``yarn.lock*`` does where there is none.
+    Links are followed within the files in the part before the first wildcard, and behind it not. A wildcard may match
+    nothing, as ``yarn.lock*`` does where there is none.
 
     :raises BuildError: it leads out of the context, or there is nothing.
     """
-    clean = posixpath.normpath("/" + pattern).lstrip("/")
-    raw = os.fsencode(clean)
-    if not re.search(r"[*?\[\\]", clean):
-        real = files.followed(raw) if files.look(raw) is None else raw
-        files.refuse_ignored(real)
-        return [real]
-    found: list[bytes] = [b""]
-    for part in clean.split("/"):
+    clean = _clean(pattern)
+    if not _WILD.search(clean):
+        return [_there(files, clean)]
+    plain, wild = _split(clean)
+    found = [_directory(files, plain)]
+    for part in wild.split("/"):
         # Behind a "./" no "!" makes it an exception.
-        matches = Ignore(["./" + part.replace("**", "*")]).matches if re.search(r"[*?\[\\]", part) else part.__eq__
+        matches = Ignore(["./" + part.replace("**", "*")]).matches if _WILD.search(part) else part.__eq__
         found = [
-            b"/".join([above, name]) if above else name
+            _join(above, name)
             for above in found
             if _is_directory(files, above)
             for name in files.names(above)
             if matches(os.fsdecode(name))
         ]
     return [path for path in found if not files.left_out(path)]
+
+
+def _clean(pattern: str) -> str:
+    return posixpath.normpath("/" + pattern).lstrip("/")
+
+
+def _join(above: bytes, name: bytes) -> bytes:
+    return b"/".join(filter(None, [above, name]))
+
+
+def _split(clean: str) -> tuple[str, str]:
+    """The parts before the first one with a wildcard, and the rest."""
+    parts = clean.split("/")
+    first = next((number for number, part in enumerate(parts) if _WILD.search(part)), len(parts))
+    return "/".join(parts[:first]), "/".join(parts[first:])
+
+
+def _there(files: Files, clean: str) -> bytes:
+    """A file by its name, a link for itself; the links on the way to it are followed."""
+    raw = os.fsencode(clean)
+    real = files.followed(raw) if files.look(raw) is None else raw
+    files.refuse_ignored(real)
+    return real
+
+
+def _directory(files: Files, clean: str) -> bytes:
+    """A directory by its name, with every link followed; where there is none, nothing is in it."""
+    raw = os.fsencode(clean)
+    return raw if files.look(raw) is None and files.real(raw, missing=True) == raw else files.real(raw)
 
 
 def _is_directory(files: Files, path: bytes) -> bool:
@@ -232,7 +261,6 @@ def copy_into(
     target: bytes,
     directory: bool,
     *,
-    parents: bool = False,
     exclude: Ignore | None = None,
     unpack: Callable[[Files, bytes, bytes], bool] | None = None,
 ) -> None:
@@ -252,16 +280,66 @@ def copy_into(
             found = files.look(source)
         if found is None:
             raise BuildError(f"/{os.fsdecode(source)}: there is no such file")
-        under = b"/".join(filter(None, [target, source])) if parents else target
         if stat.S_ISDIR(found.st_mode):
-            plan.tree(files, source, under, leave_out)
+            plan.tree(files, source, target, leave_out)
             continue
         if leave_out.matches(os.fsdecode(source)):
             continue
         if unpack is not None and unpack(files, source, target):
             continue
-        path = under if parents else b"/".join(filter(None, [target, base])) if directory else target
-        plan.one(files, source, found, path)
+        plan.one(files, source, found, _join(target, base) if directory else target)
+
+
+def copy_with_parents(plan: Plan, files: Files, source: str, target: bytes, exclude: Ignore) -> bool:
+    """Plan the copy of a source with the directories that it lies in (``COPY --parents``); whether there is any.
+
+    Only those behind ``/./`` are kept, where that is in the source. ``**`` is any number of directories, and no link is
+    followed behind a wildcard.
+
+    :raises BuildError: there is nothing of a name without wildcards.
+    """
+    before, cut, pattern = source.partition("/./")
+    tops = expand(files, before) if cut else [b""]
+    clean = _clean(pattern if cut else source)
+    matched = False
+    for top in tops:
+        for below, path in _below(files, top, clean):
+            matched = True
+            if exclude.matches(os.fsdecode(below)):
+                continue
+            found = files.look(path)
+            assert found is not None
+            _keep_parents(plan, files, top, below, target)
+            plan.one(files, path, found, _join(target, below))
+    return matched
+
+
+def _below(files: Files, top: bytes, clean: str) -> Iterator[tuple[bytes, bytes]]:
+    """What a source stands for below a directory: as it is named there, and where it is."""
+    if not _WILD.search(clean):
+        path = _there(files, os.fsdecode(_join(top, os.fsencode(clean))))
+        own = os.fsencode(clean)
+        if own:
+            yield own, path
+        if _is_directory(files, path):
+            yield from ((_join(own, each[len(path) :].lstrip(b"/")), each) for each, _ in files.walk(path))
+        return
+    matches = Ignore(["./" + clean]).matches
+    for each, _ in files.walk(top):
+        below = each[len(top) :].lstrip(b"/")
+        if matches(os.fsdecode(below)):
+            yield below, each
+
+
+def _keep_parents(plan: Plan, files: Files, top: bytes, below: bytes, target: bytes) -> None:
+    """The directories on the way, with their modes."""
+    parts = below.split(b"/")
+    for count in range(1, len(parts)):
+        kept = b"/".join(parts[:count])
+        path = files.real(_join(top, kept))
+        found = files.look(path)
+        assert found is not None
+        plan.directory(_join(target, kept), stat.S_IMODE(found.st_mode), files.attributes(path))
 
 
 def is_archive(files: Files, source: bytes) -> bool:

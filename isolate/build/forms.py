@@ -200,6 +200,12 @@ def _copy(r: _Reading) -> Copy:
             "a source on the network is not fetched: a build has no network of its own; fetch it first and COPY it,"
             " or RUN a client with network"
         )
+    for document in r.written.documents:
+        if not document.file_name:
+            raise r.error(
+                f"the here-document {document.name!r} would be a file of that name: a directory belongs into the target"
+                " (COPY <<NAME /directory/)"
+            )
     return Copy(
         r.arguments[:-1],
         r.arguments[-1],

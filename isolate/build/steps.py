@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from isolate.build import instructions as i
 from isolate.build.context import Files
-from isolate.build.copying import Plan, copy_into, expand, is_archive, target_of
+from isolate.build.copying import Plan, copy_into, copy_with_parents, expand, is_archive, target_of
 from isolate.build.errors import BuildError
 from isolate.build.ignore import Ignore
 from isolate.build.running import Command, run, seed
@@ -223,24 +223,27 @@ class State:
             who = account(kept, self.work.store, self.word(step.owner))
             owner = (who.uid, who.gid)
         exclude = Ignore([self.word(pattern) for pattern in step.exclude])
-        sources = self.words(step.sources)
         heres = {d.name: d for d in step.documents}
         unpacked: list[tuple[bytes, bytes]] = []
         with self.work.image_files(kept) as base, _closing(self._source(step)) as files:
             target, directory = target_of(base, self.image.config.workdir or "/", self.word(step.target))
             plan = Plan(base, owner, mode)
             paths: list[bytes] = []
-            for source in sources:
-                document = here_document(source)
-                if document is not None and document.name in heres:
-                    written = heres[document.name]
-                    data = self.word_inside(written.text) if written.expand else written.text
-                    name = os.fsencode(document.name)
+            matched = False
+            for written in step.sources:
+                document = heres.get(here.name) if (here := here_document(written)) is not None else None
+                if document is not None:
+                    data = self.word_inside(document.text) if document.expand else document.text
+                    name = os.fsencode(document.file_name)
                     plan.data(b"/".join(filter(None, [target, name])) if directory else target, data.encode())
-                else:
-                    if files is None:
-                        raise BuildError("here-documents and files are copied by two instructions")
-                    paths += expand(files, source)
+                    continue
+                if files is None:
+                    raise BuildError("here-documents and files are copied by two instructions")
+                for source in self.words([written]):
+                    if step.parents:
+                        matched |= copy_with_parents(plan, files, source, target, exclude)
+                    else:
+                        paths += expand(files, source)
 
             def unpack(source_files: Files, source: bytes, into: bytes) -> bool:
                 wanted = step.unpack if step.unpack is not None else step.add
@@ -249,10 +252,10 @@ class State:
                 unpacked.append((source, into))
                 return True
 
-            if not paths and not plan.rows:
-                raise BuildError(f"{' '.join(sources)}: nothing matches")
+            if not (paths or plan.rows or matched):
+                raise BuildError(f"{' '.join(step.sources)}: nothing matches")
             if paths and files is not None:
-                copy_into(plan, files, paths, target, directory, parents=step.parents, exclude=exclude, unpack=unpack)
+                copy_into(plan, files, paths, target, directory, exclude=exclude, unpack=unpack)
             if plan.rows:
                 self._add(plan.layer(), describe(step))
             for archive, into in unpacked:

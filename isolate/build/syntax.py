@@ -7,6 +7,7 @@ Nothing is expanded here, and no instruction is judged by its meaning. The gramm
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from dataclasses import dataclass, replace
 from typing import Final
@@ -56,6 +57,12 @@ class HereDocument:
     #: ``<<-``: tabs at the beginning of its lines are taken off.
     chomp: bool = False
     descriptor: int = 0
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file that COPY makes of it, ``x`` also for ``../x`` or ``/x``; ``""`` where it is none."""
+        name = posixpath.normpath("/" + self.name).lstrip("/")
+        return "" if "/" in name or "\0" in name else name
 
     @property
     def text(self) -> str:

@@ -445,6 +445,73 @@ def test_no_link_leads_out_of_the_context(store: Store, context: Path, tmp_path:
     assert shown["all/up"] == "-> ../outside"
 
 
+def test_links_to_directories_of_the_context(store: Store, context: Path, tmp_path: Path) -> None:
+    """They are followed before a wildcard and not behind one, and none leads out (as BuildKit's fsutil has it)."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "c.txt").write_text("SECRET")
+    (context / "link").symlink_to("sub")
+    (context / "again").symlink_to("/link")
+    (context / "sub/up").symlink_to("../..")
+    (context / "out").symlink_to(outside)
+    (context / "far").symlink_to("../outside")
+
+    def copied(line: str) -> dict[str, str | None]:
+        return tree(store, Dockerfile.parse(f"FROM scratch\nCOPY {line} /x/\n").build(store, context))
+
+    for line in ("link/*.txt", "again/c.*", "sub/up/sub/*.txt", "./link/../link/*.txt"):
+        assert copied(line) == {"x/": None, "x/c.txt": "c\n"}, line
+    assert copied("link/d*p/*.txt") == {"x/": None, "x/d.txt": "d\n"}
+    with pytest.raises(BuildError, match="nothing matches"):
+        copied("l*k/*.txt")
+    for line in ("out/*.txt", "far/*.txt", "sub/up/outside/*.txt"):
+        with pytest.raises(BuildError, match=r"there is no|nothing matches"):
+            copied(line)
+    # A link that is left out leads nowhere, and neither does one to a directory that is.
+    for left_out, line in (("link", "link/*.txt"), ("link", "link/c.txt"), ("sub", "link/*.txt")):
+        (context / ".dockerignore").write_text(left_out)
+        with pytest.raises(BuildError, match=r"leaves it out|nothing matches"):
+            copied(line)
+
+
+def test_the_directories_that_a_source_lies_in(store: Store, context: Path) -> None:
+    """``--parents``: those behind ``/./``, with their modes; ``**`` is any number of them."""
+    (context / "sub/deep").chmod(0o700)
+    (context / "link").symlink_to("sub")
+
+    def copied(line: str) -> set[str]:
+        shown = tree(store, Dockerfile.parse(f"FROM scratch\nCOPY --parents {line} /x/\n").build(store, context))
+        return {path for path, text in shown.items() if text is not None}
+
+    assert copied("a.txt sub/c.txt") == {"x/a.txt", "x/sub/c.txt"}
+    assert copied("./sub/./deep/*.txt") == {"x/deep/d.txt"}
+    assert copied("link/./deep") == {"x/deep/d.txt"}
+    assert copied("s*/./c.txt") == {"x/c.txt"}
+    assert copied("**/*.txt") == {"x/a.txt", "x/sub/c.txt", "x/sub/deep/d.txt"}
+    assert copied("--exclude=**/deep sub") == {"x/sub/c.txt"}
+    assert copied("link/c.txt") == {"x/link/c.txt"}
+    for line, words in {"none/a": "there is no", "no*ne": "nothing matches", "sub/./none": "there is no"}.items():
+        with pytest.raises(BuildError, match=words):
+            copied(line)
+    image = Dockerfile.parse("FROM scratch\nCOPY --parents sub/deep/d.txt /\n").build(store, context)
+    with image.layers[-1].open() as file, tarfile.open(fileobj=io.BytesIO(file.read())) as archive:
+        assert archive.getmember("sub/deep").mode == 0o700
+
+
+def test_the_name_of_a_here_document_is_a_file_s(store: Store) -> None:
+    """A directory in it is refused as the file is read; one that leads to the top is none (as BuildKit has it)."""
+
+    def text(name: str, target: str = "/d/") -> str:
+        return f"FROM scratch\nCOPY <<{name} {target}\nhi\n{name}\n"
+
+    for name in ("x", "../x", "/x", "./x", "a/../x"):
+        assert tree(store, Dockerfile.parse(text(name)).build(store))["d/x"] == "hi\n", name
+    assert tree(store, Dockerfile.parse(text("$x") + "ENV x=y\n").build(store))["d/$x"] == "hi\n"
+    for name in ("a/x", "..", ".", "/", "a\0b"):
+        with pytest.raises(DockerfileError, match=r"line 2: COPY: .*COPY <<NAME /directory/"):
+            Dockerfile.parse(text(name, "/file"))
+
+
 def test_archives_are_unpacked_by_add(checked: Store, context: Path) -> None:
     def archive(name: str, members: dict[str, bytes]) -> None:
         with tarfile.open(context / name, "w:gz") as file:
