@@ -6,6 +6,7 @@ loaded when there is one.
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING
 
@@ -14,82 +15,68 @@ from isolate.engine.session import Session, StartFailure
 from isolate.thread.blocks import children_get_another_pid_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import ParamSpec, TypeVar
 
     from isolate.engine.plan import Part
     from isolate.engine.tape import Tape
     from isolate.errors import SetupError
+
+    _P = ParamSpec("_P")
+    _T = TypeVar("_T")
 
 __all__ = ["alone", "from_template", "hand_over", "keep", "launch", "waiting", "why"]
 
 _DEVNULL = -3
 
 
+def _told(start: Callable[_P, _T]) -> Callable[_P, _T]:
+    """The same, with the engine's failure told as an error."""
+
+    @functools.wraps(start)
+    def told(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return start(*args, **kwargs)
+        except StartFailure as failure:
+            from isolate.diagnosis.setup import start_error  # loaded late: only an error needs it
+
+            error = start_error(failure.stage, failure.error)
+        raise error
+
+    return told
+
+
+@_told
 def launch(tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> Session:
     """Start the program of a run block: see ``isolate.engine.session.Session``.
 
     :raises SetupError: the launcher could not be started; nothing is left of it.
     """
-    try:
-        return Session(tape, run, stdio, slots, nonblocking=nonblocking, direct=children_get_another_pid_namespace())
-    except StartFailure as failure:
-        raise _explained(failure) from None
+    return Session(tape, run, stdio, slots, nonblocking=nonblocking, direct=children_get_another_pid_namespace())
 
 
+@_told
 def waiting(tape: Tape) -> Session:
     """A sandbox that is set up, or soon will be, and waits for its program.
 
     :raises SetupError: the launcher could not be started.
     """
-    try:
-        return Session.waiting(tape, direct=children_get_another_pid_namespace())
-    except StartFailure as failure:
-        raise _explained(failure) from None
+    return Session.waiting(tape, direct=children_get_another_pid_namespace())
 
 
+@_told
 def alone(tape: Tape) -> Session:
     """A sandbox without a program: its init stays until it is killed, and its end is told as the program's.
 
     :raises SetupError: the launcher could not be started.
     """
-    try:
-        return Session.alone(tape, direct=children_get_another_pid_namespace())
-    except StartFailure as failure:
-        raise _explained(failure) from None
+    return Session.alone(tape, direct=children_get_another_pid_namespace())
 
 
-def hand_over(
-    session: Session, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
-) -> bool:
-    """Tell a sandbox that waits which program to run; False if it has gone, and nothing has happened.
-
-    :raises SetupError: EMFILE and the like: a stream could not be opened.
-    """
-    try:
-        return session.hand_over(run, stdio, slots, nonblocking=nonblocking)
-    except StartFailure as failure:
-        raise _explained(failure) from None
-
-
-def from_template(
-    starts: int,
-    watched: bool,
-    tape: Tape,
-    run: bytes,
-    stdio: Sequence[int],
-    slots: Sequence[int],
-    *,
-    nonblocking: bool,
-    later: bool = False,
-) -> Session | None:
-    """A start by a launcher that is parked, by its socket; None if it has gone, and nothing has been started.
-
-    :raises SetupError: EMFILE and the like: a stream could not be opened.
-    """
-    try:
-        return Session.from_template(starts, watched, tape, run, stdio, slots, nonblocking=nonblocking, later=later)
-    except StartFailure as failure:
-        raise _explained(failure) from None
+#: :meth:`Session.hand_over <isolate.engine.session.Session.hand_over>`, which raises SetupError.
+hand_over = _told(Session.hand_over)
+#: :meth:`Session.from_template <isolate.engine.session.Session.from_template>`, which raises SetupError.
+from_template = _told(Session.from_template)
 
 
 def keep(part: Part) -> Session:
@@ -118,9 +105,3 @@ def why(session: Session, part: str, patience: float = 10.0) -> SetupError:
     error = setup_error(session.tape, session.end, [b"-"], session.run)
     error.part = part
     return error
-
-
-def _explained(failure: StartFailure) -> SetupError:
-    from isolate.diagnosis.setup import start_error  # loaded late: only an error needs it
-
-    return start_error(failure.stage, failure.error)

@@ -10,9 +10,10 @@ from isolate.engine.native import lib
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RUN", "run_block"]
+__all__ = ["RUN", "alone_block", "run_block", "waiting_block"]
 
 RUN = struct.Struct("<14I2Q2I")
+_FREE: int = lib.ISO_SLOT_FREE
 
 
 def _nanoseconds(limit: float | None) -> int:
@@ -70,3 +71,35 @@ def run_block(
     tables = struct.pack(f"<{len(argv) + len(env) + 2}Q", *argv_offsets, 0, *env_offsets, 0)
     pairs = struct.pack(f"<{2 * len(fds)}I", *(n for pair in fds for n in pair))
     return head + bytes(argv_at - RUN.size) + tables + pairs + bytes(strings)
+
+
+def waiting_block(slots: int) -> bytes:
+    """The run block of a start whose program is told later, with so many slots of its plan's."""
+    return run_block(
+        [b"-"],
+        [],
+        program=b"-",
+        path=b"",
+        cwd=b"/",
+        fds=[],
+        slots=_FREE + slots + 1,
+        started=False,
+        tty=False,
+        later=_FREE + slots,
+    )
+
+
+def alone_block(slots: int) -> bytes:
+    """The run block of a start without a program."""
+    return run_block(
+        [b"init"],
+        [],
+        program=b"-",
+        path=b"",
+        cwd=b"/",
+        fds=[],
+        slots=_FREE + slots,
+        started=True,
+        tty=False,
+        alone=True,
+    )

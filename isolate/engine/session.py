@@ -16,12 +16,12 @@ from isolate.engine import native, proc, waiting
 from isolate.engine.native import ffi, lib
 from isolate.engine.reaping import reaping
 from isolate.engine.record import KIND, RECORD, Record, decode
-from isolate.engine.run_block import run_block
+from isolate.engine.run_block import alone_block, waiting_block
 from isolate.errors import ForkedError
 from isolate.kernel.syscalls import number
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from isolate.engine.plan import Held
     from isolate.engine.tape import Tape
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _MSG_NOSIGNAL = 0x4000  # no SIGPIPE for a host program that has the default action for it
 _PATH = os.fsencode(native.LAUNCHER_PATH)
 _DEVNULL = -3
-_FREE: int = lib.ISO_SLOT_FREE
 #: So many descriptors can be handed over to a sandbox that waits.
 MOST_PASSED: int = lib.ISO_MAX_PASSED
 
@@ -44,22 +43,6 @@ class StartFailure(Exception):
         super().__init__(stage, error)
         self.stage: int = stage
         self.error: int = error
-
-
-def waiting_block(slots: int) -> bytes:
-    """The run block of a start whose program is told later, with so many slots of its plan's."""
-    return run_block(
-        [b"-"],
-        [],
-        program=b"-",
-        path=b"",
-        cwd=b"/",
-        fds=[],
-        slots=_FREE + slots + 1,
-        started=False,
-        tty=False,
-        later=_FREE + slots,
-    )
 
 
 class Session:
@@ -202,8 +185,7 @@ class Session:
 
         :raises StartFailure: the launcher could not be started.
         """
-        slots = tape.plan.context.slots
-        return cls(tape, waiting_block(len(slots)), [_DEVNULL] * 3, slots, direct=direct, later=True)
+        return cls._without_program(tape, waiting_block, direct=direct, later=True)
 
     @classmethod
     def alone(cls, tape: Tape, *, direct: bool = False) -> Session:
@@ -211,20 +193,12 @@ class Session:
 
         :raises StartFailure: the launcher could not be started.
         """
+        return cls._without_program(tape, alone_block, direct=direct, later=False)
+
+    @classmethod
+    def _without_program(cls, tape: Tape, block: Callable[[int], bytes], *, direct: bool, later: bool) -> Session:
         slots = tape.plan.context.slots
-        run = run_block(
-            [b"init"],
-            [],
-            program=b"-",
-            path=b"",
-            cwd=b"/",
-            fds=[],
-            slots=_FREE + len(slots),
-            started=True,
-            tty=False,
-            alone=True,
-        )
-        return cls(tape, run, [_DEVNULL] * 3, slots, direct=direct)
+        return cls(tape, block(len(slots)), [_DEVNULL] * 3, slots, direct=direct, later=later)
 
     def hand_over(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> bool:
         """Say what program it is; False if it has gone, and nothing has happened.

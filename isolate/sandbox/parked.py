@@ -21,8 +21,8 @@ from isolate.diagnosis.start import from_template, launch
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
 from isolate.engine.ops import RunHost
-from isolate.engine.run_block import run_block
-from isolate.engine.session import MOST_PASSED, Session, waiting_block
+from isolate.engine.run_block import run_block, waiting_block
+from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.waiting import ready
 from isolate.thread.blocks import children_get_another_pid_namespace, depth, standing
 
