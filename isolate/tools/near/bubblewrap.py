@@ -26,8 +26,11 @@ _FLAGS = {
     namespaces.UtsNamespace: "--unshare-uts",
     namespaces.CgroupNamespace: "--unshare-cgroup",
 }
-
-
+#: Entries that no option makes as they are, and what serves instead.
+_ELSEWHERE: dict[type[object], str] = {
+    mounts.File: "--ro-bind-data FD DEST takes the content from a descriptor",
+    mounts.Overlay: "bubblewrap 0.11: --overlay-src LOWER --tmp-overlay DEST",
+}
 _OTHERS = {
     "Limits": "the group of the caller: systemd-run --scope -p MemoryMax=… -p TasksMax=… before it",
     "Rlimits": "those of the caller: prlimit --core=0 --nofile=… before it",
@@ -160,9 +163,5 @@ def _entry(near: Near, entry: Any) -> None:
         near.lack("Mask", "a directory is hidden by --tmpfs, which is writable, a file by /dev/null")
     elif isinstance(entry, mounts.Etc):
         near.lack("Etc", "passwd, group, hosts and nsswitch.conf are given one by one: --ro-bind-data FD DEST")
-    elif isinstance(entry, mounts.File):
-        near.entry(entry, "--ro-bind-data FD DEST takes the content from a descriptor")
-    elif isinstance(entry, mounts.Overlay):
-        near.entry(entry, "bubblewrap 0.11: --overlay-src LOWER --tmp-overlay DEST")
     else:
-        near.entry(entry)
+        near.entry(entry, _ELSEWHERE.get(type(entry), "no option"))

@@ -6,11 +6,12 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from isolate.cgroups import Limits
 from isolate.errors import printable
 from isolate.tools.profiles.words import ENTRIES, PARTS, class_of, keys_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from isolate.sandbox.box import Sandbox
 
@@ -61,6 +62,20 @@ class Near:
             kind = type(part).__name__
             if kind in PARTS and isinstance(part, class_of(kind)) and not isinstance(part, told):
                 self.lack(kind, (why or {}).get(kind, "no option"))
+
+    def limits(self, options: Mapping[str, str], unlimited: str) -> Iterator[tuple[str, object]]:
+        """The options for the limits that are set, of a table by their names, and their values."""
+        limits = self.find(Limits)
+        for name, option in options.items():
+            value = getattr(limits, name, None)
+            if value is not None:
+                yield option, unlimited if value == "max" else value
+
+    def throttled(self) -> Iterator[tuple[str, str, int]]:
+        """The limits of devices: ``("8:0", "rbps", 1048576)``."""
+        limits = self.find(Limits)
+        for device, given in (limits.io if limits is not None else None) or ():
+            yield from ((device, name, value) for name, value in given if value is not None)
 
     def entry(self, entry: Any, why: str = "no option") -> None:
         """Say so of an entry of the root."""

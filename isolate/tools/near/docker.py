@@ -37,6 +37,20 @@ _LIMITS = {
     "cpus": "--cpuset-cpus",
     "mems": "--cpuset-mems",
 }
+_IO = {
+    "rbps": "--device-read-bps",
+    "wbps": "--device-write-bps",
+    "riops": "--device-read-iops",
+    "wiops": "--device-write-iops",
+}
+_MADE = "in the image; docker makes /etc/hosts, /etc/hostname and /etc/resolv.conf"
+#: Entries that no option makes, and where they are instead.
+_ELSEWHERE: dict[type[object], str] = {
+    mounts.Symlink: "the image has it or not",
+    mounts.Etc: _MADE,
+    mounts.File: _MADE,
+    mounts.Dir: _MADE,
+}
 _ULIMITS = {
     "core",
     "cpu",
@@ -195,34 +209,25 @@ def _entry(near: Near, entry: Any) -> None:
         near.rest(entry, "target", "masked", "read_only")  # they are there, with the same masks
     elif isinstance(entry, mounts.Device):
         near.add("--device", target)
-    elif isinstance(entry, mounts.Symlink):
-        near.entry(entry, "the image has it or not")
-    elif isinstance(entry, (mounts.Etc, mounts.File, mounts.Dir)):
-        near.entry(entry, "in the image; docker makes /etc/hosts, /etc/hostname and /etc/resolv.conf")
     elif isinstance(entry, mounts.Mask):
         near.add("--security-opt", f"mask={target}")
         near.lack("Mask", "podman alone has --security-opt mask=PATH")
     else:
-        near.entry(entry)
+        near.entry(entry, _ELSEWHERE.get(type(entry), "no option"))
 
 
 def _limits(near: Near) -> None:
     limits = near.find(Limits)
     if limits is not None:
-        for name, option in _LIMITS.items():
-            value = getattr(limits, name)
-            if value is not None:
-                near.add(option, "-1" if value == "max" else value)
+        for option, value in near.limits(_LIMITS, "-1"):
+            near.add(option, value)
         if limits.swap is not None or limits.memory is not None:
             total = checks.limit("memory", limits.memory or "max")
             swap = checks.limit("swap", limits.swap or 0)
             if total is not None:
                 near.add("--memory-swap", "-1" if swap is None else total + swap)
-        for device, given in limits.io or ():
-            for name, value in given:
-                kind = {"rbps": "read-bps", "wbps": "write-bps", "riops": "read-iops", "wiops": "write-iops"}[name]
-                if value is not None:
-                    near.add(f"--device-{kind}", f"{device}:{value}")
+        for device, name, value in near.throttled():
+            near.add(_IO[name], f"{device}:{value}")
         near.rest(limits, *_LIMITS, "swap", "io", "cpu_period")
     for name, (soft, hard) in (near.find(Rlimits) or Rlimits()).values().items():
         if name in _ULIMITS:

@@ -39,6 +39,17 @@ _IO = {
     "riops": "IOReadIOPSMax",
     "wiops": "IOWriteIOPSMax",
 }
+_MADE = "nothing is made in the root: bind a file or directory of the host's"
+#: Entries that no property makes, and what serves instead.
+_ELSEWHERE: dict[type[object], str] = {
+    mounts.Sys: "MountAPIVFS= has them with /proc",
+    mounts.CgroupFs: "MountAPIVFS= has them with /proc",
+    mounts.Symlink: _MADE,
+    mounts.Dir: _MADE,
+    mounts.File: _MADE,
+    mounts.Etc: _MADE,
+    mounts.Overlay: "ExtensionDirectories= lays /usr and /opt over the root's, read-only",
+}
 #: Properties that are younger than systemd 252, and the version that has them.
 NEW = {"PrivatePIDs": 257}
 
@@ -182,26 +193,18 @@ def _entry(near: Near, entry: Any) -> None:
         _set(near, "InaccessiblePaths", f"{'-' if entry.optional else ''}{target}")
     elif isinstance(entry, mounts.ReadOnly):
         _set(near, "ReadOnlyPaths", f"{'-' if entry.optional else ''}{target}")
-    elif isinstance(entry, (mounts.Sys, mounts.CgroupFs)):
-        near.entry(entry, "MountAPIVFS= has them with /proc")
     elif isinstance(entry, mounts.Device):
         _set(near, "BindPaths", target)
         _set(near, "DeviceAllow", f"{target} rw")
-    elif isinstance(entry, (mounts.Symlink, mounts.Dir, mounts.File, mounts.Etc)):
-        near.entry(entry, "nothing is made in the root: bind a file or directory of the host's")
-    elif isinstance(entry, mounts.Overlay):
-        near.entry(entry, "ExtensionDirectories= lays /usr and /opt over the root's, read-only")
     else:
-        near.entry(entry)
+        near.entry(entry, _ELSEWHERE.get(type(entry), "no option"))
 
 
 def _limits(near: Near) -> None:
     limits = near.find(Limits)
     if limits is not None:
-        for name, option in _LIMITS.items():
-            value = getattr(limits, name)
-            if value is not None:
-                _set(near, option, "infinity" if value == "max" else value)
+        for option, value in near.limits(_LIMITS, "infinity"):
+            _set(near, option, value)
         if limits.swap is not None or limits.memory is not None:
             swap = limits.swap or 0
             _set(near, "MemorySwapMax", "infinity" if swap == "max" else swap)
@@ -210,10 +213,8 @@ def _limits(near: Near) -> None:
             _set(near, "CPUQuotaPeriodSec", f"{limits.cpu_period * 1000:g}ms")
         if limits.oom_group:
             _set(near, "OOMPolicy", "kill")
-        for device, given in limits.io or ():
-            for name, value in given:
-                if value is not None:
-                    _set(near, _IO[name], f"/dev/block/{device} {value}")
+        for device, name, value in near.throttled():
+            _set(near, _IO[name], f"/dev/block/{device} {value}")
         if limits.devices is not None:
             _set(near, "DevicePolicy", "strict")
             near.lack("Limits.devices", "DeviceAllow= takes paths and names of groups of devices")
