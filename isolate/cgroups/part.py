@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from isolate.cgroups import devices, naming, stats
+from isolate.cgroups import devices, naming
+from isolate.cgroups.counting import RunGroup, report_steps
 from isolate.cgroups.cover import cover_steps
 from isolate.cgroups.hierarchy import discover
-from isolate.cgroups.placement import offered, place, removal_order
+from isolate.cgroups.placement import place, removal_order
 from isolate.cgroups.scope import FUTURE, Standing, guide_to
 from isolate.cgroups.settings import home_of, settings
 from isolate.engine.keeper import watched
@@ -37,13 +37,12 @@ from isolate.engine.resources import Moved
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, Constant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from isolate.cgroups.hierarchy import Hierarchy
     from isolate.cgroups.placement import Place, Placement
     from isolate.cgroups.settings import Setting
     from isolate.cgroups.values import LimitValues
-    from isolate.engine.plan import Argument, Context, Guide, Launched, Op, Resource
+    from isolate.engine.plan import Argument, Context, Guide, Op
 
 O_DIRECTORY: Final = Constant(os.O_DIRECTORY, "O_DIRECTORY")
 MSG_DONTWAIT = Constant(0x40, "MSG_DONTWAIT")
@@ -58,79 +57,6 @@ BOUNDS: Final = (("cgroup.max.depth", b"32"), ("cgroup.max.descendants", b"1000"
 _REAL_TIME_PERIOD: Final = 1_000_000
 _REAL_TIME: Final = 50_000
 _REAL_TIME_MOST: Final = 900_000
-_GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EBADF)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The counters of a run's group."""
-
-    stats: stats.Stats
-    cpu_time: float | None
-    peak_memory: int | None
-
-    def peak_in_use(self, largest: int) -> int | None:
-        """See :func:`isolate.cgroups.stats.peak_in_use`. None where the group is not the program's alone."""
-        return None if self.peak_memory is None else stats.peak_in_use(self.stats, largest)
-
-    def verdict(self, *, failed: bool) -> str | None:
-        """``"OOM"``, ``"PIDS"`` or None; ``failed``: the program did not exit with 0."""
-        return stats.verdict(None, self.stats, failed=failed)
-
-
-class RunGroup:
-    """The groups that every run of a plan makes, by hierarchy: how to find them, and what came back."""
-
-    def __init__(self) -> None:
-        #: Hierarchy to the path of the group without its last digits, the launcher's pid.
-        self.paths: dict[str, tuple[Hierarchy, str]] = {}
-        self.buffers: dict[tuple[int, str], Buffer] = {}
-        #: The pool that gives each start a group, and also removes it.
-        self.pool: Resource | None = None
-
-    @property
-    def counts(self) -> bool:
-        """Whether one of the groups counts CPU time."""
-        return any(h.version == 2 or "cpuacct" in key.split(",") for key, (h, _) in self.paths.items())
-
-    def directories(self, session: Launched) -> dict[str, str]:
-        """The group's directory in each hierarchy, for a run that goes on."""
-        if self.pool is not None:
-            ready = session.given_by(self.pool)
-            return dict(getattr(ready, "directories", ()))
-        return {key: f"{path}{session.pid}" for key, (_, path) in self.paths.items()}
-
-    def remove(self, session: Launched) -> None:
-        """Remove what a launcher that was killed has left. Where it does not go, :meth:`Cgroup.sweep` finds it."""
-        from isolate.cgroups.sweep import remove
-
-        for directory in self.directories(session).values() if self.pool is None else ():
-            remove(directory)
-
-    def usage(self, session: Launched) -> float | None:
-        """Seconds of CPU time so far, of everything in the group; None where nothing counts it."""
-        directories = self.directories(session)
-        for key, (hierarchy, _) in self.paths.items():
-            if hierarchy.version == 1 and "cpuacct" not in key:
-                continue
-            file = "cpu.stat" if hierarchy.version == 2 else "cpuacct.usage"
-            try:
-                with open(f"{directories.get(key, os.devnull)}/{file}", "rb") as opened:
-                    data = opened.read()
-            except OSError:
-                continue
-            return stats.parse({(hierarchy.version, file): data}).cpu_time
-        return None
-
-    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> Outcome:
-        """The counters from the launcher's last record (``Record.report``, ``Tape.reports``)."""
-        places = {buffer: (offset, size) for buffer, offset, size in reports}
-        files: stats.Files = {}
-        for key, buffer in self.buffers.items():
-            offset, size = places.get(buffer, (0, 0))
-            files[key] = report[offset : offset + size].partition(b"\0")[0]
-        found = stats.parse(files)
-        return Outcome(found, found.cpu_time, found.peak_memory)
 
 
 def limits_steps(limits: LimitValues, context: Context) -> Iterator[Step]:
@@ -370,57 +296,6 @@ def enter_steps(register: Register, what: str) -> Iterator[Step]:
     opening = call("openat", register, b"tasks", O_WRONLY | O_CLOEXEC, 0, out=fd)
     yield Step(Phase.CGROUP, f"open the door to {what}", (opening,))
     yield Step(Phase.ENTER, f"go into {what}", (call("write", fd, b"0", 1, expect=1),))
-
-
-def report_steps(spot: Place, directory: Register, group: RunGroup) -> Iterator[Step]:
-    """Read the counters when everything inside is dead."""
-    version = spot.hierarchy.version
-    known = stats.V2_FILES if version == 2 else stats.V1_FILES
-    done = Label()
-    # What the group will have is what the group above has to pass on, which our own may not have been passed.
-    controllers = offered(spot.parent) if version == 2 else spot.hierarchy.controllers
-    ops: list[Op] = [Test(directory, 0, negate=True, label=done)]  # it was never made
-    for file, room in known:
-        controller = stats.controller_of(version, file)
-        if file in stats.NOT_AT_END or (controller and controller not in controllers):
-            continue
-        buffer = Buffer(room, file, report=True)
-        group.buffers[version, file] = buffer
-        fd, after = Register(file), Label()
-        jump = {"errors": _GONE, "policy": "jump", "label": after}
-        ops += [
-            call("openat", directory, file.encode(), O_RDONLY | O_CLOEXEC, 0, out=fd, **jump),
-            call("read", fd, buffer, room - 1, errors=(errno.EOPNOTSUPP, errno.ENODEV, errno.EIO)),
-            call("close", fd),
-            after,
-        ]
-    if group.buffers:
-        yield Step(Phase.REPORT, f"read the counters of {spot.hierarchy.key}", (*ops, done))
-
-
-#: What tells that a limit was reached, by the version of the hierarchy.
-_TELLING: Final = {2: ("memory.events", "pids.events"), 1: ("memory.oom_control", "pids.events")}
-
-
-def counter_steps(key: str, directory: str, phase: Phase, buffers: dict[tuple[int, str], Buffer]) -> Iterator[Step]:
-    """Read what a group that exists has counted of limits that were reached."""
-    version = 2 if key == "v2" else 1
-    ops: list[Op] = []
-    for file in _TELLING[version]:
-        if version == 1 and file.partition(".")[0] not in key.split(","):
-            continue
-        room = dict(stats.V2_FILES if version == 2 else stats.V1_FILES)[file]
-        buffers[version, file] = buffer = Buffer(room, file, report=True)
-        fd, after = Register(file), Label()
-        path = os.fsencode(os.path.join(directory, file))
-        ops += [
-            call("openat", AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0, out=fd, errors=_GONE, policy="jump", label=after),
-            call("read", fd, buffer, room - 1, errors=(errno.EOPNOTSUPP, errno.ENODEV, errno.EIO)),
-            call("close", fd),
-            after,
-        ]
-    if ops:
-        yield Step(phase, f"read the counters of {key}", tuple(ops))
 
 
 def _real_time(spot: Place, group: Register, limits: LimitValues) -> Iterator[Step]:

@@ -11,11 +11,12 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from isolate.cgroups import files
+from isolate.cgroups.counting import RunGroup, report_steps
 from isolate.cgroups.cover import cover_steps
 from isolate.cgroups.group import Cgroup, destroy
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
-from isolate.cgroups.part import BOUNDS, RunGroup, guided_steps, report_steps, thaw_steps
+from isolate.cgroups.part import BOUNDS, guided_steps, thaw_steps
 from isolate.cgroups.placement import ACCOUNTING, place
 from isolate.cgroups.settings import home_of, settings
 from isolate.engine import native

@@ -17,7 +17,7 @@ from isolate.cgroups import Cgroup, CgroupPool, Limits
 from isolate.cgroups.group import read_stats
 from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
-from isolate.cgroups.part import RunGroup, joined_steps
+from isolate.cgroups.part import joined_steps
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.engine.waiting import ready
 from isolate.errors import IsolateError, SetupError
@@ -36,7 +36,7 @@ from isolate.namespaces.part import (
     UtsNamespace,
 )
 from isolate.sandbox.box import Sandbox
-from isolate.sandbox.exec import SharedOutcome
+from isolate.sandbox.joining import JoinedGroup, JoinedOutcome
 from isolate.sandbox.process import Process
 from isolate.seccomp import Seccomp
 
@@ -243,7 +243,7 @@ class TargetGroup:
         yield from joined_steps(dict(self.directories), context, covered=False)
 
 
-class _Counted(RunGroup):
+class _Counted(JoinedGroup):
     """The group of another process: what it counts while a program of ours runs tells why that failed."""
 
     def __init__(self, directories: dict[str, str], process: Process | None) -> None:
@@ -252,26 +252,14 @@ class _Counted(RunGroup):
         self._process = process
         self._before = read_stats(directories)
 
-    @property
-    def counts(self) -> bool:
-        """It counts more than the program."""
-        return False
-
     def directories(self, session: Launched) -> dict[str, str]:
         """Those of the process."""
         return self._directories
 
-    def remove(self, session: Launched) -> None:
-        """It is not ours."""
-
-    def usage(self, session: Launched) -> float | None:
-        """See :attr:`counts`."""
-        return None
-
-    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> SharedOutcome:
+    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> JoinedOutcome:
         """The counts since the last call."""
         before, self._before = self._before, self._now()
-        return SharedOutcome(self._before, None, None, before)
+        return JoinedOutcome(self._before, None, None, before)
 
     def _now(self) -> Stats:
         """The counts so far. An OOM killer that ends all of a group ends the process too, and its launcher removes the

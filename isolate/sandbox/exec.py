@@ -10,17 +10,17 @@ whose descriptors are all close-on-exec but those passed.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from errno import EBUSY, EINVAL, EPERM, ESRCH
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from isolate.cgroups.counting import Outcome, RunGroup
 from isolate.cgroups.group import read_stats
 from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
-from isolate.cgroups.part import Outcome, RunGroup, guided_step
-from isolate.cgroups.stats import Stats, verdict
+from isolate.cgroups.part import guided_step
+from isolate.cgroups.stats import Stats
 from isolate.diagnosis.start import launch
-from isolate.engine.plan import Context, Phase, Plan, Register, Row, Section, Step, call, in_order, section_of
+from isolate.engine.plan import Context, Phase, Plan, Register, Row, Step, call, in_order, section_of
 from isolate.engine.resources import Moved
 from isolate.engine.tape import compile_plan
 from isolate.engine.waiting import ready
@@ -32,10 +32,10 @@ from isolate.kernel.constants import (
     NOTHING,
     O_CLOEXEC,
     O_WRONLY,
-    PR_SET_PDEATHSIG,
     Constant,
 )
 from isolate.mounts.dev_null import from_outside
+from isolate.sandbox.joining import JoinedGroup, JoinedOutcome, steps_of_programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -133,18 +133,10 @@ def _rows(context: Context, process: First, original: Plan) -> Iterator[Row]:
     if others:
         joining = call("setns", pidfd, others)
         yield Step(Phase.PROPAGATION, "join its other namespaces", (joining,), hints=_HINTS), launch
-    kept = (Phase.SYNC, Phase.IDENTITY, Phase.HARDEN)
-    bound = False
-    for step, owner in original.rows:
-        if step.phase is Phase.DESCRIPTORS and not bound:
-            # With our init, which is not PID 1 in there. Before the filter, which may refuse it.
-            yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
-            bound = True
-        if step.phase in kept or step.phase.section in (Section.PAYLOAD, Section.AFTER):
-            yield step, owner
+    yield from steps_of_programs(original)
 
 
-class SharedGroup(RunGroup):
+class SharedGroup(JoinedGroup):
     """The first program's group, as a further one sees it: what was counted since that began is its own affair, too."""
 
     def __init__(self, process: First, first: RunGroup) -> None:
@@ -175,34 +167,10 @@ class SharedGroup(RunGroup):
         """Those of the first program's launcher."""
         return self._first.directories(self._process._session)
 
-    def remove(self, session: Launched) -> None:
-        """It is not this launcher's."""
-
-    def usage(self, session: Launched) -> float | None:
-        """Nobody counts what one of the programs in it uses."""
-        return None
-
-    @property
-    def counts(self) -> bool:
-        """See :meth:`usage`."""
-        return False
-
     def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> Outcome:
         """The group's counters so far; the launcher tells times and memory of this program alone."""
         now = self._count()
-        return SharedOutcome(now or Stats(), None, None, self._before)
-
-
-@dataclass(frozen=True)
-class SharedOutcome(Outcome):
-    """An outcome with the counters at the start of the further program."""
-
-    before: Stats | None = None
-
-    def verdict(self, *, failed: bool) -> str | None:
-        """As :meth:`Outcome.verdict`, of what was counted meanwhile, and only for a program that failed: it may have
-        been another one that the kernel killed."""
-        return verdict(self.before, self.stats, failed=True) if failed else None
+        return JoinedOutcome(now or Stats(), None, None, self._before)
 
 
 def frozen(groups: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ from isolate.sandbox.result import Result, Verdict
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from isolate.cgroups.part import Outcome
+    from isolate.cgroups.counting import Outcome
     from isolate.engine.record import Record
     from isolate.engine.session import Session
     from isolate.engine.tape import Tape

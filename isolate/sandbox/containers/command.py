@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from isolate.cgroups import stats
-from isolate.cgroups.part import Outcome, RunGroup, counter_steps, joined_steps
-from isolate.cgroups.stats import Stats, verdict
-from isolate.engine.plan import Buffer, Context, Phase, Plan, Row, Section, Step, call, in_order, section_of
-from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWUSER, PR_SET_PDEATHSIG
+from isolate.cgroups.counting import counted, counter_steps
+from isolate.cgroups.part import joined_steps
+from isolate.engine.plan import Buffer, Context, Phase, Plan, Row, Step, call, in_order, section_of
+from isolate.kernel.constants import CLONE_NEWPID, CLONE_NEWUSER
 from isolate.kernel.namespaces import by_flag
 from isolate.mounts.dev_null import from_outside, from_tree
 from isolate.sandbox.defaults import Launch
+from isolate.sandbox.joining import JoinedGroup, JoinedOutcome, steps_of_programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,6 @@ _HINTS = {
     errno.EPERM: "joining a container needs the rights that made it",
     errno.ENOMEM: "the container has ended: nothing can be born in its pid namespace any more",
 }
-_KEPT = (Phase.SYNC, Phase.IDENTITY, Phase.HARDEN)
 
 
 def command_plan(
@@ -90,17 +88,10 @@ def _rows(
         ops = tuple(call("setns", context.descriptor(doors[flag]), by_flag(flag).flag) for flag in flags)
         if ops:
             yield Step(phase, text, ops, hints=_HINTS), launch
-    bound = False
-    for step, owner in original.rows:
-        if step.phase is Phase.DESCRIPTORS and not bound:
-            # With our init, which is not PID 1 in there. Before the filter, which may refuse it.
-            yield Step(Phase.DESCRIPTORS, "die with init", (call("prctl", PR_SET_PDEATHSIG, 9),)), owner
-            bound = True
-        if step.phase in _KEPT or step.phase.section in (Section.PAYLOAD, Section.AFTER):
-            yield step, owner
+    yield from steps_of_programs(original)
 
 
-class CommandGroup(RunGroup):
+class CommandGroup(JoinedGroup):
     """The container's group, as one command sees it: what was counted before it is not its affair.
 
     The counters at its start and at its end are read by the launcher, with the steps, so nothing of this differs from
@@ -122,39 +113,7 @@ class CommandGroup(RunGroup):
         """The container's."""
         return dict(self._directories)
 
-    def remove(self, session: Launched) -> None:
-        """It is the container's."""
-
-    def usage(self, session: Launched) -> float | None:
-        """Nobody counts what one of the commands in it uses."""
-        return None
-
-    @property
-    def counts(self) -> bool:
-        """See :meth:`usage`."""
-        return False
-
-    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> CommandOutcome:
+    def outcome(self, report: bytes, reports: Sequence[tuple[Buffer, int, int]]) -> JoinedOutcome:
         """The group's counters at the end; the launcher tells times and memory of this command alone."""
-        places = {buffer: (offset, size) for buffer, offset, size in reports}
-
-        def read(buffers: Mapping[tuple[int, str], Buffer]) -> Stats:
-            files: stats.Files = {}
-            for key, buffer in buffers.items():
-                offset, size = places.get(buffer, (0, 0))
-                files[key] = report[offset : offset + size].partition(b"\0")[0]
-            return stats.parse(files)
-
-        return CommandOutcome(read(self.buffers), None, None, read(self._before))
-
-
-@dataclass(frozen=True)
-class CommandOutcome(Outcome):
-    """An outcome with the counters at the start of the command."""
-
-    before: Stats
-
-    def verdict(self, *, failed: bool) -> str | None:
-        """As :meth:`Outcome.verdict`, of what was counted meanwhile, and only for a command that failed: it may have
-        been another one that the kernel killed."""
-        return verdict(self.before, self.stats, failed=True) if failed else None
+        now, before = (counted(buffers, report, reports) for buffers in (self.buffers, self._before))
+        return JoinedOutcome(now, None, None, before)

@@ -14,7 +14,8 @@ from isolate.attributes.rlimits import Rlimits
 from isolate.attributes.scheduling import Scheduling
 from isolate.capabilities.part import Capabilities
 from isolate.cgroups import Cgroup, Limits
-from isolate.cgroups.part import O_DIRECTORY, RunGroup
+from isolate.cgroups.counting import RunGroup
+from isolate.cgroups.part import O_DIRECTORY
 from isolate.diagnosis import start
 from isolate.engine.plan import Phase, Plan, Register, Step, call
 from isolate.engine.tape import compile_plan
