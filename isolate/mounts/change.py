@@ -10,8 +10,7 @@ from isolate.engine.plan import Buffer, Call, Phase, Register, Step, Store, call
 from isolate.kernel.constants import AT_FDCWD, MNT_DETACH, O_CLOEXEC, O_PATH
 from isolate.mounts.building import Building, move
 from isolate.namespaces.change import CLONE_FS
-from isolate.thread.change import Change
-from isolate.thread.program import Program, Running, here
+from isolate.thread.program import Program, Running, StepsChange, here
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Part, Row
@@ -22,16 +21,16 @@ __all__ = ["MountChange"]
 _SOURCES = (Phase.TREES, Phase.SOURCES, Phase.ROOT)  # the others are for a launcher that stands between
 
 
-class MountChange(Change):
+class MountChange(StepsChange):
     """The mount as it would be in a root, moved to its target; taken away by its own descriptor, busy or not."""
 
-    __slots__ = ("_entry", "_running")
+    __slots__ = ("_entry",)
 
     order = 20
 
     def __init__(self, entry: TreeEntry) -> None:
+        super().__init__()
         self._entry = entry
-        self._running: Running | None = None
 
     @property
     def text(self) -> str:  # type: ignore[override]
@@ -48,16 +47,6 @@ class MountChange(Change):
             on_a_thread(self._running.apply)
         else:
             self._running.apply()
-
-    def undo(self) -> None:
-        """Detach it from the tree; what still uses it keeps it until it is done."""
-        if self._running is not None:
-            self._running.undo()
-
-    def release(self) -> None:
-        """Close its descriptor."""
-        if self._running is not None:
-            self._running.close()
 
     def now(self) -> str:
         """Whether something is mounted there."""

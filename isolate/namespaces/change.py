@@ -18,8 +18,7 @@ from isolate.kernel.constants import (
     flags,
 )
 from isolate.kernel.namespaces import by_flag
-from isolate.thread.change import Change
-from isolate.thread.program import Program, Running, gather, refuse_threads
+from isolate.thread.program import Program, Running, StepsChange, gather, refuse_threads
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Part, Row
@@ -31,18 +30,18 @@ __all__ = ["NamespaceChange"]
 _ORDER = {int(CLONE_NEWNS): 10, int(CLONE_NEWPID): 18, int(CLONE_NEWTIME): 19}
 
 
-class NamespaceChange(Change):
+class NamespaceChange(StepsChange):
     """The calling thread in a namespace, new or joined; the descriptor of the old one is the way back.
 
     The whole way in is one call into the extension, the way back another: nothing can interrupt in between.
     """
 
-    __slots__ = ("_flag", "_part", "_running")
+    __slots__ = ("_flag", "_part")
 
     def __init__(self, part: Part, flag: int) -> None:
+        super().__init__()
         self._part = part
         self._flag = int(flag)
-        self._running: Running | None = None
 
     @property
     def text(self) -> str:  # type: ignore[override]
@@ -64,16 +63,6 @@ class NamespaceChange(Change):
         """Keep the old one, unshare or join, then what the part says of the new one."""
         self._running = Running(_program(self._part, self._flag))
         self._running.apply()
-
-    def undo(self) -> None:
-        """Join the old one again."""
-        if self._running is not None:
-            self._running.undo()
-
-    def release(self) -> None:
-        """Close the descriptors of the old one."""
-        if self._running is not None:
-            self._running.close()
 
     def now(self) -> str:
         """The kernel's identity of it."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from isolate.engine.handing import Handing, bind_and_listen
 from isolate.engine.ops import Buffer, Register, call
 from isolate.engine.plan import Phase, Step
-from isolate.errors import ConflictError
 from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import Constant
-from isolate.mounts import File, Root
+from isolate.mounts import File
 from isolate.namespaces import MountNamespace, NetNamespace
 from isolate.network import address, resolv
+from isolate.network.inside import check_own, netlink_socket
 from isolate.network.netlink import ROUTE, Socket
 from isolate.network.proxy.events import Asked, Log
 from isolate.network.proxy.rules import Rules, name_rule
@@ -154,11 +154,11 @@ class Domains:
 
     def root_entries(self, context: Context) -> Iterator[File]:
         """The entries of the root that configure name resolution, if the sandbox has a root of its own."""
-        yield File(resolv.PATH, _RESOLV)
+        yield File(resolv.PATH, resolv.content(_NAMESERVERS))
 
     def steps(self, context: Context) -> Iterator[Step]:
         """Listeners that init makes inside and hands to the caller, and a route that leads everything to them."""
-        _own_network(context, "Domains")
+        check_own(context, "Domains")
         direct = [port for port in self.ports if port not in (PORT, _DNS)]
         listeners = [(_LOOPBACK, PORT), *(("0.0.0.0", port) for port in direct)]
         handing = Handing(prepare=lambda: _Serving(self, direct), count=len(listeners) + 2, part="Domains")
@@ -173,13 +173,7 @@ class Domains:
         ops += [
             call("socket", Constant(2, "AF_INET"), flags, 0, out=dns),
             call("bind", dns, Buffer(name, "address"), len(name)),
-            call(
-                "socket",
-                Constant(16, "AF_NETLINK"),
-                Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
-                Constant(0, "NETLINK_ROUTE"),
-                out=netlink,
-            ),
+            netlink_socket(netlink),
             *handing.hand(slot, [*registers, dns, netlink]),
         ]
         ports = ", ".join(map(str, self.ports))
@@ -188,30 +182,41 @@ class Domains:
         )
         yield Step(Phase.SYSTEM, text, tuple(ops), hints=_HINTS)
         yield Step(Phase.SYSTEM, f"wait until the proxy serves, and {NET} leads to it", tuple(handing.wait(slot)))
-        mounts = context.find(MountNamespace)
-        if context.find(Root) is None and mounts is not None and not mounts.joined:
-            yield resolv.over_the_host(_RESOLV)
+        yield from resolv.without_a_root(context, _NAMESERVERS)
 
     def rules(self) -> Rules:
         """The rules by which the proxy decides."""
         return Rules(self.names, self.ports, self.private, self.tls, self.ech, self.methods)
 
 
-_RESOLV: Final = resolv.content([ipaddress.IPv4Address(_LOOPBACK)])
+_NAMESERVERS: Final = (ipaddress.IPv4Address(_LOOPBACK),)
 
 
-class _Serving:
-    """One start's proxy."""
+class _Served:
+    """A server of the host's, for one start: it ends with the sandbox."""
 
-    def __init__(self, part: Domains, direct: list[int]) -> None:
-        self._part, self._direct = part, direct
+    def __init__(self, log: Callable[[Asked], object] | None) -> None:
         self._server: Server | None = None
-        self._log = Log(part.log)
+        self._log = Log(log)
 
     @property
     def told(self) -> tuple[Asked, ...]:
-        """What was asked so far."""
+        """The events so far."""
         return self._log.events
+
+    def close(self) -> None:
+        """The sandbox has ended."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+
+class _Serving(_Served):
+    """One start's proxy."""
+
+    def __init__(self, part: Domains, direct: list[int]) -> None:
+        super().__init__(part.log)
+        self._part, self._direct = part, direct
 
     def receive(self, fds: list[int], session: object) -> Closing | None:
         """Take the sockets, have everything routed to them, serve."""
@@ -236,12 +241,6 @@ class _Serving:
                 each.close()
             raise
         return None
-
-    def close(self) -> None:
-        """The sandbox has ended."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
 
 
 @keywords
@@ -297,7 +296,7 @@ class Connect:
 
     def steps(self, context: Context) -> Iterator[Step]:
         """A listener that init makes inside and hands to the caller."""
-        _own_network(context, "Connect")
+        check_own(context, "Connect")
         handing = Handing(prepare=lambda: _Relaying(self), part="Connect")
         slot, fd = handing.slot(context), Register(f"listener {self.listen}")
         ops = (*bind_and_listen(fd, _LOOPBACK, self.listen, backlog=128), *handing.hand(slot, [fd]))
@@ -306,18 +305,12 @@ class Connect:
         yield Step(Phase.SYSTEM, "wait until the relay serves", tuple(handing.wait(slot)))
 
 
-class _Relaying:
+class _Relaying(_Served):
     """One start's relay."""
 
     def __init__(self, part: Connect) -> None:
+        super().__init__(part.log)
         self._part = part
-        self._server: Server | None = None
-        self._log = Log(part.log)
-
-    @property
-    def told(self) -> tuple[Asked, ...]:
-        """What was asked so far."""
-        return self._log.events
 
     def receive(self, fds: list[int], session: object) -> Closing | None:
         """Take the listener, and serve."""
@@ -334,12 +327,6 @@ class _Relaying:
             raise
         return None
 
-    def close(self) -> None:
-        """The sandbox has ended."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
-
 
 # ---- values --------------------------------------------------------------------------------------------------------
 
@@ -354,12 +341,6 @@ class _NoOtherWay(Seccomp):
         refused = deny("socket", when=arg32(0) == Constant(40, "AF_VSOCK"), errno="EAFNOSUPPORT")
         every = ("i386", "x32", "arm")
         super().__init__(refused, otherwise="allow", unknown="allow", foreign="allow", compat=every)
-
-
-def _own_network(context: Context, part: str) -> None:
-    namespace = context.find(NetNamespace)
-    if namespace is not None and namespace.joined:
-        raise ConflictError(f"{part}: the network namespace is joined, so it is not this sandbox's own")
 
 
 def _function(value: object, what: str) -> None:

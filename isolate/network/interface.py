@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from isolate.cgroups import Limits
 from isolate.engine.handing import Handing
-from isolate.engine.ops import Register, call
+from isolate.engine.ops import Register
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
 from isolate.kernel import checks
 from isolate.kernel.checks import is_int, keywords
-from isolate.kernel.constants import Constant
-from isolate.mounts import File, Root
-from isolate.namespaces import MountNamespace, NetNamespace
-from isolate.network import link, resolv, sysctls
+from isolate.mounts import File
+from isolate.namespaces import NetNamespace
+from isolate.network import link, resolv
+from isolate.network.inside import all_ports, check_own, netlink_socket
 from isolate.network.joinable import Joinable
 from isolate.network.members import Wish
 from isolate.network.words import Egress, Ingress, Publish, PublishLike, host_name, publications, rate
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Context
     from isolate.network.address import Address, Net
 
-__all__ = ["Interface", "all_ports"]
+__all__ = ["Interface"]
 
 _HINTS = {
     5: "it was not attached: the network refused it, or this program ended meanwhile",
@@ -140,12 +140,7 @@ class Interface:
 
     def steps(self, context: Context) -> Iterator[Step]:
         """A socket by which the network can be asked from outside; then wait until that is done."""
-        namespace = context.find(NetNamespace)
-        if namespace is not None and namespace.joined:
-            raise ConflictError(
-                "Interface: the network namespace is joined, so it is not this sandbox's own: attach it by"
-                " network.connect(...) instead"
-            )
+        check_own(context, "Interface", ": attach it by network.connect(...) instead")
         interfaces = [part for part in context.parts if isinstance(part, Interface)]
         wish = self.wish(next(i for i, part in enumerate(interfaces) if part is self))
         limits = context.find(Limits)
@@ -153,21 +148,13 @@ class Interface:
             wish = replace(wish, rate=min(limits.network, wish.rate or limits.network))
         handing = Handing(prepare=lambda: self.network.reserve(wish), part="Interface")
         slot, fd = handing.slot(context), Register("netlink socket")
-        making = call(
-            "socket",
-            Constant(16, "AF_NETLINK"),
-            Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
-            Constant(0, "NETLINK_ROUTE"),
-            out=fd,
-        )
         text = f"hand out a netlink socket of this network; the caller attaches {wish.device} to {self.network.subnet}"
-        yield Step(Phase.SYSTEM, text, (making, *handing.hand(slot, [fd])))
+        yield Step(Phase.SYSTEM, text, (netlink_socket(fd), *handing.hand(slot, [fd])))
         yield Step(Phase.SYSTEM, "wait until it is attached", tuple(handing.wait(slot)), hints=_HINTS)
         if interfaces[0] is self:
             yield all_ports()
-        mounts = context.find(MountNamespace)
-        if self._first(context) and context.find(Root) is None and mounts is not None and not mounts.joined:
-            yield resolv.over_the_host(resolv.content(self.network.nameservers))
+        if self._first(context):
+            yield from resolv.without_a_root(context, self.network.nameservers)
 
     def _first(self, context: Context) -> bool:
         """Whether it is the first of a network with names."""
@@ -191,12 +178,6 @@ class Interface:
             self.routes,
             self.device or f"eth{number}",
         )
-
-
-def all_ports() -> Step:
-    """In a network of its own a program may serve at any port: those below 1024 say nothing about it there."""
-    text = "ports below 1024 need no capability in this network"
-    return sysctls.write(Phase.SYSTEM, text, {"ipv4/ip_unprivileged_port_start": b"0"})
 
 
 def _address(value: str | Address | None, net: Net | None, what: str, *, gateway: bool = False) -> Address | None:

@@ -27,6 +27,7 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.network import netlink, sysctls
+from isolate.network.inside import netlink_socket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,9 +99,7 @@ class _Namespace:
         slot = self.handing.slot(context)
         host = Register("netlink socket of the caller's network")
         if self.outside:
-            yield Step(
-                Phase.CGROUP, "a netlink socket here", (call("socket", _NETLINK, _RAW, netlink.ROUTE, out=host),)
-            )
+            yield Step(Phase.CGROUP, "a netlink socket here", (netlink_socket(host),))
         if not capable():
             yield from _user_namespace(context)
         making = call("unshare", CLONE_NEWNET)
@@ -112,9 +111,9 @@ class _Namespace:
             Phase.CGROUP,
             "sockets in it, to ask the kernel by",
             (
-                call("socket", _NETLINK, _RAW, netlink.ROUTE, out=route),
+                netlink_socket(route),
                 call("socket", _NETLINK, _RAW, netlink.NETFILTER, out=filters),
-                call("socket", _NETLINK, _RAW, netlink.ROUTE, out=own),
+                netlink_socket(own),
             ),
             hints=HINTS,
         )

@@ -22,13 +22,16 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.mounts.building import new_file_system
+from isolate.mounts.root import Root
+from isolate.namespaces.part import MountNamespace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from isolate.engine.plan import Context
     from isolate.network.address import Address
 
-__all__ = ["PATH", "content", "over_the_host"]
+__all__ = ["PATH", "content", "without_a_root"]
 
 PATH = "/etc/resolv.conf"
 _FOLLOW = Constant(0x10, "MOVE_MOUNT_T_SYMLINKS")
@@ -39,8 +42,15 @@ def content(servers: Iterable[Address]) -> bytes:
     return b"".join(b"nameserver %s\n" % str(server).encode() for server in servers) + b"options timeout:2 attempts:2\n"
 
 
-def over_the_host(data: bytes) -> Step:
-    """Mount such a file over the host's, in the sandbox's own mount namespace. Where there is none nothing changes."""
+def without_a_root(context: Context, servers: Iterable[Address]) -> Iterator[Step]:
+    """Name servers for a sandbox that sees the host's files in a mount namespace of its own."""
+    mounts = context.find(MountNamespace)
+    if context.find(Root) is None and mounts is not None and not mounts.joined:
+        yield _over_the_host(content(servers))
+
+
+def _over_the_host(data: bytes) -> Step:
+    """Mount such a file over the host's. Where there is none nothing changes."""
     tmpfs, fd, tree, end = Register("tmpfs"), Register("file"), Register("tree"), Label()
     flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
     options = [(b"size", b"16k"), (b"nr_inodes", b"4"), (b"mode", b"0755")]

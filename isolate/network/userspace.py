@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.engine.handing import Handing
-from isolate.engine.ops import Register, call
+from isolate.engine.ops import Register
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
 from isolate.kernel.checks import is_int, keywords
-from isolate.kernel.constants import Constant
-from isolate.mounts import File, Root
-from isolate.namespaces import MountNamespace, NetNamespace
+from isolate.mounts import File
+from isolate.namespaces import NetNamespace
 from isolate.network import resolv
-from isolate.network.interface import Interface, all_ports
+from isolate.network.inside import all_ports, check_own, netlink_socket
+from isolate.network.interface import Interface
 from isolate.network.way import HELPERS, NAMESERVER, Way
 from isolate.network.words import Publish, PublishLike, publications
 
@@ -81,9 +81,7 @@ class Userspace:
 
     def steps(self, context: Context) -> Iterator[Step]:
         """A socket by which the network can be looked at from outside; then wait until there is a way out."""
-        namespace = context.find(NetNamespace)
-        if namespace is not None and namespace.joined:
-            raise ConflictError("Userspace: the network namespace is joined, so it is not this sandbox's own")
+        check_own(context, "Userspace")
         if context.find(Interface) is not None:
             raise ConflictError(
                 "Userspace and Interface: a sandbox has one way out; say Network(uplink='user') instead of Userspace"
@@ -92,17 +90,8 @@ class Userspace:
             prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device, self.ipv6), part="Userspace"
         )
         slot, fd = handing.slot(context), Register("netlink socket")
-        making = call(
-            "socket",
-            Constant(16, "AF_NETLINK"),
-            Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC"),
-            Constant(0, "NETLINK_ROUTE"),
-            out=fd,
-        )
         text = f"hand out a netlink socket of this network; the caller has {self.helper or 'pasta'} attach to it"
-        yield Step(Phase.SYSTEM, text, (making, *handing.hand(slot, [fd])))
+        yield Step(Phase.SYSTEM, text, (netlink_socket(fd), *handing.hand(slot, [fd])))
         yield Step(Phase.SYSTEM, "wait until there is a way out", tuple(handing.wait(slot)))
         yield all_ports()
-        mounts = context.find(MountNamespace)
-        if context.find(Root) is None and mounts is not None and not mounts.joined:
-            yield resolv.over_the_host(resolv.content([ipaddress.ip_address(NAMESERVER)]))
+        yield from resolv.without_a_root(context, [ipaddress.ip_address(NAMESERVER)])

@@ -29,6 +29,7 @@ from isolate.engine.tape import HEADER, OP, compile_plan
 from isolate.errors import SetupError, ThreadedError
 from isolate.kernel.constants import CLONE_NEWTIME, CLONE_NEWUSER, NOTHING, PR_SET_KEEPCAPS
 from isolate.thread.blocks import entered
+from isolate.thread.change import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Op, Part
     from isolate.engine.tape import Tape
 
-__all__ = ["Program", "Running", "enter", "gather", "refuse_threads", "threads"]
+__all__ = ["Program", "Running", "StepsChange", "enter", "gather", "refuse_threads", "threads"]
 
 _APPLY, _UNDO, _CLOSE = Phase.SYSTEM, Phase.AFTER, Phase.CLEANUP
 _OUT = 9  # of an op's fields: the register of its result
@@ -173,6 +174,25 @@ class Running:
         for register, number in opened.items():
             if register not in self._program.kept and self._registers[number] >= 0:
                 os.close(self._registers[number])
+
+
+class StepsChange(Change):
+    """A change whose steps are a program: a subclass sets ``_running`` in its ``apply``."""
+
+    __slots__ = ("_running",)
+
+    def __init__(self) -> None:
+        self._running: Running | None = None
+
+    def undo(self) -> None:
+        """Run the steps that take it back."""
+        if self._running is not None:
+            self._running.undo()
+
+    def release(self) -> None:
+        """Close the descriptors that it keeps."""
+        if self._running is not None:
+            self._running.close()
 
 
 def _error(tape: Tape, index: int, error: int) -> SetupError:
