@@ -5,8 +5,9 @@
 Run as root; everything happens in network namespaces of the benchmark's own. Rows take turns.
 
     attach      a new network namespace, a veth pair with a port of a bridge, an address, a route, all up
-                floor: two sends from C; isolate: the same with IPv6, a name, and the switch's rules; `ip -batch`; CNI's
-                bridge with host-local; netavark, which is what podman has
+                floor: two sends from C; isolate: with IPv6, a name, and the switch's rules; same: the very requests of
+                isolate, put together before and sent from C; `ip -batch`; CNI's bridge with host-local; netavark, which
+                is what podman has
     publish     32 ports of one member, beside 10 members with one each and beside 1,000
     connect     to a published port, with 1,000 others published, beside the same wires routed, without a rule, and
                 beside a single wire
@@ -27,6 +28,7 @@ import os
 import random
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -41,7 +43,7 @@ from isolate.kernel.syscalls import number
 from isolate.network import address, link
 from isolate.network.hostlink import HostLink, Published
 from isolate.network.members import Wish
-from isolate.network.netlink import Socket
+from isolate.network.netlink import Failure, Socket
 from isolate.thread.disposable import on_a_thread
 
 if TYPE_CHECKING:
@@ -83,6 +85,20 @@ def bridge(name: str, at: str) -> int:
     return index
 
 
+class Recorder(Socket):
+    """A netlink socket that keeps what it is to send, as if all were well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+
+    def _send(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def _acknowledged(self, *_: object, **__: object) -> list[Failure]:
+        return []
+
+
 class Attach:
     """One row each: something that attaches a new namespace, and removes it."""
 
@@ -91,6 +107,10 @@ class Attach:
         self.machine = NetNamespace.create()
         self.number = 0
         self.lan = network.Network("10.98.0.0/16")
+        self.twin = network.Network("10.92.0.0/16")
+        switch = self.twin._switch
+        fds = switch.route.fileno(), switch.filters.fileno()
+        self.replaying = floor.start("replay", *map(str, fds), stdin=subprocess.PIPE, pass_fds=fds)
         with self.machine:
             self.index = bridge("br9", "10.99.0.1/16")
             self.floor = floor.start("attach", str(self.index), stdin=subprocess.PIPE)
@@ -106,7 +126,7 @@ class Attach:
 
     def by_isolate(self) -> float:
         self.number += 1
-        wish = Wish(name=f"m{self.number}")
+        wish = Wish(name=f"m{self.number}", index=2)  # as Interface has it
 
         def body() -> tuple[float, network.Connection]:
             begin = time.perf_counter()
@@ -118,6 +138,32 @@ class Attach:
 
         spent, connection = on_a_thread(body)
         connection.close()
+        return spent
+
+    def by_same(self) -> float:
+        """What isolate sends, from C."""
+        self.number += 1
+        switch = self.twin._switch
+        route, filters, inside = Recorder(), Recorder(), Recorder()
+        real = switch.route, switch.filters
+        place = self.twin.reserve(Wish(name=f"m{self.number}", index=2))
+        with contextlib.ExitStack() as stack:
+            for each in (route, filters, inside):
+                stack.enter_context(each)
+            switch.route, switch.filters = route, filters
+            try:
+                self.twin._attach(place.member, inside)
+            finally:
+                switch.route, switch.filters = real
+        assert place.member.plug is not None
+        (wire,), (rules,), (addresses,) = route.sent, filters.sent, inside.sent
+        offset = wire.rindex(struct.pack("=HH", 8, 28)) + 4  # IFLA_NET_NS_FD
+        words = [place.member.plug.port, str(offset), wire.hex(), rules.hex(), addresses.hex()]
+        assert self.replaying.stdin is not None
+        self.replaying.stdin.write(" ".join(words) + "\n")
+        self.replaying.stdin.flush()
+        spent = float(line(self.replaying.stdout)) / 1e3
+        network.Connection(place).close()
         return spent
 
     def _netns(self, name: str) -> str:
@@ -220,16 +266,23 @@ class Attach:
         return spent
 
     def close(self) -> None:
-        assert self.floor.stdin is not None
-        self.floor.stdin.close()
-        self.floor.wait()
+        for run in (self.floor, self.replaying):
+            assert run.stdin is not None
+            run.stdin.close()
+            run.wait()
         self.lan.close()
+        self.twin.close()
         self.machine.close()
 
 
 def attach(floor: Floor, directory: str, rounds: int) -> dict[str, list[float]]:
     rows = Attach(floor, directory)
-    wanted: dict[str, Callable[[], float]] = {"floor": rows.by_floor, "isolate": rows.by_isolate, "ip": rows.by_ip}
+    wanted: dict[str, Callable[[], float]] = {
+        "floor": rows.by_floor,
+        "same": rows.by_same,
+        "isolate": rows.by_isolate,
+        "ip": rows.by_ip,
+    }
     if CNI is not None:
         wanted["cni"] = rows.by_cni
     if NETAVARK is not None:
@@ -449,6 +502,7 @@ def proxy(directory: str, rounds: int) -> dict[str, list[float]]:
 #: What each is to cost at most (of throughput: at least), as shares of another row.
 GOALS = (
     ("attach, ms", "isolate", "floor", 1.3),
+    ("attach, ms", "isolate", "same", 1.3),
     ("attach, ms", "isolate", "cni", 1 / 5),
     ("attach, ms", "isolate", "netavark", 1 / 15),
     ("publish 32 ports, ms", "beside 1000", "beside 10", 2.0),

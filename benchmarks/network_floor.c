@@ -2,6 +2,10 @@
  *
  *   attach BRIDGE-INDEX    for each line on stdin: a new network namespace, a veth pair with a port of that bridge, an
  *                          address, a route, all up, in two sends; prints microseconds
+ *   replay ROUTE FILTERS   the same with requests that somebody else has put together: for each line on stdin, PORT OFFSET
+ *                          BATCH BATCH BATCH, a new network namespace, then the batches (in hexadecimal) by the two
+ *                          netlink sockets that were inherited and by one inside; the namespace's descriptor goes to
+ *                          the offset in the first; last, the state of the link of that port is asked for
  *   sink PORT              takes what comes by one TCP connection, prints bytes a second
  *   send ADDRESS PORT SECONDS
  *   connects ADDRESS PORT COUNT   prints microseconds of each connection, on the average
@@ -9,9 +13,11 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <linux/ethtool.h>
 #include <linux/if_link.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
+#include <linux/sockios.h>
 #include <linux/veth.h>
 #include <net/if.h>
 #include <sched.h>
@@ -19,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -158,6 +165,77 @@ static void attach(int bridge)
 	}
 }
 
+static size_t parsed(char *word, unsigned char *data, size_t room)
+{
+	size_t n = 0;
+	for (unsigned byte; n < room && sscanf(word + 2 * n, "%2x", &byte) == 1; n++)
+		data[n] = byte;
+	return n;
+}
+
+/* One batch, in which only the last request asks for an answer, or the last but one (nftables has an end of the batch). */
+static void replayed(int fd, const unsigned char *data, size_t size)
+{
+	struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+	char answer[4096];
+	unsigned last = 0;
+	ssize_t left = size;
+	for (const struct nlmsghdr *m = (const void *)data; NLMSG_OK(m, left); m = NLMSG_NEXT(m, left))
+		if (m->nlmsg_flags & NLM_F_ACK)
+			last = m->nlmsg_seq;
+	if (sendto(fd, data, size, 0, (void *)&kernel, sizeof kernel) < 0)
+		die("sendto");
+	for (;;) {
+		ssize_t n = recv(fd, answer, sizeof answer, 0);
+		if (n < 0)
+			die("recv");
+		for (struct nlmsghdr *m = (void *)answer; NLMSG_OK(m, n); m = NLMSG_NEXT(m, n)) {
+			struct nlmsgerr *e = NLMSG_DATA(m);
+			if (m->nlmsg_type != NLMSG_ERROR)
+				continue;
+			if (e->error) {
+				fprintf(stderr, "request %u: %s\n", m->nlmsg_seq, strerror(-e->error));
+				exit(1);
+			}
+			if (m->nlmsg_seq == last)
+				return;
+		}
+	}
+}
+
+static void replay(int route, int filters)
+{
+	static char line[1 << 16];
+	static unsigned char data[3][1 << 14];
+	int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	while (fgets(line, sizeof line, stdin)) {
+		size_t size[3];
+		char *port = strtok(line, " "), *offset = strtok(0, " ");
+		for (int i = 0; i < 3; i++)
+			size[i] = parsed(strtok(0, " \n"), data[i], sizeof data[i]);
+		const double t = now();
+		if (unshare(CLONE_NEWNET) < 0)
+			die("unshare");
+		int inner = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+		int fd = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+		memcpy(data[0] + atoi(offset), &fd, sizeof fd);
+		replayed(route, data[0], size[0]);
+		replayed(filters, data[1], size[1]);
+		replayed(inner, data[2], size[2]);
+		struct ethtool_value value = {.cmd = ETHTOOL_GLINK};
+		struct ifreq request = {.ifr_data = (void *)&value};
+		strncpy(request.ifr_name, port, IFNAMSIZ - 1);
+		if (ioctl(route, SIOCETHTOOL, &request) < 0)
+			die("ioctl");
+		close(fd);
+		close(inner);
+		printf("%.1f\n", (now() - t) * 1e6);
+		fflush(stdout);
+		if (setns(home, CLONE_NEWNET) < 0)
+			die("setns");
+	}
+}
+
 static int listening(int port)
 {
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
@@ -186,6 +264,8 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	if (argc == 3 && !strcmp(argv[1], "attach")) {
 		attach(atoi(argv[2]));
+	} else if (argc == 4 && !strcmp(argv[1], "replay")) {
+		replay(atoi(argv[2]), atoi(argv[3]));
 	} else if (argc == 3 && !strcmp(argv[1], "sink")) {
 		int fd = accept(listening(atoi(argv[2])), 0, 0);
 		double total = 0, t = now();

@@ -46,7 +46,7 @@ _NDTA_NAME, _NDTA_PARMS, _NDTPA_IFINDEX, _NDTPA_PROXY_DELAY = 1, 6, 1, 13
 _PROXY = 8
 _NEWNETCONF, _GETNETCONF = 80, 82
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_NODAD = 0x02
+_AT_ONCE = attribute(_IFA_FLAGS, 0x02)  # IFA_F_NODAD
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _NDA_DST, _NDA_LLADDR = 1, 2
 _MAIN, _BOOT, _STATIC, _UNICAST, _BLACKHOLE = 254, 3, 4, 1, 6
@@ -69,11 +69,10 @@ def add(index: int, interface: Interface) -> Message:
 
 def given(index: int, own: Address, length: int) -> Message:
     """The same, of an address and the length of its prefix."""
-    packed = own.packed
-    body = _IFADDR.pack(_family(own), length, 0, 0, index)
-    body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
-    if own.version == 6:
-        body += attribute(_IFA_FLAGS, _NODAD)
+    if own.version == 4:
+        body = _IFADDR.pack(2, length, 0, 0, index) + attribute(_IFA_LOCAL, own.packed)
+    else:
+        body = _IFADDR.pack(10, length, 0, 0, index) + attribute(_IFA_LOCAL, own.packed) + _AT_ONCE
     return Message(
         _NEWADDR, CREATE | EXCLUSIVE, body, Words("give the device {} the address {}/{}", index, own, length)
     )

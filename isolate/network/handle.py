@@ -294,6 +294,7 @@ class Network(Watching, Joinable):
             everywhere=self.uplink is not None or bool(wish.publish),
             everywhere6=self.uplink6,
             routes=wish.routes,
+            inner=wish.index,
         )
         with self._switch.lock:
             self._check()
@@ -327,8 +328,7 @@ class Network(Watching, Joinable):
 
     def _limited(self) -> list[Member]:
         """Members whose egress or ingress is limited, and which are attached."""
-        members = list(self._members.by_number.values())
-        return [m for m in members if m.wish.limited and m.plug is not None and m.plug.attached]
+        return [m for m in list(self._members.limited.values()) if m.plug is not None and m.plug.attached]
 
     def leave(self, member: Member, *, wait: bool) -> None:
         """Take a member out. Without ``wait`` its network is about to go anyway."""

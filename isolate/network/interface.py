@@ -177,6 +177,7 @@ class Interface:
             self.mtu,
             self.routes,
             self.device or f"eth{number}",
+            2 + number,  # in a new network there is loopback alone, which is 1
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,6 +38,14 @@ FORWARDING, ROUTE_LOCALNET = 1, 26  # IPV4_DEVCONF_…
 _UP = 1
 _SIOCGIFINDEX, _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8933, 0x8946, 0xA
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
+_SETTLE = struct.Struct("=16sQ16x")  # struct ifreq
+_ASKED = ffi.new("uint32_t[2]", [_ETHTOOL_GLINK, 0])  # struct ethtool_value: nobody reads the answer
+_ASKED_AT = int(ffi.cast("uintptr_t", _ASKED))
+
+#: The kernel's default is a queue for each processor, each with a folder in sysfs; frames between two networks go by
+#: the backlog of the processor that sends them, and use none of those.
+_ONE_QUEUE = attribute(31, 1) + attribute(32, 1)  # IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES
+_VETH = text(_INFO_KIND, "veth")
 
 #: Names of devices have at most so many bytes (IFNAMSIZ less its NUL).
 LONGEST_NAME = 15
@@ -74,7 +83,7 @@ def _info(index: int = 0, flags: int = 0, mask: int = 0) -> bytes:
 
 def mac_bytes(mac: str) -> bytes:
     """Six bytes of ``"02:00:00:00:00:01"``."""
-    return bytes(int(pair, 16) for pair in mac.split(":"))
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def mac_text(data: bytes) -> str:
@@ -97,6 +106,11 @@ def _ipv4(settings: dict[int, int]) -> bytes:
     return nested(_INET, nested(_INET_CONF, inner))
 
 
+@functools.lru_cache(maxsize=256)
+def _peer(index: int, name: str, mtu: int | None) -> bytes:
+    return _info(index) + _device(name, None, mtu) + _ONE_QUEUE
+
+
 def veth(
     name: str,
     peer: str,
@@ -112,11 +126,13 @@ def veth(
 ) -> Message:
     """A veth pair in one request: this end here, set up and attached to a bridge, the other in ``namespace``."""
     # The index of the other end is 0 (the kernel chooses) or one that is free there.
-    other = _info(peer_index) + _device(peer, peer_mac, mtu)
+    other = _peer(peer_index, peer, mtu)
+    if peer_mac is not None:
+        other += attribute(_ADDRESS, mac_bytes(peer_mac))
     if namespace is not None:
         other += attribute(_NET_NS_FD, namespace)
-    info = nested(_LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attribute(_VETH_PEER, other)))
-    body = _info(index, _UP if up else 0, _UP if up else 0) + _device(name, mac, mtu) + info
+    info = nested(_LINKINFO, _VETH, nested(_INFO_DATA, attribute(_VETH_PEER, other)))
+    body = _info(index, _UP if up else 0, _UP if up else 0) + _device(name, mac, mtu) + _ONE_QUEUE + info
     if master:
         body += attribute(_MASTER, master)
     return Message(_NEWLINK, CREATE | EXCLUSIVE, body, Words("make the veth pair {}, {}", name, peer))
@@ -231,10 +247,8 @@ def settle(sock: Socket, name: str) -> None:
     The kernel tells them by a worker, a little later, and what comes meanwhile is dropped: a first connection then
     waits a second to try again. Who asks for the state of the link (ETHTOOL_GLINK) has the worker's part done at once.
     """
-    value = ffi.new("uint32_t[2]", [_ETHTOOL_GLINK, 0])
-    request = struct.pack("=16sQ16x", name.encode(), int(ffi.cast("uintptr_t", value)))
     with contextlib.suppress(OSError):
-        fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, request)
+        fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, _SETTLE.pack(name.encode(), _ASKED_AT))
 
 
 def peer_of(sock: Socket, link: int) -> int:

@@ -45,6 +45,8 @@ class Wish:
     mtu: int | None = None
     routes: tuple[tuple[Net, Address | None], ...] = ()
     device: str = "eth0"
+    #: The index of the device inside, if it is free; 0: the kernel chooses.
+    index: int = 0
 
     @property
     def limited(self) -> bool:
@@ -139,7 +141,11 @@ class Members:
     def __init__(self, switch: Switch) -> None:
         self._switch = switch
         self._subnets = switch.subnets
+        #: The addresses of number 0: the network's own and its gateway come before.
+        self._first = {version: net.network_address + 2 for version, net in self._subnets.items()}
         self.by_number: dict[int, Member] = {}
+        #: Those whose egress or ingress is limited.
+        self.limited: dict[int, Member] = {}
         self._by_name: dict[str, list[Member]] = {}
         self._by_address: dict[Address, Member] = {}
         #: Gone, but perhaps not yet for the kernel: the wire of a dead sandbox is taken away a little later.
@@ -178,40 +184,47 @@ class Members:
                 raise ConflictError(
                     f"the network has a member named {name!r} already: an alias may be shared, a name not"
                 )
-        number = self._number(wish)
-        addresses = [self._subnets[4].network_address + 2 + number if wish.address is None else wish.address]
-        if 6 in self._subnets and (not wish.limited or self._switch.routes6):
-            addresses.append(self._subnets[6].network_address + 2 + number if wish.address6 is None else wish.address6)
+        number, own = self._number(wish)
+        addresses = [own[4]]
+        if 6 in own and (not wish.limited or self._switch.routes6):
+            addresses.append(own[6] if wish.address6 is None else wish.address6)
         member = Member(number, wish, tuple(addresses))
         self.by_number[number] = member
+        if wish.limited:
+            self.limited[number] = member
         for name in member.names:
             self._by_name.setdefault(name, []).append(member)
         for address in addresses:
             self._by_address[address] = member
         return member
 
-    def _number(self, wish: Wish) -> int:
-        """A number that is free: that of the address, or going round, so that addresses come back as late as can be."""
+    def _number(self, wish: Wish) -> tuple[int, dict[int, Address]]:
+        """A number that is free, with its addresses: that of the address which is asked for, or going round, so that addresses
+        come back as late as can be."""
         net = self._subnets[4]
         if wish.address6 is not None:
             self._check(wish.address6, self._subnets[6])
         if wish.address is not None:
             self._check(wish.address, net)
             number = int(wish.address) - int(net.network_address) - 2
+            own = self._own(number)
+            if 6 in own and wish.address6 is None:
+                self._check(own[6], self._subnets[6])
             self._free(number)
-            return number
+            return number, own
         most = min(MOST, net.num_addresses - 3)  # the network's own address, the gateway, the broadcast address
         for step in range(most):
             number = (self._next + step) % most
-            own = [each.network_address + 2 + number for each in self._subnets.values()]
-            free = number not in self.by_number and not any(address in self._by_address for address in own)
-            if free and not self._still(number):
+            if number in self.by_number:
+                continue
+            own = self._own(number)
+            if not any(address in self._by_address for address in own.values()) and not self._still(number):
                 self._next = number + 1
-                return number
+                return number, own
         for number in list(self._leaving):
             if number < most and number not in self.by_number:
                 self._free(number)
-                return number
+                return number, self._own(number)
         raise SetupError(
             errno.EADDRNOTAVAIL,
             f"give out an address of {net}",
@@ -219,6 +232,9 @@ class Members:
             cause=f"all {most} are taken",
             remedy="make the network with a larger subnet, or close what is not needed",
         )
+
+    def _own(self, number: int) -> dict[int, Address]:
+        return {version: first + number for version, first in self._first.items()}
 
     def _still(self, number: int) -> bool:
         plug = self._leaving.get(number)
@@ -270,6 +286,7 @@ class Members:
         """Take back what it was given."""
         if self.by_number.pop(member.number, None) is None:
             return
+        self.limited.pop(member.number, None)
         if member.plug is not None:
             self._leaving[member.number] = member.plug
         for name in member.names:

@@ -35,7 +35,10 @@ _HEADER = struct.Struct("=IHHII")
 _PAIR = struct.Struct("=HH")
 _NUMBER = struct.Struct("=HHI")
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by the size's last two bits
-_WAIT = 10.0  # seconds: the kernel answers within the call that asks
+#: Seconds to wait for an answer: the kernel gives it within the call that asks.
+_WAIT = struct.pack("=qq", 10, 0)  # struct timeval
+#: Bytes for an acknowledgement (each comes by itself), and for what is asked for.
+_SMALL, _LARGE = 1 << 12, 1 << 18
 
 #: errno -> likely cause and remedy, and whether this host cannot do it at all.
 FINDINGS: dict[int, tuple[str, str | None]] = {
@@ -144,7 +147,10 @@ class Socket:
         if made is None:
             made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket = made
-        made.settimeout(_WAIT)
+        if made.gettimeout() is not None:
+            made.setblocking(True)
+        # The kernel's own limit: with Python's each call would be preceded by a poll(2).
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _WAIT)
         # The kernel's own words, and not our request once more.
         made.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
         made.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
@@ -229,7 +235,7 @@ class Socket:
         self._send(self._packed(message, 0 if dump else ACK))
         found: list[Answer] = []
         while True:
-            for kind, flags, number, body in self._receive():
+            for kind, flags, number, body in self._receive(_LARGE):
                 if number != begin:
                     continue
                 if kind == _ERROR:
@@ -273,7 +279,7 @@ class Socket:
         """
         failures: list[Failure] = []
         while True:
-            for kind, flags, number, body in self._receive():
+            for kind, flags, number, body in self._receive(_SMALL):
                 if kind != _ERROR or not 0 <= number - first < count:
                     continue  # an answer to what was given up before, or a notice
                 failure = _failure(number - first, flags, body)
@@ -282,10 +288,10 @@ class Socket:
                 if number == last or (failure is not None and number in fatal):
                     return failures
 
-    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+    def _receive(self, room: int) -> Iterator[tuple[int, int, int, bytes]]:
         try:
-            data, (sender, _) = self._socket.recvfrom(1 << 18)
-        except TimeoutError:
+            data, (sender, _) = self._socket.recvfrom(room)
+        except BlockingIOError:
             raise SetupError(errno.ETIMEDOUT, "take the kernel's answer", part=self.part, syscall="recvfrom") from None
         except OSError as error:
             raise SetupError(

@@ -72,7 +72,7 @@ class Element(NamedTuple):
 
     def packed(self, *, whole: bool) -> list[bytes]:
         """As attributes; ``whole=False``: without the value, as for removing it."""
-        key = b"".join(map(_padded, self.key))
+        key = b"".join([part if not len(part) & 3 else _padded(part) for part in self.key])
         parts = [nested(1, attribute(1, key))]  # NFTA_SET_ELEM_KEY
         if self.end is not None:
             parts.append(nested(10, attribute(1, b"".join(map(_padded, self.end)))))  # NFTA_SET_ELEM_KEY_END

@@ -51,6 +51,8 @@ class Plug:
     everywhere6: bool = False
     #: Further routes: a network and the member (or the switch, None) that is the way there.
     routes: tuple[tuple[Net, Address | None], ...] = ()
+    #: The index of the device inside, if it is free; 0: the kernel chooses.
+    inner: int = 0
     attached: bool = field(default=False, init=False)
     shaped: bool = field(default=False, init=False)
 
@@ -182,22 +184,12 @@ class Switch:
         try:
             with self.lock:
                 plug.attached = True
-                wire = link.veth(
-                    plug.port,
-                    plug.device,
-                    namespace,
-                    index=plug.index,
-                    mtu=plug.mtu,
-                    mac=plug.port_mac if plug.limited else None,
-                    peer_mac=plug.mac,
-                    master=0 if plug.limited else _BRIDGE,
-                )
-                self.route.batch([wire, *self._own_port(plug)])
-                self.shape(plug)
+                self._wire(plug, namespace)
+                if plug.rate is not None:
+                    self.shape(plug)
                 admitted = ruleset.admitted(plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress)
                 self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
-            index = link.index_of(inside, plug.device)
-            inside.batch(self._inside(plug, index))
+            inside.batch(self._inside(plug, plug.inner or link.index_of(inside, plug.device)))
             link.settle(self.route, plug.port)
             self._speak_for(plug)
         except BaseException:
@@ -205,6 +197,28 @@ class Switch:
             raise
         finally:
             os.close(namespace)
+
+    def _wire(self, plug: Plug, namespace: int) -> None:
+        own_port = self._own_port(plug)
+        while True:
+            wire = link.veth(
+                plug.port,
+                plug.device,
+                namespace,
+                index=plug.index,
+                peer_index=plug.inner,
+                mtu=plug.mtu,
+                mac=plug.port_mac if plug.limited else None,
+                peer_mac=plug.mac,
+                master=0 if plug.limited else _BRIDGE,
+            )
+            messages = [wire, *own_port]
+            failures = self.route.tried(messages)
+            if not failures:
+                return
+            if not plug.inner or failures[0].index or failures[0].errno != errno.EBUSY:
+                raise self.route.error(failures[0], messages[failures[0].index].step)
+            plug.inner = 0  # another device has the index
 
     def shape(self, plug: Plug, impairment: traffic.Impairment | None = None) -> None:
         """Have its rate hold both ways, and what is to happen to packets.
