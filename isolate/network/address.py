@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+import time
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.network.netlink import (
     CREATE,
@@ -21,6 +22,9 @@ from isolate.network.netlink import (
     text,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "Address",
     "Interface",
@@ -33,19 +37,20 @@ __all__ = [
     "neighbour",
     "route",
     "routes",
+    "until_found",
 ]
 
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 Net: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 Interface: TypeAlias = "ipaddress.IPv4Interface | ipaddress.IPv6Interface"
 
-_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
+_NEWADDR, _DELADDR, _GETADDR, _GETMULTICAST = 20, 21, 22, 58
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
 _NEWNEIGH, _DELNEIGH, _SETNEIGHTBL = 28, 29, 67
 _NDTA_NAME, _NDTA_PARMS, _NDTPA_IFINDEX, _NDTPA_PROXY_DELAY = 1, 6, 1, 13
 _PROXY = 8
 _NEWNETCONF, _GETNETCONF = 80, 82
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_MULTICAST, _IFA_FLAGS = 1, 2, 7, 8
 _AT_ONCE = attribute(_IFA_FLAGS, 0x02)  # IFA_F_NODAD
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _NDA_DST, _NDA_LLADDR = 1, 2
@@ -111,7 +116,8 @@ def neighbour(index: int, address: Address, mac: bytes) -> Message:
 
 def proxy(index: int, address: Address, *, remove: bool = False) -> Message:
     """Answer for a neighbour that is behind another device (ARP's proxy), or no longer."""
-    body = _NDMSG.pack(_family(address), index, 0, _PROXY, 0) + attribute(_NDA_DST, address.packed)
+    # From Linux 6.17 it stays when the device loses its carrier, if it is permanent.
+    body = _NDMSG.pack(_family(address), index, _PERMANENT, _PROXY, 0) + attribute(_NDA_DST, address.packed)
     verb = "no longer answer" if remove else "answer"
     step = f"{verb} for {address} on the device {index}"
     return Message(_DELNEIGH if remove else _NEWNEIGH, 0 if remove else CREATE | REPLACE, body, step)
@@ -164,6 +170,21 @@ def addresses(sock: Socket) -> list[Given]:
         if packed and len(packed) in (4, 16):
             found.append(Given(index, ipaddress.ip_interface((packed, length))))
     return found
+
+
+def until_found(sock: Socket, wanted: Iterable[Address]) -> None:
+    """Wait until questions about these IPv6 addresses of the socket's network are answered there.
+
+    The kernel joins the group that such questions go to by a worker, a little after the address was given. A question
+    that comes before is lost, and the next one is sent a second later. After a second the wait is given up.
+    """
+    groups = {b"\xff\x02" + bytes(9) + b"\1\xff" + each.packed[-3:] for each in wanted if each.version == 6}
+    asking = Message(_GETMULTICAST, DUMP, _IFADDR.pack(10, 0, 0, 0, 0), "look at the groups of IPv6")
+    deadline = time.monotonic() + 1
+    while groups and time.monotonic() < deadline:
+        groups -= {attributes(answer.body[8:]).get(_IFA_MULTICAST, b"") for answer in sock.ask(asking)}
+        if groups:
+            time.sleep(0.001)
 
 
 def routes(sock: Socket) -> list[Route]:

@@ -13,7 +13,7 @@ from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
 from isolate.kernel.checks import is_int, is_number, keywords
 from isolate.namespaces import NetNamespace
-from isolate.network import link, ruleset, subnets
+from isolate.network import address, link, ruleset, subnets
 from isolate.network.hostlink import HostLink, Published, reserve
 from isolate.network.joinable import Joinable
 from isolate.network.keeper import capable
@@ -274,6 +274,7 @@ class Network(Watching, Joinable):
             place = self.reserve(wish)
             try:
                 self._attach(place.member, inside)
+                address.until_found(inside, place.member.addresses)
             except BaseException:
                 place.close()
                 raise

@@ -199,8 +199,10 @@ class Members:
         return member
 
     def _number(self, wish: Wish) -> tuple[int, dict[int, Address]]:
-        """A number that is free, with its addresses: that of the address which is asked for, or going round, so that addresses
-        come back as late as can be."""
+        """A number that is free, and its addresses.
+
+        It is that of the address which is asked for, or going round, so that addresses come back as late as can be.
+        """
         net = self._subnets[4]
         if wish.address6 is not None:
             self._check(wish.address6, self._subnets[6])

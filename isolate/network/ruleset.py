@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isolate.network.address import Address, Net
     from isolate.network.netlink import Message
 
-__all__ = ["BRIDGE", "BRIDGE_NAME", "SWITCH", "UPLINK", "admitted", "base", "published", "reach", "take"]
+__all__ = ["BRIDGE", "BRIDGE_NAME", "SWITCH", "UPLINK", "admitted", "base", "published", "reach", "refused", "take"]
 
 #: Names of the switch's own devices.
 BRIDGE_NAME, UPLINK = "br0", "up0"
@@ -58,6 +58,18 @@ def destination(version: int, register: int = _R) -> bytes:
 def port(register: int = _R) -> bytes:
     """The destination port of a packet."""
     return nft.payload("transport", 2, 2, register)
+
+
+def refused(table: Table, chain: str, *expressions: bytes) -> list[Message]:
+    """Rules for packets that are dropped, and their sender told: by a reset of TCP, of all else by ICMP.
+
+    An ICMP error that arrives while connect(2) still sends is put off until the next attempt, a second later, and the
+    kernel sends few of them to one host (net.ipv4.icmp_ratelimit). A reset has neither limit.
+    """
+    return [
+        table.rule(chain, *expressions, *_l4(TCP), nft.reset()),
+        table.rule(chain, *expressions, nft.reject()),
+    ]
 
 
 def _bridge() -> list[Message]:
@@ -133,7 +145,7 @@ def _nowhere() -> list[Message]:
     for mask, prefix in ((0xE0, 0x20), (0xFE, 0xFC)):  # 2000::/3, fc00::/7
         inside = bytes([mask]) + bytes(15), bytes([prefix]) + bytes(15)
         rule += [destination(6), nft.masked(inside[0]), nft.compare(inside[1], unequal=True)]
-    return [SWITCH.rule("forward", *rule, nft.reject())]
+    return refused(SWITCH, "forward", *rule)
 
 
 def _pairs(name: str) -> list[Message]:
@@ -189,17 +201,17 @@ def base(*, out: bool) -> list[Message]:
         table.rule("forward", *nft.device("iifname", UPLINK), drop),
         *_nowhere(),
         *(rule for v in (4, 6) for rule in _listed("forward", "reach", v)),
-        table.rule("forward", nft.meta("iif"), nft.lookup("egress"), nft.reject()),
+        *refused(table, "forward", nft.meta("iif"), nft.lookup("egress")),
         table.rule("taken", *nft.established(), accept),
         # A published port is the host's affair: it is limited by the address that it is published at.
         table.rule("taken", *nft.device("iifname", UPLINK), *nft.translated(), accept),
         *(rule for v in (4, 6) for rule in _listed("taken", "take", v)),
-        table.rule("taken", nft.meta("oif"), nft.lookup("ingress"), nft.reject()),
+        *refused(table, "taken", nft.meta("oif"), nft.lookup("ingress")),
     ]
     if out:
         messages.append(table.rule("forward", *nft.device("oifname", UPLINK), accept))
     else:
-        messages.append(table.rule("forward", *nft.device("oifname", UPLINK), nft.reject()))
+        messages += refused(table, "forward", *nft.device("oifname", UPLINK))
     messages += [
         # To a member on a port of its own, from the bridge or from another of them.
         table.rule("forward", accept),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -22,7 +23,6 @@ pytestmark = pytest.mark.root
 
 def both(host: Host, db: Host, port: int) -> list[bool]:
     """Whether it connects by IPv4 and by IPv6."""
-    # What is refused is told at once by IPv4, and a second later by IPv6.
     return [host.connects(at, port, 10) for at in (db.address, db.address6)]
 
 
@@ -54,6 +54,35 @@ def test_ingress_is_what_is_listed() -> None:
                 assert both(new, free, 5432) == [True, True]
             for each in listening:
                 each.close()
+
+
+def test_a_refusal_is_told_at_once() -> None:
+    """By a reset: the kernel sends few ICMP errors, and a connection that is being made takes them a second later."""
+    with network.Network() as lan, host(lan, "web") as web, host(lan, "limited", egress=Egress(["web:80"])) as limited:
+        with host(lan, "db", ingress=Ingress(["web:80"])) as db, host(lan, "free") as free:
+            for at, port in ((db, 81), (free, 80)):
+                sender = web if at is db else limited
+                for address in (at.address, at.address6):
+                    with at.listen(port, address):
+                        assert [refusal(sender, address, port) for _ in range(8)] == [errno.ECONNREFUSED] * 8
+                        # Control: somebody listens there, and whom nothing limits gets in.
+                        assert free.connects(address, port, 10) is (at is free)
+            with db.listen(80), db.listen(80, db.address6):
+                assert [refusal(web, address, 80) for address in (db.address, db.address6)] == [0, 0]
+            with limited.net, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(20)
+                sock.connect((free.address, 80))
+                sock.send(b"x")
+                with pytest.raises(OSError, match="No route to host"):  # ICMP, of what is no connection
+                    sock.recv(1)
+
+
+def refusal(host: Host, address: str, port: int) -> int:
+    """The error of a connection; 0 is none."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with host.net, socket.socket(family) as sock:
+        sock.settimeout(20)
+        return sock.connect_ex((address, port))
 
 
 def test_it_is_reached_when_the_bridge_was_empty_in_between() -> None:

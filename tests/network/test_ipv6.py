@@ -139,6 +139,31 @@ def test_published_at_ipv6_addresses() -> None:
         assert str(network.Publish(80, 80, address="0::1")) == "[::1]:80/tcp"
 
 
+def test_who_is_connected_is_found() -> None:
+    """The kernel joins the group of those who are asked for by an address a little later: nobody waits for that."""
+    with network.Network() as lan:
+        for _ in range(10):
+            handle = NetNamespace.create()
+            with network.connect(lan, handle) as connection, handle:
+                group = f"ff02{'0' * 18}01ff{connection.addresses[1].packed[-3:].hex()}"
+                with open("/proc/thread-self/net/igmp6", encoding="ascii") as file:
+                    assert group in file.read()
+            handle.close()
+
+
+def test_an_address_that_goes_with_another() -> None:
+    """IPv6 addresses are given out beside those of IPv4, also where one of them was asked for before."""
+    with network.Network() as lan:
+        assert lan.subnet6 is not None
+        with host(lan, "a", address6=str(lan.subnet6[9])):
+            with pytest.raises(ConflictError, match="taken by the member a"):
+                lan.reserve(network.Interface(lan, address=str(lan.subnet[9])).wish())
+            both = network.Interface(lan, address=str(lan.subnet[9]), address6=str(lan.subnet6[10]))
+            place = lan.reserve(both.wish())
+            assert [str(each) for each in place.member.addresses] == [str(lan.subnet[9]), str(lan.subnet6[10])]
+            place.close()
+
+
 def test_published_ports_lead_to_ipv6_first() -> None:
     with network.Network() as lan, host(lan, "web", publish={"[::1]:8080": 80, 8080: 80}) as web:
 

@@ -13,6 +13,9 @@ import pytest
 
 from isolate import MountNamespace, NetNamespace, PidNamespace, Sandbox, UserNamespace, network
 from isolate.errors import ConflictError, SetupError
+from isolate.network import address, link
+from isolate.network.members import Wish
+from isolate.network.netlink import Socket
 from tests.network.hosts import connects, host, told, until
 from tests.ordinary import as_ordinary_user
 
@@ -166,6 +169,21 @@ def test_several_interfaces() -> None:
         assert len(used) == 2, result.stderr
         assert used[0] in one.subnet
         assert used[1] in two.subnet
+
+
+def test_an_index_inside_that_another_device_has() -> None:
+    """A sandbox's own first device is 2; where that is taken the kernel chooses."""
+    with network.Network() as lan, NetNamespace.create() as net, Socket() as inside:
+        for name, device in (("a", "eth0"), ("b", "eth1")):
+            place = lan.reserve(Wish(name=name, device=device, index=2))
+            lan._attach(place.member, inside)
+        indexes = [link.named(inside, device).index for device in ("eth0", "eth1")]
+        assert indexes[0] == 2
+        assert indexes[1] not in (0, 1, 2)
+        given = {(each.index, str(each.interface.ip)) for each in address.addresses(inside)}
+        for index, name in zip(indexes, ("a", "b"), strict=True):
+            assert {(index, str(each)) for each in lan.members[name]} <= given
+    net.close()
 
 
 def test_a_member_that_left_leaves_nothing() -> None:
