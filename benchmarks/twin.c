@@ -337,7 +337,7 @@ void twin_main(void)
 	ok(SYS5(statx, TAPE, PTR(""), 0x1000, STATX_SIZE, PTR(&st)));
 	long tape = ok(SYS6(mmap, 0, st.stx_size, 1, 2 | 0x8000 /* MAP_PRIVATE|MAP_POPULATE */, TAPE, 0));
 	ok(SYS3(mprotect, tape, st.stx_size, 3));
-	ok(SYS6(mmap, 0, 4096, 3, 0x22 /* MAP_PRIVATE|MAP_ANONYMOUS */, -1, 0));
+	unsigned char *record = (void *)ok(SYS6(mmap, 0, 4096, 3, 0x22 /* MAP_PRIVATE|MAP_ANONYMOUS */, -1, 0));
 	shared = (void *)ok(SYS6(mmap, 0, sizeof *shared + (STEPS + 7) / 8, 3, 0x21 /* MAP_SHARED|MAP_ANONYMOUS */, -1, 0));
 	if (!(CLONE_FLAGS & CLONE_NEWUSER))
 		SYS2(prctl, PR_SET_DUMPABLE, 0);
@@ -382,7 +382,6 @@ void twin_main(void)
 	SYS4(wait4, child, PTR(&status), 0x40000000, PTR(&usage));
 	report();
 	cleanup();
-	unsigned char *record = (void *)ok(SYS6(mmap, 0, 4096, 3, 0x22, -1, 0));
 	SYS2(getrusage, -1, PTR(&usage));
 	SYS2(clock_gettime, 1, PTR(&t));
 	record[0] = shared->complete == 3 && shared->status == 0 ? 'y' : 'n';

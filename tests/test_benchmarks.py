@@ -32,7 +32,9 @@ def test_the_twin_makes_the_same_calls(spawn: Any, tmp_path: Path) -> None:
     programs, driver = spawn.prepare(tmp_path)
     counts = spawn.verify(tmp_path, driver, programs)
     # Whether init finds its child dead at once or has to wait for the signal is a matter of who is quicker.
-    timing = {"wait4", "rt_sigtimedwait", "ppoll"}
+    timing = {"wait4", "rt_sigtimedwait", "ppoll", "clock_gettime"}
+    # Given back by who has nothing to do for two milliseconds, which is long for a program without strace.
+    timing |= {"madvise", "munmap"}
     ours, twin = ({name: pair[i] for name, pair in counts.items() if name not in timing} for i in (0, 1))
     # It may spare a call, which makes the comparison harder for the library, but never make one more.
     assert {name: (ours[name], twin[name]) for name in ours if twin[name] > ours[name]} == {}

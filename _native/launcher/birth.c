@@ -9,35 +9,33 @@
 #include <linux/prctl.h>
 #include <linux/sched.h>
 
-struct template_tree tree = {-1, -1, -1, -1, -1, -1, -1};
-
-void leave_tree(void)
+void leave_tree(struct template_tree *tree)
 {
-	close_fd(tree.mounts);
-	close_fd(tree.users);
-	close_fd(tree.hidden);
-	close_fd(tree.own);
-	close_fd(tree.root);
-	tree.mounts = tree.users = tree.hidden = tree.own = tree.root = -1;
+	close_fd(tree->mounts);
+	close_fd(tree->users);
+	close_fd(tree->hidden);
+	close_fd(tree->own);
+	close_fd(tree->root);
+	tree->mounts = tree->users = tree->hidden = tree->own = tree->root = -1;
 }
 
-void leave_starts(void)
+void leave_starts(struct template_tree *tree)
 {
-	close_fd(tree.starts);
-	close_fd(tree.taken);
-	tree.starts = tree.taken = -1;
+	close_fd(tree->starts);
+	close_fd(tree->taken);
+	tree->starts = tree->taken = -1;
 }
 
 /* The launcher makes the next one that waits. */
-void tell_taken(void)
+void tell_taken(struct template_tree *tree)
 {
 	const uint64_t one = 1;
-	if (tree.taken >= 0)
-		SYS3(write, tree.taken, PTR(&one), sizeof one);
-	leave_starts();
+	if (tree->taken >= 0)
+		SYS3(write, tree->taken, PTR(&one), sizeof one);
+	leave_starts(tree);
 }
 
-/* Who is to be waited for, in a start from a tree. Told once nobody inside waits for us any more: the Python program wakes up
+/* Who is to be waited for, in a start from a tree-> Told once nobody inside waits for us any more: the Python program wakes up
  * by it, on our processor as a rule. */
 void tell_birth(struct supervisor *s)
 {
@@ -95,26 +93,26 @@ static int take_owner(const struct supervisor *s)
 
 /* Into the mount namespace with the tree: the child gets a copy of it. Its root is then the tree's, its working directory
  * the hidden one, which nothing but this leads to. */
-static int64_t enter_tree(void)
+static int64_t enter_tree(const struct template_tree *tree)
 {
 	int64_t r = 0;
-	if (tree.users >= 0) {
-		r = SYS2(setns, tree.users, CLONE_NEWUSER);
+	if (tree->users >= 0) {
+		r = SYS2(setns, tree->users, CLONE_NEWUSER);
 		/* The kernel's own value after a change of credentials is in fs.suid_dumpable; begin_child says which holds. */
 		if (r >= 0)
 			r = SYS2(prctl, PR_SET_DUMPABLE, 1);
 	}
 	if (r >= 0)
-		r = SYS2(setns, tree.mounts, CLONE_NEWNS);
-	return r < 0 ? r : SYS1(fchdir, tree.hidden);
+		r = SYS2(setns, tree->mounts, CLONE_NEWNS);
+	return r < 0 ? r : SYS1(fchdir, tree->hidden);
 }
 
 /* Where the caller's own mounts are, and its root. */
-static int64_t back_outside(void)
+static int64_t back_outside(const struct template_tree *tree)
 {
-	int64_t r = SYS2(setns, tree.own, CLONE_NEWNS);
+	int64_t r = SYS2(setns, tree->own, CLONE_NEWNS);
 	if (r >= 0)
-		r = SYS1(fchdir, tree.root);
+		r = SYS1(fchdir, tree->root);
 	return r < 0 ? r : SYS1(chroot, PTR("."));
 }
 
@@ -130,7 +128,7 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint64_t)m->reg[m->header->cgroup_register];
 	}
-	int64_t within = tree.mounts < 0 ? 0 : enter_tree();
+	int64_t within = s->tree.mounts < 0 ? 0 : enter_tree(&s->tree);
 	if (within < 0)
 		return within;
 	const int other = take_owner(s);
@@ -148,7 +146,7 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 			return r;
 		}
 	}
-	if (tree.own >= 0 && pid != 0 && (within = back_outside()) < 0) {
+	if (s->tree.own >= 0 && pid != 0 && (within = back_outside(&s->tree)) < 0) {
 		/* What is to be done outside is done in the caller's own mount namespace, or not at all. */
 		if (pid > 0) {
 			SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
@@ -193,10 +191,10 @@ int64_t begin_child(struct supervisor *s, int32_t group)
 		close_fd(exec[0]);
 		m->sync_fd = sync[0];
 		m->exec_fd = exec[1];
-		run_init(m, group);
+		run_init(s, group);
 	}
 	if (s->child < 0) {
-		fail(m->shared, tree.mounts >= 0 ? ISO_STAGE_TEMPLATE : ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
+		fail(m->shared, s->tree.mounts >= 0 ? ISO_STAGE_TEMPLATE : ISO_STAGE_CLONE_INIT, ISO_OP_NONE, s->child);
 		return s->child;
 	}
 	close_fd(sync[0]);

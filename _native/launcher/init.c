@@ -58,10 +58,15 @@ static void have_it_looked_at(struct iso_machine *m, int64_t payload)
 		;
 }
 
-static void init_loop(struct iso_machine *m, int64_t payload) __attribute__((noreturn));
-static void init_loop(struct iso_machine *m, int64_t payload)
+static void init_loop(struct iso_machine *machine, int64_t payload) __attribute__((noreturn));
+static void init_loop(struct iso_machine *machine, int64_t payload)
 {
 	const uint64_t all = ~0ull;
+	/* All that is needed from here on stands in this frame. */
+	struct iso_header header = *machine->header;
+	struct iso_machine kept = *machine, *const m = &kept;
+	struct __kernel_timespec moment = {0, QUIET}, *most = &moment;
+	m->header = &header;
 	uint8_t info[128];
 	for (;;) {
 		int32_t status = 0;
@@ -95,7 +100,12 @@ static void init_loop(struct iso_machine *m, int64_t payload)
 			exit_now(0); /* the payload can only be gone unseen if somebody has reaped for us */
 		if (pid != 0 && pid != -ECHILD)
 			continue;
-		int64_t signal = SYS4(rt_sigtimedwait, PTR(&all), PTR(info), 0, 8);
+		int64_t signal = SYS4(rt_sigtimedwait, PTR(&all), PTR(info), PTR(most), 8);
+		if (signal == -EAGAIN && most) {
+			most = 0;
+			shed_data();
+			shed_maps(m->shared, sizeof *m->shared + header.steps);
+		}
 		if (signal > 0 && signal != SIGCHLD_ && payload != ALONE)
 			SYS2(kill, payload, signal);
 	}
@@ -197,12 +207,13 @@ static void hand_tree_over(struct iso_machine *m)
 /* Tell that we run. The kernel kills who is born into a group by CLONE_INTO_CGROUP if that group and the parent's were
  * not killed (cgroup.kill) as often as one another: Linux 6.16 and later compare the counts. `group` is then -1 or, the
  * second time, the file by which we go there ourselves. */
-void run_init(struct iso_machine *m, int32_t group)
+void run_init(struct supervisor *s, int32_t group)
 {
+	struct iso_machine *m = &s->machine;
 	struct iso_shared *shared = m->shared;
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
-	leave_tree();
-	leave_starts();
+	leave_tree(&s->tree);
+	leave_starts(&s->tree);
 	if (m->header->cgroup_register != ISO_NONE) {
 		__atomic_store_n(&shared->born, 1, __ATOMIC_RELEASE);
 		SYS6(futex, PTR(&shared->born), FUTEX_WAKE, 1, 0, 0, 0);

@@ -22,6 +22,7 @@
 #define STACK_SIZE 65536
 #define ALONE (-2) /* in place of a payload's pid: there is none, and init stays until it is killed */
 #define LATER_SIZE 65536
+#define QUIET 2000000u /* ns: who has not ended by then does not soon. There is time for what need not be done at once */
 
 /* struct iovec and struct msghdr, as the kernel has them. */
 struct part {
@@ -39,8 +40,20 @@ struct message {
 	uint64_t flags;
 };
 
+/* What a launcher that is parked holds, and each supervisor that is a fork of it until it has cloned: the mount namespace
+ * with the finished tree, the user namespace that owns it (-1 where we may enter it without), the hidden directory beneath
+ * the tree's root, our own mount namespace and root (-1 where there is no way back). And where starts come from, and where
+ * the launcher is told that one was taken. */
+struct template_tree {
+	int32_t mounts, users, hidden, own, root, starts, taken;
+};
+
 struct supervisor {
 	struct iso_machine machine;
+	struct template_tree tree;
+	uint64_t tape_size;  /* with a run block behind it, where that came along */
+	struct iso_header header; /* of the tape, once that has been given back; and of the run block */
+	struct iso_run run;
 	uint64_t started_ns;
 	int64_t child;
 	int32_t child_fd;
@@ -69,15 +82,6 @@ struct supervisor {
 	int32_t root;          /* its effective uid is 0 */
 	int32_t unborn;        /* our own pidfd, which the Python program is still to be given; 0: it has it */
 };
-
-/* What a launcher that is parked holds, and each supervisor that is a fork of it until it has cloned: the mount namespace
- * with the finished tree, the user namespace that owns it (-1 where we may enter it without), the hidden directory beneath
- * the tree's root, our own mount namespace and root (-1 where there is no way back). And where starts come from, and where
- * the launcher is told that one was taken. */
-struct template_tree {
-	int32_t mounts, users, hidden, own, root, starts, taken;
-};
-extern struct template_tree tree;
 
 static inline void exit_now(int64_t status) __attribute__((noreturn));
 static inline void exit_now(int64_t status)
@@ -142,7 +146,7 @@ extern uint8_t child_stack[STACK_SIZE];
 
 /* Init (init.c). */
 int64_t supervisor_lives(const struct iso_machine *m);
-void run_init(struct iso_machine *m, int32_t group) __attribute__((noreturn));
+void run_init(struct supervisor *s, int32_t group) __attribute__((noreturn));
 
 /* The run that comes later (later.c). */
 uint32_t received(const uint8_t *control, uint64_t length, int32_t *fds);
@@ -150,9 +154,9 @@ int64_t take_run(struct iso_machine *m);
 extern uint8_t later_block[LATER_SIZE];
 
 /* Init's birth (birth.c). */
-void leave_tree(void);
-void leave_starts(void);
-void tell_taken(void);
+void leave_tree(struct template_tree *tree);
+void leave_starts(struct template_tree *tree);
+void tell_taken(struct template_tree *tree);
 void tell_birth(struct supervisor *s);
 int64_t get_capabilities(uint32_t *sets);
 int64_t begin_child(struct supervisor *s, int32_t group);
@@ -175,6 +179,13 @@ void to_the_end(struct supervisor *s) __attribute__((noreturn));
 
 /* A launcher that is parked (parked.c). */
 void park(struct supervisor *s) __attribute__((noreturn));
+
+/* Memory: where it lies, and what is given back (memory.c). */
+extern uint8_t main_stack[STACK_SIZE];
+int64_t map_near(uint64_t size, int64_t protection, int64_t flags, int32_t fd);
+void leave_stack(const uint64_t *old);
+void shed_data(void);
+void shed_maps(const void *kept, uint64_t size);
 
 /* The tape, as memory (main.c). */
 int64_t map_block(int32_t fd, int64_t protection, uint8_t **block, uint64_t *size, uint32_t *stage);

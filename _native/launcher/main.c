@@ -38,8 +38,8 @@ int64_t map_block(int32_t fd, int64_t protection, uint8_t **block, uint64_t *siz
 	*size = piped ? (uint64_t)available : st.stx_size;
 	if (!*size || *size > 2ull * ISO_MAX_TAPE)
 		return -EBADMSG;
-	const int64_t base = piped ? SYS6(mmap, 0, *size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-				   : SYS6(mmap, 0, *size, protection, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+	const int64_t base = piped ? map_near(*size, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1)
+				   : map_near(*size, protection, MAP_PRIVATE | MAP_POPULATE, fd);
 	if (!mapped(base)) {
 		*stage = ISO_STAGE_MEMORY;
 		return base;
@@ -77,17 +77,15 @@ void equip(struct supervisor *s, uint8_t *tape)
 {
 	const struct iso_header *h = (const void *)tape;
 	const uint64_t registers = h->registers * sizeof(int64_t);
-	int64_t base = SYS6(mmap, 0, registers, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* The record behind the registers: one page holds both as a rule. */
+	int64_t base = map_near(registers + record_size(h), PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	if (!mapped(base))
 		refuse(ISO_STAGE_MEMORY, base);
 	s->shared_size = (uint32_t)(sizeof(struct iso_shared) + h->steps);
-	int64_t shared = SYS6(mmap, 0, s->shared_size, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int64_t shared = map_near(s->shared_size, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1);
 	if (!mapped(shared))
 		refuse(ISO_STAGE_MEMORY, shared);
-	int64_t record = SYS6(mmap, 0, record_size(h), PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (!mapped(record))
-		refuse(ISO_STAGE_MEMORY, record);
-	s->record = (struct iso_record *)record;
+	s->record = (struct iso_record *)(uintptr_t)((uint64_t)base + registers);
 	iso_machine_init(&s->machine, tape, (int64_t *)base, (struct iso_shared *)shared);
 }
 
@@ -105,14 +103,17 @@ static void load(struct supervisor *s)
 	r = SYS3(mprotect, PTR(tape), size, PROT_RW);
 	if (r < 0)
 		refuse(ISO_STAGE_MEMORY, r);
+	s->tape_size = size;
 	equip(s, tape);
 	s->machine.run = (const void *)(tape + h->size);
 }
 
-__attribute__((used)) void iso_main(void);
-void iso_main(void)
+__attribute__((used)) void iso_main(const uint64_t *old_stack);
+void iso_main(const uint64_t *old_stack)
 {
-	static struct supervisor s;
+	struct supervisor s;
+	memset(&s, 0, sizeof s);
+	s.tree = (struct template_tree){-1, -1, -1, -1, -1, -1, -1};
 	/* First of all not dumpable, and so are the children from their birth on. The signals: the extension has blocked them
 	 * before vfork; without it no SIGCHLD would ever wake init. */
 	int64_t r = SYS2(prctl, PR_SET_DUMPABLE, 0);
@@ -123,6 +124,7 @@ void iso_main(void)
 	if (r < 0)
 		refuse(ISO_STAGE_SIGNALS, r);
 	SYS2(prctl, PR_SET_NAME, PTR(build_mark));
+	leave_stack(old_stack);
 	load(&s);
 	r = get_capabilities(s.capabilities);
 	if (r < 0)
@@ -135,7 +137,8 @@ void iso_main(void)
 }
 
 #if defined(__x86_64__)
-__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tand $-16, %rsp\n\tcall iso_main\n\thlt\n");
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tmov %rsp, %rdi\n\tlea main_stack+65472(%rip), %rsp\n\tcall iso_main\n\thlt\n");
 #else
-__asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tbl iso_main\n\tbrk #1\n");
+__asm__(".globl _start\n_start:\n\tmov x29, xzr\n\tmov x30, xzr\n\tmov x0, sp\n\tadrp x1, main_stack+65472\n"
+	"\tadd x1, x1, :lo12:main_stack+65472\n\tmov sp, x1\n\tbl iso_main\n\tbrk #1\n");
 #endif

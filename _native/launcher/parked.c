@@ -62,18 +62,18 @@ static int64_t build_tree(struct supervisor *s)
 		fail(m->shared, ISO_STAGE_TEMPLATE, ISO_OP_NONE, r);
 		return r;
 	}
-	tree.mounts = fds[0];
-	tree.hidden = fds[2];
+	s->tree.mounts = fds[0];
+	s->tree.hidden = fds[2];
 	if (s->root) {
 		close_fd(fds[1]);
 		r = SYS4(openat, AT_FDCWD, PTR("/proc/self/ns/mnt"), O_RDONLY | O_CLOEXEC, 0);
-		tree.own = (int32_t)r;
+		s->tree.own = (int32_t)r;
 		if (r >= 0) {
 			r = SYS4(openat, AT_FDCWD, PTR("/"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-			tree.root = (int32_t)r;
+			s->tree.root = (int32_t)r;
 		}
 	} else {
-		tree.users = fds[1];
+		s->tree.users = fds[1];
 	}
 	if (r < 0)
 		fail(m->shared, ISO_STAGE_TEMPLATE, ISO_OP_NONE, r);
@@ -101,7 +101,7 @@ static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size
 	if (r < 0 || (run->later && run->later + 1 != run->slots) || run->slots != h->slots + (count - 4))
 		refuse(ISO_STAGE_TAPE, r < 0 ? r : -EBADMSG);
 	/* Above all slots first: those of ours, and of what came whatever stands where another is wanted. */
-	int32_t *const held[] = {&tree.mounts, &tree.users, &tree.hidden, &tree.own, &tree.root, &tree.starts, &tree.taken, &s->unborn};
+	int32_t *const held[] = {&s->tree.mounts, &s->tree.users, &s->tree.hidden, &s->tree.own, &s->tree.root, &s->tree.starts, &s->tree.taken, &s->unborn};
 	for (size_t i = 0; i < sizeof held / sizeof *held; i++) {
 		if (*held[i] < 0 || *held[i] >= (int32_t)run->slots)
 			continue;
@@ -188,7 +188,7 @@ static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher)
 				exit_now(1);
 			/* Another one waits already. Else the launcher is told later: see supervise(). */
 			if (SYS5(ppoll, PTR(&more), 1, PTR(&none), 0, 0) > 0)
-				tell_taken();
+				tell_taken(&s->tree);
 			begin_start(s, (void *)later_block, (uint64_t)r - sizeof begin, fds, count);
 		}
 		/* The end of its socket says that there is none. */
@@ -203,6 +203,9 @@ void park(struct supervisor *s)
 		uint64_t handler, flags, restorer, mask;
 	} action = {1 /* SIG_IGN */, 0, 0, 0};
 	const int64_t self = SYS0(getpid);
+	struct iso_machine *m = &s->machine;
+	uint8_t *const built = (uint8_t *)m->header;
+	const uint64_t built_size = s->tape_size, working_size = m->header->registers * sizeof(int64_t) + record_size(m->header);
 	uint64_t size;
 	uint8_t *tape = map_tape(ISO_SLOT_START_TAPE, &size);
 	int64_t r = SYS3(mprotect, PTR(tape), size, PROT_RW);
@@ -215,20 +218,26 @@ void park(struct supervisor *s)
 	}
 	/* Nobody waits for those that we start: the kernel reaps them. Where the supervisor's numbers are, nothing of the host's. */
 	r = SYS2(eventfd2, 0, 02004000 /* EFD_CLOEXEC | EFD_NONBLOCK */);
-	tree.taken = (int32_t)r;
+	s->tree.taken = (int32_t)r;
 	if (r >= 0)
 		r = SYS4(rt_sigaction, SIGCHLD_, PTR(&action), 0, 8);
 	for (int32_t i = 0; i <= ISO_SLOT_START_TAPE && r >= 0; i++)
-		if (i != ISO_SLOT_CONTROL && i != ISO_SLOT_OWNER && i != ISO_SLOT_STARTS && i != tree.mounts && i != tree.users &&
-		    i != tree.hidden && i != tree.own && i != tree.root && i != tree.taken)
+		if (i != ISO_SLOT_CONTROL && i != ISO_SLOT_OWNER && i != ISO_SLOT_STARTS && i != s->tree.mounts && i != s->tree.users &&
+		    i != s->tree.hidden && i != s->tree.own && i != s->tree.root && i != s->tree.taken)
 			r = SYS3(dup3, ISO_SLOT_STARTS, i, O_CLOEXEC);
 	if (r < 0)
 		refuse(ISO_STAGE_TEMPLATE, r);
 	/* Nor is a directory of the caller's held that it may want to unmount. */
 	SYS1(chdir, PTR("/"));
-	tree.starts = ISO_SLOT_STARTS;
+	s->tree.starts = ISO_SLOT_STARTS;
 	s->machine.shared->parked = 1;
 	tell_end(s);
+	/* None of this is for the forks. */
+	SYS2(munmap, PTR(built), built_size);
+	SYS2(munmap, PTR(m->reg), working_size);
+	SYS2(munmap, PTR(m->shared), s->shared_size);
+	s->tape_size = size;
+	shed_data();
 	/* One that waits is always there: a start has not to wait for a fork. Where there can be none, nobody may wait here. */
 	for (;;) {
 		int32_t pidfd = -1;
@@ -238,7 +247,7 @@ void park(struct supervisor *s)
 		if (pid < 0)
 			exit_now(1);
 		struct pollfd fds[5] = {
-			{.fd = tree.taken, .events = POLLIN},
+			{.fd = s->tree.taken, .events = POLLIN},
 			{.fd = pidfd, .events = POLLIN},
 			{.fd = ISO_SLOT_STARTS, .events = 0 /* its end alone */},
 			{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
@@ -250,7 +259,7 @@ void park(struct supervisor *s)
 			r = SYS5(ppoll, PTR(fds), 5, PTR(&wait), 0, 0);
 		while (r == -EINTR || r == -EAGAIN || r == -ENOMEM);
 		if (r <= 0 || fds[2].revents || fds[3].revents || fds[4].revents ||
-		    SYS3(read, tree.taken, PTR(&taken), sizeof taken) != sizeof taken)
+		    SYS3(read, s->tree.taken, PTR(&taken), sizeof taken) != sizeof taken)
 			exit_now(0); /* nobody needs us any more, or the one that waited was killed */
 		close_fd(pidfd);
 	}

@@ -63,7 +63,6 @@ static int wants_end(struct supervisor *s)
 #define SAMPLE_LONGEST 1000000000u
 #define AGAIN 100000000u           /* a kill is repeated: somebody may have frozen or stopped it again */
 #define STOPPED 20000000u          /* how long set-up may take before we look whether somebody has stopped it */
-#define QUIET 2000000u             /* who has not ended by then does not soon: the launcher has time to make the next one */
 
 static void exceed(struct supervisor *s, int32_t limit)
 {
@@ -108,40 +107,54 @@ static uint64_t tick(struct supervisor *s)
 	return next;
 }
 
+/* Nothing happens for now: what a fork has left here, and what the end does not need, is given back. */
+static void shed(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	const struct iso_range *section = m->header->section;
+	s->run = *m->run;
+	m->run = &s->run;
+	shed_data();
+	if (section[ISO_REPORT].count || section[ISO_CLEANUP].count || section[ISO_THAW].count || m->header->report_size)
+		return;
+	s->header = *m->header;
+	SYS2(munmap, PTR(m->header), s->tape_size);
+	/* Registers nobody reads any more, and the record behind them is empty until the end. */
+	SYS3(madvise, PTR(m->reg), s->header.registers * sizeof(int64_t) + record_size(&s->header), MADV_DONTNEED);
+	m->header = &s->header;
+}
+
 static void supervise(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
 	/* Nothing can be late yet: the first look at the clock comes when there is a reason to. */
-	uint64_t next = s->let_go ? now() + AGAIN : s->deadline;
-	if (s->sample || (!s->let_go && !(m->header->flags & ISO_TAPE_PIDNS))) {
-		const uint64_t soon = now() + STOPPED;
-		next = !next || soon < next ? soon : next;
-	}
-	/* Whoever waits for the next start is made when this one has ended, or when there is one. */
-	uint64_t quiet = 0;
-	if (tree.taken >= 0) {
-		quiet = now() + QUIET;
-		next = !next || quiet < next ? quiet : next;
-	}
+	uint64_t t = now(), next = s->let_go ? t + AGAIN : s->deadline;
+	if (s->sample || (!s->let_go && !(m->header->flags & ISO_TAPE_PIDNS)))
+		next = !next || t + STOPPED < next ? t + STOPPED : next;
+	/* Whoever waits for the next start is made when this one has ended, or when there is one, or then. */
+	uint64_t quiet = t + QUIET;
+	next = !next || quiet < next ? quiet : next;
 	const int filtered = (m->header->flags & (ISO_TAPE_FILTERED | ISO_TAPE_INIT)) == (ISO_TAPE_FILTERED | ISO_TAPE_INIT);
 	struct pollfd fds[6] = {
 		{.fd = s->child_fd, .events = POLLIN},
 		{.fd = ISO_SLOT_CONTROL, .events = POLLIN},
 		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
 		{.fd = s->exec_fd, .events = POLLIN},
-		{.fd = tree.starts, .events = POLLIN},
+		{.fd = s->tree.starts, .events = POLLIN},
 		{.fd = filtered ? s->sync_fd : -1}, /* the end of its reader */
 	};
 	for (;;) {
 		struct __kernel_timespec wait = {0, 0};
 		if (next) {
-			const uint64_t t = now(), left = next > t ? next - t : 0;
+			const uint64_t left = next > t ? next - t : 0;
 			wait.tv_sec = (int64_t)(left / 1000000000u);
 			wait.tv_nsec = (int64_t)(left % 1000000000u);
 		}
 		int64_t r = SYS5(ppoll, PTR(fds), 6, next ? PTR(&wait) : 0, 0, 0);
-		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM)
+		if (r == -EINTR || r == -EAGAIN || r == -ENOMEM) {
+			t = now();
 			continue;
+		}
 		if (r < 0) {
 			fail(m->shared, ISO_STAGE_POLL, ISO_OP_NONE, r);
 			kill_tree(s);
@@ -169,18 +182,26 @@ static void supervise(struct supervisor *s)
 		}
 		if (fds[0].revents)
 			return;
-		if (quiet && (fds[4].revents || now() >= quiet)) {
-			tell_taken();
+		t = next ? now() : 0;
+		const int calm = quiet && t >= quiet;
+		if (fds[4].revents || calm) {
+			tell_taken(&s->tree);
 			fds[4].fd = -1;
+		}
+		if (calm) {
+			shed(s);
 			quiet = 0;
 		}
 		/* The Python program ended (its pidfd), or let go of the sandbox. */
 		if (fds[2].revents || (fds[1].revents && wants_end(s))) {
 			kill_tree(s);
 			fds[1].fd = fds[2].fd = -1;
-			next = now() + AGAIN;
-		} else if (fds[1].revents || (next && now() >= next)) {
+			t = now();
+			next = t + AGAIN;
+		} else if (fds[1].revents || (next && t >= next)) {
 			next = tick(s);
+			t = now();
+			next = quiet && (!next || quiet < next) ? quiet : next;
 		}
 	}
 }
@@ -231,7 +252,7 @@ static void run_supervisor(struct supervisor *s)
 		r = begin_child(s, group);
 		close_fd(group);
 	}
-	leave_tree();
+	leave_tree(&s->tree);
 	if (s->child < 0)
 		return;
 	if (r < 0)
@@ -293,6 +314,6 @@ void to_the_end(struct supervisor *s)
 		report(s);
 	clean(s, ISO_CLEANUP);
 	tell_end(s);
-	tell_taken();
+	tell_taken(&s->tree);
 	exit_now(0);
 }
