@@ -19,6 +19,7 @@ from isolate.build.steps import CACHE, PREDEFINED, State, describe
 from isolate.build.syntax import DockerfileError, parse_syntax
 from isolate.build.words import WordError, process_word
 from isolate.errors import printable
+from isolate.images.confined.maps import map_for
 from isolate.images.errors import ImageError, LayerError, StoreError
 from isolate.images.holding import tagged
 from isolate.images.image import Image
@@ -364,4 +365,5 @@ class Work:
         with lease:
             trees.reverse()
             facts = self.store.trees.facts_of(trees) if source else ()
-            return Files([os.dup(fd) for fd in trees], facts=facts)
+            ids = map_for(self.store.trees.reading_map()) if source else None
+            return Files([os.dup(fd) for fd in trees], facts=facts, ids=ids)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from isolate.images.facts import Facts
     from isolate.kernel.paths import StrOrBytesPath
+    from isolate.namespaces.ids import IdMap
 
 __all__ = ["Context", "Files"]
 
@@ -87,8 +88,17 @@ class Files:
     Paths have no slash at either end; ``b""`` is the top.
     """
 
-    def __init__(self, tops: Sequence[int], ignore: Ignore | None = None, *, facts: Sequence[Facts] = ()) -> None:
+    def __init__(
+        self,
+        tops: Sequence[int],
+        ignore: Ignore | None = None,
+        *,
+        facts: Sequence[Facts] = (),
+        ids: IdMap | None = None,
+    ) -> None:
+        """``ids``: the map under which the owners are those of an image; None: root owns all, as in a context."""
         self._tops = tops
+        self._ids = ids
         self._ignore = ignore or Ignore()
         self.stack: Stack = Stack(tops, facts)
 
@@ -172,6 +182,17 @@ class Files:
             found[_CAPABILITY] = _of_root(held[_CAPABILITY])
         fact = tree.facts.get(path) if tree.facts is not None else None
         return found if fact is None else {**found, **fact.xattrs}
+
+    def owner(self, path: bytes, found: os.stat_result) -> tuple[int, int]:
+        """The owner of what was found at a path, as the image has it."""
+        if self._ids is None:
+            return 0, 0
+        row = self.stack.lookup(path)
+        fact = row[0].facts.get(path) if row is not None and row[0].facts is not None else None
+        if fact is not None and fact.uid is not None and fact.gid is not None:
+            return fact.uid, fact.gid
+        uid, gid = self._ids.inside(found.st_uid, found.st_gid)
+        return uid or 0, gid or 0
 
     def same(self, path: bytes) -> tuple[int, int, int]:
         """What is equal for the hard links to one file: the tree and the inode.

@@ -32,7 +32,8 @@ _ARCHIVE: Final = re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ")
 class Plan:
     """What a copy makes, before it is made: entries by path, and where their bytes are."""
 
-    def __init__(self, base: Files | None, owner: tuple[int, int] = (0, 0), mode: int | None = None) -> None:
+    def __init__(self, base: Files | None, owner: tuple[int, int] | None = (0, 0), mode: int | None = None) -> None:
+        """``owner`` None: each file keeps its own."""
         self._base = base
         self._owner = owner
         self._mode = mode
@@ -55,8 +56,8 @@ class Plan:
             elif not stat.S_ISDIR(found.st_mode):
                 raise BuildError(f"/{os.fsdecode(above)} is no directory")
 
-    def _put(self, entry: Entry, data: tuple[Files, bytes] | bytes | None) -> None:
-        entry.uid, entry.gid = self._owner
+    def _put(self, entry: Entry, data: tuple[Files, bytes] | bytes | None, own: tuple[int, int] = (0, 0)) -> None:
+        entry.uid, entry.gid = own if self._owner is None else self._owner
         known = self.rows.get(entry.path)
         if known is not None and (known[0].kind == kinds.DIRECTORY) != (entry.kind == kinds.DIRECTORY):
             raise BuildError(f"/{os.fsdecode(entry.path)} would be a directory and a file")
@@ -90,12 +91,13 @@ class Plan:
             what = "a directory over a file" if directory else "a file over a directory"
             raise BuildError(f"/{os.fsdecode(path)}: {what} cannot be copied")
         self.parents(path)
+        own = files.owner(source, found) if self._owner is None else self._owner
         if directory:
-            self._put(Entry(path, kinds.DIRECTORY, mode=mode, xattrs=files.attributes(source)), None)
+            self._put(Entry(path, kinds.DIRECTORY, mode=mode, xattrs=files.attributes(source)), None, own)
         elif stat.S_ISLNK(found.st_mode):
-            self._put(Entry(path, kinds.SYMLINK, mode=0o777, link=files.link(source)), None)
+            self._put(Entry(path, kinds.SYMLINK, mode=0o777, link=files.link(source)), None, own)
         elif stat.S_ISREG(found.st_mode):
-            self._put(Entry(path, kinds.FILE, mode=mode, size=found.st_size), (files, source))
+            self._put(Entry(path, kinds.FILE, mode=mode, size=found.st_size), (files, source), own)
             if found.st_nlink > 1:
                 self._inodes[path] = files.same(source)
         else:

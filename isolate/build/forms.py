@@ -15,7 +15,6 @@ from isolate.build.instructions import (
     From,
     HealthCheck,
     Label,
-    Mount,
     OnBuild,
     Run,
     Shell,
@@ -24,6 +23,7 @@ from isolate.build.instructions import (
     Volume,
     Workdir,
 )
+from isolate.build.mount_words import nearest_word, read_mount
 from isolate.build.syntax import DockerfileError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from isolate.build.instructions import Instruction
     from isolate.build.syntax import Instruction as Written
 
-__all__ = ["mount", "read"]
+__all__ = ["read"]
 
 
 def read(written: Written) -> Instruction:
@@ -42,15 +42,8 @@ def read(written: Written) -> Instruction:
     """
     reader = _READERS.get(written.name)
     if reader is None:
-        raise DockerfileError(f"unknown instruction{_nearest(written.name, _READERS)}", written.line, written.name)
+        raise DockerfileError(f"unknown instruction{nearest_word(written.name, _READERS)}", written.line, written.name)
     return reader(_Reading(written))
-
-
-def _nearest(word: str, known: Mapping[str, object] | frozenset[str]) -> str:
-    import difflib
-
-    found = difflib.get_close_matches(word, list(known), 1)
-    return f" {word!r}" + (f": did you mean {found[0]}?" if found else "")
 
 
 class _Reading:
@@ -72,7 +65,7 @@ class _Reading:
         for flag in self.written.flags:
             name, _, value = flag[2:].partition("=")
             if name not in known:
-                raise self.error(f"unknown flag --{name}{_nearest(name, frozenset(known)) if known else ''}")
+                raise self.error(f"unknown flag --{name}{nearest_word(name, frozenset(known)) if known else ''}")
             if name in found and name not in ("mount", "exclude"):
                 raise self.error(f"the flag --{name} is given twice")
             found.setdefault(name, []).append(value)
@@ -119,64 +112,6 @@ def _from(r: _Reading) -> From:
     return From(words[0], name, flags.get("platform", [None])[0], r.line)
 
 
-_KEYS = "type target dst destination source src from readonly ro rw readwrite id sharing required mode uid gid size env"
-_MOUNT_KEYS: Final = frozenset(_KEYS.split())
-
-
-def mount(text: str, error: Callable[[str], Exception]) -> Mount:
-    """``type=cache,target=/root/.cache``: the value of ``--mount``, with its variables expanded."""
-    import csv
-
-    try:
-        (fields,) = csv.reader([text], strict=True)
-    except (csv.Error, ValueError):
-        raise error(f"--mount={text}: not a list of key=value") from None
-    values: dict[str, str] = {}
-    for each in fields:
-        key, equals, value = each.partition("=")
-        key = key.strip().lower()
-        if key not in _MOUNT_KEYS:
-            raise error(f"--mount={text}: unknown key{_nearest(key, _MOUNT_KEYS)}")
-        if not equals and key not in ("readonly", "ro", "rw", "readwrite", "required"):
-            raise error(f"--mount={text}: {key} needs a value")
-        values[key] = value if equals else "true"
-    kind = values.get("type", "bind")
-    if kind not in ("bind", "cache", "tmpfs", "secret"):
-        more = ": agents are not forwarded; give the key as a secret" if kind == "ssh" else ""
-        raise error(f"--mount={text}: type {kind!r} is not bind, cache, tmpfs or secret{more}")
-    target = values.get("target", values.get("dst", values.get("destination")))
-    if target is None and kind != "secret":
-        raise error(f"--mount={text}: target is missing")
-    numbers: dict[str, int] = {}
-    for key, base in (("mode", 8), ("uid", 10), ("gid", 10)):
-        if key in values:
-            if not re.fullmatch(r"[0-7]{1,5}" if base == 8 else r"[0-9]{1,10}", values[key]):
-                raise error(f"--mount={text}: {key}={values[key]!r} is no number")
-            numbers[key] = int(values[key], base)
-    sharing = values.get("sharing", "shared")
-    if sharing not in ("shared", "private", "locked"):
-        raise error(f"--mount={text}: sharing must be shared, private or locked")
-    read_only = kind in ("bind", "secret")
-    for key, meaning in (("readonly", True), ("ro", True), ("rw", False), ("readwrite", False)):
-        if key in values:
-            read_only = (values[key].lower() in ("true", "1")) is meaning
-    return Mount(
-        kind,
-        target,
-        values.get("source", values.get("src")),
-        values.get("from"),
-        read_only,
-        values.get("id"),
-        sharing,
-        values.get("required", "false").lower() in ("true", "1"),
-        numbers.get("mode"),
-        numbers.get("uid", 0),
-        numbers.get("gid", 0),
-        values.get("size"),
-        values.get("env"),
-    )
-
-
 def _run(r: _Reading) -> Run:
     flags = r.flags("mount", "network", "security")
     r.at_least(1, "a command")
@@ -186,7 +121,7 @@ def _run(r: _Reading) -> Run:
     if flags.get("security", ["sandbox"])[0] != "sandbox":
         raise r.error("--security=insecure is not offered: a step of a build has no more rights than another")
     # Only the form is judged here: variables in the values are expanded later.
-    mounts = tuple(mount(text, r.error) for text in flags.get("mount", []))
+    mounts = tuple(read_mount(text, r.error) for text in flags.get("mount", []))
     return Run(r.arguments, not r.written.is_json, mounts, network, r.written.documents, r.line)
 
 
@@ -206,6 +141,8 @@ def _copy(r: _Reading) -> Copy:
                 f"the here-document {document.name!r} would be a file of that name: a directory belongs into the target"
                 " (COPY <<NAME /directory/)"
             )
+    if "checksum" in flags:
+        raise r.error("--checksum is for a source on the network, and none is fetched")
     return Copy(
         r.arguments[:-1],
         r.arguments[-1],

@@ -16,6 +16,8 @@ from isolate.build.context import Files
 from isolate.build.copying import Plan, copy_into, copy_with_parents, expand, is_archive, target_of
 from isolate.build.errors import BuildError
 from isolate.build.ignore import Ignore
+from isolate.build.mount_words import read_mount
+from isolate.build.mounting import content
 from isolate.build.running import Command, run, seed
 from isolate.build.syntax import here_document
 from isolate.build.words import process_word, process_words
@@ -27,7 +29,7 @@ from isolate.images.image import History, Image
 from isolate.images.unpack.start import extract
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from isolate.build.stages import Program, Stage
     from isolate.engine.plan import Part
@@ -299,11 +301,7 @@ class State:
         kept = work.store.add(self.image)
         command, script = self._command(step)
         mounts = tuple(self._mount(mount) for mount in step.mounts)
-        secret = {
-            mount.env: work.secrets[mount.id].decode()
-            for mount in mounts
-            if mount.kind == "secret" and mount.env and mount.id in work.secrets
-        }
+        secret = _variables(mounts, work.secrets)
         proxies = {name: work.args[name] for p in PREDEFINED for name in (p, p.lower()) if name in work.args}
         env = {"PATH": _PATH, **self.args, **self.env}
         if step.network == "host" and not work.network:
@@ -312,8 +310,9 @@ class State:
         opened: list[Files | None] = []
         try:
             for mount in mounts:
-                opened.append(work.files_of(mount.origin, self.number) if mount.kind == "bind" else None)
-            inputs = [[*_seen(mount), _content(mount, files)] for mount, files in zip(mounts, opened, strict=True)]
+                shows = mount.kind == "bind" or mount.origin is not None
+                opened.append(work.files_of(mount.origin, self.number) if shows else None)
+            inputs = [[*_seen(mount), content(mount, files)] for mount, files in zip(mounts, opened, strict=True)]
             script_key = [script[0], script[1].decode("latin-1")] if script else None
             key = _key(
                 seed(work.store).hex(),
@@ -372,18 +371,15 @@ class State:
         return self._shelled((whole,), True), None
 
     def _mount(self, mount: i.Mount) -> i.Mount:
-        """The same with its variables expanded."""
-
-        def text(value: str | None) -> str | None:
-            return None if value is None else self.word(value)
-
-        target = text(mount.target)
-        if target is not None:
-            target = posixpath.normpath(posixpath.join("/", self.image.config.workdir or "/", target))
-        name = text(mount.id)
-        if mount.kind == "secret" and name is None:
-            name = posixpath.basename(text(mount.source) or target or "")
-        return replace(mount, target=target, source=text(mount.source), origin=text(mount.origin), id=name)
+        """The same with its variables expanded, and its target where it is."""
+        if mount.written is not None and self.stage.expand:
+            mount = read_mount(mount.written, BuildError, self.word)
+        if mount.target is None:
+            return mount
+        target = posixpath.normpath(posixpath.join("/", self.image.config.workdir or "/", mount.target))
+        if target.strip("/") == "":
+            raise BuildError(f"--mount: {mount.target} is the root, which nothing can be mounted on")
+        return replace(mount, target=target, written=None)
 
 
 def _ports(text: str) -> list[str]:
@@ -403,20 +399,23 @@ def _seen(mount: i.Mount) -> list[Any]:
         mount.id,
         mount.read_only,
         mount.mode,
-        mount.uid,
-        mount.gid,
+        mount.uid or 0,
+        mount.gid or 0,
         mount.size,
         mount.env,
     ]
 
 
-def _content(mount: i.Mount, files: Files | None) -> str | None:
-    """What a bind shows, for the key."""
-    if files is None:
-        return None
-    plan = Plan(None)
-    copy_into(plan, files, [files.followed(os.fsencode((mount.source or "").strip("/")))], b"", directory=True)
-    return plan.digest()
+def _variables(mounts: Iterable[i.Mount], secrets: Mapping[str, bytes]) -> dict[str, str]:
+    """The secrets that are variables."""
+    found: dict[str, str] = {}
+    for mount in mounts:
+        data = secrets.get(mount.id or "") if mount.env else None
+        if mount.env and data is not None:
+            if b"\0" in data:
+                raise BuildError(f"the secret {mount.id!r} has a NUL, so it can be a file and no variable (env)")
+            found[mount.env] = os.fsdecode(data)
+    return found
 
 
 def _key(*fields: Any) -> str:

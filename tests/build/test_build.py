@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 import subprocess
@@ -222,12 +223,104 @@ RUN --mount=type=tmpfs,target=/scratch echo y > /scratch/y; busybox ls /scratch 
     assert tree(checked, again.image)["log"] == "x\nx\n", "a cache outlives the build"
 
 
-def test_a_private_cache_goes_however_deep_it_is(store: Store) -> None:
-    deep = "d/" * 1900
-    for levels in (deep[:200], deep):
-        line = f"RUN --mount=type=cache,sharing=private,target=/c cd /c; busybox mkdir -p {levels}; echo y > /made\n"
-        Dockerfile.parse(f"FROM base:1\n{line}").build(store, timeout=60)
-        assert [name for name in os.listdir(os.path.join(store.path, "caches")) if name.startswith("private-")] == []
+def test_a_private_cache_is_nobody_else_s_while_it_is_used(store: Store) -> None:
+    line = "RUN --mount=type=cache,sharing=private,target=/c echo x >> /c/log; busybox cat /c/log > /log\n"
+    recipe = Dockerfile.parse(f"FROM base:1\n{line}")
+    assert [tree(store, recipe.build(store, cache=False))["log"] for _ in range(2)] == ["x\n", "x\nx\n"]
+    (cache,) = (path for path in Path(store.path, "caches").iterdir() if path.is_dir())
+    fd = os.open(cache, os.O_RDONLY)
+    try:
+        assert try_lock(fd, exclusive=True)
+        assert tree(store, recipe.build(store, cache=False))["log"] == "x\n", "another one"
+    finally:
+        os.close(fd)
+    assert tree(store, recipe.build(store, cache=False))["log"] == "x\nx\nx\n", "control: it is free again"
+
+
+BASED = """
+FROM base:1 AS made
+RUN busybox mkdir -p -m 700 /m; busybox mkdir /m/d; echo one > /m/d/f; cd /m/d; busybox chmod 750 f
+RUN busybox chown 1000 /m/d/f || true
+FROM base:1
+ARG WHICH=/m N
+RUN --mount=type=cache,id=i,from=made,source=$WHICH,target=/c{more} busybox stat -c %n:%a:%u /c /c/d/f > /seen; \
+    echo x >> /c/d/f; busybox cat /c/d/f > /f
+"""
+
+
+def test_a_cache_begins_as_a_copy_of_a_stage(store: Store) -> None:
+    numbers = itertools.count()
+
+    def built(text: str = BASED, **args: str) -> dict[str, str | None]:
+        recipe = Dockerfile.parse(text.replace("{more}", ""))
+        return tree(store, recipe.build(store, args={"N": str(next(numbers)), **args}))
+
+    root = os.geteuid() == 0
+    first = built()
+    assert first["seen"] == ("/c:700:0\n/c/d/f:750:1000\n" if root else "/c:700:0\n/c/d/f:750:0\n")
+    assert [first["f"], built()["f"], built()["f"]] == ["one\nx\n", "one\nx\nx\n", "one\nx\nx\nx\n"], (
+        "it outlives a build"
+    )
+    assert built(BASED.replace("echo one", "echo two"))["f"] == "two\nx\n", "of another content it is another"
+    assert built(BASED.replace("{more}", ",sharing=private,mode=0711"))["seen"] == first["seen"].replace(
+        "/c:700", "/c:711"
+    )
+    for which, why in {"/none": "there is no", "/m/d/f": "none"}.items():
+        with pytest.raises(BuildError, match=why):
+            built(WHICH=which)
+    # What a build that was killed has left of one goes, however deep it is.
+    left = Path(store.path, "caches/begun-1")
+    left.mkdir()
+    fd = os.open(left, os.O_RDONLY)
+    try:
+        for _ in range(1500):
+            os.mkdir("d", dir_fd=fd)
+            fd, above = os.open("d", os.O_RDONLY, dir_fd=fd), fd
+            os.close(above)
+    finally:
+        os.close(fd)
+    built(BASED.replace("echo one", "echo three"))
+    assert [name for name in os.listdir(left.parent) if name.startswith("begun-")] == []
+
+
+def test_a_bind_of_a_file_is_that_file(store: Store, context: Path) -> None:
+    text = """
+FROM base:1 AS made
+RUN echo made > /f; busybox chown 1000:1000 /f || true; busybox chmod 640 /f; busybox mkdir /d; echo d > /d/d
+RUN busybox chown -R 1000:1000 /d || true
+FROM base:1
+WORKDIR /w
+RUN --mount=type=bind,source=a.txt,target=a.txt --mount=from=made,src=/f,dst=/in/g,rw --mount=from=made,src=d,dst=d \
+    busybox cat a.txt /in/g d/d > /seen; busybox stat -c %a:%u /w/a.txt /in/g d/d >> /seen; \
+    echo no > a.txt; echo yes > /in/g; busybox cat /in/g >> /seen
+RUN --mount=target=/in/g,from=made,source=f busybox cat /in/g > /again
+"""
+    (context / "a.txt").chmod(0o644)
+    shown = tree(store, Dockerfile.parse(text).build(store, context))
+    owner = 1000 if os.geteuid() == 0 else 0
+    assert shown["seen"] == f"hello\nmade\nd\n644:0\n640:{owner}\n644:{owner}\nyes\n"
+    assert shown["again"] == "made\n", "what was written is gone"
+    assert not any(path.startswith(("w/", "in")) for path in shown if path != "w/")
+    with pytest.raises(BuildError, match="is the root"):
+        Dockerfile.parse("FROM base:1\nRUN --mount=target=/,source=sub true\n").build(store, context)
+
+
+def test_variables_in_the_options_of_a_mount(store: Store) -> None:
+    text = """
+FROM base:1
+ARG M=700 T=tmpfs NAME=s SHARING=locked
+RUN --mount=type=$T,target=/m,mode=$M,ro=${RO:-false} busybox stat -c %a /m > /q; echo x > /m/x
+RUN --mount=type=secret,id=$NAME,env=E_$NAME echo $E_s > /s
+RUN --mount=type=cache,target=/c,sharing=$SHARING true
+"""
+    recipe = Dockerfile.parse(text)
+    shown = tree(store, recipe.build(store, secrets={"s": b"\xff"}))
+    assert (shown["q"], shown["s"]) == ("700\n", "\xff\n")
+    for name, value, why in (("M", "9", "is no number"), ("SHARING", "mine", "sharing"), ("T", "tmp", "'tmpfs'")):
+        with pytest.raises(BuildError, match=why):
+            recipe.build(store, args={name: value})
+    with pytest.raises(BuildError, match="has a NUL"):
+        recipe.build(store, secrets={"s": b"a\0b"})
 
 
 def test_what_a_mount_is_like_is_in_the_key(store: Store) -> None:
