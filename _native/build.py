@@ -38,6 +38,8 @@ LAUNCHER_FLAGS = [
     "-Wl,-z,noexecstack",
     "-Wl,--build-id=none",
     "-Wl,-z,norelro",
+    # Code and constants in one segment: a mapping less to make, to copy and to fault in for each process of a start.
+    "-Wl,-z,noseparate-code",
     "-s",
 ]
 

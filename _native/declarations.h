@@ -36,6 +36,9 @@ int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *pa
 int64_t iso_receive(struct iso_start *start, uint8_t *buffer, uint64_t size);
 void iso_release(struct iso_start *start);
 int64_t iso_reap(int32_t pidfd);
+int64_t iso_wait(struct iso_start *start, int32_t records, int64_t milliseconds);
+int64_t iso_gone(const struct iso_start *start, int64_t milliseconds);
+int64_t iso_device(const char *path);
 void iso_close(int32_t *fd);
 int64_t iso_open_pty(int32_t *ends, int64_t uid);
 void iso_close_pty(int32_t *ends);

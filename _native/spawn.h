@@ -110,6 +110,14 @@ void iso_close_pty(int32_t *ends);
 int32_t iso_take_terminal(struct iso_start *s, int32_t *ends);
 /* waitid(P_PIDFD, WNOHANG): 0, or -ECHILD where it is nobody of ours. */
 int64_t iso_reap(int32_t pidfd);
+/* Wait for so many milliseconds, without end where they are negative: bits 0 to 2 for our ends of the streams, bit 3, where
+ * `records` are waited for, for the control socket or the launcher's end. 0: nothing has come; or -errno, EINTR too. An output
+ * that is empty and has no writer left is closed, and not told. */
+int64_t iso_wait(struct iso_start *start, int32_t records, int64_t milliseconds);
+/* Wait so long for the launcher's end, and reap it where it is ours: 0; -ECHILD: it has ended and is not; -EAGAIN: not yet. */
+int64_t iso_gone(const struct iso_start *start, int64_t milliseconds);
+/* The device of the file system that a path leads to, or -errno. */
+int64_t iso_device(const char *path);
 /* Close one and mark it so, in one call. */
 void iso_close(int32_t *fd);
 /* Let go, as iso_let_go does, and close what is open. */

@@ -27,7 +27,7 @@ static void run_helper(void *p)
 	exit_now(127);
 }
 
-uint8_t child_stack[STACK_SIZE] __attribute__((aligned(16)));
+uint8_t child_stack[STACK_SIZE] __attribute__((aligned(4096))); /* its end, too: the first page used is a whole one */
 
 /* clone with memory shared, on this stack. `tid`, unless it is 0, is the pid it is to have, which clone3 alone can give. */
 int64_t clone_shared(uint8_t (*stack)[STACK_SIZE], uint64_t flags, uint64_t exit_signal, void (*fn)(void *), void *arg,
@@ -114,7 +114,7 @@ static struct {
 } aside;
 
 /* Init goes on meanwhile, and a step of its own may run a program of the host's on the other. */
-static uint8_t aside_stack[STACK_SIZE] __attribute__((aligned(16)));
+static uint8_t aside_stack[STACK_SIZE] __attribute__((aligned(4096)));
 
 static void run_aside(void *p)
 {

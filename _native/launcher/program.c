@@ -58,7 +58,7 @@ static int64_t refused(const struct iso_machine *m, const char *path)
 	return -EACCES;
 }
 
-static uint8_t start[4096] __attribute__((aligned(8)));
+static uint8_t start[4096] __attribute__((aligned(4096))); /* one page, not two */
 
 /* What stands at a program's start tells a foreign architecture from a missing interpreter, should exec refuse it: an ELF
  * header with the path of its loader behind it, or the first bytes. Read now, while no filter is in force. */
@@ -147,7 +147,7 @@ int64_t find_program(struct iso_machine *m)
 int64_t place_descriptors(const struct iso_machine *m)
 {
 	const struct iso_run *run = m->run;
-	const struct iso_fd *fds = (const void *)((const uint8_t *)run + run->fds);
+	struct iso_fd *fds = (void *)(uintptr_t)((const uint8_t *)run + run->fds); /* private memory: the copies are noted there */
 	const uint32_t n = run->fdc;
 	int64_t above = run->slots;
 	int64_t r;
@@ -156,28 +156,26 @@ int64_t place_descriptors(const struct iso_machine *m)
 	/* The change of credentials undid the signal that we get when our parent dies, a step has renewed it; and between? */
 	if (!(m->header->flags & ISO_TAPE_INIT) && (r = supervisor_lives(m)) < 0)
 		return r;
-	int32_t copies[ISO_MAX_SLOTS];
 	if (n > ISO_MAX_SLOTS)
 		return -EMFILE;
 	/* First lift every source above all targets, then put each down: no target overwrites a source still wanted. */
 	for (uint32_t i = 0; i < n; i++) {
-		copies[i] = (int32_t)fds[i].slot;
 		if (fds[i].slot == fds[i].target)
 			continue;
 		r = SYS3(fcntl, fds[i].slot, F_DUPFD_CLOEXEC, above);
 		if (r < 0)
 			return r;
-		copies[i] = (int32_t)r;
+		fds[i].slot = (uint32_t)r;
 	}
 	r = SYS3(close_range, 0, ~0u, CLOSE_RANGE_CLOEXEC_);
 	if (r < 0)
 		return r;
 	for (uint32_t i = 0; i < n; i++) {
 		/* dup3 clears close-on-exec on the copy; where source and target are one, fcntl does. */
-		if ((uint32_t)copies[i] == fds[i].target)
-			r = SYS3(fcntl, copies[i], F_SETFD, 0);
+		if (fds[i].slot == fds[i].target)
+			r = SYS3(fcntl, fds[i].slot, F_SETFD, 0);
 		else
-			r = SYS3(dup3, copies[i], fds[i].target, 0);
+			r = SYS3(dup3, fds[i].slot, fds[i].target, 0);
 		if (r < 0)
 			return r;
 	}

@@ -27,6 +27,7 @@ from isolate.engine.plan import (
     Register,
     RemoveTree,
     RunHost,
+    Section,
     Slot,
     Step,
     Store,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Writer", "encode_step"]
 
 _NONE: int = lib.ISO_NONE
+_SCRATCH = 4096  # a path
 _POLICIES: dict[str, int] = {
     "ignore": lib.ISO_TOLERATE,
     "retry": lib.ISO_RETRY,
@@ -66,6 +68,10 @@ class Writer:
         self.data = bytearray()
         self.pool: dict[bytes, int] = {}
         self.buffers: dict[Buffer, int] = {}
+        #: Where the memory is that steps share, by whether they are of the section ASIDE: it runs while init's does.
+        self._shared: dict[bool, int] = {}
+        self._step, self._aside, self._taken = -1, False, 0
+        self._lent: dict[Buffer, int] = {}
         self.registers: dict[Register, int] = {CHILD: 0, SELF: 1, LAUNCHER: 2}
         self.rows: list[list[int]] = []
         self.slots: int = lib.ISO_SLOT_FREE
@@ -80,9 +86,24 @@ class Writer:
     def buffer(self, buffer: Buffer) -> int:
         at = self.buffers.get(buffer)
         if at is None:
-            at = self.append(buffer.data)
+            at = self._scratch(buffer) if buffer.scratch else self.append(buffer.data)
             self.buffers[buffer] = at
+        elif buffer.scratch and self._lent[buffer] != self._step:
+            raise ValueError(f"the buffer {buffer.name!r} is used by several steps, and so cannot be scratch")
         return at
+
+    def begin(self, step: int, *, aside: bool) -> None:
+        """All that follows is of this step."""
+        self._step, self._aside, self._taken = step, aside, 0
+
+    def _scratch(self, buffer: Buffer) -> int:
+        self._lent[buffer] = self._step
+        offset, self._taken = self._taken, self._taken + len(buffer.data) + -len(buffer.data) % 8
+        if self._taken > _SCRATCH:
+            return self.append(buffer.data)
+        if self._aside not in self._shared:
+            self._shared[self._aside] = self.append(bytes(_SCRATCH))
+        return self._shared[self._aside] + offset
 
     def append(self, data: bytes) -> int:
         self.data += bytes(-len(self.data) % 8)
@@ -229,6 +250,7 @@ def _encode(writer: Writer, op: Op, step: int) -> Label | None:
 
 def encode_step(writer: Writer, ops: list[Op], step: Step, index: int, optional: bool) -> None:
     """The rows of a step, its jumps resolved. In an optional step every other error jumps to the step's end."""
+    writer.begin(index, aside=step.phase.section is Section.ASIDE)
     labels: dict[Label, int] = {}
     jumps: list[tuple[int, Label]] = []
     end = Label()

@@ -31,15 +31,20 @@ CALLERS_PROC = Register("the caller's /proc")
 
 
 class Buffer:
-    """Memory for a structure or a result; zeroed, or with the bytes given."""
+    """Memory for a structure or a result; zeroed, or with the bytes given.
 
-    __slots__ = ("data", "name", "report")
+    ``scratch``: only one step uses it, and writes to it before it reads. Such buffers share their memory, since each
+    page that a start writes to has to be copied first.
+    """
 
-    def __init__(self, data: int | bytes, name: str = "buffer", *, report: bool = False) -> None:
+    __slots__ = ("data", "name", "report", "scratch")
+
+    def __init__(self, data: int | bytes, name: str = "buffer", *, report: bool = False, scratch: bool = False) -> None:
         self.data: bytes = bytes(data)
         self.name: str = name
         #: Whether its contents travel back to Python at the end (``Process.report``).
         self.report: bool = report
+        self.scratch: bool = scratch
 
     def at(self, offset: int) -> Address:
         """The address of a byte of it."""

@@ -23,25 +23,25 @@ class Reaping:
         self._trusted = False
         self._suspect: tuple[int, str, float] | None = None  # pid, start time, when seen
         #: Pidfds of launchers that were children of ours and still ran when they were closed.
-        self._left: list[int] = []
+        self.left: list[int] = []
 
     def leave(self, pidfd: int) -> None:
         """A session is closed: if its launcher is a child of ours and runs, it is reaped later."""
         try:
             if os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG) is None:
-                self._left.append(os.dup(pidfd))
+                self.left.append(os.dup(pidfd))
         except OSError:
             return  # nobody of ours
 
     def collect(self) -> None:
         """Reap those that have ended since."""
-        for fd in list(self._left):
+        for fd in list(self.left):
             try:
                 ended = os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG) is not None
             except OSError:
                 ended = True  # the program has reaped it itself, or closed the descriptor
-            if ended and fd in self._left:
-                self._left.remove(fd)
+            if ended and fd in self.left:
+                self.left.remove(fd)
                 with contextlib.suppress(OSError):
                     os.close(fd)
 

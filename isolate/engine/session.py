@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.engine import native, proc, waiting
 from isolate.engine.native import ffi, lib
 from isolate.engine.reaping import reaping
-from isolate.engine.record import KIND, RECORD, Record, decode
+from isolate.engine.record import KIND, Record, decode
 from isolate.engine.run_block import alone_block, waiting_block
 from isolate.errors import ForkedError
 from isolate.kernel.syscalls import number
@@ -74,7 +74,8 @@ class Session:
         if tape.plan.context.resources:
             given = self._take(tape)
             slots = [fd if fd >= 0 else given[-1 - fd] for fd in slots]
-        reaping.collect()
+        if reaping.left:
+            reaping.collect()
         # One call with all in it: bytes and list are lent to it for as long as it takes.
         result = lib.iso_start(
             self._start,
@@ -323,8 +324,9 @@ class Session:
         :raises OSError: it could not be received: EMFILE, no descriptor is left for the program's pidfd.
         :raises ForkedError: it is the parent's to receive.
         """
-        self.check_owner()
-        size = RECORD.size + len(self.tape.plan.steps) + 1 + sum(n + 8 for _, _, n in self.tape.reports) + 64
+        if not native.owns(self.owner):
+            self.check_owner()
+        size = self.tape.record_size
         buffer = ffi.new("uint8_t[]", size)
         received = KIND.size
         while received == KIND.size:  # ISO_RECORD_PROGRAM: the pid beside it has been kept
@@ -367,11 +369,42 @@ class Session:
         """Wait until the launcher itself has gone, and reap it where it is ours."""
         if self.pidfd < 0:
             return True
-        if not waiting.wait([(self.pidfd, waiting.READABLE)], timeout):
+        # One call, as a rule: a signal's handler is run by the interpreter, in the other.
+        result = -errno.EINTR if waiting.replaced() else lib.iso_gone(self._start, waiting.milliseconds(timeout))
+        if result in (0, -errno.ECHILD):
+            if result:
+                reaping.observe(self.pid, direct=self.direct)
+        elif result == -errno.EAGAIN or not waiting.wait([(self.pidfd, waiting.READABLE)], timeout):
             return False
-        self.reap()
+        else:
+            self.reap()
         self.gone = True
         return True
+
+    def wait(self, timeout: float | None, *, records: bool = True) -> int:
+        """Wait for the program's streams or, with ``records``, for a record or the launcher's end, for so long at most.
+
+        Bits 0 to 2 stand for our ends of its streams, bit 3 for the rest. 0: nothing has come, maybe before the time is
+        up. An output that has ended may be closed here without being told.
+        """
+        if waiting.replaced():
+            return self._wait(timeout, records)
+        ready = lib.iso_wait(self._start, records, waiting.milliseconds(timeout))
+        if ready >= 0 or ready == -errno.EINTR:
+            return max(ready, 0)
+        raise OSError(-ready, os.strerror(-ready), "ppoll")
+
+    def _wait(self, timeout: float | None, records: bool) -> int:
+        bits = {fd: 1 << number for number, fd in enumerate(self.stdio) if fd >= 0}
+        wanted = [(fd, waiting.WRITABLE if bit == 1 else waiting.READABLE) for fd, bit in bits.items()]
+        if records:
+            # Both: a forked child may hold a copy of the socket after the launcher is lost.
+            bits.update(dict.fromkeys((self.fileno(), self.pidfd), 8))
+            wanted += [(self.fileno(), waiting.READABLE), (self.pidfd, waiting.READABLE)]
+        found = 0
+        for fd in waiting.wait(wanted, timeout):
+            found |= bits[fd]
+        return found
 
     def reap(self) -> None:
         """Reap the launcher if it is our child: directly, or since this process adopts orphans (PID 1, a subreaper)."""
@@ -396,10 +429,12 @@ class Session:
 
     def close(self) -> None:
         """Let go and release the descriptors."""
-        if self.pidfd >= 0 and not self.gone and self.ours:
+        if not self.gone and self.pidfd >= 0 and self.ours:
             self.kill()
             reaping.leave(self.pidfd)
         lib.iso_release(self._start)
+        if not self.held:
+            return
         self._told = self.told()
         held, self.held = self.held, []
         if self.ours:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from isolate.engine.encoding import Writer, encode_step
 from isolate.engine.native import ffi, lib
 from isolate.engine.plan import Buffer, Op, Part, Phase, Plan, Section, Step
+from isolate.engine.record import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +39,8 @@ class Tape:
     names: tuple[str, ...]
     #: Whether the supervisor writes to files of its child's in /proc, which it finds by the child's number.
     needs_proc: bool
+    #: Bytes that a record of its launcher's has at most.
+    record_size: int
     #: Run blocks that were made for it, by what they were made from (:func:`isolate.sandbox.streams.block`).
     blocks: dict[object, object] = field(default_factory=dict, repr=False)
 
@@ -143,7 +146,9 @@ def _assemble(
     data = HEADER.pack(MAGIC, checksum, *fields) + body
     names = tuple(dict.fromkeys(type(part).__name__ for part in plan.owners))
     needs_proc = sections[Section.SUPERVISOR][1] > 0
-    return Tape(data, plan, tuple(row[8] for row in writer.rows), tuple(ops), tuple(reports), names, needs_proc)
+    record_size = RECORD.size + len(plan.steps) + 1 + sum(n + 8 for _, _, n in reports) + 64
+    op_steps = tuple(row[8] for row in writer.rows)
+    return Tape(data, plan, op_steps, tuple(ops), tuple(reports), names, needs_proc, record_size)
 
 
 def _gather(writer: Writer, reported: list[Buffer]) -> tuple[int, list[tuple[Buffer, int]]]:

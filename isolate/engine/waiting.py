@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import struct
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING
 
 from isolate.engine import native
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Held
 
-__all__ = ["READABLE", "WRITABLE", "first_ready", "ready", "wait"]
+__all__ = ["READABLE", "WRITABLE", "first_ready", "milliseconds", "ready", "replaced", "wait"]
 
 #: For :func:`wait`: there is something to read, or the other side is gone; there is room to write, or it is gone.
 READABLE, WRITABLE = 0x1 | 0x8 | 0x10, 0x4 | 0x8  # POLLIN, POLLOUT, POLLERR, POLLHUP: the same numbers on every Linux
@@ -24,6 +25,7 @@ READABLE, WRITABLE = 0x1 | 0x8 | 0x10, 0x4 | 0x8  # POLLIN, POLLOUT, POLLERR, PO
 _PATIENCE = 30.0
 _LONGEST = 86400.0  # poll(2) takes an int of milliseconds, which ends after 24.8 days
 _POLLFD = struct.Struct("=ihh")
+_KERNELS = (BuiltinFunctionType, type(None))  # of eventlet there is none
 
 
 def wait(wanted: Iterable[tuple[int, int]], timeout: float | None = None) -> list[int]:
@@ -32,14 +34,23 @@ def wait(wanted: Iterable[tuple[int, int]], timeout: float | None = None) -> lis
     ``wanted`` are (descriptor, mask) pairs. After a day at most it returns although nothing is ready, so a caller waits
     again. Rounded up to a millisecond: a deadline is never found a fraction of it early, again and again.
     """
-    milliseconds = -1 if timeout is None else int(min(timeout, _LONGEST) * 1000 + 0.999) if timeout > 0 else 0
     poll = getattr(select, "poll", None)
     if poll is None:  # eventlet's monkey patching takes it away
-        return _raw(list(wanted), milliseconds)
+        return _raw(list(wanted), milliseconds(timeout))
     poller = poll()
     for fd, mask in wanted:
         poller.register(fd, mask)
-    return [fd for fd, _ in poller.poll(milliseconds)]
+    return [fd for fd, _ in poller.poll(milliseconds(timeout))]
+
+
+def milliseconds(timeout: float | None) -> int:
+    """As poll(2) takes them, a day of them at most; -1 for ever."""
+    return -1 if timeout is None else int(min(timeout, _LONGEST) * 1000 + 0.999) if timeout > 0 else 0
+
+
+def replaced() -> bool:
+    """Whether gevent's monkey patching has put a poll of its own in the place of poll(2): others run while it waits."""
+    return type(getattr(select, "poll", None)) not in _KERNELS
 
 
 def _raw(wanted: list[tuple[int, int]], milliseconds: int) -> list[int]:

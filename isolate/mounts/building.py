@@ -328,7 +328,7 @@ class Building:
         device node of a tree that somebody else controls is trusted to be empty.
         """
         directory, file = self.empty()
-        place, cover, kind, end = self._place, Register("cover"), Buffer(STATX_SIZE, "stat"), Label()
+        place, cover, kind, end = self._place, Register("cover"), Buffer(STATX_SIZE, "stat", scratch=True), Label()
         ignored = (ENOENT,) if missing == "ignore" else ()
         return [
             Target(

@@ -167,7 +167,7 @@ class Dev(Shown):
 
 def open_device(path: bytes, number: tuple[int, int], tree: Register, *, block: bool = False) -> Step:
     """The host's node of a device, verified to be it, as a mount that cannot change the node."""
-    buffer, pinned = Buffer(STATX_SIZE, "stat"), Buffer(STATX_SIZE, "p", report=True)
+    buffer, pinned = Buffer(STATX_SIZE, "stat", scratch=True), Buffer(STATX_SIZE, "p", report=True)
     major, minor = number
     ops: tuple[Op, ...] = (
         clone(AT_FDCWD, path, tree, recursive=False),

@@ -44,7 +44,7 @@ def _each(then: list[list[Op]]) -> list[Op]:
     """Ops for each of the streams that is the null device."""
     ops: list[Op] = []
     for stream, mine in zip(STREAMS, then, strict=True):
-        kind, other = Buffer(STATX_SIZE, "stat"), Label()
+        kind, other = Buffer(STATX_SIZE, "stat", scratch=True), Label()
         ops += [
             stat(stream, kind),
             Test(Load(kind, STATX_MODE, 4), S_IFCHR, mask=int(S_IFMT), label=other),
@@ -61,7 +61,7 @@ def exchange(null: Argument) -> list[Op]:
 
 
 def _made(opening: tuple[Op, ...], tree: Register, null: Register) -> list[Op]:
-    kind, made, end = Buffer(STATX_SIZE, "stat"), Label(), Label()
+    kind, made, end = Buffer(STATX_SIZE, "stat", scratch=True), Label(), Label()
     return [
         *_each([[Jump(made)]] * len(STREAMS)),  # never equal: always jumps
         Jump(end),

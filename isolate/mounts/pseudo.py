@@ -76,7 +76,7 @@ def covers(building: Building, fs: Register, paths: Iterable[str], magic: int) -
         # In the top directory of a file system that the kernel alone fills nobody can have put a link or a mount, so
         # the name needs no look-up beneath a root.
         directory, file = building.empty()
-        cover, kind, end = Register("cover"), Buffer(STATX_SIZE, "stat"), Label()
+        cover, kind, end = Register("cover"), Buffer(STATX_SIZE, "stat", scratch=True), Label()
         missing: dict[str, Any] = {"errors": (ENOENT,), "policy": "jump", "label": end}
         yield call("statx", fs, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, kind, **missing)
         yield from if_directory(

@@ -118,7 +118,7 @@ class Stacking:
         limit = pages(checks.size("size", self.size))
         inodes = self.inodes or default_inodes(limit)
         options = [(b"size", b"%d" % limit), (b"nr_inodes", b"%d" % inodes), (b"mode", b"0700")]
-        buffer = Buffer(STATX_SIZE, "stat")
+        buffer = Buffer(STATX_SIZE, "stat", scratch=True)
         ops: list[Op] = [
             *new_file_system(b"tmpfs", memory, options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV),
             on_top(memory),  # before Linux 6.15 a layer must be attached somewhere

@@ -139,8 +139,10 @@ class Capture:
 
     def end(self) -> None:
         """There is no more: a last line without its end is told, too."""
-        self.close()
-        self._tell(b"", final=True)
+        if self._file >= 0:
+            self.close()
+        if self._call is not None:
+            self._tell(b"", final=True)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -67,7 +67,7 @@ class Launch:
             },
         )
         yield Step(Phase.PROGRAM, "find the program", (Engine("find"),))
-        path, end = Buffer(4096, "path"), Label()
+        path, end = Buffer(4096, "path", scratch=True), Label()
         # Where the root is the caller's, so may the working directory be one that has been deleted, or that lies deeper
         # than the kernel tells.
         mount = context.namespace("mount")

@@ -217,7 +217,7 @@ def make_result(
         syscall = denied_call(record, pid)
         # Where another thread than the first was killed, or a trap had no handler, the kernel's log alone knows of it.
         verdict = verdict if syscall is None else Verdict.SECCOMP
-    log.debug(__name__, "verdict %s, status %d after %.6f s", verdict.value, returncode, record.wall_ns / 1e9)
+    log.debug(__name__, "verdict %s, status %d after %.6f s", verdict, returncode, record.wall_ns / 1e9)
     return Result(
         args=tuple(args),
         returncode=returncode,

@@ -60,8 +60,6 @@ class Run:
         self.usage: tuple[float, int] = (0.0, 0)
         self.start: float = time.monotonic()
         self.session: Session = start.launch(nonblocking=True)
-        # Both: a forked child may hold a copy of the socket after the launcher is lost.
-        self._tells: tuple[int, int] = (self.session.fileno(), self.session.pidfd)
         #: Our ends of the pipes, -1 where there is none (any more).
         self.ours: Any = self.session.stdio
         self.deadline: float | None = None if start.ends_at is None else self.start + start.ends_at
@@ -73,7 +71,7 @@ class Run:
 
     def waits(self) -> list[tuple[int, int]]:
         """(descriptor, poll mask) to wait for."""
-        wanted = [] if self.reaped else [(fd, waiting.READABLE) for fd in self._tells]
+        wanted = [] if self.reaped else [(fd, waiting.READABLE) for fd in self._tells()]
         for number, fd in enumerate(self.ours):
             if fd >= 0:
                 wanted.append((fd, waiting.READABLE if number else waiting.WRITABLE))
@@ -85,8 +83,10 @@ class Run:
             return 0.02  # the caller's terminal takes the last output
         if self.killed is not None:
             return 0.1
+        if self.deadline is None and self._sample_at is None:
+            return None
         times = [t for t in (self.deadline, self._sample_at) if t is not None]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+        return max(0.0, min(times) - time.monotonic())
 
     def tick(self) -> None:
         """Hold the limits of time."""
@@ -94,6 +94,8 @@ class Run:
             return
         if self.killed is not None:
             self.session.kill()  # once more: it may have been stopped again
+            return
+        if self.deadline is None and self._sample_at is None:
             return
         now = time.monotonic()
         if self.deadline is not None and now >= self.deadline:
@@ -107,7 +109,7 @@ class Run:
 
     def ready(self, fd: int) -> None:
         """A descriptor is ready."""
-        if fd in self._tells:
+        if fd in self._tells():
             self._record()
         elif fd == self.ours[0]:
             self._feed()
@@ -117,10 +119,23 @@ class Run:
                     self._collect(number)
                     break
 
+    def step(self) -> None:
+        """Wait once, and do what there is to be done."""
+        ready = self.session.wait(self.until(), records=not self.reaped)
+        if ready & 8:
+            self._record()
+        if ready & 7:
+            if ready & 1 and self.ours[0] >= 0:
+                self._feed()
+            for number in self.captures:
+                if ready >> number & 1 and self.ours[number] >= 0:
+                    self._collect(number)
+        self.tick()
+
     @property
     def done(self) -> bool:
         """Whether everything inside is dead and all that it wrote has been read."""
-        return self.reaped and not any(relay.alive for relay in self.what.relays)
+        return self.reaped and not (self.what.relays and any(relay.alive for relay in self.what.relays))
 
     def kill(self, reason: Verdict) -> None:
         """Take the tree down; ``reason`` becomes the verdict if the program has not ended by itself."""
@@ -130,6 +145,10 @@ class Run:
         self.session.kill()
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _tells(self) -> tuple[int, int]:
+        # Both: a forked child may hold a copy of the socket after the launcher is lost.
+        return self.session.fileno(), self.session.pidfd
 
     def _record(self) -> None:
         if self.reaped:
@@ -216,9 +235,7 @@ class Run:
 def drive(run: Run) -> None:
     """Wait until the run is done."""
     while not run.done:
-        for fd in waiting.wait(run.waits(), run.until()):
-            run.ready(fd)
-        run.tick()
+        run.step()
 
 
 #: What ``run`` and ``arun`` take that no other verb does.

@@ -10,7 +10,7 @@ from isolate.kernel import checks, log
 from isolate.kernel.checks import is_number
 from isolate.sandbox import outcome, streams
 from isolate.sandbox.capture import Capture, Text, keeping
-from isolate.sandbox.streams import PIPE
+from isolate.sandbox.streams import DEVNULL, PIPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_MAX_OUTPUT", "Start", "seconds", "settle"]
 
 DEFAULT_MAX_OUTPUT: Final = 64 << 20
+_NOTHING: Final[frozenset[str]] = frozenset()
 #: What every verb takes, with what it is when it is not said.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "stdin": None,
@@ -156,14 +157,18 @@ class Start:
         self.killed: Verdict | None = None
         self.timeout: float | None
         self.ends_at: float | None
-        self.timeout, self.ends_at = _timeout(timeout)
-        self.cpu_time: float | None = seconds(cpu_time, "cpu_time")
-        self.max_output: int | None = None if max_output is None else checks.size("max_output", max_output)
-        self.keep: str | None = keeping(keep)
+        # What was not said is the default, and is not checked: this is a good part of what a start costs its caller.
+        self.timeout, self.ends_at = (None, None) if timeout is None else _timeout(timeout)
+        self.cpu_time: float | None = None if cpu_time is None else seconds(cpu_time, "cpu_time")
+        if max_output is None or max_output is DEFAULT_MAX_OUTPUT:
+            self.max_output: int | None = max_output
+        else:
+            self.max_output = checks.size("max_output", max_output)
+        self.keep: str | None = None if keep is None else keeping(keep)
         self.text: Text | None = Text(encoding, errors) if text or encoding is not None or errors is not None else None
         wanted = [stdin, stdout, stderr]
-        calls = {1: on_stdout, 2: on_stderr}
-        for number, call in calls.items():
+        calls = ((1, on_stdout), (2, on_stderr))
+        for number, call in calls:
             if call is None:
                 continue
             if not callable(call):
@@ -173,22 +178,25 @@ class Start:
             wanted[number] = PIPE
         self.tape: Tape = box.compile()
         if terminal is None:
-            self.stdio: list[int] = [streams.stream(n, stream) for n, stream in enumerate(wanted)]
+            self.stdio: list[int] = [
+                stream if stream is PIPE or stream is DEVNULL else streams.stream(n, stream)
+                for n, stream in enumerate(wanted)
+            ]
         else:
             self.stdio = [terminal.theirs] * 3
         self.captures: dict[int, Capture] = {}
-        for number, call in calls.items():
+        for number, call in calls:
             if self.stdio[number] == PIPE and (collect or call is not None):
                 self.captures[number] = Capture(self.max_output, self.keep, call, self.text)
             elif said and self.max_output is not None and wanted[number] is not None and _is_file(self.stdio[number]):
                 self._bound(number)
         self.relays: list[Relay] = []
-        if terminal is None and any(fd >= 0 and os.isatty(fd) for fd in self.stdio):
+        if terminal is None and max(self.stdio) >= 0 and any(fd >= 0 and os.isatty(fd) for fd in self.stdio):
             from isolate.sandbox.relays import relays  # loaded late: only where there is a terminal
             from isolate.sandbox.terminal import program_uid
 
             self.relays = relays(self.stdio, lambda: program_uid(self.tape.plan.context))
-        reads = any(0 in relay.numbers for relay in self.relays)
+        reads = bool(self.relays) and any(0 in relay.numbers for relay in self.relays)
         mask = 7 if terminal is not None else sum(1 << n for n in self.relays[0].numbers) if self.relays else 0
         try:
             self._block = streams.block(
@@ -271,9 +279,8 @@ class Start:
 
     def truncated(self) -> frozenset[str]:
         """The streams of which not everything was kept."""
-        return frozenset(
-            "stdout" if number == 1 else "stderr" for number, found in self.captures.items() if found.truncated
-        )
+        cut = [number for number, found in self.captures.items() if found.truncated]
+        return frozenset("stdout" if number == 1 else "stderr" for number in cut) if cut else _NOTHING
 
 
 def _owner(tape: Tape) -> int:
