@@ -81,6 +81,10 @@ struct supervisor {
 	uint32_t capabilities[6]; /* of the launcher at its start, as capget gives them */
 	int32_t root;          /* its effective uid is 0 */
 	int32_t unborn;        /* our own pidfd, which the Python program is still to be given; 0: it has it */
+	/* Registers and the record behind them, where they fit: in a page that each process of a start writes to anyway. One of
+	 * their own is made, and copied in each of them. Else `working_size` bytes are mapped. */
+	uint64_t working_size;
+	int64_t working[128];
 };
 
 static inline void exit_now(int64_t status) __attribute__((noreturn));

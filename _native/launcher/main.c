@@ -76,11 +76,16 @@ uint8_t *map_tape(int32_t fd, uint64_t *size)
 void equip(struct supervisor *s, uint8_t *tape)
 {
 	const struct iso_header *h = (const void *)tape;
-	const uint64_t registers = h->registers * sizeof(int64_t);
-	/* The record behind the registers: one page holds both as a rule. */
-	int64_t base = map_near(registers + record_size(h), PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1);
-	if (!mapped(base))
-		refuse(ISO_STAGE_MEMORY, base);
+	const uint64_t registers = h->registers * sizeof(int64_t), needed = registers + record_size(h);
+	int64_t base = PTR(s->working);
+	s->working_size = needed > sizeof s->working ? needed : 0;
+	if (s->working_size) {
+		base = map_near(needed, PROT_RW, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+		if (!mapped(base))
+			refuse(ISO_STAGE_MEMORY, base);
+	} else {
+		memset(s->working, 0, needed);
+	}
 	s->shared_size = (uint32_t)(sizeof(struct iso_shared) + h->steps);
 	int64_t shared = map_near(s->shared_size, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1);
 	if (!mapped(shared))

@@ -205,7 +205,7 @@ void park(struct supervisor *s)
 	const int64_t self = SYS0(getpid);
 	struct iso_machine *m = &s->machine;
 	uint8_t *const built = (uint8_t *)m->header;
-	const uint64_t built_size = s->tape_size, working_size = m->header->registers * sizeof(int64_t) + record_size(m->header);
+	const uint64_t built_size = s->tape_size;
 	uint64_t size;
 	uint8_t *tape = map_tape(ISO_SLOT_START_TAPE, &size);
 	int64_t r = SYS3(mprotect, PTR(tape), size, PROT_RW);
@@ -234,7 +234,8 @@ void park(struct supervisor *s)
 	tell_end(s);
 	/* None of this is for the forks. */
 	SYS2(munmap, PTR(built), built_size);
-	SYS2(munmap, PTR(m->reg), working_size);
+	if (s->working_size)
+		SYS2(munmap, PTR(m->reg), s->working_size);
 	SYS2(munmap, PTR(m->shared), s->shared_size);
 	s->tape_size = size;
 	shed_data();

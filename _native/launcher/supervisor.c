@@ -120,7 +120,8 @@ static void shed(struct supervisor *s)
 	s->header = *m->header;
 	SYS2(munmap, PTR(m->header), s->tape_size);
 	/* Registers nobody reads any more, and the record behind them is empty until the end. */
-	SYS3(madvise, PTR(m->reg), s->header.registers * sizeof(int64_t) + record_size(&s->header), MADV_DONTNEED);
+	if (s->working_size)
+		SYS3(madvise, PTR(m->reg), s->working_size, MADV_DONTNEED);
 	m->header = &s->header;
 }
 
