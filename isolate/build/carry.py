@@ -20,7 +20,7 @@ from isolate.build.syntax import DockerfileError, parse_syntax
 from isolate.build.words import WordError, process_word
 from isolate.errors import printable
 from isolate.images.confined.maps import map_for
-from isolate.images.errors import ImageError, LayerError, StoreError
+from isolate.images.errors import AmbiguousError, ImageError, LayerError, StoreError
 from isolate.images.holding import tagged
 from isolate.images.image import Image
 from isolate.images.platform import Platform
@@ -311,6 +311,8 @@ class Work:
             platform = Platform.parse(self._word(stage.platform, {**self.platforms(), **self.globals}))
         try:
             return self.store.open(base, platform=platform)
+        except AmbiguousError as error:
+            raise BuildError(str(error), line=stage.line, step="FROM") from error
         except (StoreError, ImageError) as error:
             if not self.pull:
                 raise BuildError(

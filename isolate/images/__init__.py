@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from isolate.images.collecting import Collected as Collected
     from isolate.images.config import Config as Config
     from isolate.images.config import Health as Health
+    from isolate.images.errors import AmbiguousError as AmbiguousError
     from isolate.images.errors import DigestError as DigestError
     from isolate.images.errors import ImageError as ImageError
     from isolate.images.errors import LayerError as LayerError
@@ -43,7 +44,7 @@ _HOMES = {
     "checking": "Fault",
     "collecting": "Collected",
     "config": "Config Health",
-    "errors": "DigestError ImageError LayerError RegistryError SignatureError StoreError",
+    "errors": "AmbiguousError DigestError ImageError LayerError RegistryError SignatureError StoreError",
     "unpack.start": "Extracted extract",
     "facts": "Fact Facts",
     "image": "History Image",

@@ -7,7 +7,16 @@ import os
 from isolate.errors import IsolateError
 from isolate.errors import printable as escaped
 
-__all__ = ["DigestError", "ImageError", "LayerError", "RegistryError", "SignatureError", "StoreError", "printable"]
+__all__ = [
+    "AmbiguousError",
+    "DigestError",
+    "ImageError",
+    "LayerError",
+    "RegistryError",
+    "SignatureError",
+    "StoreError",
+    "printable",
+]
 
 
 def printable(text: str | bytes, longest: int = 300) -> str:
@@ -167,6 +176,12 @@ class StoreError(IsolateError, OSError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _store_error, (type(self), self.message, self.__dict__ | {"errno": self.errno})
+
+
+class AmbiguousError(StoreError):
+    """The digits of a digest with which several images of a store begin; ``candidates`` are their digests."""
+
+    candidates: tuple[str, ...] = ()
 
 
 def _store_error(kind: type[StoreError], message: str, state: dict[str, object]) -> StoreError:

@@ -127,6 +127,7 @@ class Exchanging(Adding):
         that was pulled stays, too. The name stands for what was sent from then on, unless it stands for another image.
 
         :raises RegistryError: the registry refuses, or fails. :raises StoreError: a layer is not here.
+        :raises ValueError: an image by its digest, and no name to send it to.
         """
         return self._push(image, registry, name, compression, Reporter(progress))
 
@@ -160,7 +161,7 @@ class Exchanging(Adding):
         else:
             if registry is None and isinstance(image, Image):
                 raise TypeError("push needs to know where to: push(image, 'registry.example/me/app:1')")
-            reference = Reference.parse(registry if registry is not None else str(image))
+            reference = Reference.parse(registry) if registry is not None else self.named(str(image))
         client = registry if isinstance(registry, Registry) else None
         with _registry(client, reference, report) as who, Lease() as lease, doing("pushing", self.path):
             push = Push(self._opened, who, reference, report)

@@ -10,7 +10,7 @@ from isolate.images.blobs import Lease
 from isolate.images.digests import is_digest
 from isolate.images.disk import doing
 from isolate.images.documents import INDEX_TYPES, LARGEST, OCI_MANIFEST, parse, read_index, read_manifest
-from isolate.images.errors import StoreError
+from isolate.images.errors import AmbiguousError, StoreError
 from isolate.images.image import Image
 from isolate.images.opening import Opened
 from isolate.images.platform import Platform
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from isolate.images.registry.client import Registry
     from isolate.kernel.paths import StrOrBytesPath
 
-__all__ = ["DEFAULT_STORE", "Holding", "tagged"]
+__all__ = ["DEFAULT_STORE", "Holding", "is_digits", "tagged"]
 
 T = TypeVar("T")
 DEFAULT_STORE = "~/.local/share/isolate"
 _DIGITS = re.compile("(sha256:|sha512:)?[0-9a-f]{12,128}")  # as many digits as are shown
+_SHOWN = 8  # candidates in a message
 
 
 class Holding:
@@ -131,15 +132,8 @@ class Holding:
             found = self._opened.refs.get(reference)
         if found is None:
             tags = self.tags()
-            begun = _begun(image, tags) if isinstance(image, str) else set()
-            if len(begun) == 1:
-                return begun.pop()
-            if begun:
-                raise StoreError(
-                    f"{len(begun)} images have a digest that begins with {reference.short}",
-                    path=self.path,
-                    remedy="give more digits",
-                )
+            if isinstance(image, str) and (begun := self.begun(image, tags)) is not None:
+                return begun
             near = _nearest(reference, tags)
             raise StoreError(
                 f"no image is named {reference.short}",
@@ -147,6 +141,41 @@ class Holding:
                 remedy=f"did you mean {near}?" if near else "pull, load or add it first",
             )
         return found
+
+    def begun(self, text: str, tags: Mapping[Reference, str] | None = None) -> str | None:
+        """The digest of a named image that begins so; None where there is none, or a text is not twelve digits.
+
+        :raises AmbiguousError: there are several.
+        """
+        if not is_digits(text):
+            return None
+        digits = text.rpartition(":")[2]
+        found: dict[str, list[str]] = {}
+        for reference, digest in (self.tags() if tags is None else tags).items():
+            if digest.partition(":")[2].startswith(digits):
+                found.setdefault(digest, []).append(reference.short)
+        if len(found) <= 1:
+            return next(iter(found), None)
+        rows = [f"{digest.partition(':')[2][:24]} ({', '.join(names[:4])})" for digest, names in sorted(found.items())]
+        error = AmbiguousError(
+            f"{len(found)} images have a digest that begins with {digits}: {', '.join(rows[:_SHOWN])}",
+            path=self.path,
+            remedy="give more digits, or the name",
+        )
+        error.candidates = tuple(sorted(found))
+        raise error
+
+    def named(self, text: str) -> Reference:
+        """The name that a text is, for what needs one: a digest, or digits of one, say not where an image goes.
+
+        :raises ValueError: it is no name.
+        """
+        if is_digest(text) or (is_digits(text) and self._opened.refs.get(Reference.parse(text)) is None):
+            raise ValueError(
+                f"{text} is a digest, which does not say where the image goes: name the target too, such as"
+                f" {text} registry.example/me/app:1"
+            )
+        return Reference.parse(text)
 
     def document(self, digest: str) -> tuple[bytes, str]:
         """A manifest or an index, verified, and its media type."""
@@ -164,7 +193,8 @@ class Holding:
 
         Of a digest that has a name the first twelve digits are enough.
 
-        :raises StoreError: there is none. :raises ImageError: it is damaged, or none is for that platform.
+        :raises StoreError: there is none. :raises AmbiguousError: digits that several begin with.
+        :raises ImageError: it is damaged, or none is for that platform.
         """
         wanted = None if platform is None else Platform.parse(platform)
         digest = self._resolve(image)
@@ -232,15 +262,9 @@ def tagged(reference: Reference) -> Reference:
     return Reference(reference.registry, reference.repository, reference.tag)
 
 
-def _begun(text: str, tags: Mapping[Reference, str]) -> set[str]:
-    """The digests of named images that begin so, with their algorithm or without.
-
-    Twelve digits at least: no name has those by chance.
-    """
-    if _DIGITS.fullmatch(text) is None:
-        return set()
-    digits = text.rpartition(":")[2]
-    return {digest for digest in tags.values() if digest.partition(":")[2].startswith(digits)}
+def is_digits(text: str) -> bool:
+    """Whether it may be the beginning of a digest. Twelve digits at least: no name has those by chance."""
+    return _DIGITS.fullmatch(text) is not None
 
 
 def _nearest(reference: Reference, known: dict[Reference, str]) -> str | None:

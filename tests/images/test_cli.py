@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from isolate.images import Config, Image, Layer, Store
+from isolate.build import BuildError, Dockerfile
+from isolate.images import AmbiguousError, Config, Image, Layer, Reference, Store
 from isolate.tools.cli import main
 from isolate.tools.cli.showing import amount, progress, short, table
 from tests.images.make import image
@@ -120,6 +122,11 @@ def test_images_by_the_digits_that_ls_shows(run: Any, tmp_path: Path, filled: Im
         assert run("image", "save", "--quiet", "--format", form, "-o", target, digits)[0] == 0
         (row,) = json.loads(run("image", "load", "--json", "--store", str(tmp_path / form), target)[1])
         assert row["names"] == []  # the digits are none
+    assert f"= {digits}\n" in run("image", "tree", digits)[1]
+    for name in (digits, full, full[:20]):
+        status, _, err = run("image", "push", name)
+        assert status == 2
+        assert f"name the target too, such as {name} registry.example/me/app:1" in err
     assert run("image", "tag", digits, "me/other:1")[0] == 0
     status, _, err = run("image", "rm", digits)
     assert status != 0
@@ -128,6 +135,37 @@ def test_images_by_the_digits_that_ls_shows(run: Any, tmp_path: Path, filled: Im
     assert run("image", "rm", digits)[0] == 0
     status, _, err = run("image", "inspect", digits)
     assert (status, err.splitlines()[0].partition(" [")[0]) == (1, f"isolate: no image is named {digits}")
+
+
+def test_digits_that_several_digests_begin_with(run: Any, tmp_path: Path, filled: Image) -> None:
+    """Nobody can make two such images: the names are given digests that begin alike."""
+    both = [f"sha256:{'ab' * 6}{n}{'0' * 51}" for n in (1, 2)]
+    with Store(tmp_path / "store") as store:
+        for name, digest in zip(("one", "two"), both, strict=True):
+            store.opened.refs.set(Reference.parse(f"me/{name}:1"), digest)
+        with pytest.raises(AmbiguousError) as caught:
+            store.open("ab" * 6)
+        assert caught.value.candidates == tuple(both)
+        assert pickle.loads(pickle.dumps(caught.value)).candidates == tuple(both)
+        with pytest.raises(ValueError, match="does not say where the image goes"):
+            store.push("ab" * 6 + "1")
+        with pytest.raises(BuildError, match="2 images have a digest"):
+            Dockerfile.parse(f"FROM {'ab' * 6}\n").build(store, pull=True)
+    for words in (
+        ("image", "inspect"),
+        ("image", "save", "-o", str(tmp_path / "out"), "--quiet"),
+        ("image", "rm"),
+        ("image", "tree"),
+        ("image", "history"),
+        ("run", "--pull", "--store", str(tmp_path / "store"), "--image"),
+    ):
+        status, _, err = run(*words, "ab" * 6)
+        assert status != 0
+        shown = f"2 images have a digest that begins with {'ab' * 6}: {'ab' * 6}1{'0' * 11} (me/one:1), {'ab' * 6}2"
+        assert shown in err, words
+        assert "give more digits" in err
+    assert run("image", "rm", "--keep-data", "ab" * 6 + "1")[0] == 0
+    assert "me/one:1" not in run("image", "ls")[1]
 
 
 def test_what_is_shown(run: Any, filled: Image) -> None:

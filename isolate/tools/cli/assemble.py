@@ -99,7 +99,7 @@ def _of_profile(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
 
 def _of_image(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
     from isolate import presets
-    from isolate.images import Reference, StoreError
+    from isolate.images import AmbiguousError, Reference, StoreError
     from isolate.tools.cli.image import open_store
     from isolate.tools.cli.showing import progress
 
@@ -108,8 +108,8 @@ def _of_image(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
     store = open_store(options.store)
     try:
         image = store.open(options.image)
-    except StoreError:
-        if not options.pull:
+    except StoreError as error:
+        if not options.pull or isinstance(error, AmbiguousError):
             raise
         with progress(options.quiet) as show:
             image = store.pull(Reference.parse(options.image), progress=show)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from isolate.errors import IsolateError, printable, printable_lines
-from isolate.images import LayerError, Reference, Registry, Store, StoreError
+from isolate.images import LayerError, Reference, Registry, Store
 from isolate.images.comparing import compare
 from isolate.images.image import Image
 from isolate.kernel.checks import nearest
@@ -83,7 +82,7 @@ def _pull(store: Store, options: argparse.Namespace) -> int:
 
 
 def _push(store: Store, options: argparse.Namespace) -> int:
-    target = Reference.parse(options.target or options.name)
+    target = store.named(options.name) if options.target is None else Reference.parse(options.target)
     with _registry(options, str(target)) as registry, progress(options.quiet or options.json) as show:
         found = store.open(options.name)
         sent = store.push(found, registry, str(target), compression=options.compression, progress=show)
@@ -154,14 +153,12 @@ def _untag(store: Store, name: str) -> bool:
     """Take a name away; where a digest is begun that ``ls`` shows, the only name that stands for it."""
     if store.untag(name):
         return True
-    with suppress(StoreError):
-        digest = store.open(name).digest
-        own = [reference for reference, one in store.tags().items() if one == digest]
-        if len(own) > 1:
-            words = ", ".join(reference.short for reference in own)
-            raise ValueError(f"{printable(name)} has {len(own)} names; say which of them goes: {words}")
-        return bool(own) and store.untag(own[0])
-    return False
+    digest = store.begun(name)
+    own = [reference for reference, one in store.tags().items() if one == digest]
+    if len(own) > 1:
+        words = ", ".join(reference.short for reference in own)
+        raise ValueError(f"{printable(name)} has {len(own)} names; say which of them goes: {words}")
+    return bool(own) and store.untag(own[0])
 
 
 def _rm(store: Store, options: argparse.Namespace) -> int:
@@ -204,10 +201,10 @@ def _history(store: Store, options: argparse.Namespace) -> int:
 def _tree(store: Store, options: argparse.Namespace) -> int:
     """Images under the layers that they share, the lowest first, with what sharing saves."""
     tags = store.tags()
-    wanted = [Reference.parse(name) for name in options.names] or list(tags)
     images: dict[str, Image] = {}
-    for reference in wanted:
-        images[reference.short] = store.open(reference)
+    for name in options.names or tags:
+        shown = name if isinstance(name, str) and store.begun(name) is not None else Reference.parse(name).short
+        images[shown] = store.open(name)
     users: dict[tuple[str, ...], list[str]] = {}
     sizes: dict[str, int] = {}
     for name, one in images.items():
