@@ -1,109 +1,41 @@
 """Names among the members: a resolver that answers at the switch's own addresses (RFC 1035).
 
-It knows the members, and asks the host's resolvers about everything else where the network has a way out. What comes
-from members is not trusted: every length is bounded, every question stands by itself, and a member whose egress is
-limited gets no answer from outside, since questions could carry its words out.
+It knows the members, and asks the host's resolvers about everything else where the network has a way out: by UDP, and
+what it was asked by TCP, by TCP (RFC 7766). What comes from members is not trusted: every length is bounded, every
+question stands by itself, and a member whose egress is limited gets no answer from outside, since questions could carry
+its words out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import secrets
 import selectors
 import socket
-import struct
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from isolate.network.dns import FAILURE, Query, answer, malformed, parse, reverse, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from isolate.network.address import Address
 
-__all__ = ["Names", "Query", "answer", "nameservers", "parse"]
+__all__ = ["Names", "nameservers"]
 
-_A, _PTR, _AAAA, _ANY, _IN = 1, 12, 28, 255, 1
-_NOERROR, _FORMAT, _FAILURE, _UNKNOWN, _REFUSED = 0, 1, 2, 3, 5
-_TTL = 5  # seconds: members come and go
-_PENDING, _CONNECTIONS, _PATIENCE = 256, 64, 5.0
+#: Questions that wait for the host's resolvers, of all members and of one; connections; bytes that one does not read.
+_PENDING, _OF_ONE, _CONNECTIONS, _UNREAD = 256, 64, 64, 1 << 18
+#: Seconds for an answer.
+_PATIENCE = 5.0
 #: Seconds for one of several resolvers: who asks gives up after five, and wants the answer of the last one, too.
 _TURN = 1.0
+#: A resolver, and whether it is asked by TCP.
+_Way: TypeAlias = "tuple[str, bool]"
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-
-
-@dataclass(frozen=True)
-class Query:
-    """A question: its number, its name in lower case, the type that is asked for, and the bytes of the question."""
-
-    number: int
-    name: str
-    kind: int
-    question: bytes
-    recursive: bool
-
-
-def parse(message: bytes) -> Query | None:
-    """A standard query with one question of the Internet's class, or None."""
-    if not 17 <= len(message) <= 4096:
-        return None
-    number, flags, questions, answers, authorities, _ = struct.unpack_from(">6H", message)
-    if flags & 0xF800 or questions != 1 or answers or authorities:  # a response, or another operation
-        return None
-    at, labels = 12, []
-    while True:
-        if at >= len(message):
-            return None
-        size = message[at]
-        if size == 0:
-            break
-        if size > 63 or at + 1 + size >= len(message) or at - 12 > 254:
-            return None
-        labels.append(message[at + 1 : at + 1 + size])
-        at += 1 + size
-    if at + 5 > len(message):
-        return None
-    kind, group = struct.unpack_from(">HH", message, at + 1)
-    if group != _IN:
-        return None
-    name = b".".join(labels).decode("latin-1").lower()
-    return Query(number, name, kind, message[12 : at + 5], bool(flags & 0x100))
-
-
-def answer(query: Query, found: Sequence[Address | str] | None, code: int = _NOERROR) -> bytes:
-    """The answer: addresses of the type asked for, or names; None for a name that nobody has."""
-    records = b""
-    count = 0
-    for each in found or ():
-        if isinstance(each, str):
-            kind, data = _PTR, _encoded(each)
-        else:
-            kind, data = (_A if each.version == 4 else _AAAA), each.packed
-        if kind == query.kind or query.kind == _ANY:
-            records += struct.pack(">HHHIH", 0xC00C, kind, _IN, _TTL, len(data)) + data
-            count += 1
-    if found is None and code == _NOERROR:
-        code = _UNKNOWN
-    flags = 0x8480 | (0x100 if query.recursive else 0) | code  # a response, with authority, recursion offered
-    return struct.pack(">6H", query.number, flags, 1, count, 0, 0) + query.question + records
-
-
-def _encoded(name: str) -> bytes:
-    return b"".join(bytes([len(label)]) + label.encode() for label in name.split(".")) + b"\0"
-
-
-def reverse(name: str) -> Address | None:
-    """The address of a name such as ``2.0.88.10.in-addr.arpa``."""
-    with contextlib.suppress(ValueError):
-        if name.endswith(".in-addr.arpa"):
-            return ipaddress.IPv4Address(".".join(reversed(name.split(".")[:-2])))
-        if name.endswith(".ip6.arpa"):
-            digits = "".join(reversed(name.split(".")[:-2]))
-            if len(digits) == 32:
-                return ipaddress.IPv6Address(bytes.fromhex(digits))
-    return None
 
 
 def nameservers(path: str = "/etc/resolv.conf") -> list[str]:
@@ -123,20 +55,38 @@ def nameservers(path: str = "/etc/resolv.conf") -> list[str]:
 
 
 class _Asked:
-    """A question that was passed on, and the resolvers that are still to be asked."""
+    """A question that was passed on, and the ways to ask that are left: a resolver, and whether by TCP."""
 
     def __init__(
-        self, query: Query, message: bytes, reply: Callable[[bytes], None], number: int, left: Sequence[str]
+        self, query: Query, message: bytes, peer: Address, reply: Callable[[bytes], None], left: Sequence[_Way]
     ) -> None:
-        self.query, self.message, self.reply, self.number, self.left = query, message, reply, number, left
-        self.until = time.monotonic() + (_TURN if left else _PATIENCE)
+        self.query, self.message, self.peer, self.reply, self.left = query, message, peer, reply, left
+        self.number = 0
+        self.server = ""
+        self.until = 0.0
+        #: What has come by TCP.
+        self.data = b""
+
+    @property
+    def patience(self) -> float:
+        """Seconds for this resolver."""
+        return _TURN if any(server != self.server for server, _ in self.left) else _PATIENCE
+
+    def is_answer(self, data: bytes) -> bool:
+        """Whether it is the answer to what was asked."""
+        whole = len(data) >= 12 + len(self.query.question)
+        return whole and int.from_bytes(data[:2], "big") == self.number and bool(data[2] & 0x80)
+
+    def question(self) -> bytes:
+        """The message to a resolver, with a number that nobody else knows."""
+        return self.number.to_bytes(2, "big") + self.message[2:]
 
 
 class _Connection:
     """A client that asks by TCP: messages with their length before them."""
 
     def __init__(self, sock: socket.socket, peer: Address) -> None:
-        self.sock, self.peer, self.data = sock, peer, b""
+        self.sock, self.peer, self.data, self.out = sock, peer, b"", b""
         self.until = time.monotonic() + 2 * _PATIENCE
 
 
@@ -222,13 +172,11 @@ class Names:
             except BlockingIOError:
                 return
 
-            def reply(data: bytes, sock: socket.socket = sock, peer: tuple[str, int] = peer) -> None:
-                if len(data) > 1232:
-                    data = data[:2] + struct.pack(">H", struct.unpack_from(">H", data, 2)[0] | 0x200) + data[4:12]
+            def send(data: bytes, sock: socket.socket = sock, peer: tuple[str, int] = peer) -> None:
                 sock.sendto(data, peer)
 
             with contextlib.suppress(OSError):
-                self._question(message, ipaddress.ip_address(peer[0].partition("%")[0]), reply)
+                self._question(message, ipaddress.ip_address(peer[0].partition("%")[0]), send)
 
     def _tcp(self, sock: socket.socket) -> None:
         connection, peer = sock.accept()
@@ -242,6 +190,7 @@ class Names:
     def _more(self, sock: socket.socket) -> None:
         connection = self._connections[sock]
         try:
+            self._flush(connection)
             data = sock.recv(4096)
         except BlockingIOError:
             return
@@ -251,79 +200,142 @@ class Names:
         if not data or len(connection.data) > 16384:
             self._drop(sock)
             return
-        while len(connection.data) >= 2:
+        while len(connection.data) >= 2 and sock in self._connections:
             size = int.from_bytes(connection.data[:2], "big")
             if len(connection.data) < 2 + size:
                 return
             message, connection.data = connection.data[2 : 2 + size], connection.data[2 + size :]
 
-            def reply(data: bytes) -> None:
-                # A client that does not read its answers gets no more of them.
-                whole = len(data).to_bytes(2, "big") + data
-                if sock.send(whole) < len(whole):
-                    self._drop(sock)
+            def send(data: bytes) -> None:
+                connection.out += len(data).to_bytes(2, "big") + data
+                self._flush(connection)
 
-            self._question(message, connection.peer, reply)
+            self._question(message, connection.peer, send, stream=True)
 
-    def _question(self, message: bytes, peer: Address, reply: Callable[[bytes], None]) -> None:
+    def _flush(self, connection: _Connection) -> None:
+        """Send what the client takes. One that does not read its answers gets no more of them."""
+        if connection.sock not in self._connections:
+            return  # it has gone before its answer came
+        with contextlib.suppress(BlockingIOError):
+            while connection.out:
+                connection.out = connection.out[connection.sock.send(connection.out) :]
+        if len(connection.out) > _UNREAD:
+            self._drop(connection.sock)
+            return
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.out else 0)
+        self._selector.modify(connection.sock, events, self._more)
+
+    def _question(self, message: bytes, peer: Address, send: Callable[[bytes], None], *, stream: bool = False) -> None:
         query = parse(message)
         if query is None:
-            if len(message) >= 12:
-                reply(message[:2] + struct.pack(">5H", 0x8000 | _FORMAT, 0, 0, 0, 0))
+            data = malformed(message)
+            if data is not None:
+                send(data)
             return
+
+        def reply(data: bytes) -> None:
+            send(data if stream or len(data) <= query.room else shortened(query, data))
+
         turned = reverse(query.name)
         known = self._known(turned) if turned is not None else None
         found = self._find(query.name) if turned is None else [known] if known else None
         if found is not None:
             reply(answer(query, found))
         elif self._servers and query.recursive and self._may_ask(peer):
-            self._pass_on(message, query, reply)
+            self._pass_on(message, query, peer, reply, stream)
         else:
             reply(answer(query, None))
 
-    def _pass_on(self, message: bytes, query: Query, reply: Callable[[bytes], None]) -> None:
-        if len(self._asked) >= _PENDING:
-            reply(answer(query, (), _FAILURE))
-            return
-        self._ask(message, query, reply, self._servers)
+    # ---- questions to others -------------------------------------------------------------------------------------
 
-    def _ask(self, message: bytes, query: Query, reply: Callable[[bytes], None], servers: Sequence[str]) -> None:
-        """Ask the first of some resolvers that can be asked at all."""
-        for n, server in enumerate(servers, 1):
-            sock = socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, socket.SOCK_DGRAM)
-            number = secrets.randbelow(1 << 16)
+    def _pass_on(
+        self, message: bytes, query: Query, peer: Address, reply: Callable[[bytes], None], stream: bool
+    ) -> None:
+        of_one = sum(1 for asked in self._asked.values() if asked.peer == peer)
+        if len(self._asked) >= _PENDING or of_one >= _OF_ONE:
+            reply(answer(query, (), FAILURE))
+            return
+        # Some resolvers answer by UDP alone.
+        ways = [(server, way) for server in self._servers for way in ((True, False) if stream else (False,))]
+        self._ask(_Asked(query, message, peer, reply, ways))
+
+    def _ask(self, asked: _Asked) -> None:
+        """Ask by the first way that can be tried at all."""
+        while asked.left:
+            (asked.server, stream), asked.left = asked.left[0], asked.left[1:]
+            family = socket.AF_INET6 if ":" in asked.server else socket.AF_INET
+            kind = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
+            sock = socket.socket(family, kind)
+            asked.number, asked.data = secrets.randbelow(1 << 16), b""
             try:
                 sock.setblocking(False)
                 # Answers from nobody else are taken; the port is a fresh one.
-                sock.connect(socket.getaddrinfo(server, 53, type=socket.SOCK_DGRAM, flags=_NUMERIC)[0][4])
-                sock.send(number.to_bytes(2, "big") + message[2:])
+                place = socket.getaddrinfo(asked.server, 53, type=kind, flags=_NUMERIC)[0][4]
+                error = sock.connect_ex(place)
+                if error not in (0, errno.EINPROGRESS):
+                    raise OSError(error, "the resolver cannot be reached")
+                if not stream:
+                    sock.send(asked.question())
             except OSError:
                 sock.close()
                 continue
-            self._asked[sock] = _Asked(query, message, reply, number, servers[n:])
-            self._selector.register(sock, selectors.EVENT_READ, self._answered)
+            asked.until = time.monotonic() + (_TURN if stream else asked.patience)
+            self._asked[sock] = asked
+            if stream:
+                self._selector.register(sock, selectors.EVENT_WRITE, self._connected)
+            else:
+                self._selector.register(sock, selectors.EVENT_READ, self._answered)
             return
-        reply(answer(query, (), _FAILURE))
+        asked.reply(answer(asked.query, (), FAILURE))
 
     def _next(self, asked: _Asked) -> None:
         """A resolver said nothing: the next one is asked the same, and first from now on."""
-        if asked.left:
-            if asked.left[0] in self._servers:
-                at = self._servers.index(asked.left[0])
-                self._servers = self._servers[at:] + self._servers[:at]
-            self._ask(asked.message, asked.query, asked.reply, asked.left)
-        else:
-            asked.reply(answer(asked.query, (), _FAILURE))
+        if asked.left and asked.left[0][0] != asked.server and asked.left[0][0] in self._servers:
+            at = self._servers.index(asked.left[0][0])
+            self._servers = self._servers[at:] + self._servers[:at]
+        self._ask(asked)
 
     def _answered(self, sock: socket.socket) -> None:
+        """A datagram of a resolver's."""
         asked = self._asked[sock]
         try:
             data = sock.recv(65535)
         except OSError:
             data = b""
-        whole = len(data) >= 12 + len(asked.query.question) and int.from_bytes(data[:2], "big") == asked.number
-        if data and not (whole and data[2] & 0x80):
-            return  # not the answer to what was asked
+        if not data or asked.is_answer(data):
+            self._done(sock, data)
+
+    def _connected(self, sock: socket.socket) -> None:
+        """A resolver takes the question by TCP."""
+        asked = self._asked[sock]
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._done(sock, b"")
+            return
+        message = asked.question()
+        asked.until = time.monotonic() + asked.patience
+        # At most 4098 bytes, for which a new connection has room.
+        sock.send(len(message).to_bytes(2, "big") + message)
+        self._selector.modify(sock, selectors.EVENT_READ, self._streamed)
+
+    def _streamed(self, sock: socket.socket) -> None:
+        """Some of a resolver's answer by TCP."""
+        asked = self._asked[sock]
+        try:
+            data = sock.recv(65535)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        asked.data += data
+        size = 2 + int.from_bytes(asked.data[:2], "big")
+        if data and (len(asked.data) < 2 or len(asked.data) < size):
+            return
+        found = asked.data[2:size]
+        self._done(sock, found if len(asked.data) >= size and asked.is_answer(found) else b"")
+
+    def _done(self, sock: socket.socket, data: bytes) -> None:
+        """There is an answer, or none from this resolver."""
+        asked = self._asked[sock]
         self._drop(sock)
         if data:
             asked.reply(asked.query.number.to_bytes(2, "big") + data[2:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import socket
 import struct
 import threading
@@ -13,7 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isolate.network.names import Names, Query, answer, nameservers, parse, reverse
+from isolate import network
+from isolate.network.dns import Query, answer, parse, reverse, shortened
+from isolate.network.names import Names, nameservers
+from tests.network.hosts import host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,6 +200,182 @@ def test_a_resolver_that_says_nothing_is_not_the_last_word() -> None:
     finally:
         silent.close()
         good.close()
+
+
+class Resolver:
+    """A resolver of the host's, at 127.0.0.7: it answers by UDP that there is more, and by TCP in pieces."""
+
+    def __init__(self, records: int, *, tcp: str = "answers") -> None:
+        self.answers: list[Address] = [ipaddress.ip_address("192.0.2.80")] * records
+        self.asked: list[str] = []
+        self.threads: list[threading.Thread] = []
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.listening: socket.socket | None = None
+        try:
+            self.udp.bind(("127.0.0.7", 53))
+            if tcp != "refuses":
+                self.listening = socket.create_server(("127.0.0.7", 53))
+        except OSError as error:
+            self.close()
+            pytest.skip(f"port 53 of 127.0.0.7 cannot be had: {error}")
+        self.how = tcp
+        bodies = ((self._udp, self.udp), (self._tcp, self.listening))
+        self.threads = [threading.Thread(target=body, args=(sock,)) for body, sock in bodies if sock is not None]
+        for thread in self.threads:
+            thread.start()
+
+    def whole(self, data: bytes) -> bytes:
+        """The answer."""
+        query = parse(data)
+        assert query is not None
+        return answer(query, self.answers)
+
+    def _udp(self, sock: socket.socket) -> None:
+        while True:
+            try:
+                data, peer = sock.recvfrom(4096)
+            except OSError:
+                return
+            if not data:  # it was shut down
+                return
+            self.asked.append("udp")
+            query = parse(data)
+            assert query is not None
+            found = self.whole(data)
+            with contextlib.suppress(OSError):
+                sock.sendto(found if len(found) <= query.room else shortened(query, found), peer)
+
+    def _tcp(self, sock: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = sock.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                self.asked.append("tcp")
+                data = connection.recv(4098)
+                found = self.whole(data[2:])
+                if self.how == "another":  # not the answer to what was asked
+                    found = bytes([found[0] ^ 1]) + found[1:]
+                whole = len(found).to_bytes(2, "big") + found
+                if self.how == "half":
+                    whole = whole[: len(whole) // 2]
+                for at in range(0, len(whole), 9001):
+                    connection.sendall(whole[at : at + 9001])
+
+    def close(self) -> None:
+        for sock in (self.udp, self.listening):
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join(30)
+        for sock in (self.udp, self.listening):
+            if sock is not None:
+                sock.close()
+
+
+def by_tcp(place: tuple[str, int], *messages: bytes) -> list[bytes]:
+    """Answers to questions by one connection."""
+    with socket.create_connection(place, 30) as sock, sock.makefile("rb") as file:
+        sock.sendall(b"".join(len(message).to_bytes(2, "big") + message for message in messages))
+        return [file.read(int.from_bytes(file.read(2), "big")) for _ in messages]
+
+
+@pytest.mark.parametrize("records", [100, 4000])
+def test_an_answer_that_is_larger_than_a_datagram(records: int) -> None:
+    """By UDP a client is told that there is more, by TCP it gets it, and the resolver is asked the same way."""
+    resolver, answering = Resolver(records), Answering(["127.0.0.7"])
+    try:
+        asked = question("example.org", number=99)
+        got = answering.ask(asked)
+        assert (len(got), got[2] & 2, got[:2]) == (len(asked), 2, b"\0\x63")  # truncated, with the question
+        assert resolver.asked == ["udp"]
+        first, second = by_tcp(answering.address, asked, question("db", number=100))
+        if first[:2] != b"\0\x63":  # what is known here comes earlier
+            first, second = second, first
+        assert first == resolver.whole(asked)
+        assert len(first) > 16 * records
+        assert second.endswith(DB[0].packed)
+        assert resolver.asked == ["udp", "tcp"]
+    finally:
+        answering.close()
+        resolver.close()
+
+
+@pytest.mark.parametrize("how", ["refuses", "another", "half"])
+def test_a_resolver_that_does_not_answer_by_tcp(how: str) -> None:
+    resolver, answering = Resolver(3, tcp=how), Answering(["127.0.0.7"])
+    try:
+        asked = question("example.org", number=99)
+        assert by_tcp(answering.address, asked) == [resolver.whole(asked)]
+        assert resolver.asked == (["udp"] if how == "refuses" else ["tcp", "udp"])
+    finally:
+        answering.close()
+        resolver.close()
+
+
+def test_room_for_an_answer_by_udp() -> None:
+    """As much as the client says, and no more than what goes through any network."""
+    message = pytest.importorskip("dns.message")
+    resolver, answering = Resolver(40), Answering(["127.0.0.7"])
+    try:
+        for room, whole in ((None, False), (600, False), (1232, True), (4096, True)):
+            wanted = message.make_query("example.org", "A", use_edns=False if room is None else 0, payload=room or 0)
+            got = message.from_wire(answering.ask(wanted.to_wire()))
+            assert wanted.is_response(got)
+            assert (bool(got.answer), bool(got.flags & 0x200)) == (whole, not whole)
+        resolver.answers = resolver.answers * 4
+        wanted = message.make_query("example.org", "A", use_edns=0, payload=4096)
+        got = message.from_wire(answering.ask(wanted.to_wire()))
+        assert got.flags & 0x200
+        assert not got.answer
+    finally:
+        answering.close()
+        resolver.close()
+
+
+def test_one_client_leaves_room_for_the_others() -> None:
+    """A resolver that says nothing: so many questions of one client wait for it, and another's is still passed on."""
+    try:
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        silent.bind(("127.0.0.7", 53))
+    except OSError as error:
+        pytest.skip(f"port 53 of 127.0.0.7 cannot be had: {error}")
+    answering = Answering(["127.0.0.7"])
+    try:
+        with socket.create_connection(answering.address, 30, ("127.0.0.2", 0)) as sock:
+            many = [question(f"n{number}.example.org", number=number) for number in range(70)]
+            sock.sendall(b"".join(len(each).to_bytes(2, "big") + each for each in many))
+            silent.settimeout(30)
+            answered = sock.recv(4096)  # those beyond the bound are told at once
+            assert answered[2:4] == b"\0\x40"
+            assert answered[5] & 0xF == 2
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.settimeout(30)
+                other.sendto(question("other.example.org"), answering.address)
+                while b"other" not in silent.recv(4096):
+                    pass
+    finally:
+        answering.close()
+        silent.close()
+
+
+def test_a_member_asks_by_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the network of a member is joined")
+    resolver = Resolver(300)
+    monkeypatch.setattr("isolate.network.handle.nameservers", lambda: ["127.0.0.7"])
+    try:
+        with network.Network(uplink="host") as lan, host(lan, "web") as web:
+            asked = question("example.org", number=99)
+            with web.net:
+                assert by_tcp((str(lan.gateway), 53), asked) == [resolver.whole(asked)]
+            with host(lan, "limited", egress=network.Egress(["web"])) as limited, limited.net:
+                assert by_tcp((str(lan.gateway), 53), asked)[0][3] & 0xF == 3
+            assert resolver.asked == ["tcp"]
+    finally:
+        resolver.close()
 
 
 def test_questions_that_are_passed_on() -> None:

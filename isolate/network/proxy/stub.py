@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
-from isolate.network.names import answer, parse
+from isolate.network.dns import answer, parse
 
 if TYPE_CHECKING:
     from isolate.network.proxy.events import Log
