@@ -96,7 +96,8 @@ class Upstream:
         self.datagrams = kind == socket.SOCK_DGRAM
         if not self.datagrams:
             self.sock.listen(64)
-        threading.Thread(target=self._run, daemon=True).start()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
 
     def _run(self) -> None:
         while True:
@@ -123,8 +124,9 @@ class Upstream:
                 pass
 
     def close(self) -> None:
-        if not self.datagrams:
+        with contextlib.suppress(OSError):  # ENOTCONN of datagrams, whose thread is woken all the same
             self.sock.shutdown(socket.SHUT_RDWR)
+        self.thread.join(10)
         self.sock.close()
 
 
