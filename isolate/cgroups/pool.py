@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from isolate.cgroups import files
 from isolate.cgroups.counting import RunGroup, report_steps
 from isolate.cgroups.cover import cover_steps
-from isolate.cgroups.group import Cgroup, destroy
+from isolate.cgroups.ending import destroy
+from isolate.cgroups.group import Cgroup
 from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.limits import Limits
 from isolate.cgroups.part import BOUNDS, guided_steps, thaw_steps

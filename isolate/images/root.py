@@ -18,7 +18,7 @@ from isolate.kernel.checks import keywords
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside
 from isolate.mounts import owners
-from isolate.mounts.building import STATX_DEV, STATX_INO, STATX_SIZE, attributes, clone, move_to, stat
+from isolate.mounts.calls import STATX_DEV, STATX_INO, STATX_SIZE, attributes, clone, move_to, stat
 from isolate.mounts.overlay import MAX_LAYERS
 from isolate.mounts.root import Root
 from isolate.mounts.showing import Shown

@@ -27,7 +27,8 @@ from isolate.kernel.constants import (
 )
 from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
 from isolate.mounts import owners
-from isolate.mounts.building import MOVED, STATX_DEV, STATX_INO, STATX_SIZE, attributes, clone, stat
+from isolate.mounts.building import MOVED
+from isolate.mounts.calls import STATX_DEV, STATX_INO, STATX_SIZE, attributes, clone, stat
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
 from isolate.namespaces.ids import IdMap

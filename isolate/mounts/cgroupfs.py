@@ -10,7 +10,7 @@ from isolate.engine.plan import Phase, Register, Step, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import new_file_system
+from isolate.mounts.calls import new_file_system
 from isolate.mounts.pseudo import FLAGS
 from isolate.namespaces.part import CgroupNamespace
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 from isolate.engine.plan import Buffer, Call, Phase, Register, Step, Store, call
 from isolate.kernel.constants import AT_FDCWD, MNT_DETACH, O_CLOEXEC, O_PATH
-from isolate.mounts.building import Building, move
+from isolate.mounts.building import Building
+from isolate.mounts.calls import move
 from isolate.namespaces.change import CLONE_FS
 from isolate.thread.program import Program, Running, StepsChange, here
 

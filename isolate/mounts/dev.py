@@ -22,16 +22,7 @@ from isolate.kernel.constants import (
     S_IFMT,
 )
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import (
-    STATX_MODE,
-    STATX_RDEV,
-    STATX_SIZE,
-    attributes,
-    clone,
-    new_file_system,
-    read_only,
-    stat,
-)
+from isolate.mounts.calls import STATX_MODE, STATX_RDEV, STATX_SIZE, attributes, clone, new_file_system, read_only, stat
 from isolate.mounts.dev_null import exchange
 from isolate.mounts.pseudo import Mqueue
 from isolate.mounts.showing import Shown

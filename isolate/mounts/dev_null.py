@@ -29,7 +29,7 @@ from isolate.kernel.constants import (
     S_IFMT,
 )
 from isolate.kernel.syscalls import number
-from isolate.mounts.building import STATX_MODE, STATX_RDEV, STATX_SIZE, attributes, clone, stat
+from isolate.mounts.calls import STATX_MODE, STATX_RDEV, STATX_SIZE, attributes, clone, stat
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Argument

@@ -20,7 +20,7 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import new_file_system
+from isolate.mounts.calls import new_file_system
 from isolate.mounts.refused import OVERLAY, refused
 from isolate.mounts.showing import Shown
 

@@ -14,7 +14,8 @@ from isolate.engine.plan import Phase, Register, Step, Target, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_RDONLY
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import CREATE, attributes, clone, read_only
+from isolate.mounts.building import CREATE
+from isolate.mounts.calls import attributes, clone, read_only
 from isolate.mounts.showing import Shown
 from isolate.mounts.tmpfs import check_mode
 

@@ -21,7 +21,8 @@ from isolate.kernel.constants import (
 from isolate.kernel.paths import StrOrBytesPath, absolute, inside, text
 from isolate.mounts import owners
 from isolate.mounts.bind import Source, by_name, check_idmap, descriptor_of
-from isolate.mounts.building import MOVED, attributes, clone
+from isolate.mounts.building import MOVED
+from isolate.mounts.calls import attributes, clone
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
 from isolate.mounts.stacking import Stacking

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from isolate.engine.finding import Finding
 from isolate.engine.plan import MapOfIds, Op, Register, Store
 from isolate.kernel.constants import MOUNT_ATTR_IDMAP
-from isolate.mounts.building import attributes
+from isolate.mounts.calls import attributes
 from isolate.namespaces.ids import IdMap, IdRange, is_host_root
 from isolate.namespaces.part import UserNamespace
 

@@ -24,7 +24,7 @@ from isolate.kernel.constants import (
     SYSFS_MAGIC,
 )
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import STATX_SIZE, attributes, clone, if_directory, move_to, new_file_system, read_only
+from isolate.mounts.calls import STATX_SIZE, attributes, clone, if_directory, move_to, new_file_system, read_only
 from isolate.mounts.refused import refused
 from isolate.mounts.showing import Shown
 from isolate.namespaces.part import IpcNamespace, NetNamespace, PidNamespace, UserNamespace

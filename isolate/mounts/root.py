@@ -23,20 +23,8 @@ from isolate.kernel.constants import (
     O_PATH,
     Constant,
 )
-from isolate.mounts.building import (
-    HIDDEN_PROC,
-    OLD_ROOT,
-    STATX_MNT_ID,
-    STATX_SIZE,
-    Building,
-    Entry,
-    TreeEntry,
-    move,
-    move_to,
-    new_file_system,
-    on_top,
-    read_only,
-)
+from isolate.mounts.building import HIDDEN_PROC, OLD_ROOT, Building, Entry, TreeEntry
+from isolate.mounts.calls import STATX_MNT_ID, STATX_SIZE, move, move_to, new_file_system, on_top, read_only
 from isolate.mounts.dev import Dev
 from isolate.mounts.dev_null import over_the_host
 from isolate.mounts.tmpfs import Tmpfs, check_inodes, check_mode

@@ -31,7 +31,7 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.kernel.paths import text
-from isolate.mounts.building import STATX_GID, STATX_MODE, STATX_SIZE, STATX_UID, clone, new_file_system, on_top, stat
+from isolate.mounts.calls import STATX_GID, STATX_MODE, STATX_SIZE, STATX_UID, clone, new_file_system, on_top, stat
 from isolate.mounts.refused import OVERLAY
 from isolate.mounts.telling import telling
 from isolate.mounts.tmpfs import PAGE, default_inodes, pages

@@ -12,7 +12,7 @@ from isolate.kernel import checks
 from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, Constant
 from isolate.kernel.paths import StrOrBytesPath, inside, text
-from isolate.mounts.building import new_file_system
+from isolate.mounts.calls import new_file_system
 from isolate.mounts.reversible import ReversibleMount
 from isolate.mounts.showing import Shown
 

@@ -21,7 +21,7 @@ from isolate.kernel.constants import (
     OPEN_TREE_CLONE,
     Constant,
 )
-from isolate.mounts.building import new_file_system
+from isolate.mounts.calls import new_file_system
 from isolate.mounts.root import Root
 from isolate.namespaces.part import MountNamespace
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.attributes.credentials import Credentials
 from isolate.cgroups import Cgroup, CgroupPool, Limits
-from isolate.cgroups.group import read_stats
+from isolate.cgroups.ending import read_stats
 from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
 from isolate.cgroups.part import joined_steps

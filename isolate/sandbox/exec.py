@@ -14,7 +14,7 @@ from errno import EBUSY, EINVAL, EPERM, ESRCH
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from isolate.cgroups.counting import Outcome, RunGroup
-from isolate.cgroups.group import read_stats
+from isolate.cgroups.ending import read_stats
 from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
 from isolate.cgroups.part import guided_step

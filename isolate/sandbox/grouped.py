@@ -45,7 +45,7 @@ class Grouped:
 
     def stats(self) -> Stats:
         """The use of everything inside so far. Needs ``Limits`` in the sandbox, ``Limits()`` at least."""
-        from isolate.cgroups.group import read_stats
+        from isolate.cgroups.ending import read_stats
 
         return replace(read_stats(self._group()), interfaces=moved(self._session))
 
@@ -61,12 +61,12 @@ class Grouped:
 
         :raises TimeoutError: not everything has stopped within ``timeout`` seconds.
         """
-        from isolate.cgroups.group import freeze_groups
+        from isolate.cgroups.ending import freeze_groups
 
         freeze_groups(self._group(), True, timeout)
 
     def thaw(self, timeout: float = 10.0) -> None:
         """Let it go on."""
-        from isolate.cgroups.group import freeze_groups
+        from isolate.cgroups.ending import freeze_groups
 
         freeze_groups(self._group(), False, timeout)

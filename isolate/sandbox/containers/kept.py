@@ -6,7 +6,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from isolate.cgroups.group import freeze_groups
+from isolate.cgroups.ending import freeze_groups
 from isolate.engine.waiting import READABLE, wait
 from isolate.kernel.proc import fields
 from isolate.sandbox.expired import TimeoutExpired
