@@ -93,7 +93,7 @@ def untrusted(
     if not isinstance(network, Part):
         of_type("network", network, bool, "True, False or a part such as NetNamespace()")
     if limits is not None and not isinstance(limits, Part):
-        raise TypeError(f"limits: a Limits such as Limits(memory='256M') is wanted, not {limits!r}")
+        raise TypeError(f"limits must be a Limits such as Limits(memory='256M'), not {limits!r}")
     entries, extra = _apart(entries, extra)
     host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     system: list[Entry] = []

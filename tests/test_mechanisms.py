@@ -45,6 +45,21 @@ def test_a_jump_is_a_jump() -> None:
     assert [f"{name}:{node.lineno}" for name, node in nodes(ast.Call) if comparing_nothing(node)] == []  # type: ignore[attr-defined]
 
 
+# ---- sentences -------------------------------------------------------------------------------------------------------
+
+
+def second_form(node: ast.AST) -> bool:
+    """Whether an error says "an int is wanted", and not "size must be an int"."""
+    words = "".join(str(each.value) for each in ast.walk(node) if isinstance(each, ast.Constant))
+    return isinstance(node, ast.Raise) and any(form in words for form in (" is wanted", " are wanted"))
+
+
+def test_refused_values_have_one_sentence() -> None:
+    """``<name> must be <what>, not <what was given>``."""
+    assert second_form(ast.parse("raise TypeError(f'size: an int is wanted, not {size!r}')").body[0])
+    assert [f"{name}:{node.lineno}" for name, node in nodes(ast.Raise) if second_form(node)] == []  # type: ignore[attr-defined]
+
+
 # ---- kinds of namespaces ---------------------------------------------------------------------------------------------
 
 _NAMES = {kind.file for kind in namespaces.KINDS} | {kind.word for kind in namespaces.KINDS}

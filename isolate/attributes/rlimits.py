@@ -58,7 +58,7 @@ def _value(name: str, value: object) -> int:
     if _RESOURCES[name][1] == "bytes":
         return checks.size(what, value)
     if isinstance(value, str):
-        raise ValueError(f"{what}: an int ({_RESOURCES[name][1]}) or 'unlimited' is wanted, not {value!r}")
+        raise ValueError(f"{what} must be an int ({_RESOURCES[name][1]}) or 'unlimited', not {value!r}")
     return checks.integer(what, value, 0, _TOP.get(name, checks.LARGEST))
 
 

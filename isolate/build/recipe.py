@@ -53,9 +53,9 @@ class Recipe:
     ) -> None:
         for name, given in (("stages", stages), ("arguments", arguments), ("contexts", contexts)):
             if not isinstance(given, tuple) and not (name == "stages" and given is None):
-                raise TypeError(f"Recipe: {name}: a tuple is wanted, not {given!r}")
+                raise TypeError(f"Recipe: {name} must be a tuple, not {given!r}")
         if escape not in ("\\", "`"):
-            raise ValueError(f"Recipe: escape: a backslash or a backtick is wanted, not {escape!r}")
+            raise ValueError(f"Recipe: escape must be a backslash or a backtick, not {escape!r}")
         if stages is None:
             if isinstance(base, Recipe):
                 stages, arguments, contexts, escape = base.stages, base.arguments, base.contexts, base.escape
@@ -65,7 +65,7 @@ class Recipe:
             elif isinstance(base, (str, Image)):
                 stages = (Stage(base),)
             else:
-                raise TypeError(f"Recipe: a name, an Image or a Recipe is wanted, not {base!r}")
+                raise TypeError(f"Recipe: base must be a name, an Image or a Recipe, not {base!r}")
         for name, value in (("stages", stages), ("arguments", arguments), ("contexts", contexts), ("escape", escape)):
             object.__setattr__(self, name, value)
 
@@ -91,7 +91,7 @@ class Recipe:
         directory. ``owner`` is ``"user:group"`` as names or numbers, root unless said otherwise.
         """
         if not sources:
-            raise ValueError("Recipe.copy: at least one source is wanted; '.' is everything")
+            raise ValueError("Recipe.copy: there must be at least one source; '.' is everything")
         more: tuple[tuple[str, Context | Image], ...] = ()
         if isinstance(origin, (Context, Image)):
             name = f"given {len(self.contexts)}"
@@ -107,7 +107,7 @@ class Recipe:
         """Run a command; what it changes becomes a layer. A str is for the shell. No network unless it is asked for."""
         words = (command,) if isinstance(command, str) else tuple(command)
         if not words:
-            raise ValueError("Recipe.run: a command is wanted")
+            raise ValueError("Recipe.run: there must be a command")
         name = None if network is None else "caller" if network else "none"
         return self._with(i.Run(words, isinstance(command, str), tuple(mounts), name))
 

@@ -34,7 +34,7 @@ class Stage:
     def __post_init__(self) -> None:
         checks.fields(self)
         if not isinstance(self.instructions, tuple):
-            raise TypeError(f"Stage: instructions: a tuple is wanted, not {self.instructions!r}")
+            raise TypeError(f"Stage: instructions must be a tuple, not {self.instructions!r}")
 
 
 class Program(NamedTuple):

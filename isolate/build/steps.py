@@ -217,7 +217,7 @@ class State:
         if step.mode is not None:
             text = self.word(step.mode)
             if not re.fullmatch(r"[0-7]{1,5}", text):
-                raise BuildError(f"--chmod={text}: an octal number is wanted")
+                raise BuildError(f"--chmod={text}: it must be an octal number")
             mode = int(text, 8)
         kept = self.work.store.add(self.image)
         owner = (0, 0)

@@ -60,7 +60,7 @@ def parse(rule: object) -> Device:
     if isinstance(rule, os.PathLike):
         rule = os.fspath(rule)
     if not isinstance(rule, str):
-        raise TypeError(f"devices: a Device, 'c 1:3 rw' or a path is wanted, not {rule!r}")
+        raise TypeError(f"devices: a rule must be a Device, 'c 1:3 rw' or a path, not {rule!r}")
     checks.text("devices", rule)
     if rule.startswith("/"):
         path, _, access = rule.partition(" ")
@@ -89,7 +89,7 @@ def parse(rule: object) -> Device:
 def parse_all(rules: Iterable[object]) -> tuple[Device, ...]:
     """Rules in order, without repetitions."""
     if isinstance(rules, (str, bytes)):
-        raise TypeError(f"devices: a sequence of rules is wanted, not {rules!r}")
+        raise TypeError(f"devices must be a sequence of rules, not {rules!r}")
     return tuple(dict.fromkeys(parse(r) for r in rules))
 
 

@@ -93,9 +93,9 @@ class Cgroup:
 
     def __init__(self, limits: Limits | None = None, *, name: str | None = None, parent: Cgroup | None = None) -> None:
         if limits is not None and not isinstance(limits, Limits):
-            raise TypeError(f"limits: Limits is wanted, not {limits!r}")
+            raise TypeError(f"limits must be a Limits, not {limits!r}")
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"name: a str is wanted, not {name!r}")
+            raise TypeError(f"name must be a str, not {name!r}")
         if name is not None and not (name and all(c.isalnum() or c in "_." for c in name) and name.isascii()):
             raise ValueError(f"name: letters, digits, '_' and '.' are allowed, not {name!r}")
         if name is not None and (name.isdigit() or len(name) > 128):
@@ -103,7 +103,7 @@ class Cgroup:
         self.limits: Limits = limits or Limits()
         if parent is not None:
             if not isinstance(parent, Cgroup):
-                raise TypeError(f"parent: a Cgroup is wanted, not {parent!r}")
+                raise TypeError(f"parent must be a Cgroup, not {parent!r}")
             self.limits = dataclasses.replace(self.limits, parent=parent)
         self._tag = name if name is not None else f"g{next(_tags)}"
         #: Hierarchy (``"v2"`` or v1's controllers) to directory; empty before :meth:`create`.

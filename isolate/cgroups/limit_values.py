@@ -55,7 +55,7 @@ def number_set(name: str, value: str | Iterable[int] | int) -> str:
 def mapping(name: str, value: object) -> Mapping[object, object]:
     """A mapping, or TypeError."""
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: a mapping is wanted, not {value!r}")
+        raise TypeError(f"{name} must be a mapping, not {value!r}")
     return value
 
 

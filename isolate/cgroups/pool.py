@@ -118,9 +118,9 @@ class CgroupPool:
 
     def __init__(self, limits: Limits | None = None, *, size: int = 8) -> None:
         if limits is not None and not isinstance(limits, Limits):
-            raise TypeError(f"limits: Limits is wanted, not {limits!r}")
+            raise TypeError(f"limits must be a Limits, not {limits!r}")
         if not is_int(size):
-            raise TypeError(f"size: an int is wanted, not {size!r}")
+            raise TypeError(f"size must be an int, not {size!r}")
         if not 1 <= size <= 1000:
             raise ValueError(f"size: {size} is not within 1 … 1000")
         self.limits: Limits = limits or Limits()

@@ -71,7 +71,7 @@ class Handing:
     ) -> None:
         """``hold``: whoever handed over waits until :meth:`go` of what :meth:`of` finds."""
         if (receive is None) == (prepare is None):
-            raise TypeError("Handing: one of receive and prepare is wanted")
+            raise TypeError("Handing: one of receive and prepare must be given")
         self.receive = receive
         self.count = count
         self.prepare = prepare

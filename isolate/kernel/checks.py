@@ -1,7 +1,7 @@
 """One reader of the values that users give: integers, numbers, sizes, words, paths, keywords.
 
 Each function takes what the value is called, for the error, and returns the value as the library uses it. All errors
-have one form: ``<name>: <what> is wanted, not <what was given>``. ``bool`` is refused where a number is wanted, since
+have one form: ``<name> must be <what>, not <what was given>``. ``bool`` is refused where a number belongs, since
 ``pids=True`` is a mistake. Sizes have one grammar everywhere.
 """
 
@@ -70,7 +70,7 @@ def of_type(name: str, value: object, kind: type[T], wanted: str) -> T:
     """The value, which must be of that type; ``wanted`` says it in words: ``"a str"``."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
         hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) and issubclass(value, kind) else ""
-        raise TypeError(f"{name}: {wanted} is wanted, not {value!r}{hint}")
+        raise TypeError(f"{name} must be {wanted}, not {value!r}{hint}")
     return value
 
 
@@ -83,16 +83,16 @@ def integer(name: str, value: object, low: int, high: int = LARGEST) -> int:
     """An int within a range, both ends included."""
     found = of_type(name, value, int, "an int")
     if not low <= found <= high:
-        raise ValueError(f"{name}: {_range(low, high)} is wanted, not {found}")
+        raise ValueError(f"{name} must be {_range(low, high)}, not {found}")
     return found
 
 
 def number(name: str, value: object, low: float, high: float) -> float:
     """An int or a float within a range, both ends included; never NaN."""
     if not is_number(value):
-        raise TypeError(f"{name}: a number is wanted, not {value!r}")
+        raise TypeError(f"{name} must be a number, not {value!r}")
     if not low <= value <= high:  # false for NaN, too
-        raise ValueError(f"{name}: a number from {low:g} to {high:g} is wanted, not {value!r}")
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
     return float(value)
 
 
@@ -108,13 +108,13 @@ def size(name: str, value: object, low: int = 0, high: int = LARGEST) -> int:
     if isinstance(value, str):
         found = _bytes(name, value)
     elif not is_int(value):
-        raise TypeError(f"{name}: an int of bytes, or a str such as '256M', is wanted, not {value!r}")
+        raise TypeError(f"{name} must be an int of bytes, or a str such as '256M', not {value!r}")
     else:
         found = value
     if not low <= found <= high:
         most = "" if high == LARGEST else f" and at most {high}"
         hint = f"; did you mean '{value}M'?" if isinstance(value, int) and 0 < value < low <= value << 20 else ""
-        raise ValueError(f"{name}: at least {low}{most} bytes are wanted, not {value!r}{hint}")
+        raise ValueError(f"{name} must be at least {low}{most} bytes, not {value!r}{hint}")
     return found
 
 
@@ -127,9 +127,9 @@ def limit(name: str, value: object, low: int = 0, high: int = LARGEST) -> int | 
 
 def rate(name: str, value: object) -> int:
     """Bits a second: an int, or ``"20M"``, ``"20Mbit"``, ``"1.5Gbit"``, in powers of ten as networks have them."""
-    wanted = "a rate from 8000 bits per second to 1T, such as 20_000_000, '20M' or '1.5Gbit', is wanted"
+    wanted = "must be a rate from 8000 bits per second to 1T, such as 20_000_000, '20M' or '1.5Gbit'"
     if not (is_int(value) or isinstance(value, str)):
-        raise TypeError(f"{name}: {wanted}, not {value!r}")
+        raise TypeError(f"{name} {wanted}, not {value!r}")
     found = value
     if isinstance(found, str):
         digits = found.strip()
@@ -139,10 +139,10 @@ def rate(name: str, value: object) -> int:
         digits = digits if factor is None else digits[:-1].rstrip(" ")
         whole, point, rest = digits.partition(".")
         if not whole.isdecimal() or not digits.isascii() or (point and not rest.isdecimal()) or len(digits) > 20:
-            raise ValueError(f"{name}: {wanted}, not {value!r}")
+            raise ValueError(f"{name} {wanted}, not {value!r}")
         found = int(float(digits) * (factor or 1))
     if not 8_000 <= found <= 10**12:
-        raise ValueError(f"{name}: {wanted}, not {value!r}")
+        raise ValueError(f"{name} {wanted}, not {value!r}")
     return found
 
 
@@ -157,7 +157,7 @@ def _bytes(name: str, text: str) -> int:
     whole, point, part = digits.partition(".")
     sound = whole.isascii() and whole.isdecimal() and len(digits) <= 40
     if not sound or (point and not (part.isascii() and part.isdecimal())):
-        raise ValueError(f"{name}: a size such as '256M' (K, M, G, T, P: powers of 1024) is wanted, not {text!r}")
+        raise ValueError(f"{name} must be a size such as '256M' (K, M, G, T, P: powers of 1024), not {text!r}")
     return (int(whole + part) << _UNITS[unit]) // int(10 ** len(part))
 
 
@@ -168,16 +168,16 @@ def choice(name: str, value: object, known: Iterable[str]) -> str:
         return value
     wanted = f"one of {', '.join(map(repr, words))}" if len(words) <= 12 else "a known word"
     kind = ValueError if isinstance(value, str) else TypeError
-    raise kind(f"{name}: {wanted} is wanted, not {value!r}{nearest(value, words)}")
+    raise kind(f"{name} must be {wanted}, not {value!r}{nearest(value, words)}")
 
 
 def text(name: str, value: object, *, longest: int = 4096) -> str:
     """A str that the kernel can be given: no NUL, no line break, not longer than that many bytes."""
     found = of_type(name, value, str, "a str")
     if "\0" in found or "\n" in found:
-        raise ValueError(f"{name}: a str without NUL and line break is wanted, not {found!r}")
+        raise ValueError(f"{name} must be a str without NUL and line break, not {found!r}")
     if len(os.fsencode(found)) > longest:
-        raise ValueError(f"{name}: at most {longest} bytes are wanted, not {len(os.fsencode(found))}")
+        raise ValueError(f"{name} must have at most {longest} bytes, not {len(os.fsencode(found))}")
     return found
 
 
@@ -185,11 +185,11 @@ def _path(name: str, value: object) -> bytes:
     try:
         path = os.fsencode(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name}: a path (str, bytes or os.PathLike) is wanted, not {value!r}") from None
+        raise TypeError(f"{name} must be a path (str, bytes or os.PathLike), not {value!r}") from None
     if b"\0" in path:
-        raise ValueError(f"{name}: a path without NUL is wanted, not {value!r}")
+        raise ValueError(f"{name} must be a path without NUL, not {value!r}")
     if not path:
-        raise ValueError(f"{name}: a path is wanted, not an empty one")
+        raise ValueError(f"{name} must not be empty")
     return path
 
 
@@ -197,7 +197,7 @@ def absolute(name: str, value: object) -> bytes:
     """An absolute path of the host's."""
     path = _path(name, value)
     if not path.startswith(b"/"):
-        raise ValueError(f"{name}: an absolute path is wanted, not {value!r}")
+        raise ValueError(f"{name} must be an absolute path, not {value!r}")
     return path
 
 
@@ -205,7 +205,7 @@ def inside(name: str, value: object) -> bytes:
     """An absolute path inside a root, without ``..``."""
     path = absolute(name, value)
     if b".." in path.split(b"/"):
-        raise ValueError(f"{name}: a path without '..' is wanted, not {value!r}")
+        raise ValueError(f"{name} must be a path without '..', not {value!r}")
     return path
 
 

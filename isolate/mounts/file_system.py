@@ -110,7 +110,7 @@ class FileSystem(Shown):
                 hint = "; source= says it" if name == "source" else ""
                 raise ValueError(f"FileSystem: not an option's name: {name!r}{hint}")
             if not isinstance(value, (str, int)) or value is False or (isinstance(value, str) and "\0" in value):
-                raise TypeError(f"FileSystem: option {name}: a str, an int or True is wanted, not {value!r}")
+                raise TypeError(f"FileSystem: option {name} must be a str, an int or True, not {value!r}")
         object.__setattr__(self, "options", _Frozen(self.options))
 
     @property

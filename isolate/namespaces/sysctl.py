@@ -67,11 +67,11 @@ class Sysctl:
 
     def __init__(self, settings: Mapping[str, str | int]) -> None:
         if not isinstance(settings, Mapping):
-            raise TypeError(f"Sysctl: a mapping of names to values is wanted, not {settings!r}")
+            raise TypeError(f"Sysctl: settings must be a mapping of names to values, not {settings!r}")
         found = []
         for name, value in settings.items():
             if not (is_int(value) or isinstance(value, str)) or "\0" in str(value) or not str(value):
-                raise TypeError(f"Sysctl: {name}: a str or an int is wanted, not {value!r}")
+                raise TypeError(f"Sysctl: {name} must be a str or an int, not {value!r}")
             _home(name)
             found.append((name, str(value)))
         object.__setattr__(self, "settings", tuple(found))

@@ -107,12 +107,12 @@ class Domains:
         resolve: Callable[[str, int], Sequence[str]] | None = None,
     ) -> None:
         if not names:
-            raise ValueError("Domains: at least one name is wanted; NetNamespace() alone reaches nothing")
+            raise ValueError("Domains: names must have at least one name; NetNamespace() alone reaches nothing")
         _function(log, "Domains: log")
         _function(resolve, "Domains: resolve")
         given = (port,) if isinstance(port, (int, str)) else tuple(port)
         if not 0 < len(given) <= _MOST_PORTS:
-            raise ValueError(f"Domains: from 1 to {_MOST_PORTS} ports are wanted, not {len(given)}")
+            raise ValueError(f"Domains: there must be from 1 to {_MOST_PORTS} ports, not {len(given)}")
         values: dict[str, Any] = {
             "names": tuple(dict.fromkeys(name_rule(name) for name in names)),
             "ports": tuple(sorted({_port(each, "Domains: port") for each in given})),
@@ -273,11 +273,11 @@ class Connect:
 
     def __init__(self, target: str, *, listen: int | None = None, log: Callable[[Asked], object] | None = None) -> None:
         if not isinstance(target, str):
-            raise TypeError(f"Connect: a target such as 'db:5432' is wanted, not {target!r}")
+            raise TypeError(f"Connect: target must be a str such as 'db:5432', not {target!r}")
         _function(log, "Connect: log")
         host, colon, port = target.rpartition(":")
         if not colon or not port.isascii() or not port.isdecimal():
-            raise ValueError(f"Connect: a target such as 'db:5432' is wanted, not {target!r}")
+            raise ValueError(f"Connect: target must be a str such as 'db:5432', not {target!r}")
         number = _port(int(port[:9]), "Connect: port")
         object.__setattr__(self, "host", _host(host))
         object.__setattr__(self, "port", number)
@@ -345,30 +345,30 @@ class _NoOtherWay(Seccomp):
 
 def _function(value: object, what: str) -> None:
     if value is not None and not callable(value):
-        raise TypeError(f"{what}: a function is wanted, not {value!r}")
+        raise TypeError(f"{what} must be a function, not {value!r}")
 
 
 def _port(value: object, what: str) -> int:
     if not is_int(value):
-        raise TypeError(f"{what}: an int is wanted, not {value!r}")
+        raise TypeError(f"{what} must be an int, not {value!r}")
     if not 0 < value < 65536:
-        raise ValueError(f"{what}: an int from 1 to 65535 is wanted, not {value}")
+        raise ValueError(f"{what} must be an int from 1 to 65535, not {value}")
     return value
 
 
 def _flag(value: object, what: str) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"Domains: {what}: True or False is wanted, not {value!r}")
+        raise TypeError(f"Domains: {what} must be True or False, not {value!r}")
     return value
 
 
 def _methods(values: Iterable[str]) -> tuple[str, ...]:
     if isinstance(values, str):
-        raise TypeError(f"Domains: methods: a list of methods is wanted, not {values!r}")
+        raise TypeError(f"Domains: methods must be a list of methods, not {values!r}")
     found = tuple(values)
     for each in found:
         if not isinstance(each, str) or not each.isascii() or not each.isalpha():
-            raise ValueError(f"Domains: methods: a method such as 'GET' is wanted, not {each!r}")
+            raise ValueError(f"Domains: a method must be a word such as 'GET', not {each!r}")
     return tuple(each.upper() for each in found)
 
 

@@ -369,7 +369,7 @@ class Network(Watching, Joinable):
 
     def _check(self) -> None:
         if self._closed:
-            raise ValueError(f"{self!r}: a network that is open is wanted")
+            raise ValueError(f"{self!r}: the network must be open")
         if native.owner() != self._owner:
             raise ValueError("a network belongs to the process that made it")
 

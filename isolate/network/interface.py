@@ -95,7 +95,7 @@ class Interface:
     ) -> None:
         if not isinstance(network, Joinable):
             hint = f"; network.find({network!r}) gives the one of that name" if isinstance(network, str) else ""
-            raise TypeError(f"Interface: a Network is wanted, not {network!r}{hint}")
+            raise TypeError(f"Interface: network must be a Network, not {network!r}{hint}")
         if egress is not None and not isinstance(egress, Egress):
             raise TypeError(f"Interface: egress must be an Egress such as Egress(['db:5432']), not {egress!r}")
         if ingress is not None and not isinstance(ingress, Ingress):

@@ -151,7 +151,7 @@ def _same_user(connection: socket.socket) -> bool:
 def wish_of(network: Joinable, options: object) -> Wish:
     """A request of another program, checked like a request made here."""
     if not isinstance(options, dict):
-        raise ValueError("the options of an interface are wanted")
+        raise ValueError("the options of an interface must be given")
     known = dict(options)
     known["publish"] = [Publish(*each) for each in known.get("publish", ())]
     if known.get("egress") is not None:

@@ -50,7 +50,7 @@ class Network:
 
         net = ipaddress.IPv4Network(network)
         if not 8 <= net.prefixlen <= 30:
-            raise ValueError(f"peer: a network with a prefix from 8 to 30 is wanted, not {network!r}")
+            raise ValueError(f"peer must be a network with a prefix from 8 to 30, not {network!r}")
         other = Network(NetNamespace.create())
         number = next(_numbers)
         names = f"veth{number}a", f"veth{number}b"

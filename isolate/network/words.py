@@ -158,7 +158,7 @@ def publications(value: PublishLike) -> tuple[Publish, ...]:
             elif ":" in address:
                 raise ValueError(f"publish: an IPv6 address stands in brackets, as in '[::1]:8080', not {key!r}")
             if not (is_int(key) or isinstance(key, str)):
-                raise TypeError(f"publish: a port of the host's is wanted, not {key!r}")
+                raise TypeError(f"publish: a key must be a port of the host's, not {key!r}")
             host = key if isinstance(key, int) else outside
             found.append(Publish(host, inside, protocol, address or "127.0.0.1"))
     elif isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):

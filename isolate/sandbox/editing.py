@@ -71,7 +71,7 @@ def left(parts: Sequence[Part], kinds: Iterable[type[Any]]) -> list[Part]:
     found = list(parts)
     for kind in kinds:
         if not isinstance(kind, type):
-            raise TypeError(f"without: a kind is wanted, such as Limits, not {kind!r}")
+            raise TypeError(f"without: kind must be a class of parts such as Limits, not {kind!r}")
         kept = [part for part in found if not isinstance(part, kind)]
         if len(kept) == len(found):
             kept = [part.without(kind) if _has(part, kind) else part for part in found]  # type: ignore[attr-defined]

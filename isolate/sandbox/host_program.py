@@ -48,7 +48,7 @@ class HostProgram:
 
     def __init__(self, args: Iterable[str | bytes | os.PathLike[str]]) -> None:
         if isinstance(args, (str, bytes)) or not isinstance(args, Iterable):
-            raise TypeError(f"HostProgram: a list of a path and arguments is wanted, not {args!r}")
+            raise TypeError(f"HostProgram: args must be a list of a path and arguments, not {args!r}")
         found = tuple(os.fsencode(arg) for arg in args)
         if not found:
             raise ValueError("HostProgram: which program?")

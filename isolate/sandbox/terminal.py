@@ -126,7 +126,7 @@ def wanted_window(pty: object) -> tuple[int, int] | None:
     if isinstance(pty, bool):
         return None
     if not isinstance(pty, (tuple, list)) or len(pty) != 2:
-        raise TypeError(f"pty: True, False or (rows, columns) is wanted, not {pty!r}")
+        raise TypeError(f"pty must be True, False or (rows, columns), not {pty!r}")
     return pty[0], pty[1]
 
 

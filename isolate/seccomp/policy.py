@@ -105,7 +105,7 @@ class Seccomp(Irreversible):
         notify_timeout: float = 5.0,
     ) -> None:
         if notify is not None and not isinstance(notify, Mapping):
-            raise TypeError(f"notify: a mapping of system calls to handlers is wanted, not {notify!r}")
+            raise TypeError(f"notify must be a mapping of system calls to handlers, not {notify!r}")
         flat: list[Rule] = []
         for rule in rules:
             flat += _rules(rule)

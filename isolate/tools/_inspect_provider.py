@@ -53,7 +53,9 @@ def _box(config: object) -> Sandbox:
     if config is None:
         return presets.untrusted(Tmpfs(_WORK, size="1G"))
     if not isinstance(config, str):
-        raise TypeError(f"isolate: a profile's path or a root file system's is wanted, not {config!r}")
+        raise TypeError(
+            f"isolate: the sandbox's config must be a profile's path or a root file system's, not {config!r}"
+        )
     if os.path.isdir(config):
         return presets.container(os.path.abspath(config), Tmpfs(_WORK, size="1G"))
     box = profiles.load(config)

@@ -495,5 +495,5 @@ def test_7_what_is_attached_is_within_the_limits_of_what_it_joins() -> None:
 
 
 def test_41_a_name_that_is_no_text() -> None:
-    with pytest.raises(TypeError, match="name: a str is wanted, not 5"):
+    with pytest.raises(TypeError, match="name must be a str, not 5"):
         Cgroup(name=5)  # type: ignore[arg-type]

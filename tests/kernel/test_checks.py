@@ -16,7 +16,7 @@ import isolate
 from isolate.attributes import rlimits
 from isolate.kernel import checks
 
-FORM = re.compile(r"^[\w.() ]+: .+ (is|are) wanted, not .+")
+FORM = re.compile(r"^[\w.() ]+ must (be|have) .+, not .+")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_size_as_int(number: int) -> None:
     if 0 <= number <= checks.LARGEST:
         assert checks.size("x", number) == number
     else:
-        with pytest.raises(ValueError, match="bytes are wanted"):
+        with pytest.raises(ValueError, match="must be at least"):
             checks.size("x", number)
 
 
@@ -173,7 +173,7 @@ def test_not_a_size_at_all(wrong: object) -> None:
 
 def test_smallest() -> None:
     assert checks.size("x", "4K", 4096) == 4096
-    with pytest.raises(ValueError, match="tmpfs: at least 4096 bytes"):
+    with pytest.raises(ValueError, match="tmpfs must be at least 4096 bytes"):
         checks.size("tmpfs", 4095, 4096)
     assert checks.size("x", "1.5K") == 1536
 

@@ -58,7 +58,7 @@ def test_without_leaves_parts_and_entries_out() -> None:
     assert part(BASE.without(Tmpfs), Root) == Root(Bind("/usr"))
     with pytest.raises(ValueError, match="there is no Limits here"):
         BASE.without(Limits)
-    with pytest.raises(TypeError, match="a kind is wanted"):
+    with pytest.raises(TypeError, match="kind must be a class of parts"):
         BASE.without(PidNamespace())  # type: ignore[arg-type]
 
 

@@ -66,7 +66,7 @@ class Http:
         target = head.target
         hosts = head.values("host")
         if len(hosts) != 1:
-            raise heads.BadHead("exactly one Host is wanted")
+            raise heads.BadHead("there must be exactly one Host")
         if known is None:
             scheme, separator, after = target.partition("://")
             if scheme.lower() != "http" or not separator:
@@ -77,7 +77,7 @@ class Http:
         else:
             name = known
             if not target.startswith("/"):
-                raise heads.BadHead("a path is wanted")
+                raise heads.BadHead("the target must be a path")
         if heads.authority(hosts[0], port) != (name, port):
             say(writer, 403, "Host is not what is asked for")
             raise Refused("Host is not what is asked for", name, port)

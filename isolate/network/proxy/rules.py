@@ -71,7 +71,7 @@ def name_rule(value: object) -> str:
     :raises ValueError: an address, one label, a wildcard elsewhere than in front, or no host name.
     """
     if not isinstance(value, str):
-        raise TypeError(f"Domains: a name is wanted, not {value!r}")
+        raise TypeError(f"Domains: a name must be a str, not {value!r}")
     wild = value.startswith("*.")
     bare = value[2:] if wild else value
     try:
@@ -79,7 +79,9 @@ def name_rule(value: object) -> str:
     except ValueError:
         pass
     else:
-        raise ValueError(f"Domains: a name is wanted, not the address {value!r}; network.Connect reaches one address")
+        raise ValueError(
+            f"Domains: a name must be a host's name, not the address {value!r}; network.Connect reaches one address"
+        )
     if "*" in bare:
         raise ValueError(f"Domains: a wildcard stands in front of a name alone, as in '*.example.org', not {value!r}")
     name = host_name(bare, "Domains: a name")

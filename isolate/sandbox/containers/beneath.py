@@ -87,7 +87,7 @@ def components(path: object) -> list[bytes]:
     :raises ValueError: ``..`` in it, a NUL byte, too long. :raises TypeError: no path.
     """
     if not isinstance(path, (str, bytes, os.PathLike)):
-        raise TypeError(f"a path inside the container is wanted, not {path!r}")
+        raise TypeError(f"a path inside the container must be a str, bytes or os.PathLike, not {path!r}")
     data = os.fsencode(path)
     names = [name for name in data.split(b"/") if name not in (b"", b".")]
     if b"\0" in data or b".." in names or len(data) >= PATH_MAX:

@@ -338,7 +338,7 @@ class Container(_Inside, WithFiles):
             if changes:
                 raise TypeError("update: either Limits or limits by their names")
             if not isinstance(limits, Limits):
-                raise TypeError(f"update: Limits is wanted, not {limits!r}")
+                raise TypeError(f"update: limits must be a Limits, not {limits!r}")
             fixed = ("devices", "parent")
             if any(getattr(limits, name) not in (None, getattr(group.limits, name)) for name in fixed):
                 raise ValueError("update: devices and parent are fixed when the group is made")

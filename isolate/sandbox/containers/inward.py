@@ -90,7 +90,9 @@ class Inward:
             def from_mapping() -> None:
                 for below, value in plain.items():
                     if not below or not isinstance(value, (str, bytes, bytearray)):
-                        raise TypeError(f"put: a mapping of paths to str or bytes is wanted, not {below!r}: {value!r}")
+                        raise TypeError(
+                            f"put: contents must be a mapping of paths to str or bytes, not {below!r}: {value!r}"
+                        )
                     data = value.encode() if isinstance(value, str) else bytes(value)
                     whole = [*names, *below]
                     bounds.one_file(b"/".join(whole))

@@ -90,7 +90,7 @@ def _named(word: str, box: Sandbox) -> Sandbox:
         return presets.untrusted() if word == "untrusted" else presets.nested()
     if not word.endswith((".toml", ".json")):
         hint = nearest(word, ("untrusted", "nested", "bare"))
-        raise ValueError(f"--diff: a preset, a profile (.toml, .json) or - is wanted, not {word!r}{hint}")
+        raise ValueError(f"--diff must be a preset, a profile (.toml, .json) or -, not {word!r}{hint}")
     return any_sandbox(word)
 
 

@@ -38,9 +38,9 @@ def show(options: argparse.Namespace, ask: Callable[[], Rows]) -> int:
         print(json.dumps(data, indent=2) if options.json else table(rows))
         return 0
     if not 0 < options.interval <= 86400:
-        raise ValueError(f"--interval: seconds above 0 are wanted, at most a day, not {options.interval:g}")
+        raise ValueError(f"--interval must be seconds above 0, at most a day, not {options.interval:g}")
     if options.count is not None and options.count < 1:
-        raise ValueError(f"--count: a number above 0 is wanted, not {options.count}")
+        raise ValueError(f"--count must be a number above 0, not {options.count}")
     done = 0
     with _drawing(options.json) as draw, suppress(KeyboardInterrupt):
         while True:

@@ -48,7 +48,7 @@ def extended(data: Mapping[str, Any], directory: str | None, seen: tuple[str, ..
 def _words(data: Mapping[str, Any], key: str) -> list[str]:
     value = data.get(key, [])
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise ProfileError(key, f"a list of names is wanted, not {value!r}")
+        raise ProfileError(key, f"must be a list of names, not {value!r}")
     return value
 
 
@@ -71,7 +71,7 @@ def _base(name: Any, directory: str | None, seen: tuple[str, ...]) -> dict[str, 
         return to_data(presets.untrusted())
     if not isinstance(name, str) or not name.endswith((".toml", ".json")):
         hint = nearest(name, ["untrusted"])
-        raise ProfileError("extends", f"'untrusted' or a file .toml or .json is wanted, not {name!r}{hint}")
+        raise ProfileError("extends", f"must be 'untrusted' or a file .toml or .json, not {name!r}{hint}")
     path = os.path.realpath(os.path.join(directory or "", name))
     if path in seen:
         raise ProfileError("extends", f"{name} extends itself")

@@ -26,7 +26,7 @@ def network(value: Any, where: str) -> Shared:
     from isolate.network import find
 
     if not isinstance(value, str):
-        raise ProfileError(where, f"the name of a network is wanted, not {value!r}: isolate net create NAME makes one")
+        raise ProfileError(where, f"must be the name of a network, not {value!r}: isolate net create NAME makes one")
     try:
         return find(value)
     except (IsolateError, ValueError) as error:
@@ -47,7 +47,7 @@ def store(value: Any, where: str) -> Store:
 
     table = {"path": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not isinstance(table.get("path", ""), str):
-        raise ProfileError(where, f"the path of a store, or a table with it, is wanted, not {value!r}")
+        raise ProfileError(where, f"must be the path of a store, or a table with it, not {value!r}")
     for key in table:
         if key not in _STORE:
             raise ProfileError(f"{where}.{key}", f"there is no such key{nearest(key, _STORE)}")
@@ -57,7 +57,7 @@ def store(value: Any, where: str) -> Store:
         raise ProfileError(where, f"there is no store at {path}; isolate image pull --store DIR makes one")
     for key in ("share", "read_only"):
         if not isinstance(given.get(key, False), bool):
-            raise ProfileError(f"{where}.{key}", f"true or false is wanted, not {given[key]!r}")
+            raise ProfileError(f"{where}.{key}", f"must be true or false, not {given[key]!r}")
     known = (path, tuple(sorted(given.items())))
     found = _open.get(known)
     if found is None or found.opened.fd < 0:
@@ -86,7 +86,7 @@ def store_word(value: Store) -> dict[str, Any]:
 def image(value: Any, store: Store, where: str) -> Image:
     """The image of a name or a digest in a store."""
     if not isinstance(value, str):
-        raise ProfileError(where, f"the name or the digest of an image is wanted, not {value!r}")
+        raise ProfileError(where, f"must be the name or the digest of an image, not {value!r}")
     try:
         return store.open(value)
     except (IsolateError, ValueError) as error:

@@ -26,7 +26,7 @@ _ESCAPES = ("none", "int", "bytes", "text", "path")
 def make(kind: str, table: Any, where: str, directory: str | None, capabilities: Iterable[str] = ()) -> Any:
     """A part or an entry from its table."""
     if not isinstance(table, dict):
-        raise ProfileError(where, f"a table is wanted, not {table!r}")
+        raise ProfileError(where, f"must be a table, not {table!r}")
     if kind == "Seccomp":
         _known(table, KEYS, where)
         return policy_from(table, where, directory, capabilities)
@@ -89,7 +89,7 @@ def _argument(kind: str, key: inspect.Parameter, value: Any, where: str, directo
         raise ProfileError(where, REFUSED[kind, key.name])
     if key.name == listed(kind):
         if not isinstance(value, list):
-            raise ProfileError(where, f"a list is wanted, not {value!r}")
+            raise ProfileError(where, f"must be a list, not {value!r}")
         if kind == "Root":
             return [_entry(each, f"{where}[{at}]", directory) for at, each in enumerate(value)]
     if (kind, key.name) in _SPECIAL:
@@ -110,7 +110,7 @@ def _argument(kind: str, key: inspect.Parameter, value: Any, where: str, directo
             found = [_from_here(each, where, directory) for each in found]
             value = found[0] if isinstance(value, str) else found
     if key.name == "parent" and not isinstance(value, str):
-        raise ProfileError(where, f"a path in the v2 hierarchy is wanted, not {value!r}")
+        raise ProfileError(where, f"must be a path in the v2 hierarchy, not {value!r}")
     if key.name in ("fd", "idmap") and not isinstance(value, bool):
         _no_descriptor(value, where)
     return _plain(value, where)
@@ -129,7 +129,7 @@ def _from_here(value: Any, where: str, directory: str | None) -> Any:
     if not isinstance(value, str) or value.split("/")[0] not in (".", ".."):
         return value
     if directory is None:
-        raise ProfileError(where, f"an absolute path is wanted, not {value!r}: this profile stands nowhere")
+        raise ProfileError(where, f"must be an absolute path, not {value!r}: this profile stands nowhere")
     return os.path.normpath(os.path.join(directory, value))
 
 
@@ -161,7 +161,7 @@ def _id_map(value: Any, where: str) -> Any:
     from isolate.namespaces.ids import IdMap
 
     if not isinstance(value, dict):
-        raise ProfileError(where, f"a table with 'uids' and 'gids' is wanted, not {value!r}")
+        raise ProfileError(where, f"must be a table with 'uids' and 'gids', not {value!r}")
     _known(value, ("uids", "gids", "helpers"), where)
     try:
         return IdMap(**{name: _plain(each, f"{where}.{name}") for name, each in value.items()})
@@ -228,12 +228,12 @@ def _tables(
 ) -> list[Any]:
     """A list of tables, each made into a value. An error names the table by its place in the list."""
     if not isinstance(value, list):
-        raise ProfileError(where, f"{wanted} is wanted, not {value!r}")
+        raise ProfileError(where, f"must be {wanted}, not {value!r}")
     found = []
     for at, each in enumerate(value):
         path = f"{where}[{at}]"
         if not isinstance(each, dict):
-            raise ProfileError(path, f"a table with {needed[0]!r} and {needed[1]!r} is wanted, not {each!r}")
+            raise ProfileError(path, f"must be a table with {needed[0]!r} and {needed[1]!r}, not {each!r}")
         _known(each, (*needed, *optional), path)
         try:
             found.append(make(each, path))
@@ -248,24 +248,24 @@ def _plain(value: Any, where: str) -> Any:
         return tuple(_plain(each, f"{where}[{at}]") for at, each in enumerate(value))
     if isinstance(value, dict):
         if not _escaped(value):
-            raise ProfileError(where, f"no table is wanted here, not {value!r}")
+            raise ProfileError(where, f"must not be a table: {value!r}")
         ((word, given),) = value.items()
         try:
             return _escape(word, given)
         except (TypeError, ValueError, binascii.Error) as error:
             raise ProfileError(f"{where}.{word}", error) from error
     if not isinstance(value, (str, int, float)):
-        raise ProfileError(where, f"a str, a number, true, false, a list or a table is wanted, not {value!r}")
+        raise ProfileError(where, f"must be a str, a number, true, false, a list or a table, not {value!r}")
     return value
 
 
 def _escape(word: str, given: Any) -> Any:
     if word == "none":
         if given is not True:
-            raise ValueError(f"none = true is wanted, not {given!r}")
+            raise ValueError(f"none must be true, not {given!r}")
         return None
     if not isinstance(given, str):
-        raise TypeError(f"a str is wanted, not {given!r}")
+        raise TypeError(f"must be a str, not {given!r}")
     if word == "int":
         return int(given)
     if word == "path":

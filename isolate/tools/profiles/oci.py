@@ -105,7 +105,7 @@ def table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ProfileError(where, f"an object is wanted, not {value!r}")
+        raise ProfileError(where, f"must be an object, not {value!r}")
     return value
 
 
@@ -114,7 +114,7 @@ def _list(data: Mapping[str, Any], key: str, where: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise ProfileError(where, f"a list is wanted, not {value!r}")
+        raise ProfileError(where, f"must be a list, not {value!r}")
     return value
 
 
@@ -172,7 +172,7 @@ def _namespaces(config: Mapping[str, Any], linux: dict[str, Any]) -> list[Any]:
 
 def _range(data: Any, where: str) -> tuple[int, int, int]:
     if not isinstance(data, dict):
-        raise ProfileError(where, f"an object is wanted, not {data!r}")
+        raise ProfileError(where, f"must be an object, not {data!r}")
     _known(data, ("containerID", "hostID", "size"), where)
     return _told(where, lambda: (data["containerID"], data["hostID"], data["size"]))  # type: ignore[no-any-return]
 
@@ -192,7 +192,7 @@ def _root(config: Mapping[str, Any], linux: dict[str, Any], bundle: str) -> Any:
     source = os.path.normpath(os.path.join(bundle, root["path"]))
     read_only = root.get("readonly", False)
     if not isinstance(read_only, bool):
-        raise ProfileError("root.readonly", f"true or false is wanted, not {read_only!r}")
+        raise ProfileError("root.readonly", f"must be true or false, not {read_only!r}")
     entries: list[Any] = [Bind(source, "/", read_only=read_only)]
     entries += mounts(_list(config, "mounts", "mounts"), bundle)
     own = _own(entries)

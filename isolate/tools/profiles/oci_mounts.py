@@ -58,7 +58,7 @@ def _device(words: dict[str, Any], given: list[Any]) -> Any:
 def _options(each: dict[str, Any], where: str) -> dict[str, str | None]:
     words = each.get("options") or []
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ProfileError(f"{where}.options", f"a list of words is wanted, not {words!r}")
+        raise ProfileError(f"{where}.options", f"must be a list of words, not {words!r}")
     pairs = (word.partition("=") for word in words)
     return {name: value if equal else None for name, equal, value in pairs if name not in _ALWAYS}
 

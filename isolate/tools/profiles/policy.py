@@ -128,7 +128,7 @@ def _base(data: dict[str, Any], where: str, directory: str | None, capabilities:
     if "file" in data:
         path = data["file"]
         if not isinstance(path, str):
-            raise ProfileError(f"{where}.file", f"a path is wanted, not {path!r}")
+            raise ProfileError(f"{where}.file", f"must be a path, not {path!r}")
         try:
             with open(os.path.join(directory or "", path), "rb") as file:
                 return Seccomp.from_oci(file.read(16 << 20), capabilities=capabilities)
@@ -159,11 +159,11 @@ def _ready(data: dict[str, Any], values: dict[str, Any], where: str) -> Seccomp:
 def _value_from(key: str, value: Any, where: str) -> Any:
     if key in ("log", "spec_allow"):
         if not isinstance(value, bool):
-            raise ProfileError(where, f"true or false is wanted, not {value!r}")
+            raise ProfileError(where, f"must be true or false, not {value!r}")
         return value
     if key == "compat":
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise ProfileError(where, f"a list of names is wanted, not {value!r}")
+            raise ProfileError(where, f"must be a list of names, not {value!r}")
         return tuple(value)
     return _action_from(value, where)
 
@@ -207,7 +207,7 @@ def _condition_from(data: Any, where: str, depth: int = 0) -> Condition:
             _only(data, (word,), where)
             given = _list(data, word, where)
             if not given:
-                raise ProfileError(f"{where}.{word}", "a condition at least is wanted")
+                raise ProfileError(f"{where}.{word}", "must have a condition at least")
             at = f"{where}.{word}"
             return join(*(_condition_from(each, f"{at}[{n}]", depth + 1) for n, each in enumerate(given)))
     _only(data, ("arg", "op", "value", "mask"), where)
@@ -228,7 +228,7 @@ def _number(value: Any) -> Any:
 def _list(data: dict[str, Any], key: str, where: str) -> list[Any]:
     value = data.get(key, [])
     if not isinstance(value, list):
-        raise ProfileError(f"{where}.{key}", f"a list is wanted, not {value!r}")
+        raise ProfileError(f"{where}.{key}", f"must be a list, not {value!r}")
     return value
 
 
@@ -236,7 +236,7 @@ def _only(data: Any, known: tuple[str, ...], where: str) -> None:
     from isolate.kernel.checks import nearest
 
     if not isinstance(data, dict):
-        raise ProfileError(where, f"a table is wanted, not {data!r}")
+        raise ProfileError(where, f"must be a table, not {data!r}")
     for key in data:
         if key not in known:
             hint = nearest(key, known) or f"; known are {', '.join(known)}"

@@ -42,7 +42,7 @@ def from_data(data: Mapping[str, Any], *, directory: str | os.PathLike[str] | No
         ]
     template = whole.get("template", True)
     if not isinstance(template, bool):
-        raise ProfileError("template", f"true or false is wanted, not {template!r}")
+        raise ProfileError("template", f"must be true or false, not {template!r}")
     parts = _ordered(whole, {kind: made[kind] for kind in tables})
     try:
         return Sandbox(*parts, template=template)
