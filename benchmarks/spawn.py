@@ -12,6 +12,8 @@ else the machine does hits all alike:
     twin         twin.c: the same processes and the same system calls, in C, written from this very sandbox's plan
     pool         Pool.run: a sandbox that has been set up and waits for its program; another begins meanwhile
     unmasked     isolate with a /proc that is neither masked nor read-only in parts, as bubblewrap's is
+    template twin  the same as a template: a C program that is parked in a finished tree and forks for each start, with
+                 the calls of this very sandbox's start from its tree
     plain        the same without what the library does to stay invisible: no middle process, no tape
     bubblewrap   bwrap doing the same, started by vfork from C, but for the masks of /proc. It returns when its PID 1
                  has told it the status; the namespaces are taken down behind it, while isolate and its twin return when
@@ -42,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 import isolate
 from isolate.engine import tape as tapes
 from isolate.engine.native import lib
+from isolate.sandbox import parked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,11 +231,27 @@ def statement(row: tuple[int, ...]) -> list[str]:
 
 def build(directory: Path, box: isolate.Sandbox, name: str) -> Path:
     """Compile the twin of a sandbox."""
-    tape = box.compile()
-    header = directory / f"{name}.h"
-    header.write_text(calls(tape))
+    return compile_twin(directory, name, {"CALLS": box.compile()})
+
+
+def build_parked(directory: Path, box: isolate.Sandbox, name: str) -> Path | None:
+    """Compile the twin of a sandbox's starts from its tree, once there is one; None: there can be none."""
+    for starts in warm(box)._starts.values():
+        if isinstance(starts, parked.Starts):
+            made = starts._template
+            return compile_twin(directory, name, {"TREE": made.build, "CALLS": made.again})
+    return None
+
+
+def compile_twin(directory: Path, name: str, halves: dict[str, tapes.Tape]) -> Path:
+    """Compile the calls of a tape, or of the two of a template."""
+    headers = []
+    for kind, tape in halves.items():
+        header = directory / f"{name}-{kind}.h"
+        header.write_text(calls(tape))
+        headers.append(f'-DTWIN_{kind}="{header}"')
     target = directory / name
-    compile_c(target, [*FREESTANDING, "-DTWIN_LAUNCHER", f'-DTWIN_CALLS="{header}"', f'-DTWIN_PROGRAM="{PROGRAM}"'])
+    compile_c(target, [*FREESTANDING, "-DTWIN_LAUNCHER", *headers, f'-DTWIN_PROGRAM="{PROGRAM}"'])
     return target
 
 
@@ -367,6 +386,41 @@ def verify(directory: Path, driver: Path, programs: Path) -> dict[str, tuple[int
     ours = traced([sys.executable, "-c", script])
     twin = build(directory, box(programs, net=True), "verified")
     theirs = traced(["/bin/sh", "-c", f"printf x | {driver} twin {twin}"])
+    return {name: (ours[name], theirs[name]) for name in sorted(ours.keys() | theirs.keys())}
+
+
+def traced_start(command: list[str], begins: str) -> Counter[str]:
+    """System calls of the last start from a tree, by name: of its supervisor and of all below.
+
+    It begins with the last line that has ``begins`` in it. The supervisor is who enters the tree, from the message on;
+    the next fork that waits asks for its parent.
+    """
+    with tempfile.NamedTemporaryFile("r") as log:
+        done = subprocess.run(
+            ["strace", "-f", "-qq", "-o", log.name, *command], check=False, capture_output=True, input=b"aa*"
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+        lines = [line.split(None, 1) for line in log.read().splitlines()]
+    at = max(i for i, (_, text) in enumerate(lines) if begins in text)
+    last = lines[at:]
+    taken = {pid: n for n, (pid, text) in enumerate(last) if "recvmsg" in text and "SCM_RIGHTS" in text}
+    supervisor = next(pid for pid, text in last if text.startswith("setns("))
+    others = {pid for pid, _ in lines[:at]} | {pid for pid, text in last if text.startswith("getppid(")}
+    inside = [text for pid, text in last if pid not in others]
+    inside += [text for n, (pid, text) in enumerate(last) if pid == supervisor and n > taken[pid]]
+    return Counter(text.split("(")[0] for text in inside if text[0].isalpha())
+
+
+def verify_parked(directory: Path, driver: Path, programs: Path) -> dict[str, tuple[int, int]]:
+    """How often a start from the library's tree and one from the twin's make each system call."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import pathlib, spawn, os\n"
+        f"once = spawn.python(spawn.warm(spawn.box(pathlib.Path({str(programs)!r}), net=True)))\n"
+        "once(); os.access('/this-one', 0); once()\n"
+    )
+    ours = traced_start([sys.executable, "-c", script], "/this-one")
+    twin = build_parked(directory, box(programs, net=True), "verified-parked")
+    theirs = traced_start([str(driver), "parked", str(twin)], '"*", 1)')
     return {name: (ours[name], theirs[name]) for name in sorted(ours.keys() | theirs.keys())}
 
 
