@@ -31,7 +31,7 @@ from isolate.sandbox.surroundings import Surroundings
 from isolate.seccomp import Seccomp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import isolate.images
     from isolate.cgroups import Limits
@@ -218,6 +218,7 @@ def container(
     extra: Iterable[Part] = (),
     beneath: str | os.PathLike[str] | None = None,
     store: isolate.images.Store | None = None,
+    volume_size: int | str = "256M",
 ) -> Sandbox:
     """A container on a root file system of its own, such as one that debootstrap made, or on an image of a store.
 
@@ -239,10 +240,11 @@ def container(
     ``root`` may be an :class:`isolate.images.Image` that is unpacked in ``store``. Its configuration holds then: the
     user (an ordinary caller has one id inside, the user's), the variables, the working directory, entry point and
     command (``box.run([])`` starts the image's own program, ``box.run(["--help"])`` gives its entry point these words;
-    see :class:`isolate.Surroundings`). ``writes`` may be an :class:`isolate.images.Upper`, which keeps them; there, and
-    with ``"deny"``, the image's volumes are empty and in memory, so that they are writable and in no layer; with
-    ``"discard"`` only those that its files do not have. A working directory that is not there is
-    made.
+    see :class:`isolate.Surroundings`). ``writes`` may be an :class:`isolate.images.Upper`, which keeps them. A
+    volume of the image begins with what the image has there, with its owner and mode, and can always be written to.
+    What is written goes to memory, at most ``volume_size`` in each; it is in no layer, and gone with the sandbox. An
+    entry at the volume's place keeps it: ``Bind("/srv/data", "/var/lib/data", read_only=False)``. A working directory
+    that is not there is made.
 
     :param root: directory that holds bin, etc, usr and the rest; or an image.
     :param entries: put into the root after the preset's own.
@@ -256,6 +258,7 @@ def container(
     b'box\\n'
 
     :param store: that has the image.
+    :param volume_size: limit in bytes of what is written to each volume of an image, such as ``"1G"``.
 
     :param limits: of the whole, by a cgroup: a :class:`~isolate.Limits`.
     :param network: what network it has, as for :func:`untrusted`.
@@ -267,13 +270,20 @@ def container(
         extra = (*_of_network(network), *extra)
     elif network:
         alone = container(
-            root, *entries, writes=writes, hostname=hostname, extra=extra, beneath=beneath, store=store
+            root,
+            *entries,
+            writes=writes,
+            hostname=hostname,
+            extra=extra,
+            beneath=beneath,
+            store=store,
+            volume_size=volume_size,
         ).without(NetNamespace)
         if any(isinstance(part, Landlock) for part in extra):
             return alone
         return alone + Landlock(scopes=["abstract_unix_socket"], required=False)
     if not isinstance(root, (str, os.PathLike)):
-        return _of_image(root, store, entries, writes, hostname, extra)
+        return _of_image(root, store, entries, writes, hostname, extra, volume_size)
     if store is not None or not isinstance(writes, str):
         raise TypeError("container: store, and an Upper to write to, go with an Image")
     if writes not in ("discard", "deny", "keep"):
@@ -315,8 +325,9 @@ def _of_image(
     writes: str | isolate.images.Upper,
     hostname: str,
     extra: Iterable[Part],
+    volume_size: int | str,
 ) -> Sandbox:
-    from isolate.images.accounts import account, missing  # loaded late: most containers are not of images
+    from isolate.images.accounts import account  # loaded late: most containers are not of images
     from isolate.images.image import Image as Kind  # loaded late: as above
     from isolate.images.root import ImageRoot  # loaded late: as above
 
@@ -337,8 +348,6 @@ def _of_image(
         user = UserNamespace(uid=who.uid, gid=who.gid)
     places = {bytes(getattr(entry, "place", b"")) for entry in entries}
     volumes = [v for v in image.config.volumes or () if os.fsencode(v) not in places]
-    if writes == "discard":
-        volumes = list(missing(image, store, volumes))  # what is there can be written as it is
     # An image may name a working directory that it does not have, or that one of its volumes hides.
     made = [Dir(path) for path in (image.config.workdir,) if path and path.strip("/")]
     standing = [Tmpfs(path) for path in ("/tmp", "/run") if path.encode() not in places and path not in volumes]
@@ -356,8 +365,24 @@ def _of_image(
         UtsNamespace(hostname=hostname),
         CgroupNamespace(),
         NetNamespace(),
-        Root(top, Proc(), Dev(), *standing, *(Tmpfs(volume) for volume in volumes), *entries, *made),
+        Root(top, Proc(), Dev(), *standing, *_volumes(image, store, volumes, volume_size), *entries, *made),
         _rlimits(),
         Seccomp.default(),
     ]
     return Sandbox(*_with(parts, extra))
+
+
+def _volumes(
+    image: isolate.images.Image, store: isolate.images.Store, paths: Iterable[str], size: int | str
+) -> Iterator[Entry]:
+    """What an image has at each of its volumes, writable; empty, and everybody's inside, where it has no directory."""
+    from isolate.images.root import ImageRoot  # loaded late: most containers are not of images
+    from isolate.images.shown import place_of  # loaded late: as above
+
+    for path in paths:
+        place, there = place_of(image, store, os.fsencode(path))
+        target = b"/" + place
+        if there and place:
+            yield ImageRoot(image, target, store=store, directory=target, size=size)
+        elif place:  # the root itself is there already
+            yield Tmpfs(target, size=size)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Context", "Files"]
 
 _CAPABILITY: Final = b"security.capability"
-_LINKS: Final = 40
 _DEEPEST: Final = 256
 
 
@@ -209,35 +208,12 @@ class Files:
         :param missing: whether parts of it may not be there.
         :raises BuildError: too many links, a part that is not there or is no directory, or a link that is left out.
         """
-        left = [part for part in path.split(b"/") if part]
-        done: list[bytes] = []
-        links = 0
-        while left:
-            part = left.pop(0)
-            if part == b".":
-                continue
-            if part == b"..":
-                del done[-1:]
-                continue
-            here = b"/".join([*done, part])
-            found = self.look(here)
-            if found is None:
-                if not missing:
-                    raise BuildError(f"/{os.fsdecode(path)}: there is no /{os.fsdecode(here)}")
-            elif stat.S_ISLNK(found.st_mode):
-                self.refuse_ignored(here)
-                links += 1
-                if links > _LINKS:
-                    raise BuildError(f"/{os.fsdecode(path)}: too many symbolic links")
-                to = self.link(here)
-                left = [each for each in to.split(b"/") if each] + left
-                if to.startswith(b"/"):
-                    done = []
-                continue
-            elif left and not stat.S_ISDIR(found.st_mode):
-                raise BuildError(f"/{os.fsdecode(path)}: /{os.fsdecode(here)} is no directory")
-            done.append(part)
-        return b"/".join(done)
+        try:
+            return self.stack.real(path, missing=missing, passing=self.refuse_ignored)
+        except ValueError as error:
+            raise BuildError(str(error)) from None
+        except OSError as error:
+            raise BuildError(f"{os.fsdecode(path)}: {error.strerror}") from None
 
     def walk(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         """Everything below a directory that is not ignored, parents first, in the order of the bytes."""

@@ -11,12 +11,10 @@ from isolate.images.errors import ImageError
 from isolate.images.pack.stack import Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from isolate.images.image import Image
     from isolate.images.store import Store
 
-__all__ = ["Account", "account", "missing"]
+__all__ = ["Account", "account"]
 
 _LARGEST = 4 << 20
 _MAX_ID = 2**32 - 2
@@ -56,30 +54,6 @@ def account(image: Image, store: Store, user: str | None = None) -> Account:
     own = row[0] if row is not None else None
     more = [_number(line[2]) for line in groups if own is not None and own in line[3].split(",")]
     return Account(uid, gid or 0, tuple(dict.fromkeys(n for n in more if n is not None)), _home(row))
-
-
-def missing(image: Image, store: Store, paths: Iterable[str]) -> tuple[str, ...]:
-    """Those of some absolute paths that the image's files do not have. No link is followed: one that is there counts,
-    and so does whatever a path has beyond one."""
-    lease, trees = store.lease(image)
-    with lease:
-        stack = Stack(tuple(reversed(trees)))
-        try:
-            return tuple(
-                path for path in paths if not _shows(stack, os.path.normpath(b"/" + os.fsencode(path)).strip(b"/"))
-            )
-        finally:
-            stack.close()
-
-
-def _shows(stack: Stack, path: bytes) -> bool:
-    found = stack.lookup(path)
-    if found is not None:
-        return True
-    while found is None and path:
-        path = path.rpartition(b"/")[0]
-        found = stack.lookup(path)
-    return found is not None and not stat.S_ISDIR(found[1].st_mode)
 
 
 def _home(row: list[str] | None) -> str | None:

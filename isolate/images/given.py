@@ -20,12 +20,21 @@ __all__ = ["Given"]
 class Given:
     """A resource of each start: the layers, the uppermost first, then the upper, as descriptors."""
 
-    def __init__(self, store: Store, diffids: Sequence[str], upper: Upper | None, stubs: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        diffids: Sequence[str],
+        upper: Upper | None,
+        stubs: Sequence[bytes],
+        only: Sequence[int] | None = None,
+    ) -> None:
+        """``only`` are the numbers of the layers that are wanted, the uppermost first; None: all."""
         self._store = store
         self._diffids = tuple(diffids)
+        self._wanted = tuple(reversed(range(len(self._diffids)))) if only is None else tuple(only)
         self._upper = upper
         self._stubs = tuple(stubs)
-        self.count: int = len(self._diffids) + (upper is not None)
+        self.count: int = len(self._wanted) + (upper is not None)
 
     def take(self) -> Holding:
         """For one start.
@@ -34,7 +43,7 @@ class Given:
         """
         holding = Holding()
         try:
-            for index in reversed(range(len(self._diffids))):
+            for index in self._wanted:
                 fd = self._store.trees.hold(self._diffids[index], self._diffids[:index])
                 if fd is None:
                     raise StoreError(

@@ -11,12 +11,13 @@ from isolate.engine.plan import Buffer, Load, Op, Phase, Register, Step, Test, c
 from isolate.errors import ConflictError
 from isolate.images.given import Given
 from isolate.images.image import Image
+from isolate.images.shown import layers_of
 from isolate.images.store import Store
 from isolate.images.upper import Upper
 from isolate.kernel import checks
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY
-from isolate.kernel.paths import StrOrBytesPath, inside
+from isolate.kernel.paths import StrOrBytesPath, inside, text
 from isolate.mounts import owners
 from isolate.mounts.calls import STATX_DEV, STATX_INO, STATX_SIZE, attributes, clone, move_to, stat
 from isolate.mounts.overlay import MAX_LAYERS
@@ -59,12 +60,15 @@ class ImageRoot(Shown):
     (Linux 5.12; for root on the host), so one copy serves any number of maps. For others the store's own map is the
     namespace's: one id, or a subordinate range (``Store(path, map=IdMap.subordinate())``).
 
+    ``directory`` is the part of the image that is shown, such as the files of a volume: a directory in it, with its own
+    mode and owner; no link on the way to it is followed.
+
     Overlayfs's own attributes in the layers are not followed (``redirect_dir=nofollow``, ``metacopy=off``).
 
     Needs CAP_SYS_ADMIN, or a user namespace and Linux 5.11; more than about 80 layers, Linux 6.13.
 
-    :raises ConflictError: more than 500 layers; ``writable`` with ``read_only``, over no layer, or of another
-        image.
+    :raises ConflictError: more than 500 layers; ``writable`` with ``read_only``, with a directory, over no layer, or of
+        another image; a directory that the image does not have.
     """
 
     image: Image
@@ -76,6 +80,7 @@ class ImageRoot(Shown):
     exec: bool = True
     size: int | str = "256M"
     inodes: int | None = None
+    directory: StrOrBytesPath = "/"
 
     def __post_init__(self) -> None:
         if not isinstance(self.image, Image):
@@ -85,6 +90,9 @@ class ImageRoot(Shown):
         if self.writable is not None and not isinstance(self.writable, Upper):
             raise TypeError(f"ImageRoot: writable must be an Upper or None, not {self.writable!r}: Upper(store)")
         object.__setattr__(self, "target", inside(self.target, "ImageRoot: target"))
+        object.__setattr__(self, "directory", inside(self.directory, "ImageRoot: directory"))
+        if self.writable is not None and self._part:
+            raise ConflictError("ImageRoot: writable has the changes of an image as a whole, not of a directory")
         if self.writable is not None and self.read_only:
             raise ConflictError("ImageRoot: writable and read_only contradict one another")
         if self.writable is not None and not self.image.diffids:
@@ -101,6 +109,23 @@ class ImageRoot(Shown):
     def place(self) -> bytes:
         """Its target."""
         return inside(self.target)
+
+    @property
+    def _part(self) -> bytes:
+        """The directory, without slashes at its ends; nothing for the whole."""
+        return inside(self.directory).strip(b"/")
+
+    def _shown(self) -> list[int]:
+        """The numbers of the layers whose directory shows, the uppermost first.
+
+        :raises ConflictError: none does.
+        """
+        if not self._part:
+            return list(reversed(range(len(self.image.diffids))))
+        found = layers_of(self.image, self.store, self._part)
+        if not found:
+            raise ConflictError(f"ImageRoot: the image has no directory {text(inside(self.directory))}")
+        return found
 
     def tree(self, building: Building) -> tuple[Register, Iterable[Step]]:
         """The mount, attached nowhere yet."""
@@ -143,9 +168,12 @@ class ImageRoot(Shown):
         context = building.context
         ids = self._shift(context)
         diffids = self.image.diffids
-        given = Given(self.store, diffids, self.writable, self._stubs(context))
+        shown = self._shown()
+        stubs = self._stubs(context) if self.writable is not None else []
+        given = Given(self.store, diffids, self.writable, stubs, shown)
         slots = context.resource(given, given.count)
-        names = [diffid.partition(":")[2][:12] for diffid in reversed(diffids)]
+        names = [diffids[number].partition(":")[2][:12] for number in shown]
+        tree = b"/".join(filter(None, [b"tree", self._part]))
         yield Step(
             Phase.ADOPT,
             "hold the layers while the sandbox lives, so that nobody collects them",
@@ -154,7 +182,7 @@ class ImageRoot(Shown):
         kept = None if self.writable is None else (Register("upper"), Register("work"))
         lower = [Register("layer") for _ in names]
         wanted: list[tuple[str, Slot, list[tuple[bytes, Register]]]] = [
-            (f"layer {name}", slot, [(b"tree", fd)]) for name, slot, fd in zip(names, slots, lower, strict=False)
+            (f"layer {name}", slot, [(tree, fd)]) for name, slot, fd in zip(names, slots, lower, strict=False)
         ]
         if kept is not None:
             wanted.append(("the upper", slots[len(names)], [(b"fs", kept[0]), (b"work", kept[1])]))
@@ -176,6 +204,7 @@ class ImageRoot(Shown):
             inodes=self.inodes,
             own_xattrs=True,
             volatile=kept is not None,
+            owned=True,
         )
         yield from stacking.steps(building, lower, kept, out)
 

@@ -56,7 +56,8 @@ class Stacking:
 
     ``own_xattrs``: its marks are those that root of a user namespace can make (user.overlay.*), also where there is no
     user namespace. ``attached``: the layers are mounts that are attached nowhere yet. ``volatile``: changes are not
-    forced to disk when it is unmounted; a work directory serves once.
+    forced to disk when it is unmounted; a work directory serves once. ``owned``: the layers have the owners that they
+    are to have inside, so the top can have that of the uppermost.
     """
 
     place: bytes
@@ -70,6 +71,7 @@ class Stacking:
     own_xattrs: bool = False
     attached: bool = False
     volatile: bool = False
+    owned: bool = False
 
     def steps(
         self, building: Building, lower: Sequence[Register], kept: tuple[Register, Register] | None, out: Register
@@ -129,7 +131,7 @@ class Stacking:
             ops += [call("mkdirat", memory, name, 0o755), call("openat", memory, name, O_PATH | O_CLOEXEC, 0, out=fd)]
             if name == b"upper" and first is not None:
                 # The top directory of an overlay has the mode and owner of its upper layer's.
-                if building.context.find(UserNamespace) is None:
+                if self.owned or building.context.find(UserNamespace) is None:
                     ops.append(
                         call("fchownat", fd, b"", Load(buffer, STATX_UID, 4), Load(buffer, STATX_GID, 4), AT_EMPTY_PATH)
                     )

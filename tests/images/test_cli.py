@@ -200,7 +200,9 @@ def test_a_store_that_is_damaged_says_so(run: Any, tmp_path: Path, filled: Image
 
 @pytest.mark.skipif(not BUSYBOX.exists(), reason="busybox (Debian's busybox-static) is not installed")
 def test_run_an_image(tmp_path: Path) -> None:
-    config = Config(env={"A": "from the image"}, entrypoint=("/bin/busybox", "sh", "-c"), cmd=("echo $A",))
+    config = Config(
+        env={"A": "from the image"}, entrypoint=("/bin/busybox", "sh", "-c"), cmd=("echo $A",), volumes=("/bin",)
+    )
     with Store(tmp_path / "store") as store:
         store.add((Image.empty() + Layer.files({"bin/busybox": BUSYBOX.read_bytes()}, mode=0o755)).with_(config), "b:1")
     start = [sys.executable, "-m", "isolate", "run", "--store", str(tmp_path / "store"), "--image", "b:1"]
@@ -211,6 +213,8 @@ def test_run_an_image(tmp_path: Path) -> None:
     assert out() == b"from the image\n"
     assert out("--", "echo $A $B") == b"from the image\n"
     assert out("--env", "B=mine", "--", "echo $A $B") == b"from the image mine\n"
+    line = "/bin/busybox df -k /bin | /bin/busybox awk 'NR == 2 { print $2 }'"
+    assert (out("--", line), out("--volume-size", "1M", "--", line)) == (b"262144\n", b"1024\n")
     wrong = subprocess.run([*start[:-1], "c:1"], capture_output=True, check=False, timeout=60)
     assert wrong.returncode == 125
     assert b"did you mean" in wrong.stderr or b"no image is named" in wrong.stderr

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import IsolateError, Sandbox, Surroundings, UserNamespace, presets
-from isolate.images import Config, Image, ImageError, Layer, Store, Upper
+from isolate import (
+    Bind,
+    ConflictError,
+    IdMap,
+    IsolateError,
+    Proc,
+    Root,
+    Sandbox,
+    Surroundings,
+    Tmpfs,
+    UserNamespace,
+    presets,
+)
+from isolate.images import Config, Image, ImageError, ImageRoot, Layer, Store, Upper
 from isolate.images.accounts import account
 from isolate.sandbox.defaults import DEFAULT_PATH
+from tests.images.make import of_archive
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -81,7 +96,7 @@ def test_writes(shared: Store) -> None:
     assert box.run(sh("busybox cat /new")).returncode != 0
     box = presets.container(image, store=shared, writes="deny")
     assert box.run(sh("echo 1 > /new")).returncode != 0
-    assert box.run(sh("echo 1 > /srv/data/new && busybox ls /srv/data"), text=True).stdout == "new\n"
+    assert box.run(sh("echo 1 > /srv/data/new && busybox ls /srv/data"), text=True).stdout == "new\nold\n"
     with Upper(shared) as upper:
         box = presets.container(image, store=shared, writes=upper)
         assert box.run(sh("echo 1 > /new; echo 2 > /srv/data/not")).returncode == 0
@@ -102,7 +117,7 @@ def test_places_that_the_image_names_and_does_not_have(shared: Store) -> None:
     apart = Config(entrypoint=(), cmd=(), workdir="/none/x", volumes=("/data", "/srv/data"))
     for user in ("", "web"):
         box = presets.container(image.with_(apart).with_(Config(user=user)), store=shared)
-        # A volume of the image's own keeps its files where writes are thrown away; another is there, and empty.
+        # A volume has what the image has there; one of which that has nothing is empty.
         line = "pwd; echo 1 > /data/new && busybox ls /data /srv/data"
         found = box.run(sh(line), text=True)
         assert found.stdout == "/none/x\n/data:\nnew\n\n/srv/data:\nold\n", found
@@ -115,6 +130,95 @@ def test_places_that_the_image_names_and_does_not_have(shared: Store) -> None:
         assert box.run(sh("echo 1 > /data/new")).returncode == 0
         assert {change.path for change in upper.changes()} >= {b"none", b"none/x"}
         assert not any(change.path.startswith(b"data/") for change in upper.changes())
+
+
+VOLUMES = Config(
+    user="",
+    entrypoint=(),
+    cmd=(),
+    workdir="",
+    volumes=("/v", "/own", "/through/deep", "/new", "/dangling", "/v/below/f", "/"),
+)
+
+
+def layered() -> Image:
+    """Directories of several layers, one of which hides what is below it, and links."""
+    lower = Layer.files({"v/low": b"1", "v/gone": b"1", "v/below/f/x": b"x", "real/deep/old": b"old"})
+    middle = Layer.files({"v/mid": b"2", "real/deep/hidden": b""})
+    hiding = {"v/.wh.gone": b"", "real/deep/.wh..wh..opq": b"", "real/deep/only": b"o"}
+    upper = of_members(
+        hiding, {"v": (0o2777, 33, 34), "own": (0o700, 33, 34)}, {"through": "real", "dangling": "/none/here"}
+    )
+    return make().with_(VOLUMES) + lower + middle + upper
+
+
+def of_members(files: dict[str, bytes], directories: dict[str, tuple[int, int, int]], links: dict[str, str]) -> Layer:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, (mode, uid, gid) in directories.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.mode, info.uid, info.gid = tarfile.DIRTYPE, mode, uid, gid
+            archive.addfile(info)
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for name, target in links.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return of_archive(out.getvalue())
+
+
+def test_volumes_have_what_the_image_has_there(shared: Store) -> None:
+    image = shared.add(layered())
+    line = (
+        "busybox stat -c %a:%u:%g /v; cd /; busybox ls v real/deep new none/here v/below/f; echo 1 > /v/own;"
+        " echo 2 > /v/low; echo 3 > /new/x; echo 4 > /through/deep/y; echo 5 > /dangling/z; echo 6 > /v/below/f/x;"
+        " busybox cat /v/low /v/below/f/x"
+    )
+    listed = "new:\n\nnone/here:\n\nreal/deep:\nonly\n\nv:\nbelow\nlow\nmid\n\nv/below/f:\nx\n2\n6\n"
+    owner = "33:34" if os.geteuid() == 0 else "0:0"
+    with Upper(shared) as upper:
+        for writes in ("discard", upper):
+            box = presets.container(image, store=shared, writes=writes)
+            for _ in range(3):  # from a template, too, each start has its own
+                found = box.run(sh(line), text=True, env={"PATH": "/bin"})
+                assert found.stdout == f"2777:{owner}\n{listed}", found
+        changed = {os.fsdecode(change.path) for change in upper.changes()}
+    assert not any(path.startswith(("v/", "real/", "new/", "none/here/")) for path in changed), changed
+
+
+def test_volumes_have_a_size_and_an_owner(shared: Store) -> None:
+    image = shared.add(layered())
+    fill = sh("busybox dd if=/dev/zero of=/v/big bs=64k count=40 2>/dev/null; busybox stat -c %s /v/big")
+    result = presets.container(image, store=shared, volume_size="1M").run(fill, text=True)
+    small = result.stdout
+    assert small, result
+    assert 0 < int(small) <= 1 << 20
+    whole = presets.container(image, store=shared).run(fill, text=True).stdout
+    assert whole == f"{40 << 16}\n", "control"
+    # A directory of one user's alone, as a data base has it.
+    box = presets.container(image.with_(Config(user="web")), store=shared)
+    assert box.run(sh("echo 1 > /own/x && busybox stat -c %a:%u:%g /own"), text=True).stdout == "700:33:34\n"
+    with pytest.raises(ValueError, match="size"):
+        presets.container(image, store=shared, volume_size="some")
+
+
+def test_one_directory_of_an_image(shared: Store) -> None:
+    image = shared.add(layered())
+    root = [Bind("/", "/", read_only=True), Proc(), Tmpfs("/mnt")]
+    user = UserNamespace(map=IdMap.unprivileged()) if os.geteuid() == 0 else UserNamespace()
+    shown = ImageRoot(image, "/mnt/x", store=shared, directory="/own", read_only=True)
+    box = Sandbox(user, Root(*root, ImageRoot(image, "/mnt/x", store=shared, directory="/v", read_only=True)))
+    assert Sandbox(user, Root(*root, shown)).run(["stat", "-c", "%a", "/mnt/x"]).stdout == b"700\n"
+    assert box.run(["ls", "/mnt/x"]).stdout == b"below\nlow\nmid\n"
+    assert box.run(["touch", "/mnt/x/y"]).returncode == 1
+    for path in ("/none", "/through/deep", "/srv/a"):
+        with pytest.raises(ConflictError, match="has no directory"):
+            Sandbox(UserNamespace(), Root(*root, ImageRoot(image, "/mnt/x", store=shared, directory=path))).check()
+    with Upper(shared) as upper, pytest.raises(ConflictError, match="as a whole"):
+        ImageRoot(image, "/mnt/x", store=shared, directory="/v", writable=upper)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +246,6 @@ def test_who_is_nobody(shared: Store, user: str) -> None:
 
 
 def test_links_in_a_hostile_image_lead_nowhere(shared: Store) -> None:
-    import io
-    import tarfile
-
-    from tests.images.make import of_archive
-
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         info = tarfile.TarInfo("etc/passwd")

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from isolate.images.pack.scan import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from isolate.images.facts import Facts
 
 __all__ = ["Stack", "is_opaque", "is_whiteout"]
 
+_LINKS = 40
 _OPAQUE = "user.overlay.opaque"
 
 
@@ -77,6 +78,43 @@ class Stack:
                 continue
             return None if is_whiteout(found) else (tree, found)
         return None
+
+    def real(self, path: bytes, *, missing: bool = False, passing: Callable[[bytes], object] = lambda _: None) -> bytes:
+        """The path with every link followed, as it would be with these trees as the root.
+
+        :param missing: whether parts of it may not be there.
+        :param passing: called with each link on the way.
+        :raises ValueError: too many links, or a part that is not there or is no directory.
+        """
+        left = [part for part in path.split(b"/") if part]
+        done: list[bytes] = []
+        links = 0
+        while left:
+            part = left.pop(0)
+            if part == b".":
+                continue
+            if part == b"..":
+                del done[-1:]
+                continue
+            here = b"/".join([*done, part])
+            row = self.lookup(here)
+            if row is None:
+                if not missing:
+                    raise ValueError(f"/{os.fsdecode(path)}: there is no /{os.fsdecode(here)}")
+            elif stat.S_ISLNK(row[1].st_mode):
+                passing(here)
+                links += 1
+                if links > _LINKS:
+                    raise ValueError(f"/{os.fsdecode(path)}: too many symbolic links")
+                to = os.readlink(part, dir_fd=row[0].directory(b"/".join(done)))
+                left = [each for each in to.split(b"/") if each] + left
+                if to.startswith(b"/"):
+                    done = []
+                continue
+            elif left and not stat.S_ISDIR(row[1].st_mode):
+                raise ValueError(f"/{os.fsdecode(path)}: /{os.fsdecode(here)} is no directory")
+            done.append(part)
+        return b"/".join(done)
 
     def names(self, path: bytes) -> set[bytes]:
         """The names that show in a directory."""

@@ -113,7 +113,8 @@ def _of_image(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
             raise
         with progress(options.quiet) as show:
             image = store.pull(Reference.parse(options.image), progress=show)
-    return presets.container(image, *_entries(options), extra=extra, store=store)
+    size = options.volume_size or "256M"
+    return presets.container(image, *_entries(options), extra=extra, store=store, volume_size=size)
 
 
 def of_image(box: object) -> Mapping[str, str]:

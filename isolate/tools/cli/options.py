@@ -76,6 +76,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add("--image", metavar="NAME", help="start from this image of the store; it says what else holds and what is run")
     add_store(parser)
     add("--pull", action="store_true", help="with --image: fetch it where the store has none of that name")
+    add("--volume-size", metavar="SIZE", help="with --image: of what is written to each of its volumes (default: 256M)")
     add(
         "--new",
         metavar="KINDS",

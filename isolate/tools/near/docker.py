@@ -189,11 +189,20 @@ def _image(near: Near, entry: Any) -> str:
     return "IMAGE"
 
 
+def _is_volume(entry: Any) -> bool:
+    from isolate.images.root import ImageRoot  # loaded late: most sandboxes have no image
+
+    return isinstance(entry, ImageRoot) and plain(entry.directory) == plain(entry.target) and not entry.read_only
+
+
 def _entry(near: Near, entry: Any) -> None:
     target = plain(getattr(entry, "target", ""))
     if near.parted(entry, ',"\n' if isinstance(entry, mounts.Bind) else ',:"\n'):
         return
-    if isinstance(entry, mounts.Bind) and not isinstance(entry.source, int):
+    if _is_volume(entry):
+        near.add("--volume", target)  # without a name: it begins with what the image has there
+        near.rest(entry, "image", "target", "store", "directory", "size")
+    elif isinstance(entry, mounts.Bind) and not isinstance(entry.source, int):
         recursive = "" if entry.recursive else ",bind-recursive=disabled"
         read_only = ",readonly" if entry.read_only else ""
         near.add("--mount", f"type=bind,source={plain(entry.source)},target={target}{read_only}{recursive}")
