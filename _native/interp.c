@@ -63,29 +63,18 @@ uint64_t iso_tape_checksum(const uint8_t *base, uint32_t size)
 	return hash;
 }
 
-static int argument_fits(const struct iso_header *h, uint8_t kind, int64_t value)
+/* The largest value of an argument of each kind. A table, since each start asks it of some thousands. */
+static void largest(const struct iso_header *h, uint64_t *most)
 {
-	switch (kind) {
-	case ISO_IMM:
-	case ISO_CWD:
-	case ISO_COUNTER:
-		return 1;
-	case ISO_DATA:
-		return value >= 0 && value < (int64_t)h->data_size;
-	case ISO_REG:
-		return value >= 0 && value < (int64_t)h->registers;
-	case ISO_SLOT:
-		return value >= 0 && value < (int64_t)h->slots;
-	case ISO_LOAD4:
-		return value >= 0 && value + 4 <= (int64_t)h->data_size;
-	case ISO_LOAD8:
-		return value >= 0 && value + 8 <= (int64_t)h->data_size;
-	default:
-		return 0;
-	}
+	most[ISO_IMM] = most[ISO_CWD] = most[ISO_COUNTER] = most[ISO_FLAGS] = UINT64_MAX;
+	most[ISO_DATA] = h->data_size - 1;
+	most[ISO_REG] = h->registers - 1;
+	most[ISO_SLOT] = h->slots - 1;
+	most[ISO_LOAD4] = h->data_size < 4 ? 0 : h->data_size - 4;
+	most[ISO_LOAD8] = h->data_size < 8 ? 0 : h->data_size - 8;
 }
 
-static int op_fits(const struct iso_header *h, const struct iso_op *op, uint32_t index, uint32_t end)
+static int op_fits(const struct iso_header *h, const uint64_t *most, const struct iso_op *op, uint32_t index, uint32_t end)
 {
 	if (op->code == 0 || op->code >= ISO_OP_MAX || op->step >= h->steps)
 		return 0;
@@ -94,7 +83,7 @@ static int op_fits(const struct iso_header *h, const struct iso_op *op, uint32_t
 	if ((op->flags & (ISO_JUMP | ISO_OPTIONAL)) && (op->jump <= index || op->jump > end))
 		return 0;
 	for (size_t i = 0; i < ARRAY(op->kind); i++)
-		if (!argument_fits(h, op->kind[i], op->arg[i]))
+		if (op->kind[i] >= ISO_KINDS || (uint64_t)op->arg[i] > most[op->kind[i]])
 			return 0;
 	switch (op->code) {
 	case ISO_OP_STORE: {
@@ -131,7 +120,7 @@ int64_t iso_tape_check(const uint8_t *base, uint64_t size)
 		return -EBADMSG;
 	if ((uint64_t)h->ops_offset + (uint64_t)h->op_count * sizeof(struct iso_op) > h->size || h->ops_offset < sizeof *h)
 		return -EBADMSG;
-	if ((uint64_t)h->data_offset + h->data_size > h->size || h->data_offset < sizeof *h || h->data_size == 0)
+	if ((uint64_t)h->data_offset + h->data_size > h->size || h->data_offset < sizeof *h || h->data_size < 8)
 		return -EBADMSG;
 	/* Every string ends within the data, whatever its offset. */
 	if (base[h->data_offset + h->data_size - 1] != 0)
@@ -141,12 +130,14 @@ int64_t iso_tape_check(const uint8_t *base, uint64_t size)
 	if (h->cgroup_register != ISO_NONE && h->cgroup_register >= h->registers)
 		return -EBADMSG;
 	const struct iso_op *ops = (const void *)(base + h->ops_offset);
+	uint64_t most[ISO_KINDS];
+	largest(h, most);
 	for (int s = 0; s < ISO_SECTIONS; s++) {
 		uint64_t end = (uint64_t)h->section[s].first + h->section[s].count;
 		if (end > h->op_count)
 			return -EBADMSG;
 		for (uint32_t i = h->section[s].first; i < end; i++)
-			if (!op_fits(h, &ops[i], i, (uint32_t)end))
+			if (!op_fits(h, most, &ops[i], i, (uint32_t)end))
 				return -EBADMSG;
 	}
 	return 0;
@@ -222,6 +213,8 @@ static int64_t argument(const struct iso_machine *m, const struct iso_op *op, in
 		return *(const uint32_t *)(const void *)(m->data + value);
 	case ISO_LOAD8:
 		return *(const int64_t *)(const void *)(m->data + value);
+	case ISO_FLAGS:
+		return m->run ? m->run->flags : 0;
 	default: /* IMM; and SLOT, as slot n is descriptor n */
 		return value;
 	}

@@ -21,6 +21,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -402,6 +403,18 @@ static int64_t write_all(int32_t fd, const uint8_t *data, uint64_t size)
 	return 0;
 }
 
+/* What a step of the launcher's would ask in a /proc that shows it for the first time. 0 where it is below 0, or unknown. */
+static uint32_t killable(void)
+{
+	char first = '-';
+	const int64_t fd = SYS4(openat, AT_FDCWD, PTR("/proc/self/oom_score_adj"), O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return 0;
+	const int64_t n = SYS3(read, fd, PTR(&first), 1);
+	SYS1(close, fd);
+	return n == 1 && first >= '0' && first <= '9' ? ISO_RUN_KILLABLE : 0;
+}
+
 /* Nobody changes it any more: what the launcher has mapped of it would change too. */
 static int64_t seal(int32_t fd)
 {
@@ -415,27 +428,46 @@ static int too_long(uint64_t size)
 	return SYS4(prlimit64, 0, 1 /* RLIMIT_FSIZE */, 0, PTR(limit)) >= 0 && size > limit[0];
 }
 
+/* All of the pieces; they are used up. */
+static int64_t write_pieces(int32_t fd, struct iovec *pieces, int32_t count)
+{
+	while (count) {
+		int64_t r = SYS3(writev, fd, PTR(pieces), count);
+		if (r == -EINTR)
+			continue;
+		if (r <= 0)
+			return r ? r : -EIO;
+		for (; count && (uint64_t)r >= pieces->iov_len; pieces++, count--)
+			r -= (int64_t)pieces->iov_len;
+		if (count) {
+			pieces->iov_base = (uint8_t *)pieces->iov_base + r;
+			pieces->iov_len -= (uint64_t)r;
+		}
+	}
+	return 0;
+}
+
 /* A descriptor from which the launcher gets the tape with the run block behind it, or such a block alone: a memfd, or where
  * that may not be so long a pipe that holds all of it. Or -errno. */
-static int64_t carry(const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size)
+static int64_t carry(struct iovec *pieces, int32_t count)
 {
 	int32_t ends[2] = {-1, -1};
+	uint64_t size = 0;
 	int64_t r;
-	if (too_long(tape_size + run_size)) {
+	for (int32_t i = 0; i < count; i++)
+		size += pieces[i].iov_len;
+	if (too_long(size)) {
 		r = SYS2(pipe2, PTR(ends), O_CLOEXEC | O_NONBLOCK);
 		if (r >= 0)
 			/* To the next power of two, and above a mebibyte with CAP_SYS_RESOURCE alone: then it is an error below. */
-			SYS3(fcntl, ends[1], 1031 /* F_SETPIPE_SZ */, tape_size + run_size);
+			SYS3(fcntl, ends[1], 1031 /* F_SETPIPE_SZ */, size);
 	} else {
 		r = SYS2(memfd_create, PTR("isolate-tape"), 1 | 2 /* MFD_CLOEXEC | MFD_ALLOW_SEALING */);
 		ends[0] = (int32_t)r;
 	}
 	if (r < 0)
 		return r;
-	const int32_t to = ends[1] < 0 ? ends[0] : ends[1];
-	r = write_all(to, tape, tape_size);
-	if (r == 0)
-		r = write_all(to, run, run_size);
+	r = write_pieces(ends[1] < 0 ? ends[0] : ends[1], pieces, count);
 	if (r == 0 && ends[1] < 0)
 		r = seal(ends[0]);
 	if (r == -EAGAIN && ends[1] >= 0)
@@ -444,6 +476,15 @@ static int64_t carry(const uint8_t *tape, uint64_t tape_size, const uint8_t *run
 	if (r < 0)
 		iso_close(&ends[0]);
 	return r < 0 ? r : ends[0];
+}
+
+/* A run block in two pieces: its header with these flags besides, and the rest. */
+static void with_flags(struct iovec *pieces, struct iso_run *header, const uint8_t *run, uint64_t size, uint32_t flags)
+{
+	memcpy(header, run, sizeof *header);
+	header->flags |= flags;
+	pieces[0] = (struct iovec){header, sizeof *header};
+	pieces[1] = (struct iovec){(void *)(uintptr_t)(run + sizeof *header), size - sizeof *header};
 }
 
 struct launcher {
@@ -545,10 +586,14 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 	int32_t opened[ISO_SLOT_FREE + 1] = {-1, -1, -1, -1, -1, -1, -1};
 	int32_t pair[2];
 	struct streams q = {{in, out, err}, nonblocking, -1};
+	struct iso_run header;
+	struct iovec pieces[3] = {{(void *)(uintptr_t)tape, tape_size}};
 	int64_t r = 0;
 	s->stage = ISO_START_STREAMS;
-	if (slot_count < 0 || slot_count + ISO_SLOT_FREE >= ISO_MAX_SLOTS || in == ISO_STDOUT || out == ISO_STDOUT)
+	if (slot_count < 0 || slot_count + ISO_SLOT_FREE >= ISO_MAX_SLOTS || in == ISO_STDOUT || out == ISO_STDOUT ||
+	    run_size < sizeof header)
 		return -EINVAL;
+	with_flags(pieces + 1, &header, run, run_size, killable());
 	for (int i = 0; i < 3 && r >= 0; i++)
 		r = connect_stream(s, &q, i, table, &opened[i]);
 	if (r >= 0) {
@@ -575,7 +620,7 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 	}
 	if (r >= 0) {
 		s->stage = ISO_START_TAPE;
-		r = carry(tape, tape_size, run, run_size);
+		r = carry(pieces, 3);
 	}
 	if (r >= 0)
 		table[ISO_SLOT_TAPE] = opened[ISO_SLOT_TAPE] = (int32_t)r;
@@ -647,11 +692,9 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 		struct cmsghdr header;
 		uint8_t space[CMSG_SPACE(sizeof sent)];
 	} control;
-	struct iovec parts[2] = {
-		{(void *)(uintptr_t)begins, sizeof *begins},
-		{(void *)(uintptr_t)run, large ? sizeof(struct iso_run) : run_size},
-	};
-	struct msghdr message = {.msg_iov = parts + !begins, .msg_iovlen = 1 + !!begins, .msg_control = &control};
+	struct iso_run header;
+	struct iovec parts[3] = {{(void *)(uintptr_t)begins, sizeof *begins}}, pieces[2];
+	struct msghdr message = {.msg_iov = parts + !begins, .msg_iovlen = 1 + !!begins + !large, .msg_control = &control};
 	size_t n = begins ? 1 : 0;
 	sent[0] = sent[1] = sent[2] = sent[3] = -1;
 	int64_t r = 0;
@@ -659,6 +702,8 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 	if (count < 0 || count > ISO_MAX_PASSED - !!later || run_size < sizeof(struct iso_run) ||
 	    wanted[0] == ISO_STDOUT || wanted[1] == ISO_STDOUT)
 		return -EINVAL;
+	with_flags(parts + 1, &header, run, run_size, begins ? killable() : 0);
+	memcpy(pieces, parts + 1, sizeof pieces);
 	/* Before anything else is opened: what the caller has closed is told by its number. */
 	for (int i = 0; i < 3 && r >= 0; i++)
 		r = connect_stream(s, &q, i, sent + n, &opened[i]);
@@ -689,7 +734,7 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 	}
 	if (r >= 0 && large) {
 		s->stage = ISO_START_TAPE;
-		r = carry(run, run_size, run, 0);
+		r = carry(pieces, 2);
 		if (r >= 0)
 			sent[n++] = opened[4] = (int32_t)r;
 	}

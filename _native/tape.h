@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define ISO_TAPE_MAGIC 0x31455041544f5349ull /* "ISOTAPE1" */
-#define ISO_TAPE_ABI 5
+#define ISO_TAPE_ABI 6
 #define ISO_MAX_OPS (1u << 20)
 #define ISO_MAX_REGISTERS (1u << 16)
 #define ISO_MAX_STEPS 100000 /* the last record has a byte for each, and is one message on a socket */
@@ -63,6 +63,7 @@ enum {
 	ISO_COUNTER, /* the loop counter of a repeated call */
 	ISO_LOAD4,   /* 32 bits of data at this offset, zero-extended */
 	ISO_LOAD8,   /* 64 bits of data at this offset */
+	ISO_FLAGS,   /* flags of the run: what the caller knows when it starts */
 	ISO_KINDS
 };
 
@@ -151,7 +152,7 @@ struct iso_header {
 #define ISO_RUN_PTY_SHIFT 8
 #define ISO_RUN_TTY 2     /* descriptor 0 becomes the controlling terminal */
 #define ISO_RUN_ALONE 4   /* no program: init stays, reaps, and is what is told as started */
-
+#define ISO_RUN_KILLABLE 16 /* set by the extension: the caller's oom_score_adj is not below 0 */
 
 struct iso_fd {
 	uint32_t slot;

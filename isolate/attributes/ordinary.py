@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import struct
 
-from isolate.engine.plan import Buffer, Jump, Label, Load, Op, Phase, Register, Step, Test, call
+from isolate.engine.native import lib
+from isolate.engine.plan import FLAGS, Buffer, Jump, Label, Load, Op, Phase, Register, Step, Test, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY, O_WRONLY, PR_SET_DUMPABLE, Constant
 
 OTHER, BATCH, IDLE = 0, 3, 5  # SCHED_*
+KILLABLE: int = lib.ISO_RUN_KILLABLE
 _ATTR = struct.Struct("<IIQiIQQQ")  # struct sched_attr of Linux 3.14: size, policy, flags, nice, priority, deadline's
 _PRIO_PROCESS = Constant(0, "PRIO_PROCESS")
 _IOPRIO_WHO_PROCESS = Constant(1, "IOPRIO_WHO_PROCESS")
@@ -22,6 +24,9 @@ def killable() -> Step:
     # An ordinary user's set-up is not dumpable: its file is root's, but for the moment in which it is opened. Nobody
     # can use that who could not trace the Python program itself; and it is only where the value is below 0.
     ops: tuple[Op, ...] = (
+        # Asked by the caller: in its own /proc the file has been opened before, in a new process's it takes ten times
+        # as long. Where the caller cannot tell, it is asked here.
+        Test(FLAGS, KILLABLE, mask=KILLABLE, negate=True, label=done),
         call(
             "openat",
             AT_FDCWD,

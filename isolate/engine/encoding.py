@@ -9,6 +9,7 @@ from isolate.engine.plan import (
     CHILD,
     COUNTER,
     CWD,
+    FLAGS,
     LAUNCHER,
     SELF,
     Address,
@@ -135,6 +136,8 @@ class Writer:
             return lib.ISO_CWD, 0
         if value is COUNTER:
             return lib.ISO_COUNTER, 0
+        if value is FLAGS:
+            return lib.ISO_FLAGS, 0
         raise TypeError(f"not an argument of an op: {value!r}")
 
     def op(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from isolate.engine.plan import (
     CONTROL,
     CWD,
+    FLAGS,
     Address,
     Argument,
     Buffer,
@@ -91,7 +92,7 @@ def argument(value: Argument) -> str:
         return "<socket to the caller>"
     if isinstance(value, Slot):
         return f"<caller's descriptor {value.fd}>" if value.fd >= 0 else "<lent descriptor>"
-    return "cwd" if value is CWD else "0…"
+    return "cwd" if value is CWD else "<flags>" if value is FLAGS else "0…"
 
 
 def op(o: Op) -> str | None:

@@ -98,10 +98,12 @@ class Slot:
 class _Special(enum.Enum):
     CWD = "cwd"
     COUNTER = "counter"
+    FLAGS = "flags"
 
 
 CWD = _Special.CWD  #: the address of the run's working directory
 COUNTER = _Special.COUNTER  #: in a repeated call: 0, 1, 2, …
+FLAGS = _Special.FLAGS  #: what the caller knows when it starts: ``ISO_RUN_*``
 
 Argument: TypeAlias = "int | bytes | Register | Buffer | Address | Load | Slot | _Special"
 

@@ -20,6 +20,7 @@ from isolate.engine.ops import CALLERS_PROC as CALLERS_PROC
 from isolate.engine.ops import CHILD as CHILD
 from isolate.engine.ops import COUNTER as COUNTER
 from isolate.engine.ops import CWD as CWD
+from isolate.engine.ops import FLAGS as FLAGS
 from isolate.engine.ops import LAUNCHER as LAUNCHER
 from isolate.engine.ops import SELF as SELF
 from isolate.engine.ops import Address as Address

@@ -141,7 +141,8 @@ def test_a_slot_that_is_no_descriptor(clean: Snapshot) -> None:
     slots, path = ffi.new("int32_t[1]", [-1]), ffi.new("char[]", b"/")
     with open(os.devnull, "r+") as null:
         fd = null.fileno()
-        assert lib.iso_start(start, b"x", 1, b"x", 1, slots, 1, fd, fd, fd, 0, fd, path, 0, 0) == -errno.EBADF
+        begun = lib.iso_start(start, b"x", 1, bytes(100), 100, slots, 1, fd, fd, fd, 0, fd, path, 0, 0)
+        assert begun == -errno.EBADF
 
 
 def test_sections_that_are_none() -> None:
