@@ -1,17 +1,15 @@
-"""What sharing files between images saves on disk: the store's hard links beside overlayfs's data-only layers.
+"""What sharing files between images saves on disk: links, or data-only layers of overlayfs.
 
     python benchmarks/sharing.py DIRECTORY [--place DIRECTORY]
 
-DIRECTORY is a tree of files, such as /usr/lib/python3. Needs root. PLACE is where copies are made (default: /var/tmp;
+DIRECTORY is a tree of files, such as /usr/lib/python3. PLACE is where copies are made (default: /var/tmp;
 the file system there decides). A second image is one of which one file in ten differs; a third one has the same files
 as the first, all with another time.
 
-    hard links          Store(share=True): files that are equal in everything are one
-    data-only, digest   a tree of metadata (sparse files with trusted.overlay.metacopy and .redirect) over files named
-                        by their digest, "/ab/abcd…"
-    data-only, short    the same with names of eleven letters, so that ext4 keeps both attributes in the inode
-
-The store does not use data-only layers; docs/layers.rst says why.
+    links               Store(share=True): files that are equal in everything are one
+    contents            Store(share="contents"): files whose contents are equal have them once, whatever else differs
+    names of digests    how much it would be if contents were named by their whole digest, "/ab/abcd…", and not by
+                        eleven letters: then ext4 cannot keep the attributes of a file in its inode
 """
 
 from __future__ import annotations
@@ -20,14 +18,13 @@ import argparse
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from isolate import MountNamespace
-from isolate.images import Image, Layer, Store
+from isolate import Sandbox, UserNamespace
+from isolate.images import Image, ImageRoot, Layer, Store
+from isolate.mounts import Bind, Root, Tmpfs
 
 
 def regular(top: Path) -> list[Path]:
@@ -60,8 +57,8 @@ def trees(source: Path, place: Path) -> list[Path]:
     return made
 
 
-def described(tree: Path, target: Path, objects: Path, *, short: bool) -> None:
-    """A tree's metadata over the files of ``objects``."""
+def described(tree: Path, target: Path, objects: Path) -> None:
+    """A tree's metadata over the files of ``objects``, named by their digests."""
     for directory, _, names in os.walk(tree):
         here = target / Path(directory).relative_to(tree)
         here.mkdir(parents=True, exist_ok=True)
@@ -72,49 +69,39 @@ def described(tree: Path, target: Path, objects: Path, *, short: bool) -> None:
                 continue
             data, row = path.read_bytes(), path.lstat()
             digest = hashlib.sha256(data).hexdigest()
-            word = digest[:11] if short else f"{digest[:2]}/{digest}"
+            word = f"{digest[:2]}/{digest}"
             if not (objects / word).exists():
                 (objects / word).parent.mkdir(parents=True, exist_ok=True)
                 (objects / word).write_bytes(data)
             with own.open("wb") as file:
                 file.truncate(row.st_size)
             own.chmod(row.st_mode & 0o7777)
-            os.setxattr(own, "trusted.overlay.metacopy", b"")
-            os.setxattr(own, "trusted.overlay.redirect", f"/{word}".encode())
+            os.setxattr(own, "user.overlay.metacopy", b"")
+            os.setxattr(own, "user.overlay.redirect", f"/{word}".encode())
             os.utime(own, ns=(row.st_atime_ns, row.st_mtime_ns))
 
 
-def linked(place: Path, images: list[Path]) -> list[int]:
-    """What each image adds to a store that shares file by file."""
-    added: list[int] = []
-    with Store(place / "store", share=True) as store:
-        for tree in images:
-            store.add(Image.empty() + Layer.of(tree, epoch=None))
-            added.append(disk(Path(store.path, "layers")) - sum(added))
-    return added
+def added(store: Store, images: list[Image]) -> list[int]:
+    """What each image adds to a store, on disk."""
+    sizes: list[int] = []
+    for image in images:
+        store.add(image)
+        sizes.append(disk(Path(store.path, "layers"), Path(store.path, "contents")) - sum(sizes))
+    return sizes
 
 
-def reading(top: Path) -> float:
-    """Milliseconds of CPU to read all, the best of five."""
-    best = 1e9
-    for _ in range(5):
-        begin = time.process_time()
-        for path in regular(top):
-            path.read_bytes()
-        best = min(best, (time.process_time() - begin) * 1000)
-    return best
-
-
-def shown(place: Path, name: str, lower: str, *options: str) -> float:
-    """What reading all costs by an overlay."""
-    target = place / name
-    target.mkdir()
-    words = ",".join([f"lowerdir={lower}", *options])
-    subprocess.run(["mount", "-t", "overlay", "none", "-o", words, str(target)], check=True)
-    try:
-        return reading(target)
-    finally:
-        subprocess.run(["umount", str(target)], check=True)
+def read(store: Store, image: Image) -> float:
+    """Milliseconds of CPU to read all files of an image in a sandbox, the best of five."""
+    code = (
+        "import os, time\nbest = 1e9\nfor _ in range(5):\n    begin = time.process_time()\n"
+        "    for top, _, names in os.walk('/tmp/image'):\n        for name in names:\n"
+        "            path = os.path.join(top, name)\n"
+        "            if not os.path.islink(path):\n                open(path, 'rb').read()\n"
+        "    best = min(best, (time.process_time() - begin) * 1000)\nprint(best)"
+    )
+    root = Root(Bind("/", "/"), Tmpfs("/tmp"), ImageRoot(image, "/tmp/image", store=store))
+    done = Sandbox(UserNamespace(), root).run([sys.executable, "-c", code], text=True, check=True)
+    return float(done.stdout or 0)
 
 
 def main() -> int:
@@ -123,31 +110,29 @@ def main() -> int:
     parser.add_argument("source", type=Path)
     parser.add_argument("--place", type=Path, default=Path("/var/tmp"))
     options = parser.parse_args()
-    if os.geteuid():
-        parser.error("trusted.overlay attributes are for root to set")
-    MountNamespace().enter()  # what is mounted stays here
     place = Path(tempfile.mkdtemp(prefix="isolate-sharing-", dir=options.place))
     try:
-        images = trees(options.source, place)
-        whole = disk(images[0])
-        print(f"{len(regular(images[0]))} files, {whole / 1e6:.1f} MB; added by each image, of that:")
-        rows = {"hard links": linked(place, images)}
-        for name in ("digest", "short"):
-            objects = place / f"objects-{name}"
-            objects.mkdir()
-            before, added = 0, []
-            for tree in images:
-                described(tree, place / f"{tree.name}-{name}", objects, short=name == "short")
-                now = disk(objects, *(place / f"{one.name}-{name}" for one in images[: len(added) + 1]))
-                added.append(now - before)
-                before = now
-            rows[f"data-only, {name}"] = added
+        places = trees(options.source, place)
+        whole = disk(places[0])
+        print(f"{len(regular(places[0]))} files, {whole / 1e6:.1f} MB; added by each image, of that:")
+        images = [Image.empty() + Layer.of(tree, epoch=None) for tree in places]
+        rows: dict[str, list[int]] = {}
+        times: dict[str, float] = {}
+        for name, share in (("nothing shared", False), ("links", True), ("contents", "contents")):
+            with Store(place / f"store-{share}", share=share) as store:
+                rows[name] = added(store, images)
+                times[name] = read(store, images[0])
+        objects = place / "objects"
+        objects.mkdir()
+        sizes: list[int] = []
+        for tree in places:
+            described(tree, place / f"{tree.name}-described", objects)
+            made = [place / f"{one.name}-described" for one in places[: len(sizes) + 1]]
+            sizes.append(disk(objects, *made) - sum(sizes))
+        rows["names of digests"] = sizes
         for row, values in rows.items():
             print(f"{row:20}" + "".join(f"{value / whole:8.3f}" for value in values))
-        (place / "none").mkdir()
-        plain = shown(place, "plain", f"{images[0]}:{place}/none")
-        data = shown(place, "data", f"{place}/first-digest::{place}/objects-digest", "metacopy=on", "redirect_dir=on")
-        print(f"read all: plain overlay {plain:.1f} ms of CPU, data-only {data:.1f}")
+        print("read all, ms of CPU:", ", ".join(f"{name} {value:.1f}" for name, value in times.items()))
     finally:
         shutil.rmtree(place)
     return 0

@@ -368,4 +368,5 @@ class Work:
             trees.reverse()
             facts = self.store.trees.facts_of(trees) if source else ()
             ids = map_for(self.store.trees.reading_map()) if source else None
-            return Files([os.dup(fd) for fd in trees], facts=facts, ids=ids)
+            contents = self.store.opened.contents()
+            return Files([os.dup(fd) for fd in trees], facts=facts, contents=contents, ids=ids)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 from isolate.build.errors import BuildError
 from isolate.build.ignore import LARGEST, Ignore
 from isolate.images.errors import LayerError
-from isolate.images.pack.scan import attributes
 from isolate.images.pack.stack import Stack
 from isolate.kernel.checks import keywords
 
@@ -93,13 +92,14 @@ class Files:
         ignore: Ignore | None = None,
         *,
         facts: Sequence[Facts] = (),
+        contents: int | None = None,
         ids: IdMap | None = None,
     ) -> None:
         """``ids``: the map under which the owners are those of an image; None: root owns all, as in a context."""
         self._tops = tops
         self._ids = ids
         self._ignore = ignore or Ignore()
-        self.stack: Stack = Stack(tops, facts)
+        self.stack: Stack = Stack(tops, facts, contents)
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +160,13 @@ class Files:
         """The descriptor of a regular file, to read."""
         found = self.stack.lookup(path)
         assert found is not None
-        return found[0].open(path)
+        tree = found[0]
+        fd = tree.open(path)
+        try:
+            return tree.contents_of(fd, path)
+        except LayerError as error:
+            os.close(fd)
+            raise BuildError(f"/{os.fsdecode(path)}: {error.rule}") from None
 
     def attributes(self, path: bytes, fd: int | None = None) -> dict[bytes, bytes]:
         """The extended attributes that a file, which is open as ``fd``, or a directory brings into an image.
@@ -172,10 +178,16 @@ class Files:
         row = self.stack.lookup(path)
         assert row is not None
         tree = row[0]
+        own = None
         try:
-            held = attributes(tree.directory(path) if fd is None else fd)
+            if fd is not None and tree.contents is not None:
+                fd = own = tree.open(path)  # the open one may be that of its contents alone
+            held = tree.attributes(tree.directory(path) if fd is None else fd)
         except LayerError as error:
             raise BuildError(f"/{os.fsdecode(path)}: {error.rule}") from None
+        finally:
+            if own is not None:
+                os.close(own)
         found = {name: value for name, value in held.items() if name.startswith(b"user.")}
         if _CAPABILITY in held:
             found[_CAPABILITY] = _of_root(held[_CAPABILITY])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,7 +41,7 @@ def account(image: Image, store: Store, user: str | None = None) -> Account:
     name, colon, group = wanted.partition(":")
     lease, trees = store.lease(image)
     with lease:
-        stack = Stack(tuple(reversed(trees)))
+        stack = Stack(tuple(reversed(trees)), contents=store.opened.contents())
         try:
             users, groups = _lines(stack, b"etc/passwd", 7), _lines(stack, b"etc/group", 4)
         finally:
@@ -83,11 +82,8 @@ def _lines(stack: Stack, path: bytes, fields: int) -> list[list[str]]:
     found = stack.lookup(path)
     if found is None or not stat.S_ISREG(found[1].st_mode) or found[1].st_size > _LARGEST:
         return []
-    parent, _, base = path.rpartition(b"/")
     try:
-        fd = os.open(
-            base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=found[0].directory(parent)
-        )
+        fd = found[0].read(path)
     except OSError:
         return []  # not the caller's to read: then no name is known
     with open(fd, "rb") as file:

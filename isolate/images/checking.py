@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.images.blobs import Lease, chunks
+from isolate.images.contents import faults_of, outlined
 from isolate.images.digests import hasher, is_digest, split
 from isolate.images.disk import open_directory
 from isolate.images.documents import INDEX_TYPES, packing_of, read_index
@@ -98,6 +99,7 @@ def _blobs(store: Holding, deep: bool, report: Reporter) -> Iterator[Fault]:
 def _layers(
     store: Holding, deep: bool, report: Reporter, forms: dict[str, Layer], stacks: list[tuple[str, ...]], lease: Lease
 ) -> Iterator[Fault]:
+    read: set[int] = set()  # contents that several layers have, by inode
     for name in sorted(os.listdir(store.opened.layers_fd)):
         report.check()
         if name.startswith("."):
@@ -119,6 +121,9 @@ def _layers(
         except (StoreError, OSError, ValueError) as error:
             yield Fault(f"layers/{name}", str(error))
             continue
+        if outlined(fd):
+            faults = faults_of(fd, store.opened.contents(), read, deep=deep)
+            yield from (Fault(f"layers/{name}/contents/{file}", why) for file, why in faults)
         layer = forms.get(diffid)
         if deep and layer is not None and not store.read_only:
             below = _below(name, diffid, stacks, store)
@@ -152,7 +157,7 @@ def _same(
             yield Fault(layer.diffid, str(error))
             return
         try:
-            if _packed(store, fd) != _packed(store, staged.fd):
+            if _packed(store, fd) != _packed(store, staged.fd):  # which shares nothing, so no damage either
                 yield Fault(
                     f"layers/{name}", f"is not what the layer {layer.diffid} is made into (above {above(below)})"
                 )
@@ -166,9 +171,9 @@ def _packed(store: Holding, fd: int) -> tuple[str, bytes]:
     tree = open_directory("tree", fd)
     sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        return write_layer(tree, sink, epoch=None, map=store.trees.reading_map()).diffid, store.trees.facts(
-            fd
-        ).to_bytes()
+        contents, map = store.opened.contents(), store.trees.reading_map()
+        written = write_layer(tree, sink, epoch=None, contents=contents, map=map)
+        return written.diffid, store.trees.facts(fd).to_bytes()
     finally:
         os.close(sink)
         os.close(tree)

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isolate.images.contents import unused
 from isolate.images.disk import is_named, open_directory, try_lock
 from isolate.images.documents import INDEX_TYPES, LARGEST, parse, read_index, read_manifest
 from isolate.images.errors import DigestError, ImageError, StoreError
@@ -128,6 +129,9 @@ def collect(opened: Opened, trees: Trees, keep: Iterable[str], report: Reporter)
         os.close(held)
     failed = empty(opened, trees.map)
     unshared(opened.objects_fd)
+    contents = opened.contents()
+    if contents is not None:
+        unused(contents)
     return Collected(blobs, layers, leftovers, size, in_use, tuple(str(error) for error in failed))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from isolate.images.pack.change import Change, Changes
 from isolate.images.pack.stack import Stack
@@ -30,7 +30,8 @@ def compare(store: Store, old: Image, new: Image) -> Changes:
     with first:
         second, others = store.lease(new)
         with second:
-            before, after = Stack(tuple(reversed(trees))), Stack(tuple(reversed(others)))
+            contents = store.opened.contents()
+            before, after = (Stack(tuple(reversed(tops)), contents=contents) for tops in (trees, others))
             try:
                 return Changes(_walk(before, after, b""))
             finally:
@@ -82,7 +83,7 @@ def _other_content(path: bytes, was: tuple[Tree, os.stat_result], now: tuple[Tre
         return False
     if old.st_size != new.st_size:
         return True
-    with _file(path, was[0]) as first, _file(path, now[0]) as second:
+    with open(was[0].read(path), "rb") as first, open(now[0].read(path), "rb") as second:
         while True:
             piece = first.read(_PIECE)
             if piece != second.read(_PIECE):
@@ -94,9 +95,3 @@ def _other_content(path: bytes, was: tuple[Tree, os.stat_result], now: tuple[Tre
 def _link(path: bytes, tree: Tree) -> bytes:
     parent, _, base = path.rpartition(b"/")
     return os.readlink(base, dir_fd=tree.directory(parent))
-
-
-def _file(path: bytes, tree: Tree) -> IO[bytes]:
-    parent, _, base = path.rpartition(b"/")
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return open(os.open(base, flags, dir_fd=tree.directory(parent)), "rb")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from isolate.images.contents import outlined
 from isolate.images.errors import StoreError
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ __all__ = ["Given"]
 
 
 class Given:
-    """A resource of each start: the layers, the uppermost first, then the upper, as descriptors."""
+    """A resource of each start: the layers, the uppermost first, the contents of their outlines, then the upper, as
+    descriptors."""
 
     def __init__(
         self,
@@ -27,14 +29,18 @@ class Given:
         upper: Upper | None,
         stubs: Sequence[bytes],
         only: Sequence[int] | None = None,
+        *,
+        contents: bool = False,
     ) -> None:
-        """``only`` are the numbers of the layers that are wanted, the uppermost first; None: all."""
+        """``only`` are the numbers of the layers that are wanted, the uppermost first; None: all. With ``contents`` the
+        contents of outlines are wanted, too."""
         self._store = store
         self._diffids = tuple(diffids)
         self._wanted = tuple(reversed(range(len(self._diffids)))) if only is None else tuple(only)
         self._upper = upper
         self._stubs = tuple(stubs)
-        self.count: int = len(self._wanted) + (upper is not None)
+        self._contents = contents
+        self.count: int = len(self._wanted) + contents + (upper is not None)
 
     def take(self) -> Holding:
         """For one start.
@@ -52,6 +58,18 @@ class Given:
                         remedy="store.add(image), or pull or load it with unpack=True",
                     )
                 holding.fds.append(fd)
+                if not self._contents and outlined(fd):
+                    raise StoreError(
+                        f"the contents of layer {self._diffids[index]} lie elsewhere since the sandbox was planned",
+                        path=self._store.path,
+                        cause='it was unpacked anew, by a store with share="contents"',
+                        remedy="make the Sandbox once more",
+                    )
+            if self._contents:
+                contents = self._store.opened.contents()
+                if contents is None:
+                    raise StoreError("the directory with the contents of files is gone", path=self._store.path)
+                holding.fds.append(os.dup(contents))
             if self._upper is not None:
                 holding.fds.append(self._upper.begin(self._stubs))
                 holding.upper = self._upper

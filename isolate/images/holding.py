@@ -47,10 +47,12 @@ class Holding:
         *,
         read_only: bool = False,
         map: IdMap | None = None,
-        share: bool = False,
+        share: bool | str = False,
     ) -> None:
         if map is not None:
             of_type("Store: map", map, IdMap, "an IdMap or None")
+        if share is not True and share is not False and share != "contents":
+            raise ValueError(f'Store: share must be True, False or "contents", not {share!r}')
         self._opened = Opened(path, read_only=read_only)
         self._trees = Trees(self._opened, map, share=share)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from isolate.images.blobs import Blobs
 from isolate.images.digests import split
-from isolate.images.disk import Unnamed, doing, read_small, subdirectory
+from isolate.images.disk import Unnamed, doing, open_directory, read_small, replace, subdirectory
 from isolate.images.errors import StoreError
 from isolate.images.refs import Refs
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "BlobBytes", "Opened"]
 
-FORMAT = 1
+FORMAT = 2
+_PLAIN, _WITH_CONTENTS = 1, 2  # the second one: layers may have files whose contents are in contents/
 _WORDS = "isolate-store"
-_OWN = {"format", "blobs", "partial", "layers", "objects", "refs", "uppers", "trash"}
+_OWN = {"format", "blobs", "partial", "contents", "layers", "objects", "refs", "uppers", "trash"}
 _NOT_OURS = "name an empty directory, or one that a Store has made"
 
 
@@ -38,6 +40,8 @@ class Opened:
         self.trash_fd: int = -1
         self.uppers_fd: int = -1
         self.objects_fd: int = -1
+        self._contents_fd: int = -1
+        self._lock = threading.Lock()
         self._blobs: Blobs | None = None
         self._refs: Refs | None = None
         try:
@@ -130,7 +134,7 @@ class Opened:
             if self.read_only:
                 raise StoreError("the directory is no store", path=self.path, remedy=_NOT_OURS) from None
             with Unnamed(self.fd) as file:
-                file.write(f"{_WORDS} {FORMAT}\n".encode())
+                file.write(f"{_WORDS} {_PLAIN}\n".encode())
                 if not file.name("format"):  # another process makes the same store
                     self._check_format()
             return
@@ -151,11 +155,31 @@ class Opened:
             self._blobs.close()
         if self._refs is not None:
             self._refs.close()
-        for name in ("fd", "layers_fd", "trash_fd", "uppers_fd", "objects_fd"):
+        for name in ("fd", "layers_fd", "trash_fd", "uppers_fd", "objects_fd", "_contents_fd"):
             fd = getattr(self, name)
             if fd >= 0:
                 os.close(fd)
             setattr(self, name, -1)
+
+    def contents(self, *, create: bool = False) -> int | None:
+        """The directory with the contents of outlines; None where there is none. ``create`` makes it."""
+        with self._lock:
+            if self._contents_fd < 0 and self.fd >= 0:
+                try:
+                    self._contents_fd = open_directory("contents", self.fd)
+                except FileNotFoundError:
+                    if not create:
+                        return None
+                    self._make_contents()
+            return self._contents_fd if self._contents_fd >= 0 else None
+
+    def _make_contents(self) -> None:
+        # Versions that know nothing of it must not take an outline for a file, nor remove the contents.
+        replace(self.fd, "format", f"{_WORDS} {_WITH_CONTENTS}\n".encode())
+        fd = subdirectory(self.fd, "contents")
+        # A sandbox looks in there by the rights of others, where its ids are not the store's.
+        os.fchmod(fd, 0o755)
+        self._contents_fd = fd
 
     def source(self, digest: str) -> BlobBytes:
         """A function that reads a blob, also when this store has been closed."""

@@ -203,7 +203,7 @@ def unpack(
                 report("extract", layer.diffid, 0, None)
                 archive = os.open(f"/proc/self/fd/{blob}", os.O_RDONLY | os.O_CLOEXEC)  # with a place of its own
                 try:
-                    one = trees.stage(archive, layer, below, stack, bounds)
+                    one = trees.stage(archive, layer, below, stack, bounds, share=trees.share)
                 finally:
                     os.close(archive)
                 staged.append(one)

@@ -63,7 +63,8 @@ class ImageRoot(Shown):
     ``directory`` is the part of the image that is shown, such as the files of a volume: a directory in it, with its own
     mode and owner; no link on the way to it is followed.
 
-    Overlayfs's own attributes in the layers are not followed (``redirect_dir=nofollow``, ``metacopy=off``).
+    Overlayfs's own attributes in the layers are not followed (``redirect_dir=nofollow``, ``metacopy=off``), but for
+    those of a store that shares contents: they name files of its own in a data-only layer (Linux 6.16).
 
     Needs CAP_SYS_ADMIN, or a user namespace and Linux 5.11; more than about 80 layers, Linux 6.13.
 
@@ -170,7 +171,10 @@ class ImageRoot(Shown):
         diffids = self.image.diffids
         shown = self._shown()
         stubs = self._stubs(context) if self.writable is not None else []
-        given = Given(self.store, diffids, self.writable, stubs, shown)
+        outlines = 0 in shown and self.store.trees.has_outlines(diffids)
+        if len(shown) + outlines > MAX_LAYERS:
+            raise ConflictError(f"ImageRoot: the kernel stacks {MAX_LAYERS} layers, and one has the contents of files")
+        given = Given(self.store, diffids, self.writable, stubs, shown, contents=outlines)
         slots = context.resource(given, given.count)
         names = [diffids[number].partition(":")[2][:12] for number in shown]
         tree = b"/".join(filter(None, [b"tree", self._part]))
@@ -184,8 +188,11 @@ class ImageRoot(Shown):
         wanted: list[tuple[str, Slot, list[tuple[bytes, Register]]]] = [
             (f"layer {name}", slot, [(tree, fd)]) for name, slot, fd in zip(names, slots, lower, strict=False)
         ]
+        data = Register("contents") if outlines else None
+        if data is not None:
+            wanted.append(("the contents of files", slots[len(names)], [(b".", data)]))
         if kept is not None:
-            wanted.append(("the upper", slots[len(names)], [(b"fs", kept[0]), (b"work", kept[1])]))
+            wanted.append(("the upper", slots[-1], [(b"fs", kept[0]), (b"work", kept[1])]))
         opening: Callable[[str, Slot, Sequence[tuple[bytes, Register]]], Iterator[Step]] = self._by_name
         namespace = Register("map")
         if ids is not None:
@@ -206,7 +213,7 @@ class ImageRoot(Shown):
             volatile=kept is not None,
             owned=True,
         )
-        yield from stacking.steps(building, lower, kept, out)
+        yield from stacking.steps(building, lower, kept, out, contents=data)
 
     @staticmethod
     def _by_name(words: str, slot: Slot, parts: Sequence[tuple[bytes, Register]]) -> Iterator[Step]:

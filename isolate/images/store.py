@@ -41,7 +41,9 @@ class Store(Exchanging):
 
     ``share``: equal files of layers that are unpacked from now on are one file on disk, in whatever image they are. It
     takes a second look at each file, which costs about a quarter more; programs see a link count above one. Files are
-    equal if contents, mode, owner, time and attributes are.
+    equal if contents, mode, owner, time and attributes are. With ``"contents"`` the contents alone have to be equal in
+    the lowest layers of images, and files are links in the others (Linux 6.16; it is tried when the first layer is
+    unpacked).
 
     Nothing half made has a name in it, whatever is killed and whenever the power fails. Layers in use cannot be
     collected: they are locked, and each lock ends with its process. The directory has mode 0700, since images have

@@ -1,7 +1,7 @@
 """The extracted layers of a store: ``layers/<diffid>/tree``, with ``facts`` and ``info`` beside it.
 
-A layer whose archive has hard links to files of lower layers is only good above those: its directory's name then also
-has the digest of what is below.
+A layer whose archive has hard links to files of lower layers is only good above those, and one whose files have their
+contents elsewhere only as the lowest: its directory's name then also has the digest of what is below.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from isolate.images.confined.maps import map_for
+from isolate.images.contents import outline, outlined
 from isolate.images.digests import digest_of, split
 from isolate.images.disk import (
     HELD,
@@ -29,7 +30,7 @@ from isolate.images.disk import (
 from isolate.images.documents import packing_of
 from isolate.images.errors import StoreError
 from isolate.images.facts import Facts
-from isolate.images.sharing import share
+from isolate.images.sharing import share as share_files
 from isolate.images.unpack.start import extract
 
 if TYPE_CHECKING:
@@ -68,9 +69,10 @@ class Staged:
 class Trees:
     """``layers/`` of a store."""
 
-    def __init__(self, opened: Opened, map: IdMap | None = None, *, share: bool = False) -> None:
+    def __init__(self, opened: Opened, map: IdMap | None = None, *, share: bool | str = False) -> None:
         self._opened = opened
         self.map = map
+        #: How files are shared: not, by links (True), or their ``"contents"`` alone.
         self.share = share
 
     def reading_map(self) -> IdMap | None:
@@ -86,9 +88,14 @@ class Trees:
         digits = split(diffid)[1]
         return digits, f"{digits}-{split(above(below))[1][:32] if below else '0' * 32}"
 
+    def _candidates(self, diffid: str, below: Sequence[str]) -> tuple[str, ...]:
+        """The same, in the order in which they are looked for: of the lowest layer first the one with outlines."""
+        names = self.names(diffid, below)
+        return names if below or self._opened.contents() is None else names[::-1]
+
     def hold(self, diffid: str, below: Sequence[str]) -> int | None:
         """A descriptor of a layer's directory, with a shared lock; None where it is not there."""
-        for name in self.names(diffid, below):
+        for name in self._candidates(diffid, below):
             fd = self.hold_name(name)
             if fd is not None:
                 return fd
@@ -132,11 +139,19 @@ class Trees:
         below: Sequence[str],
         trees: Sequence[int],
         bounds: Bounds | None,
+        *,
+        share: bool | str = False,
     ) -> Staged:
         """Extract a layer's archive into a directory that has no name yet. ``trees`` are those below, lowest first.
 
-        :raises LayerError, DigestError: as :func:`extract`; nothing is left.
+        :raises LayerError, DigestError: as :func:`extract`; nothing is left. :raises StoreError: contents cannot be
+            shared here.
         """
+        outlines = share == "contents" and not below  # only the lowest layer can have them; others share by links
+        if outlines:
+            from isolate.images.trial import can_share_contents  # loaded late: for stores that share contents
+
+            can_share_contents()
         name, fd = new_directory(self._at, ".new-")
         try:
             os.mkdir("tree", 0o755, dir_fd=fd)
@@ -149,19 +164,23 @@ class Trees:
                     compression=packing_of(layer.media_type),
                     map=self.map,
                     lower=tuple(reversed(trees)),
+                    contents=self._opened.contents(),
                     digest=layer.digest,
                     diffid=layer.diffid,
                 )
-                if self.share:
-                    share(tree, self._opened.objects_fd, map=self.reading_map())
+                if outlines:
+                    self._outline(tree, fd)
+                elif share:
+                    share_files(tree, self._opened.objects_fd, map=self.reading_map())
             finally:
                 os.close(tree)
+            tied = bool(done.from_lower) or outlines
             info = {
                 "diffid": done.diffid,
                 "size": done.unpacked,
                 "data": done.data,
                 "entries": done.entries,
-                "above": above(below) if done.from_lower else None,
+                "above": above(below) if tied else None,
             }
             replace(fd, "info", json.dumps(info).encode())
             if done.facts:
@@ -169,7 +188,32 @@ class Trees:
         except BaseException:
             self.throw_away(name, fd)
             raise
-        return Staged(fd, name, self.names(layer.diffid, below)[1 if done.from_lower else 0], done.unpacked)
+        return Staged(fd, name, self.names(layer.diffid, below)[1 if tied else 0], done.unpacked)
+
+    def _outline(self, tree: int, fd: int) -> None:
+        contents = self._opened.contents(create=True)
+        assert contents is not None
+        os.mkdir("contents", 0o755, dir_fd=fd)
+        own = open_directory("contents", fd)
+        try:
+            outline(tree, contents, own, map=self.reading_map())
+        finally:
+            os.close(own)
+
+    def has_outlines(self, diffids: Sequence[str]) -> bool:
+        """Whether files of a stack of layers have their contents elsewhere: of its lowest; not if that is not there."""
+        if self._opened.contents() is None or not diffids:
+            return False
+        for name in self._candidates(diffids[0], ()):
+            try:
+                fd = open_directory(name, self._at)
+            except FileNotFoundError:
+                continue
+            try:
+                return outlined(fd)
+            finally:
+                os.close(fd)
+        return False
 
     def publish(self, staged: Iterable[Staged], lease: Lease) -> None:
         """Force the layers to disk, all at once, and name them; who was first, has the name."""

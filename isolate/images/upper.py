@@ -153,6 +153,7 @@ class Upper:
                     upper=True,
                     stubs=self._stubs,
                     facts=self._store.trees.facts_of(trees[::-1]),
+                    contents=self._store.opened.contents(),
                     out=out,
                     epoch=epoch,
                     bounds=bounds,

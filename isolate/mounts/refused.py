@@ -11,7 +11,7 @@ from isolate.engine.finding import Finding
 if TYPE_CHECKING:
     from isolate.diagnosis.host import Failure
 
-__all__ = ["OVERLAY", "refused"]
+__all__ = ["DATA_ONLY", "OVERLAY", "refused"]
 
 #: What overlayfs means by an errno, whichever way it is mounted.
 OVERLAY = {
@@ -36,6 +36,16 @@ OVERLAY = {
     ENOENT: Finding("a layer does not exist", "make it, or name another"),
     ENOTDIR: Finding("a layer must be a directory", "name the directory"),
     ESTALE: Finding("upper was used with other lower layers before (the index feature)", "empty upper and work"),
+}
+#: The same with a data-only layer.
+DATA_ONLY = {
+    **OVERLAY,
+    EINVAL: Finding(
+        "files of the image have their contents in a data-only layer, which this kernel's overlayfs does not mount with"
+        " user.overlay attributes",
+        'use Linux 6.16, or a store without share="contents"',
+        True,
+    ),
 }
 
 

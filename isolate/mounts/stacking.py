@@ -32,7 +32,7 @@ from isolate.kernel.constants import (
 )
 from isolate.kernel.paths import text
 from isolate.mounts.calls import STATX_GID, STATX_MODE, STATX_SIZE, STATX_UID, clone, new_file_system, on_top, stat
-from isolate.mounts.refused import OVERLAY
+from isolate.mounts.refused import DATA_ONLY, OVERLAY
 from isolate.mounts.telling import telling
 from isolate.mounts.tmpfs import PAGE, default_inodes, pages
 from isolate.namespaces.part import UserNamespace
@@ -74,11 +74,18 @@ class Stacking:
     owned: bool = False
 
     def steps(
-        self, building: Building, lower: Sequence[Register], kept: tuple[Register, Register] | None, out: Register
+        self,
+        building: Building,
+        lower: Sequence[Register],
+        kept: tuple[Register, Register] | None,
+        out: Register,
+        *,
+        contents: Register | None = None,
     ) -> Iterator[Step]:
         """Mount the layers, the uppermost first, whose descriptors stand in ``lower``: attached nowhere yet.
 
         ``kept`` are the descriptors of upper and work directory; without them changes go to memory, or nowhere.
+        ``contents`` is a data-only layer, of which outlines in the others have their contents.
         """
         layers = [(b"lowerdir+", fd) for fd in lower]
         memory = Register("memory")
@@ -87,19 +94,24 @@ class Stacking:
             layers += [(b"upperdir", kept[0]), (b"workdir", kept[1])]
         else:
             # Without layers there is an empty one; overlayfs wants one below what is written to, or two.
-            names = [b"empty"] * (self.read_only or not lower) + [b"bottom"] * (self.read_only and not lower)
+            # With contents that is one more, and none may lie between the outlines in its top directory and those.
+            names = [b"empty"] * ((self.read_only and contents is None) or not lower)
+            names += [b"bottom"] * (self.read_only and not lower)
             names += [] if self.read_only else [b"upper", b"work"]
             directories = [(name, Register(name.decode())) for name in names]
             yield self._memory(building, memory, lower[0] if lower else None, directories)
             keys = {b"upper": b"upperdir", b"work": b"workdir"}
             memory_upper = dict(directories).get(b"upper")
             layers += [(keys.get(name, b"lowerdir+"), fd) for name, fd in directories]
+        if contents is not None:
+            layers.append((b"datadir+", contents))  # after every other layer
         if self.attached:
             # Before Linux 6.15 a layer must be attached somewhere; they stack, and go from the top.
             yield Step(Phase.ROOT, "the layers lie on the old root", tuple(map(on_top, lower)))
         yield self._mount(building, layers, out)
         if memory_upper is not None:
-            handing = telling(building, self.place, memory_upper, lower, own_xattrs=self._has_own_xattrs(building))
+            marks = self._has_own_xattrs(building)
+            handing = telling(building, self.place, memory_upper, lower, own_xattrs=marks, contents=contents)
             if handing is not None:
                 yield handing
         ends: list[Op] = []
@@ -171,7 +183,8 @@ class Stacking:
             end,
         ]
         words = f"overlay for {text(self.place)} of {self.count} layers"
-        return Step(Phase.ROOT, words, tuple(ops), path=self.place, hints=OVERLAY)
+        hints = DATA_ONLY if any(key == b"datadir+" for key, _ in layers) else OVERLAY
+        return Step(Phase.ROOT, words, tuple(ops), path=self.place, hints=hints)
 
     def _words(self, marks: bool, following: tuple[tuple[bytes, bytes], ...]) -> bytes:
         """The options of mount(2)."""
@@ -187,6 +200,8 @@ def _mount_by_name(
     out: Register,
 ) -> list[Op]:
     """mount(2) with the layers as /proc/self/fd/100 and on: names in which no character needs an escape."""
+    if any(key == b"datadir+" for key, _ in layers):
+        return [Fail(EINVAL)]  # kernels that need this path know no data-only layers with these marks
     ops: list[Op] = []
     digits: list[tuple[int, Register]] = []
     for key, words in ((b"lowerdir+", b",lowerdir="), (b"upperdir", b",upperdir="), (b"workdir", b",workdir=")):

@@ -29,22 +29,31 @@ _HINTS = {errno.ETOOMANYREFS: "as many descriptors as this user may have are on 
 class Told:
     """The layers of one overlay of one start."""
 
-    def __init__(self, place: bytes, building: Building, mark: str) -> None:
+    def __init__(self, place: bytes, building: Building, mark: str, *, contents: bool) -> None:
         #: Where the overlay is.
         self.place = place
         #: The attribute by which this overlay knows a directory that hides those below; others are a program's own.
         self.mark = mark
         self._building = building
+        self._has_contents = contents
         self._fds: list[OwnedDescriptor] = []
+        self._contents: OwnedDescriptor | None = None
 
     def receive(self, fds: list[int], session: Launched) -> None:
         """Keep them."""
         self._fds = [OwnedDescriptor(fd) for fd in fds]
+        if self._has_contents:
+            self._contents = self._fds.pop()
 
     @property
     def layers(self) -> Sequence[OwnedDescriptor]:
         """The directory for changes, and what lies below it, the uppermost first; none before they came."""
         return self._fds
+
+    @property
+    def contents(self) -> OwnedDescriptor | None:
+        """The data-only layer, if there is one."""
+        return self._contents
 
     def stubs(self) -> dict[bytes, bytes | None]:
         """What the root's entries made where it was missing, with the directories on the way: places in the sandbox
@@ -61,10 +70,17 @@ class Told:
     def close(self) -> None:
         """Let go of them, and so of the memory."""
         self._fds = []  # closed with the last reference: somebody may be looking
+        self._contents = None
 
 
 def telling(
-    building: Building, place: bytes, upper: Register, lower: Sequence[Register], *, own_xattrs: bool
+    building: Building,
+    place: bytes,
+    upper: Register,
+    lower: Sequence[Register],
+    *,
+    own_xattrs: bool,
+    contents: Register | None = None,
 ) -> Step | None:
     """The step that hands them over; None where nobody asks (on a thread), or there are too many."""
     context = building.context
@@ -72,7 +88,10 @@ def telling(
     if not asked or len(lower) >= MOST:
         return None
     mark = f"{'user' if own_xattrs else 'trusted'}.overlay.opaque"
-    handing = Handing(prepare=lambda: Told(place, building, mark), count=1 + len(lower), part="Overlay")
+    fds = [upper, *lower, *(() if contents is None else (contents,))]
+    handing = Handing(
+        prepare=lambda: Told(place, building, mark, contents=contents is not None), count=len(fds), part="Overlay"
+    )
     slot = handing.slot(context)
-    ops = (*give(slot, [upper, *lower]), call("close", slot))
+    ops = (*give(slot, fds), call("close", slot))
     return Step(Phase.ROOT, "hand its layers to the caller, who tells what has changed", ops, hints=_HINTS)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from isolate.engine.handing import Handed
 from isolate.kernel.paths import PATH_MAX
 from isolate.mounts.changes import Change, Changes
+from isolate.mounts.outlines import contents_of
 from isolate.mounts.telling import Told
 from isolate.sandbox.containers.beneath import Opened, open_beneath, reopen_regular
 
@@ -56,6 +57,7 @@ class _Look:
     def __init__(self, told: Told, *, ended: bool) -> None:
         self._ended = ended
         self._upper, *self._lower = told.layers
+        self._contents = told.contents
         self._prefix = told.place.strip(b"/") + b"/" if told.place != b"/" else b""
         self._stubs = told.stubs()
         self._found: dict[bytes, Change] = {}
@@ -228,7 +230,7 @@ class _Look:
             return False
         self._bytes -= found.st_size
         try:
-            with _regular(here, name) as one, _regular(there, name) as two:
+            with _regular(here, name) as one, self._lower_file(there, name) as two:
                 while True:
                     if time.monotonic() > self._until:
                         return False
@@ -237,8 +239,16 @@ class _Look:
                         return False
                     if not data:
                         return True
-        except OSError:
+        except (OSError, ValueError):
             return False
+
+    def _lower_file(self, directory: int, name: bytes) -> Opened:
+        handle = _regular(directory, name)
+        try:
+            return Opened(contents_of(handle.fd, self._contents))
+        except BaseException:
+            os.close(handle.fd)
+            raise
 
 
 def _regular(directory: int, name: bytes) -> Opened:

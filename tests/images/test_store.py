@@ -42,8 +42,8 @@ def test_what_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a store is a directory"):
         Store(tmp_path / "file")
     Store(tmp_path / "new").close()
-    (tmp_path / "new" / "format").write_text("isolate-store 2\n")
-    with pytest.raises(StoreError, match=r"has format 2, and this version of isolate knows 1"):
+    (tmp_path / "new" / "format").write_text("isolate-store 3\n")
+    with pytest.raises(StoreError, match=r"has format 3, and this version of isolate knows 2"):
         Store(tmp_path / "new")
     (tmp_path / "new" / "format").write_text("something\n")
     with pytest.raises(StoreError, match="not a store's"):

@@ -144,7 +144,7 @@ def test_an_image_by_its_name_from_where_the_profile_stands(store: Store, tmp_pa
 def test_the_store_keeps_how_it_was_opened(store: Store) -> None:
     ids = IdMap([(0, 1000, 5)], [(0, 1000, 5)])
     image = store.open("of/a-profile:1")
-    for given in ({"map": ids, "share": True}, {"read_only": True}):
+    for given in ({"map": ids, "share": True}, {"share": "contents"}, {"read_only": True}):
         with Store(store.path, **given) as other:  # type: ignore[arg-type]
             box = Sandbox(Root(ImageRoot(image, store=other)))
             for again in both(box):

@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from isolate.images.confined.words import FACTS, LOWER, OUT, TARGET, data, text
+from isolate.images.confined.words import CONTENTS, FACTS, LOWER, OUT, TARGET, data, text
 from isolate.images.errors import LayerError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def _extract(options: dict[str, Any]) -> dict[str, Any]:
         devices=options["devices"],
         lower=range(LOWER, LOWER + options["lower"]),
         follow=options["follow"],
+        contents=_contents(options),
     )
     archive = Pass(reader(0), options["compression"], tuple(options["limits"]))
     unpack(archive, placer, ended=options["ended"])
@@ -73,7 +74,12 @@ def _pack(options: dict[str, Any]) -> dict[str, Any]:
     from isolate.images.pack.start import write_layer
 
     facts = _facts(options)
-    return _said(write_layer(TARGET, OUT, epoch=options["epoch"], facts=facts[0] if facts else None))
+    known = facts[0] if facts else None
+    return _said(write_layer(TARGET, OUT, epoch=options["epoch"], facts=known, contents=_contents(options)))
+
+
+def _contents(options: dict[str, Any]) -> int | None:
+    return CONTENTS if options["contents"] else None
 
 
 def _facts(options: dict[str, Any]) -> list[Facts]:
@@ -93,6 +99,7 @@ def _diff(options: dict[str, Any]) -> dict[str, Any]:
         TARGET,
         lower,
         _facts(options),
+        contents=_contents(options),
         upper=options["upper"],
         stubs=stubs,
         out=out,
@@ -121,4 +128,18 @@ def _share(options: dict[str, Any]) -> dict[str, Any]:
     return {"files": done.files, "bytes": done.bytes}
 
 
-_TASKS = {"extract": _extract, "pack": _pack, "diff": _diff, "remove": _remove, "share": _share}
+def _outline(_: dict[str, Any]) -> dict[str, Any]:
+    from isolate.images.contents import outline_here
+
+    done = outline_here(TARGET, CONTENTS, OUT)
+    return {"files": done.files, "bytes": done.bytes}
+
+
+_TASKS = {
+    "extract": _extract,
+    "pack": _pack,
+    "diff": _diff,
+    "remove": _remove,
+    "share": _share,
+    "outline": _outline,
+}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["FACTS", "LOWER", "OUT", "TARGET", "data", "text"]
+__all__ = ["CONTENTS", "FACTS", "LOWER", "OUT", "TARGET", "data", "text"]
 
-#: Descriptors by number: the directory to work on, and where facts go. The archive is standard input.
-TARGET, FACTS, OUT, LOWER = 3, 4, 5, 10
+#: Descriptors by number: the directory to work on, where facts go, and where the contents of outlines are. The archive
+#: is standard input.
+TARGET, FACTS, OUT, CONTENTS, LOWER = 3, 4, 5, 6, 10
 
 
 def text(data: bytes) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from isolate.images.archive.names import OPAQUE, WHITEOUT
 from isolate.images.pack.change import Change
-from isolate.images.pack.scan import attributes
 from isolate.images.pack.stack import Stack, is_opaque, is_whiteout
 
 if TYPE_CHECKING:
@@ -181,9 +180,9 @@ def _same_contents(path: bytes, tree: Tree, found: os.stat_result, old_tree: Tre
         return False
     if (found.st_dev, found.st_ino) == (old.st_dev, old.st_ino):
         return True
-    one = tree.open(path)
+    one = tree.read(path)
     try:
-        two = old_tree.open(path)
+        two = old_tree.read(path)
         try:
             while True:
                 data = os.read(one, _PIECE)
@@ -214,14 +213,14 @@ def _same_metadata(path: bytes, tree: Tree, found: os.stat_result, old_tree: Tre
     if not directory and found.st_mtime_ns != old.st_mtime_ns:
         return False  # a directory's time changes with what is in it
     if directory:
-        return attributes(tree.directory(path)) == attributes(old_tree.directory(path))
+        return tree.attributes(tree.directory(path)) == old_tree.attributes(old_tree.directory(path))
     if not stat.S_ISREG(found.st_mode):
         return True
     one = tree.open(path)
     try:
         two = old_tree.open(path)
         try:
-            return attributes(one) == attributes(two)
+            return tree.attributes(one) == old_tree.attributes(two)
         finally:
             os.close(two)
     finally:

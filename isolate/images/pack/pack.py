@@ -11,7 +11,6 @@ from isolate.images.archive import entry as kinds
 from isolate.images.archive.names import check_own
 from isolate.images.archive.write import END, header, order, padding
 from isolate.images.errors import LayerError
-from isolate.images.pack.scan import attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -104,7 +103,7 @@ def pack_tree(
             _file(tree, entry, out)
         else:
             if entry.kind == kinds.DIRECTORY:
-                entry.xattrs.update(attributes(tree.directory(path)))
+                entry.xattrs.update(tree.attributes(tree.directory(path)))
             out.put(header(entry))
     return out.end(), out.size, left_out
 
@@ -134,9 +133,10 @@ def _file(tree: Tree, entry: Entry, out: Writer) -> None:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
             raise LayerError(entry.path, "its size changed: the tree changes while it is read")
-        for name, value in attributes(fd).items():
+        for name, value in tree.attributes(fd).items():
             entry.xattrs.setdefault(name, value)
         out.put(header(entry))
+        fd = tree.contents_of(fd, entry.path)
         left = entry.size
         while left:
             data = os.read(fd, min(left, _PIECE))

@@ -11,6 +11,7 @@ from isolate.images.archive import entry as kinds
 from isolate.images.archive.entry import Entry
 from isolate.images.archive.pax import MAX_XATTRS
 from isolate.images.errors import LayerError
+from isolate.mounts.outlines import MARKS, contents_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +42,8 @@ _ELSEWHERE = (
 _NEVER = (b"trusted.", b"security.selinux", b"security.ima", b"security.evm", b"system.")
 
 
-def attributes(fd: int) -> dict[bytes, bytes]:
-    """The extended attributes of an open file that belong into an archive.
+def attributes(fd: int, *, outline: bool = False) -> dict[bytes, bytes]:
+    """The extended attributes of an open file that belong into an archive. ``outline``: its contents may be elsewhere.
 
     :raises LayerError: overlayfs's own, which say that the contents lie elsewhere.
     """
@@ -56,7 +57,7 @@ def attributes(fd: int) -> dict[bytes, bytes]:
         raise
     for text in listed:
         name = os.fsencode(text)
-        if name in _ELSEWHERE:
+        if name in _ELSEWHERE and not (outline and name in MARKS):
             raise LayerError(b"", f"{text}: the contents are elsewhere, so this cannot be read on its own")
         if name.startswith(_NEVER) or name.startswith(_OVERLAY):
             continue
@@ -74,11 +75,15 @@ def attributes(fd: int) -> dict[bytes, bytes]:
 
 
 class Tree:
-    """A tree below a directory. ``facts`` say what it could not hold: entries show that instead."""
+    """A tree below a directory. ``facts`` say what it could not hold: entries show that instead.
 
-    def __init__(self, top: int, facts: Facts | None = None) -> None:
+    ``contents``: the tree is a store's, and files of it may be outlines of which the contents are in this directory.
+    """
+
+    def __init__(self, top: int, facts: Facts | None = None, contents: int | None = None) -> None:
         self.top = top
         self.facts = facts
+        self.contents = contents
         self._fds: dict[bytes, int] = {b"": top}
 
     def close(self) -> None:
@@ -110,7 +115,7 @@ class Tree:
         return fd
 
     def open(self, path: bytes) -> int:
-        """The descriptor of a regular file of the tree, to read.
+        """The descriptor of a regular file of the tree, for its metadata: :meth:`contents_of` of it is to be read.
 
         :raises LayerError: something else stands there by now.
         """
@@ -120,6 +125,32 @@ class Tree:
             os.close(fd)
             raise LayerError(path, "it was a file, and is none any more: the tree changes while it is read")
         return fd
+
+    def contents_of(self, fd: int, path: bytes) -> int:
+        """The descriptor to read the contents of an open file from, instead of the one given.
+
+        :raises LayerError: they are elsewhere, and not to be found; the given one is open.
+        """
+        try:
+            return contents_of(fd, self.contents)
+        except ValueError as error:
+            raise LayerError(path, str(error)) from None
+
+    def read(self, path: bytes) -> int:
+        """The descriptor of the contents of a regular file.
+
+        :raises LayerError: as :meth:`open` and :meth:`contents_of`.
+        """
+        fd = self.open(path)
+        try:
+            return self.contents_of(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def attributes(self, fd: int) -> dict[bytes, bytes]:
+        """:func:`attributes` of an open file or directory of the tree."""
+        return attributes(fd, outline=self.contents is not None)
 
     def stats(self) -> Iterator[tuple[bytes, os.stat_result]]:
         """Every path with what lstat says, in no order but parents first. Other file systems mounted below are left

@@ -34,11 +34,11 @@ def is_opaque(fd: int) -> bool:
 
 class Stack:
     """Trees, the uppermost first, with what they could not hold. Each may hide what is below it by whiteouts and opaque
-    directories."""
+    directories. ``contents`` as for :class:`Tree`, for all of them."""
 
-    def __init__(self, tops: Sequence[int], facts: Sequence[Facts] = ()) -> None:
+    def __init__(self, tops: Sequence[int], facts: Sequence[Facts] = (), contents: int | None = None) -> None:
         known = [*facts, *[None] * (len(tops) - len(facts))]
-        self.trees: list[Tree] = [Tree(top, fact or None) for top, fact in zip(tops, known, strict=True)]
+        self.trees: list[Tree] = [Tree(top, fact or None, contents) for top, fact in zip(tops, known, strict=True)]
         self._views: dict[bytes, tuple[Tree, ...]] = {b"": tuple(self.trees)}
 
     def close(self) -> None:

@@ -48,19 +48,27 @@ def layer_rows(tree: Tree) -> Iterator[tuple[bytes, os.stat_result | None]]:
 
 
 def write_layer(
-    tree: int, out: int, *, epoch: int | None = 0, facts: Facts | None = None, map: IdMap | None = None
+    tree: int,
+    out: int,
+    *,
+    epoch: int | None = 0,
+    facts: Facts | None = None,
+    contents: int | None = None,
+    map: IdMap | None = None,
 ) -> Written:
     """Write the archive of a directory to a descriptor.
 
     Whiteouts and opaque directories of overlayfs become those of archives. ``epoch`` is the latest time, in seconds;
     None keeps times as they are. ``facts`` say what the tree could not hold. With ``map`` a child with these ids does
-    the reading: owners are as they are in there, and files are read that the caller may not.
+    the reading: owners are as they are in there, and files are read that the caller may not. ``contents`` is where the
+    contents of outlines are, for a tree of a store.
 
     :raises LayerError: the tree changes while it is read, or has what no archive can say.
     """
     if map is not None:
-        return _written(_asked("pack", tree, (), map, out=out, epoch=epoch, facts=() if facts is None else (facts,)))
-    source = Tree(tree, facts)
+        known = () if facts is None else (facts,)
+        return _written(_asked("pack", tree, (), map, out=out, epoch=epoch, facts=known, contents=contents))
+    source = Tree(tree, facts, contents)
     try:
         return Written(*_tuples(*pack_tree(source, layer_rows(source), _Writing(out), epoch=epoch)))
     finally:
@@ -74,6 +82,7 @@ def difference(
     upper: bool = False,
     stubs: Collection[bytes] = (),
     facts: Sequence[Facts] = (),
+    contents: int | None = None,
     out: int | None = None,
     epoch: int | None = 0,
     bounds: Bounds | None = None,
@@ -83,11 +92,22 @@ def difference(
 
     ``upper``: the new tree is the upper directory of an overlay on the old ones. ``stubs`` are places in it that
     something was mounted on. ``facts`` are what the old trees could not hold, in their order: a file that still belongs
-    to whom it did keeps the owner that the archive said. ``bounds`` are for the archive.
+    to whom it did keeps the owner that the archive said. ``bounds`` are for the archive. ``contents`` is where the
+    contents of outlines in the old trees are.
     """
     if map is not None:
         answer = _asked(
-            "diff", new, old, map, out=out, epoch=epoch, facts=facts, upper=upper, stubs=stubs, bounds=bounds
+            "diff",
+            new,
+            old,
+            map,
+            out=out,
+            epoch=epoch,
+            facts=facts,
+            contents=contents,
+            upper=upper,
+            stubs=stubs,
+            bounds=bounds,
         )
         rows = [Change(words.data(str(p)), str(kind), int(size)) for p, kind, size in answer["changes"]]
         left_out = tuple(words.data(str(path)) for path in answer["left"])
@@ -96,6 +116,7 @@ def difference(
         new,
         old,
         facts,
+        contents=contents,
         upper=upper,
         stubs=stubs,
         out=out,
@@ -110,6 +131,7 @@ def compare(
     old: Sequence[int],
     facts: Sequence[Facts],
     *,
+    contents: int | None,
     upper: bool,
     stubs: Collection[bytes],
     out: int | None,
@@ -117,7 +139,7 @@ def compare(
     limits: Sequence[int] | None,
 ) -> tuple[Difference, Written | None]:
     """The same, here."""
-    tree, below = Tree(new), Stack(old, facts)
+    tree, below = Tree(new), Stack(old, facts, contents)
     try:
         done = of_upper(tree, below, stubs) if upper else of_trees(tree, below)
         if out is None:
@@ -151,6 +173,7 @@ def _asked(
     out: int | None,
     epoch: int | None,
     facts: Sequence[Facts] = (),
+    contents: int | None = None,
     upper: bool = False,
     stubs: Collection[bytes] = (),
     bounds: Bounds | None = None,
@@ -166,11 +189,16 @@ def _asked(
         fds = {words.TARGET: tree, words.FACTS: held, **{words.LOWER + i: fd for i, fd in enumerate(old)}}
         if out is not None:
             fds[words.OUT] = out
+        if contents is not None:
+            fds[words.CONTENTS] = contents
         options: dict[str, Any] = {"lower": len(old), "epoch": epoch, "upper": upper, "out": out is not None}
         options["limits"] = None if bounds is None else bounds.limits()
         options["facts"] = [len(text) for text in texts]
+        options["contents"] = contents is not None
         options["stubs"] = [words.text(path) for path in stubs]
-        return confined(task, options, ids=ids, fds=fds, readable=(tree, *old))
+        return confined(
+            task, options, ids=ids, fds=fds, readable=(tree, *old, *(() if contents is None else (contents,)))
+        )
     finally:
         os.close(held)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from isolate.images.archive import entry as kinds
 from isolate.images.errors import LayerError
-from isolate.images.pack.scan import attributes
 from isolate.images.pack.stack import Stack
 
 if TYPE_CHECKING:
@@ -23,10 +22,11 @@ _MOST_LINKS = 40  # as many as the kernel follows
 
 
 class Below:
-    """The trees below, the uppermost first. ``follow``: entries go where links of these lead."""
+    """The trees below, the uppermost first. ``follow``: entries go where links of these lead. ``contents`` as for
+    :class:`Tree`."""
 
-    def __init__(self, lower: Sequence[int], *, follow: bool) -> None:
-        self._stack = Stack(lower)
+    def __init__(self, lower: Sequence[int], *, follow: bool, contents: int | None = None) -> None:
+        self._stack = Stack(lower, contents=contents)
         self.follow = follow
 
     def close(self) -> None:
@@ -53,11 +53,6 @@ class Below:
         tree, found = row
         entry = tree.entry(path, found)
         return None if entry is None else (tree, entry)
-
-    @staticmethod
-    def attributes(file: int) -> dict[bytes, bytes]:
-        """The extended attributes of a file below."""
-        return attributes(file)
 
     def followed(self, path: bytes, kind: str, known: Mapping[bytes, str]) -> bytes:
         """The place of an entry: its path, with the links of lower layers followed inside of the tree.

@@ -40,7 +40,8 @@ class Placer:
 
     ``top`` is the descriptor of the directory, ``owners`` which ids can be given to files here, ``devices`` whether
     device nodes are made. ``limits`` are the numbers of :meth:`Bounds.limits`; ``lower`` are the trees below this
-    layer, the uppermost first. Errors leave what was made so far: the caller removes the directory.
+    layer, the uppermost first, and ``contents`` is where those of their outlines are. Errors leave what was made so
+    far: the caller removes the directory.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Placer:
         devices: bool = False,
         lower: Sequence[int] = (),
         follow: bool = False,
+        contents: int | None = None,
     ) -> None:
         self.top = top
         self.owners = owners
@@ -62,7 +64,7 @@ class Placer:
         if lower:
             from isolate.images.unpack.below import Below  # loaded late: the lowest layer of an image has none
 
-            self._below = Below(lower, follow=follow)
+            self._below = Below(lower, follow=follow, contents=contents)
         #: What stands at each path of this layer: a kind of entry, or one of the two above.
         self.known: dict[bytes, str] = {b"": _IMPLICIT}
         self._prepare(top)
@@ -335,7 +337,8 @@ class Placer:
         if entry.kind == kinds.FILE:
             file = tree.open(target)
             try:
-                entry.xattrs = self._below.attributes(file)
+                entry.xattrs = tree.attributes(file)
+                file = tree.contents_of(file, target)
                 pieces = iter(lambda: os.read(file, 1 << 18), b"")
                 self._file(fd, base, entry, Source(pieces))
             finally:

@@ -58,6 +58,7 @@ def extract(
     map: IdMap | None = None,
     devices: bool = False,
     lower: Sequence[int] = (),
+    contents: int | None = None,
     links: str = "replace",
     digest: str | None = None,
     diffid: str | None = None,
@@ -79,6 +80,8 @@ def extract(
     ``lower``
         Descriptors of the trees below, the uppermost first: for hard links to files of theirs, and to tell where a
         directory replaces a symbolic link.
+    ``contents``
+        Descriptor of the directory with the contents of the lower trees' files, for those of a store that has one.
     ``links``
         The action if a parent is a symbolic link of a lower layer: ``"replace"`` makes a directory, as other
         tools do, and names it in the result; ``"follow"`` makes the entry where the link leads.
@@ -114,7 +117,11 @@ def extract(
         "ended": digest is None and diffid is None,
         "lower": len(lower),
         "follow": links == "follow",
+        "contents": contents is not None,
     }
+    fds = {words.TARGET: target, **{words.LOWER + i: fd for i, fd in enumerate(lower)}}
+    if contents is not None:
+        fds[words.CONTENTS] = contents
     facts = os.memfd_create("facts", os.MFD_CLOEXEC)
     try:
         with _Input(archive) as stdin:
@@ -122,9 +129,9 @@ def extract(
                 "extract",
                 options,
                 ids=ids,
-                fds={words.TARGET: target, words.FACTS: facts, **{words.LOWER + i: fd for i, fd in enumerate(lower)}},
+                fds={**fds, words.FACTS: facts},
                 writable=(target,),
-                readable=tuple(lower),
+                readable=(*lower, *(() if contents is None else (contents,))),
                 devices=devices,
                 stdin=stdin,
                 timeout=timeout,

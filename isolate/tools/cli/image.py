@@ -12,6 +12,7 @@ from isolate.errors import IsolateError, printable, printable_lines
 from isolate.images import LayerError, Reference, Registry, Store
 from isolate.images.comparing import compare
 from isolate.images.image import Image
+from isolate.images.sharing import saved
 from isolate.kernel.checks import nearest
 from isolate.tools.cli.showing import amount, colour, counted, progress, short, table
 
@@ -227,11 +228,16 @@ def _tree(store: Store, options: argparse.Namespace) -> int:
 
     draw((), "")
     lines.append(f"{counted(len(images), 'image')}: {amount(shared)} of layers, {amount(alone)} if each had its own")
+    contents = store.opened.contents()
+    files = saved(store.opened.objects_fd) + (0 if contents is None else saved(contents))
+    if files:
+        lines.append(f"{amount(files)} on disk saved by files that layers of the store share")
     document = {
         "images": {name: list(one.diffids) for name, one in images.items()},
         "sizes": sizes,
         "bytes": shared,
         "bytes_without_sharing": alone,
+        "bytes_saved_by_files": files,
     }
     return _say(options, document, "\n".join(lines))
 

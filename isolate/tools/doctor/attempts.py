@@ -98,6 +98,8 @@ def _attempts(remedies: Remedies) -> Iterator[_Row]:
     yield "landlock", "rights to paths, ports and signals without namespaces", "filters", _landlock
     yield "notify", "system calls answered by the caller (seccomp notification)", "filters", _notify
     yield "image-root", "layers of an image as a root, each file with its owner", "images", _image_root
+    words = "files of images that are on disk once if their contents are equal (data-only layers)"
+    yield "image-contents", words, "images", _image_contents
     yield "zstd", "layers compressed by zstd (extra: images)", "images", _zstd
     for name, what, attempt in _NETWORKS:
         yield name, what, "networks", lambda attempt=attempt: attempt(base)  # type: ignore[misc]
@@ -218,6 +220,13 @@ def _image_root() -> str | None:
     ids = IdMap.unprivileged() if is_host_root() else None
     Sandbox(UserNamespace(map=ids), Root(Overlay("/", lower=["/usr"], idmap=True))).check()
     return None if ids is not None else "one owner: the caller; more with id-ranges"
+
+
+def _image_contents() -> str | None:
+    from isolate.images.trial import try_it
+
+    try_it()
+    return 'Store(path, share="contents"): for the lowest layer of an image'
 
 
 def _zstd() -> str | None:

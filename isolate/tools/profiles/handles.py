@@ -55,9 +55,10 @@ def store(value: Any, where: str) -> Store:
     path = os.path.abspath(os.path.expanduser(given.pop("path", None) or default()))
     if not os.path.isdir(path):
         raise ProfileError(where, f"there is no store at {path}; isolate image pull --store DIR makes one")
-    for key in ("share", "read_only"):
-        if not isinstance(given.get(key, False), bool):
-            raise ProfileError(f"{where}.{key}", f"must be true or false, not {given[key]!r}")
+    for key, more in (("share", "contents"), ("read_only", None)):
+        if not isinstance(given.get(key, False), bool) and (more is None or given[key] != more):
+            words = "true or false" if more is None else f'true, false or "{more}"'
+            raise ProfileError(f"{where}.{key}", f"must be {words}, not {given[key]!r}")
     known = (path, tuple(sorted(given.items())))
     found = _open.get(known)
     if found is None or found.opened.fd < 0:

@@ -57,7 +57,7 @@ _HANDLES: dict[tuple[str, str], dict[str, Any]] = {
                 "properties": {
                     "path": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/escape"}]},
                     "map": {"type": "object"},
-                    "share": {"type": "boolean"},
+                    "share": {"enum": [True, False, "contents"]},
                     "read_only": {"type": "boolean"},
                 },
                 "additionalProperties": False,
