@@ -18,6 +18,7 @@ __all__ = ["all_ports", "check_own", "netlink_socket"]
 _AF_NETLINK = Constant(16, "AF_NETLINK")
 _SOCK_RAW = Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC")
 _ROUTE = Constant(0, "NETLINK_ROUTE")
+_NETFILTER = Constant(12, "NETLINK_NETFILTER")
 
 
 def check_own(context: Context, part: str, instead: str = "") -> None:
@@ -30,9 +31,12 @@ def check_own(context: Context, part: str, instead: str = "") -> None:
         raise ConflictError(f"{part}: the network namespace is joined, so it is not this sandbox's own{instead}")
 
 
-def netlink_socket(out: Register) -> Op:
-    """A socket by which the network is seen and changed, also from outside by who is handed it (rtnetlink(7))."""
-    return call("socket", _AF_NETLINK, _SOCK_RAW, _ROUTE, out=out)
+def netlink_socket(out: Register, *, filters: bool = False) -> Op:
+    """A socket by which the network is seen and changed, also from outside by who is handed it (rtnetlink(7)).
+
+    ``filters``: one for nftables.
+    """
+    return call("socket", _AF_NETLINK, _SOCK_RAW, _NETFILTER if filters else _ROUTE, out=out)
 
 
 def all_ports() -> Step:

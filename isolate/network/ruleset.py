@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from isolate.network.address import Address, Net
     from isolate.network.netlink import Message
 
-__all__ = ["BRIDGE", "BRIDGE_NAME", "SWITCH", "UPLINK", "admitted", "base", "published", "reach", "refused", "take"]
+__all__ = [
+    "BRIDGE",
+    "BRIDGE_NAME",
+    "SWITCH",
+    "UPLINK",
+    "admitted",
+    "base",
+    "own_loopback",
+    "published",
+    "reach",
+    "refused",
+    "take",
+]
 
 #: Names of the switch's own devices.
 BRIDGE_NAME, UPLINK = "br0", "up0"
@@ -226,6 +238,24 @@ def base(*, out: bool) -> list[Message]:
         ),
         table.rule("masquerade", *nft.device("oifname", UPLINK), nft.masquerade()),
     ]
+    return messages
+
+
+def own_loopback() -> list[Message]:
+    """The table of a sandbox's own network: nothing leaves it for addresses of loopback.
+
+    No capability is needed to send there by another device: a socket that is bound to it (SO_BINDTODEVICE) passes over
+    the addresses of this network's own. A helper at the other end takes them for its host's. Only CAP_NET_ADMIN in this
+    network could change the table, which goes with it.
+    """
+    table = Table("isolate", owner=False)
+    leaving = [nft.meta("oifname"), nft.compare(nft.ifname("lo"), unequal=True)]
+    first = [(4, 0xFF, 0x7F), (4, 0xFF, 0), (6, 0xE0, 0)]  # 127.0.0.0/8, 0.0.0.0/8; ::/3: ::1, ::ffff:127.0.0.1
+    messages = [table.create(), table.chain(Chain("output", nft.OUTPUT))]
+    for version, mask, prefix in first:
+        rest = bytes(3 if version == 4 else 15)
+        there = [destination(version), nft.masked(bytes([mask]) + rest), nft.compare(bytes([prefix]) + rest)]
+        messages.append(table.rule("output", *leaving, *nft.family(version), *there, nft.verdict(nft.DROP)))
     return messages
 
 

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.capabilities import Cap, Capabilities
 from isolate.engine.handing import Handing
 from isolate.engine.ops import Register
 from isolate.engine.plan import Phase, Step
@@ -16,6 +17,7 @@ from isolate.namespaces import NetNamespace
 from isolate.network import resolv
 from isolate.network.inside import all_ports, check_own, netlink_socket
 from isolate.network.interface import Interface
+from isolate.network.keeper import HINTS
 from isolate.network.way import HELPERS, NAMESERVER, Way
 from isolate.network.words import Publish, PublishLike, publications
 
@@ -39,13 +41,16 @@ class Userspace:
     10.0.2.3, which asks the host's resolver.
 
     Anything that listens at another address of the host's than loopback can be reached: for less use ``Domains``.
-    What holds CAP_NET_RAW or CAP_NET_ADMIN in the sandbox's network can write packets of its own to the addresses of
-    loopback, which these programs take for the host's: drop both (``Capabilities(())``), or have a
-    ``Network(uplink="user")``, whose switch drops such packets. The program runs as this one's user, outside of the
+    These helpers take what arrives for an address of loopback as meant for the host's. A table of nftables in the
+    sandbox's network lets none out, and only a program with CAP_NET_RAW or CAP_NET_ADMIN could get around it. So a
+    sandbox with :class:`Capabilities` that hold one of them is refused: leave both out, or have a
+    ``Network(uplink="user")`` and an :class:`Interface`, whose switch drops such packets. ``raw_packets=True`` accepts
+    that the program can reach the host's loopback by them. The helper runs as this program's user, outside of the
     sandbox, and ends with it.
 
-    Brings a network namespace. Needs ``/dev/net/tun``, and pasta or slirp4netns (0.4.0 or later).
+    Brings a network namespace. Needs ``/dev/net/tun``, nf_tables, and pasta or slirp4netns (0.4.0 or later).
 
+    :raises ConflictError: the program keeps CAP_NET_RAW or CAP_NET_ADMIN.
     :raises UnsupportedError: neither is installed, or it is too old.
     """
 
@@ -53,11 +58,18 @@ class Userspace:
     helper: str | None
     mtu: int
     ipv6: bool | None
+    raw_packets: bool
 
     device: ClassVar[str] = "tap0"
 
     def __init__(
-        self, *, publish: PublishLike = (), helper: str | None = None, mtu: int = 1500, ipv6: bool | None = None
+        self,
+        *,
+        publish: PublishLike = (),
+        helper: str | None = None,
+        mtu: int = 1500,
+        ipv6: bool | None = None,
+        raw_packets: bool = False,
     ) -> None:
         if helper is not None and helper not in HELPERS:
             raise ValueError(f"Userspace: helper must be 'pasta' or 'slirp4netns', not {helper!r}")
@@ -67,7 +79,15 @@ class Userspace:
             raise ValueError(f"Userspace: mtu must be from 576 to 65521 bytes, not {mtu!r}")
         if ipv6 is not None and not isinstance(ipv6, bool):
             raise TypeError(f"Userspace: ipv6 must be True, False or None, not {ipv6!r}")
-        values = {"publish": publications(publish), "helper": helper, "mtu": mtu, "ipv6": ipv6}
+        if not isinstance(raw_packets, bool):
+            raise TypeError(f"Userspace: raw_packets must be True or False, not {raw_packets!r}")
+        values = {
+            "publish": publications(publish),
+            "helper": helper,
+            "mtu": mtu,
+            "ipv6": ipv6,
+            "raw_packets": raw_packets,
+        }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -86,12 +106,36 @@ class Userspace:
             raise ConflictError(
                 "Userspace and Interface: a sandbox has one way out; say Network(uplink='user') instead of Userspace"
             )
+        if not self.raw_packets:
+            _refuse_raw_packets(context)
         handing = Handing(
-            prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device, self.ipv6), part="Userspace"
+            count=2,
+            prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device, self.ipv6),
+            part="Userspace",
         )
-        slot, fd = handing.slot(context), Register("netlink socket")
-        text = f"hand out a netlink socket of this network; the caller has {self.helper or 'pasta'} attach to it"
-        yield Step(Phase.SYSTEM, text, (netlink_socket(fd), *handing.hand(slot, [fd])))
+        slot, route, filters = handing.slot(context), Register("rtnetlink"), Register("nfnetlink")
+        making = [netlink_socket(route), netlink_socket(filters, filters=True)]
+        helper = self.helper or "pasta"
+        text = (
+            f"hand out netlink sockets of this network; the caller lets none out to loopback, and has {helper} attach"
+        )
+        yield Step(Phase.SYSTEM, text, (*making, *handing.hand(slot, [route, filters])), hints=HINTS)
         yield Step(Phase.SYSTEM, "wait until there is a way out", tuple(handing.wait(slot)))
         yield all_ports()
         yield from resolv.without_a_root(context, [ipaddress.ip_address(NAMESERVER)])
+
+
+def _refuse_raw_packets(context: Context) -> None:
+    """Refuse a program that could send to the host's loopback past its own routing.
+
+    :raises ConflictError: it keeps a capability for that.
+    """
+    caps = context.find(Capabilities)
+    held = caps.permitted | caps.bounding | caps.inheritable if caps is not None else frozenset()
+    found = [f"CAP_{cap.name}" for cap in (Cap.NET_RAW, Cap.NET_ADMIN) if cap in held]
+    if found:
+        raise ConflictError(
+            f"Userspace: with {' and '.join(found)} the program can send packets of its own to the host's loopback;"
+            " Network(uplink='user') and an Interface drop those. Or leave the capability out, or say"
+            " Userspace(raw_packets=True) if the program may reach it"
+        )

@@ -13,11 +13,11 @@ import time
 from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError, UnsupportedError
-from isolate.network import address, link
+from isolate.network import address, link, nft, ruleset
 from isolate.network.helper import Helper, find, output
 from isolate.network.hostlink import reserve
 from isolate.network.keeper import SIOCGSKNS
-from isolate.network.netlink import ROUTE, Socket
+from isolate.network.netlink import NETFILTER, ROUTE, Socket
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Launched
@@ -85,10 +85,12 @@ class Way:
         )
 
     def receive(self, fds: list[int], session: Launched) -> None:
-        """Attach to the network that the netlink socket is of."""
-        (fd,) = fds
-        with socket.socket(fileno=fd) as made:
-            self.attach(Socket(ROUTE, made=made, part="Userspace"))
+        """Attach to the network that the netlink sockets are of, after it was closed to addresses of loopback."""
+        route, filters = (socket.socket(fileno=fd) for fd in fds)
+        with route, filters:
+            rules = Socket(NETFILTER, made=filters, part="Userspace")
+            rules.transaction(nft.SUBSYSTEM, ruleset.own_loopback())
+            self.attach(Socket(ROUTE, made=route, part="Userspace"))
 
     def attach(self, inside: Socket) -> None:
         """Start the helper, and wait until the device inside is up and has its address."""

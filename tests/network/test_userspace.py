@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -11,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import MountNamespace, PidNamespace, Sandbox, UserNamespace, network
+from isolate import Capabilities, MountNamespace, PidNamespace, Sandbox, UserNamespace, network
 from isolate.errors import ConflictError, SetupError, UnsupportedError
-from isolate.network import way
+from isolate.network import ruleset, way
+from isolate.network.nft import Table
 from tests.fence import Fence
 from tests.network.hosts import Outside, connects, until
 from tests.ordinary import as_ordinary_user
@@ -78,6 +81,101 @@ def test_the_way_out(helper: str, outside: Outside) -> None:
         assert connects("127.0.0.1", 80)  # control
         here.shutdown(socket.SHUT_RDWR)
         there.shutdown(socket.SHUT_RDWR)
+
+
+BY_THE_DEVICE = """
+import socket, sys
+kept = []
+for place in sys.argv[1:]:
+    family = socket.AF_INET6 if ":" in place else socket.AF_INET
+    sock, stream = socket.socket(family, socket.SOCK_DGRAM), socket.socket(family)
+    for each in (sock, stream):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"tap0\\0")
+    kept.append(stream)
+    stream.setblocking(False)
+    stream.connect_ex((place, 80))
+    try:
+        sock.sendto(place.encode(), (place, 80))
+        print("sent")
+    except OSError as error:
+        print(error.errno)
+print("end", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def told(box: Sandbox, *command: str) -> Iterator[list[str]]:
+    """The words that a program prints before "end". It then waits, so that what it sent arrives before it is gone."""
+    with box.spawn(["python3", "-c", *command], stdin=-1, stdout=-1) as process:
+        assert process.stdout is not None
+        data = b""
+        while not data.endswith(b"end\n"):
+            more = process.stdout.read(1)
+            assert more, data
+            data += more
+        yield data.decode().split()[:-1]
+
+
+def test_loopback_by_the_device(helper: str, outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that is bound to a device sends by it what is for loopback, and needs no capability for that."""
+    places = ["127.0.0.1", "127.1.2.3"] + ["::1"] * (helper == "pasta")
+    families = [socket.AF_INET6 if ":" in place else socket.AF_INET for place in places]
+    with contextlib.ExitStack() as stack:
+        taking = [stack.enter_context(socket.socket(family, socket.SOCK_DGRAM)) for family in families]
+        listening = [stack.enter_context(socket.socket(family)) for family in families]
+        for place, sock, stream in zip(places, taking, listening, strict=True):
+            sock.bind((place, 80))
+            stream.bind((place, 80))
+            stream.listen()
+        there = stack.enter_context(outside.listen(80, kind=socket.SOCK_DGRAM))
+        box = Sandbox(PidNamespace(), network.Userspace(helper=helper))
+        with told(box, BY_THE_DEVICE, *places, outside.address) as words:
+            assert words == [str(errno.EPERM)] * len(places) + ["sent"]
+            assert there.recv(99) == outside.address.encode()  # and what was sent before it would have arrived
+            for each in (*taking, *listening):
+                each.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    each.recv(99) if each in taking else each.accept()
+        # Control: without the rules all of it arrives.
+        monkeypatch.setattr(ruleset, "own_loopback", lambda: [Table("isolate", owner=False).create()])
+        with told(box, BY_THE_DEVICE, *places) as words:
+            assert words == ["sent"] * len(places)
+            for place, sock, stream in zip(places, taking, listening, strict=True):
+                sock.settimeout(30)
+                assert sock.recv(99) == place.encode()
+                stream.settimeout(30)
+                stream.accept()[0].close()
+
+
+BY_HAND = """
+import socket, struct, sys
+words = struct.unpack(">10H", head := struct.pack(">BBHHHBBH4s4s", 0x45, 0, 29, 0, 0, 64, 17, 0,
+                      socket.inet_aton("10.0.2.100"), socket.inet_aton("127.0.0.1")))
+total = sum(words); total = (total & 0xFFFF) + (total >> 16)
+packet = head[:10] + struct.pack(">H", ~total & 0xFFFF) + head[12:] + struct.pack(">HHHH", 5000, 80, 9, 0) + b"x"
+socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM).sendto(packet, ("tap0", 0x0800, 0, 0, b"\\2\\0\\0\\0\\0\\1"))
+print("end", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_packets_of_its_own_making(helper: str, outside: Outside) -> None:
+    for cap in ("NET_RAW", "NET_ADMIN"):
+        for caps in (Capabilities({cap}), Capabilities(bounding={cap})):
+            with pytest.raises(ConflictError, match=rf"CAP_{cap} .*Network\(uplink='user'\).*raw_packets=True"):
+                Sandbox(network.Userspace(helper=helper), caps)
+    Sandbox(network.Userspace(helper=helper), Capabilities({"NET_BIND_SERVICE"}))
+    with pytest.raises(TypeError, match="raw_packets"):
+        network.Userspace(raw_packets="yes")  # type: ignore[arg-type]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:  # control: what it is refused for
+        here.bind(("127.0.0.1", 80))
+        here.settimeout(30)
+        box = Sandbox(
+            PidNamespace(), network.Userspace(helper=helper, raw_packets=True), Capabilities({"NET_RAW", "NET_ADMIN"})
+        )
+        with told(box, BY_HAND):
+            assert here.recv(9) == b"x"
 
 
 def test_published_ports(helper: str, outside: Outside) -> None:
