@@ -7,8 +7,9 @@ have one form: ``<name> must be <what>, not <what was given>``. ``bool`` is refu
 
 from __future__ import annotations
 
-import os
 from typing import Any, Final, TypeVar
+
+from isolate.kernel.paths import encoded
 
 TYPE_CHECKING = False  # as in typing: every start imports this module
 if TYPE_CHECKING:
@@ -176,14 +177,15 @@ def text(name: str, value: object, *, longest: int = 4096) -> str:
     found = of_type(name, value, str, "a str")
     if "\0" in found or "\n" in found:
         raise ValueError(f"{name} must be a str without NUL and line break, not {found!r}")
-    if len(os.fsencode(found)) > longest:
-        raise ValueError(f"{name} must have at most {longest} bytes, not {len(os.fsencode(found))}")
+    count = len(encoded(found, name))
+    if count > longest:
+        raise ValueError(f"{name} must have at most {longest} bytes, not {count}")
     return found
 
 
 def _path(name: str, value: object) -> bytes:
     try:
-        path = os.fsencode(value)  # type: ignore[arg-type]
+        path = encoded(value, name)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be a path (str, bytes or os.PathLike), not {value!r}") from None
     if b"\0" in path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TypeAlias
 
-__all__ = ["StrOrBytesPath", "absolute", "inside", "text"]
+__all__ = ["StrOrBytesPath", "absolute", "encoded", "inside", "text"]
 
 StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
@@ -43,10 +43,21 @@ def text(path: bytes) -> str:
     return os.fsdecode(path)
 
 
+def encoded(value: str | bytes | os.PathLike[str] | os.PathLike[bytes], what: str) -> bytes:
+    """Text or a path as the kernel's bytes.
+
+    :raises ValueError: half of a surrogate pair, as JSON can have it: no bytes stand for it.
+    """
+    try:
+        return os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} must be text that has bytes, not {value!r} (half of a surrogate pair)") from None
+
+
 def _encode(path: object, what: str) -> bytes:
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(f"{what} must be a str, bytes or os.PathLike, not {path!r}")
-    data: bytes = os.fsencode(path)
+    data = encoded(path, what)
     if not data:
         raise ValueError(f"{what} must not be empty")
     if b"\0" in data:

@@ -27,6 +27,7 @@ from isolate.kernel.constants import (
     Constant,
 )
 from isolate.kernel.namespaces import by_word
+from isolate.kernel.paths import encoded
 from isolate.namespaces.base import Namespace
 from isolate.namespaces.propagation import propagation_steps
 from isolate.namespaces.quotas import write_file
@@ -232,7 +233,7 @@ class UtsNamespace(Namespace, Reversible):
         for name in ("hostname", "domainname"):
             value = getattr(self, name)
             if value is not None and (
-                not isinstance(value, str) or "\0" in value or not 1 <= len(os.fsencode(value)) <= 64
+                not isinstance(value, str) or "\0" in value or not 1 <= len(encoded(value, name)) <= 64
             ):
                 raise ValueError(f"{name} must be a str of 1 to 64 bytes without NUL, not {value!r}")
 

@@ -30,7 +30,8 @@ class Verdict(str, enum.Enum):
     OOM = "OOM"  #: the kernel killed it, or one of its children, for memory
     PIDS = "PIDS"  #: it ran into its limit of processes and failed
     OUTPUT = "OUTPUT"  #: it was killed for writing more than max_output
-    SECCOMP = "SECCOMP"  #: its filter killed it
+    #: its filter killed it; one of its own, too, if the sandbox has a policy that may kill, else that is SIGNALED
+    SECCOMP = "SECCOMP"
 
     def __str__(self) -> str:
         return self.value

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 from isolate.engine.native import lib
 from isolate.engine.run_block import run_block
 from isolate.kernel.checks import is_int
-from isolate.kernel.paths import PATH_MAX
+from isolate.kernel.paths import PATH_MAX, encoded
 from isolate.sandbox.defaults import DEFAULT_PATH
 from isolate.sandbox.surroundings import Surroundings
 
@@ -33,7 +33,7 @@ def argument(value: object, what: str) -> bytes:
     """A program's argument, a variable or a path as bytes; any bytes but NUL."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise TypeError(f"{what} must be str, bytes or a path, not {type(value).__name__}")
-    data = os.fsencode(value)
+    data = encoded(value, what)
     if b"\0" in data:
         raise ValueError(f"{what} holds a NUL byte: {value!r}")
     return data

@@ -208,6 +208,21 @@ def test_the_nearest_keyword(make: Any, hint: str) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda half: isolate.UtsNamespace(hostname=half),
+        lambda half: isolate.Bind("/" + half),
+        lambda half: isolate.Sandbox().run([half]),
+        lambda half: isolate.Sandbox().run(["true"], cwd="/" + half),
+        lambda half: isolate.Sandbox().run(["true"], env={"A": half}),
+    ],
+)
+def test_text_without_bytes(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be text that has bytes, not .* \(half of a surrogate pair\)"):
+        make("\ud800")
+
+
 def test_bytes_where_megabytes_were_meant() -> None:
     with pytest.raises(ValueError, match="did you mean '256M'"):
         isolate.Limits(memory=256)
@@ -231,5 +246,5 @@ def test_there_is_one_reader() -> None:
     """No other module looks for the nearest word by itself, but where more than one is told."""
     package = Path(isolate.__file__).parent
     own = [path for path in package.rglob("*.py") if "get_close_matches" in path.read_text()]
-    known = {"kernel/checks.py", "kernel/syscalls.py", "images/holding.py", "seccomp/sets.py", "build/forms.py"}
+    known = {"kernel/checks.py", "kernel/syscalls.py", "images/holding.py", "seccomp/sets.py", "build/mount_words.py"}
     assert {str(path.relative_to(package)) for path in own} <= known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -394,6 +395,60 @@ def test_options_leave_several_parts_of_a_kind(tmp_path: pathlib.Path) -> None:
     profile = tmp_path / "two.toml"
     profile.write_text("version = 1\n[[Landlock]]\nbind_tcp = [1]\n[[Landlock]]\nconnect_tcp = [2]\n")
     assert isolate_("explain", "--code", "--profile", str(profile)).stdout.count("Landlock(") == 2
+
+
+def files(tmp_path: pathlib.Path) -> dict[str, pathlib.Path]:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "directory.toml").mkdir()
+    with open(tmp_path / "large.toml", "wb") as file:
+        file.truncate((16 << 20) + 1)
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    (tmp_path / "sound.toml").write_text("version = 1\n")
+    return {path.stem: path for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pipe", "must be a regular file, not a pipe"),
+        ("directory", "must be a regular file, not a directory"),
+        ("zero", "must be a regular file, not a device"),
+        ("large", "must have at most 16777216 bytes"),
+    ],
+)
+def test_a_file_that_may_never_end_is_not_waited_for(name: str, words: str, tmp_path: pathlib.Path) -> None:
+    path = files(tmp_path)[name]
+    for text, key in (('extends = "{}"', "extends"), ('[Seccomp]\nfile = "{}"', "Seccomp.file")):
+        with pytest.raises(ProfileError, match=words) as caught:
+            profiles.loads("version = 1\n" + text.format(path))
+        assert caught.value.path == key
+        assert str(caught.value).count(str(path)) == 1
+    with pytest.raises(ProfileError, match=f"^{path}: {words}"):
+        profiles.load(path)
+    assert profiles.load(path.with_name("sound.toml")) == Sandbox()
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("table", "path"),
+    [
+        ({"UtsNamespace": {"hostname": HALF}}, "UtsNamespace.hostname"),
+        ({"Surroundings": {"env": {HALF: "x"}}}, "Surroundings.env"),
+        ({"Root": {"entries": [{"kind": "Bind", "source": "/" + HALF}]}}, "Root.entries[0].source"),
+        ({"extends": HALF + ".toml"}, "extends"),
+    ],
+)
+def test_half_of_a_surrogate_pair_has_no_bytes(table: dict[str, Any], path: str) -> None:
+    text = json.dumps({"version": 1, **table})
+    with pytest.raises(ProfileError, match="must be text that has bytes") as caught:
+        profiles.loads(text, "json")
+    assert caught.value.path == path
+    assert "codec" not in str(caught.value)
+    stray = text.replace("\\ud800", "\\udcff")  # a byte that is not UTF-8, as os.fsdecode has it
+    if path.startswith("Root"):
+        assert profiles.loads(stray, "json") == Sandbox(isolate.Root(isolate.Bind(b"/\xff")))
 
 
 @pytest.mark.parametrize("format", ["json", "toml"])

@@ -70,7 +70,7 @@ def _check(path: str, options: argparse.Namespace) -> int:
         if not options.syntax:
             box.check()
     except ProfileError as error:
-        found.update(ok=False, path=error.path, message=error.why)
+        found.update(ok=False, path=error.path, message=error.why.removeprefix(f"{path}: "))
         status = 2
     except SetupError as error:
         found.update(ok=False, message=str(error), cause=error.cause, remedy=error.remedy)

@@ -83,7 +83,7 @@ def _base(name: Any, directory: str | None, seen: tuple[str, ...]) -> dict[str, 
     except OSError as error:
         raise ProfileError("extends", f"{name}: {error.strerror}") from error
     except ProfileError as error:
-        raise ProfileError("extends", f"{name}: {error}") from error
+        raise ProfileError("extends", f"{name}: {str(error).removeprefix(f'{path}: ')}") from error
     return anchored(found, place)
 
 

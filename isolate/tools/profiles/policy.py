@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from isolate.tools.profiles.errors import ProfileError
+from isolate.tools.profiles.text import content
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -130,8 +131,9 @@ def _base(data: dict[str, Any], where: str, directory: str | None, capabilities:
         if not isinstance(path, str):
             raise ProfileError(f"{where}.file", f"must be a path, not {path!r}")
         try:
-            with open(os.path.join(directory or "", path), "rb") as file:
-                return Seccomp.from_oci(file.read(16 << 20), capabilities=capabilities)
+            return Seccomp.from_oci(content(os.path.join(directory or "", path)), capabilities=capabilities)
+        except ProfileError as error:
+            raise ProfileError(f"{where}.file", f"{path}: {error.why}") from error
         except (OSError, ValueError) as error:
             raise ProfileError(f"{where}.file", f"{path}: {error}") from error
     if "policy" not in data:

@@ -5,24 +5,53 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from typing import Any
 
 from isolate.tools.profiles.errors import ProfileError
 
-__all__ = ["FORMATS", "parsed", "parsed_text", "written"]
+__all__ = ["FORMATS", "content", "parsed", "parsed_text", "written"]
 
 _LARGEST = 16 << 20
 FORMATS = ("toml", "json")
+_KINDS = (
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISDIR, "a directory"),
+)
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def parsed(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The data of a file."""
-    with open(path, "rb") as file:
+    """The data of a file.
+
+    :raises ProfileError: it is not TOML or JSON, no regular file, or too large.
+    """
+    try:
+        return parsed_text(content(path), "json" if os.fspath(path).endswith(".json") else "toml")
+    except ProfileError as error:
+        if error.path:
+            raise
+        raise ProfileError("", f"{os.fspath(path)}: {error.why}") from error
+
+
+def content(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file of a bounded size. A FIFO or a device, which may never end, is not waited for.
+
+    :raises ProfileError: it is another kind of file, or too large.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        found = next((word for asks, word in _KINDS if asks(mode)), "another kind of file")
+        raise ProfileError("", f"must be a regular file, not {found}")
+    with open(fd, "rb") as file:
         text = file.read(_LARGEST + 1)
     if len(text) > _LARGEST:
-        raise ProfileError("", f"a profile has at most {_LARGEST} bytes")
-    return parsed_text(text, "json" if os.fspath(path).endswith(".json") else "toml")
+        raise ProfileError("", f"must have at most {_LARGEST} bytes")
+    return text
 
 
 def parsed_text(text: str | bytes, format: str) -> dict[str, Any]:
@@ -38,7 +67,31 @@ def parsed_text(text: str | bytes, format: str) -> dict[str, Any]:
         raise ProfileError("", f"not {format.upper()}: {error}") from error
     if not isinstance(found, dict):
         raise ProfileError("", f"a profile is a table, not {type(found).__name__}")
+    try:
+        _check_text("", found)
+    except RecursionError:
+        raise ProfileError("", "it is nested too deep") from None
     return found
+
+
+def _check_text(path: str, value: Any) -> None:
+    """Refuse half of a surrogate pair, which JSON can have: no bytes stand for it. Those of ``os.fsdecode`` stay."""
+    if isinstance(value, str):
+        _check_bytes(path, value)
+    elif isinstance(value, list):
+        for at, each in enumerate(value):
+            _check_text(f"{path}[{at}]", each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            _check_bytes(path, key)
+            _check_text(f"{path}.{key}" if path else key, each)
+
+
+def _check_bytes(path: str, text: str) -> None:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ProfileError(path, f"must be text that has bytes, not {text!r} (half of a surrogate pair)") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
