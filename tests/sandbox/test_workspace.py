@@ -187,39 +187,102 @@ assert not os.path.exists(work.path)
 
 
 SWAPPED = """
-import ctypes, os, sys
-os.chdir('/workspace')
-os.mkdir('a')
-os.symlink(sys.argv[1], 's')
-for i in range(40): os.mkdir(f'a/b{i}', 0)
-libc = ctypes.CDLL(None)
-print('ready', flush=True)
-while True: libc.renameat2(-100, b'a', -100, b's', 2)
+import contextlib, os, shutil, sys, tempfile
+from isolate import Workspace
+
+CALLS = ("open", "os.chmod", "os.remove", "os.rmdir", "os.scandir", "os.rename", "os.listdir")
+here, victim, seen, when = "", "", 0, frozenset()
+
+def exchange(place):
+    with contextlib.suppress(OSError):
+        if os.path.islink(place):
+            os.unlink(place)
+            os.rename(place + "-", place)
+        else:
+            os.rename(place, place + "-")
+            os.symlink(victim, place)
+
+def hook(event, args):
+    # Before a call of whoever removes: what a program does that still runs, and always at the worst instant.
+    global seen, here
+    if here and event in CALLS:
+        seen += 1
+        if seen in when:
+            place, here = here, ""
+            exchange(place)
+            here = place
+
+sys.addaudithook(hook)
+
+def naive(path):
+    for name in os.listdir(path):
+        below = os.path.join(path, name)
+        if os.path.isdir(below) and not os.path.islink(below):
+            os.chmod(below, 0o700)
+            naive(below)
+        else:
+            os.unlink(below)
+    os.rmdir(path)
+
+def led_outside(remove, path, instants):
+    # A directory that is closed to its owner, as is what the link leads to: who removes them needs rights first.
+    global here, victim, seen, when
+    victim = tempfile.mkdtemp()
+    os.mkdir(victim + "/file")
+    os.chmod(victim, 0o500)
+    os.makedirs(path + "/a/b")
+    os.chmod(path + "/a/b", 0)
+    os.chmod(path + "/a", 0)
+    here, seen, when = path + "/a", 0, frozenset(instants)
+    try:
+        remove()
+    finally:
+        here = ""
+    led = os.stat(victim).st_mode & 0o777 != 0o500 or not os.path.exists(victim + "/file")
+    left = os.path.exists(path)
+    for place in (victim, path + "/a", path + "/a-", path + "/a/b", path + "/a-/b"):
+        if os.path.isdir(place) and not os.path.islink(place):
+            os.chmod(place, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(victim)
+    return led, left, seen
+
+def tried(make):
+    found, last, first = [], 1, 1
+    while first <= last:
+        for second in range(first, first + 4):  # and back, or never (the same twice)
+            remove, path = make()
+            led, left, calls = led_outside(remove, path, (first, second))
+            assert make is control or not left, (first, second)
+            last = max(last, calls)
+            if led:
+                found.append((first, second))
+        first += 1
+    return found, last
+
+def workspace():
+    work = Workspace(hold="measured")
+    work.__enter__()
+    return work.close, work.path
+
+def control():
+    path = tempfile.mkdtemp()
+    def remove():
+        with contextlib.suppress(OSError):
+            naive(path)
+    return remove, path
 """
 
 
 def test_removing_is_not_led_outside_by_who_still_runs() -> None:
-    """Directories that are closed to their owner, in one that becomes a link again and again: as who needs rights."""
+    """A directory becomes a link, and a directory again, before any two calls of whoever removes. Control: by paths."""
     as_ordinary_user(
-        f"""
-import os, shutil, tempfile
-from isolate import PIPE, Workspace, presets
-victim = tempfile.mkdtemp()
-try:
-    for i in range(40):
-        os.makedirs(f"{{victim}}/b{{i}}/file")
-        os.chmod(f"{{victim}}/b{{i}}", 0o500)
-    work = Workspace(hold="measured")
-    with presets.untrusted(work).spawn(["/usr/bin/python3", "-c", {SWAPPED!r}, victim], stdout=PIPE) as program:
-        program.stdout.readline()
-        work.close()
-        program.kill()
-    assert not os.path.exists(work.path)
-    kept = [(os.stat(f"{{victim}}/b{{i}}").st_mode & 0o777, os.listdir(f"{{victim}}/b{{i}}")) for i in range(40)]
-    assert kept == [(0o500, ["file"])] * 40, kept
-finally:
-    for i in range(40):
-        os.chmod(f"{{victim}}/b{{i}}", 0o700)
-    shutil.rmtree(victim)
+        SWAPPED
+        + """
+led, calls = tried(workspace)
+assert not led, led
+assert calls > 8, calls
+led, _ = tried(control)
+assert led  # the control
 """
     )
