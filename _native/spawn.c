@@ -185,58 +185,6 @@ void iso_close(int32_t *fd)
 	*fd = -1;
 }
 
-int64_t iso_reap(int32_t pidfd)
-{
-	return SYS5(waitid, 3 /* P_PIDFD */, pidfd, 0, WEXITED | WNOHANG, 0);
-}
-
-static const struct timespec *within(struct timespec *left, int64_t milliseconds)
-{
-	if (milliseconds < 0)
-		return 0;
-	left->tv_sec = milliseconds / 1000;
-	left->tv_nsec = milliseconds % 1000 * 1000000;
-	return left;
-}
-
-int64_t iso_wait(struct iso_start *s, int32_t records, int64_t milliseconds)
-{
-	struct timespec left;
-	const struct timespec *most = within(&left, milliseconds);
-	for (;;) {
-		struct pollfd fds[5] = {
-			{.fd = s->ours[0], .events = POLLOUT},
-			{.fd = s->ours[1], .events = POLLIN},
-			{.fd = s->ours[2], .events = POLLIN},
-			{.fd = records ? s->control : -1, .events = POLLIN},
-			{.fd = records ? s->pidfd : -1, .events = POLLIN},
-		};
-		int64_t r = SYS5(ppoll, PTR(fds), 5, PTR(most), 0, 0); /* the kernel counts `left` down */
-		if (r <= 0)
-			return r;
-		int64_t ready = (fds[0].revents != 0) | (fds[3].revents || fds[4].revents ? 8 : 0);
-		for (int i = 1; i < 3; i++) {
-			/* Nothing is left in it and nobody can write to it any more. */
-			if (fds[i].revents == POLLHUP)
-				iso_close(&s->ours[i]);
-			else if (fds[i].revents)
-				ready |= 1 << i;
-		}
-		if (ready)
-			return ready;
-	}
-}
-
-int64_t iso_gone(const struct iso_start *s, int64_t milliseconds)
-{
-	struct timespec left;
-	struct pollfd fd = {.fd = s->pidfd, .events = POLLIN};
-	int64_t r = SYS5(ppoll, PTR(&fd), 1, PTR(within(&left, milliseconds)), 0, 0);
-	if (r <= 0)
-		return r ? r : -EAGAIN;
-	return s->owner && s->owner == iso_owner() ? iso_reap(s->pidfd) : 0;
-}
-
 int64_t iso_device(const char *path)
 {
 	struct stat status;
@@ -293,6 +241,7 @@ void iso_let_go(struct iso_start *s)
 void iso_release(struct iso_start *s)
 {
 	iso_let_go(s);
+	s->rests[0] = s->rests[1] = 0;
 	for (int i = 0; i < 3; i++)
 		iso_close(&s->ours[i]);
 	iso_close(&s->control);
@@ -573,6 +522,7 @@ void iso_begin(struct iso_start *s)
 		s->ours[i] = -1;
 	s->control = s->later = s->payload = s->terminal = s->pid = s->pidfd = -1;
 	s->sender = 0;
+	s->rests[0] = s->rests[1] = 0;
 	s->owner = iso_owner();
 }
 

@@ -46,6 +46,7 @@ struct iso_start {
 	int32_t pidfd;        /* of the launcher */
 	int32_t stage;
 	uint64_t owner;       /* iso_owner() of the process that started it; a forked child may not take it down */
+	uint64_t rests[2];    /* launcher and payload: which process it is, where its pidfd has been closed for now; else 0 */
 };
 
 /* The launcher in a sealed memfd, made once: its descriptor, or -ENOENT when it has to be made (again: a program may have
@@ -108,14 +109,23 @@ int64_t iso_open_pty(int32_t *ends, int64_t uid);
 void iso_close_pty(int32_t *ends);
 /* Put our end of the program's own terminal, where it has handed one over, in the place of these; whether there was one. */
 int32_t iso_take_terminal(struct iso_start *s, int32_t *ends);
-/* waitid(P_PIDFD, WNOHANG): 0, or -ECHILD where it is nobody of ours. */
-int64_t iso_reap(int32_t pidfd);
+/* Close the pidfds of launcher and payload for now, where the kernel numbers processes so that one can be told again (pidfs,
+ * Linux 6.9). Before anybody else knows of them: later nothing closes them but iso_release. */
+void iso_rest(struct iso_start *start);
+/* The pidfd of the launcher, or with `payload` the payload's; opened again if it rests. Where that process has gone it is one of
+ * another that has gone, which tells the same. -1: there is none, or none any more; else -errno. */
+int64_t iso_pidfd(struct iso_start *start, int32_t payload);
+/* Send a signal by that pidfd, which goes on to rest. 0, -ESRCH: it has gone; -EBADF: there is none; or another error. */
+int64_t iso_send(struct iso_start *start, int32_t payload, int32_t signal);
 /* Wait for so many milliseconds, without end where they are negative: bits 0 to 2 for our ends of the streams, bit 3, where
  * `records` are waited for, for the control socket or the launcher's end. 0: nothing has come; or -errno, EINTR too. An output
  * that is empty and has no writer left is closed, and not told. */
 int64_t iso_wait(struct iso_start *start, int32_t records, int64_t milliseconds);
-/* Wait so long for the launcher's end, and reap it where it is ours: 0; -ECHILD: it has ended and is not; -EAGAIN: not yet. */
-int64_t iso_gone(const struct iso_start *start, int64_t milliseconds);
+/* Wait so long for the launcher's end, and reap it where it is ours: 0; -ECHILD: it has ended and is not; -EAGAIN: not yet;
+ * -EBADF: there is none; or another error. */
+int64_t iso_gone(struct iso_start *start, int64_t milliseconds);
+/* Reap the launcher where it has ended and is a child of ours: 0, or -ECHILD where it is nobody's; -EBADF: there is none. */
+int64_t iso_reap(struct iso_start *start);
 /* The device of the file system that a path leads to, or -errno. */
 int64_t iso_device(const char *path);
 /* Close one and mark it so, in one call. */

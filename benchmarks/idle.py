@@ -4,8 +4,8 @@
 
 The sandboxes are those of benchmarks/spawn.py, from the tree, each with a program that waits. Their processes are read
 in /proc (smaps_rollup, status). The sum is what a memory cgroup is charged for them, beside what it is charged for as
-many of the programs without a sandbox. The caches of slab are the growth in /proc/slabinfo, which is that of the whole
-machine: so on a quiet one, and as root.
+many of the programs without a sandbox; the objects of this program are not in it. The caches of slab are the growth in
+/proc/slabinfo, which is that of the whole machine: so on a quiet one, and as root.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ def caches() -> dict[str, float]:
     return found
 
 
+def resident() -> int:
+    """KiB of this program's own."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
 class Group:
     """A memory cgroup of our own, in either hierarchy; what it was charged for."""
 
@@ -114,18 +119,19 @@ def measure(count: int, *, template: bool = True) -> dict[str, Any]:
         for _ in range(20):
             box.run([spawn.PROGRAM], stdout=isolate.DEVNULL, stderr=isolate.DEVNULL, check=True)
         reading, writing = os.pipe()
-        before = group.charged()
+        before, own = group.charged(), resident()
         alone = [subprocess.Popen([str(programs / "wait")], stdin=reading, env={}) for _ in range(count)]
-        told["program alone"] = (group.charged() - before) / count
+        told["program alone"] = (group.charged() - before - resident() + own) / count
 
         def one() -> isolate.Process:
             return box.spawn(["/bin/wait"], stdin=reading, stdout=isolate.DEVNULL, stderr=isolate.DEVNULL)
 
         waiting = [one()]
-        slab, before, descriptors = caches(), group.charged(), len(os.listdir("/proc/self/fd"))
+        slab, before, own, descriptors = caches(), group.charged(), resident(), len(os.listdir("/proc/self/fd"))
         waiting += [one() for _ in range(count)]
         time.sleep(0.5)  # what is given back is, some milliseconds after a start
-        told["charged"] = (group.charged() - before) / count
+        told["objects"] = (resident() - own) / count
+        told["charged"] = (group.charged() - before) / count - told["objects"]
         told["slab"] = {name: (value - slab.get(name, 0)) / count for name, value in caches().items()}
         told["descriptors"] = (len(os.listdir("/proc/self/fd")) - descriptors) / count
         supervisor = parent(parent(waiting[count // 2].pid))
@@ -159,6 +165,7 @@ def main() -> None:
     for kind in ("private memory", "page tables", "kernel stack"):
         print(f"{kind:20}", *(f"{row[kind]:12}" for row in rows.values()))
     slab = {name: value for name, value in told["slab"].items() if value > 0.05}
+    print(f"{'objects of Python':20} {told['objects']:12.0f}")
     print(f"{'slab of all':20} {sum(slab.values()):12.0f}")
     for name, value in sorted(slab.items(), key=lambda item: -item[1])[: args.caches]:
         print(f"    {name:26} {value:6.1f}")

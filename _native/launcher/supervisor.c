@@ -115,6 +115,8 @@ static void shed(struct supervisor *s)
 	s->run = *m->run;
 	m->run = &s->run;
 	shed_data();
+	/* A byte went through it, and its end is all that comes: room for one page in the place of sixteen. */
+	SYS3(fcntl, s->sync_fd, 1031 /* F_SETPIPE_SZ */, 4096);
 	if (section[ISO_REPORT].count || section[ISO_CLEANUP].count || section[ISO_THAW].count || m->header->report_size)
 		return;
 	s->header = *m->header;

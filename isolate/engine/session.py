@@ -231,13 +231,46 @@ class Session:
 
     @property
     def pidfd(self) -> int:
-        """The launcher's pidfd, -1 once closed."""
-        return int(self._start.pidfd)
+        """The launcher's pidfd, -1 once closed.
+
+        :raises OSError: it rests, and cannot be opened again.
+        """
+        return self._pidfd(False)
 
     @property
     def payload_fd(self) -> int:
-        """The program's pidfd, once it is known; -1 until then."""
-        return int(self._start.payload)
+        """The program's pidfd, once it is known; -1 until then.
+
+        :raises OSError: it rests, and cannot be opened again.
+        """
+        return self._pidfd(True)
+
+    def _pidfd(self, program: bool) -> int:
+        found = lib.iso_pidfd(self._start, program)
+        if found < -1:
+            raise OSError(-found, os.strerror(-found), "open a pidfd again")
+        return found
+
+    @property
+    def _known(self) -> bool:
+        """Whether there is a launcher, as far as we know."""
+        return self._start.pidfd >= 0 or self._start.rests[0] != 0
+
+    def rest(self) -> None:
+        """Close both pidfds until somebody needs them, where they can be opened again for sure.
+
+        Only before anybody else knows this object: another thread may be using their numbers later.
+        """
+        lib.iso_rest(self._start)
+
+    def send(self, signal: int) -> None:
+        """Send a signal to the program; nothing if it has ended.
+
+        :raises OSError: the signal could not be sent.
+        """
+        result = lib.iso_send(self._start, True, signal)
+        if result < 0 and result not in (-errno.ESRCH, -errno.EBADF):
+            raise OSError(-result, os.strerror(-result))
 
     def take_terminal(self) -> int:
         """Our end of the program's terminal, where it is one of the sandbox's own; from then on the caller's to close.
@@ -293,7 +326,16 @@ class Session:
 
         The launcher's end is seen by its pidfd, too: a forked child may hold a copy of the socket for ever.
         """
-        return bool(waiting.wait([(self.fileno(), waiting.READABLE), (self.pidfd, waiting.READABLE)], timeout))
+        if self._start.rests[0] and not waiting.replaced():
+            return self.wait(timeout) != 0  # without pipes, and in one call: what it opens for the wait is closed again
+        return bool(waiting.wait([(fd, waiting.READABLE) for fd in self.tells()], timeout))
+
+    def tells(self) -> list[int]:
+        """What is readable when there is a record, or the launcher has gone."""
+        try:
+            return [self.fileno(), self.pidfd]
+        except OSError:
+            return [self.fileno()]  # no descriptor is left to see the launcher by
 
     def await_record(self, timeout: float | None) -> Record | None:
         """Wait for a record for so long, and take it; None if none has come. It may return earlier.
@@ -358,25 +400,30 @@ class Session:
             return
         again, self.let_go = self.let_go, True
         lib.iso_let_go(self._start)
-        if self.pidfd >= 0 and not self.gone:
+        if self.fileno() >= 0 and not self.gone:
             # Without a pid namespace a program with our uid can have stopped the launcher, and go on doing so.
             if again and self.end is None:
                 proc.silence(self.pid)
-            with contextlib.suppress(OSError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
+            lib.iso_send(self._start, False, signal.SIGCONT)
 
     def wait_gone(self, timeout: float | None = None) -> bool:
         """Wait until the launcher itself has gone, and reap it where it is ours."""
-        if self.pidfd < 0:
+        if not self._known:
             return True
         # One call, as a rule: a signal's handler is run by the interpreter, in the other.
         result = -errno.EINTR if waiting.replaced() else lib.iso_gone(self._start, waiting.milliseconds(timeout))
         if result in (0, -errno.ECHILD):
             if result:
                 reaping.observe(self.pid, direct=self.direct)
-        elif result == -errno.EAGAIN or not waiting.wait([(self.pidfd, waiting.READABLE)], timeout):
+        elif result == -errno.EAGAIN:
             return False
         else:
+            try:
+                pidfd = self.pidfd
+            except OSError:
+                return False  # no descriptor is left to see it by
+            if not waiting.wait([(pidfd, waiting.READABLE)], timeout):
+                return False
             self.reap()
         self.gone = True
         return True
@@ -408,10 +455,10 @@ class Session:
 
     def reap(self) -> None:
         """Reap the launcher if it is our child: directly, or since this process adopts orphans (PID 1, a subreaper)."""
-        if self.pidfd < 0 or not self.ours:
+        if not self.ours:
             return
         # In C: an exception at the end of each run, which is what an orphan is, costs more than the call.
-        if lib.iso_reap(self.pidfd) == -errno.ECHILD:
+        if lib.iso_reap(self._start) == -errno.ECHILD:
             reaping.observe(self.pid, direct=self.direct)
 
     def dismiss(self, patience: float = 5.0) -> None:
@@ -429,9 +476,10 @@ class Session:
 
     def close(self) -> None:
         """Let go and release the descriptors."""
-        if not self.gone and self.pidfd >= 0 and self.ours:
+        if not self.gone and self._known and self.ours:
             self.kill()
-            reaping.leave(self.pidfd)
+            with contextlib.suppress(OSError):
+                reaping.leave(self.pidfd)
         lib.iso_release(self._start)
         if not self.held:
             return

@@ -234,9 +234,10 @@ class AsyncProcess:
                 tick = 0.1 if session.let_go else None
                 if session.let_go:
                     session.kill()  # somebody may have stopped the launcher again
-                wanted = [(session.fileno(), waiting.READABLE), (session.pidfd, waiting.READABLE)]
+                wanted = [(fd, waiting.READABLE) for fd in session.tells()]
                 await waiter.wait(wanted, left if tick is None else min(tick, left or tick))
-            await gone(waiter, session.pidfd)
+            if not session.wait_gone(0):
+                await gone(waiter, session.tells()[-1])
         finally:
             waiter.close()
         return process.wait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal as signals
 import threading
 import time
@@ -88,6 +87,8 @@ class Process(Grouped):
         #: Our end of the terminal, unbuffered; None without. Reading says end of file when no program has it any more.
         self.pty: Terminal | None = pty
         self._pump: Pump | None = Pump(session, what.captures, self._exceeded) if what.captures else None
+        if pty is None and not what.relays and all(session.stdio[n] < 0 for n in range(3)):
+            session.rest()
 
     def __repr__(self) -> str:
         state = "runs" if self._session.end is None else f"ended with {self.returncode}"
@@ -105,7 +106,12 @@ class Process(Grouped):
 
     @property
     def pidfd(self) -> int:
-        """A pidfd of the program, open until :meth:`close`."""
+        """A pidfd of the program, readable once it has ended; open until :meth:`close`.
+
+        It is opened when it is asked for first, where the program has no pipes (Linux 6.9).
+
+        :raises OSError: EMFILE: no descriptor is left for it.
+        """
         return self._session.payload_fd
 
     def fileno(self) -> int:
@@ -247,10 +253,7 @@ class Process(Grouped):
         :raises ForkedError: in a process forked from the one that started it.
         """
         self._session.check_owner()
-        if self.pidfd < 0:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signals.pidfd_send_signal(self.pidfd, signal)
+        self._session.send(signal)
 
     def terminate(self, grace: float | None = None) -> int | None:
         """SIGTERM to the program, which may ignore it; with ``grace``, what is still there so many seconds later is

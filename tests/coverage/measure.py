@@ -117,7 +117,7 @@ def build(tree: Path, sanitize: str) -> None:
         how = {"": COUNTED, "undefined": UNDEFINED, "address": ["-O1"] if free else ADDRESS}[sanitize]
         for source in sources:
             # What shares its stack with another process and ends there leaves the stack marked as its own.
-            looks = ["-O1"] if sanitize == "address" and source == "spawn.c" else how
+            looks = ["-O1"] if sanitize == "address" and source in ("spawn.c", "pidfds.c") else how
             run(*common, *looks, "-c", tree / "_native" / source, "-o", objects / object_of(source))
         linked = [objects / object_of(source) for source in sources]
         own: list[object] = []
