@@ -254,7 +254,7 @@ class Session:
     @property
     def _known(self) -> bool:
         """Whether there is a launcher, as far as we know."""
-        return self._start.pidfd >= 0 or self._start.rests[0] != 0
+        return bool(self._start.pidfd >= 0 or self._start.rests[0])
 
     def rest(self) -> None:
         """Close both pidfds until somebody needs them, where they can be opened again for sure.
