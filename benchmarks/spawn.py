@@ -173,6 +173,7 @@ def value(kind: int, number: int) -> str:
         lib.ISO_COUNTER: "counter",
         lib.ISO_LOAD4: f"(long)*(unsigned *)(data + {number})",
         lib.ISO_LOAD8: f"*(long *)(data + {number})",
+        lib.ISO_FLAGS: f"{lib.ISO_RUN_KILLABLE}l",  # the benchmark is not spared by the OOM killer
     }
     return "(-9223372036854775807l - 1)" if number == -(1 << 63) else names[kind]
 
