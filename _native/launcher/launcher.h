@@ -60,7 +60,7 @@ struct supervisor {
 	int32_t exec_fd; /* the other end of the machine's */
 	int32_t sync_fd;
 	int64_t init_status;
-	struct iso_record *record; /* made before anything can be short of memory */
+	struct iso_record record;  /* made before anything can be short of memory */
 	int32_t let_go;            /* we killed it: the Python program ended or wanted it so */
 	int32_t reported;          /* the section REPORT has been run */
 	int64_t clean_error;       /* the first error of REPORT and CLEANUP, and its op */
@@ -81,10 +81,10 @@ struct supervisor {
 	uint32_t capabilities[6]; /* of the launcher at its start, as capget gives them */
 	int32_t root;          /* its effective uid is 0 */
 	int32_t unborn;        /* our own pidfd, which the Python program is still to be given; 0: it has it */
-	/* Registers and the record behind them, where they fit: in a page that each process of a start writes to anyway. One of
-	 * their own is made, and copied in each of them. Else `working_size` bytes are mapped. */
+	/* Registers, where they fit: in a page that each process of a start writes to anyway. One of their own is made, and copied
+	 * in each of them. Else `working_size` bytes are mapped. */
 	uint64_t working_size;
-	int64_t working[128];
+	int64_t working[96];
 };
 
 static inline void exit_now(int64_t status) __attribute__((noreturn));
@@ -130,8 +130,7 @@ void fail(struct iso_shared *s, uint32_t stage, uint32_t op, int64_t error);
 void send_record(const void *record, size_t size, int32_t pass);
 void send_started(int32_t pidfd, int64_t pid);
 int64_t send_pid(int64_t pid);
-size_t record_size(const struct iso_header *h);
-void tell_end(const struct supervisor *s);
+void tell_end(struct supervisor *s);
 void await_birth(struct iso_shared *s);
 void refuse(uint32_t stage, int64_t error) __attribute__((noreturn));
 

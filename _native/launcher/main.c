@@ -76,7 +76,7 @@ uint8_t *map_tape(int32_t fd, uint64_t *size)
 void equip(struct supervisor *s, uint8_t *tape)
 {
 	const struct iso_header *h = (const void *)tape;
-	const uint64_t registers = h->registers * sizeof(int64_t), needed = registers + record_size(h);
+	const uint64_t needed = h->registers * sizeof(int64_t);
 	int64_t base = PTR(s->working);
 	s->working_size = needed > sizeof s->working ? needed : 0;
 	if (s->working_size) {
@@ -90,7 +90,6 @@ void equip(struct supervisor *s, uint8_t *tape)
 	int64_t shared = map_near(s->shared_size, PROT_RW, MAP_SHARED | MAP_ANONYMOUS, -1);
 	if (!mapped(shared))
 		refuse(ISO_STAGE_MEMORY, shared);
-	s->record = (struct iso_record *)(uintptr_t)((uint64_t)base + registers);
 	iso_machine_init(&s->machine, tape, (int64_t *)base, (struct iso_shared *)shared);
 }
 

@@ -20,14 +20,13 @@ static void pause_1ms(void)
 	SYS2(nanosleep, PTR(&t), 0);
 }
 
-void send_record(const void *record, size_t size, int32_t pass)
+static void send_parts(struct part *parts, uint64_t count, int32_t pass)
 {
 	struct {
 		uint64_t length;
 		int32_t level, type, fd, pad;
 	} control = {20, SOL_SOCKET_, SCM_RIGHTS_, pass, 0};
-	struct part iov = {(void *)(uintptr_t)record, size};
-	struct message message = {0, 0, &iov, 1, pass >= 0 ? &control : 0, pass >= 0 ? sizeof control : 0, 0};
+	struct message message = {0, 0, parts, count, pass >= 0 ? &control : 0, pass >= 0 ? sizeof control : 0, 0};
 	/* The kernel may be short of memory for a moment; and without the last record nobody knows how it ended. */
 	for (int i = 0; i < 1000; i++) {
 		int64_t r = SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
@@ -35,6 +34,12 @@ void send_record(const void *record, size_t size, int32_t pass)
 			return; /* told, or nobody listens any more */
 		pause_1ms();
 	}
+}
+
+void send_record(const void *record, size_t size, int32_t pass)
+{
+	struct part part = {(void *)(uintptr_t)record, size};
+	send_parts(&part, 1, pass);
 }
 
 /* Nothing is sent from inside before the supervisor has said who it is, which it does while set-up goes on. */
@@ -72,16 +77,11 @@ int64_t send_pid(int64_t pid)
 	return SYS3(sendmsg, ISO_SLOT_CONTROL, PTR(&message), MSG_NOSIGNAL_);
 }
 
-size_t record_size(const struct iso_header *h)
-{
-	return sizeof(struct iso_record) + h->steps + h->report_size;
-}
-
-void tell_end(const struct supervisor *s)
+void tell_end(struct supervisor *s)
 {
 	const struct iso_machine *m = &s->machine;
-	struct iso_record *record = s->record;
-	const struct iso_shared *shared = m->shared;
+	struct iso_record *record = &s->record;
+	struct iso_shared *shared = m->shared;
 	const uint32_t skipped = m->header->steps;
 	const uint32_t report = m->header->report_size;
 	struct rusage below;
@@ -115,12 +115,15 @@ void tell_end(const struct supervisor *s)
 		record->head_size = shared->head_size;
 		memcpy(record->head, shared->head, ISO_HEAD);
 	}
-	uint8_t *rest = (uint8_t *)(record + 1);
-	memcpy(rest, shared->skipped, skipped);
-	memcpy(rest + skipped, m->data + m->header->report_offset, report);
 	if (shared->parked)
 		record->kind = ISO_RECORD_PARKED;
-	send_record(record, record_size(m->header), -1);
+	/* From where they lie: what a cgroup counts takes some ten thousand bytes. */
+	struct part parts[3] = {
+		{record, sizeof *record},
+		{shared->skipped, skipped},
+		{m->data + m->header->report_offset, report},
+	};
+	send_parts(parts, 3, -1);
 }
 
 void refuse(uint32_t stage, int64_t error)

@@ -121,7 +121,7 @@ static void shed(struct supervisor *s)
 		return;
 	s->header = *m->header;
 	SYS2(munmap, PTR(m->header), s->tape_size);
-	/* Registers nobody reads any more, and the record behind them is empty until the end. */
+	/* Nobody reads registers any more. */
 	if (s->working_size)
 		SYS3(madvise, PTR(m->reg), s->working_size, MADV_DONTNEED);
 	m->header = &s->header;

@@ -127,6 +127,18 @@ def pairs(data: bytes) -> dict[str, int]:
     return found
 
 
+def named(data: bytes, *names: str) -> dict[str, int]:
+    """Of a flat keyed file the lines with these names: it may have fifty others, and each run with limits reads it."""
+    text, found = b"\n" + data, {}
+    for name in names:
+        at = text.find(b"\n%b " % name.encode())
+        if at >= 0:
+            value = text[at + len(name) + 2 :].partition(b"\n")[0].strip()
+            if value.isdigit():
+                found[name] = int(value)
+    return found
+
+
 def single(data: bytes | None) -> int | None:
     """A file with one number."""
     text = (data or b"").strip()
@@ -161,7 +173,7 @@ def _pressure(data: bytes) -> dict[str, Pressure]:
     found = {}
     for line in lines(data):
         kind, _, rest = line.partition(" ")
-        values = {name: value for name, _, value in (item.partition("=") for item in rest.split())}
+        values = dict(item.split("=", 1) for item in rest.split() if "=" in item)
         try:
             found[kind] = Pressure(
                 float(values["avg10"]), float(values["avg60"]), float(values["avg300"]), int(values["total"]) / 1e6
@@ -196,7 +208,8 @@ def parse(files: Files) -> Stats:
 def _cpu(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, object]) -> None:
     throttled: dict[str, int] = {}
     if "cpu.stat" in two:
-        cpu = pairs(two["cpu.stat"])
+        names = ("usage_usec", "user_usec", "system_usec", "nr_throttled", "throttled_usec", "throttled_time")
+        cpu = named(two["cpu.stat"], *names)
         for name, key in (("cpu_time", "usage_usec"), ("cpu_user", "user_usec"), ("cpu_system", "system_usec")):
             values[name] = cpu[key] / 1e6 if key in cpu else None
         throttled = cpu
@@ -224,7 +237,7 @@ def _memory(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, obje
         values["peak_swap"] = None if both is None or peak is None else max(0, both - peak)
         values["oom_kill"] = pairs(one["memory.oom_control"]).get("oom_kill", 0)
         values["memory_max"] = single(one.get("memory.failcnt"))
-        stat = pairs(one.get("memory.stat", b""))
+        stat = named(one.get("memory.stat", b""), "total_rss", "total_cache", "total_shmem", "total_swap")
         for name, key in (
             ("memory_anon", "total_rss"),
             ("memory_file", "total_cache"),
@@ -237,7 +250,7 @@ def _memory(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, obje
     values["peak_memory"] = single(two.get("memory.peak"))
     values["swap"] = single(two.get("memory.swap.current"))
     values["peak_swap"] = single(two.get("memory.swap.peak"))
-    stat = pairs(two.get("memory.stat", b""))
+    stat = named(two.get("memory.stat", b""), "anon", "file", "shmem", "kernel")
     for name, key in (
         ("memory_anon", "anon"),
         ("memory_file", "file"),
