@@ -35,7 +35,10 @@ PATIENCE = 30.0
 
 
 class Closing(Protocol):
-    """The part of a hand-over that stays until the sandbox ends."""
+    """The part of a hand-over that stays until the sandbox ends.
+
+    With a method ``ended`` it lets go of what others may want as soon as the sandbox has ended.
+    """
 
     def close(self) -> None:
         """The sandbox has ended, or is closed."""
@@ -194,6 +197,14 @@ class Handed:
             syscall="recvmsg",
             cause="this process has no descriptor left for it",
         )
+
+    def ended(self) -> None:
+        """The sandbox has ended; its caller may still hold it."""
+        for each in self._kept:
+            ended = getattr(each, "ended", None)
+            if ended is not None:
+                with contextlib.suppress(OSError):  # close() tries again, and tells
+                    ended()
 
     def close(self) -> None:
         """Close the sockets, and what was kept."""

@@ -43,7 +43,11 @@ class Launched(Protocol):
 
 
 class Held(Protocol):
-    """The object that a resource gives to one start: descriptors for its slots. Closed with the start's end."""
+    """The object that a resource gives to one start: descriptors for its slots. Closed with the start's session.
+
+    One with a method ``ended`` is called as soon as the launcher has told that all in the sandbox has ended, and before
+    it is closed.
+    """
 
     @property
     def fds(self) -> Sequence[int]:

@@ -389,6 +389,10 @@ class Session:
                 self._start.sender = record.status
         else:
             self.end = record
+            for each in self.held:
+                ended = getattr(each, "ended", None)
+                if ended is not None:
+                    ended()
         return record
 
     def kill(self) -> None:

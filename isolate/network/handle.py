@@ -339,7 +339,8 @@ class Network(Watching, Joinable):
         if native.owner() != self._owner or self._closed:
             return
         with self._switch.lock:
-            self._members.remove(member)
+            if not self._members.remove(member):
+                return  # it has left, and its number may be another's
             impaired = self._impaired.pop(member.number, None)
             if impaired is not None:
                 impaired.end()

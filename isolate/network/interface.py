@@ -50,7 +50,8 @@ class Interface:
     inside (``eth0``, ``eth1``, … by default). ``routes`` are further ways: ``{"192.0.2.0/24": "10.88.0.7"}``, from a
     network to the member that leads there.
 
-    A sandbox with it starts once it is attached; names, addresses and ports are taken back when the sandbox has ended.
+    A sandbox with it starts once it is attached. Names, addresses and ports are taken back when the sandbox has ended
+    and that was seen: by ``wait()``, ``poll()`` or ``result()``, or by closing its :class:`~isolate.Process`.
     The same part can be started several times only without a name, an address and ports.
 
     Brings a new network namespace. Needs no privileges inside.

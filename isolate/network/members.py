@@ -284,10 +284,11 @@ class Members:
             )
         return rows
 
-    def remove(self, member: Member) -> None:
-        """Take back what it was given."""
-        if self.by_number.pop(member.number, None) is None:
-            return
+    def remove(self, member: Member) -> bool:
+        """Take back what it was given; False where that has been done."""
+        if self.by_number.get(member.number) is not member:
+            return False
+        del self.by_number[member.number]
         self.limited.pop(member.number, None)
         if member.plug is not None:
             self._leaving[member.number] = member.plug
@@ -299,6 +300,7 @@ class Members:
                 self._by_name.pop(name, None)
         for address in member.addresses:
             self._by_address.pop(address, None)
+        return True
 
     def rules(self, member: Member) -> list[Message]:
         """What puts a member's egress and ingress into the switch's sets, as the others are now."""

@@ -88,8 +88,12 @@ class Place:
         """The device inside, and what it has moved."""
         return self.member.wish.device, self.network.counters(self.member)
 
+    def ended(self) -> None:
+        """Leave: name, addresses and ports are others' now."""
+        self.close()
+
     def close(self, *, wait: bool = False) -> None:
-        """Leave."""
+        """Leave. Nothing happens a second time."""
         self.network.leave(self.member, wait=wait)
 
 

@@ -296,6 +296,10 @@ class _Lease:
             Socket(ROUTE, made=made)
             self._asked.ask({"ask": "attach"}, [fd])
 
+    def ended(self) -> None:
+        """Leave."""
+        self.close()
+
     def close(self) -> None:
         """Leave."""
         self._asked.close()

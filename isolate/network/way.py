@@ -198,6 +198,10 @@ class Way:
                     said = str(answer.get("error", {}).get("desc", "no answer"))
                     raise SetupError(errno.EADDRINUSE, f"publish {each}", part="Userspace", cause=said)
 
+    def ended(self) -> None:
+        """Nobody is left inside: its ports on the host are free again."""
+        self.close()
+
     def close(self) -> None:
         """End the helper; the way out with it."""
         helper, self.helper = self.helper, None

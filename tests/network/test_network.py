@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,6 +196,27 @@ def test_a_member_that_left_leaves_nothing() -> None:
                 assert len(lan.members) == 2
         assert told(switch, "nft", "-j", "list", "ruleset") == before
         assert until(lambda: len(told(switch, "ip", "-j", "link")) == 2)
+
+
+def test_who_has_ended_leaves_before_it_is_closed() -> None:
+    with network.Network() as lan:
+        address = str(lan.subnet[9])
+        options: dict[str, Any] = {"name": "db", "aliases": ["sql"], "address": address, "publish": {18080: 80}}
+        box = Sandbox(PidNamespace(), network.Interface(lan, **options, egress=network.Egress(["db:1"])))
+        with box.spawn(["cat"], stdin=-1) as first:
+            with pytest.raises(ConflictError, match="'db' already"):  # control: it has not ended
+                box.run(["true"])
+            assert first.stdin is not None
+            first.stdin.close()
+            assert first.wait() == 0
+            assert lan.members == {}
+            with host(lan, **options) as second, second.listen(80):
+                assert connects("127.0.0.1", 18080)
+                first.close()  # what it had is another's now
+                assert lan.members["db"][0] == ipaddress.ip_address(address)
+                assert connects("127.0.0.1", 18080)
+                assert second.connects(second.address, 80)
+        assert not connects("127.0.0.1", 18080)
 
 
 def test_bad_input_is_refused() -> None:

@@ -188,6 +188,9 @@ def test_published_ports(helper: str, outside: Outside) -> None:
         with pytest.raises(SetupError, match="in use"):
             box.run(["true"])
     assert until(lambda: not connects("127.0.0.1", 8080))
+    with box.spawn(["true"]) as first:
+        assert first.wait() == 0
+        assert box.run(["true"]).ok  # the port is free, although the first one is not closed
     assert not [name for name in os.listdir("/tmp") if name.startswith("isolate-") and "api" in name]
 
 
