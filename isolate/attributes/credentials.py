@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Buffer, Fail, Jump, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.checks import is_int, keywords
 from isolate.kernel.constants import LINUX_CAPABILITY_VERSION_3
@@ -193,7 +194,9 @@ class Credentials(Reversible):
             (*ops, call(f"setres{kind}", wanted, wanted, wanted)),
             hints={
                 errno.EINVAL: f"{kind} {value} is not mapped in the user namespace",
-                errno.EPERM: f"changing the {kind} needs CAP_SET{kind.upper()}; add UserNamespace(), or run as root",
+                errno.EPERM: Finding(
+                    f"changing the {kind} needs CAP_SET{kind.upper()}", "add UserNamespace(), or run as root"
+                ),
                 errno.EAGAIN: "the user has more processes than its RLIMIT_NPROC",
             },
         )

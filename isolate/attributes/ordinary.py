@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 
+from isolate.engine.finding import Finding
 from isolate.engine.native import lib
 from isolate.engine.plan import FLAGS, Buffer, Jump, Label, Load, Op, Phase, Register, Step, Test, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY, O_WRONLY, PR_SET_DUMPABLE, Constant
@@ -69,8 +70,8 @@ def killable() -> Step:
         ops,
         path=path,
         hints={
-            errno.EROFS: f"/proc is read-only here; {keep}",
-            errno.EACCES: f"the caller's oom_score_adj is below 0 and cannot be raised here; {keep}",
+            errno.EROFS: Finding("/proc is read-only here", keep),
+            errno.EACCES: Finding("the caller's oom_score_adj is below 0 and cannot be raised here", keep),
         },
     )
 

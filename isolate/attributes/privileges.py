@@ -6,6 +6,7 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Jump, Label, Phase, Register, Step, Test, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import (
@@ -132,11 +133,15 @@ class SessionKeyring(Irreversible):
                 done,
             ),
             hints={
-                errno.EDQUOT: "the caller's quota of keys is used up; raise kernel.keys.maxkeys or run fewer at once",
+                errno.EDQUOT: Finding(
+                    "the caller's quota of keys is used up", "raise kernel.keys.maxkeys, or run fewer at once"
+                ),
                 errno.EPERM: "a seccomp filter forbids a new keyring"
                 + (", and not the use of the caller's" if refused else "")
                 + "; SessionKeyring(enabled=False) keeps the caller's",
-                errno.EACCES: "a security module forbids it; SessionKeyring(enabled=False) keeps the caller's",
+                errno.EACCES: Finding(
+                    "a security module forbids it", "SessionKeyring(enabled=False) keeps the caller's"
+                ),
             },
         )
 

@@ -16,6 +16,7 @@ from isolate.cgroups.hierarchy import discover
 from isolate.cgroups.placement import place, removal_order
 from isolate.cgroups.scope import FUTURE, Standing, guide_to
 from isolate.cgroups.settings import home_of, settings
+from isolate.engine.finding import Finding
 from isolate.engine.keeper import watched
 from isolate.engine.plan import (
     CONTROL,
@@ -276,11 +277,14 @@ def _attach(program: bytes, register: Register) -> Step:
         call("bpf", BPF_PROG_ATTACH, attach, len(attach.data)),
         call("close", fd),
     )
-    hints = {
+    without = "use another kernel, or leave devices out"
+    hints: dict[int, str | Finding] = {
         errno.EPERM: "a device program needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN, in the first user namespace; "
         "without them leave devices out: nodes on a nodev mount cannot be opened anyway",
-        errno.ENOSYS: "the kernel was built without BPF",
-        errno.EINVAL: "the kernel was built without CONFIG_CGROUP_BPF",
+        errno.ENOSYS: Finding("the kernel was built without BPF", without, True),
+        errno.EINVAL: Finding(
+            "the kernel was built without CONFIG_CGROUP_BPF", "use another kernel, or leave devices out", True
+        ),
     }
     return Step(Phase.CGROUP, "limit devices: a program that answers by the rules", ops, hints=hints)
 
@@ -345,7 +349,7 @@ def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:
         Line(text, line, errno.EBUSY),
         end,
     )
-    hints = {errno.EBUSY: "the group is frozen: thaw() it first"}
+    hints = {errno.EBUSY: Finding("the group is frozen", "thaw() it first")}
     yield Step(Phase.CGROUP, f"{directory} is not frozen", ops, path=os.fsencode(directory), hints=hints)
 
 

@@ -148,16 +148,19 @@ def _told(failure: Failure) -> Finding | None:
     A cause alone covers neither the remedy that is known for such a failure nor that the host cannot do it at all.
     """
     host, error, step, op, _ = failure
-    hint = step.hints.get(error)
-    if isinstance(hint, Finding):
-        return (hint.ask(failure) if hint.ask is not None else None) or hint
-    found = steps.likely(host, error, step, op)
+    hint = step.finding(error)
     if hint is None:
-        return found
+        return steps.likely(host, error, step, op)
+    asked = hint.ask(failure) if hint.ask is not None else None
+    if asked is not None:
+        return asked
+    if hint.remedy is not None or hint.unsupported:
+        return hint
     if error == errno.EPERM:
         filtered = clone.seccomp(host, steps.call_name(op) or "it")
-        return Finding(hint) if filtered is None else Finding(f"{hint}; or else {filtered.cause}", filtered.remedy)
-    return Finding(hint) if found is None or error == errno.EACCES else found._replace(cause=hint)
+        return hint if filtered is None else Finding(f"{hint.cause}; or else {filtered.cause}", filtered.remedy)
+    found = steps.likely(host, error, step, op)
+    return hint if found is None or error == errno.EACCES else found._replace(cause=hint.cause)
 
 
 def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupError:

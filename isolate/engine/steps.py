@@ -177,8 +177,17 @@ class Step:
         self.cgroup: Register | None = cgroup
         #: The step needs this register's descriptor; if the step that fills it was skipped, so is this one.
         self.needs: Register | None = needs
-        #: What an errno means here: a whole finding, or a cause alone, whose remedy the diagnosis finds.
+        #: What an errno means here. A text is a cause alone: see :meth:`finding`.
         self.hints: Mapping[int, str | Finding] = hints
         #: How it is divided between a tree that is made once and the starts from it. None in a phase that makes the
         #: tree: not at all, and a sandbox with such a step is set up anew each time.
         self.template: Split | None = template
+
+    def finding(self, error: int) -> Finding | None:
+        """What an errno means here. One without a remedy is completed by what is known of such failures."""
+        hint = self.hints.get(error)
+        if not isinstance(hint, str):
+            return hint
+        from isolate.engine.finding import Finding  # loaded late: only an error needs it
+
+        return Finding(hint)

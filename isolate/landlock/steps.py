@@ -8,6 +8,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
 from isolate.engine.beneath import Names, Writable, led_astray, open_beneath, place_of, writable_targets
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Buffer, Jump, Label, Op, Phase, Register, Step, Store, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_PATH, Constant
 from isolate.landlock.rights import CHANGE, FILE, FsAccess, LandlockScope, PathRule, rights_in_words
@@ -93,7 +94,7 @@ def steps(
         (call("landlock_restrict_self", ruleset, log), call("close", ruleset)),
         needs=ruleset,
         hints={
-            errno.EPERM: "it needs no_new_privs (or CAP_SYS_ADMIN)",
+            errno.EPERM: Finding("it needs no_new_privs (or CAP_SYS_ADMIN)", "leave NoNewPrivs on"),
             errno.E2BIG: "16 rulesets are in force already; the kernel takes no more",
         },
     )
@@ -152,7 +153,9 @@ def _path(rule: PathRule, rights: FsAccess, ruleset: Register, changeable: Writa
         path=path,
         needs=ruleset,
         hints={
-            errno.ENOENT: "the path does not exist inside; PathRule(…, optional=True) leaves such a rule out",
+            errno.ENOENT: Finding(
+                "the path does not exist inside", "PathRule(…, optional=True) leaves such a rule out"
+            ),
             errno.EACCES: "the program may not reach the path",
             errno.EINVAL: "none of the rights means anything on this kind of file",
             errno.EBADFD: "the path lies in a file system of the kernel's own (pipes, sockets)",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from errno import ENODEV, EPERM
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Phase, Register, Step, call
 from isolate.kernel.checks import keywords
 from isolate.kernel.constants import MOUNT_ATTR_RDONLY
@@ -64,7 +65,7 @@ class CgroupFs:
             ),
             path=path,
             hints={
-                EPERM: "the cgroup namespace belongs to another user namespace: let both be new, or neither",
+                EPERM: Finding("the cgroup namespace belongs to another user namespace", "let both be new, or neither"),
                 ENODEV: "this kernel has no cgroup v2",
             },
         )

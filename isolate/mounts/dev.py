@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from errno import EINVAL, ENODEV, EPERM
 from typing import TYPE_CHECKING
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import EACH, KEPT, Buffer, Load, Op, Phase, Register, Split, Step, Target, Test, call
 from isolate.kernel import checks
 from isolate.kernel.checks import keywords
@@ -150,8 +151,10 @@ class Dev(Shown):
             template=Split(build=(place,), again=(*making, attaching, call("close", pts))),
             path=self.place,
             hints={
-                EINVAL: "devpts needs uid 0 and gid 0 mapped in the user namespace: map them, or say Dev(pts=False)",
-                EPERM: "this host does not allow terminals of its own here: say Dev(pts=False)",
+                EINVAL: Finding(
+                    "devpts needs uid 0 and gid 0 mapped in the user namespace", "map them, or say Dev(pts=False)"
+                ),
+                EPERM: Finding("this host does not allow terminals of its own here", "say Dev(pts=False)"),
             },
         )
 

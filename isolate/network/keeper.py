@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.diagnosis import start
+from isolate.engine.finding import Finding
 from isolate.engine.handing import Handing
 from isolate.engine.keeper import until_owner_ends
 from isolate.engine.ops import Buffer, Op, Register, call
@@ -45,12 +46,14 @@ _IP_FREEBIND, _IPV6_FREEBIND, _IPV6_V6ONLY = 15, 78, 26
 
 SIOCGSKNS = Constant(0x894C, "SIOCGSKNS")  # of a socket: a descriptor of its network namespace (Linux 4.10)
 
-HINTS = {
+HINTS: dict[int, str | Finding] = {
     errno.EPERM: "making a network needs CAP_SYS_ADMIN, or a user namespace, which this host forbids"
     " (user.max_user_namespaces, an LSM, or a filter of system calls)",
     errno.ENOSPC: "the limit of network or user namespaces is reached (user.max_net_namespaces, max_user_namespaces)",
-    errno.EINVAL: "the kernel was built without network namespaces",
-    errno.EPROTONOSUPPORT: "the kernel was built without nf_tables, or its module cannot be loaded",
+    errno.EINVAL: Finding("the kernel was built without network namespaces", "use another kernel", True),
+    errno.EPROTONOSUPPORT: Finding(
+        "the kernel was built without nf_tables, or its module cannot be loaded", "as root: modprobe nf_tables", True
+    ),
 }
 
 

@@ -11,6 +11,7 @@ import errno
 import struct
 from typing import TYPE_CHECKING, TypeVar
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import CONTROL, Buffer, Phase, Register, Step, Store, call
 from isolate.kernel import syscalls
 from isolate.kernel.constants import Constant
@@ -45,12 +46,14 @@ RECORD_PROGRAM = 4
 #: The socket's copy goes where nobody passes descriptors to the program, before those are put in their places.
 _OUT_OF_THE_WAY = 100
 
-_HINTS = {
+_HINTS: dict[int, str | Finding] = {
     errno.EACCES: "a filter needs no_new_privs, or CAP_SYS_ADMIN until it is installed: leave NoNewPrivs on, add"
     " UserNamespace(), or do without a filter (Seccomp.none())",
-    errno.EBUSY: "a process has one set of handlers: put them all into one policy (notify=)",
+    errno.EBUSY: Finding("a process has one set of handlers", "put them all into one policy (notify=)"),
     errno.EINVAL: "the kernel refused the program or its flags (CONFIG_SECCOMP_FILTER, Linux 4.17 for spec_allow)",
-    errno.ENOTSOCK: f"a descriptor is passed to the program as number {_OUT_OF_THE_WAY}: choose another for it",
+    errno.ENOTSOCK: Finding(
+        f"a descriptor is passed to the program as number {_OUT_OF_THE_WAY}", "choose another for it"
+    ),
 }
 
 

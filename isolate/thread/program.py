@@ -201,12 +201,12 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
         return SetupError(error, "run the steps on this thread")
     step, part = found
     op = tape.ops[index]
-    found_hint = step.hints.get(error)
-    if found_hint is None and isinstance(op, Target):
+    finding = step.finding(error)
+    if finding is None and isinstance(op, Target):
         from isolate.engine.targets import TARGET  # loaded late: only an error needs it
 
-        found_hint = TARGET.get(error)
-    cause, remedy = (found_hint, None) if isinstance(found_hint, str) else (found_hint or (None, None))[:2]
+        finding = TARGET.get(error)
+    cause, remedy = (None, None) if finding is None else (finding.cause, finding.remedy)
     if error == errno.EPERM and (cause is None or "CAP_SYS_ADMIN" in cause):
         cause = cause or "it needs CAP_SYS_ADMIN in the user namespace that this thread is in"
         kind = getattr(part, "kind", None)
@@ -215,7 +215,8 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
         if kind == "pid":
             # Who is not in the namespace that its children get cannot make one more for them (unshare(2), EINVAL).
             remedy += ", and use the block in a program that is then executed as a child"
-    kind = errors.UnsupportedError if error == errno.ENOSYS else SetupError
+    lacking = error == errno.ENOSYS or (finding is not None and finding.unsupported)
+    kind = errors.UnsupportedError if lacking else SetupError
     return kind(
         error,
         step.text,
