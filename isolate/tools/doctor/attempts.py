@@ -146,7 +146,21 @@ def _new(base: list[Part], kind: str) -> proofs.Proof | None:
 
     part = getattr(namespaces, f"{kind.capitalize()}Namespace")()
     assert isinstance(part, Part)
-    return proofs.namespace(base, kind, part)
+    proof = proofs.namespace(base, kind, part)
+    return proof if kind != "mount" or proof is None else dataclasses.replace(proof, detail=_alone())
+
+
+def _alone() -> str:
+    """Whether the kernel can make one without a copy of the host's table, in words."""
+    from isolate.diagnosis.alone import made_alone
+
+    ways = made_alone()
+    found = [name for name, has in ways.items() if has]
+    if found:
+        return f"one without a copy of the host's table can be made by {' and '.join(found)}; not used yet"
+    if None in ways.values():
+        return "whether the kernel has to copy the host's table for it cannot be seen"
+    return "the kernel copies the host's table for it"
 
 
 def _memfd() -> str | None:
