@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -21,6 +22,7 @@ __all__ = ["FORMAT", "BlobBytes", "Opened"]
 
 FORMAT = 2
 _PLAIN, _WITH_CONTENTS = 1, 2  # the second one: layers may have files whose contents are in contents/
+_TRIED = "user.isolate.tried"
 _WORDS = "isolate-store"
 _OWN = {"format", "blobs", "partial", "contents", "layers", "objects", "refs", "uppers", "trash"}
 _NOT_OURS = "name an empty directory, or one that a Store has made"
@@ -174,6 +176,19 @@ class Opened:
             return self._contents_fd if self._contents_fd >= 0 else None
 
     def _make_contents(self) -> None:
+        try:
+            os.setxattr(self.fd, _TRIED, b"")
+            os.removexattr(self.fd, _TRIED)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise StoreError(
+                "the contents of files cannot be shared here",
+                errno=error.errno,
+                path=self.path,
+                cause="the file system has no extended attributes for users",
+                remedy="keep the store on ext4, XFS, btrfs or tmpfs; or share=True, which shares by links",
+            ) from None
         # Versions that know nothing of it must not take an outline for a file, nor remove the contents.
         replace(self.fd, "format", f"{_WORDS} {_WITH_CONTENTS}\n".encode())
         fd = subdirectory(self.fd, "contents")

@@ -28,9 +28,12 @@ from isolate.images.contents import names_of, outline, unused
 from isolate.images.pack.start import write_layer
 from isolate.images.trial import can_share_contents
 from isolate.mounts import Bind, Root, Tmpfs
+from tests.login import Login, make_login_user
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.snapshot import Snapshot
 
 AT = "/tmp/image"
@@ -530,6 +533,63 @@ def test_how_it_is_asked_for(tmp_path: Path) -> None:
     with Store(tmp_path / "store", read_only=True) as store:
         for name in ("a:1", "b:1"):
             assert inside(store.open(name), store, "print(open('d/a').read(2))").strip() == "aa"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a ramfs")
+def test_a_file_system_without_attributes(tmp_path: Path) -> None:
+    """It is refused by name, nothing is left, and the store is one that every version knows."""
+    code = """
+import os, sys
+from isolate.images import *
+with Store(sys.argv[1] + "/store", share="contents") as store:
+    try:
+        store.add(Image.empty() + Layer.files({"d/a": b"a" * 5000}))
+    except StoreError as error:
+        print(error.cause)
+    print(open(sys.argv[1] + "/store/format").read(), os.listdir(sys.argv[1] + "/store/layers"))
+"""
+    mount = 'mount -t ramfs none "$1" && exec "$2" -c "$3" "$1"'
+    words = ["unshare", "-m", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, code]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "the file system has no extended attributes for users",
+        "isolate-store 1",
+        " []",
+    ], done.stderr
+
+
+@pytest.fixture
+def login() -> Iterator[Login]:
+    yield from make_login_user()
+
+
+def test_a_login_user_with_subordinate_ids(login: Login) -> None:
+    """Owners of a subordinate range, also those that the user alone may not read."""
+    if f"{login.name}:" not in Path("/etc/subuid").read_text():
+        pytest.skip("useradd gives no subordinate ids here")
+    out = login.python("""
+import os, tempfile
+from isolate import *
+from isolate.images import *
+with tempfile.TemporaryDirectory() as place:
+    ids = IdMap.subordinate()
+    with Store(place + "/store", share="contents", map=ids) as store:
+        for turn in range(2):
+            files = Layer.files({"d/mine": b"x" * 5000, "d/more": b"y" * 5000}, uid=33, gid=34, mode=0o400, epoch=turn)
+            image = store.add(Image.empty() + files, f"n{turn}:1")
+        print(len(os.listdir(place + "/store/contents")), store.check(deep=True))
+        root = Root(Bind("/", "/"), Tmpfs("/tmp"), ImageRoot(image, "/tmp/image", store=store))
+        who = Credentials(uid=33, gid=34)
+        done = Sandbox(UserNamespace(map=ids), root, who).run(["/bin/cat", "/tmp/image/d/mine"])
+        print(len(done.stdout), done.stderr)
+        stat = ["/bin/stat", "-c", "%u:%g:%a", "/tmp/image/d/mine"]
+        done = Sandbox(UserNamespace(map=ids), root).run(stat, text=True)
+        print(done.stdout.strip(), done.stderr)
+        store.untag("n0:1"), store.untag("n1:1")
+        store.collect()
+        print(os.listdir(place + "/store/contents"), os.listdir(place + "/store/trash"))
+""")
+    assert out.splitlines() == ["2 []", "5000 b''", "33:34:400 ", "[] []"]
 
 
 def test_as_an_ordinary_user() -> None:
