@@ -558,6 +558,32 @@ with Store(sys.argv[1] + "/store", share="contents") as store:
     ], done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a filter without no_new_privs is for root")
+def test_a_kernel_that_does_not_know_it(tmp_path: Path) -> None:
+    """The mount is refused as older kernels do: the store says so by name, doctor says what helps, and links work."""
+    code = """
+import sys
+from isolate.images import *
+from isolate.seccomp import Seccomp, arg32, deny
+from isolate.tools.doctor import abilities
+Seccomp(deny("fsconfig", when=arg32(1) == 5, errno="EINVAL"), otherwise="allow").enter()  # FSCONFIG_SET_FD
+with Store(sys.argv[1] + "/store", share="contents") as store:
+    try:
+        store.add(Image.empty() + Layer.files({"a": "b" * 5000}))
+    except StoreError as error:
+        print(error.message, "|", "data-only layer" in error.cause, "|", error.remedy[:23])
+with Store(sys.argv[1] + "/store", share=True) as store:
+    print(len(store.add(Image.empty() + Layer.files({"a": "b" * 5000})).layers))
+print([(row.ok, "data-only" in row.reason, row.remedy[:16]) for row in abilities() if row.name == "image-contents"])
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "the contents of files cannot be shared here | True | Store(path, share=True)",
+        "1",
+        "[(False, True, 'use Linux 6.16, ')]",
+    ], done.stderr
+
+
 @pytest.fixture
 def login() -> Iterator[Login]:
     yield from make_login_user()

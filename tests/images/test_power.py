@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate.images import Image, Layer, Store
+from isolate.images import Image, Layer, Store, StoreError
+from isolate.images.trial import can_share_contents
 from tests.images.make import image, noise
 from tests.images.recorder import FLUSH, MARK, WRITE, entries
 
@@ -110,8 +111,14 @@ def recorded(top: Path) -> Iterator[Path]:
 
 
 @pytest.mark.root
-def test_whatever_disk_is_left_the_store_is_whole(tmp_path: Path, registry: str) -> None:
-    flushes = cut_and_look(tmp_path, registry, PROGRAM)
+@pytest.mark.parametrize("share", [True, "contents"])
+def test_whatever_disk_is_left_the_store_is_whole(tmp_path: Path, registry: str, share: bool | str) -> None:
+    if share == "contents":
+        try:
+            can_share_contents()
+        except StoreError as error:
+            pytest.skip(f"contents cannot be shared here (Linux 6.16): {error}")
+    flushes = cut_and_look(tmp_path, registry, PROGRAM.replace("share=True", f"share={share!r}"))
     assert flushes > 30
 
 

@@ -63,6 +63,7 @@ class Remedies:
         return [
             (lambda group, error: "/proc" in _cause(error) and not host.exists("/proc/self"), self._no_proc),
             (lambda group, error: "RLIMIT_NPROC" in _cause(error), self._processes),
+            (lambda group, error: "data-only layer" in _cause(error), lambda: ("", "")),  # what the error says
             (lambda group, error: group == "limits" and not _namespaces(error), self._cgroup),
             (lambda group, error: _mentions(error, "subuid", "subgid", "newuidmap", "newgidmap"), self._ids),
             (lambda group, error: self._rootless_root(), self._capabilities),
