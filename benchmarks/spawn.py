@@ -102,9 +102,9 @@ def small_filter(directory: Path) -> Path:
     return file
 
 
-def bubblewrap(programs: Path, *, net: bool, masked: bool) -> list[str] | None:
-    """The same by bwrap, with the filter on descriptor 9."""
-    program = shutil.which("bwrap")
+def bubblewrap(programs: Path, *, net: bool, masked: bool, program: str | None = None) -> list[str] | None:
+    """The same by bwrap (that of the system, or another one), with the filter on descriptor 9. None: it is not here."""
+    program = program or shutil.which("bwrap")
     if program is None:
         return None
     cover: list[str] = []
@@ -263,11 +263,12 @@ def compile_c(target: Path, flags: list[str]) -> None:
 
 
 def prepare(directory: Path) -> tuple[Path, Path]:
-    """Compile the program that is run, in a directory of its own, and the driver."""
+    """Compile the programs that are run, in a directory of their own, and the driver."""
     directory.chmod(0o755)
     programs = directory / "programs"
     programs.mkdir()
     compile_c(programs / "true", [*FREESTANDING, "-DTWIN_TRUE"])
+    compile_c(programs / "say", [*FREESTANDING, "-DTWIN_SAY"])
     driver = directory / "driver"
     size = len(box(programs, net=True).compile().data) + 512
     compile_c(driver, ["-O2", "-DTWIN_DRIVER", f"-DPACKED={size}"])
@@ -415,9 +416,15 @@ def traced_start(command: list[str], begins: str) -> Counter[str]:
 def verify_parked(directory: Path, driver: Path, programs: Path) -> dict[str, tuple[int, int]]:
     """How often a start from the library's tree and one from the twin's make each system call."""
     script = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r}); import pathlib, spawn, os\n"
-        f"once = spawn.python(spawn.warm(spawn.box(pathlib.Path({str(programs)!r}), net=True)))\n"
-        "once(); os.access('/this-one', 0); once()\n"
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); import os, pathlib, time, spawn\n"
+        f"box = spawn.warm(spawn.box(pathlib.Path({str(programs)!r}), net=True))\n"
+        "once, used = spawn.python(box), lambda: [starts.used for starts in box._starts.values()]\n"
+        "for _ in range(100):\n"
+        "    before = used()\n"
+        "    os.access('/this-one', 0)\n"
+        "    once()\n"
+        "    if used() != before: break\n"
+        "    time.sleep(0.02)\n"  # whoever mounts something on the host ends the tree, and another one is made
     )
     ours = traced_start([sys.executable, "-c", script], "/this-one")
     twin = build_parked(directory, box(programs, net=True), "verified-parked")

@@ -30,21 +30,50 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def about(machine: dict[str, Any]) -> str:
     """What the figures hold for, in a sentence."""
+    end = f" (at the end {machine['load at the end']:.1f})" if "load at the end" in machine else ""
     return (
         f"Linux {machine['kernel']}, {machine['machine']}, {machine['processors']} processors, "
-        f"{machine['mounts']} mounts, {machine['processes']} processes, load {machine['load']:.1f}, "
+        f"{machine['mounts']} mounts, {machine['processes']} processes, load {machine['load']:.1f}{end}, "
         f"Python {machine['python']}, uid {machine['uid']}."
     )
 
 
+def here(rows: dict[str, Any]) -> dict[str, Any]:
+    """Those that were measured."""
+    return {name: row for name, row in rows.items() if "missing" not in row}
+
+
+def reasons(rows: dict[str, Any]) -> dict[str, str]:
+    """Why the others are not here."""
+    return {name: row["missing"] for name, row in rows.items() if "missing" in row}
+
+
 def shown(rows: dict[str, Any], over: str) -> list[str]:
     """A table of rows with their ratio to one of them."""
-    base = rows.get(over)
+    base = rows.get(over, {})
     lines = []
-    for name, row in sorted(rows.items(), key=lambda item: float(item[1]["p10"])):
-        ratios = [f"{row[c] / base[c]:.2f}" if base else "" for c in COLUMNS]
-        lines.append([name, *(f"{row[c]:.2f}" for c in COLUMNS), " / ".join(ratios), str(row["count"])])
-    return grid(["ms", *COLUMNS, f"over {over}", "runs"], lines)
+    for name, row in sorted(here(rows).items(), key=lambda item: float(item[1]["p10"])):
+        ratios = [f"{row[c] / base[c]:.2f}" for c in ("p10", "p50", "cpu_min") if c in row and c in base]
+        values = [f"{row[c]:.2f}" if c in row else "" for c in (*COLUMNS, "cpu_min", "cpu_p50")]
+        lines.append([name, *values, " / ".join(ratios), str(row["count"])])
+    return grid(["ms", *COLUMNS, "CPU min", "CPU p50", f"over {over}", "runs"], lines)
+
+
+def missing(places: dict[str, dict[str, str]]) -> list[str]:
+    """Who is not here, and why; a reason that holds for several tables is told once."""
+    lines = []
+    for name in dict.fromkeys(name for reasons in places.values() for name in reasons):
+        by = {where: reasons[name] for where, reasons in places.items() if name in reasons}
+        if len(set(by.values())) == 1 and len(by) == len(places):
+            lines.append(f"- {name}: {escaped(next(iter(by.values())))}")
+        else:
+            lines += [f"- {name}, {where}: {escaped(why)}" for where, why in by.items()]
+    return ["Not in the tables:", "", *lines, ""] if lines else []
+
+
+def escaped(text: str) -> str:
+    """Nothing of it means something to reStructuredText."""
+    return "".join("\\" + c if c in "\\*`_|<>" else c for c in text)
 
 
 def page(told: dict[str, Any], command: str, pictures: str | None) -> str:
@@ -53,45 +82,50 @@ def page(told: dict[str, Any], command: str, pictures: str | None) -> str:
     def picture(name: str, words: str) -> list[str]:
         return [] if pictures is None else [f".. image:: {pictures}/{name}.png", f"   :alt: {words}", ""]
 
-    lines = [f"Printed by ``{command}``. {about(told['machine'])}", ""]
+    took = f" It took {told['seconds'] / 60:.0f} minutes." if "seconds" in told else ""
+    lines = [f"Printed by ``{command.strip()}``. {about(told['machine'])}{took}", ""]
     start = dict(told.get("start", {}))
     versions = start.pop("versions", {})
     for title, rows in start.items():
         words = f"A start and its end, {title}"
         name = "start-net" if title.startswith("with ") else "start-nonet"
-        lines += [words, "~" * len(words), "", *shown(rows, "twin"), *picture(name, words)]
+        lines += [words, "~" * len(words), "", "*Over twin* is p10 / p50 / the least CPU time.", ""]
+        lines += [*shown(rows, "twin"), *picture(name, words)]
+    lines += missing({title: reasons(rows) for title, rows in start.items()})
     if versions:
-        lines += ["Versions: " + ", ".join(f"{name}: {told}" for name, told in versions.items()) + ".", ""]
+        said = ", ".join(f"{name}: {escaped(told)}" for name, told in versions.items())
+        lines += [f"Versions: {said}.", ""]
     if "parts" in told:
         words = "What a part adds"
         lines += [words, "~" * len(words), "", *shown(told["parts"], "nothing more")]
+        lines += missing({"": reasons(told["parts"])})
     for kind, words in SWEEPS.items():
-        points = told.get(kind)
+        points = here(told.get(kind, {}))
         if not points:
             continue
+        threads = kind == "threads"
         names = list(next(iter(points.values())))
-        unit = "" if kind == "threads" else ": ms, p10 / p50"
+        unit = "" if threads else ": ms, p10 / p50 / CPU min"
         title = words[0].upper() + words[1:]
-        rows = [
-            [
-                number,
-                *(
-                    f"{p[n]['p50']:.0f}" if kind == "threads" else f"{p[n]['p10']:.2f} / {p[n]['p50']:.2f}"
-                    for n in names
-                ),
-            ]
-            for number, p in points.items()
-        ]
+        rows = []
+        for number, point in points.items():
+            columns = ("p50",) if threads else ("p10", "p50", "cpu_min")
+            digits = 0 if threads else 2
+            rows.append(
+                [number, *(" / ".join(f"{point[n][c]:.{digits}f}" for c in columns if c in point[n]) for n in names)]
+            )
         lines += [title, "~" * len(title), "", *grid([f"{kind}{unit}", *names], rows), *picture(kind, title)]
+        lines += missing({"": reasons(told[kind])})
     if "steady" in told:
         words = "Inside beside outside"
         lines += [words, "~" * len(words), ""]
+        columns = ("min", "p50", "cpu_min")
         rows = []
         for name, row in told["steady"].items():
-            pairs = [(row[side]["p10"], row[side]["p50"]) for side in ("outside", "inside")]
-            pairs.append((pairs[1][0] / pairs[0][0], pairs[1][1] / pairs[0][1]))
-            rows.append([name, *(f"{low:.2f} / {middle:.2f}" for low, middle in pairs)])
-        lines += grid(["ms, p10 / p50", "outside", "inside", "ratio"], rows)
+            sides = [[row[side][c] for c in columns] for side in ("outside", "inside")]
+            ratio = [b / a for a, b in zip(*sides, strict=True)]
+            rows.append([name, *(" / ".join(f"{value:.2f}" for value in each) for each in (*sides, ratio))])
+        lines += grid(["ms, min / p50 / CPU min", "outside", "inside", "ratio"], rows)
     return "\n".join(lines)
 
 
@@ -108,6 +142,7 @@ def plots(told: dict[str, Any], directory: Path) -> None:
     for net, rows in told.get("start", {}).items():
         if net == "versions":
             continue
+        rows = here(rows)
         figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(rows) + 1.4))
         names = sorted(rows, key=lambda name: -rows[name]["p10"])
         low = [rows[name]["p10"] for name in names]
@@ -124,7 +159,7 @@ def plots(told: dict[str, Any], directory: Path) -> None:
         figure.savefig(directory / f"start-{'net' if net.startswith('with ') else 'nonet'}.png", dpi=100)
         pyplot.close(figure)
     for kind, about_it in SWEEPS.items():
-        points = told.get(kind)
+        points = here(told.get(kind, {}))
         if not points:
             continue
         figure, axes = pyplot.subplots(figsize=(6, 3.4))

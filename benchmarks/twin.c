@@ -7,6 +7,7 @@
  *                    With TWIN_TREE (the calls that make a template's tree) it is parked: it makes the tree once, and a
  *                    fork of it is the supervisor of each start; TWIN_CALLS are then those of a start from the tree
  *   -DTWIN_TRUE      the program that is run: it exits
+ *   -DTWIN_SAY       one that writes a line and ends with status 7
  *   -DTWIN_WAIT      one that stays until its standard input ends
  * No error is diagnosed here: whatever fails ends the launcher with 1, and the benchmark with it. */
 #define _GNU_SOURCE
@@ -18,7 +19,7 @@
 #include <linux/sched.h>
 #include <linux/time_types.h>
 
-#if defined(TWIN_TRUE) || defined(TWIN_WAIT)
+#if defined(TWIN_TRUE) || defined(TWIN_SAY) || defined(TWIN_WAIT)
 __attribute__((used)) void twin_main(void);
 void twin_main(void)
 {
@@ -26,6 +27,10 @@ void twin_main(void)
 	char byte;
 	while (SYS3(read, 0, PTR(&byte), 1) > 0)
 		;
+#endif
+#ifdef TWIN_SAY
+	SYS3(write, 1, PTR("started\n"), 8);
+	SYS1(exit_group, 7);
 #endif
 	for (;;)
 		SYS1(exit_group, 0);
