@@ -15,9 +15,10 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
+from isolate.network.datagrams import Datagrams, Targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,14 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["Pump", "Relay", "Relayed"]
 
 _CHUNK = 1 << 16
-_PEERS, _IDLE = 256, 60.0
 #: The most connections at a time by one port.
 _MOST = 512
 #: Seconds without a byte before which a connection does not go for a new one, and those of a pause in listening.
 _SPARED, _PAUSE = 5.0, 1.0
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-#: Addresses and ports, of which the next is tried where the one before refuses.
-Targets: TypeAlias = "tuple[tuple[str, int], ...]"
 Ready = Callable[[socket.socket], None]
 
 
@@ -98,7 +96,7 @@ class Relay:
         self._by_port: dict[socket.socket, OrderedDict[_Connection, None]] = {}
         self._paused: dict[socket.socket, Targets] = {}
         self._resume_at = 0.0
-        self._peers: dict[tuple[socket.socket, object], tuple[socket.socket, float]] = {}
+        self._datagrams = Datagrams(supply, self._register, self._close)
         self._wake, self._waker = socket.socketpair()
         self._waker.setblocking(False)
         self._selector.register(self._waker, selectors.EVENT_READ, self._awake)
@@ -120,10 +118,7 @@ class Relay:
         def body() -> None:
             self._paused.pop(sock, None)
             self._close(sock)
-            for key, (peer, _) in list(self._peers.items()):
-                if key[0] is sock:
-                    del self._peers[key]
-                    self._close(peer)
+            self._datagrams.forget(sock)
             for one in list(self._by_port.get(sock, ())):
                 self._end(one)
             done.set()
@@ -163,7 +158,7 @@ class Relay:
         """How long it may wait for the next event, in seconds."""
         if self._paused:
             return max(0.0, self._resume_at - time.monotonic())
-        if self._peers:
+        if self._datagrams:
             return self._tick
         return self._tick if self._connections and self._idle < float("inf") else None
 
@@ -186,7 +181,7 @@ class Relay:
 
     def _attend(self, sock: socket.socket, to: Targets) -> None:
         stream = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
-        ready: Ready = (lambda s: self._accept(s, to)) if stream else (lambda s: self._datagrams(s, to[-1]))
+        ready: Ready = (lambda s: self._accept(s, to)) if stream else (lambda s: self._datagrams.take(s, to))
         self._register(sock, selectors.EVENT_READ, ready)
 
     def _pause(self, port: socket.socket, to: Targets) -> None:
@@ -215,11 +210,7 @@ class Relay:
                 if one.used > now - self._idle:
                     break
                 self._end(one)
-        limit = now - _IDLE
-        for key, (peer, used) in list(self._peers.items()):
-            if used < limit:
-                del self._peers[key]
-                self._close(peer)
+        self._datagrams.expire()
 
     # ---- TCP -----------------------------------------------------------------------------------------------------
 
@@ -345,36 +336,6 @@ class Relay:
             if not mine:
                 del self._by_port[connection.port]
 
-    # ---- UDP -----------------------------------------------------------------------------------------------------
-
-    def _datagrams(self, sock: socket.socket, to: tuple[str, int]) -> None:
-        for _ in range(64):
-            try:
-                data, client = sock.recvfrom(65535)
-            except BlockingIOError:
-                return
-            found = self._peers.get((sock, client))
-            if found is None:
-                if len(self._peers) >= _PEERS:
-                    continue
-                inner = self._supply.take(socket.SOCK_DGRAM)
-                inner.connect(to)
-
-                def back(inner: socket.socket, sock: socket.socket = sock, client: tuple[str, int] = client) -> None:
-                    self._answers(inner, sock, client)
-
-                self._register(inner, selectors.EVENT_READ, back)
-            else:
-                inner = found[0]
-            self._peers[sock, client] = (inner, time.monotonic())
-            with contextlib.suppress(OSError):
-                inner.send(data)
-
-    def _answers(self, inner: socket.socket, sock: socket.socket, client: tuple[str, int]) -> None:
-        with contextlib.suppress(OSError):
-            for _ in range(64):
-                sock.sendto(inner.recv(65535), client)
-
 
 class Relayed:
     """A member's published ports, by the relay."""
@@ -392,7 +353,7 @@ class Relayed:
             raise
 
     def lead(self, to: Sequence[Address]) -> None:
-        """Have them lead to a member's addresses: those of IPv6 to its IPv6 address first. Datagrams go to IPv4's."""
+        """Have them lead to a member's addresses: those of IPv6 to IPv6's first, or to IPv4's where that refuses."""
         self._to = to
         for sock, port in self._ports:
             if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM:

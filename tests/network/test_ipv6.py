@@ -186,6 +186,35 @@ def test_published_ports_lead_to_ipv6_first() -> None:
             assert reached(four, "::1", 8081) == web.address
 
 
+def test_published_datagrams_lead_to_ipv6_first() -> None:
+    def asked(server: socket.socket, place: str, count: int = 3) -> None:
+        """Datagrams of as many clients arrive there, and are answered, the second one's again."""
+        for number in range(count):
+            with socket.socket(socket.AF_INET6 if ":" in place else socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.settimeout(30)
+                client.connect((place, 5353))
+                for _ in range(2):
+                    client.send(b"%d" % number)
+                    data, sender = server.recvfrom(99)
+                    assert data == b"%d" % number
+                    server.sendto(data * 2, sender)
+                    assert client.recv(99) == data * 2
+
+    with network.Network() as lan:
+        with host(lan, "web", publish={"[::1]:5353/udp": 53, "5353/udp": 53}) as web:
+            with web.listen(53, kind=socket.SOCK_DGRAM) as four:
+                asked(four, "::1", 20)  # nobody listens at the other, which few are told
+                asked(four, "127.0.0.1")
+        with host(lan, "web", publish={"[::1]:5353/udp": 53, "5353/udp": 53}) as web:
+            with web.listen(53, kind=socket.SOCK_DGRAM) as four:
+                with web.listen(53, web.address6, kind=socket.SOCK_DGRAM) as six:
+                    asked(six, "::1")
+                    asked(four, "127.0.0.1")
+    with network.Network(ipv6=False) as lan, host(lan, "web", publish={"[::1]:5353/udp": 53}) as web:
+        with web.listen(53, kind=socket.SOCK_DGRAM) as four:
+            asked(four, "::1")
+
+
 def test_only_where_it_is_published(machine: NetNamespace) -> None:
     with Outside(machine) as outside, network.Network() as lan:
         publish = {"[2001:db8:9::1]:8080": 80, "[::1]:8081": 80}
