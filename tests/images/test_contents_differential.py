@@ -94,8 +94,8 @@ def differential(top: Path, count: int) -> None:
     assert made[-1] > 3
 
 
-def test_fifty_archives(tmp_path: Path) -> None:
-    differential(tmp_path, 50)
+def test_thirty_archives(tmp_path: Path) -> None:
+    differential(tmp_path, 30)
 
 
 @pytest.mark.slow

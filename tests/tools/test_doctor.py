@@ -26,6 +26,8 @@ from isolate import (
     UtsNamespace,
 )
 from isolate.engine.plan import Phase, Step, call
+from isolate.images import StoreError
+from isolate.images.trial import can_share_contents
 from isolate.tools.doctor import Ability, abilities
 from tests.ordinary import as_ordinary_user
 
@@ -135,6 +137,12 @@ def test_every_row_is_what_trying_says() -> None:
             assert not rows[name].ok, name
         else:
             assert rows[name].ok, (name, rows[name].reason)
+    try:
+        can_share_contents()
+    except StoreError:
+        assert not rows["image-contents"].ok
+    else:
+        assert rows["image-contents"].ok, rows["image-contents"].reason
     for ability in rows.values():
         assert ability.what
         assert "this build of isolate lacks it" not in ability.reason
