@@ -498,7 +498,7 @@ def test_killed_while_it_unpacks(tmp_path: Path) -> None:
     rng, place = random.Random(5), tmp_path / "store"
     with Store(place, share="contents") as store:
         store.add(Image.empty() + Layer.files(contents(1, 5)), "base:1")
-        for turn in range(200):
+        for turn in range(100):
             program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(place)], stdout=subprocess.PIPE)
             assert program.stdout is not None
             assert program.stdout.readline() == b"ready\n"
