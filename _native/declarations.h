@@ -10,6 +10,7 @@ struct iso_start {
 	int32_t pidfd;
 	int32_t stage;
 	uint64_t owner;
+	uint64_t began;
 	uint64_t rests[2];
 };
 void iso_rest(struct iso_start *start);

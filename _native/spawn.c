@@ -427,11 +427,19 @@ static int64_t carry(struct iovec *pieces, int32_t count)
 	return r < 0 ? r : ends[0];
 }
 
-/* A run block in two pieces: its header with these flags besides, and the rest. */
-static void with_flags(struct iovec *pieces, struct iso_run *header, const uint8_t *run, uint64_t size, uint32_t flags)
+static uint64_t monotonic(void)
+{
+	struct timespec t = {0, 0};
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* A run block in two pieces: its header with what is known now, and the rest. */
+static void with_header(struct iovec *pieces, struct iso_run *header, const uint8_t *run, uint64_t size, uint32_t flags, uint64_t began)
 {
 	memcpy(header, run, sizeof *header);
 	header->flags |= flags;
+	header->began_ns = began;
 	pieces[0] = (struct iovec){header, sizeof *header};
 	pieces[1] = (struct iovec){(void *)(uintptr_t)(run + sizeof *header), size - sizeof *header};
 }
@@ -522,7 +530,7 @@ void iso_begin(struct iso_start *s)
 		s->ours[i] = -1;
 	s->control = s->later = s->payload = s->terminal = s->pid = s->pidfd = -1;
 	s->sender = 0;
-	s->rests[0] = s->rests[1] = 0;
+	s->began = s->rests[0] = s->rests[1] = 0;
 	s->owner = iso_owner();
 }
 
@@ -543,7 +551,8 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 	if (slot_count < 0 || slot_count + ISO_SLOT_FREE >= ISO_MAX_SLOTS || in == ISO_STDOUT || out == ISO_STDOUT ||
 	    run_size < sizeof header)
 		return -EINVAL;
-	with_flags(pieces + 1, &header, run, run_size, killable());
+	s->began = monotonic();
+	with_header(pieces + 1, &header, run, run_size, killable(), s->began);
 	for (int i = 0; i < 3 && r >= 0; i++)
 		r = connect_stream(s, &q, i, table, &opened[i]);
 	if (r >= 0) {
@@ -652,7 +661,8 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 	if (count < 0 || count > ISO_MAX_PASSED - !!later || run_size < sizeof(struct iso_run) ||
 	    wanted[0] == ISO_STDOUT || wanted[1] == ISO_STDOUT)
 		return -EINVAL;
-	with_flags(parts + 1, &header, run, run_size, begins ? killable() : 0);
+	s->began = monotonic();
+	with_header(parts + 1, &header, run, run_size, begins ? killable() : 0, s->began);
 	memcpy(pieces, parts + 1, sizeof pieces);
 	/* Before anything else is opened: what the caller has closed is told by its number. */
 	for (int i = 0; i < 3 && r >= 0; i++)
@@ -689,8 +699,7 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 			sent[n++] = opened[4] = (int32_t)r;
 	}
 	if (r >= 0) {
-		const struct iso_run *block = (const void *)run;
-		const struct iso_limits limits = {block->timeout_ns, block->cpu_ns};
+		const struct iso_limits limits = {header.timeout_ns, header.cpu_ns, s->began};
 		memset(&control, 0, sizeof control.header);
 		control.header.cmsg_level = SOL_SOCKET;
 		control.header.cmsg_type = SCM_RIGHTS;

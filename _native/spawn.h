@@ -46,6 +46,7 @@ struct iso_start {
 	int32_t pidfd;        /* of the launcher */
 	int32_t stage;
 	uint64_t owner;       /* iso_owner() of the process that started it; a forked child may not take it down */
+	uint64_t began;       /* when the program was asked for, CLOCK_MONOTONIC in ns: the launcher counts from there, too */
 	uint64_t rests[2];    /* launcher and payload: which process it is, where its pidfd has been closed for now; else 0 */
 };
 

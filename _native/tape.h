@@ -178,6 +178,7 @@ struct iso_run {
 	uint64_t cpu_ns;     /* and when the whole tree has used so much CPU time; 0: no limit */
 	uint32_t tty_uid;    /* the owner of a terminal of the sandbox's own, as the user namespace has it; ISO_NONE: as it is */
 	uint32_t reserved;
+	uint64_t began_ns;   /* set by the extension: when the caller asked for the start, CLOCK_MONOTONIC; limits count from there */
 };
 
 /* What stands in front of the run block in a message to a launcher that is parked. */
@@ -186,10 +187,11 @@ struct iso_begin {
 	int32_t reserved;
 };
 
-/* The limits of a run that comes later, sent to the supervisor on the control socket: they count from its arrival. */
+/* The limits of a run that comes later, sent to the supervisor on the control socket. */
 struct iso_limits {
 	uint64_t timeout_ns;
 	uint64_t cpu_ns;
+	uint64_t began_ns;
 };
 
 /* That message: the run block, and the descriptors of the slots 0, 1, 2 and of the last ones, those behind the tape's own.

@@ -184,7 +184,7 @@ int64_t begin_child(struct supervisor *s, int32_t group)
 		fail(m->shared, ISO_STAGE_PIPE, ISO_OP_NONE, r);
 		return r;
 	}
-	s->started_ns = now();
+	s->started_ns = m->run->later ? now() : since(m->run->began_ns);
 	s->child = clone_init(s, m->header->cgroup_register != ISO_NONE && group < 0);
 	if (s->child == 0) {
 		close_fd(sync[1]);

@@ -112,6 +112,14 @@ static inline uint64_t now(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* When the caller asked for a start: its limits of time, which it holds as well, count from the same moment. If its clock
+ * is another one (a time namespace for its children alone), from now. */
+static inline uint64_t since(uint64_t told)
+{
+	const uint64_t t = now();
+	return told <= t && t - told < 10000000000u ? told : t;
+}
+
 static inline uint64_t nanoseconds(const struct __kernel_old_timeval *t)
 {
 	return (uint64_t)t->tv_sec * 1000000000u + (uint64_t)t->tv_usec * 1000u;

@@ -53,7 +53,7 @@ static int wants_end(struct supervisor *s)
 		if (r == -EAGAIN)
 			return 0;
 		if (r == sizeof limits)
-			limit(s, s->told_ns = now(), limits.timeout_ns, limits.cpu_ns);
+			limit(s, s->told_ns = since(limits.began_ns), limits.timeout_ns, limits.cpu_ns);
 		else if (r <= 0 && r != -EINTR)
 			return 1;
 	}

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["RUN", "alone_block", "run_block", "waiting_block"]
 
-RUN = struct.Struct("<14I2Q2I")
+RUN = struct.Struct("<14I2Q2IQ")
 _FREE: int = lib.ISO_SLOT_FREE
 
 
 def _nanoseconds(limit: float | None) -> int:
-    """A limit for the launcher, which takes 0 for none."""
-    return 0 if limit is None else max(1, round(limit * 1e9))
+    """A limit for the launcher, which takes 0 for none. Rounded up: what was killed at a limit has reached it."""
+    return 0 if limit is None else max(1, int(-(-limit * 1e9 // 1)))
 
 
 def run_block(
@@ -66,7 +66,7 @@ def run_block(
     head = RUN.pack(
         lib.ISO_RUN_MAGIC, size, flags, len(argv), argv_at, len(env), env_at, program_at, path_at, cwd_at,
         len(fds), fds_at, slots, later, _nanoseconds(timeout), _nanoseconds(cpu_time),
-        terminal[1] & 0xFFFFFFFF, 0,
+        terminal[1] & 0xFFFFFFFF, 0, 0,
     )  # fmt: skip  # in the order of the struct in C
     tables = struct.pack(f"<{len(argv) + len(env) + 2}Q", *argv_offsets, 0, *env_offsets, 0)
     pairs = struct.pack(f"<{2 * len(fds)}I", *(n for pair in fds for n in pair))

@@ -238,6 +238,11 @@ class Session:
         return self._pidfd(False)
 
     @property
+    def began(self) -> float:
+        """When the program was asked for, by :func:`time.monotonic`: the launcher counts limits from there, too."""
+        return float(self._start.began) / 1e9
+
+    @property
     def payload_fd(self) -> int:
         """The program's pidfd, once it is known; -1 until then.
 

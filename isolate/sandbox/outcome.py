@@ -83,6 +83,8 @@ def judge(
     group = group_outcome(record, tape)
     if killed is None:
         killed = _exceeded(record, group, timeout, cpu_time)
+    if killed is Verdict.TIMEOUT and timeout is not None and record.wall_ns < timeout * 1e9:
+        killed = None  # it had ended before, and was only found so at the limit
     complete = record.complete & lib.ISO_COMPLETE_STATUS
     if not complete:
         # PID 1 was killed and took all along: by us, by the OOM killer, or by whoever may signal it from outside.

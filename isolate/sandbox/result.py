@@ -58,7 +58,8 @@ class Result(Generic[AnyStr]):
     #: What was captured; None where it went elsewhere.
     stdout: AnyStr | None
     stderr: AnyStr | None
-    #: From the birth of the sandbox to the death of its last process.
+    #: From the moment at which the start was asked for to the death of the last process. With the verdict TIMEOUT it is
+    #: not below the limit.
     wall_time: float
     #: User and system time of the whole tree.
     cpu_time: float

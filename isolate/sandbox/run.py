@@ -58,8 +58,8 @@ class Run:
         self.killed: Verdict | None = None
         self.reaped: bool = False
         self.usage: tuple[float, int] = (0.0, 0)
-        self.start: float = time.monotonic()
         self.session: Session = start.launch(nonblocking=True)
+        self.start: float = self.session.began
         #: Our ends of the pipes, -1 where there is none (any more).
         self.ours: Any = self.session.stdio
         self.deadline: float | None = None if start.ends_at is None else self.start + start.ends_at

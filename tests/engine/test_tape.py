@@ -307,6 +307,7 @@ def test_the_launcher_refuses_too(tape: bytes, clean: Snapshot) -> None:
 
 _RUN_FIELDS = (
     "magic size flags argc argv envc envp program path cwd fdc fds slots later timeout_ns cpu_ns tty_uid reserved"
+    " began_ns"
 )
 
 

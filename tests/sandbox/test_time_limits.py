@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from isolate import PIPE, Limits, PidNamespace, Pool, Rlimits, Sandbox, Seccomp, Verdict
+from isolate.sandbox.parked import end_all
 from isolate.seccomp import rule
 from tests.ordinary import as_ordinary_user
 from tests.snapshot import SOON
@@ -99,6 +100,19 @@ def test_a_pool_s_launcher_holds_them_too(box: Sandbox, clean: Snapshot) -> None
             assert (await pool.arun(["sleep", ".1"], timeout=30)).ok, "the control"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("limit", [0.03, (0.01, 0.02)], ids=["alone", "with more time"])
+def test_caller_and_launcher_have_one_clock(limit: float | tuple[float, float], clean: Snapshot) -> None:
+    """Whichever of the two kills: what was killed at a limit has reached it."""
+    wanted = sum(limit) if isinstance(limit, tuple) else limit
+    plain, tree = Sandbox(PidNamespace(), template=False), Sandbox(PidNamespace())
+    with Pool(plain, size=1) as pool:
+        results = [box.run(["sleep", LONG], timeout=limit) for box in (plain, tree, tree, tree, pool)]
+        results.append(asyncio.run(plain.arun(["sleep", LONG], timeout=limit)))
+    assert [result.verdict for result in results] == [Verdict.TIMEOUT] * len(results)
+    assert min(result.wall_time for result in results) >= wanted
+    end_all()
 
 
 def test_children_count(clean: Snapshot) -> None:
