@@ -101,7 +101,7 @@ def _check(mount: Mount) -> None:
     own = _FIELDS[checks.choice("Mount: type", mount.kind, _FIELDS)]
     for name in ("source", "origin", "id", "sharing", "required", "mode", "uid", "gid", "size", "env"):
         if name not in own and getattr(mount, name) not in (None, False):
-            has = ", ".join(_NAMES.get(each, each) for each in own)
+            has = ", ".join(_NAMES.get(each) or each for each in own)
             raise ValueError(f"Mount: a {mount.kind} has no {_NAMES.get(name, name)}; it has target, {has}")
     if mount.kind == "secret":
         if mount.target is None and not mount.id:

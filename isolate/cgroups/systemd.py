@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.cgroups import naming
 from isolate.errors import SetupError, UnsupportedError
+from isolate.kernel.extras import install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from isolate.cgroups.hierarchy import Hierarchy
 
 _ASK = "ask systemd for a scope with Delegate=yes"
-_INSTALL = "pip install 'isolate-linux[systemd]'"
+_INSTALL = install("systemd")
 _NO_JEEPNEY = "the jeepney package, which speaks D-Bus, is not installed"
 _REACH = "loginctl enable-linger, or export XDG_RUNTIME_DIR and DBUS_SESSION_BUS_ADDRESS"
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from isolate.images.digests import check_digest, split
 from isolate.images.documents import Descriptor, parse, read_manifest
 from isolate.images.errors import DigestError, ImageError, RegistryError, SignatureError, printable
+from isolate.kernel.extras import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -128,9 +129,7 @@ def _crypto() -> Any:
     try:
         import cryptography
     except ImportError as error:
-        raise SignatureError(
-            "", ("the package cryptography is missing: pip install isolate-linux[signatures]",)
-        ) from error
+        raise SignatureError("", (f"the package cryptography is missing: {install('signatures')}",)) from error
     return cryptography
 
 

@@ -104,8 +104,8 @@ def test_the_process_that_keeps_a_scope_goes_when_it_is_let_go() -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     holder = watch([])
     assert not holder.wait_gone(0)
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    with pytest.raises(ChildProcessError):  # it is no child of this process
+        os.waitid(os.P_PIDFD, holder.pidfd, os.WEXITED | os.WNOHANG)
     holder.kill()
     assert holder.wait_gone(10)
     holder.close()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from isolate.images.errors import RegistryError
+from isolate.kernel.extras import install
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -69,9 +70,7 @@ def _urllib3() -> Any:
     try:
         import urllib3
     except ImportError as error:
-        raise RegistryError(
-            None, "MISSING", "registries need the package urllib3", remedy="pip install isolate-linux[images]"
-        ) from error
+        raise RegistryError(None, "MISSING", "registries need the package urllib3", remedy=install("images")) from error
     return urllib3
 
 

@@ -98,7 +98,7 @@ def _attempts(remedies: Remedies) -> Iterator[_Row]:
     yield "landlock", "rights to paths, ports and signals without namespaces", "filters", _landlock
     yield "notify", "system calls answered by the caller (seccomp notification)", "filters", _notify
     yield "image-root", "layers of an image as a root, each file with its owner", "images", _image_root
-    words = "files of images that are on disk once if their contents are equal (data-only layers)"
+    words = "files of images that are on disk once if their contents are equal: data-only layers"
     yield "image-contents", words, "images", _image_contents
     yield "zstd", "layers compressed by zstd (extra: images)", "images", _zstd
     for name, what, attempt in _NETWORKS:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from isolate.diagnosis.host import Host
 from isolate.errors import SetupError
+from isolate.kernel.extras import install
 from isolate.namespaces.ranges import free_range
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class Remedies:
             (lambda group, error: self._switched_off(), self._switch_on),
             (lambda group, error: host.apparmor_restricts(), self._apparmor),
             (lambda group, error: group != "filters" and self.container is not None, self._container),
-            (lambda group, error: _mentions(error, "pasta"), lambda: ("", "sudo apt install passt")),
-            (lambda group, error: _mentions(error, "zstd"), lambda: ("", "pip install 'isolate-linux[images]'")),
+            (lambda group, error: _mentions(error, "pasta"), lambda: ("install it", "sudo apt install passt")),
+            (lambda group, error: _mentions(error, "zstd"), lambda: ("install it", install("images"))),
             (lambda group, error: bool(host.over_proc()) and "/proc" in _cause(error), self._masked),
         ]
 

@@ -8,6 +8,7 @@ import re
 import stat
 from typing import Any
 
+from isolate.kernel.extras import install
 from isolate.tools.profiles.errors import ProfileError
 
 __all__ = ["FORMATS", "content", "parsed", "parsed_text", "written"]
@@ -122,9 +123,7 @@ def _toml_parser(text: str) -> Any:
         try:
             module = importlib.import_module("tomli")
         except ModuleNotFoundError:
-            raise ProfileError(
-                "", "Python 3.10 reads no TOML by itself: pip install 'isolate-linux[profiles]', or use JSON"
-            ) from None
+            raise ProfileError("", f"Python 3.10 reads no TOML by itself: {install('profiles')}, or use JSON") from None
     return module.loads(text)
 
 
