@@ -1,7 +1,7 @@
 # The tasks of this repository. `make` alone lists them.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help setup hooks test fast lint format types docs docs-archive vm slow pythons coverage wheel changelog bench clean
+.PHONY: help setup hooks test fast lint format types docs docs-archive vm slow pythons coverage wheel changelog bench figures clean
 
 help:                ## list the tasks
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +49,11 @@ wheel:               ## the sdist, and from it the wheel, into dist/
 changelog:           ## what the next release's section will look like
 	$(PYTHON) -m towncrier build --draft --version next
 
-bench:               ## how long a start takes beside a C program and bubblewrap
-	$(PYTHON) benchmarks/spawn.py
+bench:               ## how long a start takes beside C programs, bubblewrap and others (two minutes)
+	$(PYTHON) -m benchmarks --quick
+
+figures:             ## measure everything, and write the documentation's page of figures (quiet machine, root)
+	$(PYTHON) -m benchmarks --docs
 
 clean:               ## remove what was built
 	rm -rf build dist docs/_build isolate/_launcher isolate/*.so *.egg-info

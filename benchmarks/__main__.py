@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import isolate
 from benchmarks import measuring, spawn, starts, steady, sweeps, tables
 
 FIGURES = spawn.HERE.parent / "docs" / "_static" / "figures"
@@ -61,8 +62,17 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def undisturbed() -> None:
+    """In a mount namespace of our own: a start is from a tree only while nobody mounts anything where the caller is."""
+    try:
+        isolate.MountNamespace(propagation="private").enter()
+    except (isolate.IsolateError, OSError) as error:
+        print(f"what others mount ends trees here: {str(error).splitlines()[0]}")
+
+
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Measure what is wanted."""
+    undisturbed()
     told: dict[str, Any] = {"machine": measuring.machine(), "command": "python -m benchmarks " + " ".join(sys.argv[1:])}
     print(", ".join(f"{name} {value}" for name, value in told["machine"].items()), flush=True)
     begin = time.monotonic()

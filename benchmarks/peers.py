@@ -394,6 +394,40 @@ def ready(name: str, place: Place) -> Iterator[Made]:
         making.close()
 
 
+def serve(words: dict[str, Any]) -> None:
+    """Have peers ready, say who they are, and start one for each name that comes."""
+    place = Place(*(Path(words[name]) for name in ("directory", "programs", "driver")), None, words["net"])
+    environment = Path(words["environment"]) if words["environment"] else None
+    made: Rows = {}
+    told: dict[str, dict[str, str]] = {"versions": {}, "missing": {}}
+    with contextlib.ExitStack() as stack:
+        for name in words["names"]:
+            own = place._replace(directory=place.directory / f"{name}-{place.net}", environment=environment)
+            try:
+                peer = stack.enter_context(ready(name, own))
+                row = peer.row or commanded(peer.words)
+                row()
+            except (Missing, subprocess.SubprocessError, OSError, SystemExit) as error:
+                told["missing"][name] = reason(getattr(error, "stderr", None) or error)
+            else:
+                made[name], told["versions"][name] = row, peer.version
+        print(json.dumps(told), flush=True)
+        for line in sys.stdin:
+            try:
+                print(made[line.strip()](), flush=True)
+            except (subprocess.SubprocessError, OSError, SystemExit) as error:
+                print(f"failed: {reason(getattr(error, 'stderr', None) or error)}", flush=True)
+
+
+def apart() -> list[str]:
+    """What a command begins with to have a mount namespace of its own, where that is to be had."""
+    program = shutil.which("unshare")
+    words = [] if program is None else [program, "--mount", "--propagation", "private", "--"]
+    if words and subprocess.run([*words, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
+        return []
+    return words
+
+
 @contextlib.contextmanager
 def rows(
     directory: Path,
@@ -404,26 +438,51 @@ def rows(
     net: bool,
     names: tuple[str, ...] = tuple(PEERS),
 ) -> Iterator[tuple[Rows, dict[str, str], dict[str, str]]]:
-    """The rows of the peers that work here, their versions, and why the others are not here."""
-    made: Rows = {}
-    versions: dict[str, str] = {}
-    missing: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            place = Place(directory / f"{name}-{net}", programs, driver, environment, net)
-            try:
-                peer = stack.enter_context(ready(name, place))
-                row = peer.row or commanded(peer.words)
-                row()
-            except (Missing, subprocess.SubprocessError, OSError, SystemExit) as error:
-                missing[name] = reason(getattr(error, "stderr", None) or error)
-                continue
-            made[name], versions[name] = row, peer.version
-        yield made, versions, missing
+    """The rows of the peers that work here, their versions, and why the others are not here.
+
+    They are in a process of their own with its own mount namespace: what docker and podman mount for each start would
+    change the caller's table of mounts, and the library's starts are from a tree only while nothing of that changes.
+    """
+    words = {
+        "directory": str(directory),
+        "programs": str(programs),
+        "driver": str(driver),
+        "environment": str(environment.absolute()) if environment else "",
+        "net": net,
+        "names": names,
+    }
+    command = [*apart(), sys.executable, "-m", "benchmarks.peers", "--serve", json.dumps(words)]
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=spawn.HERE.parent
+    )
+    asked, answers = server.stdin, server.stdout
+    assert asked
+    assert answers
+
+    def row(name: str) -> Callable[[], float]:
+        def once() -> float:
+            asked.write(f"{name}\n")
+            answer = answers.readline().strip()
+            if not answer or answer.startswith("failed"):
+                raise SystemExit(f"{name} {answer or 'ended'}")
+            return float(answer)
+
+        return once
+
+    try:
+        told = json.loads(answers.readline())
+        yield {name: row(name) for name in told["versions"]}, told["versions"], told["missing"]
+    finally:
+        asked.close()
+        answers.close()
+        server.wait()
 
 
 def main() -> None:
     """Make the environment with the peers of PyPI."""
+    if len(sys.argv) == 3 and sys.argv[1] == "--serve":
+        serve(json.loads(sys.argv[2]))
+        return
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit("usage: python -m benchmarks.peers DIRECTORY")
     directory = Path(sys.argv[1])

@@ -48,8 +48,8 @@ def own(directory: Path, programs: Path, driver: Path, *, net: bool, few: bool =
     """The library's rows and those in C; with ``few`` what a sweep looks at."""
     rows: Rows = {}
     with contextlib.ExitStack() as stack:
-        box = spawn.box(programs, net=net)
-        rows["isolate"] = spawn.python(spawn.warm(box))
+        box = spawn.warm(spawn.box(programs, net=net))
+        rows["isolate"] = spawn.python(box)
         rows["each time"] = spawn.python(spawn.box(programs, net=net, template=False))
         rows["pool"] = spawn.python(stack.enter_context(isolate.Pool(spawn.box(programs, net=net))))
         if not few:

@@ -59,6 +59,69 @@ def shown(rows: dict[str, Any], over: str) -> list[str]:
     return grid(["ms", *COLUMNS, "CPU min", "CPU p50", f"over {over}", "runs"], lines)
 
 
+def compared(row: dict[str, Any], base: dict[str, Any], *, turned: bool = False) -> tuple[float | None, ...]:
+    """Ratios of p10, p50 and the least CPU time."""
+    found = []
+    for column in ("p10", "p50", "cpu_min"):
+        ratio = row[column] / base[column] if column in row and column in base else None
+        found.append(1 / ratio if turned and ratio else ratio)
+    return tuple(found)
+
+
+def goals(told: dict[str, Any]) -> list[tuple[str, str, tuple[float | None, ...]]]:
+    """What was to be reached, and what this run has: p10, p50 and the least CPU time."""
+    found = []
+    start = told.get("start", {})
+    for title, most in (("without a network namespace", 0.32), ("with a network namespace", 0.35)):
+        rows = here(start.get(title, {}))
+        own = rows.get("isolate")
+        for other, goal in (("twin", 0.70), ("bubblewrap", most)):
+            if own and other in rows:
+                found.append((f"a start from the tree {title} / {other}", f"<= {goal}", compared(own, rows[other])))
+        if own and "template twin" in rows:
+            found.append((f"the same / template twin {title}", "", compared(own, rows["template twin"])))
+        if own and "twin" in rows:
+            found.append(
+                (f"p99 of it / p99 of the twin, {title}", "<= 1.5", (own["p99"] / rows["twin"]["p99"], None, None))
+            )
+    for kind, unit in (("mounts", ""), ("processes", ""), ("descriptors", ""), ("memory", " MiB")):
+        points = here(told.get(kind, {}))
+        if len(points) > 1:
+            first, *_, last = points
+            ratio = compared(points[last]["isolate"], points[first]["isolate"])
+            found.append((f"{last}{unit} / {first}{unit}: {SWEEPS[kind]}", "<= 1.10", ratio))
+    alive = here(told.get("alive", {}))
+    if "10" in alive and len(alive) > 1:
+        last = list(alive)[-1]
+        ratio = compared(alive[last]["isolate"], alive["10"]["isolate"], turned=True)
+        found.append((f"rate with {last} / with 10: {SWEEPS['alive']}", ">= 0.9", ratio))
+    rows = here(told.get("parts", {}))
+    if "Limits" in rows:
+        found.append(("Limits / without", "<= 1.25", compared(rows["Limits"], rows["nothing more"])))
+    return found
+
+
+def beside_goals(told: dict[str, Any]) -> list[str]:
+    """The goals as a table, and what a busy machine makes of it."""
+    rows = []
+    for what, goal, ratios in goals(told):
+        rows.append([what, goal, *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)])
+    if not rows:
+        return []
+    words = "Beside the goals"
+    lines = [words, "~" * len(words), ""]
+    machine = told["machine"]
+    if max(machine["load"], machine.get("load at the end", 0)) > machine["processors"]:
+        lines += [
+            ".. warning::",
+            "",
+            "   Other programs took the processors during this run. So ``min``, p10 and CPU time say how rows compare;",
+            "   medians say more of the others than of the rows.",
+            "",
+        ]
+    return [*lines, *grid(["ratio", "goal", "p10", "p50", "CPU min"], rows)]
+
+
 def missing(places: dict[str, dict[str, str]]) -> list[str]:
     """Who is not here, and why; a reason that holds for several tables is told once."""
     lines = []
@@ -84,6 +147,7 @@ def page(told: dict[str, Any], command: str, pictures: str | None) -> str:
 
     took = f" It took {told['seconds'] / 60:.0f} minutes." if "seconds" in told else ""
     lines = [f"Printed by ``{command.strip()}``. {about(told['machine'])}{took}", ""]
+    lines += beside_goals(told)
     start = dict(told.get("start", {}))
     versions = start.pop("versions", {})
     for title, rows in start.items():
@@ -143,18 +207,23 @@ def plots(told: dict[str, Any], directory: Path) -> None:
         if net == "versions":
             continue
         rows = here(rows)
-        figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(rows) + 1.4))
         names = sorted(rows, key=lambda name: -rows[name]["p10"])
-        low = [rows[name]["p10"] for name in names]
-        middle = [rows[name]["p50"] for name in names]
-        axes.barh(names, middle, color="#bcc8dd", label="median")
-        axes.barh(names, low, height=0.5, color="#4c72b0", label="p10")
+        figure, (clock, used) = pyplot.subplots(1, 2, figsize=(10, 0.4 * len(rows) + 1.4), sharey=True)
+        low, middle = ([rows[name][column] for name in names] for column in ("p10", "p50"))
+        clock.barh(names, middle, color="#bcc8dd", label="median")
+        clock.barh(names, low, height=0.5, color="#4c72b0", label="p10")
         for at, (value, text) in enumerate(zip(middle, low, strict=True)):
-            axes.text(value, at, f" {text:.2f} / {value:.2f}", va="center", fontsize=8)
-        axes.set_xscale("log")
-        axes.set_xlabel("ms")
-        axes.set_title(f"A start and its end, {net}\n{words}", fontsize=9)
-        axes.legend(fontsize=8)
+            clock.text(value, at, f" {text:.2f} / {value:.2f}", va="center", fontsize=8)
+        least = [rows[name].get("cpu_min", 0) for name in names]
+        used.barh(names, least, height=0.5, color="#55a868", label="the least of the runs")
+        for at, value in enumerate(least):
+            used.text(value, at, f" {value:.2f}", va="center", fontsize=8)
+        for axes, what in ((clock, "ms from call to result"), (used, "ms of CPU time")):
+            axes.set_xscale("log")
+            axes.margins(x=0.25)
+            axes.set_xlabel(what)
+            axes.legend(fontsize=8, loc="lower right")
+        figure.suptitle(f"A start and its end, {net}. {words}", fontsize=9)
         figure.tight_layout()
         figure.savefig(directory / f"start-{'net' if net.startswith('with ') else 'nonet'}.png", dpi=100)
         pyplot.close(figure)
