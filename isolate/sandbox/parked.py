@@ -81,7 +81,7 @@ class _Launcher:
         self._mounts = os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._session: Session | None = None  # from here on it is to be released
         self._starts, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, _sealed(template.again.data) as tape:
+        with theirs, _carried(template.again.data) as tape:
             run = run_block(
                 [b"-"], [], program=b"-", path=b"", cwd=b"/", fds=[], slots=_FREE + 2, started=False, tty=False
             )
@@ -178,10 +178,14 @@ class _Launcher:
         os.close(self._mounts)
 
 
-def _sealed(data: bytes) -> Any:
-    """A file in memory with these bytes, that nobody changes any more."""
+def _carried(data: bytes) -> Any:
+    """A file in memory with these bytes, that nobody changes any more. Where a file may not be so long (RLIMIT_FSIZE,
+    which the kernel answers with SIGXFSZ), a pipe that holds them all; a launcher takes its tape from either."""
     import fcntl
 
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and len(data) > limit:
+        return _piped(data)
     file = os.fdopen(os.memfd_create("isolate-start", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+b", buffering=0)
     try:
         if file.write(data) != len(data):
@@ -191,6 +195,24 @@ def _sealed(data: bytes) -> Any:
         file.close()
         raise
     return file
+
+
+def _piped(data: bytes) -> Any:
+    import fcntl
+
+    ends = os.pipe()
+    reading = os.fdopen(ends[0], "rb", buffering=0)
+    try:
+        os.set_blocking(ends[1], False)
+        fcntl.fcntl(ends[1], 1031, len(data))  # F_SETPIPE_SZ; above a mebibyte with CAP_SYS_RESOURCE alone
+        if os.write(ends[1], data) != len(data):
+            raise OSError(errno.EFBIG, "tape of a template")
+    except BaseException:
+        reading.close()
+        raise
+    finally:
+        os.close(ends[1])
+    return reading
 
 
 def end_all() -> None:
@@ -299,9 +321,7 @@ class Starts:
         with _lock:
             if self._launcher is not None:
                 return
-            size = len(self._template.again.data)
-            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-            if children_get_another_pid_namespace() or (limit != resource.RLIM_INFINITY and size > limit):
+            if children_get_another_pid_namespace():
                 self._again = self._seen + _PATIENCE
                 return
             try:
