@@ -155,7 +155,7 @@ def nested(
 
 
 def _configuration() -> list[str]:
-    """What of the configuration is there; a link is followed, as its target may lie outside."""
+    """The configuration files that exist; a link is followed, as its target may lie outside."""
     found: list[str] = []
     for pattern in _CONFIGURATION:
         directory, _, name = pattern.rpartition("/")
@@ -180,7 +180,7 @@ def _rlimits(**others: int) -> Rlimits:
 
 
 def _apart(entries: Iterable[Entry | Part], extra: Iterable[Part]) -> tuple[tuple[Entry, ...], tuple[Part, ...]]:
-    """What was listed: entries of the root, and parts besides those of ``extra``."""
+    """The listed entries of the root, and the parts besides those of ``extra``."""
     listed = tuple(entries)
     parts = tuple(each for each in listed if isinstance(each, Part) and not isinstance(each, type))
     return tuple(each for each in listed if not any(each is part for part in parts)), (*parts, *extra)  # type: ignore[misc]
@@ -375,7 +375,7 @@ def _of_image(
 def _volumes(
     image: isolate.images.Image, store: isolate.images.Store, paths: Iterable[str], size: int | str
 ) -> Iterator[Entry]:
-    """What an image has at each of its volumes, writable; empty, and everybody's inside, where it has no directory."""
+    """The content of each of an image's volumes, writable; empty, and everybody's inside, where it has no directory."""
     from isolate.images.root import ImageRoot  # loaded late: most containers are not of images
     from isolate.images.shown import place_of  # loaded late: as above
 

@@ -24,7 +24,7 @@ _IOPRIO_WHO_PROCESS = 1
 
 
 class SchedulingChange(Change):
-    """What the part sets, by its own steps; what was is read before and put back after.
+    """The part's settings, by its own steps; the old values are read before and put back after.
 
     Whether the kernel will give it back (a lower nice value, a way out of a policy) is tried beforehand, on a thread
     that ends at once.

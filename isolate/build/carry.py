@@ -287,7 +287,7 @@ class Work:
         return state.image
 
     def _triggers(self, image: Image) -> list[i.Instruction]:
-        """What ONBUILD of the base asks for."""
+        """The instructions of the base's ONBUILD."""
         found: list[i.Instruction] = []
         for text in image.config.on_build or ():
             for written in parse_syntax(text).instructions:

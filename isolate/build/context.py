@@ -136,7 +136,7 @@ class Files:
         return found
 
     def look(self, path: bytes) -> os.stat_result | None:
-        """What is at a path, a link for itself; None where nothing is."""
+        """The file at a path, a link for itself; None where nothing is."""
         try:
             found = self.stack.lookup(path)
         except (NotADirectoryError, FileNotFoundError):
@@ -146,7 +146,7 @@ class Files:
         return found[1] if found is not None else None
 
     def names(self, path: bytes) -> list[bytes]:
-        """What is in a directory, in the order of its bytes."""
+        """The names in a directory, in the order of their bytes."""
         return sorted(self.stack.names(path))
 
     def link(self, path: bytes) -> bytes:
@@ -206,7 +206,7 @@ class Files:
         return uid or 0, gid or 0
 
     def same(self, path: bytes) -> tuple[int, int, int]:
-        """What is equal for the hard links to one file: the tree and the inode.
+        """The identity of a file, equal for all its hard links: the tree and the inode.
 
         The tree too: where a store shares files between layers, equal files of two layers are one inode.
         """

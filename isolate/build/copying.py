@@ -30,7 +30,7 @@ _ARCHIVE: Final = re.compile(rb"\x1f\x8b|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ")
 
 
 class Plan:
-    """What a copy makes, before it is made: entries by path, and where their bytes are."""
+    """The result of a copy, before it is made: entries by path, and where their bytes are."""
 
     def __init__(self, base: Files | None, owner: tuple[int, int] | None = (0, 0), mode: int | None = None) -> None:
         """``owner`` None: each file keeps its own."""
@@ -104,7 +104,7 @@ class Plan:
             raise BuildError(f"{os.fsdecode(source)} is a device, a socket or a FIFO, which is not copied")
 
     def tree(self, files: Files, source: bytes, path: bytes, exclude: Ignore) -> None:
-        """What is in a directory of the source, into a directory."""
+        """Copy the content of a directory of the source into a directory."""
         if source and (found := files.look(source)):
             self.directory(path, stat.S_IMODE(found.st_mode), files.attributes(source))
         else:
@@ -163,7 +163,7 @@ class Plan:
             os.close(fd)
 
     def digest(self) -> str:
-        """What the inputs are, for a cache key: names, modes, owners, links, attributes and contents; no times."""
+        """The inputs, for a cache key: names, modes, owners, links, attributes and contents; no times."""
         whole = hashlib.sha256()
         for entry, data in self._sorted():
             xattrs = entry.xattrs
@@ -317,7 +317,7 @@ def copy_with_parents(plan: Plan, files: Files, source: str, target: bytes, excl
 
 
 def _below(files: Files, top: bytes, clean: str) -> Iterator[tuple[bytes, bytes]]:
-    """What a source stands for below a directory: as it is named there, and where it is."""
+    """The files that a source stands for below a directory: the name there, and the place."""
     if not _WILD.search(clean):
         path = _there(files, os.fsdecode(_join(top, os.fsencode(clean))))
         own = os.fsencode(clean)

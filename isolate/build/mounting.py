@@ -51,7 +51,7 @@ def content(mount: Mount, files: Files | None) -> str | None:
 
 
 def _plan(mount: Mount, files: Files) -> tuple[Plan, bytes, os.stat_result | None]:
-    """What is to be there, with its owners; the source, and what it is (None: the top)."""
+    """The content with its owners; the source, and its kind (None: the top)."""
     source = files.followed(os.fsencode((mount.source or "").strip("/")))
     plan = Plan(None, owner=None)
     copy_into(plan, files, [source], b"", directory=True)

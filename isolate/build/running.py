@@ -46,7 +46,7 @@ _PIPES: Final = "/dev/pipes"
 
 
 class Command:
-    """What one RUN is, with everything expanded."""
+    """One RUN, with everything expanded."""
 
     def __init__(
         self,

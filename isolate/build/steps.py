@@ -392,7 +392,7 @@ def _ports(text: str) -> list[str]:
 
 
 def _seen(mount: i.Mount) -> list[Any]:
-    """What a command sees of a mount beside its content, for the key."""
+    """The properties of a mount that a command sees beside its content, for the key."""
     return [
         mount.kind,
         mount.target,

@@ -219,7 +219,7 @@ def _documents(text: str) -> list[HereDocument]:
 
 
 def here_document(word: str) -> HereDocument | None:
-    """What ``<<NAME``, ``<<-NAME`` or ``3<<"NAME"`` begins; None for another word."""
+    """The here-document that ``<<NAME``, ``<<-NAME`` or ``3<<"NAME"`` begins; None for another word."""
     match = _HERE.match(word)
     if match is None or not match[3]:
         return None

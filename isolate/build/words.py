@@ -28,7 +28,7 @@ class WordError(ValueError):
 
 
 class Expansion:
-    """What a text became: the string, its words, and the names of the variables that were asked for."""
+    """An expanded text: the string, its words, and the names of the variables that were asked for."""
 
     __slots__ = ("names", "text", "words")
 

@@ -31,7 +31,7 @@ _call = lib.iso_call
 
 
 class Sets:
-    """What capget and capset exchange: effective, permitted and inheritable, low words then high words."""
+    """The sets that capget and capset exchange: effective, permitted and inheritable, low words then high words."""
 
     __slots__ = ("address", "data")
 

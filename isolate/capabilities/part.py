@@ -259,7 +259,7 @@ class Capabilities(Reversible):
 
 
 def _installing(context: Context) -> frozenset[Cap]:
-    """What the last steps of the set-up need: without no_new_privs a filter asks for CAP_SYS_ADMIN."""
+    """The capabilities that the last steps of the set-up need: without no_new_privs a filter asks for CAP_SYS_ADMIN."""
     switch = context.find(NoNewPrivs)
     if not context.executes or switch is None or switch.enabled:
         return frozenset()

@@ -26,7 +26,7 @@ _SHARED: Final = "cgroup file systems"
 
 
 def brings() -> Iterator[Part]:
-    """What the cover stands on."""
+    """The parts that the cover needs."""
     yield MountNamespace()
     if os.geteuid() != 0:
         # As the program would be without it; it gives the right to change mounts, and keeps from changing them back.

@@ -154,7 +154,7 @@ def program(rules: Iterable[Device]) -> bytes:
 
 
 def simulate(rules: Iterable[Device], kind: str, major: int, minor: int, access: str) -> bool:
-    """What the rules say, without the kernel: the meaning that :func:`program` must have."""
+    """The answer of the rules, without the kernel: the meaning that :func:`program` must have."""
     return any(
         rule.kind in ("a", kind)
         and rule.major in (None, major)

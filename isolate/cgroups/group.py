@@ -415,7 +415,7 @@ class Cgroup:
 
 
 def _key(setting: Setting) -> str:
-    """What a setting is about: two for the same replace one another."""
+    """The subject of a setting: two for the same replace one another."""
     if setting.file.startswith(("io.max", "blkio.throttle", "rdma.", "misc.", "net_prio.", "devices.")):
         return f"{setting.file} {setting.data.decode().split(' ')[0]}"
     return setting.file

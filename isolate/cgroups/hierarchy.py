@@ -159,7 +159,7 @@ def read(path: str) -> str:
 
 
 def build(mountinfo: str, membership: str, *, controllers_of: dict[str, str] | None = None) -> Host:
-    """What two texts of ``/proc`` mean together.
+    """The meaning of two texts of ``/proc`` together.
 
     :param controllers_of: text of ``cgroup.controllers`` by directory, instead of the files (for another host's texts).
     """

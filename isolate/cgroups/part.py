@@ -115,7 +115,7 @@ def thaw_steps(key: str, directory: Argument, name: bytes | Buffer) -> Iterator[
 
 
 def scope_steps(placement: Placement, context: Context) -> Iterator[Step]:
-    """What a place in the scope of this program asks for, before anything is made there."""
+    """The requests of a place in the scope of this program, before anything is made there."""
     for spot in placement.places:
         if spot.scope:
             context.ground = Standing("" if spot.parent == FUTURE else spot.parent)
@@ -337,7 +337,7 @@ def _real_time(spot: Place, group: Register, limits: LimitValues) -> Iterator[St
 
 
 def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:
-    """What is born in a frozen group stands still before it has become the program, for as long as somebody likes."""
+    """Refuse a frozen group: a process born there would stand still before it has become the program."""
     if key != "v2" and "freezer" not in key.split(","):
         return
     name, line = (b"cgroup.events", b"frozen 0") if key == "v2" else (b"freezer.state", b"THAWED")

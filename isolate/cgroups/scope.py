@@ -187,7 +187,7 @@ def mine() -> Scope:
 
 @dataclass(frozen=True)
 class Standing:
-    """What a plan stands on: the scope in this directory; "": one that is asked for when something starts."""
+    """The ground of a plan: the scope in this directory; "": one that is asked for when something starts."""
 
     directory: str
 

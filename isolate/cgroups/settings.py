@@ -131,7 +131,7 @@ def home_of(host: Host, controller: str) -> Hierarchy | None:
 
 
 def _items(value: object) -> tuple[Any, ...]:
-    """What ``Limits`` made of a mapping: pairs."""
+    """The pairs that ``Limits`` has made of a mapping."""
     return value if isinstance(value, tuple) else ()
 
 

@@ -41,7 +41,7 @@ def _clone3(flags: int) -> int:
 
 
 def answer(known: int, unknown: int) -> bool | None:
-    """What two results mean: that of the flag, and that of a flag that no kernel has. None: it cannot be told."""
+    """The meaning of two results: that of the flag, and that of a flag that no kernel has. None: it cannot be told."""
     if unknown != -errno.EINVAL or known >= 0:
         return None  # a filter's answer; or a kernel that takes whatever it is given
     return known != -errno.EINVAL

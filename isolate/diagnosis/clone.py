@@ -184,7 +184,7 @@ def _privileges(host: Host, flags: int) -> Finding | None:
 
 
 def privileged(host: Host) -> str:
-    """What gives this program CAP_SYS_ADMIN, or makes that it is not needed."""
+    """The remedy that gives this program CAP_SYS_ADMIN, or makes it unnecessary."""
     if host.euid == 0:
         return "keep CAP_SYS_ADMIN for this program (Docker, Podman: --cap-add; systemd: CapabilityBoundingSet=)"
     return "add UserNamespace() to the sandbox, or run this program as root"

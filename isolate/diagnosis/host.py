@@ -23,7 +23,7 @@ MACHINES = {
 
 
 class Host:
-    """What files of this host say. ``root`` is another directory only where recorded facts are looked at."""
+    """The facts in this host's files. ``root`` is another directory only where recorded facts are looked at."""
 
     def __init__(self, root: str = "/", *, euid: int | None = None) -> None:
         self.root: str = root
@@ -90,7 +90,7 @@ class Host:
         return [(row.target, row.kind, ",".join(row.options)) for row in rows]
 
     def over_proc(self) -> list[str]:
-        """What is mounted over parts of /proc: a container's masks. The kernel's own (binfmt_misc) hide nothing."""
+        """The mounts over parts of /proc: a container's masks. The kernel's own (binfmt_misc) hide nothing."""
         return sorted(
             {p for p, kind, _ in self.mounts() if p.startswith("/proc/") and kind not in ("binfmt_misc", "autofs")}
         )
@@ -180,7 +180,7 @@ class Host:
 
 
 class Failure(NamedTuple):
-    """What a :class:`~isolate.engine.finding.Finding` that asks the host is told."""
+    """The argument of a :class:`~isolate.engine.finding.Finding` that asks the host."""
 
     host: Host
     error: int

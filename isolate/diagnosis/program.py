@@ -18,7 +18,7 @@ _MAX_STRING = 128 * 1024  # MAX_ARG_STRLEN: 32 pages
 
 
 class Start(NamedTuple):
-    """What a run was given: program, arguments, environment, PATH and working directory."""
+    """The arguments of a run: program, arguments, environment, PATH and working directory."""
 
     args: tuple[bytes, ...]
     env: tuple[bytes, ...]

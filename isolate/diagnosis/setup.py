@@ -143,7 +143,7 @@ def _setup_error(tape: Tape, record: Record, args: Sequence[bytes], run: bytes, 
 
 
 def _told(failure: Failure) -> Finding | None:
-    """What the step says of its errno; of one that it does not know, or names a cause alone, what is usual.
+    """The step's finding for its errno. Without one, or with a cause alone, the usual finding completes it.
 
     A cause alone covers neither the remedy that is known for such a failure nor that the host cannot do it at all.
     """

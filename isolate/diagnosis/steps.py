@@ -47,7 +47,7 @@ def words(step: Step) -> set[bytes]:
 
 
 def certain(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding | None:
-    """What the host's own words say of a step's failure, in a sandbox with these flags of clone; None for nothing."""
+    """The cause of a step's failure by the host's own facts; None for nothing. ``flags`` are those of clone."""
     if error in _DENIED and flags & clone.NEWUSER and host.apparmor_restricts():
         return clone.apparmor()
     if isinstance(op, Engine):
@@ -67,7 +67,7 @@ def certain(host: Host, error: int, failed: Step, op: Op, flags: int) -> Finding
 
 
 def likely(host: Host, error: int, failed: Step, op: Op) -> Finding | None:
-    """What such a failure usually comes from, where the step itself has no word on it."""
+    """The usual cause of such a failure, where the step itself names none."""
     if isinstance(op, Target):
         return TARGET.get(error)
     if not isinstance(op, Call):

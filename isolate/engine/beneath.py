@@ -164,7 +164,7 @@ def open_beneath(base: bytes, rest: bytes, out: Register, *, result: Register | 
 
 
 def led_astray(base: bytes) -> Mapping[int, Finding]:
-    """What the errors of :func:`open_beneath` mean."""
+    """The meaning of the errors of :func:`open_beneath`."""
     link = Finding(
         f"a symbolic link stands below {text(base)}, which a program may write to: it is not followed, as it could lead"
         " anywhere",
@@ -174,7 +174,7 @@ def led_astray(base: bytes) -> Mapping[int, Finding]:
 
 
 def writable_sources(context: Context) -> Writable:
-    """What the entries of the sandbox's roots show of the host to be written to."""
+    """The places of the host that the sandbox's roots show writable."""
     found = context.shared.get("mounts.writable")
     if found is None:
         found = context.shared["mounts.writable"] = Writable(_of_entries(context, "writes_to"))

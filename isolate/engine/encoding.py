@@ -63,7 +63,7 @@ _ENGINE: dict[str, int] = {
 
 
 class Writer:
-    """What is written of a tape: rows, data, and the numbers of registers and slots."""
+    """The written parts of a tape: rows, data, and the numbers of registers and slots."""
 
     def __init__(self) -> None:
         self.data = bytearray()

@@ -132,7 +132,7 @@ class Handed:
 
     @property
     def kept(self) -> tuple[Closing, ...]:
-        """What stays until the sandbox ends."""
+        """The objects that stay until the sandbox ends."""
         return tuple(self._kept)
 
     def ready(self) -> int:

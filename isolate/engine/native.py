@@ -29,7 +29,7 @@ from isolate import _native  # noqa: E402  # not before it is known that it can 
 
 
 class _Library(Protocol):
-    """What the extension offers, and what C's integers become."""
+    """The functions of the extension, and the Python types of C's integers."""
 
     def iso_rest(self, start: Any) -> None: ...
     def iso_pidfd(self, start: Any, payload: bool) -> int: ...

@@ -162,7 +162,7 @@ class Session:
         return self
 
     def _take(self, tape: Tape) -> list[int]:
-        """What the resources give to this start: descriptors, in the order of their slots."""
+        """Take the resources of this start: descriptors, in the order of their slots."""
         try:
             for resource in tape.plan.context.resources:
                 self.held.append(resource.take())
@@ -477,7 +477,7 @@ class Session:
         self.close()
 
     def told(self) -> tuple[object, ...]:
-        """What the resources of this start have to tell of it, also after its end: what a proxy was asked, in order."""
+        """The events that the resources of this start report, also after its end: a proxy's requests, in order."""
         if not self.held:
             return self._told
         kept = [each for held in self.held for each in getattr(held, "kept", ())]

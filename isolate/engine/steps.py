@@ -184,7 +184,7 @@ class Step:
         self.template: Split | None = template
 
     def finding(self, error: int) -> Finding | None:
-        """What an errno means here. One without a remedy is completed by what is known of such failures."""
+        """The meaning of an errno here. One without a remedy is completed by what is known of such failures."""
         hint = self.hints.get(error)
         if not isinstance(hint, str):
             return hint

@@ -131,7 +131,7 @@ def _layers(
 
 
 def _below(name: str, diffid: str, stacks: list[tuple[str, ...]], store: Holding) -> tuple[str, ...]:
-    """What lies below a layer in one of the images."""
+    """The layers below a layer in one of the images."""
     for stack in stacks:
         for index, own in enumerate(stack):
             if own == diffid and (name in store.trees.names(diffid, stack[:index])):

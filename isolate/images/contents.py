@@ -221,7 +221,7 @@ def unused(contents: int) -> tuple[int, int]:
 
 
 def faults_of(layer: int, contents: int | None, known: set[int], *, deep: bool) -> Iterator[tuple[str, str]]:
-    """What is wrong with the contents that a layer has: their names, and why. ``deep``: they are read, those of inodes
+    """The faults of the contents that a layer has: their names, and why. ``deep``: they are read, those of inodes
     in ``known`` not once more."""
     own = open_directory("contents", layer)
     try:

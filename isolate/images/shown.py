@@ -1,4 +1,4 @@
-"""What an image shows at a path: the layers that have a directory there."""
+"""The layers of an image that have a directory at a path."""
 
 from __future__ import annotations
 

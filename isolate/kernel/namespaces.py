@@ -35,7 +35,7 @@ class Kind(NamedTuple):
 
     @property
     def typed(self) -> str:
-        """What people type for it, in :func:`isolate.attach` and on the command line."""
+        """The word that people type for it, in :func:`isolate.attach` and on the command line."""
         return "net" if self.file == "net" else self.word
 
     @property

@@ -29,7 +29,7 @@ _LOG = {
 
 
 class Wanted(Protocol):
-    """What is to be denied and what not: :class:`~isolate.Landlock` is one."""
+    """The rights that are denied, and the exceptions: :class:`~isolate.Landlock` is one."""
 
     @property
     def rules(self) -> tuple[PathRule, ...]: ...

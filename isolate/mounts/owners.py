@@ -63,7 +63,7 @@ def for_the_program(context: Context, source: bytes | int, *, writable: bool) ->
 
 
 def chosen(context: Context, idmap: IdMap | int) -> IdMap | int | None:
-    """What the argument ``idmap`` means in a sandbox: True is the map of its user namespace, False is none."""
+    """The meaning of the argument ``idmap`` in a sandbox: True is the map of its user namespace, False is none."""
     if not isinstance(idmap, bool):
         return idmap
     user = context.find(UserNamespace)

@@ -56,7 +56,7 @@ class Told:
         return self._contents
 
     def stubs(self) -> dict[bytes, bytes | None]:
-        """What the root's entries made where it was missing, with the directories on the way: places in the sandbox
+        """The places that the root's entries made where they were missing, with the directories on the way,
         without the first slash, and what a symbolic link says."""
         made = {**dict.fromkeys(self._building.taken), **self._building.made}
         found: dict[bytes, bytes | None] = {}

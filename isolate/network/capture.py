@@ -105,7 +105,7 @@ class Capture:
                     self._file.flush()
 
     def _take(self) -> None:
-        """What is there now."""
+        """Take the packets that are there now."""
         for _ in range(1000):
             try:
                 data, ancillary, _, address = self._socket.recvmsg(self._snap, 128)

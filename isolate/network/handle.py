@@ -306,7 +306,7 @@ class Network(Watching, Joinable):
                 member.published.lead(member.addresses)
 
     def _reach(self, member: Member) -> list[Message]:
-        """What a member may open connections to and takes them from, as the others are now."""
+        """The rules of whom a member may connect to and takes connections from, as the others are now."""
         member.rules = self._members.rules(member)
         return member.rules
 

@@ -102,7 +102,7 @@ class Helper:
         return not poll.poll(0)
 
     def said(self) -> str:
-        """What it has written so far."""
+        """Its output so far."""
         fd = self.session.stdio[1]
         with contextlib.suppress(BlockingIOError, OSError):
             while fd >= 0 and len(self._said) < _KEPT:
@@ -131,7 +131,7 @@ def find(*names: str) -> str | None:
 
 
 def output(*args: str) -> str:
-    """What a program writes that ends by itself, within five seconds."""
+    """The output of a program that ends by itself, within five seconds."""
     helper = Helper(args)
     try:
         helper.wait(5.0)

@@ -55,7 +55,7 @@ class Wish:
 
     @property
     def rules(self) -> tuple[Reach, ...]:
-        """What it says of both."""
+        """The rules of both limits."""
         return tuple(rule for limit in (self.egress, self.ingress) if limit is not None for rule in limit.rules)
 
 
@@ -303,7 +303,7 @@ class Members:
         return True
 
     def rules(self, member: Member) -> list[Message]:
-        """What puts a member's egress and ingress into the switch's sets, as the others are now."""
+        """The messages that put a member's egress and ingress into the switch's sets, as the others are now."""
         found = []
         for limit, put in ((member.wish.egress, ruleset.reach), (member.wish.ingress, ruleset.take)):
             listed = [(net, rule) for rule in (limit.rules if limit is not None else ()) for net in self._targets(rule)]

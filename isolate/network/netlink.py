@@ -248,7 +248,7 @@ class Socket:
                 found.append(Answer(kind, body))
 
     def error(self, failure: Failure, step: str | Words) -> SetupError:
-        """What a person reads of it."""
+        """The error that a person reads."""
         step = str(step)
         cause, remedy = FINDINGS.get(failure.errno, (None, None))
         words = f"the kernel says: {failure.words}" if failure.words else None

@@ -85,7 +85,7 @@ def refused(table: Table, chain: str, *expressions: bytes) -> list[Message]:
 
 
 def _bridge() -> list[Message]:
-    """What may come in at a port of the bridge: nothing but ARP, IPv4 and IPv6, with the port's own addresses."""
+    """Packets at a port of the bridge: nothing but ARP, IPv4 and IPv6 with the port's own addresses may come in."""
     table = BRIDGE
     accept = nft.verdict(nft.ACCEPT)
     port_in = nft.meta("iif")
@@ -133,7 +133,7 @@ def _names() -> list[Message]:
 
 
 def _listed(chain: str, name: str, version: int) -> list[Message]:
-    """What the sets of that name hold is accepted: from one address to another, by port, and by address alone."""
+    """Accept the connections in the sets of that name: from one address to another, by port, and by address alone."""
     accept = nft.verdict(nft.ACCEPT)
     size = 1 if version == 4 else 4  # registers that an address takes
     there = _R + size

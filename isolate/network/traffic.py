@@ -93,7 +93,7 @@ def _emulated(index: int, impairment: Impairment, *, handle: int) -> Message:
 
 
 def shaped(index: int, rate: int | None, burst: int | None, impairment: Impairment | None) -> list[Message]:
-    """What leaves by a device."""
+    """The shaping of a device's outgoing traffic."""
     if impairment is not None:
         emulated = _emulated(index, impairment, handle=1)
         if rate is None:
@@ -103,7 +103,7 @@ def shaped(index: int, rate: int | None, burst: int | None, impairment: Impairme
 
 
 def turned(index: int, other: int, name: str) -> list[Message]:
-    """What comes in by a device goes through another, an ifb of that name, so that it can be shaped as well."""
+    """Lead a device's incoming traffic through another, an ifb of that name, so that it can be shaped as well."""
     ingress = _tc(_NEWQDISC, CREATE | REPLACE, index, _INGRESS_HANDLE, _INGRESS, 0, "ingress", b"")
     key = struct.pack("=IIii", 0, 0, 0, 0)  # every packet
     select = struct.pack("=BBBxHHhhI", 1, 0, 1, 0, 0, 0, 0, 0) + key  # struct tc_u32_sel
@@ -117,7 +117,7 @@ def turned(index: int, other: int, name: str) -> list[Message]:
 def both_ways(
     index: int, other: int, name: str, rate: int | None, burst: int | None, impairment: Impairment | None
 ) -> list[Message]:
-    """What leaves by a device, and what comes in by way of an ifb."""
+    """The shaping of a device's outgoing traffic, and of its incoming traffic by way of an ifb."""
     if rate is None and impairment is None:
         return []
     there = shaped(index, rate, burst, impairment)

@@ -90,7 +90,7 @@ def ports(value: int | str, what: str) -> tuple[int, int]:
 
 
 def _protocol(text: str, what: str) -> tuple[str, str]:
-    """What stands before ``/tcp`` or ``/udp``, and which of both; tcp without."""
+    """The text before ``/tcp`` or ``/udp``, and which of both; tcp without."""
     rest, slash, word = text.rpartition("/")
     if not slash:
         return text, "tcp"

@@ -1,4 +1,4 @@
-"""What a program that runs has used, and standing still: the verbs of a :class:`~isolate.Process` about its cgroup."""
+"""The use of resources, and freezing: the verbs of a :class:`~isolate.Process` about its cgroup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Grouped", "moved"]
 
 
 def moved(session: Session | None, more: Iterable[Any] = (), *, strict: bool = False) -> dict[str, Counters]:
-    """What each interface of a sandbox has moved, by its device, and ``more`` that tell; ``strict``: one that has gone
+    """The traffic of each interface of a sandbox, by its device, and ``more`` that tell; ``strict``: one that has gone
     is an error."""
     found: dict[str, Counters] = {}
     held = session.held if session is not None else ()
@@ -33,7 +33,7 @@ def moved(session: Session | None, more: Iterable[Any] = (), *, strict: bool = F
 
 
 class Grouped:
-    """What has a session, whose sandbox may have a cgroup and devices of its own."""
+    """An object with a session, whose sandbox may have a cgroup and devices of its own."""
 
     _session: Session
 

@@ -1,4 +1,4 @@
-"""What a shell's job does with its terminal: stop with it, and set it from the background."""
+"""A shell's job and its terminal: stopping with it, and setting it from the background."""
 
 from __future__ import annotations
 

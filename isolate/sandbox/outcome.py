@@ -50,7 +50,7 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
 
 
 def remove_group(session: Session) -> None:
-    """What a launcher that was killed could not remove. One that ended by itself has left nothing."""
+    """Remove the groups that a killed launcher has left. One that ended by itself has left none."""
     group = session.tape.plan.context.group
     if group is not None:
         group.remove(session)

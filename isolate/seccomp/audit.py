@@ -77,7 +77,7 @@ def call_that_killed(pid: int, since: float, patience: float = 0.1) -> str | Non
 
 
 def _kernel_messages(buffer: int) -> Iterator[str]:
-    """What has not been read yet, but for what programs have written: only the kernel is of facility 0."""
+    """The kernel's messages that are still unread. Programs' are left out: only the kernel is of facility 0."""
     while True:
         try:
             record = os.read(buffer, _LONGEST)

@@ -90,7 +90,7 @@ class _Program:
 
 
 class _State:
-    """What the thread of a supervisor holds."""
+    """The state of a supervisor's thread."""
 
     def __init__(
         self,

@@ -59,7 +59,7 @@ _NOT_BY_US = (Phase.SYNC, Phase.SESSION, Phase.DESCRIPTORS, Phase.EXEC, Phase.PR
 
 
 def here(parts: Iterable[Part] = ()) -> Context:
-    """What a part may ask while its steps are for the calling thread."""
+    """The context of a part whose steps are for the calling thread."""
     return Context(tuple(parts), euid=os.geteuid(), egid=os.getegid(), executes=False)
 
 

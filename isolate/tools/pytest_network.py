@@ -102,7 +102,7 @@ class Lan:
         return impaired
 
     def stats(self, name: str) -> Counters:
-        """What a host has sent and received."""
+        """The traffic that a host has sent and received."""
         counters: Counters = self.network.stats(name)
         return counters
 

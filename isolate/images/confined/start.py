@@ -55,7 +55,7 @@ _READ = FsAccess.READ_FILE | FsAccess.READ_DIR
 
 @lru_cache(maxsize=32)
 def box_for(ids: IdMap | None, writable: tuple[bytes, ...], readable: tuple[bytes, ...], devices: bool) -> Sandbox:
-    """What the child is in: made once for the same directories."""
+    """The confinement of the child, made once for the same directories."""
     abi = landlock_abi()
     make = (_MAKE | FsAccess.MAKE_BLOCK if devices else _MAKE) & FsAccess.abi(max(abi, 1))
     rules = [PathRule(path, _READ | FsAccess.EXECUTE) for path in python.readable()]

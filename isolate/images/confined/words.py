@@ -1,4 +1,4 @@
-"""What the two sides of a confined child agree on: descriptors by number, and bytes as text."""
+"""The protocol of a confined child and its parent: descriptors by number, and bytes as text."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class Tree:
         return entry
 
     def _remember(self, entry: Entry, epoch: int | None) -> None:
-        """What the archive said that the tree was made from."""
+        """Remember what the archive said of an entry that the tree was made from."""
         assert self.facts is not None
         fact = self.facts.get(entry.path)
         if fact is None:

@@ -35,7 +35,7 @@ _KNOWN_REALMS = {"docker.io": ("auth.docker.io",), "registry.access.redhat.com":
 
 @dataclass(frozen=True)
 class Scope:
-    """What a request is for: a repository, to read or also to write it, and another one to take a blob from."""
+    """The scope of a request: a repository, to read or also to write it, and another one to take a blob from."""
 
     repository: str
     push: bool = False

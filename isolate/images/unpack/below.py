@@ -46,7 +46,7 @@ class Below:
         return os.readlink(base, dir_fd=tree.directory(parent))
 
     def entry(self, path: bytes) -> tuple[Tree, Entry] | None:
-        """What stands below at a path, as an entry without its attributes."""
+        """The entry below at a path, without its attributes."""
         row = self._stack.lookup(path)
         if row is None:
             return None

@@ -69,7 +69,7 @@ class Log:
 
 
 class _Report:
-    """What ``sys.unraisablehook`` takes (sys.UnraisableHookArgs cannot be made)."""
+    """The argument of ``sys.unraisablehook`` (sys.UnraisableHookArgs cannot be made)."""
 
     def __init__(self, error: BaseException) -> None:
         self.exc_type = type(error)

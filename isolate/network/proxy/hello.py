@@ -13,11 +13,11 @@ _SERVER_NAME, _ECH = 0, 0xFE0D
 
 
 class NoHello(ValueError):
-    """What came is no client hello, or one that could be read in two ways."""
+    """The bytes are no client hello, or one that could be read in two ways."""
 
 
 class Hello(NamedTuple):
-    """What a client hello says."""
+    """The content of a client hello."""
 
     #: The server's name, in lower case; None where it names none.
     name: str | None

@@ -49,7 +49,7 @@ def resolve(name: str, port: int) -> list[str]:
 
 
 class Outside:
-    """What a proxy may reach. Connections are noted in ``transports``, which end with it."""
+    """The hosts that a proxy may reach. Connections are noted in ``transports``, which end with it."""
 
     def __init__(
         self, rules: Rules, log: Log, resolver: Resolve, transports: weakref.WeakSet[asyncio.WriteTransport]
@@ -82,7 +82,7 @@ class Outside:
             await closed(up_writer)
 
     async def _greeted(self, name: str, port: int, data: bytes, reader: Reader) -> bytes:
-        """What the client has sent, which begins with a client hello for this very name."""
+        """The bytes that the client has sent, which begin with a client hello for this very name."""
         reading = hello.Reading()
         try:
             async with Deadline(FIRST):

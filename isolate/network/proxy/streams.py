@@ -110,7 +110,7 @@ async def pass_body(length: int | None, data: bytes, reader: Reader, writer: Wri
 
 
 class _Source:
-    """What has come of a body, and what still comes."""
+    """A body: the part that has come, and the part that still comes."""
 
     def __init__(self, data: bytes, reader: Reader) -> None:
         self._data, self._reader = data, reader

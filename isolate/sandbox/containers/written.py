@@ -46,7 +46,7 @@ class _Writer(pickle.Pickler):
     """Writes an enumeration's member by its value: how else differs between Python's versions."""
 
     def reducer_override(self, value: Any) -> Any:
-        """What pickle asks first."""
+        """The hook that pickle asks first."""
         return (type(value), (value.value,)) if isinstance(value, enum.Enum) else NotImplemented
 
 

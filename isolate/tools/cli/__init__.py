@@ -45,7 +45,7 @@ def _complain(what: object) -> None:
 
 
 def _failed(error: Exception, options: argparse.Namespace) -> None:
-    """What ends a command: on stderr, and with ``--json`` on stdout as well, as the answer."""
+    """Print the error that ends a command: on stderr, and with ``--json`` on stdout as well, as the answer."""
     _complain(error)
     if getattr(options, "json", False):
         import json

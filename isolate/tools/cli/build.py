@@ -16,7 +16,7 @@ __all__ = ["command", "options"]
 
 
 def options(commands: Any, common: dict[str, Any]) -> None:
-    """What ``isolate build`` takes."""
+    """The options of ``isolate build``."""
     build = commands.add_parser(
         "build",
         help="build an image from a Dockerfile, in sandboxes, without a daemon",

@@ -208,7 +208,7 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 class Usage:
-    """What containers use, asked again and again."""
+    """The use of containers, asked again and again."""
 
     def __init__(self, names: list[str]) -> None:
         self._names = names

@@ -42,7 +42,7 @@ def options(commands: Any, common: dict[str, Any]) -> None:
 
 
 def run_options(add: Any) -> None:
-    """What ``isolate run`` takes."""
+    """The options that ``isolate run`` takes."""
     add(
         "--net",
         nargs="?",

@@ -61,7 +61,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """What a long verb is given to report to."""
+    """The receiver of a long verb's progress."""
     if quiet:
         yield None
         return

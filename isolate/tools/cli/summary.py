@@ -23,7 +23,7 @@ def summary(box: Sandbox) -> str:
 
 
 def holds(box: Sandbox) -> dict[str, str]:
-    """What holds, by the words of the ten lines."""
+    """The protections in force, by the words of the ten lines."""
     from isolate.sandbox.defaults import defaults
 
     parts = defaults(box.parts)

@@ -21,7 +21,7 @@ _LOW = 64
 
 @dataclass(frozen=True)
 class Proof:
-    """What was denied inside and possible outside."""
+    """The attempt that was denied inside and possible outside."""
 
     words: str
     detail: str = ""

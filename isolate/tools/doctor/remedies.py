@@ -32,7 +32,7 @@ _CONTROLLERS = ("memory", "pids", "cpu", "cpuset")
 
 
 class Remedies:
-    """What this host's files say, and what follows from it."""
+    """The facts in this host's files, and the remedies that follow."""
 
     def __init__(self, host: Host | None = None) -> None:
         self.host: Host = Host() if host is None else host

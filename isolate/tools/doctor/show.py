@@ -1,4 +1,4 @@
-"""What ``python -m isolate doctor`` prints."""
+"""The output of ``python -m isolate doctor``."""
 
 from __future__ import annotations
 

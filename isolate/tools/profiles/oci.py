@@ -204,7 +204,7 @@ def _root(config: Mapping[str, Any], linux: dict[str, Any], bundle: str) -> Any:
 
 
 def _own(entries: Iterable[Any]) -> frozenset[str]:
-    """What a Proc and a Sys among the entries mask or keep from being written to by themselves."""
+    """The paths that a Proc and a Sys among the entries mask or make read-only by themselves."""
     from isolate.mounts import Proc, Sys
 
     found: set[str] = set()
