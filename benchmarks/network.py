@@ -9,8 +9,8 @@ Run as root; everything happens in network namespaces of the benchmark's own. Ro
                 isolate, put together before and sent from C; `ip -batch`; CNI's bridge with host-local; netavark, which
                 is what podman has
     publish     32 ports of one member, beside 10 members with one each and beside 1,000
-    connect     to a published port, with 1,000 others published, beside the same wires routed, without a rule, and
-                beside a single wire
+    connect     to a published port, with 1,000 others published, beside the same wires routed on a machine without a
+                rule, and beside a single wire
     throughput  of one TCP connection, member to member, beside a bare veth pair and bridge
     proxy       a connection and its TLS handshake with a server on this host: direct, and by Domains
 
@@ -309,14 +309,14 @@ def publish(rounds: int) -> dict[str, list[float]]:
         for members in (10, 1000):
             while len(others) < members:
                 one = Published(host, network.Interface(lan, publish={20000 + len(others): 80}).publish)
-                one.lead(lan.gateway + 1)
+                one.lead([lan.gateway + 1])
                 others.append(one)
             ports = network.Interface(lan, publish={"8000-8031": "8000-8031"}).publish
             spent = []
             for _ in range(rounds):
                 begin = time.perf_counter()
                 published = Published(host, ports)
-                published.lead(lan.gateway + 2)
+                published.lead([lan.gateway + 2])
                 spent.append((time.perf_counter() - begin) * 1e3)
                 published.close()
             found[f"beside {members}"] = spent
@@ -339,21 +339,29 @@ def connect(floor: Floor, rounds: int) -> dict[str, list[float]]:
         host: HostLink = lan._host_link()
         for number in range(1000):
             one = Published(host, network.Interface(lan, publish={20000 + number: 80}).publish)
-            one.lead(lan.gateway + 9)
+            one.lead([lan.gateway + 9])
             stack.callback(one.close)
-        bare, bare_own, close = wire()
-        stack.callback(close)
-        routed, routed_own, close = wires()
-        stack.callback(close)
+        other = NetNamespace.create()  # a machine without rules, whose kernel tracks no connection
+        stack.callback(other.close)
+        with other:
+            bare, bare_own, close = wire()
+            stack.callback(close)
+            routed, routed_own, close = wires()
+            stack.callback(close)
         servers = []
         for space in (handle, bare, routed):
             with space:
                 servers.append(floor.start("serve", "80"))
                 line(servers[-1].stdout)
         for _ in range(rounds):
-            places = [("plain", routed_own, 80), ("published", "127.0.0.1", 8080), ("one wire", bare_own, 80)]
-            for name, place, port in random.sample(places, 3):
-                run = floor.start("connects", place, str(port), "300")
+            places = [
+                ("plain", other, routed_own, 80),
+                ("published", machine, "127.0.0.1", 8080),
+                ("one wire", other, bare_own, 80),
+            ]
+            for name, there, place, port in random.sample(places, 3):
+                with there:
+                    run = floor.start("connects", place, str(port), "300")
                 found[name].append(float(line(run.stdout)))
                 run.wait()
         for server in servers:
