@@ -8,12 +8,13 @@ import ipaddress
 import os
 import socket
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError, UnsupportedError
 from isolate.network import address, link, nft, ruleset, traffic
+from isolate.network.forms import Form
 from isolate.network.keeper import SIOCGSKNS, Bound, Kept, keep
 from isolate.network.link import FORWARDING, Counters
 from isolate.network.netlink import NETFILTER, ROUTE, Socket, Words
@@ -29,6 +30,18 @@ __all__ = ["Plug", "Switch"]
 #: IPv6 is forwarded by all devices of a network or by none, and only such a network answers for neighbours.
 _SETTINGS = (("ipv6/conf/all/forwarding", b"1"), ("ipv6/conf/all/proxy_ndp", b"1"))
 _BRIDGE, _FIRST, _TURNS = 2, 10, 1 << 28  # indexes of devices in the switch
+
+#: In forms, in the places of what is a member's own: bytes that nothing else there has.
+_MARK_INDEX, _MARK_FD, _MARK_MAC = 0x6B5A49F1, 0x7C6B5A12, "c6:39:e4:7b:d1:a8"
+_MARK_ADDRESSES = (ipaddress.IPv4Address(0xF1E2D3C5), ipaddress.IPv6Address(0x9D3EB7F1C46A58E29B7D13F5A86CE0D7))
+
+
+class _Plain(NamedTuple):
+    """The requests for a member whose egress and ingress are not limited, and that has no further routes."""
+
+    wire: Form
+    admitted: Form
+    inside: Form
 
 
 @dataclass
@@ -132,6 +145,7 @@ class Switch:
         self.routes6: bool = False
         #: Members that are attached to a port of their own, by number.
         self._apart: dict[int, Plug] = {}
+        self._forms: dict[tuple[object, ...], _Plain] = {}
         self._kept: Kept = keep(bound, cut, settings=_SETTINGS if 6 in self.subnets else ())
         try:
             route, filters, *listening = (socket.socket(fileno=fd) for fd in self._taken())
@@ -184,12 +198,17 @@ class Switch:
         try:
             with self.lock:
                 plug.attached = True
-                self._wire(plug, namespace)
+                forms = self._plain(plug)
+                self._wire(plug, namespace, forms)
                 if plug.rate is not None:
                     self.shape(plug)
-                admitted = ruleset.admitted(plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress)
+                if forms is not None:
+                    own = [each.packed for each in plug.addresses]
+                    admitted = forms.admitted.filled((plug.index.to_bytes(4, "little"), *own))
+                else:
+                    admitted = ruleset.admitted(plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress)
                 self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
-            inside.batch(self._inside(plug, plug.inner or link.index_of(inside, plug.device)))
+            self._give(plug, inside, forms)
             link.settle(self.route, plug.port)
             self._speak_for(plug)
         except BaseException:
@@ -198,27 +217,76 @@ class Switch:
         finally:
             os.close(namespace)
 
-    def _wire(self, plug: Plug, namespace: int) -> None:
-        own_port = self._own_port(plug)
+    def _plain(self, plug: Plug) -> _Plain | None:
+        """The requests for a member like many others, put together when the first one came; None for others."""
+        if plug.limited or plug.routes or not plug.inner:
+            return None
+        key = (
+            len(plug.port),
+            plug.device,
+            plug.mtu,
+            plug.inner,
+            len(plug.addresses),
+            plug.everywhere,
+            plug.everywhere6,
+        )
+        found = self._forms.get(key)
+        if found is None:
+            if len(self._forms) >= 64:  # names and sizes are the members' to choose
+                self._forms.clear()
+            found = self._forms[key] = self._made(plug)
+        return found
+
+    def _made(self, plug: Plug) -> _Plain:
+        marked = replace(plug, mac=_MARK_MAC, addresses=_MARK_ADDRESSES[: len(plug.addresses)])
+        port, index = "~" * len(plug.port), _MARK_INDEX.to_bytes(4, "little")
+        own = [each.packed for each in marked.addresses]
+        wire = self._pair(marked, _MARK_FD, port, _MARK_INDEX)
+        fd, mac = _MARK_FD.to_bytes(4, "little"), link.mac_bytes(_MARK_MAC)
+        return _Plain(
+            Form([wire], [port.encode(), index, fd, mac]),
+            Form(ruleset.admitted(_MARK_INDEX, marked.addresses), [index, *own]),
+            Form(self._inside(marked, plug.inner), own),
+        )
+
+    def _pair(self, plug: Plug, namespace: int, port: str, index: int) -> Message:
+        return link.veth(
+            port,
+            plug.device,
+            namespace,
+            index=index,
+            peer_index=plug.inner,
+            mtu=plug.mtu,
+            mac=plug.port_mac if plug.limited else None,
+            peer_mac=plug.mac,
+            master=0 if plug.limited else _BRIDGE,
+        )
+
+    def _wire(self, plug: Plug, namespace: int, forms: _Plain | None) -> None:
+        """The pair of devices, one end in the member's network."""
+        if forms is not None:
+            index, fd = plug.index.to_bytes(4, "little"), namespace.to_bytes(4, "little")
+            messages = forms.wire.filled((plug.port.encode(), index, fd, link.mac_bytes(plug.mac)))
+            if not self.route.tried(messages):
+                return
         while True:
-            wire = link.veth(
-                plug.port,
-                plug.device,
-                namespace,
-                index=plug.index,
-                peer_index=plug.inner,
-                mtu=plug.mtu,
-                mac=plug.port_mac if plug.limited else None,
-                peer_mac=plug.mac,
-                master=0 if plug.limited else _BRIDGE,
-            )
-            messages = [wire, *own_port]
+            messages = [self._pair(plug, namespace, plug.port, plug.index), *self._own_port(plug)]
             failures = self.route.tried(messages)
             if not failures:
                 return
             if not plug.inner or failures[0].index or failures[0].errno != errno.EBUSY:
                 raise self.route.error(failures[0], messages[failures[0].index].step)
             plug.inner = 0  # another device has the index
+
+    def _give(self, plug: Plug, inside: Socket, forms: _Plain | None) -> None:
+        """Addresses and routes, in the member's network."""
+        if forms is not None and plug.inner:
+            failures = inside.tried(forms.inside.filled([each.packed for each in plug.addresses]))
+            if failures:
+                step = self._inside(plug, plug.inner)[failures[0].index].step
+                raise inside.error(failures[0], step)
+        else:
+            inside.batch(self._inside(plug, plug.inner or link.index_of(inside, plug.device)))
 
     def shape(self, plug: Plug, impairment: traffic.Impairment | None = None) -> None:
         """Have its rate hold both ways, and what is to happen to packets.
