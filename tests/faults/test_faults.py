@@ -26,7 +26,7 @@ ERRORS = (errno.ENOMEM, errno.EPERM, errno.EMFILE, errno.ENOSPC, errno.EINTR, er
 #: Calls that cannot fail in the kernel, and close, which frees the number whatever it answers: here it would not.
 INFALLIBLE = {"getpid", "geteuid", "getegid", "getresuid", "getresgid", "umask", "close"}
 #: The caller's own, once the program runs: an ordinary OSError with that errno says it.
-WAITING = {"poll", "read", "recvmsg", "waitid", "openat", "newfstatat", "fstat", "lseek", "ioctl"}
+WAITING = {"poll", "ppoll", "read", "recvmsg", "waitid", "openat", "newfstatat", "fstat", "lseek", "ioctl"}
 
 
 NAMES = list(boxes())
