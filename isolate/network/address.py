@@ -176,11 +176,11 @@ def until_found(sock: Socket, wanted: Iterable[Address]) -> None:
     """Wait until questions about these IPv6 addresses of the socket's network are answered there.
 
     The kernel joins the group that such questions go to by a worker, a little after the address was given. A question
-    that comes before is lost, and the next one is sent a second later. After a second the wait is given up.
+    that comes before is lost, and the next one is sent a second later. After some seconds the wait is given up.
     """
     groups = {b"\xff\x02" + bytes(9) + b"\1\xff" + each.packed[-3:] for each in wanted if each.version == 6}
     asking = Message(_GETMULTICAST, DUMP, _IFADDR.pack(10, 0, 0, 0, 0), "look at the groups of IPv6")
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 5
     while groups and time.monotonic() < deadline:
         groups -= {attributes(answer.body[8:]).get(_IFA_MULTICAST, b"") for answer in sock.ask(asking)}
         if groups:

@@ -211,11 +211,11 @@ def test_who_has_ended_leaves_before_it_is_closed() -> None:
             assert first.wait() == 0
             assert lan.members == {}
             with host(lan, **options) as second, second.listen(80):
-                assert connects("127.0.0.1", 18080)
+                assert connects("127.0.0.1", 18080, 20)
                 first.close()  # what it had is another's now
                 assert lan.members["db"][0] == ipaddress.ip_address(address)
-                assert connects("127.0.0.1", 18080)
-                assert second.connects(second.address, 80)
+                assert connects("127.0.0.1", 18080, 20)
+                assert second.connects(second.address, 80, 20)
         assert not connects("127.0.0.1", 18080)
 
 
