@@ -33,15 +33,15 @@ from isolate import (
     UtsNamespace,
 )
 
+#: The host's programs, in the places where a merged /usr has them.
+SYSTEM = (Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), Symlink("usr/lib64", "/lib64"))
+
 
 def boxes(audit: str = "/bin/true") -> dict[str, Sandbox]:
     """By name. ``audit`` is a program whose directory the roots show at /audit."""
     directory = str(Path(audit).parent)
     entries = (
-        Bind("/usr"),
-        Symlink("usr/bin", "/bin"),
-        Symlink("usr/lib", "/lib"),
-        Symlink("usr/lib64", "/lib64"),
+        *SYSTEM,
         Bind(directory, "/audit"),
         Proc(),
         Dev(),

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from isolate import Bind, Dir, File, Landlock, Root, Sandbox, Symlink, UserNamespace
+from isolate import Bind, Dir, File, Landlock, Root, Sandbox, UserNamespace
 from isolate.engine.native import lib
 from isolate.engine.plan import Phase, Step, call
+from tests.boxes import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-SYSTEM = (Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), Symlink("usr/lib64", "/lib64"))
 
 
 @pytest.fixture

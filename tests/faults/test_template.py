@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from isolate import Bind, Dev, NetNamespace, Proc, Root, Sandbox, SetupError, Symlink, Tmpfs, UserNamespace
+from isolate import Bind, Dev, NetNamespace, Proc, Root, Sandbox, SetupError, Tmpfs, UserNamespace
 from isolate.sandbox import parked
+from tests.boxes import SYSTEM
 from tests.fence import Call, Fence
 from tests.sandbox.test_template import parked_box, used
 
@@ -22,10 +23,7 @@ from .test_faults import ERRORS, Case, distinct, host_namespaces
 def box_with(audit: str) -> Sandbox:
     """A whole root, with the program that tells what holds."""
     entries = (
-        Bind("/usr"),
-        Symlink("usr/bin", "/bin"),
-        Symlink("usr/lib", "/lib"),
-        Symlink("usr/lib64", "/lib64"),
+        *SYSTEM,
         Bind(str(Path(audit).parent), "/audit"),
         Proc(),
         Dev(),

@@ -30,6 +30,7 @@ from isolate import (
     presets,
 )
 from isolate.seccomp import Seccomp, rule
+from tests.boxes import SYSTEM
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -42,10 +43,7 @@ BUSY = "x = bytearray(300_000_000); import time; time.sleep(20)"
 def rooted(*more: Any) -> Sandbox:
     """A root of its own with /tmp to write to; root inside."""
     entries = (
-        isolate.Bind("/usr"),
-        isolate.Symlink("usr/bin", "/bin"),
-        isolate.Symlink("usr/lib", "/lib"),
-        isolate.Symlink("usr/lib64", "/lib64"),
+        *SYSTEM,
         isolate.Proc(),
         isolate.Dev(),
         isolate.Tmpfs("/tmp", size="16M"),

@@ -12,7 +12,6 @@ import pytest
 
 import isolate
 from isolate import (
-    Bind,
     Capabilities,
     Dev,
     Limits,
@@ -22,11 +21,11 @@ from isolate import (
     Sandbox,
     Seccomp,
     SetupError,
-    Symlink,
     Tmpfs,
     UserNamespace,
     Verdict,
 )
+from tests.boxes import SYSTEM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +37,7 @@ POWERFUL = Sandbox(
     UserNamespace(),
     PidNamespace(),
     Root(
-        Bind("/usr"),
-        Symlink("usr/bin", "/bin"),
-        Symlink("usr/lib", "/lib"),
-        Symlink("usr/lib64", "/lib64"),
+        *SYSTEM,
         Proc(),
         Dev(),
         Tmpfs("/tmp", size="16M"),

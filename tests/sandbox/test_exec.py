@@ -12,6 +12,7 @@ import pytest
 
 import isolate
 from isolate.sandbox import exec as further
+from tests.boxes import SYSTEM
 from tests.ordinary import as_ordinary_user
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -25,10 +26,7 @@ SHOW = (
 
 def root(*more: isolate.Tmpfs) -> isolate.Root:
     return isolate.Root(
-        isolate.Bind("/usr"),
-        isolate.Symlink("usr/bin", "/bin"),
-        isolate.Symlink("usr/lib", "/lib"),
-        isolate.Symlink("usr/lib64", "/lib64"),
+        *SYSTEM,
         isolate.Proc(),
         isolate.Dev(),
         isolate.Tmpfs("/tmp"),
@@ -214,10 +212,7 @@ def test_a_file_in_the_place_of_proc_is_not_believed() -> None:
     """What stands at /proc/thread-self/children in a sandbox of somebody's making is nothing to the supervisor."""
     victim = isolate.Sandbox().spawn(["sleep", "100"])
     tree = isolate.Root(
-        isolate.Bind("/usr"),
-        isolate.Symlink("usr/bin", "/bin"),
-        isolate.Symlink("usr/lib", "/lib"),
-        isolate.Symlink("usr/lib64", "/lib64"),
+        *SYSTEM,
         isolate.Dev(),
         isolate.File("/proc/thread-self/children", f"{victim.pid} ".encode()),
     )

@@ -21,7 +21,7 @@ import isolate
 from isolate import PIPE, STDOUT, ConflictError, PidNamespace, Pool, Sandbox, SetupError, UserNamespace, Verdict
 from isolate.engine.proc import children as children_of
 from isolate.engine.session import Session
-from tests.boxes import boxes
+from tests.boxes import SYSTEM, boxes
 from tests.faults.test_faults import Case, distinct, host_namespaces
 from tests.fence import Fence
 from tests.ordinary import as_ordinary_user
@@ -37,10 +37,7 @@ USER = Sandbox(UserNamespace(), PidNamespace())
 
 def root(*more: Any) -> isolate.Root:
     return isolate.Root(
-        isolate.Bind("/usr"),
-        isolate.Symlink("usr/bin", "/bin"),
-        isolate.Symlink("usr/lib", "/lib"),
-        isolate.Symlink("usr/lib64", "/lib64"),
+        *SYSTEM,
         isolate.Proc(),
         isolate.Dev(),
         isolate.Tmpfs("/tmp"),

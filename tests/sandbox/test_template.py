@@ -21,18 +21,12 @@ from isolate import syscalls
 from isolate.engine import native, waiting
 from isolate.engine.dividing import NotDivided, divide
 from isolate.sandbox import parked
+from tests.boxes import SYSTEM
 from tests.ordinary import as_ordinary_user
 from tests.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-SYSTEM = (
-    isolate.Bind("/usr"),
-    isolate.Symlink("usr/bin", "/bin"),
-    isolate.Symlink("usr/lib", "/lib"),
-    isolate.Symlink("usr/lib64", "/lib64"),
-)
 
 
 def box_of(*entries: Any, parts: tuple[Any, ...] = (), template: bool = True) -> isolate.Sandbox:

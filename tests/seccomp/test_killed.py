@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from isolate import Bind, PidNamespace, Pool, Root, Sandbox, Seccomp, Symlink, UserNamespace, Verdict
+from isolate import PidNamespace, Pool, Root, Sandbox, Seccomp, UserNamespace, Verdict
 from isolate.seccomp import audit, rule
+from tests.boxes import SYSTEM
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ FOREIGN = Seccomp(rule("EPERM", "mount"), otherwise="allow")  # kills what calls
 
 pytestmark = pytest.mark.skipif(not Path(PYTHON).exists(), reason=f"there is no {PYTHON}")
 
-SYSTEM = Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), Symlink("usr/lib64", "/lib64")
 WAYS = [
     (),
     (PidNamespace(),),

@@ -39,6 +39,7 @@ from isolate import (
 from isolate.tools.cli import main
 from isolate.tools.near import TOOLS, near
 from isolate.tools.near.systemd import NEW
+from tests.boxes import SYSTEM
 
 if TYPE_CHECKING:
     import pathlib
@@ -101,10 +102,7 @@ def test_a_program_finds_the_same_under_bubblewrap() -> None:
         pytest.skip("bubblewrap is not installed")
     script = "id -u; hostname; ls /; ls /proc/self/fd | wc -l; cat /proc/net/dev | wc -l; touch /x; echo $?"
     entries = [
-        Bind("/usr"),
-        Symlink("usr/bin", "/bin"),
-        Symlink("usr/lib", "/lib"),
-        Symlink("usr/lib64", "/lib64"),
+        *SYSTEM,
         Proc(),
         Dev(),
         Tmpfs("/tmp", size="1M"),
