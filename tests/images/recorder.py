@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WRITE, FLUSH, MARK = range(3)
+WRITE, FLUSH, MARK, FORCED = range(4)  # FORCED: a write that is on the disk when it is done
 _ENTRY = struct.Struct("<BQI")  # kind, offset, bytes that follow
 _DIRECT = 1  # FOPEN_DIRECT_IO: a write of the loop device is a write here, at once
 _NO_ANSWER = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET

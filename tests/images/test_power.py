@@ -23,7 +23,7 @@ import pytest
 from isolate.images import Image, Layer, Store, StoreError
 from isolate.images.trial import can_share_contents
 from tests.images.make import image, noise
-from tests.images.recorder import FLUSH, MARK, WRITE, entries
+from tests.images.recorder import FLUSH, FORCED, MARK, WRITE, entries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,11 +163,13 @@ def cut_and_look(tmp_path: Path, registry: str, program: str) -> int:
 def leave(disk: Path, log: list[tuple[int, int, bytes]], chance: random.Random) -> None:
     """Write what a power cut at the end of the log may leave."""
     last = max((number for number, entry in enumerate(log) if entry[0] == FLUSH), default=0)
-    flying = [entry for entry in log[last:] if entry[0] == WRITE]
+    flying = [number for number in range(last, len(log)) if log[number][0] == WRITE]
     flying = chance.sample(flying, chance.randint(0, len(flying)))
+    # What is forced to the disk may be among them, but is there.
+    flying += [number for number in range(last, len(log)) if log[number][0] == FORCED]
     with open(disk, "r+b", buffering=0) as file:
-        for kind, offset, data in [*log[:last], *flying]:
-            if kind == WRITE:
+        for kind, offset, data in [*log[:last], *(log[number] for number in flying)]:
+            if kind in (WRITE, FORCED):
                 os.pwrite(file.fileno(), data, offset)
 
 
