@@ -182,11 +182,29 @@ def podman_with(place: Place, runtime: str, *options: str) -> Generator[Made, No
             version([program, "--version"]),
         )
     finally:
+        await_cleanup(own)
         subprocess.run(["umount", "-q", "--lazy", str(own)], check=False)
         shutil.rmtree(own, ignore_errors=True)
         for path in sorted(podman_groups() - had, reverse=True):
             with contextlib.suppress(OSError):  # another podman is in it
                 path.rmdir()
+
+
+def await_cleanup(own: Path) -> None:
+    """Wait for what podman runs after the end of a container: it writes to its storage, and makes it anew."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if os.fsencode(own) in content(path)]
+        if not left:
+            return
+        time.sleep(0.02)
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def podman_groups() -> set[Path]:
