@@ -200,9 +200,9 @@ class Files:
             return 0, 0
         row = self.stack.lookup(path)
         fact = row[0].facts.get(path) if row is not None and row[0].facts is not None else None
-        if fact is not None and fact.uid is not None and fact.gid is not None:
-            return fact.uid, fact.gid
         uid, gid = self._ids.inside(found.st_uid, found.st_gid)
+        if fact is not None:  # what the tree cannot hold, be it one of the two
+            uid, gid = (uid if fact.uid is None else fact.uid), (gid if fact.gid is None else fact.gid)
         return uid or 0, gid or 0
 
     def same(self, path: bytes) -> tuple[int, int, int]:

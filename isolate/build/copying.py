@@ -44,7 +44,10 @@ class Plan:
     # ---- what is to be there -----------------------------------------------------------------------------------
 
     def parents(self, path: bytes) -> None:
-        """Directories above a path that are neither below nor in the plan: 0755, of the owner."""
+        """Directories above a path: as they are below, or 0755 and of the owner.
+
+        A layer that left out those below would leave their modes and owners to whoever unpacks it.
+        """
         parts = path.split(b"/")[:-1]
         for n in range(1, len(parts) + 1):
             above = b"/".join(parts[:n])
@@ -55,6 +58,12 @@ class Plan:
                 self._put(Entry(above, kinds.DIRECTORY, mode=0o755), None)
             elif not stat.S_ISDIR(found.st_mode):
                 raise BuildError(f"/{os.fsdecode(above)} is no directory")
+            else:
+                assert self._base is not None
+                mode, xattrs = stat.S_IMODE(found.st_mode), self._base.attributes(above)
+                entry = Entry(above, kinds.DIRECTORY, mode=mode, xattrs=xattrs)
+                entry.uid, entry.gid = self._base.owner(above, found)
+                self.rows[above] = entry, None
 
     def _put(self, entry: Entry, data: tuple[Files, bytes] | bytes | None, own: tuple[int, int] = (0, 0)) -> None:
         entry.uid, entry.gid = own if self._owner is None else self._owner

@@ -24,6 +24,7 @@ from isolate.build.words import process_word, process_words
 from isolate.errors import IsolateError
 from isolate.images.accounts import account
 from isolate.images.config import Config, Health
+from isolate.images.confined.maps import map_for
 from isolate.images.disk import new_directory, subdirectory
 from isolate.images.image import History, Image
 from isolate.images.unpack.start import extract
@@ -200,7 +201,7 @@ class State:
 
     def _workdir(self, step: i.Workdir) -> None:
         path = posixpath.normpath(posixpath.join("/", self.image.config.workdir or "/", self.word(step.path)))
-        with self.work.image_files(self.image) as base:
+        with self.work.image_files(self.image, source=True) as base:
             raw, _ = target_of(base, "/", path)
             plan = Plan(base)
             plan.directory(raw)
@@ -220,14 +221,17 @@ class State:
                 raise BuildError(f"--chmod={text}: it must be an octal number")
             mode = int(text, 8)
         kept = self.work.store.add(self.image)
-        owner = (0, 0)
+        # What comes from a stage or an image keeps its owners: those of the context are of another machine.
+        owner = (0, 0) if step.origin is None else None
+        given: tuple[int, int] | None = None
         if step.owner is not None:
-            who = account(kept, self.work.store, self.word(step.owner))
-            owner = (who.uid, who.gid)
+            word = self.word(step.owner)
+            who = account(kept, self.work.store, f"{word}:{word}" if word.isdecimal() else word)  # as BuildKit has it
+            owner = given = (who.uid, who.gid)
         exclude = Ignore([self.word(pattern) for pattern in step.exclude])
         heres = {d.name: d for d in step.documents}
         unpacked: list[tuple[bytes, bytes]] = []
-        with self.work.image_files(kept) as base, _closing(self._source(step)) as files:
+        with self.work.image_files(kept, source=True) as base, _closing(self._source(step)) as files:
             target, directory = target_of(base, self.image.config.workdir or "/", self.word(step.target))
             plan = Plan(base, owner, mode)
             paths: list[bytes] = []
@@ -262,7 +266,7 @@ class State:
                 self._add(plan.layer(), describe(step))
             for archive, into in unpacked:
                 assert files is not None
-                self._unpack(files, archive, into, step)
+                self._unpack(files, archive, into, step, given)
 
     def _source(self, step: i.Copy) -> Files | None:
         if step.documents and all(here_document(source) is not None for source in step.sources):
@@ -275,7 +279,7 @@ class State:
         env = {**self.args, **self.env}
         return process_word(text, env, escape=self.work.recipe.escape, quotes=False).text
 
-    def _unpack(self, files: Files, source: bytes, into: bytes, step: i.Copy) -> None:
+    def _unpack(self, files: Files, source: bytes, into: bytes, step: i.Copy, owner: tuple[int, int] | None) -> None:
         """ADD of an archive: a confined child unpacks it beside, and its tree is copied."""
         trees, layers = self.work.store.trees, self.work.store.opened.layers_fd
         name, place = new_directory(layers, ".new-")  # where a collection finds what a build that was killed has left
@@ -287,8 +291,11 @@ class State:
                     done = extract(archive, top)
             finally:
                 os.close(fd)
-            with self.work.image_files(self.image) as base, Files([top], facts=[done.facts]) as tree:
-                plan = Plan(base)
+            with (
+                self.work.image_files(self.image, source=True) as base,
+                Files([top], facts=[done.facts], ids=map_for(None)) as tree,
+            ):
+                plan = Plan(base, owner)
                 copy_into(plan, tree, [b""], into, directory=True)
                 self._add(plan.layer(), describe(step))
         finally:

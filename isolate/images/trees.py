@@ -174,7 +174,7 @@ class Trees:
                     share_files(tree, self._opened.objects_fd, map=self.reading_map())
             finally:
                 os.close(tree)
-            tied = bool(done.from_lower) or outlines
+            tied = bool(done.from_lower or done.left_out) or outlines
             info = {
                 "diffid": done.diffid,
                 "size": done.unpacked,

@@ -305,6 +305,58 @@ RUN --mount=target=/in/g,from=made,source=f busybox cat /in/g > /again
         Dockerfile.parse("FROM base:1\nRUN --mount=target=/,source=sub true\n").build(store, context)
 
 
+def owners(image: Image) -> dict[str, tuple[int, int, int]]:
+    """Owner, group and mode of all that an image's layers have an entry for, the last one of each."""
+    found = {}
+    for layer in image.layers:
+        with layer.open() as file, tarfile.open(fileobj=io.BytesIO(file.read())) as archive:
+            found.update({entry.name: (entry.uid, entry.gid, entry.mode) for entry in archive})
+    return found
+
+
+def test_owners_of_what_is_copied(store: Store, context: Path, tmp_path: Path) -> None:
+    """Those of a stage and of an archive stay; those of the context are root's, and a directory there is as it was."""
+    with tarfile.open(context / "root.tar", "w") as archive:
+        for name, kind, mode, uid, gid in (
+            ("etc", tarfile.DIRTYPE, 0o755, 0, 0),
+            ("etc/shadow", tarfile.REGTYPE, 0o640, 0, 42),
+            ("home/me", tarfile.DIRTYPE, 0o750, 1000, 1001),
+            ("tmp", tarfile.DIRTYPE, 0o1777, 0, 0),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode, entry.uid, entry.gid = kind, mode, uid, gid
+            archive.addfile(entry)
+    text = """
+FROM scratch AS one
+ADD root.tar /
+COPY a.txt /home/me/
+COPY a.txt /tmp/
+COPY --chown=5 a.txt /home/me/mine
+FROM scratch
+COPY --from=one / /
+COPY --from=one --chown=7:8 /home /given
+ADD --chown=3:4 root.tar /added/
+COPY a.txt /home/me/b.txt
+"""
+    image = Dockerfile.parse(text).build(store, context)
+    expected = {
+        "etc/shadow": (0, 42, 0o640),
+        "home": (0, 0, 0o755),
+        "home/me": (1000, 1001, 0o750),
+        "home/me/a.txt": (0, 0, 0o644),
+        "home/me/mine": (5, 5, 0o644),  # a number alone is that of the group, too
+        "tmp": (0, 0, 0o1777),
+        "given/me": (7, 8, 0o750),
+        "given/me/mine": (7, 8, 0o644),
+        "added/etc/shadow": (3, 4, 0o640),
+        "home/me/b.txt": (0, 0, 0o644),
+    }
+    shown = owners(image)
+    assert {name: shown.get(name) for name in expected} == expected
+    top = image.layers[-1]
+    assert set(owners(Image.empty() + top)) == {"home", "home/me", "home/me/b.txt"}  # a layer tells where it belongs
+
+
 def test_variables_in_the_options_of_a_mount(store: Store) -> None:
     text = """
 FROM base:1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,6 +79,51 @@ def test_a_hard_link_to_a_file_below(tmp_path: Path) -> None:
     assert (tree / "etc/a").stat().st_mtime == 9
     # What a directory is copied for is what shows: that of the upper of the two below.
     assert (tree / "etc").stat().st_mode & 0o7777 == 0o755
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+def test_a_directory_that_the_archive_left_out_is_as_below(tmp_path: Path) -> None:
+    """As it is for everybody who unpacks one layer over another: GNU tar here."""
+    lower = Maker().directory("tmp", mode=0o1777).directory("home/me", mode=0o2750, uid=1000, gid=1000)
+    lower = lower.directory("gone/a", mode=0o700).directory("said", mode=0o700).symlink("lib", "tmp")
+    upper = (
+        Maker().file("tmp/x").file("home/me/x").file("gone/.wh..wh..opq").file("gone/a/x").file("new/x").file("lib/x")
+    )
+    upper = upper.file("said/x").directory("said", mode=0o751).file("home/.wh.other")
+    done = above(tmp_path, [lower], upper)
+    tree = tmp_path / "tree"
+    modes = {name: mode(tree / name) for name in ("tmp", "home", "home/me", "gone", "gone/a", "new", "lib", "said")}
+    assert modes == {
+        "tmp": 0o1777,
+        "home": 0o755,
+        "home/me": 0o2750,
+        "gone": 0o755,
+        "gone/a": 0o755,  # the one below is hidden
+        "new": 0o755,
+        "lib": 0o755,  # it replaces a link
+        "said": 0o751,
+    }
+    assert done.left_out == 7
+    if ROOT:
+        assert ((tree / "home/me").stat().st_uid, (tree / "home/me").stat().st_gid) == (1000, 1000)
+
+
+@pytest.mark.skipif(not ROOT, reason="gives files away")
+def test_gnu_tar_leaves_directories_as_they_are(tmp_path: Path) -> None:
+    lower = Maker().directory("tmp", mode=0o1777).directory("home/me", mode=0o2750, uid=1000, gid=1000, mtime=5)
+    upper = Maker().file("tmp/x").file("home/me/x")
+    above(tmp_path, [lower], upper)
+    other = tmp_path / "other"
+    other.mkdir()
+    for archive in (lower, upper):
+        command = ["tar", "-x", "-p", "--numeric-owner", "-C", str(other)]
+        subprocess.run(command, input=archive.done(), check=True)
+    for name in ("tmp", "home/me"):
+        ours, theirs = ((top / name).stat() for top in (tmp_path / "tree", other))
+        assert (ours.st_mode, ours.st_uid, ours.st_gid) == (theirs.st_mode, theirs.st_uid, theirs.st_gid)
 
 
 @pytest.mark.parametrize(

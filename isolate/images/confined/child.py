@@ -67,6 +67,7 @@ def _extract(options: dict[str, Any]) -> dict[str, Any]:
         "bytes": placer.size,
         "replaced": [[text(a), text(b)] for a, b in placer.replaced],
         "lower": [text(name) for name in placer.from_lower],
+        "left_out": placer.left_out,
     }
 
 

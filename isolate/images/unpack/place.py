@@ -72,6 +72,8 @@ class Placer:
         self.replaced: list[tuple[bytes, bytes]] = []
         #: Names of lower layers that hard links of this one lead to.
         self.from_lower: list[bytes] = []
+        #: The number of directories that have no entry of their own.
+        self.left_out: int = 0
         self.size: int = 0  # bytes of files
         self._fds: dict[bytes, int] = {b"": top}
         self._held = b""
@@ -314,6 +316,18 @@ class Placer:
             self._fds[path] = fd = new
         return fd
 
+    def _as_below(self, path: bytes) -> None:
+        """A directory that the archive left out is as the lower layers have it: this layer says nothing about it."""
+        above = path.split(b"/")[:-1]
+        hidden = any(b"/".join(above[: n + 1]) in self._opaque for n in range(len(above)))
+        row = self._below.entry(path) if self._below is not None and not hidden else None
+        if row is None or row[1].kind != kinds.DIRECTORY:
+            return
+        tree, entry = row
+        entry.xattrs = tree.attributes(tree.directory(path))
+        parent, _, base = path.rpartition(b"/")
+        self._directory(self._parent(parent, path), base, entry)
+
     def _let_go(self, keep: bytes) -> None:
         for path in [path for path in self._fds if path and path not in (keep, self._held)]:
             os.close(self._fds.pop(path))
@@ -385,6 +399,9 @@ class Placer:
                     self._mark(self._parent(parent, path), base)
             for path in self._opaque:
                 os.setxattr(self._parent(path, path), OPAQUE_XATTR, b"y")
+            for path in [path for path, kind in self.known.items() if path and kind == _IMPLICIT]:
+                self.left_out += 1
+                self._as_below(path)
             # The deepest first: nothing below changes any more.
             self._late.setdefault(b"", (0, 0))
             for path in sorted(self._late, reverse=True):

@@ -34,7 +34,8 @@ class Extracted:
     ``entries`` is the number of entries, including whiteouts and parents that the archive left out. ``facts`` is the
     metadata that the tree cannot hold. ``replaced_links`` lists (directory, target): a directory of this layer where a
     lower one has a symbolic link. ``from_lower`` lists names of lower layers to which this one has hard links. Those
-    files are copied, so the tree is valid only above the same layers.
+    files are copied, so the tree is valid only above the same layers. So is it if ``left_out`` is not 0: the number of
+    directories that the archive has no entry for. They are made as the lower layers have them, or else as root's.
     """
 
     diffid: str
@@ -47,6 +48,7 @@ class Extracted:
     unpacked: int
     data: int
     from_lower: tuple[bytes, ...] = ()
+    left_out: int = 0
 
 
 def extract(
@@ -150,6 +152,7 @@ def extract(
             unpacked=int(answer["size"]),
             data=int(answer["bytes"]),
             from_lower=tuple(words.data(str(name)) for name in answer["lower"]),
+            left_out=int(answer["left_out"]),
         )
     finally:
         os.close(facts)
