@@ -84,8 +84,10 @@ while not select.select([0], [], [], 0)[0]:
                 won("pidfd_getfd", pid)
                 os.close(got)
         os.close(fd)
-        if libc.ptrace(16, pid, 0, 0) == 0:
+        # Seized, not attached to: the SIGSTOP of the latter may come after the stop of an exec, and stay for ever.
+        if libc.ptrace(0x4206, pid, 0, 0) == 0:
             won("ptrace", pid)
+            libc.ptrace(0x4207, pid, 0, 0)
             try:
                 os.waitpid(pid, 0x40000000)
             except OSError:
