@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def octal(value: int, width: int) -> bytes:
@@ -154,3 +158,19 @@ def tree_of(top: str | bytes, *, times: bool = True) -> dict[bytes, tuple[object
         path: (*rest, inodes[inode] if inode else None)  # type: ignore[index]
         for path, (*rest, inode) in found.items()
     }
+
+
+_opened: list[int] = []
+
+
+def opened(path: Path) -> int:
+    """A directory's descriptor, until the end of the test."""
+    path.mkdir(exist_ok=True)
+    _opened.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+    return _opened[-1]
+
+
+def close_all() -> None:
+    """What was opened: other tests count descriptors, and have a limit of them."""
+    while _opened:
+        os.close(_opened.pop())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate.images import Store
+from tests.images.archives import close_all
 from tests.images.registries import docker_registry
 
 if TYPE_CHECKING:
@@ -31,3 +32,10 @@ def other(tmp_path: object) -> Iterator[Store]:
     """A second machine's store, so to say."""
     with Store(f"{tmp_path}/other") as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def descriptors() -> Iterator[None]:
+    """Descriptors that a test's helper opened are closed after it."""
+    yield
+    close_all()

@@ -11,7 +11,7 @@ import pytest
 
 from isolate.images.errors import LayerError
 from isolate.images.unpack.start import Extracted, extract
-from tests.images.archives import Maker
+from tests.images.archives import Maker, opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,20 +19,12 @@ if TYPE_CHECKING:
 ROOT = os.geteuid() == 0
 
 
-def opened(path: Path) -> int:
-    path.mkdir()
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-
-
 def above(tmp_path: Path, lower: list[Maker], upper: Maker, **options: str) -> Extracted:
     """Extract the upper archive above the lower ones, the lowest first."""
     fds = [opened(tmp_path / f"lower{n}") for n in range(len(lower))]
     for fd, archive in zip(fds, lower, strict=True):
         extract(io.BytesIO(archive.done()), fd)
-    done = extract(io.BytesIO(upper.done()), opened(tmp_path / "tree"), lower=fds[::-1], **options)  # type: ignore[arg-type]
-    for fd in fds:
-        os.close(fd)
-    return done
+    return extract(io.BytesIO(upper.done()), opened(tmp_path / "tree"), lower=fds[::-1], **options)  # type: ignore[arg-type]
 
 
 LINKED = Maker().directory("usr/lib").symlink("lib", "usr/lib").file("usr/lib/a", b"a")

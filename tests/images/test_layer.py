@@ -15,15 +15,10 @@ from isolate.images.errors import LayerError
 from isolate.images.layer import Layer
 from isolate.images.pack.start import difference, remove, write_layer
 from isolate.images.unpack.start import Extracted, extract
-from tests.images.archives import tree_of
+from tests.images.archives import opened, tree_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def opened(path: Path) -> int:
-    path.mkdir(exist_ok=True)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def unpacked(layer: Layer, target: int, **options: Any) -> Extracted:

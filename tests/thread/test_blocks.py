@@ -90,7 +90,7 @@ PARTS: dict[str, tuple[Any, Callable[[], object]]] = {
     ),
     "credentials": (isolate.Credentials(uid=65534, gid=65534), lambda: (os.geteuid(), os.getegid())),
     "umask": (isolate.Credentials(umask=0o077), lambda: status("Umask")),
-    "rlimits": (isolate.Rlimits(nofile=64), lambda: subprocess.check_output(["sh", "-c", "ulimit -Sn"])),
+    "rlimits": (isolate.Rlimits(nofile=500), lambda: subprocess.check_output(["sh", "-c", "ulimit -Sn"])),
     "nice": (isolate.Scheduling(nice=7), lambda: os.getpriority(os.PRIO_PROCESS, 0)),
     "affinity": (isolate.Scheduling(affinity=frozenset({0})), lambda: os.sched_getaffinity(0)),
     "batch": (isolate.Scheduling(policy="batch"), lambda: os.sched_getscheduler(0)),
