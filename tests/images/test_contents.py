@@ -618,6 +618,21 @@ with tempfile.TemporaryDirectory() as place:
     assert out.splitlines() == ["2 []", "5000 b''", "33:34:400 ", "[] []"]
 
 
+def test_without_the_packages_that_are_extras() -> None:
+    """The child finds what it needs also where nothing that decompresses brings its directory along."""
+    as_ordinary_user("""
+import tempfile
+from isolate.images import *
+from isolate.images.confined import python
+python._USED = tuple(name for name in python._USED if name == "_cffi_backend")
+with tempfile.TemporaryDirectory() as place:
+    for share in (False, True, "contents"):
+        with Store(f"{place}/{share}", share=share) as store:
+            store.add(Image.empty() + Layer.files({"a": b"x" * 5000, "b": b"x" * 5000}))
+            assert store.check(deep=True) == []
+""")
+
+
 def test_as_an_ordinary_user() -> None:
     """The same without root: the marks are those that root of a user namespace can make."""
     as_ordinary_user("""

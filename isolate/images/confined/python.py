@@ -12,7 +12,8 @@ from isolate.errors import UnsupportedError
 
 __all__ = ["command", "readable"]
 
-_OPTIONAL = ("isal", "backports.zstd")  # packages that decompression uses where they are installed
+#: What the extension needs, and packages that decompression uses where they are installed.
+_USED = ("_cffi_backend", "isal", "backports.zstd")
 _PARENT = os.path.dirname(os.path.abspath(next(iter(sys.modules["isolate"].__path__))))  # frozen there is no __file__
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
 
@@ -34,13 +35,18 @@ def _program() -> str:
 def _packages() -> tuple[str, ...]:
     """The directories on the path that hold this package and those that it uses where they are there."""
     found = [_PARENT]
-    for name in _OPTIONAL:
+    for name in _USED:
         try:
             spec = importlib.util.find_spec(name)
         except ImportError:
             continue
-        for place in (spec.submodule_search_locations or ()) if spec else ():
-            found.append(os.path.abspath(os.path.join(place, *[".."] * (name.count(".") + 1))))
+        if spec is None:
+            continue
+        for place in spec.submodule_search_locations or [
+            spec.origin or ""
+        ]:  # a package's directory, or a module's file
+            if os.path.isabs(place):
+                found.append(os.path.abspath(os.path.join(place, *[".."] * (name.count(".") + 1))))
     return tuple(dict.fromkeys(found))
 
 
