@@ -6,6 +6,7 @@ import errno
 import time
 from typing import TYPE_CHECKING
 
+from isolate.engine.native import lib
 from isolate.errors import SetupError
 from isolate.sandbox import outcome
 
@@ -17,9 +18,10 @@ __all__ = ["await_start"]
 
 def await_start(session: Session, args: tuple[bytes, ...], patience: float | None = None) -> None:
     """Wait until the program has been executed, for ``patience`` seconds at most: what runs inside already may stop
-    whoever comes, again and again, or be frozen meanwhile.
+    whoever comes, again and again, or be frozen meanwhile. It also returns when a limit of time of the program's own
+    has ended it on its way: that is a verdict, as it is of a run.
 
-    :raises SetupError: it has not, and nothing is left of it.
+    :raises SetupError: it has not been executed, and nothing is left of it.
     """
     deadline = None if patience is None else time.monotonic() + patience
     while not session.started and session.end is None:
@@ -46,5 +48,7 @@ def await_start(session: Session, args: tuple[bytes, ...], patience: float | Non
             ) from None
     if not session.started:
         session.wait_gone(1.0)
-        outcome.ended(session, args)  # raises, unless init was killed from outside before it could tell
+        end = outcome.ended(session, args)  # raises, unless it was killed before init could tell
+        if end.complete & (lib.ISO_COMPLETE_TIMEOUT | lib.ISO_COMPLETE_CPU_TIME):
+            return
         raise SetupError(errno.ESRCH, "start the program", part="Sandbox", cause="it was killed before it was executed")

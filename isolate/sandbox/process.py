@@ -6,6 +6,7 @@ import signal as signals
 import threading
 import time
 import warnings
+from errno import ESRCH
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -63,7 +64,8 @@ class Process(Grouped):
         self._what = what
         self._lock = threading.RLock()  # a signal handler may call while its own thread is inside
         self._args = what.args
-        self._pid = session.program_pid
+        # Never 0, which kill(2) takes for the caller's own process group.
+        self._pid = session.program_pid or session.pid
         # Without a reference to this: a stream that somebody keeps is not to keep the program.
         self._exceeded = partial(_exceed, session, what)
         self._talk: Communication | None = None
@@ -100,13 +102,15 @@ class Process(Grouped):
     def pid(self) -> int:
         """The program's process id in the caller's pid namespace, from the start and after the end.
 
-        Once the program has ended the number may be another's; ``pidfd`` is not.
+        Once the program has ended the number may be another's; ``pidfd`` is not. Where ``timeout`` or ``cpu_time``
+        has ended it before it was executed, and its number was never told, this is its launcher's.
         """
         return self._pid
 
     @property
     def pidfd(self) -> int:
-        """A pidfd of the program, readable once it has ended; open until :meth:`close`.
+        """A pidfd of the program, readable once it has ended; open until :meth:`close`. -1 where a limit of time has
+        ended it before it was executed.
 
         It is opened when it is asked for first, where the program has no pipes (Linux 6.9).
 
@@ -317,6 +321,8 @@ class Process(Grouped):
         """
         from isolate.sandbox.exec import FurtherBox
 
+        if self.pidfd < 0 and self._session.end is not None:
+            raise SetupError(ESRCH, "execute a further program", part="Process.exec", cause="the program has ended")
         if self.pidfd < 0:
             raise ValueError("the process is closed: no further program can be started beside it")
         box = FurtherBox(self, self._session.tape.plan)

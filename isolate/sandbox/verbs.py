@@ -58,6 +58,7 @@ class Verbs:
         :param pty: a terminal of its own, of (rows, columns); our end is ``Process.pty``.
         :param timeout: seconds until everything inside is killed. (limit, extra) lets it go on for some more; the
             verdict is still by the limit. ``cpu_time`` is for user and system time of all processes inside together.
+            Both count from this call: where one ends before the program is executed, that is its verdict, too.
         :param max_output: of each stream that is read here, bytes or ``"64M"``, None for no limit. A
             program that writes more is killed, with the verdict OUTPUT. With ``keep`` it goes on, and ``"head"``,
             ``"tail"`` or ``"both"`` of the bytes that ``on_stdout=`` or :meth:`Process.communicate` collects is kept.

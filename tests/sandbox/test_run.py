@@ -89,6 +89,33 @@ def test_deadline_before_the_program_is_executed(name: str, phase: Phase, clean:
     assert (result.verdict, result.returncode) == (Verdict.TIMEOUT, -signal.SIGKILL)
 
 
+@pytest.mark.parametrize("phase", [Phase.SYSTEM, Phase.SESSION])
+@pytest.mark.parametrize("name", BOXES)
+def test_deadline_of_a_spawn_before_the_program_is_executed(name: str, phase: Phase, clean: Snapshot) -> None:
+    """It is the verdict, as of a run; and the object is one that every call can be made of."""
+    with (BOXES[name] + Slow(phase)).spawn(["true"], timeout=0.1, stdout=PIPE) as process:
+        assert process.communicate() == (b"", None)
+        assert (process.result().verdict, process.wait()) == (Verdict.TIMEOUT, -signal.SIGKILL)
+        assert process.pid > 1  # kill(2) takes 0 for a group, and 1 is somebody's init
+        process.terminate(grace=1)
+        with pytest.raises(SetupError, match="the program has ended"):
+            process.exec(["true"])
+
+
+def test_deadline_of_a_program_that_was_prepared(clean: Snapshot) -> None:
+    with BOX.prepare(["true"], timeout=0.1) as prepared:
+        prepared._process.wait(SOON)
+        assert prepared.start().result().verdict is Verdict.TIMEOUT
+
+
+def test_killed_from_outside_before_it_is_executed_is_no_timeout(clean: Snapshot) -> None:
+    """The control: nothing but its own limit makes a verdict of it."""
+    with BOX.prepare(["true"], timeout=SOON) as prepared:
+        os.kill(prepared.pid, signal.SIGKILL)
+        with pytest.raises(SetupError):
+            prepared.start()
+
+
 @pytest.mark.parametrize("name", BOXES)
 def test_orphan_holds_stdout(name: str, clean: Snapshot) -> None:
     """The program has ended, a grandchild with its stdout has not: it goes, and the call returns."""
