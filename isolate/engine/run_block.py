@@ -10,7 +10,7 @@ from isolate.engine.native import lib
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RUN", "alone_block", "run_block", "waiting_block"]
+__all__ = ["RUN", "block_without_program", "run_block"]
 
 RUN = struct.Struct("<14I2Q2IQ")
 _FREE: int = lib.ISO_SLOT_FREE
@@ -73,33 +73,22 @@ def run_block(
     return head + bytes(argv_at - RUN.size) + tables + pairs + bytes(strings)
 
 
-def waiting_block(slots: int) -> bytes:
-    """The run block of a start whose program is told later, with so many slots of its plan's."""
+def block_without_program(slots: int, *, later: bool) -> bytes:
+    """The run block of a start for which no program is known yet, with so many slots of its plan's.
+
+    With ``later`` one more slot is the socket that the program's block comes by. Otherwise there is no program at all,
+    and init stays until it is killed.
+    """
     return run_block(
-        [b"-"],
+        [b"-" if later else b"init"],
         [],
         program=b"-",
         path=b"",
         cwd=b"/",
         fds=[],
-        slots=_FREE + slots + 1,
-        started=False,
+        slots=_FREE + slots + later,
+        started=not later,
         tty=False,
-        later=_FREE + slots,
-    )
-
-
-def alone_block(slots: int) -> bytes:
-    """The run block of a start without a program."""
-    return run_block(
-        [b"init"],
-        [],
-        program=b"-",
-        path=b"",
-        cwd=b"/",
-        fds=[],
-        slots=_FREE + slots,
-        started=True,
-        tty=False,
-        alone=True,
+        later=_FREE + slots if later else 0,
+        alone=not later,
     )

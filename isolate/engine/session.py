@@ -1,7 +1,7 @@
 """Starting a compiled tape, and what comes back on the control socket.
 
-A :class:`Session` is one launcher: a socket whose end of file means "let go" to it, a pidfd, and the records that it
-sends. Nothing here knows a part or a pipe.
+A :class:`Session` is one launcher (:mod:`isolate.engine.launcher`), the tape that it runs, the records that it sends,
+and the resources of the plan that this start holds. Nothing here knows a part or a pipe.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isolate.engine import native, proc, waiting
+from isolate.engine.launcher import Launcher
 from isolate.engine.native import ffi, lib
 from isolate.engine.reaping import reaping
 from isolate.engine.record import KIND, Record, decode
-from isolate.engine.run_block import alone_block, waiting_block
-from isolate.errors import ForkedError
+from isolate.engine.run_block import block_without_program
 from isolate.kernel.syscalls import number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from isolate.engine.plan import Held
     from isolate.engine.tape import Tape
@@ -45,7 +44,7 @@ class StartFailure(Exception):
         self.error: int = error
 
 
-class Session:
+class Session(Launcher):
     """A launcher that runs, owned by this process."""
 
     def __init__(
@@ -68,7 +67,7 @@ class Session:
 
         :raises StartFailure: the launcher could not be started; nothing is left of it.
         """
-        self._begin(tape, run, direct=direct or reaping.direct)
+        self._bind(tape, run, direct=direct or reaping.direct)
         if tape.needs_proc:
             proc.check()
         if tape.plan.context.resources:
@@ -104,32 +103,19 @@ class Session:
             self.close()
             raise
 
-    def _begin(self, tape: Tape, run: bytes, *, direct: bool = True) -> None:
-        """Nothing is open yet."""
-        #: Whoever the launcher is a child of is known to reap it: this process, or a launcher that is parked.
-        self.direct: bool = direct
+    def _bind(self, tape: Tape, run: bytes, *, direct: bool = True) -> None:
+        """Say what is started. Nothing is open yet."""
+        self._begin(direct=direct)
         self.tape: Tape = tape
-        #: What it is a start of. In one from a tree it is the sandbox's own tape, which ``tape`` is a part of.
+        #: The sandbox's own tape. In a start from a tree, ``tape`` is a part of it.
         self.of: Tape = tape
         self.run: bytes = run  # for the diagnosis of an error
-        self.owner: int = native.owner()
         #: The pid namespace (its inode) that a further program has joined: its PID 1 inherits what init leaves.
         self.joined: int | None = None
-        #: A kill has been asked for.
-        self.let_go: bool = False
         self.started: bool = False
-        self.end: Record | None = None
         #: What the plan's resources gave to this start alone, in their order.
         self.held: list[Held] = []
         self._told: tuple[object, ...] = ()
-        #: The launcher has ended and, where it was ours to, been reaped: nobody is left to be told anything.
-        self.gone: bool = False
-        # The owner of every descriptor before any is opened: whatever interrupts this, close() finds them.
-        # Should close() itself be interrupted, the end of this memory finds them: in C, which nothing interrupts.
-        start = ffi.new("struct iso_start *")
-        lib.iso_begin(start)
-        self._start = ffi.gc(start, lib.iso_release)
-        self.stdio: Any = start.ours
 
     @classmethod
     def from_template(
@@ -151,7 +137,7 @@ class Session:
         :raises StartFailure: EMFILE and the like: a stream could not be opened.
         """
         self = cls.__new__(cls)
-        self._begin(tape, run)
+        self._bind(tape, run)
         result = lib.iso_start_parked(
             self._start, starts, watched, run, len(run), slots, len(slots), *stdio, nonblocking, later
         )
@@ -186,7 +172,7 @@ class Session:
 
         :raises StartFailure: the launcher could not be started.
         """
-        return cls._without_program(tape, waiting_block, direct=direct, later=True)
+        return cls._without_program(tape, direct=direct, later=True)
 
     @classmethod
     def alone(cls, tape: Tape, *, direct: bool = False) -> Session:
@@ -194,12 +180,13 @@ class Session:
 
         :raises StartFailure: the launcher could not be started.
         """
-        return cls._without_program(tape, alone_block, direct=direct, later=False)
+        return cls._without_program(tape, direct=direct, later=False)
 
     @classmethod
-    def _without_program(cls, tape: Tape, block: Callable[[int], bytes], *, direct: bool, later: bool) -> Session:
+    def _without_program(cls, tape: Tape, *, direct: bool, later: bool) -> Session:
         slots = tape.plan.context.slots
-        return cls(tape, block(len(slots)), [_DEVNULL] * 3, slots, direct=direct, later=later)
+        run = block_without_program(len(slots), later=later)
+        return cls(tape, run, [_DEVNULL] * 3, slots, direct=direct, later=later)
 
     def hand_over(self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False) -> bool:
         """Say what program it is; False if it has gone, and nothing has happened.
@@ -224,108 +211,6 @@ class Session:
         except OSError as error:
             raise StartFailure(lib.ISO_SPAWN_EXEC, error.errno or errno.EIO) from None
 
-    @property
-    def pid(self) -> int:
-        """The launcher's process id."""
-        return int(self._start.pid)
-
-    @property
-    def pidfd(self) -> int:
-        """The launcher's pidfd, -1 once closed.
-
-        :raises OSError: it rests, and cannot be opened again.
-        """
-        return self._pidfd(False)
-
-    @property
-    def began(self) -> float:
-        """When the program was asked for, by :func:`time.monotonic`: the launcher counts limits from there, too."""
-        return float(self._start.began) / 1e9
-
-    @property
-    def payload_fd(self) -> int:
-        """The program's pidfd, once it is known; -1 until then.
-
-        :raises OSError: it rests, and cannot be opened again.
-        """
-        return self._pidfd(True)
-
-    def _pidfd(self, program: bool) -> int:
-        found = lib.iso_pidfd(self._start, program)
-        if found < -1:
-            raise OSError(-found, os.strerror(-found), "open a pidfd again")
-        return found
-
-    @property
-    def _known(self) -> bool:
-        """Whether there is a launcher, as far as we know."""
-        return bool(self._start.pidfd >= 0 or self._start.rests[0])
-
-    def rest(self) -> None:
-        """Close both pidfds until somebody needs them, where they can be opened again for sure.
-
-        Only before anybody else knows this object: another thread may be using their numbers later.
-        """
-        lib.iso_rest(self._start)
-
-    def send(self, signal: int) -> None:
-        """Send a signal to the program; nothing if it has ended.
-
-        :raises OSError: the signal could not be sent.
-        """
-        result = lib.iso_send(self._start, True, signal)
-        if result < 0 and result not in (-errno.ESRCH, -errno.EBADF):
-            raise OSError(-result, os.strerror(-result))
-
-    def take_terminal(self) -> int:
-        """Our end of the program's terminal, where it is one of the sandbox's own; from then on the caller's to close.
-        -1 where there is none, or none any more."""
-        fd, self._start.terminal = int(self._start.terminal), -1
-        return fd
-
-    def exchange_terminal(self, ends: Any) -> bool:
-        """Put our end of the program's terminal, where it is one of the sandbox's own, in the place of these ends.
-
-        In one call of C, so that an interrupt loses no descriptor. False where there is none, or none any more.
-        """
-        return bool(lib.iso_take_terminal(self._start, ends))
-
-    @property
-    def program_pid(self) -> int:
-        """The program's process id as the kernel translates it for us, also after its end.
-
-        0 as long as it has not told: it tells for a start that is waited for, and where its filter can kill.
-        """
-        return int(self._start.sender)
-
-    def adopt(self, pidfd: int, pid: int) -> None:
-        """The program's pidfd and process id, known before it has been executed. The descriptor is the session's."""
-        self._start.payload, self._start.sender = pidfd, pid
-
-    def fileno(self) -> int:
-        """The control socket: readable when a record has come, or the end."""
-        return int(self._start.control)
-
-    def close_stream(self, number: int) -> None:
-        """Close our end of a pipe."""
-        lib.iso_close(self._start.ours + number)
-
-    @property
-    def ours(self) -> bool:
-        """Whether this process started it: a forked child has copies of the descriptors, and no say in anything."""
-        return native.owns(self.owner)
-
-    def check_owner(self) -> None:
-        """Refuse what only the process that started it may do.
-
-        :raises ForkedError: this one was forked from it.
-        """
-        if not self.ours:
-            raise ForkedError(
-                "this sandbox was started by the process that this one was forked from: only that one can wait for it, "
-                "signal it or end it"
-            )
-
     def readable(self, timeout: float | None) -> bool:
         """Wait for a record for so long; whether there is one, or the launcher has gone.
 
@@ -334,13 +219,6 @@ class Session:
         if self._start.rests[0] and not waiting.replaced():
             return self.wait(timeout) != 0  # without pipes, and in one call: what it opens for the wait is closed again
         return bool(waiting.wait([(fd, waiting.READABLE) for fd in self.tells()], timeout))
-
-    def tells(self) -> list[int]:
-        """What is readable when there is a record, or the launcher has gone."""
-        try:
-            return [self.fileno(), self.pidfd]
-        except OSError:
-            return [self.fileno()]  # no descriptor is left to see the launcher by
 
     def await_record(self, timeout: float | None) -> Record | None:
         """Wait for a record for so long, and take it; None if none has come. It may return earlier.
@@ -399,76 +277,6 @@ class Session:
                 if ended is not None:
                     ended()
         return record
-
-    def kill(self) -> None:
-        """Let go: the launcher kills everything inside and tells the end. Also while a forked child holds copies.
-
-        Nothing in a forked child.
-        """
-        if not self.ours:
-            return
-        again, self.let_go = self.let_go, True
-        lib.iso_let_go(self._start)
-        if self.fileno() >= 0 and not self.gone:
-            # Without a pid namespace a program with our uid can have stopped the launcher, and go on doing so.
-            if again and self.end is None:
-                proc.silence(self.pid)
-            lib.iso_send(self._start, False, signal.SIGCONT)
-
-    def wait_gone(self, timeout: float | None = None) -> bool:
-        """Wait until the launcher itself has gone, and reap it where it is ours."""
-        if not self._known:
-            return True
-        # One call, as a rule: a signal's handler is run by the interpreter, in the other.
-        result = -errno.EINTR if waiting.replaced() else lib.iso_gone(self._start, waiting.milliseconds(timeout))
-        if result in (0, -errno.ECHILD):
-            if result:
-                reaping.observe(self.pid, direct=self.direct)
-        elif result == -errno.EAGAIN:
-            return False
-        else:
-            try:
-                pidfd = self.pidfd
-            except OSError:
-                return False  # no descriptor is left to see it by
-            if not waiting.wait([(pidfd, waiting.READABLE)], timeout):
-                return False
-            self.reap()
-        self.gone = True
-        return True
-
-    def wait(self, timeout: float | None, *, records: bool = True) -> int:
-        """Wait for the program's streams or, with ``records``, for a record or the launcher's end, for so long at most.
-
-        Bits 0 to 2 stand for our ends of its streams, bit 3 for the rest. 0: nothing has come, maybe before the time is
-        up. An output that has ended may be closed here without being told.
-        """
-        if waiting.replaced():
-            return self._wait(timeout, records)
-        ready = lib.iso_wait(self._start, records, waiting.milliseconds(timeout))
-        if ready >= 0 or ready == -errno.EINTR:
-            return max(ready, 0)
-        raise OSError(-ready, os.strerror(-ready), "ppoll")
-
-    def _wait(self, timeout: float | None, records: bool) -> int:
-        bits = {fd: 1 << number for number, fd in enumerate(self.stdio) if fd >= 0}
-        wanted = [(fd, waiting.WRITABLE if bit == 1 else waiting.READABLE) for fd, bit in bits.items()]
-        if records:
-            # Both: a forked child may hold a copy of the socket after the launcher is lost.
-            bits.update(dict.fromkeys((self.fileno(), self.pidfd), 8))
-            wanted += [(self.fileno(), waiting.READABLE), (self.pidfd, waiting.READABLE)]
-        found = 0
-        for fd in waiting.wait(wanted, timeout):
-            found |= bits[fd]
-        return found
-
-    def reap(self) -> None:
-        """Reap the launcher if it is our child: directly, or since this process adopts orphans (PID 1, a subreaper)."""
-        if not self.ours:
-            return
-        # In C: an exception at the end of each run, which is what an orphan is, costs more than the call.
-        if lib.iso_reap(self._start) == -errno.ECHILD:
-            reaping.observe(self.pid, direct=self.direct)
 
     def dismiss(self, patience: float = 5.0) -> None:
         """End it, wait until it has gone for so many seconds at most, and release the descriptors."""

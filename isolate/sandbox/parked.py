@@ -21,7 +21,7 @@ from isolate.diagnosis.start import from_template, launch
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
 from isolate.engine.ops import RunHost
-from isolate.engine.run_block import run_block, waiting_block
+from isolate.engine.run_block import block_without_program, run_block
 from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.waiting import ready
 from isolate.thread.blocks import children_get_another_pid_namespace, depth, standing
@@ -289,7 +289,7 @@ class Starts:
 
     def waiting(self) -> Session | None:
         """One from the tree that waits for its program, or None."""
-        return self.start(waiting_block(0), [_DEVNULL] * 3, (), later=True)
+        return self.start(block_without_program(0, later=True), [_DEVNULL] * 3, (), later=True)
 
     @property
     def launcher(self) -> int | None:
