@@ -115,9 +115,11 @@ def neighbour(index: int, address: Address, mac: bytes) -> Message:
 
 
 def proxy(index: int, address: Address, *, remove: bool = False) -> Message:
-    """Answer for a neighbour that is behind another device (ARP's proxy), or no longer."""
-    # From Linux 6.17 it stays when the device loses its carrier, if it is permanent.
-    body = _NDMSG.pack(_family(address), index, _PERMANENT, _PROXY, 0) + attribute(_NDA_DST, address.packed)
+    """Answer for a neighbour that is behind another device (ARP's proxy), or no longer.
+
+    The kernel forgets it when the device loses its carrier.
+    """
+    body = _NDMSG.pack(_family(address), index, 0, _PROXY, 0) + attribute(_NDA_DST, address.packed)
     verb = "no longer answer" if remove else "answer"
     step = f"{verb} for {address} on the device {index}"
     return Message(_DELNEIGH if remove else _NEWNEIGH, 0 if remove else CREATE | REPLACE, body, step)

@@ -31,7 +31,7 @@ _INFO_KIND, _INFO_DATA = 1, 2
 _VETH_PEER = 1
 _BR_FORWARD_DELAY, _BR_STP, _BR_MCAST_SNOOPING = 1, 5, 23
 _INFO_SLAVE_DATA, _INFO_SLAVE_KIND = 5, 4
-_BRPORT_ISOLATED = 33
+_BRPORT_LEARNING, _BRPORT_FLOODS = 8, (9, 27, 30)  # IFLA_BRPORT_…: of unicast, multicast, broadcast
 _INET = 2
 _INET_CONF = 1
 FORWARDING, ROUTE_LOCALNET = 1, 26  # IPV4_DEVCONF_…
@@ -122,11 +122,12 @@ def veth(
     mac: str | None = None,
     peer_mac: str | None = None,
     mtu: int | None = None,
+    peer_mtu: int | None = None,
     up: bool = True,
 ) -> Message:
     """A veth pair in one request: this end here, set up and attached to a bridge, the other in ``namespace``."""
     # The index of the other end is 0 (the kernel chooses) or one that is free there.
-    other = _peer(peer_index, peer, mtu)
+    other = _peer(peer_index, peer, peer_mtu or mtu)
     if peer_mac is not None:
         other += attribute(_ADDRESS, mac_bytes(peer_mac))
     if namespace is not None:
@@ -275,9 +276,8 @@ def counters(sock: Socket, link: int | str) -> Counters:
     return Counters(rx_bytes, tx_bytes, rx_packets, tx_packets, rx_dropped, tx_dropped, rx_errors, tx_errors)
 
 
-def isolated(port: int, on: bool = True) -> Message:
-    """A port of a bridge that reaches only those which are not isolated."""
-    data = nested(
-        _LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), nested(_INFO_SLAVE_DATA, attribute(_BRPORT_ISOLATED, int(on), 1))
-    )
-    return Message(_NEWLINK, 0, _info(port) + data, f"keep the port {port} apart from the others")
+def silent(port: int) -> Message:
+    """A port of a bridge by which nothing is sent, and nothing learned."""
+    flags = b"".join(attribute(flag, 0, 1) for flag in (_BRPORT_LEARNING, *_BRPORT_FLOODS))
+    data = nested(_LINKINFO, text(_INFO_SLAVE_KIND, "bridge"), nested(_INFO_SLAVE_DATA, flags))
+    return Message(_NEWLINK, 0, _info(port) + data, f"send nothing by the port {port}")

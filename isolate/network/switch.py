@@ -29,7 +29,12 @@ __all__ = ["Plug", "Switch"]
 
 #: IPv6 is forwarded by all devices of a network or by none, and only such a network answers for neighbours.
 _SETTINGS = (("ipv6/conf/all/forwarding", b"1"), ("ipv6/conf/all/proxy_ndp", b"1"))
-_BRIDGE, _FIRST, _TURNS = 2, 10, 1 << 28  # indexes of devices in the switch
+_BRIDGE, _STANDING, _FIRST, _TURNS = 2, 4, 10, 1 << 28  # indexes of devices in the switch
+
+#: The names of a pair of devices in the switch, of which the first is a port of the bridge.
+_STANDING_NAMES = "s0", "s1"
+#: The kernel's least: a device of so little has no IPv6, so it sends nothing by itself.
+_LEAST_MTU = 68
 
 #: In forms, in the places of what is a member's own: bytes that nothing else there has.
 _MARK_INDEX, _MARK_FD, _MARK_MAC = 0x6B5A49F1, 0x7C6B5A12, "c6:39:e4:7b:d1:a8"
@@ -143,8 +148,6 @@ class Switch:
         cut = [link.remove(name) for name in (ruleset.UPLINK, ruleset.BRIDGE_NAME)]
         #: Whether it forwards IPv6: else IPv6 passes among members on the bridge alone.
         self.routes6: bool = False
-        #: Members that are attached to a port of their own, by number.
-        self._apart: dict[int, Plug] = {}
         self._forms: dict[tuple[object, ...], _Plain] = {}
         self._kept: Kept = keep(bound, cut, settings=_SETTINGS if 6 in self.subnets else ())
         try:
@@ -169,6 +172,7 @@ class Switch:
             link.bridge(ruleset.BRIDGE_NAME, index=_BRIDGE, mac=_mac(0xFFFF), mtu=self.mtu),
             link.change(_BRIDGE, ipv4={FORWARDING: 1}, step="forward IPv4 from the bridge"),
             address.proxy_at_once(_BRIDGE),
+            *self._standing(),
         ]
         for version, net in self.subnets.items():
             gateway = self.gateways[version]
@@ -179,7 +183,24 @@ class Switch:
             # Neighbours are asked for by a link-local address, and the kernel's own is not used for its first seconds.
             messages.append(address.add(_BRIDGE, ipaddress.ip_interface("fe80::1/64")))
         self.route.batch(messages)
+        for name in (_STANDING_NAMES[0], ruleset.BRIDGE_NAME):
+            link.settle(self.route, name)
         self.filters.transaction(nft.SUBSYSTEM, ruleset.base(out=out))
+
+    def _standing(self) -> list[Message]:
+        """A port that keeps the bridge's carrier up, whoever comes and goes; nothing ever moves by it.
+
+        When the last port goes, the bridge loses its carrier: the kernel then forgets for whom the bridge answers, and
+        when the next one comes, the bridge's own packets are dropped until a worker has noticed that.
+        """
+        name, peer = _STANDING_NAMES
+        return [
+            link.veth(
+                name, peer, index=_STANDING, peer_index=_STANDING + 1, master=_BRIDGE, mtu=self.mtu, peer_mtu=_LEAST_MTU
+            ),
+            link.silent(_STANDING),
+            link.change(_STANDING + 1, up=True, step="have the bridge's carrier up"),
+        ]
 
     def rules(self, messages: Sequence[Message]) -> None:
         """Change the switch's tables; all or nothing."""
@@ -210,7 +231,6 @@ class Switch:
                 self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
             self._give(plug, inside, forms)
             link.settle(self.route, plug.port)
-            self._speak_for(plug)
         except BaseException:
             self.unplug(plug)
             raise
@@ -304,7 +324,7 @@ class Switch:
                 raise _shaping_error(self.route, failures[0], messages)
 
     def _own_port(self, plug: Plug) -> list[Message]:
-        """A limited member's port: routed, so that the bridge answers for the member."""
+        """A limited member's port: routed, and the bridge answers for the member."""
         if not plug.limited:
             return []
         messages = [link.change(plug.index, ipv4={FORWARDING: 1}, step=f"forward IPv4 from {plug.port}")]
@@ -312,24 +332,9 @@ class Switch:
             messages += [
                 address.route(ipaddress.ip_network(own), index=plug.index),
                 address.neighbour(plug.index, own, link.mac_bytes(plug.mac)),
+                address.proxy(_BRIDGE, own),
             ]
         return messages
-
-    def _speak_for(self, plug: Plug) -> None:
-        """Have the bridge answer for the members on ports of their own.
-
-        The kernel forgets for whom a bridge answers when its last port goes (from Linux 6.17 entries can be permanent),
-        and it notices that a little later. So each new port has it notice now, and puts all of them in again.
-        """
-        with self.lock:
-            if plug.limited:
-                self._apart[plug.number] = plug
-                apart = [plug]
-            else:
-                apart = list(self._apart.values())
-            if apart:
-                link.settle(self.route, ruleset.BRIDGE_NAME)
-                self.route.batch([address.proxy(_BRIDGE, own) for each in apart for own in each.addresses])
 
     def _inside(self, plug: Plug, index: int) -> list[Message]:
         messages = []
@@ -365,7 +370,7 @@ class Switch:
             messages = [link.remove(plug.index)] if wait else [link.change(plug.index, up=False)]
             if plug.shaped:
                 messages.append(link.remove(plug.turn[0]))
-            if self._apart.pop(plug.number, None) is not None:
+            if plug.limited:
                 messages += [address.proxy(_BRIDGE, own, remove=True) for own in plug.addresses]
             self.route.tried(messages)
             admitted = ruleset.admitted(

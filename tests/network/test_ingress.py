@@ -12,6 +12,7 @@ import pytest
 
 from isolate import NetNamespace, PidNamespace, Sandbox, UserNamespace, network
 from isolate.network import Egress, Ingress, link
+from isolate.network.netlink import Socket
 from tests.network.hosts import connects, host, told
 from tests.ordinary import as_ordinary_user
 
@@ -86,13 +87,45 @@ def refusal(host: Host, address: str, port: int) -> int:
 
 
 def test_it_is_reached_when_the_bridge_was_empty_in_between() -> None:
-    """A bridge without a port has no carrier, and the kernel then forgets for whom it answers."""
+    """A bridge without a carrier forgets for whom it answers. One port of it has one for good."""
     with network.Network() as lan, host(lan, "db", ingress=Ingress(["*:80"])) as db:
         with db.listen(80), db.listen(80, db.address6):
             for _ in range(3):
                 with host(lan, "web") as web:
                     assert both(web, db, 80) == [True, True]
                 link.settle(lan._switch.route, "br0")  # the kernel notices it now, and not a second later
+
+
+def test_it_is_reached_after_the_only_wire_was_down() -> None:
+    """No later member has the bridge told anew for whom it answers."""
+    with network.Network() as lan, host(lan, "db", ingress=Ingress(["*:80"])) as db, host(lan, "web") as web:
+        with db.listen(80), web.net, Socket() as inside:
+            assert connects(db.address, 80, 10)
+            for _ in range(3):
+                (own,) = (each.index for each in link.links(inside) if each.name == "eth0")
+                inside.batch([link.change(own, up=False)])  # a program inside could, with CAP_NET_ADMIN
+                port = next(each.name for each in link.links(lan._switch.route) if each.name.startswith("p"))
+                for name in (port, "br0"):  # the kernel notices it now, and not a second later
+                    link.settle(lan._switch.route, name)
+                inside.batch([link.change(own, up=True)])
+                link.settle(lan._switch.route, port)
+                assert connects(db.address, 80, 10)
+
+
+def test_the_bridge_has_a_carrier_before_anybody_comes() -> None:
+    """By a port that no frame leaves by."""
+    with network.Network() as lan:
+        switch = NetNamespace(fd=lan.namespace)
+        (bridge,) = told(switch, "ip", "-j", "link", "show", "br0")
+        assert "LOWER_UP" in bridge["flags"]
+        with host(lan, "web"):
+            rows = told(switch, "ip", "-j", "-d", "link", "show", "master", "br0")
+            ports = {row["ifname"]: row["linkinfo"]["info_slave_data"] for row in rows}
+            sends = {
+                name: [port[key] for key in ("flood", "mcast_flood", "bcast_flood", "learning")]
+                for name, port in ports.items()
+            }
+            assert sends == {"s0": [False] * 4, "p0": [True] * 4}  # control: a member's port
 
 
 def test_both_ends_have_a_say() -> None:
