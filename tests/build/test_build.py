@@ -23,6 +23,7 @@ from isolate.images.pack.stack import Stack
 from isolate.tools.cli import main
 from tests.images.make import of_archive
 from tests.ordinary import as_ordinary_user
+from tests.snapshot import Snapshot
 
 from .corpora import ROOT
 
@@ -430,15 +431,29 @@ def test_a_locked_cache_is_waited_for_and_not_without_an_end(store: Store) -> No
     assert found == [recipe.build(store).digest]
 
 
+def devices_here() -> str:
+    """How many network devices this program sees, as grep would say it."""
+    return f"{sum(':' in line for line in Path('/proc/net/dev').read_text().splitlines())}\n"
+
+
 def test_a_step_has_no_network(store: Store) -> None:
     run = "RUN busybox cat /proc/net/dev | busybox grep -c : > /devices\n"
     assert tree(store, Dockerfile.parse(f"FROM base:1\n{run}").build(store))["devices"] == "1\n"
     if os.geteuid() == 0:
-        own = len([line for line in Path("/proc/net/dev").read_text().split("\n") if ":" in line])
         text = f"FROM base:1\n{run.replace('RUN', 'RUN --network=host')}"
-        assert tree(store, Dockerfile.parse(text).build(store, network=True))["devices"] == f"{own}\n", "control"
         wanted = Recipe("base:1").run("busybox cat /proc/net/dev | busybox grep -c : > /devices", network=True)
-        assert tree(store, wanted.build(store))["devices"] == f"{own}\n", "a program's own recipe says it itself"
+        for why, build in (
+            ("control", lambda: Dockerfile.parse(text).build(store, network=True, cache=False)),
+            ("a program's own recipe says it itself", lambda: wanted.build(store, cache=False)),
+        ):
+            # The kernel takes the devices of a network that has ended away a little later, and others come and go.
+            seen = {devices_here()}
+            for _ in range(10):
+                found = tree(store, build())["devices"]
+                seen.add(devices_here())
+                if found in seen:
+                    break
+            assert found in seen, why
 
 
 def test_a_dockerfile_gives_itself_no_network(store: Store) -> None:
@@ -757,12 +772,12 @@ def test_two_builds_at_once(checked: Store, context: Path) -> None:
 
 def test_nothing_stays_open(store: Store, context: Path) -> None:
     Dockerfile.parse(SMALL).build(store, context)
-    before = set(os.listdir("/proc/self/fd"))
+    before = Snapshot.take()
     for _ in range(2):
         Dockerfile.parse(SMALL).build(store, context, cache=False)
         with pytest.raises(BuildError):
             Dockerfile.parse("FROM base:1\nRUN exit 1\n").build(store)
-    assert set(os.listdir("/proc/self/fd")) == before
+    before.compare()
 
 
 def test_published_dockerfiles_are_recipes() -> None:

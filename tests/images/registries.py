@@ -43,35 +43,47 @@ def docker_registry(directory: Path, users: str = "") -> Iterator[str]:
     :param users: the lines of a file of htpasswd, with bcrypt; none: everybody may do all.
     """
     program = need("docker-registry")
-    port = free_port()
-    config = directory / "config.yml"
+    config, log = directory / "config.yml", directory / "log"
     auth = ""
     if users:
         (directory / "htpasswd").write_text(users)
         auth = f"auth: {{htpasswd: {{realm: tests, path: {directory}/htpasswd}}}}\n"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {directory}/data}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
-    )
     # A run of the tests that is killed runs no `finally`: the registry dies with it all the same.
     command = [need("setpriv"), "--pdeathsig", "KILL", program, "serve", str(config)]
-    with open(directory / "log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 20
-        while True:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    for _ in range(5):
+        port = free_port()
+        config.write_text(
+            f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {directory}/data}}, delete: {{enabled: true}}}}\n"
+            f"http: {{addr: '127.0.0.1:{port}'}}\n{auth}"
+        )
+        with open(log, "wb") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        try:
+            if _serves(process, port, log):
+                yield f"127.0.0.1:{port}"
+                return
+        finally:
+            process.kill()
+            process.wait()
+    pytest.fail(f"every port was taken by others meanwhile: {log.read_text()}")
+
+
+def _serves(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+    """Wait until it answers; False where somebody else took the port after it was found free."""
+    end = time.monotonic() + 60
+    while True:
+        ended = process.poll() is not None
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            with contextlib.closing(connection):
                 connection.request("GET", "/v2/")
                 connection.getresponse().read()
-                connection.close()
-                break
-            except OSError:
-                assert process.poll() is None, (directory / "log").read_text()
-                assert time.monotonic() < end
-                time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+        except (OSError, http.client.HTTPException):
+            if ended and "address already in use" in log.read_text():
+                return False
+            assert not ended, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        else:
+            return not ended  # else it is another that answers

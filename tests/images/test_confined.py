@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from isolate.images.confined.maps import map_for
 from isolate.images.confined.start import box_for, confined
 from tests.images.archives import Maker
 from tests.login import make_login_user
+from tests.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,12 +84,6 @@ def test_a_deadline(tmp_path: Path) -> None:
         os.close(each)
 
 
-def state() -> tuple[int, int, set[str]]:
-    """Descriptors, threads, children."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return len(os.listdir("/proc/self/fd")), threading.active_count(), set(children)
-
-
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     good, bad = Maker().file("a", b"x").file("b/c").done(), Maker().file("../a").done()
 
@@ -106,10 +100,10 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
                 os.close(fd)
 
     once(0)
-    before = state()
+    before = Snapshot.take()
     for number in range(1, 6):
         once(number)
-    assert state() == before
+    before.compare()
 
 
 def test_it_goes_with_a_program_that_is_killed(tmp_path: Path) -> None:

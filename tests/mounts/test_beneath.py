@@ -14,6 +14,7 @@ from isolate import Bind, Landlock, Overlay, Root, Sandbox, SetupError, Tmpfs, U
 from isolate.landlock.part import landlock_abi
 from isolate.landlock.rights import PathRule
 from tests.mounts.conftest import SYSTEM, Shell
+from tests.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,8 +199,8 @@ def test_a_rule_inside_of_a_root_is_not_led_outside_either(world: Path, shell: S
 
 
 def test_nothing_is_left(world: Path, shell: Shell) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = Snapshot.take()
     for _ in range(3):
         shell("true", Bind(world / "w", "/data", read_only=False), Bind(world / "w" / "out", "/out"))
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    before.compare()
     shutil.rmtree(world / "w")

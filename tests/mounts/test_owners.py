@@ -27,6 +27,7 @@ from isolate import (
 from isolate.namespaces.ids import UNUSED, is_host_root
 from tests.mounts.conftest import SYSTEM
 from tests.ordinary import as_ordinary_user
+from tests.snapshot import Snapshot
 
 as_root = pytest.mark.skipif(not is_host_root(), reason="needs root")
 
@@ -216,11 +217,11 @@ def test_an_ordinary_user_has_none_of_them_and_a_file_is_no_root() -> None:
 
 @as_root
 def test_nothing_is_left_of_the_maps(mine: Path) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = Snapshot.take()
     box = presets.untrusted(Bind(mine, "/out", read_only=False))
     for _ in range(5):
         assert box.run(["true"]).ok
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    before.compare()
     with pytest.raises(SetupError):
         presets.untrusted(Bind(mine, "/out", read_only=False), Bind("/nowhere")).run(["true"])
     assert not [p for p in Path("/proc").glob("[0-9]*/comm") if _is_ours(p)]

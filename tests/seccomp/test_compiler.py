@@ -176,7 +176,7 @@ def plain_policies(draw: st.DrawFn) -> Seccomp:
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(policy=plain_policies(), level=st.sampled_from([1, 2]))
 def test_same_answers_as_libseccomp(libseccomp: Libseccomp, policy: Seccomp, level: int) -> None:
@@ -213,7 +213,7 @@ def test_same_answers_as_libseccomp(libseccomp: Libseccomp, policy: Seccomp, lev
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(policy=plain_policies(), native=st.sampled_from(["aarch64", "riscv64"]), level=st.sampled_from([1, 2]))
 def test_same_answers_as_libseccomp_on_other_architectures(

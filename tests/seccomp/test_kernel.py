@@ -87,7 +87,9 @@ def test_arguments_at_their_boundaries(seed: int, probe_helper: Path, tmp_path: 
     assert len(set(results)) > 3, "the calls must reach different answers"
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(policy=policies(), seed=st.integers(0, 9))
 def test_made_up_policies(policy: Seccomp, seed: int, probe_helper: Path, tmp_path: Path) -> None:
     chooser = random.Random(seed)

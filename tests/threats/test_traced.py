@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,9 +137,14 @@ def test_01_control_a_process_of_a_user_namespace_that_root_owns_is_granted(
     """The attack works: on a process that takes no care it writes a file on the host as root."""
     proof = tmp_path / "proof"
     process, result = attacker(proof)
-    victim = ["nsenter", f"--pid=/proc/{process.pid}/ns/pid", "unshare", "--user", "--map-root-user", "sleep", "1"]
-    subprocess.run(victim, check=True)
-    found = result()
+    order = ["nsenter", f"--pid=/proc/{process.pid}/ns/pid", "unshare", "--user", "--map-root-user", "sleep", "60"]
+    with subprocess.Popen(order) as victim:
+        for _ in range(3000):
+            if proof.exists() or victim.poll() is not None:
+                break
+            time.sleep(0.01)
+        found = result()
+        process.close()  # the victim, in its pid namespace, ends with it
     assert found["granted"].keys() >= {"root", "pidfd_getfd"}, found
     assert proof.read_text() == "was here"
 
@@ -179,6 +185,8 @@ def test_01_further_programs_and_joining_without_a_user_namespace(attacker: Call
         # The attacker is an equal of the program and may stop it.
         with process.exec(["/usr/bin/true"]) as further, contextlib.suppress(TimeoutExpired):
             further.wait(0.3)
+    with process.exec(["/usr/bin/sleep", "60"]) as further, contextlib.suppress(TimeoutExpired):
+        further.wait(0.3)  # long enough to be seen on a busy machine, too
     found = result()
     assert found["seen"] > 0
     assert not proof.exists()
