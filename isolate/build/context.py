@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from isolate.build.errors import BuildError
 from isolate.build.ignore import LARGEST, Ignore
+from isolate.images.archive.entry import Entry
 from isolate.images.errors import LayerError
 from isolate.images.pack.stack import Stack
 from isolate.kernel.checks import keywords
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from isolate.images.facts import Facts
+    from isolate.images.facts import Fact, Facts
     from isolate.kernel.paths import StrOrBytesPath
     from isolate.namespaces.ids import IdMap
 
@@ -99,7 +100,7 @@ class Files:
         self._tops = tops
         self._ids = ids
         self._ignore = ignore or Ignore()
-        self.stack: Stack = Stack(tops, facts, contents)
+        self.stack: Stack = Stack(tops, facts, contents, devices=True)
 
     def __enter__(self) -> Self:
         return self
@@ -191,15 +192,27 @@ class Files:
         found = {name: value for name, value in held.items() if name.startswith(b"user.")}
         if _CAPABILITY in held:
             found[_CAPABILITY] = _of_root(held[_CAPABILITY])
-        fact = tree.facts.get(path) if tree.facts is not None else None
+        fact = self._fact(path)
         return found if fact is None else {**found, **fact.xattrs}
+
+    def _fact(self, path: bytes) -> Fact | None:
+        row = self.stack.lookup(path)
+        facts = row[0].facts if row is not None else None
+        fact = facts.get(path) if facts is not None else None
+        return facts.get(fact.same) if facts is not None and fact is not None and fact.same is not None else fact
+
+    def device(self, path: bytes) -> Entry | None:
+        """The entry of a device of an image, which its tree does not hold; None for what is none, or of a context."""
+        fact = self._fact(path)
+        if fact is None or fact.kind is None:
+            return None
+        return Entry(path, fact.kind, mode=fact.mode or 0, device=fact.device or (0, 0), xattrs=dict(fact.xattrs))
 
     def owner(self, path: bytes, found: os.stat_result) -> tuple[int, int]:
         """The owner of what was found at a path, as the image has it."""
         if self._ids is None:
             return 0, 0
-        row = self.stack.lookup(path)
-        fact = row[0].facts.get(path) if row is not None and row[0].facts is not None else None
+        fact = self._fact(path)
         uid, gid = self._ids.inside(found.st_uid, found.st_gid)
         if fact is not None:  # what the tree cannot hold, be it one of the two
             uid, gid = (uid if fact.uid is None else fact.uid), (gid if fact.gid is None else fact.gid)

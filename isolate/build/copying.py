@@ -13,12 +13,13 @@ from isolate.build.errors import BuildError
 from isolate.build.ignore import Ignore
 from isolate.images.archive import entry as kinds
 from isolate.images.archive.entry import Entry
+from isolate.images.archive.names import check_own
 from isolate.images.archive.write import header, order, padding
 from isolate.images.layer import FileBytes, Layer, unnamed
 from isolate.images.pack.pack import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from isolate.build.context import Files
 
@@ -66,6 +67,7 @@ class Plan:
                 self.rows[above] = entry, None
 
     def _put(self, entry: Entry, data: tuple[Files, bytes] | bytes | None, own: tuple[int, int] = (0, 0)) -> None:
+        check_own(entry.path)  # a file of a context may be called .wh.etc, and would remove /etc from the image
         entry.uid, entry.gid = own if self._owner is None else self._owner
         known = self.rows.get(entry.path)
         if known is not None and (known[0].kind == kinds.DIRECTORY) != (entry.kind == kinds.DIRECTORY):
@@ -78,17 +80,19 @@ class Plan:
         self.parents(path)
         self._put(Entry(path, kinds.FILE, mode=mode if self._mode is None else self._mode, size=len(data)), data)
 
-    def directory(self, path: bytes, mode: int = 0o755, xattrs: dict[bytes, bytes] | None = None) -> None:
+    def directory(
+        self, path: bytes, mode: int = 0o755, xattrs: dict[bytes, bytes] | None = None, own: tuple[int, int] = (0, 0)
+    ) -> None:
         """A directory, unless there is one."""
         if not path:
             return
         found = self._base.look(path) if self._base is not None else None
         self.parents(path)
         if found is None and path not in self.rows:
-            self._put(Entry(path, kinds.DIRECTORY, mode=mode, xattrs=xattrs), None)
+            self._put(Entry(path, kinds.DIRECTORY, mode=mode, xattrs=xattrs), None, own)
 
     def one(self, files: Files, source: bytes, found: os.stat_result, path: bytes) -> None:
-        """A file, link or directory of the source as it is there, at another path."""
+        """What the source has, at another path: a file, link, directory or FIFO, and a device of an image."""
         mode = stat.S_IMODE(found.st_mode) if self._mode is None else self._mode
         below = self._base.look(path) if self._base is not None else None
         directory = stat.S_ISDIR(found.st_mode)
@@ -109,19 +113,29 @@ class Plan:
             self._put(Entry(path, kinds.FILE, mode=mode, size=found.st_size), (files, source), own)
             if found.st_nlink > 1:
                 self._inodes[path] = files.same(source)
+        elif stat.S_ISFIFO(found.st_mode):
+            self._put(Entry(path, kinds.FIFO, mode=mode), None, own)
         else:
-            raise BuildError(f"{os.fsdecode(source)} is a device, a socket or a FIFO, which is not copied")
+            device = files.device(source)
+            if device is None:
+                raise BuildError(f"{os.fsdecode(source)} is a device or a socket, which is not copied")
+            device.path, device.mode = path, device.mode if self._mode is None else self._mode
+            self._put(device, None, own)
 
-    def tree(self, files: Files, source: bytes, path: bytes, exclude: Ignore) -> None:
-        """Copy the content of a directory of the source into a directory."""
-        if source and (found := files.look(source)):
-            self.directory(path, stat.S_IMODE(found.st_mode), files.attributes(source))
-        else:
-            self.directory(path)
+    def tree(
+        self, files: Files, source: bytes, path: bytes, exclude: Ignore, implied: Collection[bytes] = frozenset()
+    ) -> None:
+        """Copy the content of a directory of the source into a directory, which is 0755 if it is new: the content alone
+        is copied, not what the source's directory is itself. So are those that are ``implied``."""
+        self.directory(path)
         for each, found in files.walk(source):
             below = each[len(source) :].lstrip(b"/")
-            if not exclude.matches(os.fsdecode(below)):
-                self.one(files, each, found, b"/".join([path, below]) if path else below)
+            if exclude.matches(os.fsdecode(below)):
+                continue
+            if each in implied:
+                self.directory(_join(path, below))
+            else:
+                self.one(files, each, found, _join(path, below))
 
     # ---- what is made of it ------------------------------------------------------------------------------------
 
@@ -190,6 +204,7 @@ class Plan:
             # Each content by its digest, which has a fixed length: what stands in a file cannot pass for another entry.
             row = (entry.path, entry.kind, entry.mode, entry.uid, entry.gid, entry.link, content.hexdigest())
             # Only where there are any: most keys stay as they were.
+            row = (*row, entry.device) if entry.device != (0, 0) else row  # type: ignore[assignment]
             whole.update(repr((*row, sorted(xattrs.items())) if xattrs else row).encode() + b"\n")
         return whole.hexdigest()
 
@@ -296,7 +311,7 @@ def copy_into(
             continue
         if leave_out.matches(os.fsdecode(source)):
             continue
-        if unpack is not None and unpack(files, source, target):
+        if unpack is not None and stat.S_ISREG(found.st_mode) and unpack(files, source, target):
             continue
         plan.one(files, source, found, _join(target, base) if directory else target)
 
@@ -343,14 +358,15 @@ def _below(files: Files, top: bytes, clean: str) -> Iterator[tuple[bytes, bytes]
 
 
 def _keep_parents(plan: Plan, files: Files, top: bytes, below: bytes, target: bytes) -> None:
-    """The directories on the way, with their modes."""
+    """The directories on the way, with their modes and owners."""
     parts = below.split(b"/")
     for count in range(1, len(parts)):
         kept = b"/".join(parts[:count])
         path = files.real(_join(top, kept))
         found = files.look(path)
         assert found is not None
-        plan.directory(_join(target, kept), stat.S_IMODE(found.st_mode), files.attributes(path))
+        mode, own = stat.S_IMODE(found.st_mode), files.owner(path, found)
+        plan.directory(_join(target, kept), mode, files.attributes(path), own)
 
 
 def is_archive(files: Files, source: bytes) -> bool:

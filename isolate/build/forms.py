@@ -141,13 +141,16 @@ def _copy(r: _Reading) -> Copy:
                 f"the here-document {document.name!r} would be a file of that name: a directory belongs into the target"
                 " (COPY <<NAME /directory/)"
             )
+    origin = flags.get("from", [None])[0]
+    if origin is not None and "$" in origin:
+        raise r.error(f"--from={origin}: it takes no variable: name a stage (FROM {origin} AS name), and that")
     if "checksum" in flags:
         raise r.error("--checksum is for a source on the network, and none is fetched")
     return Copy(
         r.arguments[:-1],
         r.arguments[-1],
         add,
-        flags.get("from", [None])[0],
+        origin,
         flags.get("chown", [None])[0],
         flags.get("chmod", [None])[0],
         bool(r.boolean(flags, "link")),

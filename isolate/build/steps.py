@@ -203,7 +203,9 @@ class State:
         path = posixpath.normpath(posixpath.join("/", self.image.config.workdir or "/", self.word(step.path)))
         with self.work.image_files(self.image, source=True) as base:
             raw, _ = target_of(base, "/", path)
-            plan = Plan(base)
+            new = bool(raw) and base.look(raw) is None
+            user = self.image.config.user
+            plan = Plan(base, self._ids(self.work.store.add(self.image), user) if new and user else (0, 0))
             plan.directory(raw)
         if plan.rows:
             self._add(plan.layer(), describe(step))
@@ -225,9 +227,7 @@ class State:
         owner = (0, 0) if step.origin is None else None
         given: tuple[int, int] | None = None
         if step.owner is not None:
-            word = self.word(step.owner)
-            who = account(kept, self.work.store, f"{word}:{word}" if word.isdecimal() else word)  # as BuildKit has it
-            owner = given = (who.uid, who.gid)
+            owner = given = self._ids(kept, self.word(step.owner))
         exclude = Ignore([self.word(pattern) for pattern in step.exclude])
         heres = {d.name: d for d in step.documents}
         unpacked: list[tuple[bytes, bytes]] = []
@@ -268,11 +268,15 @@ class State:
                 assert files is not None
                 self._unpack(files, archive, into, step, given)
 
+    def _ids(self, image: Image, word: str) -> tuple[int, int]:
+        """Who owns what is made for a user. A number alone is that of the group, too, as BuildKit has it."""
+        who = account(image, self.work.store, f"{word}:{word}" if word.isdecimal() else word)
+        return who.uid, who.gid
+
     def _source(self, step: i.Copy) -> Files | None:
         if step.documents and all(here_document(source) is not None for source in step.sources):
             return None
-        origin = self.word(step.origin) if step.origin is not None else None
-        return self.work.files_of(origin, self.number)
+        return self.work.files_of(step.origin, self.number)
 
     def word_inside(self, text: str) -> str:
         """The content of a here-document: variables are expanded, quotes mean nothing."""
@@ -288,7 +292,7 @@ class State:
             fd = files.read(source)
             try:
                 with open(fd, "rb", closefd=False) as archive:
-                    done = extract(archive, top)
+                    done = extract(archive, top, layer=False)
             finally:
                 os.close(fd)
             with (
@@ -296,7 +300,7 @@ class State:
                 Files([top], facts=[done.facts], ids=map_for(None)) as tree,
             ):
                 plan = Plan(base, owner)
-                copy_into(plan, tree, [b""], into, directory=True)
+                plan.tree(tree, b"", into, Ignore(), frozenset(done.implied))
                 self._add(plan.layer(), describe(step))
         finally:
             trees.throw_away(name, place)

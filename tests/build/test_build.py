@@ -597,8 +597,8 @@ def test_no_link_leads_out_of_the_context(store: Store, context: Path, tmp_path:
     for source in ("out", "up", "dir/outside", "../outside", "/../outside"):
         with pytest.raises(BuildError, match="there is no"):
             Dockerfile.parse(f"FROM scratch\nCOPY {source} /x\n").build(store, context)
-    with pytest.raises(BuildError, match="not copied"):
-        Dockerfile.parse("FROM scratch\nCOPY pipe /x\n").build(store, context)
+    pipe = Dockerfile.parse("FROM scratch\nCOPY pipe /x\n").build(store, context)  # nobody waits for its other end
+    assert pipe.layers
     (context / "pipe").unlink()
     shown = tree(store, Dockerfile.parse("FROM scratch\nCOPY inside /x\nCOPY . /all\n").build(store, context))
     assert shown["x"] == "hello\n", "control"

@@ -52,6 +52,7 @@ def _extract(options: dict[str, Any]) -> dict[str, Any]:
         lower=range(LOWER, LOWER + options["lower"]),
         follow=options["follow"],
         contents=_contents(options),
+        layer=options["layer"],
     )
     archive = Pass(reader(0), options["compression"], tuple(options["limits"]))
     unpack(archive, placer, ended=options["ended"])
@@ -67,7 +68,8 @@ def _extract(options: dict[str, Any]) -> dict[str, Any]:
         "bytes": placer.size,
         "replaced": [[text(a), text(b)] for a, b in placer.replaced],
         "lower": [text(name) for name in placer.from_lower],
-        "left_out": placer.left_out,
+        "left_out": len(placer.left_out),
+        "implied": [] if options["layer"] else [text(name) for name in placer.left_out],
     }
 
 

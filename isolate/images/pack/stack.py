@@ -34,9 +34,18 @@ def is_opaque(fd: int) -> bool:
 
 class Stack:
     """Trees, the uppermost first, with what they could not hold. Each may hide what is below it by whiteouts and opaque
-    directories. ``contents`` as for :class:`Tree`, for all of them."""
+    directories. ``contents`` as for :class:`Tree`, for all of them. ``devices``: the devices that the facts have show,
+    too; to overlayfs they are whiteouts."""
 
-    def __init__(self, tops: Sequence[int], facts: Sequence[Facts] = (), contents: int | None = None) -> None:
+    def __init__(
+        self,
+        tops: Sequence[int],
+        facts: Sequence[Facts] = (),
+        contents: int | None = None,
+        *,
+        devices: bool = False,
+    ) -> None:
+        self._devices = devices
         known = [*facts, *[None] * (len(tops) - len(facts))]
         self.trees: list[Tree] = [Tree(top, fact or None, contents) for top, fact in zip(tops, known, strict=True)]
         self._views: dict[bytes, tuple[Tree, ...]] = {b"": tuple(self.trees)}
@@ -76,8 +85,11 @@ class Stack:
                 found = os.stat(base, dir_fd=tree.directory(parent), follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            return None if is_whiteout(found) else (tree, found)
+            return None if self._hides(tree, path, found) else (tree, found)
         return None
+
+    def _hides(self, tree: Tree, path: bytes, found: os.stat_result) -> bool:
+        return is_whiteout(found) and not (self._devices and tree.facts is not None and tree.facts.get(path))
 
     def real(self, path: bytes, *, missing: bool = False, passing: Callable[[bytes], object] = lambda _: None) -> bytes:
         """The path with every link followed, as it would be with these trees as the root.
@@ -126,7 +138,7 @@ class Stack:
                     name = os.fsencode(row.name)
                     if name in shown or name in hidden:
                         continue
-                    if is_whiteout(row.stat(follow_symlinks=False)):
+                    if self._hides(tree, path + b"/" + name if path else name, row.stat(follow_symlinks=False)):
                         hidden.add(name)
                     else:
                         shown.add(name)

@@ -40,8 +40,8 @@ class Placer:
 
     ``top`` is the descriptor of the directory, ``owners`` which ids can be given to files here, ``devices`` whether
     device nodes are made. ``limits`` are the numbers of :meth:`Bounds.limits`; ``lower`` are the trees below this
-    layer, the uppermost first, and ``contents`` is where those of their outlines are. Errors leave what was made so
-    far: the caller removes the directory.
+    layer, the uppermost first, and ``contents`` is where those of their outlines are. ``layer``: whiteouts are in it.
+    Errors leave what was made so far: the caller removes the directory.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class Placer:
         lower: Sequence[int] = (),
         follow: bool = False,
         contents: int | None = None,
+        layer: bool = True,
     ) -> None:
         self.top = top
+        self._layer = layer
         self.owners = owners
         self.devices = devices
         self.most_entries: int = limits[1]
@@ -72,8 +74,8 @@ class Placer:
         self.replaced: list[tuple[bytes, bytes]] = []
         #: Names of lower layers that hard links of this one lead to.
         self.from_lower: list[bytes] = []
-        #: The number of directories that have no entry of their own.
-        self.left_out: int = 0
+        #: The directories that have no entry of their own, from :meth:`finish` on.
+        self.left_out: list[bytes] = []
         self.size: int = 0  # bytes of files
         self._fds: dict[bytes, int] = {b"": top}
         self._held = b""
@@ -368,6 +370,8 @@ class Placer:
     # ---- whiteouts ---------------------------------------------------------------------------------------------
 
     def _whiteout(self, entry: Entry, parent: bytes, base: bytes) -> None:
+        if not self._layer:
+            raise LayerError(entry.path, "a name that begins with .wh., which an image's layer cannot have")
         hidden = whiteout_of(entry.path, base)
         # A hard link, too: overlayfs's own whiteouts may be links to one inode, and some programs write them so. What
         # it leads to does not matter.
@@ -400,7 +404,7 @@ class Placer:
             for path in self._opaque:
                 os.setxattr(self._parent(path, path), OPAQUE_XATTR, b"y")
             for path in [path for path, kind in self.known.items() if path and kind == _IMPLICIT]:
-                self.left_out += 1
+                self.left_out.append(path)
                 self._as_below(path)
             # The deepest first: nothing below changes any more.
             self._late.setdefault(b"", (0, 0))

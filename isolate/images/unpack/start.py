@@ -36,6 +36,7 @@ class Extracted:
     lower one has a symbolic link. ``from_lower`` lists names of lower layers to which this one has hard links. Those
     files are copied, so the tree is valid only above the same layers. So is it if ``left_out`` is not 0: the number of
     directories that the archive has no entry for. They are made as the lower layers have them, or else as root's.
+    ``implied`` are their names, of an archive that is no layer.
     """
 
     diffid: str
@@ -49,6 +50,7 @@ class Extracted:
     data: int
     from_lower: tuple[bytes, ...] = ()
     left_out: int = 0
+    implied: tuple[bytes, ...] = ()
 
 
 def extract(
@@ -62,6 +64,7 @@ def extract(
     lower: Sequence[int] = (),
     contents: int | None = None,
     links: str = "replace",
+    layer: bool = True,
     digest: str | None = None,
     diffid: str | None = None,
     timeout: float | None = None,
@@ -87,6 +90,8 @@ def extract(
     ``links``
         The action if a parent is a symbolic link of a lower layer: ``"replace"`` makes a directory, as other
         tools do, and names it in the result; ``"follow"`` makes the entry where the link leads.
+    ``layer``
+        False: any archive, in which a whiteout means nothing and is refused.
     ``digest``, ``diffid``
         The expected digest of the bytes, and of the decompressed archive. An archive without the zeros at its end is
         accepted only if one of them is given, because it may have been cut off.
@@ -120,6 +125,7 @@ def extract(
         "lower": len(lower),
         "follow": links == "follow",
         "contents": contents is not None,
+        "layer": layer,
     }
     fds = {words.TARGET: target, **{words.LOWER + i: fd for i, fd in enumerate(lower)}}
     if contents is not None:
@@ -153,6 +159,7 @@ def extract(
             data=int(answer["bytes"]),
             from_lower=tuple(words.data(str(name)) for name in answer["lower"]),
             left_out=int(answer["left_out"]),
+            implied=tuple(words.data(str(name)) for name in answer["implied"]),
         )
     finally:
         os.close(facts)
