@@ -11,7 +11,6 @@ import resource
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,9 @@ from isolate.network.proxy.events import Log
 from isolate.network.proxy.hello import NoHello, Reading
 from isolate.network.proxy.rules import Rules
 from isolate.network.proxy.stub import Stub
+from tests.network.hosts import until
 from tests.ordinary import as_ordinary_user
+from tests.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -486,15 +487,12 @@ def test_connect(up: dict[str, Upstream]) -> None:
 
 def test_nothing_is_left(up: dict[str, Upstream]) -> None:
     inside(up, TUNNEL, domains(up))
-    before = set(os.listdir("/proc/self/fd")), threading.active_count()
+    before = Snapshot.take()
     for _ in range(3):
         assert "SECRET" in inside(up, TUNNEL, domains(up))
         with Sandbox(*base(), domains(up)).spawn(["sleep", "60"]):
             pass
-    for thread in threading.enumerate():
-        if thread.name in ("isolate-proxy", "isolate-resolve"):
-            thread.join(30)
-    assert (set(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    before.compare()
 
 
 class Served:
@@ -554,11 +552,7 @@ def test_what_nobody_reads_is_dropped(up: dict[str, Upstream], monkeypatch: pyte
                 with contextlib.suppress(OSError):
                     fill(client)
             assert [event.allowed for event in served.log.events] == [True] * 3, "control: they were let through"
-            for _ in range(200):
-                if proxys_sockets(port) == 0:
-                    break
-                time.sleep(0.05)
-            assert proxys_sockets(port) == 0
+            assert until(lambda: proxys_sockets(port) == 0)
             for each in (*clients, *taken):
                 each.close()
 
@@ -584,8 +578,10 @@ def test_threads_of_a_resolver_that_hangs_are_bounded(up: dict[str, Upstream], m
         release.wait(60)
         return ["127.0.0.1"]
 
+    others = set(threading.enumerate())  # of tests before, which may be on their way out
+
     def threads() -> int:
-        return sum(thread.name == "isolate-resolve" for thread in threading.enumerate())
+        return sum(thread.name == "isolate-resolve" for thread in set(threading.enumerate()) - others)
 
     with Served(up, hangs) as served:
         try:
@@ -599,22 +595,23 @@ def test_threads_of_a_resolver_that_hangs_are_bounded(up: dict[str, Upstream], m
         for thread in threading.enumerate():
             if thread.name == "isolate-resolve":
                 thread.join(10)
+        monkeypatch.setattr(outside, "OUT", 20.0)
         with served.ask() as client:
             assert b" 200 " in client.recv(4096), "control: it goes on"
 
 
 def test_sandboxes_leave_the_caller_half_of_its_descriptors(up: dict[str, Upstream]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    most = (max(map(int, os.listdir("/proc/self/fd"))) + 150) // 2  # room for them whatever this process has open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4 * most, hard))
     try:
         with Served(up) as first, Served(up) as second:
-            clients = [socket.create_connection(each.address, 10) for each in (first, second) for _ in range(40)]
-            most = min(soft, 256) // 4
-            for _ in range(200):
-                if first.log.refused + second.log.refused >= 80 - most:
-                    break
-                time.sleep(0.05)
-            assert first.log.refused + second.log.refused == 80 - most
+            clients = [
+                socket.create_connection(each.address, 10) for each in (first, second) for _ in range(most // 2 + 8)
+            ]
+            refused = len(clients) - most
+            assert until(lambda: first.log.refused + second.log.refused >= refused)
+            assert first.log.refused + second.log.refused == refused
             assert all("RLIMIT_NOFILE" in event.refused for event in first.log.events + second.log.events)
             for client in clients:
                 client.close()

@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from isolate import (
 )
 from isolate.network import Connect, Domains, address
 from isolate.network.netlink import Socket
+from isolate.network.proxy.events import Log
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -105,18 +107,18 @@ FUNCTIONS = f"""
 import socket, struct
 def stream(family, place):
     with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(2)
+        sock.settimeout(PATIENCE)
         sock.connect(place)
         sock.sendall(b"x")
         return sock.recv(99)
 def datagram(place, data):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(1)
+        sock.settimeout(PATIENCE)
         sock.sendto(data, place)
         return sock.recv(99)
 def echo():
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
-        sock.settimeout(1)
+        sock.settimeout(PATIENCE)
         sock.sendto(struct.pack(">BBHHH", 8, 0, 0xf7ff, 0, 0), ("{LINK_LOCAL}", 0))
         while True:
             if sock.recv(99)[20] == 0:
@@ -133,8 +135,10 @@ for name, attempt in ATTEMPTS.items():
 """
 
 
-def attempts(ports: dict[str, Any]) -> str:
+def attempts(ports: dict[str, Any], patience: float) -> str:
+    """``patience``: so many seconds for an answer."""
     return f"""
+PATIENCE = {patience}
 {FUNCTIONS}
 ATTEMPTS = {{
     "metadata": lambda: stream(socket.AF_INET, ("{METADATA}", 80)),
@@ -150,12 +154,13 @@ ATTEMPTS = {{
 
 def other_protocols(ports: dict[str, Any]) -> None:
     part = Domains("good.example", resolve=lambda name, port: [LINK_LOCAL])
-    command = [sys.executable, "-I", "-c", attempts(ports)]
+    command = [sys.executable, "-I", "-c", attempts(ports, 1)]
     raw = Capabilities({"NET_RAW"})  # as far as a program could come
     for parts in ((part,), (Connect("good.example:443"),)):
         held = Sandbox(*base(), raw, *parts).run(command, timeout=60, text=True)
         assert len(str(held.stdout).splitlines()) == 7, held.stderr
         assert "SECRET" not in str(held.stdout)
+    command = [sys.executable, "-I", "-c", attempts(ports, 20)]
     control = Sandbox(*base(), raw).run(command, timeout=60, text=True)
     reached = [line.split()[0] for line in str(control.stdout).splitlines() if "SECRET" in line]
     # In the machine's network a raw socket is not an ordinary user's to have.
@@ -285,3 +290,20 @@ def test_the_result_tells_what_was_asked(machine: object) -> None:
         again = process.result()
     assert len(again.asked) == len(process.result().asked) == 2
     assert Sandbox(PidNamespace()).run(["true"]).asked == ()
+
+
+def test_what_a_program_was_told_is_in_its_result(machine: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is noted before the program has the answer, however late the proxy's thread goes on."""
+    before = Log.add
+
+    def late(*args: Any, **said: Any) -> None:
+        time.sleep(0.1)
+        before(*args, **said)
+
+    monkeypatch.setattr(Log, "add", late)
+    for resolve, answers in ((lambda name, port: ["127.0.0.1"], "200\n403\n"), (lambda name, port: [], "502\n403\n")):
+        with socket.create_server(("127.0.0.1", 443)):
+            part = Domains("good.example", resolve=resolve, private=["127.0.0.0/8"], tls=False)
+            result = Sandbox(PidNamespace(), part).run([sys.executable, "-I", "-c", ASK], timeout=30, text=True)
+        assert result.stdout == answers, result.stderr
+        assert [e.name for e in result.asked] == ["good.example", "evil.example"]

@@ -131,6 +131,7 @@ def test_packets_that_name_loopback_on_the_wire_are_dropped() -> None:
                 table = lan._host_link().table
                 assert table is not None
                 lan._host_link().rules([table.flush("forged"), table.flush("input")])
+                here.settimeout(30)
                 raw.send(frame)
                 assert here.recv(9) == b"x"
 

@@ -31,7 +31,7 @@ def test_it_holds_each_way(limit: Any, own: str | None, wanted: int) -> None:
     with network.Network() as lan, network.Network() as other:
         box = Sandbox(PidNamespace(), network.Interface(lan, rate=own), Limits(network=limit))
         plain = Sandbox(PidNamespace(), network.Interface(other), Limits())  # control
-        with box.spawn(["sleep", "9"]), plain.spawn(["sleep", "9"]):
+        with box.spawn(["sleep", "60"]), plain.spawn(["sleep", "60"]):
             assert rates(lan) == [wanted] * 2
             assert rates(other) == []
 
@@ -63,16 +63,16 @@ def test_what_cannot_hold_it_is_refused() -> None:
 
 def test_no_device_of_a_shaped_member_stays() -> None:
     with network.Network() as lan:
-        with Sandbox(PidNamespace(), network.Interface(lan, rate="16M")).spawn(["sleep", "9"]):
+        with Sandbox(PidNamespace(), network.Interface(lan, rate="16M")).spawn(["sleep", "60"]):
             assert names(lan) >= {"i0", "p0"}
         assert "i0" not in names(lan)
 
 
 def test_counters_stand_in_the_stats() -> None:
-    code = "import socket; socket.create_connection(('{}', 53), 2)"
+    code = "import socket; socket.create_connection(('{}', 53), 20)"
     with network.Network() as lan, network.Network() as other:
         box = Sandbox(PidNamespace(), network.Interface(lan), network.Interface(other), Limits())
-        with box.spawn(["sleep", "9"]) as process:
+        with box.spawn(["sleep", "60"]) as process:
             before = process.stats().interfaces
             assert set(before) == {"eth0", "eth1"}
             process.exec(["python3", "-c", code.format(lan.gateway)]).wait()

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isolate import network
+from isolate.network import names
 from isolate.network.dns import Query, answer, parse, reverse, shortened
 from isolate.network.names import Names, nameservers
 from tests.network.hosts import host
@@ -187,13 +188,15 @@ def test_a_resolver_that_says_nothing_is_not_the_last_word() -> None:
             thread = threading.Thread(target=body, args=(2,))
             thread.start()
             try:
-                for most in (4.5, 0.9):
-                    begun = time.monotonic()
+                for _ in range(2):
                     assert answering.ask(question("example.org")).endswith(socket.inet_aton("192.0.2.80")), first
-                    assert time.monotonic() - begun < most or first != "127.0.0.6", first
                 thread.join(30)
             finally:
                 answering.close()
+        silent.setblocking(False)
+        assert silent.recv(4096)  # the silent one was asked the first time
+        with pytest.raises(BlockingIOError):
+            silent.recv(4096)
         answering = Answering(["127.0.0.5"])  # control: the last one's failure is told
         assert answering.ask(question("example.org"))[3] & 0xF == 2
         answering.close()
@@ -275,6 +278,12 @@ class Resolver:
                 sock.close()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver on a busy machine may take its time."""
+    monkeypatch.setattr(names, "_TURN", 20.0)
+
+
 def by_tcp(place: tuple[str, int], *messages: bytes) -> list[bytes]:
     """Answers to questions by one connection."""
     with socket.create_connection(place, 30) as sock, sock.makefile("rb") as file:
@@ -282,6 +291,7 @@ def by_tcp(place: tuple[str, int], *messages: bytes) -> list[bytes]:
         return [file.read(int.from_bytes(file.read(2), "big")) for _ in messages]
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("records", [100, 4000])
 def test_an_answer_that_is_larger_than_a_datagram(records: int) -> None:
     """By UDP a client is told that there is more, by TCP it gets it, and the resolver is asked the same way."""
@@ -303,6 +313,7 @@ def test_an_answer_that_is_larger_than_a_datagram(records: int) -> None:
         resolver.close()
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("how", ["refuses", "another", "half"])
 def test_a_resolver_that_does_not_answer_by_tcp(how: str) -> None:
     resolver, answering = Resolver(3, tcp=how), Answering(["127.0.0.7"])
@@ -361,6 +372,7 @@ def test_one_client_leaves_room_for_the_others() -> None:
         silent.close()
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_member_asks_by_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() != 0:
         pytest.skip("the network of a member is joined")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import socket
 import subprocess
 import sys
@@ -58,9 +59,12 @@ def taken(port: int, *, reuse: bool = False) -> bool:
     return False
 
 
+_ports = itertools.count(20000)
+
+
 def free_port() -> int:
-    with bound(0) as sock:
-        return int(sock.getsockname()[1])
+    """Not one that the kernel gives to whoever asks for any (from 32768 on), and never the same twice."""
+    return next(port for port in _ports if not taken(port))
 
 
 @contextlib.contextmanager

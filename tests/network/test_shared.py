@@ -39,7 +39,7 @@ def test_another_program_joins() -> None:
             code = f"import socket; socket.create_connection(({db.address!r}, 5432), 30); print('in')"
             assert box.run(["python3", "-c", code]).stdout == b"in\n"
             assert until(lambda: list(lan.members) == ["db"]), "the owner has seen that it has left"
-            with box.spawn(["sleep", "9"]):
+            with box.spawn(["sleep", "60"]):
                 (web,) = [m for m in theirs.tell()["members"] if m["name"] == "web"]
                 assert web["published"] == ["127.0.0.1:8080/tcp"]
                 assert web["egress"] == ["db:5432"]
@@ -75,7 +75,7 @@ def test_nonsense_at_the_door() -> None:
                 sock.sendmsg([data], rights if data else [])
                 answer = sock.recv(1 << 16)
                 assert not answer or json.loads(answer)["name"] == "lan"
-        assert until(lambda: len(os.listdir("/proc/self/fd")) == before)
+        assert until(lambda: len(os.listdir("/proc/self/fd")) <= before)
         assert lan.members == {}
 
 

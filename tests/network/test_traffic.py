@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -58,9 +60,13 @@ def test_a_rate_holds_both_ways(egress: network.Egress | None) -> None:
             found = [q["options"] for q in queues if q["kind"] == "tbf"]
             assert [(q["rate"], q["burst"]) for q in found] == [(2_000_000, 65536)] * 2
             for source, target in ((slow, fast), (fast, slow)):
-                assert 4e6 < throughput(source, target, 1 << 20) < 24e6
+                found = [throughput(source, target, 1 << 20)]
+                while found[-1] <= 4e6 and len(found) < 5:  # a busy machine only ever makes it slower
+                    found.append(throughput(source, target, 1 << 20))
+                assert found[-1] > 4e6
+                assert max(found) < 24e6
             with host(lan, "other") as other:  # control
-                assert throughput(other, fast, 1 << 20) > 50e6
+                assert until(lambda: throughput(other, fast, 1 << 20) > 50e6)
 
 
 def test_counters() -> None:
@@ -87,30 +93,37 @@ def test_loss(egress: network.Egress | None) -> None:
             there.setblocking(False)
             client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
-            def arrive() -> int:
+            rounds = itertools.count()
+
+            def arrive(least: int) -> int:
+                """Of a thousand: all that come, and they are waited for if there are not so many yet."""
+                mark, count = b"%d" % next(rounds), 0
+
+                def more() -> int:
+                    nonlocal count
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            count += there.recv(9) == mark  # and not one of an earlier round
+                    return count
+
                 for number in range(1000):
-                    client.sendto(b"%d" % number, (b.address, 9))
+                    client.sendto(mark, (b.address, 9))
                     if number % 100 == 99:
-                        time.sleep(0.002)  # the receiver's buffer
-                count = 0
-                while True:
-                    try:
-                        there.recv(9)
-                    except BlockingIOError:
-                        return count
-                    count += 1
+                        more()  # the receiver's buffer holds some hundred
+                until(lambda: more() > least)
+                time.sleep(0.05)
+                return more()
 
             with client:
-                there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-                assert arrive() > 900
+                assert arrive(900) > 900
                 with lan.impair("a", loss=0.5) as impaired:
-                    assert 300 < arrive() < 700
+                    assert 300 < arrive(300) < 700
                     with lan.impair("b", loss=1):
-                        assert arrive() == 0
+                        assert arrive(-1) == 0
                     assert lan.impair("a", loss=0.1) is not impaired  # in the place of the other
-                    assert arrive() > 700
+                    assert arrive(700) > 700
                 lan.impair("a", loss=0.1).end()
-                assert arrive() > 900
+                assert arrive(900) > 900
 
 
 def test_what_an_impairment_cannot_be() -> None:
@@ -195,7 +208,7 @@ def test_join_and_leave_while_running() -> None:
         with NetNamespace.create() as handle, network.connect(lan, handle, device="x0"):
             assert [row["ifname"] for row in told(handle, "ip", "-j", "link")] == ["lo", "x0"]
         handle.close()
-        with Sandbox(PidNamespace(), NetNamespace()).spawn(["sleep", "9"]) as process:
+        with Sandbox(PidNamespace(), NetNamespace()).spawn(["sleep", "60"]) as process:
             with network.connect(lan, process.pid):
                 pass
             process.kill()
@@ -211,7 +224,7 @@ def test_join_and_leave_while_running() -> None:
 
 def test_a_container_joins_and_leaves() -> None:
     with network.Network() as lan, host(lan, "db") as db, db.listen(5432):
-        code = f"import socket; socket.create_connection(({db.address!r}, 5432), 1)"
+        code = f"import socket; socket.create_connection(({db.address!r}, 5432), 20)"
         with Sandbox(PidNamespace(), MountNamespace(), NetNamespace()).open() as container:
             assert container.run(["python3", "-c", code]).returncode == 1
             connection = container.connect(lan, name="app")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from isolate.network.proxy import hello
 from isolate.network.proxy.rules import why_private
-from isolate.network.proxy.streams import CHUNK, Deadline, both_ways, closed, say
+from isolate.network.proxy.streams import CHUNK, Deadline, answer, both_ways, closed
 
 if TYPE_CHECKING:
     import weakref
@@ -33,13 +33,14 @@ OUT: Final = 10.0
 
 
 class Refused(Exception):
-    """Not let through: why, and what it was."""
+    """Not let through: why, what it was, and the answer to the client, who gets it when the refusal has been noted."""
 
-    def __init__(self, why: str, name: str = "", port: int = 0) -> None:
+    def __init__(self, why: str, name: str = "", port: int = 0, *, reply: bytes = b"") -> None:
         super().__init__(why)
         self.why: str = why
         self.name: str = name
         self.port: int = port
+        self.reply: bytes = reply
 
 
 def resolve(name: str, port: int) -> list[str]:
@@ -65,17 +66,19 @@ class Outside:
             (up_reader, up_writer), address = await self.connect(name, port)
         except Refused as refused:
             if via == "connect":
-                say(writer, 502, refused.why)
+                refused.reply = answer(502, refused.why)
             elif via == "socks":
-                writer.write(b"\5\4\0\1" + bytes(6))
+                refused.reply = b"\5\4\0\1" + bytes(6)
             raise
         try:
+            if not self._rules.tls:
+                self._log.add(via, name, port, address=address)
             if granted is not None:
                 writer.write(granted)
                 await writer.drain()
             if self._rules.tls:
                 data = await self._greeted(name, port, data, reader)
-            self._log.add(via, name, port, address=address)
+                self._log.add(via, name, port, address=address)
             up_writer.write(data)
             await both_ways(reader, writer, up_reader, up_writer)
         finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from isolate.network.proxy import heads
 from isolate.network.proxy.outside import FIRST, Refused
-from isolate.network.proxy.streams import CHUNK, Deadline, closed, one_way, pass_body, say
+from isolate.network.proxy.streams import CHUNK, Deadline, answer, closed, one_way, pass_body
 
 if TYPE_CHECKING:
     from isolate.network.proxy.events import Log
@@ -39,25 +39,24 @@ class Http:
             else:
                 await self._plain(via, head, rest, reader, writer, name)
         except heads.BadHead as bad:
-            say(writer, 400, str(bad))
-            raise Refused(f"a request that is refused: {bad}") from None
+            raise Refused(f"a request that is refused: {bad}", reply=answer(400, str(bad))) from None
 
     async def _connected(self, head: heads.Head, rest: bytes, reader: Reader, writer: Writer) -> None:
         name, port = heads.authority(head.target)
         hosts = head.values("host")
         if len(hosts) > 1 or (hosts and heads.authority(hosts[0], port) != (name, port)):
-            say(writer, 400, "Host is not what CONNECT names")
-            raise Refused("Host is not what CONNECT names", name, port)
+            why = "Host is not what CONNECT names"
+            raise Refused(why, name, port, reply=answer(400, why))
         why = self._rules.why_not(name, port)
         if why:
-            say(writer, 403, why)
-            raise Refused(why, name, port)
+            raise Refused(why, name, port, reply=answer(403, why))
         try:
             await self._outside.tunnel(
                 "connect", name, port, rest, reader, writer, b"HTTP/1.1 200 Connection established\r\n\r\n"
             )
         except Refused as refused:
             self._log.add("connect", refused.name or name, refused.port or port, refused.why)
+            writer.write(refused.reply)
 
     async def _plain(
         self, via: str, head: heads.Head, rest: bytes, reader: Reader, writer: Writer, known: str | None
@@ -79,8 +78,8 @@ class Http:
             if not target.startswith("/"):
                 raise heads.BadHead("the target must be a path")
         if heads.authority(hosts[0], port) != (name, port):
-            say(writer, 403, "Host is not what is asked for")
-            raise Refused("Host is not what is asked for", name, port)
+            why = "Host is not what is asked for"
+            raise Refused(why, name, port, reply=answer(403, why))
         why = self._rules.why_not(name, port)
         if not why and self._rules.tls and port != 80:
             why = "plain HTTP goes to port 80 alone"
@@ -89,14 +88,13 @@ class Http:
         if not why and head.method in ("CONNECT", "TRACE"):
             why = f"the method {head.method} is not passed on"
         if why:
-            say(writer, 403, why)
-            raise Refused(why, name, port)
+            raise Refused(why, name, port, reply=answer(403, why))
         length = head.length
         message = head.forwarded(target)
         try:
             (up_reader, up_writer), address = await self._outside.connect(name, port)
         except Refused as refused:
-            say(writer, 502, refused.why)
+            refused.reply = answer(502, refused.why)
             raise
         self._log.add(via, name, port, address=address)
         try:

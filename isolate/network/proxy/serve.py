@@ -204,6 +204,7 @@ class Server:
                 await self._outside.tunnel("direct", name, door.port, b"", reader, writer, None)
         except Refused as refused:
             self._log.add("direct", refused.name or name, refused.port or door.port, refused.why)
+            writer.write(refused.reply)
 
     async def _proxy(self, reader: Reader, writer: Writer) -> None:
         async with Deadline(FIRST):
@@ -219,3 +220,4 @@ class Server:
                 await self._http.request("http", first, reader, writer, None)
         except Refused as refused:
             self._log.add("socks" if first[0] in (4, 5) else "http", refused.name, refused.port, refused.why)
+            writer.write(refused.reply)

@@ -40,8 +40,7 @@ class Socks:
             methods = 2 + data[1]
             await need(methods)
             if 0 not in data[2:methods]:
-                writer.write(b"\5\xff")
-                raise Refused("SOCKS: no method but logging in")
+                raise Refused("SOCKS: no method but logging in", reply=b"\5\xff")
             data = data[methods:]
             writer.write(b"\5\0")
             await need(5)
@@ -50,8 +49,7 @@ class Socks:
             await need(size)
         port = int.from_bytes(data[size - 2 : size], "big")
         if data[0] != 5 or data[1] != 1:
-            writer.write(b"\5\7\0\1" + bytes(6))
-            raise Refused("SOCKS: CONNECT alone is offered", port=port)
+            raise Refused("SOCKS: CONNECT alone is offered", port=port, reply=b"\5\7\0\1" + bytes(6))
         if kind == 3:
             raw = data[5 : size - 2].decode("latin-1")
             try:
@@ -63,9 +61,9 @@ class Socks:
             name = self._stub.name_of(raw) or ""
         why = self._rules.why_not(name, port) if name else "no host name: addresses are not allowed"
         if why:
-            writer.write(b"\5\2\0\1" + bytes(6))
-            raise Refused(why, raw, port)
+            raise Refused(why, raw, port, reply=b"\5\2\0\1" + bytes(6))
         try:
             await self._outside.tunnel("socks", name, port, data[size:], reader, writer, b"\5\0\0\1" + bytes(6))
         except Refused as refused:
-            raise Refused(refused.why, refused.name or name, refused.port or port) from None
+            at = refused.name or name, refused.port or port
+            raise Refused(refused.why, *at, reply=refused.reply) from None

@@ -11,7 +11,7 @@ from isolate.network.proxy.heads import BadHead
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-__all__ = ["CHUNK", "IDLE", "Deadline", "Reader", "Writer", "both_ways", "closed", "one_way", "pass_body", "say"]
+__all__ = ["CHUNK", "IDLE", "Deadline", "Reader", "Writer", "answer", "both_ways", "closed", "one_way", "pass_body"]
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter
@@ -142,9 +142,9 @@ class _Source:
         return found
 
 
-def say(writer: Writer, status: int, why: str) -> None:
+def answer(status: int, why: str) -> bytes:
     """An answer of the proxy's own."""
     reason = {400: "Bad Request", 403: "Forbidden", 502: "Bad Gateway"}[status]
     text = f"isolate: {why}\n".encode("ascii", "backslashreplace")
     fields = f"Content-Type: text/plain\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-    writer.write(f"HTTP/1.1 {status} {reason}\r\n{fields}".encode() + text)
+    return f"HTTP/1.1 {status} {reason}\r\n{fields}".encode() + text
