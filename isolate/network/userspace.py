@@ -91,6 +91,14 @@ class Userspace:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def check_joining(self, context: Context) -> None:
+        """Refuse a program in its network that could send to the host's loopback past its routing.
+
+        :raises ConflictError: it keeps a capability for that.
+        """
+        if not self.raw_packets:
+            _refuse_raw_packets(context)
+
     def brings(self) -> Iterator[NetNamespace]:
         """A network namespace."""
         yield NetNamespace()
@@ -106,8 +114,7 @@ class Userspace:
             raise ConflictError(
                 "Userspace and Interface: a sandbox has one way out; say Network(uplink='user') instead of Userspace"
             )
-        if not self.raw_packets:
-            _refuse_raw_packets(context)
+        self.check_joining(context)
         handing = Handing(
             count=2,
             prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device, self.ipv6),

@@ -10,7 +10,7 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 from errno import EACCES, ENOENT, ESRCH
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from isolate.attributes.credentials import Credentials
 from isolate.cgroups import Cgroup, CgroupPool, Limits
@@ -19,6 +19,7 @@ from isolate.cgroups.hierarchy import build, discover
 from isolate.cgroups.hierarchy import read as read_text
 from isolate.cgroups.part import joined_steps
 from isolate.engine.descriptors import OwnedDescriptor
+from isolate.engine.plan import Context
 from isolate.engine.waiting import ready
 from isolate.errors import IsolateError, SetupError
 from isolate.kernel.checks import is_int
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from isolate.cgroups.stats import Stats
-    from isolate.engine.plan import Buffer, Context, Launched, Part, Step
+    from isolate.engine.plan import Buffer, Launched, Part, Step
     from isolate.sandbox.result import Result
 
 __all__ = ["Attached", "attach"]
@@ -56,6 +57,18 @@ __all__ = ["Attached", "attach"]
 LAST_COUNTS = 5.0
 
 _WORDS = {kind.typed: kind.file for kind in KINDS}
+
+
+@runtime_checkable
+class Guarding(Protocol):
+    """A part that some programs could get around, also those that join its namespaces later."""
+
+    def check_joining(self, context: Context) -> None:
+        """Refuse such a program.
+
+        :raises ConflictError: it is one.
+        """
+        ...
 
 
 class Attached:
@@ -179,6 +192,9 @@ class Attached:
         :class:`~isolate.Credentials`
         are given, programs run with the process's ids. For a further program with all of the process's own
         restrictions, see :meth:`isolate.Process.exec`.
+
+        :raises ConflictError: the process is a :class:`Process` behind :class:`~isolate.network.Userspace`, and the
+            parts give capabilities that are refused there.
         """
         kinds = set(PARTS) if only is None else {_kind(word) for word in only}
         joined = [
@@ -191,9 +207,18 @@ class Attached:
             joined.append(Credentials(uid=self._ids[0], gid=self._ids[1]))
         if joined and not _given(Seccomp, parts):
             joined.append(Seccomp.default())
+        if any(isinstance(part, NetNamespace) for part in joined):
+            self._check(parts)
         if group and not any(_given(kind, parts) for kind in (Limits, Cgroup, CgroupPool)):
             joined += self._group()
         return Sandbox(*joined, *parts)
+
+    def _check(self, parts: Sequence[Part]) -> None:
+        """Have the parts that the process was started with refuse what they would not start in their network."""
+        session = self._process._session if self._process is not None else None
+        for part in session.tape.plan.parts if session is not None else ():
+            if isinstance(part, Guarding):
+                part.check_joining(Context(parts, euid=os.geteuid(), egid=os.getegid()))
 
     def _group(self) -> list[TargetGroup]:
         membership = read_text(f"/proc/{self.pid}/cgroup")

@@ -8,12 +8,13 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import Capabilities, MountNamespace, PidNamespace, Sandbox, UserNamespace, network
+from isolate import Capabilities, MountNamespace, PidNamespace, Sandbox, UserNamespace, attach, network
 from isolate.errors import ConflictError, SetupError, UnsupportedError
 from isolate.network import ruleset, way
 from isolate.network.nft import Table
@@ -177,6 +178,28 @@ def test_packets_of_its_own_making(helper: str, outside: Outside) -> None:
         )
         with told(box, BY_HAND):
             assert here.recv(9) == b"x"
+
+
+def test_a_further_program_with_packets_of_its_own(helper: str, outside: Outside) -> None:
+    caps = Capabilities({"NET_RAW"})
+    refused = r"CAP_NET_RAW .*raw_packets=True"
+    code = "import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 17)"
+    for free in (False, True):
+        box = Sandbox(PidNamespace(), network.Userspace(helper=helper, raw_packets=free))
+        with box.open() as container, box.spawn(["sleep", "60"]) as process, attach(process) as there:
+            starts = [lambda: container.with_parts(caps).run(["python3", "-c", code])]
+            starts.append(lambda: there.sandbox(caps).run(["python3", "-c", code]))
+            for start in starts:
+                if free:  # control: with the capability it works
+                    assert start().ok
+                else:
+                    with pytest.raises(ConflictError, match=refused):
+                        start()
+            assert not container.run(["python3", "-c", code]).ok
+            with process.exec(["python3", "-c", code], stderr=subprocess.DEVNULL) as further:
+                assert further.wait() == 1  # it has the first program's capabilities
+            # Whoever does not join the network may have them.
+            assert there.sandbox(caps, only=["pid"]).run(["true"]).ok
 
 
 def test_published_ports(helper: str, outside: Outside) -> None:
