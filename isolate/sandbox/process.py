@@ -321,10 +321,10 @@ class Process(Grouped):
         """
         from isolate.sandbox.exec import FurtherBox
 
-        if self.pidfd < 0 and self._session.end is not None:
-            raise SetupError(ESRCH, "execute a further program", part="Process.exec", cause="the program has ended")
-        if self.pidfd < 0:
+        if self.fileno() < 0:
             raise ValueError("the process is closed: no further program can be started beside it")
+        if self.pidfd < 0:
+            raise SetupError(ESRCH, "execute a further program", part="Process.exec", cause="the program has ended")
         box = FurtherBox(self, self._session.tape.plan)
         joined = namespace_of(self.pid)
         further = spawn(box, args, options, patience=_PATIENCE)
