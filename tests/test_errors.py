@@ -34,6 +34,7 @@ from isolate import (
 )
 from isolate.errors import __all__ as family
 from isolate.errors import printable, printable_lines
+from tests.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -164,17 +165,15 @@ def test_a_program_error_has_the_result() -> None:
 
 
 def test_a_failed_start_leaves_nothing() -> None:
-    import os
-
     box = Sandbox()
     box.run(["true"])
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = Snapshot.take()
     for _ in range(5):
         with pytest.raises(SetupError):
             box.run(["no-such-program"])
         with pytest.raises(SetupError):
             box.spawn(["no-such-program"])
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    before.compare()
 
 
 # ---- what cannot be printed ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from isolate.sandbox.result import Verdict
 from tests.cgroups.conftest import MIB, PYTHON, UNIFIED, python
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from isolate.sandbox.result import Result
@@ -158,7 +158,7 @@ def test_cpus() -> None:
     assert python(code, Limits(cpus="0")).stdout == b"[0]\n"
     free = python(code, Limits()).stdout
     assert free == f"{sorted(os.sched_getaffinity(0))}\n".encode()
-    if os.cpu_count() != 1:
+    if len(os.sched_getaffinity(0)) > 1:
         assert free != b"[0]\n"
 
 
@@ -224,9 +224,23 @@ with open({str(file)!r}, "rb") as f:
     assert cold.peak_memory < 30 * MIB
 
 
-def assert_held(found: float, rate: float) -> None:
-    """Not more than the rate, and not far less: a busy machine only ever makes it slower."""
-    assert rate / 3 < found < 1.25 * rate
+def assert_held(measure: Callable[[], list[float]], *rates: float) -> None:
+    """Not more than each rate, and not far less: a busy disk only ever makes it slower, and once."""
+    for _ in range(5):
+        found = measure()
+        assert all(one < 1.25 * rate for one, rate in zip(found, rates, strict=True)), found
+        if all(one > rate / 3 for one, rate in zip(found, rates, strict=True)):
+            return
+    pytest.fail(f"{found} where the limits are {rates}")
+
+
+def assert_free(measure: Callable[[], list[float]], rate: float) -> None:
+    """Each is more than that: a disk that others use, too, may be as slow once."""
+    for _ in range(5):
+        found = measure()
+        if min(found) > rate:
+            return
+    pytest.fail(f"the control: as slow without the limit: {found}")
 
 
 def test_io_bytes_per_second(loop: str) -> None:
@@ -236,13 +250,16 @@ def test_io_bytes_per_second(loop: str) -> None:
         assert result.verdict is Verdict.OK, result
         return float(result.stderr.split(b" copied, ")[1].split()[0])  # the clock is the program's own
 
-    rate = 4 * MIB
-    held = Sandbox(Limits(io={loop: {"rbps": rate}})).run(dd, timeout=60)
-    assert_held(24 * (1 << 18) / seconds(held), rate)
-    free = Sandbox(Limits()).run(dd, timeout=60)
-    assert 24 * (1 << 18) / seconds(free) > 2 * rate
     number = os.stat(loop).st_rdev
-    assert held.stats.io[f"{os.major(number)}:{os.minor(number)}"].rbytes == 24 << 18
+    rate = 4 * MIB
+
+    def held() -> list[float]:
+        result = Sandbox(Limits(io={loop: {"rbps": rate}})).run(dd, timeout=60)
+        assert result.stats.io[f"{os.major(number)}:{os.minor(number)}"].rbytes == 24 << 18
+        return [24 * (1 << 18) / seconds(result)]
+
+    assert_held(held, rate)
+    assert_free(lambda: [24 * (1 << 18) / seconds(Sandbox(Limits()).run(dd, timeout=60))], 2 * rate)
 
 
 READ_BOTH = """
@@ -265,15 +282,12 @@ def test_io_of_several_devices(loop: str, second_loop: str) -> None:
         assert {line.split()[0] for line in held.splitlines()} == set(numbers)
         group.update(io={loop: {"rbps": 2 * MIB}, second_loop: {"rbps": 8 * MIB}})
     args = [*PYTHON, READ_BOTH, loop, second_loop]
-    times = [float(t) for t in Sandbox(both).run(args, timeout=60).stdout.split()]
-    assert_held(16 * (1 << 18) / times[0], 4 * MIB)
-    assert_held(16 * (1 << 18) / times[1], 8 * MIB)
-    for _ in range(5):  # a disk that others use, too, may be as slow once
-        free = [float(t) for t in Sandbox(Limits()).run(args, timeout=60).stdout.split()]
-        if all(16 * (1 << 18) / t > 16 * MIB for t in free):
-            break
-    else:
-        pytest.fail(f"the control: as slow without the limit: {free}")
+
+    def rates(limits: Limits) -> list[float]:
+        return [16 * (1 << 18) / float(t) for t in Sandbox(limits).run(args, timeout=60).stdout.split()]
+
+    assert_held(lambda: rates(both), 4 * MIB, 8 * MIB)
+    assert_free(lambda: rates(Limits()), 16 * MIB)
 
 
 def test_a_line_that_is_not_there_is_an_error() -> None:
@@ -305,9 +319,8 @@ start = time.monotonic()
 for _ in range(60): os.writev(fd, [block])
 print(time.monotonic() - start)
 """
-    held = python(code, Limits(io={loop: {"wiops": 50}}))
-    assert_held(60 / float(held.stdout), 50)
-    assert 60 / float(python(code, Limits()).stdout) > 100
+    assert_held(lambda: [60 / float(python(code, Limits(io={loop: {"wiops": 50}})).stdout)], 50)
+    assert_free(lambda: [60 / float(python(code, Limits()).stdout)], 100)
 
 
 OPEN = """

@@ -166,7 +166,8 @@ def test_freeze_and_thaw() -> None:
             process.stdin.flush()
             os.set_blocking(process.stdout.fileno(), False)
             assert not select_readable(process.stdout.fileno(), 0.3)
-            assert group.stats().cpu_time == before
+            # It may have been on its way into the freezer still.
+            assert group.stats().cpu_time - before < 0.01
             group.thaw()
             assert select_readable(process.stdout.fileno(), 10)
 
@@ -260,7 +261,7 @@ def test_a_limit_that_fails_leaves_nothing() -> None:
     before = our_groups()
     with pytest.raises((SetupError, ValueError, UnsupportedError)):
         Cgroup(Limits(memory="64M", cpus="0", mems="60000")).create()
-    assert our_groups() == before
+    assert our_groups() <= before
 
 
 def test_forgotten_groups_go_with_a_warning() -> None:

@@ -331,11 +331,13 @@ def test_36_wall_time_ends_with_the_program() -> None:
     """Also where somebody from outside keeps the group from being removed (v1), for as long as that is tried."""
     holder = subprocess.Popen(["sleep", "60"])
     try:
-        with Sandbox(Limits(pids=20), PidNamespace()).spawn(["sleep", "0.2"]) as process:
+        start = time.monotonic()
+        with Sandbox(Limits(pids=20), PidNamespace()).spawn(["sh", "-c", "read x; sleep 0.2"], stdin=-1) as process:
             directories = process._group()
             key = "v2" if UNIFIED else "pids"
             files.write(directories[key], "cgroup.procs", str(holder.pid).encode())
-            start = time.monotonic()
+            assert process.stdin is not None
+            process.stdin.close()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # that it could not be removed
                 result = process.result(30)

@@ -50,7 +50,7 @@ def test_many_at_once(count: int) -> None:
     finally:
         for process in processes:
             process.close()
-    assert our_groups() == before
+    assert our_groups() <= before
 
 
 def dying() -> int:

@@ -106,7 +106,7 @@ def test_what_is_refused() -> None:
     before = our_groups()
     with pytest.raises(ValueError, match="no processor 60000"):
         CgroupPool(Limits(cpus="60000")).create()
-    assert our_groups() == before
+    assert our_groups() <= before
     with CgroupPool(size=1) as pool:
         with pytest.raises(ConflictError):
             Sandbox(pool, Limits(pids=9))

@@ -30,6 +30,7 @@ from isolate.images import StoreError
 from isolate.images.trial import can_share_contents
 from isolate.tools.doctor import Ability, abilities
 from tests.ordinary import as_ordinary_user
+from tests.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,10 +114,10 @@ def test_every_part_is_in_force_and_nothing_is_executed(tmp_path: Path) -> None:
 def test_check_leaves_nothing() -> None:
     box = Sandbox(UserNamespace(), PidNamespace(), MountNamespace(), UtsNamespace())
     box.check()
-    before = sorted(os.listdir("/proc/self/fd")), Path("/proc/self/mounts").read_text()
+    before = Snapshot.take()
     for _ in range(10):
         box.check()
-    assert (sorted(os.listdir("/proc/self/fd")), Path("/proc/self/mounts").read_text()) == before
+    before.compare()
 
 
 # ---- abilities -----------------------------------------------------------------------------------------------------
@@ -192,15 +193,7 @@ def test_a_host_that_forbids_something() -> None:
 
 def test_probing_leaves_nothing() -> None:
     abilities()
-    before = (
-        sorted(os.listdir("/proc/self/fd")),
-        Path("/proc/self/mounts").read_text(),
-        Path("/proc/self/cgroup").read_text(),
-    )
+    before, group = Snapshot.take(), Path("/proc/self/cgroup").read_text()
     abilities()
-    after = (
-        sorted(os.listdir("/proc/self/fd")),
-        Path("/proc/self/mounts").read_text(),
-        Path("/proc/self/cgroup").read_text(),
-    )
-    assert after == before
+    before.compare()
+    assert Path("/proc/self/cgroup").read_text() == group
