@@ -82,14 +82,14 @@ static void end(struct batch *b)
 	b->size += NLMSG_ALIGN(b->message->nlmsg_len);
 }
 
-static void ask(int fd, struct batch *b)
+/* Send requests in one call, and wait for the answer to the last that asks for one: the kernel answers in their order. */
+static void exchange(int fd, const void *data, size_t size, unsigned last)
 {
 	struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
 	char answer[65536];
-	int left = b->count;
-	if (sendto(fd, b->data, b->size, 0, (void *)&kernel, sizeof kernel) < 0)
+	if (sendto(fd, data, size, 0, (void *)&kernel, sizeof kernel) < 0)
 		die("sendto");
-	while (left > 0) {
+	for (;;) {
 		ssize_t n = recv(fd, answer, sizeof answer, 0);
 		if (n < 0)
 			die("recv");
@@ -101,9 +101,15 @@ static void ask(int fd, struct batch *b)
 				fprintf(stderr, "request %u: %s\n", m->nlmsg_seq, strerror(-e->error));
 				exit(1);
 			}
-			left--;
+			if (m->nlmsg_seq == last)
+				return;
 		}
 	}
+}
+
+static void ask(int fd, const struct batch *b)
+{
+	exchange(fd, b->data, b->size, b->count);
 }
 
 static void attach(int bridge)
@@ -176,31 +182,12 @@ static size_t parsed(char *word, unsigned char *data, size_t room)
 /* One batch, in which only the last request asks for an answer, or the last but one (nftables has an end of the batch). */
 static void replayed(int fd, const unsigned char *data, size_t size)
 {
-	struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
-	char answer[4096];
 	unsigned last = 0;
 	ssize_t left = size;
 	for (const struct nlmsghdr *m = (const void *)data; NLMSG_OK(m, left); m = NLMSG_NEXT(m, left))
 		if (m->nlmsg_flags & NLM_F_ACK)
 			last = m->nlmsg_seq;
-	if (sendto(fd, data, size, 0, (void *)&kernel, sizeof kernel) < 0)
-		die("sendto");
-	for (;;) {
-		ssize_t n = recv(fd, answer, sizeof answer, 0);
-		if (n < 0)
-			die("recv");
-		for (struct nlmsghdr *m = (void *)answer; NLMSG_OK(m, n); m = NLMSG_NEXT(m, n)) {
-			struct nlmsgerr *e = NLMSG_DATA(m);
-			if (m->nlmsg_type != NLMSG_ERROR)
-				continue;
-			if (e->error) {
-				fprintf(stderr, "request %u: %s\n", m->nlmsg_seq, strerror(-e->error));
-				exit(1);
-			}
-			if (m->nlmsg_seq == last)
-				return;
-		}
-	}
+	exchange(fd, data, size, last);
 }
 
 static void replay(int route, int filters)

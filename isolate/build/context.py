@@ -12,11 +12,10 @@ from isolate.images.archive.entry import Entry
 from isolate.images.errors import LayerError
 from isolate.images.pack.stack import Stack
 from isolate.kernel.checks import keywords
+from isolate.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from typing_extensions import Self
 
     from isolate.images.facts import Fact, Facts
     from isolate.kernel.paths import StrOrBytesPath
@@ -81,7 +80,7 @@ def _of_root(value: bytes) -> bytes:
     return value[:3] + b"\2" + value[4:20] if len(value) == 24 and value[3] == 3 else value
 
 
-class Files:
+class Files(Closing):
     """Trees, the uppermost first, looked up beneath their top.
 
     Paths have no slash at either end; ``b""`` is the top.
@@ -101,12 +100,6 @@ class Files:
         self._ids = ids
         self._ignore = ignore or Ignore()
         self.stack: Stack = Stack(tops, facts, contents, devices=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the descriptors."""

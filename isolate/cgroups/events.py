@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from isolate.cgroups import stats
+from isolate.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
-
-    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Event:
     count: int
 
 
-class Events:
+class Events(Closing):
     """The events of a group from now on. For ``for`` and ``async for``; close it, or use ``with``.
 
     The iteration ends when the group has been removed, or when ``timeout`` seconds pass without an event.
@@ -161,12 +160,6 @@ class Events:
             os.close(fd)
         self._files.clear()
         self._eventfd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def wait_for(directory: str, kind: str, value: int, timeout: float | None) -> bool:

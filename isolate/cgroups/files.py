@@ -35,6 +35,17 @@ def write(directory: str, file: str, data: bytes, *, step: str = "", part: str =
         raise SetupError(error.errno or errno.EIO, text, part=part, syscall="write", path=path) from None
 
 
+def make(directory: str, *, step: str, part: str) -> None:
+    """Make a group.
+
+    :raises SetupError: naming the directory.
+    """
+    try:
+        os.mkdir(directory, 0o755)
+    except OSError as error:
+        raise SetupError(error.errno or errno.EIO, step, part=part, syscall="mkdir", path=directory) from None
+
+
 def read(directory: str, file: str) -> bytes | None:
     """A file's content; None where the group or the kernel has no such file."""
     try:

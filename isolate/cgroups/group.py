@@ -22,6 +22,7 @@ from isolate.cgroups.settings import Setting, home_of, settings
 from isolate.engine import native
 from isolate.errors import ConflictError, SetupError, UnsupportedError
 from isolate.kernel.checks import is_int, keywords
+from isolate.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ _tags: Final = itertools.count(1)
 
 
 @keywords
-class Cgroup:
+class Cgroup(Closing):
     """A cgroup in every hierarchy that this host has: create, limit, count, watch, freeze, kill.
 
     ``with isolate.Cgroup(Limits(memory="1G")) as group:`` makes it; leaving the block kills what is inside and removes
@@ -151,16 +152,7 @@ class Cgroup:
                         spot.parent, "cgroup.subtree_control", text.encode(), step=f"enable {text} in {spot.parent}"
                     )
                 directory = os.path.join(spot.parent, name)
-                try:
-                    os.mkdir(directory, 0o755)
-                except OSError as error:
-                    raise SetupError(
-                        error.errno or errno.EIO,
-                        f"make the group {name}",
-                        part="Cgroup",
-                        syscall="mkdir",
-                        path=directory,
-                    ) from None
+                files.make(directory, step=f"make the group {name}", part="Cgroup")
                 self.directories[spot.hierarchy.key] = directory
             self._apply(self._settings(self.limits))
         except BaseException:
@@ -186,9 +178,6 @@ class Cgroup:
 
     def __enter__(self) -> Self:
         return self if self.directories else self.create()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _made(self) -> dict[str, str]:
         if not self.directories:

@@ -24,6 +24,7 @@ from isolate.engine import native
 from isolate.engine.plan import Phase, Register, Step, call
 from isolate.errors import ConflictError, SetupError
 from isolate.kernel.checks import is_int, keywords
+from isolate.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +91,7 @@ def _remove(used: _Ready, owner: int) -> None:
 
 
 @keywords
-class CgroupPool:
+class CgroupPool(Closing):
     """Groups made ahead of time: a part in the place of :class:`Limits`, for programs that start often.
 
     .. code-block:: python
@@ -199,9 +200,6 @@ class CgroupPool:
     def __enter__(self) -> Self:
         return self if self._open else self.create()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # ---- ready ones --------------------------------------------------------------------------------------------
 
     def _make(self) -> _Ready:
@@ -212,16 +210,7 @@ class CgroupPool:
         try:
             for spot in self._placement.places:
                 directory = os.path.join(spot.parent, name)
-                try:
-                    os.mkdir(directory, 0o755)
-                except OSError as error:
-                    raise SetupError(
-                        error.errno or 0,
-                        "make a group for the pool",
-                        part="CgroupPool",
-                        syscall="mkdir",
-                        path=directory,
-                    ) from None
+                files.make(directory, step="make a group for the pool", part="CgroupPool")
                 ready.directories[spot.hierarchy.key] = directory
             if "v2" in ready.directories:
                 for file, most in BOUNDS:

@@ -227,6 +227,16 @@ def _cpu(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, object]
         values["cpu_throttled_time"] = throttled["throttled_time"] / 1e9
 
 
+#: Our names of rows of memory.stat, and the kernel's.
+_STAT_V1 = {
+    "memory_anon": "total_rss",
+    "memory_file": "total_cache",
+    "memory_shmem": "total_shmem",
+    "swap": "total_swap",
+}
+_STAT_V2 = {"memory_anon": "anon", "memory_file": "file", "memory_shmem": "shmem", "memory_kernel": "kernel"}
+
+
 def _memory(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, object]) -> None:
     if "memory.oom_control" in one:
         values["memory"] = single(one.get("memory.usage_in_bytes"))
@@ -237,27 +247,15 @@ def _memory(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, obje
         values["peak_swap"] = None if both is None or peak is None else max(0, both - peak)
         values["oom_kill"] = pairs(one["memory.oom_control"]).get("oom_kill", 0)
         values["memory_max"] = single(one.get("memory.failcnt"))
-        stat = named(one.get("memory.stat", b""), "total_rss", "total_cache", "total_shmem", "total_swap")
-        for name, key in (
-            ("memory_anon", "total_rss"),
-            ("memory_file", "total_cache"),
-            ("memory_shmem", "total_shmem"),
-            ("swap", "total_swap"),
-        ):
-            values[name] = stat.get(key)
+        stat = named(one.get("memory.stat", b""), *_STAT_V1.values())
+        values.update({name: stat.get(key) for name, key in _STAT_V1.items()})
         return
     values["memory"] = single(two.get("memory.current"))
     values["peak_memory"] = single(two.get("memory.peak"))
     values["swap"] = single(two.get("memory.swap.current"))
     values["peak_swap"] = single(two.get("memory.swap.peak"))
-    stat = named(two.get("memory.stat", b""), "anon", "file", "shmem", "kernel")
-    for name, key in (
-        ("memory_anon", "anon"),
-        ("memory_file", "file"),
-        ("memory_shmem", "shmem"),
-        ("memory_kernel", "kernel"),
-    ):
-        values[name] = stat.get(key)
+    stat = named(two.get("memory.stat", b""), *_STAT_V2.values())
+    values.update({name: stat.get(key) for name, key in _STAT_V2.items()})
     if "memory.events" in two:
         events = pairs(two["memory.events"])
         for name, key in (("oom", "oom"), ("oom_kill", "oom_kill"), ("memory_high", "high"), ("memory_max", "max")):

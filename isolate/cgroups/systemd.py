@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.cgroups import naming
 from isolate.errors import SetupError, UnsupportedError
+from isolate.kernel.closing import Closing
 from isolate.kernel.extras import install
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from typing_extensions import Self
 
     from isolate.cgroups.hierarchy import Hierarchy
 
@@ -54,7 +53,7 @@ def _fail(number: int, cause: str, remedy: str | None = None, *, step: str = _AS
     return UnsupportedError(number, step, part="Cgroup", cause=cause, remedy=remedy)
 
 
-class Manager:
+class Manager(Closing):
     """A connection to systemd's manager: the system's for root, the user's own for others. One thread at a time.
 
     :raises UnsupportedError: no jeepney, no bus, or a bus of another pid namespace. The methods: systemd refuses, with
@@ -93,12 +92,6 @@ class Manager:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the connection."""

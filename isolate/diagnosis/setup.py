@@ -178,8 +178,8 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
     elif record.stage == lib.ISO_STAGE_CLONE_PAYLOAD:
         syscall = "clone"
         found = _inner_limit(tape, record.error) or clone.clone(host, record.error, 0, into_cgroup=False)
-    elif record.stage == lib.ISO_STAGE_LATER:
-        syscall = "recvmsg"
+    elif record.stage in (lib.ISO_STAGE_LATER, lib.ISO_STAGE_PIPE):
+        syscall = "recvmsg" if record.stage == lib.ISO_STAGE_LATER else "pipe2"
         found = steps.descriptors(record.error) if record.error in (errno.EMFILE, errno.ENFILE) else None
     elif record.stage == lib.ISO_STAGE_PROC:
         syscall = "fsmount"
@@ -190,9 +190,6 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
             "(unshare --mount-proc)",
             unsupported=True,
         )
-    elif record.stage == lib.ISO_STAGE_PIPE:
-        syscall = "pipe2"
-        found = steps.descriptors(record.error) if record.error in (errno.EMFILE, errno.ENFILE) else None
     elif record.stage == lib.ISO_STAGE_MEMORY:
         syscall = "mmap"
         found = Finding(
@@ -201,8 +198,7 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
     elif record.stage == lib.ISO_STAGE_DEATH:
         found = Finding(
             "it was killed before the program was executed: by the OOM killer (of its group, or the machine's), or "
-            "from "
-            "outside",
+            "from outside",
             "if the sandbox has a memory limit, raise it; else look for the OOM killer in the kernel's log",
         )
     elif record.stage == lib.ISO_STAGE_TAPE:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from isolate.images.digests import hasher, split
 from isolate.images.disk import HELD, Patience, Unnamed, is_named, rename_new, subdirectory, try_lock
 from isolate.images.errors import DigestError, StoreError
+from isolate.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from typing_extensions import Self
 
 __all__ = ["Blobs", "Lease", "Partial", "chunks"]
 
@@ -33,7 +33,7 @@ def chunks(fd: int, start: int = 0, size: int = CHUNK) -> Iterator[bytes]:
         yield chunk
 
 
-class Lease:
+class Lease(Closing):
     """Descriptors whose locks keep things of a store from being collected, until it is closed."""
 
     def __init__(self) -> None:
@@ -48,12 +48,6 @@ class Lease:
         """Let go of all."""
         while self._fds:
             os.close(self._fds.pop())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

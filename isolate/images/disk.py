@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from isolate.engine.native import call
 from isolate.images.errors import StoreError
+from isolate.kernel.closing import Closing
 from isolate.kernel.locks import lock_within, try_lock
 from isolate.kernel.syscalls import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from typing_extensions import Self
 
 __all__ = [
     "HELD",
@@ -184,7 +184,7 @@ def is_named(fd: int, name: str, at: int) -> bool:
     return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
 
 
-class Unnamed:
+class Unnamed(Closing):
     """A new file in a directory that has no name until :meth:`name` gives it one; closed without, it is gone.
 
     Where the file system has no such files (O_TMPFILE), it has a name that starts with ``.new-`` until then.
@@ -237,12 +237,6 @@ class Unnamed:
         """The descriptor, which is the caller's from now on."""
         fd, self.fd = self.fd, -1
         return fd
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def replace(at: int, name: str, data: bytes, mode: int = 0o644) -> None:

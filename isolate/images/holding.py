@@ -19,12 +19,11 @@ from isolate.images.pull import choose
 from isolate.images.reference import Reference
 from isolate.images.trees import Trees
 from isolate.kernel.checks import of_type
+from isolate.kernel.closing import Closing
 from isolate.namespaces.ids import IdMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from typing_extensions import Self
 
     from isolate.images.progress import ProgressCall
     from isolate.images.registry.client import Registry
@@ -38,7 +37,7 @@ _DIGITS = re.compile("(sha256:|sha512:)?[0-9a-f]{12,128}")  # as many digits as 
 _SHOWN = 8  # candidates in a message
 
 
-class Holding:
+class Holding(Closing):
     """The part of :class:`Store` that looks and names; the long verbs are in the other."""
 
     def __init__(
@@ -79,12 +78,6 @@ class Holding:
     def close(self) -> None:
         """Close its descriptors."""
         self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"Store({self.path!r}{', read_only=True' if self.read_only else ''})"

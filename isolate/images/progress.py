@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import ThreadPoolExecutor
 
     ProgressCall: TypeAlias = "Callable[[Progress], object]"
 
@@ -56,3 +58,17 @@ class Reporter:
     def stop(self) -> None:
         """Let what still runs in other threads end soon."""
         self._stop.set()
+
+    @contextmanager
+    def workers(self, count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+        """Threads for the pieces of a verb. An error ends the others' pieces soon; at the end all threads are gone."""
+        from concurrent.futures import ThreadPoolExecutor  # loaded late: opening a store needs no threads
+
+        pool = ThreadPoolExecutor(count, thread_name_prefix=name)
+        try:
+            yield pool
+        except BaseException:
+            self.stop()  # nobody waits for what another thread still does
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

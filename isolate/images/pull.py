@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from isolate.images.blobs import Lease, Partial
@@ -103,18 +102,12 @@ class Pull:
     def layers(self, image: Image, bounds: Bounds | None, *, trees: bool) -> None:
         """Download what is missing, side by side; extract in order as it comes."""
         unique = {layer.digest: descriptor(layer) for layer in image.layers}
-        pool = ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-pull")
-        try:
+        with self._report.workers(self._registry.parallel, "isolate-pull") as pool:
             jobs = {digest: pool.submit(self._blob, blob) for digest, blob in unique.items()}
             if trees:
                 unpack(self._opened, self._trees, image, bounds, self._report, self.lease, jobs)
             for job in jobs.values():
                 job.result()
-        except BaseException:
-            self._report.stop()  # nobody waits for what another thread still fetches
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def everything(self, pulled: Pulled) -> list[Image]:
         """An index with all that it names, whatever machine it is for; its images, and what else lies beside them."""
@@ -135,15 +128,9 @@ class Pull:
         return images
 
     def _all(self, wanted: dict[str, Descriptor]) -> None:
-        pool = ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-pull")
-        try:
+        with self._report.workers(self._registry.parallel, "isolate-pull") as pool:
             for job in [pool.submit(self._blob, blob) for blob in wanted.values()]:
                 job.result()
-        except BaseException:
-            self._report.stop()
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def _blob(self, layer: Descriptor) -> int:
         with doing("keeping a layer", self._opened.path):

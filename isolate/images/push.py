@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,19 +82,13 @@ class Push:
         found = [read_manifest(data) for data in manifests]
         layers = {layer.digest: layer for manifest in found for layer in manifest.layers}
         configs = {manifest.config.digest: manifest.config for manifest in found}
-        pool = ThreadPoolExecutor(self._registry.parallel, thread_name_prefix="isolate-push")
-        try:
+        with self._report.workers(self._registry.parallel, "isolate-push") as pool:
             for job in [pool.submit(self._blob, one) for one in layers.values()]:
                 job.result()
             # Where a layer was new, so is the configuration that has its digest: it need not be asked for.
             new = len(found) == 1 and self._uploaded > 0
             for job in [pool.submit(self._blob, one, new) for one in configs.values() if one.digest not in layers]:
                 job.result()
-        except BaseException:
-            self._report.stop()  # nobody waits for what another thread still sends
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
     def _blob(self, blob: Descriptor, new: bool = False) -> None:
         registry, repository = self._registry, self._reference.repository

@@ -12,6 +12,7 @@ from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
 from isolate.kernel.checks import is_int, is_number, keywords
+from isolate.kernel.closing import Closing
 from isolate.namespaces import NetNamespace
 from isolate.network import address, link, ruleset, subnets
 from isolate.network.hostlink import HostLink, Published, reserve
@@ -31,7 +32,6 @@ from isolate.thread.disposable import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -47,7 +47,7 @@ _open: set[Network] = set()
 
 
 @keywords
-class Network(Watching, Joinable):
+class Network(Watching, Joinable, Closing):
     """A network of sandboxes: a bridge in a namespace of its own, gone with this program however that ends.
 
     ``subnet`` is the IPv4 network that members get their addresses from; without, one that is free. ``ipv6`` is a
@@ -400,11 +400,6 @@ class Network(Watching, Joinable):
     def __enter__(self) -> Self:
         self._check()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from isolate.errors import SetupError, UnsupportedError
+from isolate.kernel.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from typing_extensions import Self
 
 __all__ = ["NETFILTER", "ROUTE", "Answer", "Message", "Socket", "Words", "attribute", "attributes", "nested", "text"]
 
@@ -133,7 +133,7 @@ class Failure:
     words: str | None
 
 
-class Socket:
+class Socket(Closing):
     """A netlink socket, in the network namespace of the thread that makes it; or one that was made elsewhere.
 
     Not for two threads at once.
@@ -170,12 +170,6 @@ class Socket:
     def close(self) -> None:
         """Close it. Tables of nftables that it owns go with it."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     # ---- asking --------------------------------------------------------------------------------------------------
 

@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError
 from isolate.kernel.checks import is_int
+from isolate.kernel.closing import Closing
 from isolate.network.netlink import ROUTE, Socket
 from isolate.network.sockets import make
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from isolate.engine.plan import Launched
     from isolate.namespaces import NetNamespace
     from isolate.network.address import Address
@@ -97,7 +94,7 @@ class Place:
         self.network.leave(self.member, wait=wait)
 
 
-class Connection:
+class Connection(Closing):
     """Something that runs, in a network; a context manager that takes it out again."""
 
     def __init__(self, place: Place) -> None:
@@ -120,14 +117,6 @@ class Connection:
     def close(self) -> None:
         """Take it out: the device inside is gone when this returns."""
         self._place.close(wait=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def netlink_of(target: NetNamespace | Running | int) -> Socket:

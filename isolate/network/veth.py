@@ -7,15 +7,10 @@ import itertools
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
+from isolate.kernel.closing import Closing
 from isolate.namespaces.part import NetNamespace
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
 
 __all__ = ["Network"]
 
@@ -29,7 +24,7 @@ _UP = 1
 _numbers = itertools.count(1)
 
 
-class Network:
+class Network(Closing):
     """A network namespace, by its handle. A context manager that closes it; entering is ``with network.namespace:``."""
 
     def __init__(self, namespace: NetNamespace) -> None:
@@ -73,14 +68,6 @@ class Network:
         for other in self._peers:
             other.close()
         self.namespace.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _attribute(kind: int, data: bytes) -> bytes:

@@ -23,6 +23,7 @@ from isolate.engine.plan import Context
 from isolate.engine.waiting import ready
 from isolate.errors import IsolateError, SetupError
 from isolate.kernel.checks import is_int
+from isolate.kernel.closing import Closing
 from isolate.kernel.namespaces import KINDS
 from isolate.kernel.proc import fields
 from isolate.namespaces.part import (
@@ -43,9 +44,6 @@ from isolate.seccomp import Seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from isolate.cgroups.stats import Stats
     from isolate.engine.plan import Buffer, Launched, Part, Step
@@ -71,7 +69,7 @@ class Guarding(Protocol):
         ...
 
 
-class Attached:
+class Attached(Closing):
     """The namespaces of a process that runs; made by :func:`attach`, a context manager that lets go of them.
 
     Each of ``user``, ``mount``, ``pid``, ``net``, ``ipc``, ``uts``, ``cgroup`` and ``time`` is a part that joins it:
@@ -244,14 +242,6 @@ class Attached:
         """Let go of the descriptors. Parts that were taken out hold their own until they go."""
         self._parts.clear()
         self._pidfd.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

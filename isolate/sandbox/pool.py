@@ -13,6 +13,7 @@ from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.waiting import ready
 from isolate.errors import ConflictError
 from isolate.kernel.checks import is_int, keywords
+from isolate.kernel.closing import Closing
 from isolate.namespaces.part import PidNamespace
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.outcome import remove_group
@@ -21,7 +22,6 @@ from isolate.thread.blocks import standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -33,7 +33,7 @@ _MOST = 1024
 
 
 @keywords
-class Pool(Verbs):
+class Pool(Verbs, Closing):
     """``size`` sandboxes of one kind, each set up but for its program, so that a start takes a fraction of the time.
 
     .. code-block:: python
@@ -194,11 +194,6 @@ class Pool(Verbs):
             self.close()
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         waiting = getattr(self, "_waiting", None)

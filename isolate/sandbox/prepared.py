@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from isolate.engine.handing import Handing
 from isolate.engine.plan import SELF, Phase, Plan, Register, Step, call
+from isolate.kernel.closing import Closing
 from isolate.kernel.proc import fields
 from isolate.sandbox.awaiting import await_start
 from isolate.sandbox.defaults import defaults
@@ -15,9 +16,6 @@ from isolate.sandbox.planned import Planned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from isolate.engine.handing import Handed
     from isolate.engine.plan import Context, Launched, Part
@@ -83,7 +81,7 @@ def _pid_of(pidfd: int) -> int:
     return max(found, 0)
 
 
-class Prepared:
+class Prepared(Closing):
     """A program that waits to be executed; made by :meth:`isolate.Sandbox.prepare`.
 
     Everything holds but the filter of system calls, which comes with the execution: namespaces, mounts, the cgroup,
@@ -144,14 +142,6 @@ class Prepared:
         """Take it down, unless it was started: then it is the :class:`~isolate.Process` that closes."""
         if not self._started:
             self._process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def prepare(box: Planned, args: Any, options: dict[str, Any]) -> Prepared:

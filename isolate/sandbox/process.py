@@ -14,6 +14,7 @@ from isolate.engine.native import lib
 from isolate.engine.proc import kill_session, namespace_of
 from isolate.errors import SetupError
 from isolate.kernel.checks import is_number
+from isolate.kernel.closing import Closing
 from isolate.sandbox import outcome
 from isolate.sandbox.awaiting import await_start
 from isolate.sandbox.communicate import Communication
@@ -27,9 +28,8 @@ from isolate.sandbox.terminal import Terminal, program_uid, set_window, wanted_w
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from isolate.engine.record import Record
     from isolate.engine.session import Session
@@ -43,7 +43,7 @@ _FLUSH = 5.0  # seconds for a callback to take what came last
 _PATIENCE = 10.0  # seconds for a further program's start: nothing has to be made for it
 
 
-class Process(Grouped):
+class Process(Grouped, Closing):
     """A program in a sandbox. Made by :meth:`isolate.Sandbox.spawn`; a context manager that takes it down on leaving.
 
     Waiting is on descriptors: ``pidfd`` (readable when the program has ended) and :meth:`fileno` (readable when
@@ -355,14 +355,6 @@ class Process(Grouped):
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a Process cannot be copied or pickled: the end of the copy would be the end of the program")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         session = getattr(self, "_session", None)

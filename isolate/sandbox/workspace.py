@@ -15,6 +15,7 @@ from isolate.attributes.credentials import Credentials
 from isolate.errors import ConflictError, SetupError
 from isolate.kernel import checks
 from isolate.kernel.checks import is_int
+from isolate.kernel.closing import Closing
 from isolate.kernel.paths import inside
 from isolate.kernel.trees import MOST, remove_here, walk
 from isolate.mounts.bind import Bind
@@ -30,9 +31,6 @@ from isolate.sandbox.volumes import image_volume, memory_volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from isolate.engine.plan import Context, Register, Step
     from isolate.kernel.paths import StrOrBytesPath
@@ -59,7 +57,7 @@ class Usage:
 
 
 @checks.keywords
-class Workspace(WithFiles):
+class Workspace(WithFiles, Closing):
     """A directory of the caller's that programs find at ``target`` and may write, whoever they are inside.
 
     .. code-block:: python
@@ -320,14 +318,6 @@ class Workspace(WithFiles):
             _remove(made)
             if project is not None:
                 project.release(os.path.dirname(made))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _only_root(step: str, remedy: str) -> SetupError:

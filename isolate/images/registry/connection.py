@@ -9,6 +9,7 @@ from isolate.images.registry.auth import Authority, Scope
 from isolate.images.registry.credentials import Credentials, lookup
 from isolate.images.registry.http import Answer, Transport, is_loopback, origin
 from isolate.kernel.checks import is_int, is_number
+from isolate.kernel.closing import Closing
 
 if TYPE_CHECKING:
     import os
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 
-class Connection:
+class Connection(Closing):
     """The part of :class:`Registry` that asks; what is asked for is in the others."""
 
     def __init__(
@@ -66,12 +67,6 @@ class Connection:
         self._transport.close()
         for mirror in self._mirrors:
             mirror.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # ---- requests -----------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from isolate.diagnosis import start
 from isolate.engine.plan import Phase, Plan, Register, Step, call
 from isolate.engine.tape import compile_plan
 from isolate.errors import ConflictError, SetupError
+from isolate.kernel.closing import Closing
 from isolate.kernel.constants import CLONE_NEWNET, CLONE_NEWPID, O_CLOEXEC, O_PATH
 from isolate.landlock.part import Landlock
 from isolate.mounts.dev_null import tree_of_null
@@ -40,9 +41,6 @@ from isolate.seccomp import Seccomp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from isolate.cgroups.events import Events
     from isolate.cgroups.stats import Stats
@@ -205,7 +203,7 @@ class Command(_Inside):
         return self.container.launch(tape, run, stdio, slots, nonblocking=nonblocking)
 
 
-class Container(_Inside, WithFiles):
+class Container(_Inside, WithFiles, Closing):
     """A sandbox that stays until its end, in which commands are run; made by :meth:`isolate.Sandbox.open`.
 
     :meth:`run`, :meth:`arun` and :meth:`spawn` are those of :class:`~isolate.Sandbox`: a command is in the container's
@@ -401,14 +399,6 @@ class Container(_Inside, WithFiles):
         for descriptor in (*self._doors.values(), self._root, self._null):
             if descriptor is not None:
                 descriptor.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError(

@@ -141,17 +141,23 @@ class Outward:
             if hidden or not fnmatchcase(os.fsdecode(name), pattern):
                 continue
             below = b"/".join(filter(None, (path, name)))
-            with self._actor.acting():
-                try:
-                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
+            status = self._status(fd, name)
+            if status is None:
+                continue
             if len(names) == 1:
                 self._fetch(fd, name, below, status, into, bounds, found, contents, 0)
             elif stat.S_ISDIR(status.st_mode):
                 with self._directory(fd, name, below, bounds) as inner, _made(into, name, status) as (host, _):
                     if inner is not None:
                         self._matching(inner, below, names[1:], host, bounds, found, contents)
+
+    def _status(self, fd: int, name: bytes) -> os.stat_result | None:
+        """What a name of a directory is; None where it has gone meanwhile."""
+        with self._actor.acting():
+            try:
+                return os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
 
     @contextlib.contextmanager
     def _directory(self, fd: int, name: bytes, path: bytes, bounds: Bounds) -> Iterator[int | None]:
@@ -183,12 +189,9 @@ class Outward:
             names = sorted(names_in(fd, path, bounds))
         for name in names:
             below = b"/".join(filter(None, (path, name)))
-            with self._actor.acting():
-                try:
-                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-            self._fetch(fd, name, below, status, into, bounds, found, contents, depth)
+            status = self._status(fd, name)
+            if status is not None:
+                self._fetch(fd, name, below, status, into, bounds, found, contents, depth)
 
     def _fetch(
         self,

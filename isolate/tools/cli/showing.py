@@ -25,22 +25,21 @@ def amount(size: int | None) -> str:
     """Bytes for people: powers of 1000, as registries count."""
     if size is None:
         return "?"
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    raise AssertionError
+    return _scaled(size, 1000, (" kB", " MB", " GB"))
 
 
 def binary(size: int) -> str:
     """Bytes of memory for people: powers of 1024, as limits are given."""
-    value = float(size)
-    for unit in ("B", "K", "M", "G"):
-        if value < 1024 or unit == "G":
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f}{unit}"
-        value /= 1024
-    raise AssertionError
+    return _scaled(size, 1024, ("K", "M", "G"))
+
+
+def _scaled(size: int, base: int, units: tuple[str, ...]) -> str:
+    if size < base:
+        return f"{size} B"
+    value, number = size / base, 0
+    while value >= base and number < len(units) - 1:
+        value, number = value / base, number + 1
+    return f"{value:.1f}{units[number]}"
 
 
 def short(digest: str) -> str:
