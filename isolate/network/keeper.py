@@ -108,7 +108,7 @@ class _Namespace:
         making = call("unshare", CLONE_NEWNET)
         yield Step(Phase.CGROUP, "make a network namespace", (making,), hints=HINTS)
         if self.settings:
-            yield sysctls.write(Phase.CGROUP, "forward IPv6 in it, and answer for neighbours", dict(self.settings))
+            yield sysctls.write(Phase.CGROUP, "what is bridged, and forward IPv6, in it", dict(self.settings))
         route, filters, own = Register("rtnetlink"), Register("nfnetlink"), Register("rtnetlink")
         yield Step(
             Phase.CGROUP,

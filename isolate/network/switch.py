@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Plug", "Switch"]
 
+#: A kernel with br_netfilter shows what goes from port to port of a bridge to the rules for what is routed as well, and
+#: tracks its connections. That is for a firewall of the bridge; this one has rules of its own for its ports.
+_BRIDGED = tuple((f"bridge/bridge-nf-call-{kind}tables", b"0") for kind in ("ip", "ip6", "arp"))
 #: IPv6 is forwarded by all devices of a network or by none, and only such a network answers for neighbours.
-_SETTINGS = (("ipv6/conf/all/forwarding", b"1"), ("ipv6/conf/all/proxy_ndp", b"1"))
+_IPV6 = (("ipv6/conf/all/forwarding", b"1"), ("ipv6/conf/all/proxy_ndp", b"1"))
 _BRIDGE, _STANDING, _FIRST, _TURNS = 2, 4, 10, 1 << 28  # indexes of devices in the switch
 
 #: The names of a pair of devices in the switch, of which the first is a port of the bridge.
@@ -149,7 +152,7 @@ class Switch:
         #: Whether it forwards IPv6: else IPv6 passes among members on the bridge alone.
         self.routes6: bool = False
         self._forms: dict[tuple[object, ...], _Plain] = {}
-        self._kept: Kept = keep(bound, cut, settings=_SETTINGS if 6 in self.subnets else ())
+        self._kept: Kept = keep(bound, cut, settings=(*_BRIDGED, *(_IPV6 if 6 in self.subnets else ())))
         try:
             route, filters, *listening = (socket.socket(fileno=fd) for fd in self._taken())
             self.route: Socket = Socket(ROUTE, made=route)

@@ -187,6 +187,19 @@ def test_an_index_inside_that_another_device_has() -> None:
     net.close()
 
 
+def test_what_is_bridged_is_not_filtered_as_if_it_were_routed() -> None:
+    """The bridge has rules of its own; the kernel's br_netfilter would have each connection tracked as well."""
+    files = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{kind}tables") for kind in ("ip", "ip6", "arp")]
+    if not files[0].exists():
+        pytest.skip("this kernel has no br_netfilter, or it is not loaded")
+    for ipv6 in (None, False):
+        with network.Network(ipv6=ipv6) as lan:
+            with NetNamespace(fd=lan.namespace):
+                assert [file.read_text() for file in files] == ["0\n"] * 3
+            with NetNamespace.create():
+                assert [file.read_text() for file in files] == ["1\n"] * 3  # control: the kernel's own values
+
+
 def test_a_member_that_left_leaves_nothing() -> None:
     with network.Network() as lan:
         switch = NetNamespace(fd=lan.namespace)
