@@ -25,11 +25,38 @@ def descriptors(pid: int | str = "self") -> dict[int, str]:
 
 
 def children() -> set[int]:
+    """Read twice: if a child is reaped while the kernel writes the list, one behind it may be left out (proc(5))."""
     found: set[int] = set()
-    for task in os.listdir("/proc/self/task"):
+    for task in os.listdir("/proc/self/task") * 2:
         with contextlib.suppress(OSError):
             found |= set(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
     return found
+
+
+def mounted() -> set[str]:
+    """The mounts that this process sees."""
+    return set(Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def still_mounted(before: set[str], seconds: float = SOON) -> set[str]:
+    """Mounts that were not there before and stay for so long. What another program mounts for a moment is not told."""
+    deadline = time.monotonic() + seconds
+    while (left := mounted() - before) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return left
+
+
+def threads() -> int:
+    """Python's threads, without those that trio keeps for ten seconds in case that it needs one again."""
+    return sum(not thread.name.startswith("Trio thread") for thread in threading.enumerate())
+
+
+def alone(seconds: float = 2 * SOON) -> None:
+    """Wait until the threads of earlier tests have ended, for what the kernel does only for a process with one."""
+    gc.collect()
+    deadline = time.monotonic() + seconds
+    while threading.active_count() > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def cgroups() -> set[str]:
@@ -58,7 +85,7 @@ class Snapshot:
 
     fds: dict[int, str]
     threads: int
-    mounts: str
+    mounts: set[str]
     children: set[int]
     cgroups: set[str]
 
@@ -66,16 +93,14 @@ class Snapshot:
     def take(cls) -> Snapshot:
         parked.end_all()  # what is kept for the next start is not left behind
         gc.collect()
-        mounts = Path("/proc/self/mountinfo").read_text()
-        return cls(descriptors(), threading.active_count(), mounts, children(), cgroups())
+        return cls(descriptors(), threads(), mounted(), children(), cgroups())
 
     def difference(self) -> list[str]:
         now = Snapshot.take()
         found = [f"descriptor {fd}: {now.fds[fd]}" for fd in now.fds.keys() - self.fds.keys()]
         found += [f"threads {self.threads} -> {now.threads}"] if now.threads > self.threads else []
         # What has gone is nothing left behind; a mount whose options are others has a line that was not there.
-        before = set(self.mounts.splitlines())
-        found += [f"mount {line}" for line in now.mounts.splitlines() if line not in before]
+        found += [f"mount {line}" for line in now.mounts - self.mounts]
         found += [f"child {pid}" for pid in now.children - self.children]
         found += [f"cgroup {path}" for path in now.cgroups - self.cgroups]
         return found

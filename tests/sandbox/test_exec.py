@@ -113,7 +113,9 @@ def test_environment_streams_and_directory() -> None:
 def test_it_ends_when_closed_and_with_the_sandbox() -> None:
     with box().spawn(["sleep", "100"]) as first:
         with first.exec(["sleep", "101"]) as further:
-            assert "sleep 101" in output(first, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
+            deadline = time.monotonic() + 20
+            while "sleep 101" not in output(first, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"):
+                assert time.monotonic() < deadline  # execve has not set it yet when it closes what it closes
         assert further.returncode == -signal.SIGKILL
         assert "sleep 101" not in output(first, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
         further = first.exec(["sleep", "102"])

@@ -18,7 +18,7 @@ import pytest
 import isolate
 from isolate.sandbox import parked
 from tests.ordinary import as_ordinary_user
-from tests.sandbox.test_template import box_of, parked_box, used
+from tests.sandbox.test_template import box_of, parked_box, so_many
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +66,7 @@ def test_memory_is_given_back(template: bool) -> None:
         parked_box(box)
     with box.spawn(["sleep", "1000"]) as process:
         if template:
-            assert used(box) == 1
+            assert so_many(box, 1)
         pids, deadline = beside(process), time.monotonic() + SOON
         while any(memory > 12 or tables > 12 for memory, tables in map(taken, pids)):
             assert time.monotonic() < deadline, [taken(pid) for pid in pids]

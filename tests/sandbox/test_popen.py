@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import select
 import signal
 import subprocess
@@ -94,9 +95,13 @@ def test_communicate_after_a_timeout_loses_nothing() -> None:
         process.stdin.write(b"second\n")
         process.stdin.flush()
         assert process.communicate(timeout=20) == (b"first\nsecond\n", None)
-    with BOX.spawn(["sh", "-c", "echo first; sleep 0.5; echo second"], stdout=PIPE) as process:
+    reading, writing = os.pipe()
+    script = ["sh", "-c", "echo first; read l <&9; echo second"]
+    with os.fdopen(writing, "wb") as go, BOX.spawn(script, stdout=PIPE, pass_fds={9: reading}) as process:
+        os.close(reading)
         with pytest.raises(TimeoutExpired):
             process.communicate(timeout=0.05)
+        go.close()
         assert process.communicate(timeout=20) == (b"first\nsecond\n", None)
 
 
@@ -108,8 +113,6 @@ def test_communicate_with_one_that_reads_nothing() -> None:
 
 def test_communicate_does_not_wait_for_who_holds_a_pipe_outside() -> None:
     """The end of everything inside is the end, although this program holds a copy of the writing end."""
-    import os
-
     with BOX.spawn(["sh", "-c", "echo said; sleep 0.2"], stdout=PIPE) as process:
         kept = os.open(f"/proc/{process.pid}/fd/1", os.O_WRONLY)
         try:
