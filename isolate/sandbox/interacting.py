@@ -27,11 +27,11 @@ def interact(
     left = threading.Event()
     if escape is not None:
 
-        def typed(data: bytes) -> bytes | None:
-            if escape not in data:
-                return data
-            left.set()
-            return None
+        def typed(data: bytes) -> tuple[bytes, bool]:
+            before, found, _ = data.partition(escape)
+            if found:
+                left.set()
+            return before, not found
 
         relay.typed = typed
     try:

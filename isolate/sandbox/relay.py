@@ -63,12 +63,14 @@ class Relay:
         self._adopted = -1
         self._settled = terminal is not None
         self._dropped = False
+        self._left = False
         self._until: float | None = None
         self._pending = b""
         self._window = (0, 0)
         self._stopped = False
-        #: Called with what was read before it is passed on; None ends the relay (:meth:`isolate.Process.interact`).
-        self.typed: Callable[[bytes], bytes | None] | None = None
+        #: Called with what was read before it is passed on: what of it is the program's, and whether the relay goes on
+        #: (:meth:`isolate.Process.interact`).
+        self.typed: Callable[[bytes], tuple[bytes, bool]] | None = None
         try:
             # Copies: the caller may close its own, and open something else in its place.
             if self._reads:
@@ -266,6 +268,10 @@ class Relay:
                 return  # somebody outside holds a copy of the program's end, and all that is dead has written is out
             if self._in in ready and self._in >= 0:
                 reading = self._type()
+                if self._left:
+                    # What the program writes from now on waits for whoever reads next: it may never be silent.
+                    self._feed_all()
+                    return
 
     def _pass_on(self) -> bool:
         """Copy what the program has written; whether there may be more."""
@@ -303,6 +309,13 @@ class Relay:
                     raise
                 self._pending = b""
 
+    def _feed_all(self) -> None:
+        """Pass on what was typed before the end, as far as the program takes it."""
+        deadline = time.monotonic() + _PATIENCE / 2
+        while self._pending and (left := deadline - time.monotonic()) > 0:
+            if waiting.wait([(self.terminal.fileno(), waiting.WRITABLE)], left):
+                self._feed()
+
     def _type(self) -> bool:
         """Take what was typed; whether there may be more."""
         try:
@@ -313,13 +326,10 @@ class Relay:
             if error.errno == errno.EIO:  # hung up, or in the background after all
                 return False
             raise
-        if self.typed is not None:
-            passed = self.typed(data)
-            if passed is None:
-                self._finishing = True
-                return False
-            data = passed
         ended = not data and not is_terminal(self._in)
+        if self.typed is not None:
+            data, goes_on = self.typed(data)
+            self._left = not goes_on
         if not data and self.typed is None:
             settings = termios.tcgetattr(self.terminal.fileno())
             data = settings[_CC][termios.VEOF]  # Ctrl-D at a terminal that makes lines itself

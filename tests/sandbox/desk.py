@@ -80,6 +80,16 @@ class Desk:
         before, self.screen = self.screen[: found.start()], self.screen[found.end() :]
         return before
 
+    def press_until(self, key: bytes, wanted: bytes) -> None:
+        """A key that is a signal. A shell that it strikes between its look for traps and its ``read`` acts on it only
+        when another one comes."""
+        for _ in range(9):
+            self.type(key)
+            with contextlib.suppress(AssertionError):
+                self.wait_for(wanted, 3.0)
+                return
+        raise AssertionError((wanted, self.screen))
+
     def command(self, line: str) -> bytes:
         """What a command of the shell's shows."""
         self.type(line + "; echo E''ND\n")

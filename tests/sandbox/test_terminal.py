@@ -130,8 +130,7 @@ def test_interact(tmp_path: Path) -> None:
         desk.wait_for(b"ready\r+\n")
         desk.type("one\n")
         desk.wait_for("GOT:one")
-        desk.type(b"\x03")
-        desk.wait_for("caught")
+        desk.press_until(b"\x03", b"caught")
         desk.type(b"\x1d")
         desk.wait_for("ended None")
         desk.wait_for_settings(before)
@@ -142,6 +141,33 @@ def test_interact(tmp_path: Path) -> None:
         desk.wait_for("GOT:two")
         desk.wait_for("again 6")
         desk.wait_for_settings(before)
+
+
+LEAVE = """
+import threading, time
+import isolate
+box = isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace())
+with box.spawn(["sh", "-c", "echo ready; read l; echo GOT:$l; exec yes flood"], pty=True) as p:
+    print("left", p.interact())
+    print("left", p.interact())
+    while threading.active_count() > 1:
+        time.sleep(0.01)
+    input("silent")
+"""
+
+
+def test_the_escape_key_ends_it_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    """What was typed before it, in the same breath, is the program's; a program that is never silent is left, too."""
+    (tmp_path / "program.py").write_text(LEAVE)
+    with Desk(sys.executable, str(tmp_path / "program.py")) as desk:
+        desk.wait_for("ready")
+        desk.type(b"one\n\x1d")
+        desk.wait_for("left None")
+        desk.wait_for("GOT:one")
+        desk.wait_for("flood")
+        desk.type(b"\x1d")
+        desk.wait_for("left None")
+        desk.wait_for("silent")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, KILL])
