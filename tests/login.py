@@ -39,6 +39,11 @@ class Login:
     uid: int
     gid: int
 
+    def change(self, *options: str) -> None:
+        """By usermod."""
+        done = _account("usermod", *options, self.name)
+        assert done.returncode == 0, done.stderr
+
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """A command after ``su -l``."""
         done = subprocess.run(

@@ -136,8 +136,8 @@ def test_a_login_user_with_subordinate_ids(login: Login) -> None:
     if not Path("/usr/bin/newuidmap").exists():
         pytest.skip("newuidmap is not installed")
     first = 700_000_000 + (os.getpid() % 1000) * 100_000
-    subprocess.run(["usermod", "--add-subuids", f"{first}-{first + 65535}", login.name], check=True)
-    subprocess.run(["usermod", "--add-subgids", f"{first}-{first + 65535}", login.name], check=True)
+    login.change("--add-subuids", f"{first}-{first + 65535}")
+    login.change("--add-subgids", f"{first}-{first + 65535}")
     out = login.python("""
 import os, shutil, tempfile
 from pathlib import Path

@@ -206,9 +206,11 @@ def test_a_program_of_a_preset_does_not_trace_what_is_attached() -> None:
     """The program waits for the newcomer, tries to trace it, and tells; the control has the debugger's calls."""
     wait = (
         "import os, time\n"
+        "def command(pid):\n"
+        "    try: return open(f'/proc/{pid}/cmdline', 'rb').read()\n"
+        "    except OSError: return b''  # it has ended\n"
         "while True:\n"
-        "    pids = [p for p in os.listdir('/proc') if p.isdigit() and os.path.exists(f'/proc/{p}/cmdline')"
-        " and b'sleep' + bytes(1) + b'3141' in open(f'/proc/{p}/cmdline', 'rb').read()]\n"
+        "    pids = [p for p in os.listdir('/proc') if p.isdigit() and b'sleep' + bytes(1) + b'3141' in command(p)]\n"
         "    if pids: break\n"
         "    time.sleep(0.02)\n"
         "sys = __import__('sys'); sys.argv = ['', pids[0]]\n" + TRACE
