@@ -21,14 +21,18 @@ def churn(part: Any, times: int) -> None:
     with part:
         pass
     before = state()
-    memory = 0
-    for turn in range(times):
-        if turn == times // 10:
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with part:
-            pass
-    assert state() == before
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1024  # KiB
+    grown = []
+    while len(grown) < 3:  # the kernel may put a huge page in the place of small ones once
+        for turn in range(times):
+            if turn == times // 10:
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            with part:
+                pass
+        assert state() == before
+        grown.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory)
+        if grown[-1] < 1024:  # KiB
+            return
+    raise AssertionError(grown)
 
 
 @pytest.mark.parametrize("name", PARTS)

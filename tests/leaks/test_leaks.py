@@ -90,14 +90,19 @@ def growth(use: Callable[[], None], times: int) -> int:
     return resident() - before
 
 
+def grows(use: Callable[[], None], times: int) -> bool:
+    """Whether it grows each time. Once it may: the kernel puts a huge page in the place of small ones when it likes."""
+    return all(growth(use, times) >= MEBIBYTE for _ in range(3))
+
+
 @pytest.mark.parametrize("name", USES)
 def test_nothing_grows(name: str, clean: Snapshot) -> None:
-    assert growth(USES[name], 40) < MEBIBYTE
+    assert not grows(USES[name], 40)
 
 
 def test_hundreds_in_a_row(clean: Snapshot) -> None:
     blocks = sys.getallocatedblocks()
-    assert growth(run, 300) < MEBIBYTE
+    assert not grows(run, 300)
     gc.collect()
     assert sys.getallocatedblocks() - blocks < 2000
 
@@ -112,13 +117,13 @@ def test_growth_would_be_seen() -> None:
         )  # bytes could come from what earlier tests gave back to malloc alone
         kept[-1][:] = bytes(200_000)
 
-    assert growth(use, 100) > MEBIBYTE
+    assert grows(use, 100)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_thousand_in_a_row(clean: Snapshot) -> None:
-    assert growth(run, 10_000) < MEBIBYTE
+    assert not grows(run, 10_000)
 
 
 @pytest.mark.root
