@@ -80,6 +80,13 @@ def _of_root(value: bytes) -> bytes:
     return value[:3] + b"\2" + value[4:20] if len(value) == 24 and value[3] == 3 else value
 
 
+def _unreadable(path: bytes) -> BuildError:
+    return BuildError(
+        f"/{os.fsdecode(path)} may not be read by the user who builds: change its mode, or build as root, or in a store"
+        " with a range of ids (Store(path, map=IdMap.subordinate()))"
+    )
+
+
 class Files(Closing):
     """Trees, the uppermost first, looked up beneath their top.
 
@@ -141,7 +148,10 @@ class Files(Closing):
 
     def names(self, path: bytes) -> list[bytes]:
         """The names in a directory, in the order of their bytes."""
-        return sorted(self.stack.names(path))
+        try:
+            return sorted(self.stack.names(path))
+        except PermissionError:
+            raise _unreadable(path) from None
 
     def link(self, path: bytes) -> bytes:
         """Where a symbolic link leads."""
@@ -155,7 +165,10 @@ class Files(Closing):
         found = self.stack.lookup(path)
         assert found is not None
         tree = found[0]
-        fd = tree.open(path)
+        try:
+            fd = tree.open(path)
+        except PermissionError:
+            raise _unreadable(path) from None
         try:
             return tree.contents_of(fd, path)
         except LayerError as error:

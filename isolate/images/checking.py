@@ -127,16 +127,17 @@ def _layers(
         layer = forms.get(diffid)
         if deep and layer is not None and not store.read_only:
             below = _below(name, diffid, stacks, store)
-            yield from _same(store, fd, name, layer, below, report)
+            if below is not None:
+                yield from _same(store, fd, name, layer, below, report)
 
 
-def _below(name: str, diffid: str, stacks: list[tuple[str, ...]], store: Holding) -> tuple[str, ...]:
-    """The layers below a layer in one of the images."""
+def _below(name: str, diffid: str, stacks: list[tuple[str, ...]], store: Holding) -> tuple[str, ...] | None:
+    """The layers below a layer in one of the images; None for what was above those of an image without a name."""
     for stack in stacks:
         for index, own in enumerate(stack):
             if own == diffid and (name in store.trees.names(diffid, stack[:index])):
                 return stack[:index]
-    return ()
+    return None
 
 
 def _same(

@@ -128,6 +128,10 @@ class Facts:
         """One line of JSON a path, in the order of the paths: the form that a store keeps."""
         return b"".join(line_of(path, self._table()[path]) for path in self)
 
+    def as_stored(self) -> bytes:
+        """The same as it was read, without looking at it; whoever looks is told if it is damaged."""
+        return self.to_bytes() if self._data is None else self._data
+
     @classmethod
     def from_bytes(cls, data: bytes) -> Facts:
         """From that form; ValueError if it is none.

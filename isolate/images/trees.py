@@ -164,6 +164,7 @@ class Trees:
                     compression=packing_of(layer.media_type),
                     map=self.map,
                     lower=tuple(reversed(trees)),
+                    known=self.facts_of(trees, checked=False)[::-1],
                     contents=self._opened.contents(),
                     digest=layer.digest,
                     diffid=layer.diffid,
@@ -256,21 +257,23 @@ class Trees:
             raise StoreError("a layer's info is damaged", remedy="check(), then pull the image again")
         return found
 
-    def facts_of(self, trees: Sequence[int]) -> list[Facts]:
-        """The facts of a stack of leased trees, in the order of the trees."""
+    def facts_of(self, trees: Sequence[int], *, checked: bool = True) -> list[Facts]:
+        """The facts of a stack of leased trees, in the order of the trees. Not ``checked``: for those who may need none
+        of them, and take a ValueError then."""
         found = []
         for tree in trees:
             layer = open_directory("..", tree)
             try:
-                found.append(self.facts(layer))
+                found.append(self.facts(layer, checked=checked))
             finally:
                 os.close(layer)
         return found
 
-    def facts(self, fd: int) -> Facts:
+    def facts(self, fd: int, *, checked: bool = True) -> Facts:
         """The metadata that a layer's tree cannot hold."""
         try:
-            return Facts.from_bytes(read_small(fd, "facts", _LARGEST_FACTS))
+            data = read_small(fd, "facts", _LARGEST_FACTS)
+            return Facts.from_bytes(data) if checked else Facts(data)
         except FileNotFoundError:
             return Facts()
         except ValueError as error:

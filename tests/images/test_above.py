@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from isolate import IdMap
+from isolate.images import Image, Store
 from isolate.images.errors import LayerError
 from isolate.images.unpack.start import Extracted, extract
 from tests.images.archives import Maker, opened
+from tests.images.make import of_archive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,6 +106,27 @@ def test_a_directory_that_the_archive_left_out_is_as_below(tmp_path: Path) -> No
         assert ((tree / "home/me").stat().st_uid, (tree / "home/me").stat().st_gid) == (1000, 1000)
 
 
+def test_a_directory_that_a_whiteout_removed_is_a_new_one(tmp_path: Path) -> None:
+    """An opaque directory stays what it is below; one that is removed and made once more does not."""
+    lower = Maker().directory("a", mode=0o700).directory("b", mode=0o700)
+    above(tmp_path, [lower], Maker().file(".wh.a").file("a/x").file("b/.wh..wh..opq").file("b/x"))
+    assert (mode(tmp_path / "tree/a"), mode(tmp_path / "tree/b")) == (0o755, 0o700)
+
+
+def test_owners_that_are_not_mapped_are_those_below(tmp_path: Path) -> None:
+    """What the tree below could not hold is known of a directory that was left out, and of a file that is linked to."""
+    ids = IdMap.single(0, 0, host_uid=os.geteuid(), host_gid=os.getegid())
+    lower = Maker().directory("home/me", mode=0o750, uid=5, gid=6).file("home/me/f", b"1", uid=5, gid=6)
+    fds = opened(tmp_path / "lower"), opened(tmp_path / "tree")
+    below = extract(io.BytesIO(lower.done()), fds[0], map=ids)
+    upper = Maker().link("x", "home/me/f").file("home/me/g").directory("home", mode=0o711)
+    done = extract(io.BytesIO(upper.done()), fds[1], map=ids, lower=fds[:1], known=(below.facts,))
+    assert {path: (done.facts[path].uid, done.facts[path].gid) for path in done.facts} == dict.fromkeys(
+        (b"home/me", b"home/me/f", b"x"), (5, 6)
+    )
+    assert (mode(tmp_path / "tree/home"), mode(tmp_path / "tree/home/me")) == (0o711, 0o750)
+
+
 @pytest.mark.skipif(not ROOT, reason="gives files away")
 def test_gnu_tar_leaves_directories_as_they_are(tmp_path: Path) -> None:
     lower = Maker().directory("tmp", mode=0o1777).directory("home/me", mode=0o2750, uid=1000, gid=1000, mtime=5)
@@ -131,3 +155,14 @@ def test_gnu_tar_leaves_directories_as_they_are(tmp_path: Path) -> None:
 def test_hard_links_below_that_are_refused(tmp_path: Path, lower: list[Maker], target: str, rule: str) -> None:
     with pytest.raises(LayerError, match=rule):
         above(tmp_path, lower, Maker().link("x", target))
+
+
+def test_a_check_knows_a_layer_above_layers_that_nothing_names_any_more(tmp_path: Path) -> None:
+    """Its tree is as those below had it, and is compared with nothing else."""
+    upper = of_archive(Maker().file("d/x").done())
+    with Store(tmp_path / "store") as store:
+        for number, base in enumerate((0o700, 0o711)):
+            lower = of_archive(Maker().directory("d", mode=base).done())
+            store.add(Image.empty() + lower + upper, f"x/y:{number}")
+        store.untag("x/y:0")
+        assert store.check(deep=True) == []

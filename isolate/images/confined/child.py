@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from isolate.images.confined.words import CONTENTS, FACTS, LOWER, OUT, TARGET, data, text
+from isolate.images.confined.words import CONTENTS, FACTS, KNOWN, LOWER, OUT, TARGET, data, text
 from isolate.images.errors import LayerError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def _extract(options: dict[str, Any]) -> dict[str, Any]:
         limits=tuple(options["limits"]),
         devices=options["devices"],
         lower=range(LOWER, LOWER + options["lower"]),
+        known=_facts(options, KNOWN) if options["facts"] else (),
         follow=options["follow"],
         contents=_contents(options),
         layer=options["layer"],
@@ -85,10 +86,10 @@ def _contents(options: dict[str, Any]) -> int | None:
     return CONTENTS if options["contents"] else None
 
 
-def _facts(options: dict[str, Any]) -> list[Facts]:
+def _facts(options: dict[str, Any], held: int = FACTS) -> list[Facts]:
     from isolate.images.facts import Facts
 
-    with open(FACTS, "rb", closefd=False) as file:
+    with open(held, "rb", closefd=False) as file:
         return [Facts(file.read(size)) for size in options["facts"]]
 
 

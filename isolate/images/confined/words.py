@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["CONTENTS", "FACTS", "LOWER", "OUT", "TARGET", "data", "text"]
+__all__ = ["CONTENTS", "FACTS", "KNOWN", "LOWER", "OUT", "TARGET", "data", "text"]
 
-#: Descriptors by number: the directory to work on, where facts go, and where the contents of outlines are. The archive
-#: is standard input.
-TARGET, FACTS, OUT, CONTENTS, LOWER = 3, 4, 5, 6, 10
+#: Descriptors by number: the directory to work on, where facts go, where the contents of outlines are, and the facts of
+#: the trees below. The archive is standard input.
+TARGET, FACTS, OUT, CONTENTS, KNOWN, LOWER = 3, 4, 5, 6, 7, 10
 
 
 def text(data: bytes) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from isolate.images.archive.entry import Entry
+    from isolate.images.facts import Facts
     from isolate.images.pack.scan import Tree
 
 __all__ = ["Below"]
@@ -22,11 +23,13 @@ _MOST_LINKS = 40  # as many as the kernel follows
 
 
 class Below:
-    """The trees below, the uppermost first. ``follow``: entries go where links of these lead. ``contents`` as for
-    :class:`Tree`."""
+    """The trees below, the uppermost first, with what they could not hold. ``follow``: entries go where links of these
+    lead. ``contents`` as for :class:`Tree`."""
 
-    def __init__(self, lower: Sequence[int], *, follow: bool, contents: int | None = None) -> None:
-        self._stack = Stack(lower, contents=contents)
+    def __init__(
+        self, lower: Sequence[int], facts: Sequence[Facts] = (), *, follow: bool, contents: int | None = None
+    ) -> None:
+        self._stack = Stack(lower, facts, contents)
         self.follow = follow
 
     def close(self) -> None:
@@ -46,7 +49,7 @@ class Below:
         return os.readlink(base, dir_fd=tree.directory(parent))
 
     def entry(self, path: bytes) -> tuple[Tree, Entry] | None:
-        """The entry below at a path, without its attributes."""
+        """The entry below at a path; of what is in its tree without its attributes."""
         row = self._stack.lookup(path)
         if row is None:
             return None

@@ -15,7 +15,7 @@ from isolate.images.archive import entry as kinds
 from isolate.images.archive.names import WHITEOUT, whiteout_of
 from isolate.images.archive.source import Source
 from isolate.images.errors import LayerError
-from isolate.images.facts import Fact
+from isolate.images.facts import Fact, Facts
 from isolate.images.unpack.refusals import again, refused
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Placer:
 
     ``top`` is the descriptor of the directory, ``owners`` which ids can be given to files here, ``devices`` whether
     device nodes are made. ``limits`` are the numbers of :meth:`Bounds.limits`; ``lower`` are the trees below this
-    layer, the uppermost first, and ``contents`` is where those of their outlines are. ``layer``: whiteouts are in it.
-    Errors leave what was made so far: the caller removes the directory.
+    layer, the uppermost first, ``known`` their facts, and ``contents`` is where those of their outlines are. ``layer``:
+    whiteouts are in it. Errors leave what was made so far: the caller removes the directory.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Placer:
         limits: tuple[int, int, int, int],
         devices: bool = False,
         lower: Sequence[int] = (),
+        known: Sequence[Facts] = (),
         follow: bool = False,
         contents: int | None = None,
         layer: bool = True,
@@ -66,7 +67,7 @@ class Placer:
         if lower:
             from isolate.images.unpack.below import Below  # loaded late: the lowest layer of an image has none
 
-            self._below = Below(lower, follow=follow, contents=contents)
+            self._below = Below(lower, known, follow=follow, contents=contents)
         #: What stands at each path of this layer: a kind of entry, or one of the two above.
         self.known: dict[bytes, str] = {b"": _IMPLICIT}
         self._prepare(top)
@@ -82,6 +83,8 @@ class Placer:
         #: Of directories, the time and the mode where it has bits that would be inherited: both are set at the end.
         self._late: dict[bytes, tuple[int, int]] = {}
         self._opaque: set[bytes] = set()
+        #: Directories that a whiteout removes and that this layer has: others than those below.
+        self._anew: set[bytes] = set()
         self._whiteouts: list[bytes] = []
 
     @staticmethod
@@ -321,12 +324,12 @@ class Placer:
     def _as_below(self, path: bytes) -> None:
         """A directory that the archive left out is as the lower layers have it: this layer says nothing about it."""
         above = path.split(b"/")[:-1]
-        hidden = any(b"/".join(above[: n + 1]) in self._opaque for n in range(len(above)))
+        hidden = path in self._anew or any(b"/".join(above[: n + 1]) in self._opaque for n in range(len(above)))
         row = self._below.entry(path) if self._below is not None and not hidden else None
         if row is None or row[1].kind != kinds.DIRECTORY:
             return
         tree, entry = row
-        entry.xattrs = tree.attributes(tree.directory(path))
+        entry.xattrs = {**tree.attributes(tree.directory(path)), **entry.xattrs}
         parent, _, base = path.rpartition(b"/")
         self._directory(self._parent(parent, path), base, entry)
 
@@ -335,25 +338,18 @@ class Placer:
             os.close(self._fds.pop(path))
 
     def _copy_up(self, target: bytes, path: bytes) -> str:
-        """Make a file of a lower layer one of this layer too, with the directories that it is in: for hard links."""
+        """Make a file of a lower layer one of this layer too, for hard links. The directories that it is in are left
+        out, unless they have entries as well."""
         row = self._below.entry(target) if self._below is not None else None
         if self._below is None or row is None:
             raise LayerError(path, f"a hard link to {target!r}, which is not in this layer before it, nor below it")
         tree, entry = row
-        parts = target.split(b"/")[:-1]
-        for depth in range(1, len(parts) + 1):
-            above = b"/".join(parts[:depth])
-            if above not in self.known:
-                found = self._below.entry(above)
-                assert found is not None
-                self._directory(self._parent(above.rpartition(b"/")[0], path), parts[depth - 1], found[1])
-                self._count(above, kinds.DIRECTORY)
         parent, _, base = target.rpartition(b"/")
         fd = self._parent(parent, path)
         if entry.kind == kinds.FILE:
             file = tree.open(target)
             try:
-                entry.xattrs = tree.attributes(file)
+                entry.xattrs = {**tree.attributes(file), **entry.xattrs}
                 file = tree.contents_of(file, target)
                 pieces = iter(lambda: os.read(file, 1 << 18), b"")
                 self._file(fd, base, entry, Source(pieces))
@@ -397,6 +393,7 @@ class Placer:
             for path in self._whiteouts:
                 kind = self.known.get(path)
                 if kind in (kinds.DIRECTORY, _IMPLICIT):
+                    self._anew.add(path)
                     self._opaque.add(path)  # the layer hides what was there, and has a directory of that name itself
                 elif kind is None:
                     parent, _, base = path.rpartition(b"/")

@@ -62,6 +62,7 @@ def extract(
     map: IdMap | None = None,
     devices: bool = False,
     lower: Sequence[int] = (),
+    known: Sequence[Facts] = (),
     contents: int | None = None,
     links: str = "replace",
     layer: bool = True,
@@ -85,6 +86,8 @@ def extract(
     ``lower``
         Descriptors of the trees below, the uppermost first: for hard links to files of theirs, and to tell where a
         directory replaces a symbolic link.
+    ``known``
+        The facts of these trees, in the same order: owners that are not in the map are then those of what is below.
     ``contents``
         Descriptor of the directory with the contents of the lower trees' files, for those of a store that has one.
     ``links``
@@ -126,12 +129,17 @@ def extract(
         "follow": links == "follow",
         "contents": contents is not None,
         "layer": layer,
+        "facts": [],
     }
     fds = {words.TARGET: target, **{words.LOWER + i: fd for i, fd in enumerate(lower)}}
     if contents is not None:
         fds[words.CONTENTS] = contents
     facts = os.memfd_create("facts", os.MFD_CLOEXEC)
+    below = os.memfd_create("known", os.MFD_CLOEXEC) if any(known) else -1
     try:
+        if below >= 0:
+            options["facts"] = _written(below, known)
+            fds[words.KNOWN] = below
         with _Input(archive) as stdin:
             answer = confined(
                 "extract",
@@ -163,6 +171,17 @@ def extract(
         )
     finally:
         os.close(facts)
+        if below >= 0:
+            os.close(below)
+
+
+def _written(fd: int, facts: Sequence[Facts]) -> list[int]:
+    """Write facts one behind the other, to be read from the beginning: the bytes of each."""
+    texts = [each.as_stored() for each in facts]
+    with open(fd, "wb", closefd=False) as file:
+        file.writelines(texts)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return [len(text) for text in texts]
 
 
 def _whole(fd: int) -> bytes:
