@@ -14,13 +14,13 @@ the spot of the interpreter and what it needs, or of ROOT, as debootstrap makes 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import isolate
@@ -169,14 +169,15 @@ def interpreter() -> str:
 def control(python: str, bait: Bait) -> int:
     """The hostile submission without any container."""
     done = subprocess.run([python, "-c", HOSTILE, *bait.arguments()], capture_output=True, text=True, check=True)
-    time.sleep(0.1)  # the signal that it sent has to arrive
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        bait.process.wait(5)  # the signal that it sent has to arrive
     print(done.stdout, end="")
     harm = bait.harm()
     print("outside:", "; ".join(harm))
     return 0 if done.stdout.count("SUCCEEDED") == 4 and len(harm) == 3 else 1
 
 
-def judge(python: str, bait: Bait, box: isolate.Sandbox) -> int:
+def judge(python: str, bait: Bait, box: isolate.Sandbox, seconds: float) -> int:
     """Run the three, print the table; 0 if each ended as it should and nothing happened outside."""
     submissions = [
         ("honest", [python, "-c", HONEST], "1\n2\n39\n", isolate.Verdict.OK),
@@ -186,7 +187,7 @@ def judge(python: str, bait: Bait, box: isolate.Sandbox) -> int:
     right = True
     print(f"{'submission':<12}{'verdict':<10}{'wall':>8}{'cpu':>9}{'memory':>10}  output")
     for name, command, given, expected in submissions:
-        result = box.run(command, input=given, timeout=1, max_output="64K", text=True)
+        result = box.run(command, input=given, timeout=seconds, max_output="64K", text=True)
         lines = (result.stdout or "").strip().splitlines() or [""]
         figures = f"{result.wall_time:7.2f}s{result.cpu_time:8.2f}s{result.peak_memory / 2**20:7.1f}MiB"
         print(f"{name:<12}{result.verdict:<10}{figures}  {lines[0]}")
@@ -209,6 +210,7 @@ def main() -> int:
     parser.add_argument(
         "--image", nargs="?", const="", metavar="ROOT", help="the root is an image, of the interpreter or of ROOT"
     )
+    parser.add_argument("--seconds", type=float, default=1, help="the limit of time for each")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
@@ -221,7 +223,7 @@ def main() -> int:
             return 0
         bait = Bait(Path(directory))
         try:
-            return control(python, bait) if options.control else judge(python, bait, box)
+            return control(python, bait) if options.control else judge(python, bait, box, options.seconds)
         finally:
             bait.close()
             if options.image is not None:

@@ -46,15 +46,23 @@ def check_table(done: subprocess.CompletedProcess[str]) -> None:
     assert "outside: the secret unread" in done.stdout
 
 
-def test_judge() -> None:
-    done = subprocess.run([sys.executable, str(EXAMPLES / "judge.py")], capture_output=True, text=True, check=False)
+def judged(*command: str, cwd: Path = ROOT) -> None:
+    """The judge's table. On a busy machine the honest one may need more than a second."""
+    for seconds in ("1", "20"):
+        words = [*command, "--seconds", seconds]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd)
+        if done.returncode == 0:
+            break
     check_table(done)
+
+
+def test_judge() -> None:
+    judged(sys.executable, str(EXAMPLES / "judge.py"))
 
 
 def test_judge_in_an_image() -> None:
     """The same, in a root that is an image made of the host's own files."""
-    command = [sys.executable, str(EXAMPLES / "judge.py"), "--image"]
-    check_table(subprocess.run(command, capture_output=True, text=True, check=False))
+    judged(sys.executable, str(EXAMPLES / "judge.py"), "--image")
 
 
 def test_judge_without_the_container() -> None:
@@ -98,8 +106,7 @@ def python_for_all(place: Path) -> str:
 
 def test_judge_as_an_ordinary_user(as_nobody: list[str]) -> None:
     script = EXAMPLES.joinpath("judge.py").read_text()
-    done = subprocess.run([*as_nobody, "-c", script], capture_output=True, text=True, check=False, cwd="/")
-    check_table(done)
+    judged(*as_nobody, "-c", script, cwd=Path("/"))
     who = [*as_nobody, "-c", "import os; print(os.geteuid())"]
     uid = subprocess.run(who, capture_output=True, text=True, check=True)
     assert uid.stdout == f"{NOBODY}\n"

@@ -42,7 +42,7 @@ class _Netted:
         sock.settimeout(30)
         return sock
 
-    def connects(self, address: str, port: int, timeout: float = 2.5) -> bool:
+    def connects(self, address: str, port: int, timeout: float = 10) -> bool:
         """Whether a connection can be made from its network."""
         with self.net:
             return connects(address, port, timeout)
@@ -61,8 +61,12 @@ class Host(_Netted):
         self.address, self.address6 = (*map(str, lan.members[name]), "")[:2]
 
 
-def connects(address: str, port: int, timeout: float = 2.5) -> bool:  # a lost SYN is sent again after a second
-    """Whether a connection can be made from this thread's network."""
+def connects(address: str, port: int, timeout: float = 10) -> bool:
+    """Whether a connection can be made from this thread's network.
+
+    A SYN or a question for a neighbour that is lost is sent again after a second, and again: where the kernel takes its
+    time with a member that has just come, that happens.
+    """
     with contextlib.suppress(OSError):
         socket.create_connection((address, port), timeout).close()
         return True

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 CLIENT = r"""
 import os, socket, ssl, struct, sys
-socket.setdefaulttimeout(5)
+socket.setdefaulttimeout(20)
 def answer(s, data=b""):
     got = b""
     try:

@@ -271,7 +271,7 @@ def redirect() -> None:
 ASK = """
 import socket
 for name in ("good.example", "evil.example"):
-    with socket.create_connection(("127.0.0.1", 3128), 5) as sock:
+    with socket.create_connection(("127.0.0.1", 3128), 20) as sock:
         sock.sendall(f"CONNECT {name}:443 HTTP/1.1\\r\\nHost: {name}:443\\r\\n\\r\\n".encode())
         print(sock.recv(999).split()[1].decode())
 """

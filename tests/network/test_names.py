@@ -138,7 +138,7 @@ def answering() -> Iterator[Answering]:
 def test_udp_and_tcp(answering: Answering) -> None:
     expected = answer(parse(question("db")) or Query(0, "", 0, b"", False), DB)
     assert answering.ask(question("db")) == expected
-    with socket.create_connection(answering.address, 5) as sock:
+    with socket.create_connection(answering.address, 20) as sock:
         data = question("db")
         sock.sendall(len(data).to_bytes(2, "big") + data[:5])
         time.sleep(0.01)
@@ -153,7 +153,7 @@ def test_nothing_that_is_sent_ends_it(answering: Answering) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for data in (b"", b"x", bytes(12), bytes(65000), question("db")[:-1], b"\xff" * 512):
             sock.sendto(data, answering.address)
-    held = [socket.create_connection(answering.address, 5) for _ in range(80)]
+    held = [socket.create_connection(answering.address, 20) for _ in range(80)]
     for sock in held[:40]:
         sock.sendall(b"\xff\xff" + bytes(20000))
     try:

@@ -163,7 +163,7 @@ def test_what_a_port_sends_bears_its_own_addresses() -> None:
 def test_several_interfaces() -> None:
     with network.Network() as one, network.Network() as two, host(one, "a") as a, host(two, "b") as b:
         box = Sandbox(PidNamespace(), network.Interface(one, name="router"), network.Interface(two, name="router"))
-        code = "import socket\nfor place in %r: print(socket.create_connection((place, 9), 3).getsockname()[0])"
+        code = "import socket\nfor place in %r: print(socket.create_connection((place, 9), 20).getsockname()[0])"
         with a.listen(9), b.listen(9):
             result = box.run(["python3", "-c", code % [a.address, b.address]], text=True)
         used = [ipaddress.ip_address(word) for word in result.stdout.split()]
@@ -307,7 +307,7 @@ def members_of_an_ordinary_user() -> None:
         "c, _ = s.accept(); c.sendall(bytes(1 << 20)); c.shutdown(1); assert len(c.makefile('rb').read()) == 99999\n"
         "data, peer = u.recvfrom(9); u.sendto(data.upper(), peer); s.accept()"
     )
-    client = "import socket; print(socket.create_connection(('db', 80), 5).recv(9).decode())"
+    client = "import socket; print(socket.create_connection(('db', 80), 20).recv(9).decode())"
     before = set(threading.enumerate())  # of others, which may be on their way out
     with network.Network() as lan:
         published = {8080: 80, "5353/udp": 53}
@@ -320,7 +320,7 @@ def members_of_an_ordinary_user() -> None:
             assert result.stdout == "hello\n", result.stderr
             assert lan.stats("db").received_bytes > 0
             for wanted in (b"hello", bytes(1 << 20)):  # by its port on the host
-                with socket.create_connection(("127.0.0.1", 8080), 5) as sock, sock.makefile("rb") as file:
+                with socket.create_connection(("127.0.0.1", 8080), 20) as sock, sock.makefile("rb") as file:
                     assert file.read(1) == wanted[:1]
                     if len(wanted) > 9:
                         sock.sendall(bytes(99999))

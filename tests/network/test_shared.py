@@ -133,7 +133,7 @@ def test_hosts(lan):
     with a.net:
         server = socket.create_server((a.address, 80))
     with server:
-        code = "import socket; print(socket.create_connection(('a', 80), 5).getpeername()[0])"
+        code = "import socket; print(socket.create_connection(('a', 80), 20).getpeername()[0])"
         result = b.run(["python3", "-c", code], text=True)
         assert result.stdout.split() == [a.address], result.stderr
         with slow.spawn(["true"]) as process:
@@ -145,7 +145,7 @@ def test_hosts(lan):
 def test_captured(lan, fails):
     a, b = lan.hosts("a", "b")
     with a.net, pytest.raises(ConnectionRefusedError):
-        socket.create_connection((b.address, 9), 5)
+        socket.create_connection((b.address, 9), 20)
     assert not fails
 """
 

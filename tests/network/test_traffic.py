@@ -40,7 +40,7 @@ def throughput(source: Host, target: Host, size: int) -> float:
         thread = threading.Thread(target=body)
         thread.start()
         with source.net:
-            client = socket.create_connection((target.address, 9), 5)
+            client = socket.create_connection((target.address, 9), 20)
         client.settimeout(30)
         with client:
             begin = time.monotonic()

@@ -208,7 +208,7 @@ def test_published_ports(helper: str, outside: Outside) -> None:
     with box.spawn(["python3", "-c", SERVER], stdout=-1) as process:
         assert process.stdout is not None
         assert process.stdout.read(3) == b"up\n"
-        with socket.create_connection(("127.0.0.1", 8080), 5) as sock:
+        with socket.create_connection(("127.0.0.1", 8080), 20) as sock:
             assert sock.recv(9) == b"inside"
         with pytest.raises(SetupError, match="in use"):
             box.run(["true"])
@@ -269,7 +269,7 @@ def test_a_network_has_it_as_its_uplink(outside: Outside) -> None:
             with server.spawn(["python3", "-c", SERVER], stdout=-1) as process:
                 assert process.stdout is not None
                 assert process.stdout.read(3) == b"up\n"
-                with socket.create_connection(("127.0.0.1", 8080), 5) as sock:
+                with socket.create_connection(("127.0.0.1", 8080), 20) as sock:
                     assert sock.recv(9) == b"inside"
         there.shutdown(socket.SHUT_RDWR)
 
