@@ -97,9 +97,9 @@ class Published:
             self._reserved.pop().close()
 
     def _forget(self) -> None:
-        ports = {outside for each, outside, _, _ in self.ports if each.protocol == "udp"}
-        if ports and self._to is not None:
-            self._host.forget(ports)
+        places = {(each.address, outside) for each, outside, _, _ in self.ports if each.protocol == "udp"}
+        if places and self._to is not None:
+            self._host.forget(places)
 
 
 class HostLink:
@@ -273,11 +273,25 @@ class HostLink:
         assert self.table is not None
         return [self.table.elements(name, found, remove=remove) for name, found in named.items() if found]
 
-    def forget(self, ports: set[int]) -> None:
-        """Clients of these UDP ports begin anew: what they send goes to whom the port leads to then, or to nobody."""
-        if self._filters is not None and not self._filters.closed:
-            with self.switch.lock, contextlib.suppress(OSError):  # a kernel without ctnetlink waits for their end
-                conntrack.forget(self._filters, PROTOCOLS["udp"], ports)
+    def forget(self, places: set[tuple[str, int]]) -> None:
+        """Clients of these UDP ports begin anew: what they send goes to whom the port leads to then, or to nobody.
+
+        Others at the same number of a port are left alone: what this host or somebody behind it asks elsewhere.
+        """
+        if self._filters is None or self._filters.closed:
+            return
+        exact = {(ipaddress.ip_address(own).packed, port) for own, port in places}
+        everywhere = {port for own, port in places if own == EVERY}
+        with self.switch.lock, contextlib.suppress(OSError):  # a kernel without ctnetlink waits for their end
+            local = {each.interface.ip.packed for each in address.addresses(self._route)} if everywhere else set()
+
+            def wanted(to: bytes, port: int, answering: bytes) -> bool:
+                if (to, port) in exact:
+                    return True
+                ours = answering == self.there.packed or to in local or to[:1] == b"\x7f"
+                return port in everywhere and ours
+
+            conntrack.forget(self._filters, PROTOCOLS["udp"], wanted)
 
     # ---- ports on the wire ---------------------------------------------------------------------------------------
 

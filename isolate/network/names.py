@@ -33,6 +33,8 @@ _PENDING, _OF_ONE, _CONNECTIONS, _UNREAD = 256, 64, 64, 1 << 18
 _PATIENCE = 5.0
 #: Seconds for one of several resolvers: who asks gives up after five, and wants the answer of the last one, too.
 _TURN = 1.0
+#: Answers of a resolver that cannot tell (RFC 1035: failure, not implemented, refused): another may.
+_UNABLE = (2, 4, 5)
 #: A resolver, and whether it is asked by TCP.
 _Way: TypeAlias = "tuple[str, bool]"
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -66,6 +68,8 @@ class _Asked:
         self.until = 0.0
         #: What has come by TCP.
         self.data = b""
+        #: The answer of a resolver that cannot tell, should no other say more.
+        self.failure = b""
 
     @property
     def patience(self) -> float:
@@ -76,6 +80,11 @@ class _Asked:
         """Whether it is the answer to what was asked."""
         whole = len(data) >= 12 + len(self.query.question)
         return whole and int.from_bytes(data[:2], "big") == self.number and bool(data[2] & 0x80)
+
+    def ask_another(self) -> bool:
+        """Leave the ways to this resolver; whether there is one to another."""
+        self.left = [way for way in self.left if way[0] != self.server]
+        return bool(self.left)
 
     def question(self) -> bytes:
         """The message to a resolver, with a number that nobody else knows."""
@@ -286,7 +295,10 @@ class Names:
             else:
                 self._selector.register(sock, selectors.EVENT_READ, self._answered)
             return
-        asked.reply(answer(asked.query, (), FAILURE))
+        if asked.failure:
+            asked.reply(asked.query.number.to_bytes(2, "big") + asked.failure[2:])
+        else:
+            asked.reply(answer(asked.query, (), FAILURE))
 
     def _next(self, asked: _Asked) -> None:
         """A resolver said nothing: the next one is asked the same, and first from now on."""
@@ -337,7 +349,10 @@ class Names:
         """There is an answer, or none from this resolver."""
         asked = self._asked[sock]
         self._drop(sock)
-        if data:
+        if data and data[3] & 0xF in _UNABLE and asked.ask_another():
+            asked.failure = data
+            self._ask(asked)
+        elif data:
             asked.reply(asked.query.number.to_bytes(2, "big") + data[2:])
         else:
             self._next(asked)

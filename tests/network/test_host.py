@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 import struct
 import threading
@@ -12,8 +13,8 @@ import pytest
 
 from isolate import NetNamespace, PidNamespace, Sandbox, network
 from isolate.errors import SetupError
-from isolate.network import link
-from isolate.network.netlink import Socket
+from isolate.network import conntrack, link
+from isolate.network.netlink import NETFILTER, Socket
 from tests.network.hosts import HERE, Outside, connects, host, told, until
 
 if TYPE_CHECKING:
@@ -64,6 +65,36 @@ def test_a_client_of_udp_follows_the_port() -> None:
                 _, peer = there.recvfrom(9)
                 there.sendto(name.encode(), peer)
                 assert client.recv(9) == name.encode()
+
+
+def tracked(port: int) -> set[str]:
+    """Where UDP is sent to at that port, of all that the kernel tracks in this network."""
+    found = set()
+
+    def look(to: bytes, at: int, _: bytes) -> bool:
+        if at == port:
+            found.add(str(ipaddress.ip_address(to)))
+        return False
+
+    with Socket(NETFILTER) as sock:
+        conntrack.forget(sock, 17, look)
+    return found
+
+
+@pytest.mark.parametrize("publish", ["5353/udp", "0.0.0.0:5353/udp"])
+def test_what_is_sent_elsewhere_at_the_same_port_is_left_alone(outside: Outside, publish: str) -> None:
+    """A table that tracks connections has answers of others find their way."""
+    with outside.listen(5353, kind=socket.SOCK_DGRAM), network.Network() as lan:
+        with host(lan, "first", publish={8080: 80}):  # from now on the machine tracks connections
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"x", (outside.address, 5353))
+                client.sendto(b"x", ("127.0.0.1", 5353))
+                assert tracked(5353) == {outside.address, "127.0.0.1"}
+                with host(lan, "names", publish={publish: 53}):
+                    assert tracked(5353) == {outside.address}
+                    client.sendto(b"x", ("127.0.0.1", 5353))
+                    assert tracked(5353) == {outside.address, "127.0.0.1"}
+                assert tracked(5353) == {outside.address}
 
 
 def test_a_port_that_is_in_use_is_refused_before_anything_starts() -> None:

@@ -205,6 +205,56 @@ def test_a_resolver_that_says_nothing_is_not_the_last_word() -> None:
         good.close()
 
 
+def test_a_resolver_that_cannot_tell_is_not_the_last_word() -> None:
+    """As in the C library: the next one is asked, and the first stays the first. What the last one says is told."""
+    codes = {"127.0.0.6": 2, "127.0.0.7": 0}
+    asked: list[str] = []
+    socks = {}
+    try:
+        for own in codes:
+            socks[own] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            socks[own].bind((own, 53))
+    except OSError as error:
+        for sock in socks.values():
+            sock.close()
+        pytest.skip(f"port 53 of {own} cannot be had: {error}")
+
+    def body(own: str, sock: socket.socket) -> None:
+        while True:
+            data, peer = sock.recvfrom(4096)
+            if not data:
+                return
+            asked.append(own)
+            query = parse(data)
+            assert query is not None
+            found = [] if codes[own] else [ipaddress.ip_address("192.0.2.80")]
+            sock.sendto(answer(query, found, codes[own]), peer)
+
+    threads = [threading.Thread(target=body, args=item) for item in socks.items()]
+    for thread in threads:
+        thread.start()
+    answering = Answering(list(codes))
+    try:
+        for _ in range(2):
+            assert answering.ask(question("example.org")).endswith(socket.inet_aton("192.0.2.80"))
+        assert asked == ["127.0.0.6", "127.0.0.7"] * 2
+        for codes["127.0.0.7"] in (2, 4, 5):
+            assert answering.ask(question("example.org"))[3] & 0xF == codes["127.0.0.7"]
+        del asked[:]
+        for codes["127.0.0.6"] in (0, 3):  # control: what the first one knows is told, also that there is no such name
+            assert answering.ask(question("example.org"))[3] & 0xF == codes["127.0.0.6"]
+        assert asked == ["127.0.0.6"] * 2
+    finally:
+        answering.close()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as end:
+            for own in codes:
+                end.sendto(b"", (own, 53))
+        for thread in threads:
+            thread.join(30)
+        for sock in socks.values():
+            sock.close()
+
+
 class Resolver:
     """A resolver of the host's, at 127.0.0.7: it answers by UDP that there is more, and by TCP in pieces."""
 
