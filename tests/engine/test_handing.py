@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import threading
@@ -106,6 +107,7 @@ def test_the_caller_serves_inside_as_an_ordinary_user() -> None:
 
 @pytest.mark.root
 def test_a_refusal_takes_the_sandbox_down() -> None:
+    gc.collect()  # no descriptor of an earlier test's is closed meanwhile
     before = set(os.listdir("/proc/self/fd"))
     part = Listening(refuse=True)
     with pytest.raises(SetupError, match="take the listener"):
