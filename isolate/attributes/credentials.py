@@ -146,7 +146,10 @@ class Credentials(Reversible):
                 if groups
                 else "the caller has supplementary groups and no right to drop them; add UserNamespace(), or accept"
                 " them with Credentials(groups=None)",
-                errno.EINVAL: "a group is not mapped in the user namespace",
+                errno.EINVAL: Finding(
+                    "a group is not mapped in the user namespace",
+                    "map it: UserNamespace(map=IdMap.subordinate()), or name one that is",
+                ),
             },
         )
 
@@ -193,11 +196,17 @@ class Credentials(Reversible):
             text,
             (*ops, call(f"setres{kind}", wanted, wanted, wanted)),
             hints={
-                errno.EINVAL: f"{kind} {value} is not mapped in the user namespace",
+                errno.EINVAL: Finding(
+                    f"{kind} {value} is not mapped in the user namespace",
+                    f"map it: UserNamespace({kind}={value}) maps the caller to it, and UserNamespace(map="
+                    "IdMap.subordinate()) maps many",
+                ),
                 errno.EPERM: Finding(
                     f"changing the {kind} needs CAP_SET{kind.upper()}", "add UserNamespace(), or run as root"
                 ),
-                errno.EAGAIN: "the user has more processes than its RLIMIT_NPROC",
+                errno.EAGAIN: Finding(
+                    "the user has more processes than its RLIMIT_NPROC", "end some, or raise it: ulimit -u"
+                ),
             },
         )
         return wanted

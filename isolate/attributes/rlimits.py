@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Buffer, Load, Phase, Step, Test, call
 from isolate.kernel import checks
 from isolate.kernel.checks import keywords
@@ -177,9 +178,13 @@ class Rlimits(Reversible):
                 Test(Load(found, 0), soft, error=errno.ERANGE),
                 Test(Load(found, 8), hard, error=errno.ERANGE),
             )
-            hints = {
-                errno.EPERM: "raising the hard limit needs CAP_SYS_RESOURCE on the host; `ulimit -H` shows what it is"
-                + (" (nofile never goes beyond fs.nr_open)" if name == "nofile" else ""),
+            hints: dict[int, str | Finding] = {
+                errno.EPERM: Finding(
+                    "raising the hard limit needs CAP_SYS_RESOURCE on the host"
+                    + (" (nofile never goes beyond fs.nr_open)" if name == "nofile" else ""),
+                    "ask for no more than the hard limit (ulimit -H -a shows it), or have it raised before this "
+                    "program starts: /etc/security/limits.conf, systemd's Limit…=",
+                ),
                 errno.ERANGE: "the kernel reports another limit than was set",
             }
             text = f"{kernel_name} {amount} ({unit})"

@@ -61,6 +61,7 @@ class RlimitsChange(Change):
                     part="Rlimits",
                     syscall="prlimit64",
                     cause=f"the hard limit of this process is {ceiling}",
+                    remedy="ask for no more than that, or have it raised before this program starts",
                 )
 
     def apply(self) -> None:

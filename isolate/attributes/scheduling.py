@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from isolate.attributes import ordinary
+from isolate.engine.finding import Finding
 from isolate.engine.plan import CHILD, Buffer, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.errors import ConflictError
 from isolate.kernel.checks import is_int, keywords
@@ -158,9 +159,17 @@ class Scheduling(Reversible):
             yield from self._ordinary()
         if isinstance(self.oom_score_adj, int):
             yield _oom_score_adj(self.oom_score_adj)
-        privilege = {
-            errno.EPERM: "it needs CAP_SYS_NICE on the host (a user namespace's own does not count) or an rlimit",
-            errno.EACCES: "a lower nice value needs CAP_SYS_NICE on the host, or RLIMIT_NICE",
+        privilege: dict[int, str | Finding] = {
+            errno.EPERM: Finding(
+                "it needs CAP_SYS_NICE on the host (a user namespace's own does not count) or an rlimit",
+                "run as root without UserNamespace(), or have RLIMIT_RTPRIO or RLIMIT_NICE raised: "
+                "/etc/security/limits.conf (rtprio, nice), systemd's LimitRTPRIO=, LimitNICE=",
+            ),
+            errno.EACCES: Finding(
+                "a lower nice value needs CAP_SYS_NICE on the host, or RLIMIT_NICE",
+                "give no lower value than this program has (nice shows it), run as root without UserNamespace(), or "
+                "have RLIMIT_NICE raised: /etc/security/limits.conf (nice), systemd's LimitNICE=",
+            ),
             errno.EIO: "the kernel reports another value than was set",
         }
         if self.policy is not None and self.policy != INHERIT:
@@ -203,7 +212,13 @@ class Scheduling(Reversible):
                     call("ioprio_get", _IOPRIO_WHO_PROCESS, 0, out=answer),
                     Test(answer, value, error=errno.EIO),
                 ),
-                hints={**privilege, errno.EPERM: "the class realtime needs CAP_SYS_ADMIN or CAP_SYS_NICE on the host"},
+                hints={
+                    **privilege,
+                    errno.EPERM: Finding(
+                        "the class realtime needs CAP_SYS_ADMIN or CAP_SYS_NICE on the host",
+                        'run as root without UserNamespace(), or use the class "best-effort"',
+                    ),
+                },
             )
 
     def _ordinary(self) -> Iterator[Step]:
@@ -220,6 +235,9 @@ _PRIO_PROCESS = Constant(0, "PRIO_PROCESS")
 _IOPRIO_WHO_PROCESS = Constant(1, "IOPRIO_WHO_PROCESS")
 
 
+_SOME_CPUS = "name some of os.sched_getaffinity(0)"
+
+
 def _affinity(cpus: frozenset[int]) -> Step:
     bits = sum(1 << cpu for cpu in cpus)
     size = _MAX_CPUS // 8
@@ -234,8 +252,10 @@ def _affinity(cpus: frozenset[int]) -> Step:
         f"CPUs {', '.join(map(str, sorted(cpus)))}",
         (call("sched_setaffinity", 0, size, wanted), call("sched_getaffinity", 0, size, found), *tests),
         hints={
-            errno.EINVAL: "none of these CPUs is there, online and in the caller's cpuset",
-            errno.ERANGE: "some of these CPUs are not there, not online, or not in the caller's cpuset",
+            errno.EINVAL: Finding("none of these CPUs is there, online and in the caller's cpuset", _SOME_CPUS),
+            errno.ERANGE: Finding(
+                "some of these CPUs are not there, not online, or not in the caller's cpuset", _SOME_CPUS
+            ),
         },
     )
 
@@ -261,8 +281,12 @@ def _oom_score_adj(value: int) -> Step:
         ops,
         path=b"/proc/<init>/oom_score_adj",
         hints={
-            errno.EACCES: "lowering oom_score_adj needs CAP_SYS_RESOURCE on the host; an ordinary user can raise it,"
-            " but only together with UserNamespace()",
+            errno.EACCES: Finding(
+                "lowering oom_score_adj needs CAP_SYS_RESOURCE on the host; an ordinary user can raise it, but only "
+                "together with UserNamespace()",
+                "give a higher value; or run as root outside of a container and without UserNamespace(); or let "
+                "systemd give this program a lower one to start with: OOMScoreAdjust=",
+            ),
             errno.EIO: "the kernel reports another value than was set",
         },
     )

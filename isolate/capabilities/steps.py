@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Protocol
 
 from isolate.capabilities.caps import Cap, SecureBits, bits_words, mask
+from isolate.engine.finding import Finding
 from isolate.engine.plan import COUNTER, Buffer, Jump, Label, Load, Op, Phase, Register, Step, Store, Test, call
 from isolate.kernel.constants import (
     LINUX_CAPABILITY_VERSION_3,
@@ -124,7 +125,10 @@ def _drop(wanted: Wanted, before: Buffer) -> Step:
 def _apply(
     wanted: Wanted, securebits: SecureBits | None, header: Buffer, changed: Buffer, installing: frozenset[Cap]
 ) -> Iterator[Step]:
-    missing = _some("not all of what is wanted is the caller's to give", wanted.permitted | wanted.inheritable)
+    missing = Finding(
+        _some("not all of what is wanted is the caller's to give", wanted.permitted | wanted.inheritable),
+        "add UserNamespace(), inside of which the program has every capability over what is its own, or run as root",
+    )
     now = Buffer(24, "now")
     inheritable = mask(wanted.inheritable)
     ops: list[Op] = [
@@ -139,7 +143,13 @@ def _apply(
         Phase.CAPABILITIES,
         f"{_some('inheritable', wanted.inheritable)}; {_some('ambient', wanted.ambient)}",
         tuple(ops),
-        hints={errno.EPERM: missing, errno.EINVAL: "the kernel does not know one of them"},
+        hints={
+            errno.EPERM: missing,
+            errno.EINVAL: Finding(
+                "the kernel does not know one of them",
+                "leave it out: /proc/sys/kernel/cap_last_cap is the last that it knows",
+            ),
+        },
     )
     if securebits is not None:
         done = Label()

@@ -6,14 +6,15 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from isolate.cgroups import devices
+from isolate.cgroups import devices, refused
 from isolate.engine.native import lib
 from isolate.errors import SetupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from isolate.cgroups.settings import Setting
+    from isolate.engine.finding import Finding
 
 _GROUP: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -32,7 +33,10 @@ def write(directory: str, file: str, data: bytes, *, step: str = "", part: str =
             os.close(fd)
     except OSError as error:
         text = step or f"write {data.decode()!r} to {file}"
-        raise SetupError(error.errno or errno.EIO, text, part=part, syscall="write", path=path) from None
+        group = os.path.dirname(directory)
+        passing_on = file == "cgroup.subtree_control"
+        findings = refused.making(directory) if passing_on else refused.writing(file, data, group)
+        raise _failed(error, text, part, "write", path, findings) from None
 
 
 def make(directory: str, *, step: str, part: str) -> None:
@@ -43,7 +47,16 @@ def make(directory: str, *, step: str, part: str) -> None:
     try:
         os.mkdir(directory, 0o755)
     except OSError as error:
-        raise SetupError(error.errno or errno.EIO, step, part=part, syscall="mkdir", path=directory) from None
+        raise _failed(error, step, part, "mkdir", directory, refused.making(os.path.dirname(directory))) from None
+
+
+def _failed(
+    error: OSError, step: str, part: str, syscall: str, path: str, findings: Mapping[int, str | Finding]
+) -> SetupError:
+    found = findings.get(error.errno or 0, "")
+    cause, remedy = (found, None) if isinstance(found, str) else (found.cause, found.remedy)
+    number = error.errno or errno.EIO
+    return SetupError(number, step, part=part, syscall=syscall, path=path, cause=cause or None, remedy=remedy)
 
 
 def read(directory: str, file: str) -> bytes | None:

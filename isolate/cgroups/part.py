@@ -9,7 +9,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
-from isolate.cgroups import devices, naming
+from isolate.cgroups import devices, naming, refused
 from isolate.cgroups.counting import RunGroup, report_steps
 from isolate.cgroups.cover import cover_steps
 from isolate.cgroups.hierarchy import discover
@@ -186,17 +186,9 @@ def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
     ]
     if spot.hierarchy.version == 2:
         ops += _bounded(register)
-    hints = {
-        errno.EBUSY: f"{spot.parent} has processes in it, so it can pass no controller on: "
-        "isolate.Cgroup.take_over() moves them into a leaf",
-        errno.EROFS: f"the cgroup file system at {spot.hierarchy.mount} is read-only",
-        errno.EACCES: f"{spot.parent} is not ours to write: it has to be delegated to this user",
-        errno.EAGAIN: "cgroup.max.descendants or cgroup.max.depth of a group above is reached",
-        errno.ENOSPC: "no room for another group of this kind (65535 memory groups, dying ones included)",
-    }
     enabling = f", {' '.join(spot.enable)} enabled" if spot.enable else ""
     text = f"make a group in {spot.parent}{enabling}"
-    return Step(Phase.CGROUP, text, tuple(ops), path=os.fsencode(spot.parent), hints=hints)
+    return Step(Phase.CGROUP, text, tuple(ops), path=os.fsencode(spot.parent), hints=refused.making(spot.parent))
 
 
 def _bounded(register: Register) -> Iterator[Op]:
@@ -230,16 +222,7 @@ def _write(setting: Setting, register: Register, parent: str) -> Step:
         ops += _one_of_the_lines(fd, setting.expect, readback) if setting.among else _all(fd, setting.expect, readback)
     ops += [call("close", fd), end]
     text = f"limit {setting.field}: {setting.file} = {setting.data.decode()}"
-    other = "the kernel holds another value than the one asked for"
-    hints = {
-        errno.ENOENT: f"the kernel, or the group above ({parent}), has no {setting.file}",
-        errno.ERANGE: other,
-        errno.EIO: other,
-        errno.EINVAL: f"the kernel refuses {setting.data.decode()!r} for {setting.file}",
-        errno.EACCES: f"{setting.file} cannot be changed by this user",
-        errno.EPERM: f"the group above ({parent}) does not allow it",
-        errno.ENODEV: "there is no such device",
-    }
+    hints = refused.writing(setting.file, setting.data, parent)
     return Step(Phase.CGROUP, text, tuple(ops), path=name, hints=hints)
 
 

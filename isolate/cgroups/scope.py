@@ -156,12 +156,7 @@ def _group_of(pid: int) -> str:
 def _settle(directory: str, pid: int) -> None:
     """Our process into a leaf: the group above can pass controllers on then."""
     leaf = os.path.join(directory, naming.prefix() + _LEAF)
-    try:
-        os.mkdir(leaf, 0o755)
-    except OSError as error:
-        raise SetupError(
-            error.errno or errno.EIO, "make a leaf in the scope", part="Cgroup", syscall="mkdir", path=leaf
-        ) from None
+    files.make(leaf, step="make a leaf in the scope", part="Cgroup")
     files.write(leaf, "cgroup.procs", str(pid).encode(), step="move our process into the scope's leaf")
 
 

@@ -84,7 +84,10 @@ def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: b
             f"too many symbolic links on the way to {path}, or they go round", "look at the links inside"
         )
     if error == errno.ENAMETOOLONG:
-        return path, Finding("the program's path is longer than the kernel takes (4095 bytes, 255 a component)")
+        return path, Finding(
+            "the program's path is longer than the kernel takes (4095 bytes, 255 a component)",
+            "enter its directory by cwd=, and name it by a relative path",
+        )
     return path, Finding("the kernel refused to look it up")
 
 
@@ -114,7 +117,9 @@ def _refused(facts: bytes) -> tuple[str, Finding]:
         return path, Finding(f"{path} is a directory", "name a program in it")
     if mode and not stat.S_ISREG(mode):
         kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-        return path, Finding(f"{path} is {kinds.get(stat.S_IFMT(mode), 'no regular file')}, not a program")
+        return path, Finding(
+            f"{path} is {kinds.get(stat.S_IFMT(mode), 'no regular file')}, not a program", "name a program"
+        )
     if flags & _ST_NOEXEC:
         return path, Finding(
             f"{path} lies on a mount with noexec", "mount it without: Bind(..., exec=True), Tmpfs(..., exec=True)"
@@ -153,7 +158,10 @@ def not_executed(error: int, start: Start | None, args: tuple[bytes, ...], head:
                 f"{path} needs the dynamic loader {text}, which does not exist inside",
                 "bind the directories of its libraries too (/lib, /lib64, /usr/lib), or link it statically",
             )
-        return path, Finding(f"the interpreter or dynamic loader that {path} needs does not exist inside")
+        return path, Finding(
+            f"the interpreter or dynamic loader that {path} needs does not exist inside",
+            "bring it in with Bind: the first line of a script names it, and file(1) shows it for an ELF program",
+        )
     if error == errno.EACCES:
         if interpreter:
             return path, Finding(
@@ -231,25 +239,31 @@ def _format(path: str, head: bytes) -> Finding:
         )
     if machine is not None:
         return Finding(
-            f"{path} is an ELF file for {own} that the kernel does not take: truncated, damaged, or no executable"
+            f"{path} is an ELF file for {own} that the kernel does not take: truncated, damaged, or no executable",
+            "build or copy it again; file(1) says what it is",
         )
     if not head:
-        return Finding(f"{path} is empty, or cannot be read")
+        return Finding(f"{path} is empty, or cannot be read", "copy it again, or let the program's user read it")
+    if head.startswith(_ELF):
+        return Finding(f"{path} is an ELF file that ends in its header", "build or copy it again")
     if head.startswith(b"#!"):
         return Finding(
-            f"{path} is a script whose #! line names no interpreter, or is longer than the kernel reads (255 bytes)"
+            f"{path} is a script whose #! line names no interpreter, or is longer than the kernel reads (255 bytes)",
+            "shorten it, or run the interpreter with it",
         )
     if b"\0" not in head:
         return Finding(
             f"{path} is a text without a #! line: no shell is asked to guess",
             "put #!/bin/sh (or what it is) on its first line, or run the interpreter with it",
         )
-    return Finding(f"{path} is neither an ELF program nor a script with #!")
+    return Finding(f"{path} is neither an ELF program nor a script with #!", "file(1) says what it is")
 
 
 def _too_long(start: Start | None) -> Finding:
     if start is None:
-        return Finding("arguments and environment are longer than the kernel takes")
+        return Finding(
+            "arguments and environment are longer than the kernel takes", "hand them over by stdin or in a file"
+        )
     longest = max(map(len, (*start.args, *start.env)), default=0) + 1
     if longest > _MAX_STRING:
         return Finding(

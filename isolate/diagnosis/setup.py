@@ -160,7 +160,10 @@ def _told(failure: Failure) -> Finding | None:
         filtered = clone.seccomp(host, steps.call_name(op) or "it")
         return hint if filtered is None else Finding(f"{hint.cause}; or else {filtered.cause}", filtered.remedy)
     found = steps.likely(host, error, step, op)
-    return hint if found is None or error == errno.EACCES else found._replace(cause=hint.cause)
+    # A missing right is only completed by the way to the path: a filter of system calls is not what a part means by it.
+    if found is None or (error == errno.EACCES and not (step.path and step.phase < Phase.ROOT)):
+        return hint
+    return found._replace(cause=hint.cause)
 
 
 def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
+import stat
 from typing import TYPE_CHECKING
 
 from isolate.diagnosis import clone
@@ -76,15 +78,17 @@ def likely(host: Host, error: int, failed: Step, op: Op) -> Finding | None:
         return _lacking(host, op.name)
     if error == errno.ENOENT and failed.path and op.name in _OPENING and failed.phase < Phase.ROOT:
         return missing(failed.path, mounted=op.name == "open_tree")
+    if error == errno.ENOTDIR and failed.path and op.name in _OPENING and failed.phase < Phase.ROOT:
+        path = os.fsdecode(failed.path)
+        return Finding(
+            f"something on the way to {path} is no directory, or {path} is none", "name a path that is there"
+        )
     if op.name in _MOUNTING:
         found = _mount(error, op)
         if found is not None:
             return found
     if error == errno.EACCES and failed.path and failed.phase < Phase.ROOT:
-        return Finding(
-            f"the caller may not reach or open {os.fsdecode(failed.path)}",
-            "look at the modes of the directories on the way",
-        )
+        return Finding(f"the caller may not reach or open {os.fsdecode(failed.path)}", passing(host, failed.path))
     if error in (errno.EMFILE, errno.ENFILE):
         return descriptors(error)
     if error in _DENIED:
@@ -123,6 +127,27 @@ def missing(path: bytes, *, mounted: bool) -> Finding:
         return Finding(link, "name the file itself")
     at = "" if first == text else f" (already {first} does not)"
     return Finding(f"{'the source ' if mounted else ''}{text} does not exist on the host{at}", remedy)
+
+
+def passing(host: Host, path: bytes) -> str:
+    """The remedy of EACCES: the first directory on the way to a path of the host that stops others than its owner."""
+    way = os.fsdecode(path)
+    for end in range(1, len(way)):
+        if way[end] != "/":
+            continue
+        directory = way[:end]
+        try:
+            status = os.stat(directory)
+        except OSError:
+            break
+        owner = status.st_uid == host.euid != 0
+        if not os.access(directory, os.X_OK) or not (owner or status.st_mode & stat.S_IXOTH):
+            mode = stat.S_IMODE(status.st_mode)
+            return (
+                f"{directory} (mode {mode:04o}, uid {status.st_uid}) lets others not pass: as its owner or root, "
+                f"chmod o+x {shlex.quote(directory)} (or setfacl -m u:USER:x); or name a place elsewhere"
+            )
+    return "look at the modes of the directories on the way: namei -l, package util-linux"
 
 
 def _mount(error: int, op: Call) -> Finding | None:

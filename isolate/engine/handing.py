@@ -174,6 +174,7 @@ class Handed:
                     "wait for what init makes inside",
                     part=self.handing.part,
                     cause=f"init has not come so far within {PATIENCE:.0f} s: it is stopped, or its cgroup is frozen",
+                    remedy="continue or thaw it: kill -CONT, Cgroup.thaw()",
                 )
         size = array.array("i").itemsize * self.handing.count
         try:
@@ -196,6 +197,7 @@ class Handed:
             part=self.handing.part,
             syscall="recvmsg",
             cause="this process has no descriptor left for it",
+            remedy="close some, or raise RLIMIT_NOFILE: ulimit -n",
         )
 
     def ended(self) -> None:

@@ -69,7 +69,11 @@ def steps(
         Phase.LANDLOCK,
         f"deny {', '.join(denied)}, but for what follows",
         (call("landlock_create_ruleset", attr, len(attr.data), 0, out=ruleset),),
-        hints={errno.EOPNOTSUPP: "Landlock is switched off"},
+        hints={
+            errno.EOPNOTSUPP: Finding(
+                "Landlock is switched off", "add landlock to lsm= on the kernel's command line, and boot again", True
+            )
+        },
     )
     changeable = _changeable(context, all_rules) if part.rules else Names(())
     for rule in part.rules:
@@ -85,7 +89,7 @@ def steps(
                 text,
                 (call("landlock_add_rule", ruleset, _NET_PORT, data, 0),),
                 needs=ruleset,
-                hints={errno.EAFNOSUPPORT: "this kernel has no TCP"},
+                hints={errno.EAFNOSUPPORT: Finding("this kernel has no TCP", "leave the rules of ports out", True)},
             )
     log = _LOG[part.log] if abi >= 7 else _LOG["default"]
     yield Step(
@@ -95,7 +99,9 @@ def steps(
         needs=ruleset,
         hints={
             errno.EPERM: Finding("it needs no_new_privs (or CAP_SYS_ADMIN)", "leave NoNewPrivs on"),
-            errno.E2BIG: "16 rulesets are in force already; the kernel takes no more",
+            errno.E2BIG: Finding(
+                "16 rulesets are in force already; the kernel takes no more", "put the rules of several into one"
+            ),
         },
     )
 
@@ -156,9 +162,16 @@ def _path(rule: PathRule, rights: FsAccess, ruleset: Register, changeable: Writa
             errno.ENOENT: Finding(
                 "the path does not exist inside", "PathRule(…, optional=True) leaves such a rule out"
             ),
-            errno.EACCES: "the program may not reach the path",
-            errno.EINVAL: "none of the rights means anything on this kind of file",
-            errno.EBADFD: "the path lies in a file system of the kernel's own (pipes, sockets)",
+            errno.EACCES: Finding(
+                "the program may not reach the path",
+                "let the program's user search each directory on the way (chmod o+x), or leave the rule out",
+            ),
+            errno.EINVAL: Finding(
+                "none of the rights means anything on this kind of file", "name rights that do, or its directory"
+            ),
+            errno.EBADFD: Finding(
+                "the path lies in a file system of the kernel's own (pipes, sockets)", "leave the rule out"
+            ),
             **({} if below is None else led_astray(below[0])),
         },
     )

@@ -245,8 +245,7 @@ class Bind(Shown, ReversibleMount):
     def _hints(self, mapped: bool) -> dict[int, Finding]:
         hints = {
             EACCES: Finding(
-                "the caller may not reach the source (root in a new user namespace has no power over others' files)",
-                "look at the modes of the directories on the way",
+                "the caller may not reach the source (root in a new user namespace has no power over others' files)"
             ),
             EPERM: Finding(
                 "cloning a mount needs CAP_SYS_ADMIN in the mount namespace's user namespace",

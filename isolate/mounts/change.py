@@ -6,6 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, cast
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Buffer, Call, Phase, Register, Step, Store, call
 from isolate.kernel.constants import AT_FDCWD, MNT_DETACH, O_CLOEXEC, O_PATH
 from isolate.mounts.building import Building
@@ -77,10 +78,15 @@ def _program(entry: TreeEntry) -> tuple[Program, bool]:
                 path=target,
                 needs=tree,
                 hints={
-                    errno.ENOENT: "the target does not exist: in place it is not made",
-                    errno.ENOTDIR: "a file is mounted on a file, a directory on a directory",
+                    errno.ENOENT: Finding("the target does not exist: in place it is not made", "make it before"),
+                    errno.ENOTDIR: Finding(
+                        "a file is mounted on a file, a directory on a directory", "name a target of the same kind"
+                    ),
                     errno.EINVAL: "what is there cannot be mounted on: it lies in another mount namespace",
-                    errno.EPERM: "mounting needs CAP_SYS_ADMIN in the mount namespace's user namespace",
+                    errno.EPERM: Finding(
+                        "mounting needs CAP_SYS_ADMIN in the mount namespace's user namespace",
+                        "enter UserNamespace() and MountNamespace() first, or run as root",
+                    ),
                 },
             ),
             part,

@@ -228,8 +228,7 @@ def _open(
         words = text(path)
     hints = {
         EACCES: Finding(
-            "the caller may not reach the layer (root in a new user namespace has no power over others' files)",
-            "look at the modes of the directories on the way",
+            "the caller may not reach the layer (root in a new user namespace has no power over others' files)"
         ),
         ESTALE: MOVED,
     }

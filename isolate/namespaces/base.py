@@ -89,7 +89,9 @@ class Namespace(Handle):
             return Step(phase, f"join the {self.kind} namespace {os.fsdecode(path)}", ops, path=path, hints=hints)
         if self.pid is not None:
             ops = (call("pidfd_open", self.pid, 0, out=fd), call("setns", fd, self.flag), call("close", fd))
-            return Step(phase, f"join the {self.kind} namespace of process {self.pid}", ops, hints=hints)
+            gone = {errno.ESRCH: Finding("there is no such process, or it has ended", "name one that runs, or a path")}
+            text = f"join the {self.kind} namespace of process {self.pid}"
+            return Step(phase, text, ops, hints={**hints, **gone})
         slot = context.descriptor(self.fd if self.fd is not None else -1)
         return Step(
             phase,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from isolate.engine import native
 from isolate.engine.descriptors import OwnedDescriptor
+from isolate.engine.finding import Finding
 from isolate.engine.keeper import until_owner_ends
 from isolate.engine.plan import Buffer, Label, Load, Phase, Plan, Register, Step, Test, call
 from isolate.errors import SetupError, UnsupportedError
@@ -130,7 +131,10 @@ class _Name:
         directory, namespace = context.descriptor(self.directory), context.descriptor(self.fd)
         source = b"/proc/self/fd/%d" % namespace.number
         made, on_it = Buffer(STATX_SIZE, "the file"), Buffer(STATX_SIZE, "the namespace")
-        hints = {errno.EEXIST: "the name is taken", errno.EPERM: "a name needs CAP_SYS_ADMIN (mount(2))"}
+        hints = {
+            errno.EEXIST: Finding("the name is taken", "name another, or remove that one (umount it, then rm)"),
+            errno.EPERM: Finding("a name needs CAP_SYS_ADMIN (mount(2))", "run as root, or do without a name"),
+        }
         making = (
             call("openat", directory, name, O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o444, out=file),
             call("statx", file, b"", AT_EMPTY_PATH, STATX_INO, made),

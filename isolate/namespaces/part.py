@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from errno import ERANGE
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import (
     Buffer,
     Context,
@@ -347,8 +349,14 @@ class TimeNamespace(Namespace, Reversible):
             f"new time namespace, clocks shifted by {' and '.join(shown)}",
             (call("unshare", self.flag), *write_file(AT_FDCWD, b"/proc/self/timens_offsets", offsets)),
             path=b"/proc/self/timens_offsets",
+            hints={ERANGE: _NEGATIVE},
         )
 
+
+_NEGATIVE = Finding(
+    "a clock would be below 0, or above half of what the kernel counts to (time_namespaces(7))",
+    "go back by no more than the clock shows: time.clock_gettime(time.CLOCK_BOOTTIME)",
+)
 
 #: The part of each kind, by the name of the kind's file in /proc/PID/ns.
 PARTS: dict[str, type[Namespace]] = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Phase, Step
 from isolate.errors import ConflictError
 from isolate.kernel.checks import is_int, keywords
@@ -93,13 +94,23 @@ class Sysctl:
                 tuple(write_file(AT_FDCWD, path, value.encode())),
                 path=path,
                 hints={
-                    errno.ENOENT: "this kernel has no such setting, or a namespace has it not for itself",
-                    errno.EINVAL: "the kernel refuses the value",
-                    errno.EROFS: "/proc/sys is read-only here (a container)",
-                    errno.EACCES: "the setting belongs to the host's root",
-                    errno.EPERM: "the setting belongs to the host's root",
+                    errno.ENOENT: Finding(
+                        "this kernel has no such setting, or a new namespace has none of its own",
+                        "compare with ls /proc/sys on the host (Documentation/admin-guide/sysctl), or leave it out",
+                    ),
+                    errno.EINVAL: Finding("the kernel refuses the value", f"compare with: sysctl {name}"),
+                    errno.EROFS: Finding(
+                        "/proc/sys is read-only here (a container)",
+                        "start the container with a writable /proc/sys (Docker, Podman: --privileged or "
+                        "--security-opt unmask=ALL), or leave the setting out",
+                    ),
+                    errno.EACCES: _ROOTS,
+                    errno.EPERM: _ROOTS,
                 },
             )
+
+
+_ROOTS = Finding("the setting belongs to the host's root", "run as root, or leave it out")
 
 
 def _path(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from isolate.diagnosis import start
 from isolate.engine.descriptors import OwnedDescriptor
+from isolate.engine.finding import Finding
 from isolate.engine.handing import Handing
 from isolate.engine.ops import Fail, Register, call
 from isolate.engine.plan import Phase, Step
@@ -29,8 +30,12 @@ __all__ = ["Supply", "make"]
 _NS_GET_USERNS = 0xB701
 _BATCH = 32
 _HINTS = {
-    errno.EPERM: "it needs CAP_SYS_ADMIN in the user namespace that owns the network: be root, or whoever made it",
-    errno.EACCES: "it needs CAP_NET_RAW in the user namespace that owns the network",
+    errno.EPERM: Finding(
+        "it needs CAP_SYS_ADMIN in the user namespace that owns the network", "be root, or the user who made it"
+    ),
+    errno.EACCES: Finding(
+        "it needs CAP_NET_RAW in the user namespace that owns the network", "be root, or the user who made it"
+    ),
 }
 
 

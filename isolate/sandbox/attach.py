@@ -361,7 +361,7 @@ def _ids_inside(root: str) -> tuple[int, int]:
 
 def _gone(pid: int) -> SetupError:
     cause = "there is no such process, or it has ended"
-    return SetupError(ESRCH, f"attach to process {pid}", part="attach", cause=cause)
+    return SetupError(ESRCH, f"attach to process {pid}", part="attach", cause=cause, remedy="name one that runs: ps -e")
 
 
 def _denied(pid: int, error: OSError) -> SetupError:

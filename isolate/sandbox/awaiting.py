@@ -33,6 +33,7 @@ def await_start(session: Session, args: tuple[bytes, ...], patience: float | Non
                     "execute a further program",
                     part="Process.exec",
                     cause="the sandbox is frozen, or a program inside stops whoever comes",
+                    remedy="thaw its group, or close the sandbox and start another",
                 )
         except SetupError:
             raise
@@ -45,6 +46,7 @@ def await_start(session: Session, args: tuple[bytes, ...], patience: float | Non
                 part="Sandbox",
                 syscall="recvmsg",
                 cause="this process has no descriptor left for it" if error.errno == errno.EMFILE else None,
+                remedy="close some, or raise RLIMIT_NOFILE: ulimit -n" if error.errno == errno.EMFILE else None,
             ) from None
     if not session.started:
         session.wait_gone(1.0)

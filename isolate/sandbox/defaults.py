@@ -16,6 +16,7 @@ from isolate.attributes.rlimits import Rlimits
 from isolate.attributes.scheduling import Scheduling
 from isolate.capabilities.caps import Cap
 from isolate.capabilities.part import Capabilities
+from isolate.engine.finding import Finding
 from isolate.engine.plan import BOTH, CWD, Buffer, Context, Engine, Label, Load, Part, Phase, Step, Test, call
 from isolate.kernel.constants import (
     PR_GET_SECCOMP,
@@ -62,8 +63,14 @@ class Launch:
             "enter the working directory",
             (call("chdir", CWD),),
             hints={
-                2: "the working directory does not exist inside",
-                13: "the payload may not enter the working directory",
+                2: Finding(
+                    "the working directory does not exist inside",
+                    "paths are those inside: bring it in, or name another, cwd=",
+                ),
+                13: Finding(
+                    "the payload may not enter the working directory",
+                    "let the program's user search it and each directory on the way (chmod o+x), or name another, cwd=",
+                ),
             },
         )
         yield Step(Phase.PROGRAM, "find the program", (Engine("find"),))
@@ -84,8 +91,9 @@ class Launch:
             # The kernel says "(unreachable)/…" of a directory outside: the class of CVE-2024-21626.
             (asking, Test(Load(path, 0, 4), ord("/"), mask=0xFF, error=errno.EXDEV), end),
             hints={
-                errno.ENAMETOOLONG: "the working directory's path is longer than the kernel tells (4095 bytes): name"
-                " another, cwd="
+                errno.ENAMETOOLONG: Finding(
+                    "the working directory's path is longer than the kernel tells (4095 bytes)", "name another, cwd="
+                )
             },
         )
         pid = context.namespace("pid")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Phase, RunHost, Step
 from isolate.kernel.checks import keywords
 from isolate.kernel.paths import absolute, text
@@ -68,8 +69,13 @@ class HostProgram:
             (RunHost(self.args[0], self.args),),
             path=self.args[0],
             hints={
-                errno.ECHILD: "it failed: it ended with another status than 0",
-                errno.ENOENT: "the host has no such program",
-                errno.EACCES: "it may not be executed",
+                errno.ECHILD: Finding(
+                    "it failed: it ended with another status than 0",
+                    "run it by hand and read what it says; its output goes nowhere here",
+                ),
+                errno.ENOENT: Finding("the host has no such program", "install it, or name its path on the host"),
+                errno.EACCES: Finding(
+                    "it may not be executed", "name a program, and let this user execute it: chmod a+x"
+                ),
             },
         )

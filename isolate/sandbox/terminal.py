@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 __all__ = ["Terminal", "is_terminal", "program_uid", "set_window", "uid_inside", "wanted_window", "window"]
 
 
+_FAILURES = {
+    errno.ENOENT: ("there is no /dev/ptmx here", "as root: mount -t devpts devpts /dev/pts -o ptmxmode=666"),
+    errno.ENOSPC: ("the limit of terminals is reached (kernel.pty.max)", "close some, or raise it by sysctl"),
+    errno.EMFILE: ("this process has no descriptor left for it", "close some, or raise RLIMIT_NOFILE: ulimit -n"),
+}
+
+
 class Terminal(io.FileIO):
     """Our end of a terminal; it holds the program's end too until :meth:`hand_over`.
 
@@ -40,7 +47,16 @@ class Terminal(io.FileIO):
         self._ends = ffi.gc(ffi.new("int32_t[2]", list(ends) or [-1, -1]), lib.iso_close_pty)
         error = 0 if ends else -lib.iso_open_pty(self._ends, uid)
         if error:
-            raise SetupError(error, "open a terminal", part="Sandbox", syscall="openat", path="/dev/ptmx")
+            cause, remedy = _FAILURES.get(error, (None, None))
+            raise SetupError(
+                error,
+                "open a terminal",
+                part="Sandbox",
+                syscall="openat",
+                path="/dev/ptmx",
+                cause=cause,
+                remedy=remedy,
+            )
         super().__init__(self._ends[0], "r+b", closefd=False)
 
     @property

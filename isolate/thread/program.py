@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from isolate import errors
+from isolate.engine.finding import Finding
 from isolate.engine.native import ffi, lib
 from isolate.engine.plan import (
     Call,
@@ -77,12 +78,14 @@ def gather(parts: Iterable[Any]) -> list[Row]:
     flags = NOTHING
     for step, _ in new:
         flags = flags | step.clone_flags
-    hints = {
+    hints: dict[int, str | Finding] = {
         errno.EINVAL: (
             "the kernel was built without this kind of namespace, or the process has several threads, or its children"
             " go into another pid namespace already"
         ),
-        errno.ENOSPC: "the limit of namespaces is reached: /proc/sys/user/max_*_namespaces",
+        errno.ENOSPC: Finding(
+            "the limit of namespaces is reached", "as root: raise user.max_*_namespaces by sysctl (namespaces(7))"
+        ),
     }
     step = Step(Phase.CLONE, ", ".join(s.text for s, _ in new), (call("unshare", flags),), hints=hints)
     at = rows.index(new[0])

@@ -74,6 +74,7 @@ class Actor:
             part="Container",
             syscall="setfsuid",
             cause="this process is root without CAP_SETUID or CAP_SETGID",
+            remedy="keep both for this program (Docker, Podman: --cap-add), or run it as an ordinary user",
         )
 
 
