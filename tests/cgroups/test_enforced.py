@@ -145,7 +145,7 @@ work()
     "busy", [pytest.param(BUSY, id="processes", marks=pytest.mark.slow), pytest.param(BUSY_THREADS, id="threads")]
 )
 def test_cpu_share_of_four_that_are_busy(busy: str) -> None:
-    held = python(busy, Limits(cpu=0.1), timeout=3)  # little, so that a busy machine can give it
+    held = python(busy, Limits(cpu=0.1), timeout=2)  # little, so that a busy machine can give it
     assert held.verdict is Verdict.TIMEOUT
     assert 0.05 < held.cpu_time / held.wall_time < 0.115
     assert held.stats.cpu_throttled > 5

@@ -638,7 +638,8 @@ def test_one_call_fails(audit: str) -> None:
     chosen = [call for call in distinct(case.undisturbed.calls) if call.role in ("caller", "init", "payload")]
     assert {"recvmsg", "sendmsg"} <= {call.name for call in chosen}
     errors = (errno.ENOMEM, errno.EMFILE, errno.EAGAIN)
-    wrong = [case.wrong(call, errors[i % len(errors)]) for i, call in enumerate(chosen)]
+    # Half of them; the long lane takes every call.
+    wrong = [case.wrong(call, errors[i // 2 % len(errors)]) for i, call in list(enumerate(chosen))[::2]]
     assert not [w for w in wrong if w]
 
 
