@@ -11,7 +11,7 @@ from typing import Any
 
 from isolate.kernel.checks import nearest
 from isolate.tools.doctor.attempts import GROUPS, Ability, attempt_all
-from isolate.tools.doctor.compositions import Composition, compositions
+from isolate.tools.doctor.compositions import ATTEMPTS, Composition, compositions
 from isolate.tools.doctor.remedies import Remedies
 
 __all__ = ["GROUPS", "Ability", "Composition", "Report", "abilities", "examine"]
@@ -77,9 +77,10 @@ def examine() -> Report:
     :return: a :class:`Report`.
     """
     remedies = Remedies()
-    rows = attempt_all(remedies)
+    found = attempt_all(remedies, ATTEMPTS)
+    tried, rows = found[: len(ATTEMPTS)], found[len(ATTEMPTS) :]
     system = os.uname()
     who = "root" if os.geteuid() == 0 else f"uid {os.geteuid()}"
     inside = f", in {remedies.container}" if remedies.container else ""
     host = f"{system.sysname} {system.release} {system.machine}, as {who}{inside}"
-    return Report(host, rows, compositions(rows, remedies))
+    return Report(host, rows, compositions(tried, rows, remedies))

@@ -14,11 +14,11 @@ from isolate.sandbox.box import Sandbox
 from isolate.tools.doctor import proofs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from isolate.tools.doctor.remedies import Remedies
 
-__all__ = ["GROUPS", "Ability", "attempt_all", "carry_out"]
+__all__ = ["GROUPS", "Ability", "Row", "attempt_all", "carry_out"]
 
 GROUPS = ("start", "namespaces", "root", "limits", "filters", "images", "networks")
 _AT_ONCE = 4
@@ -48,9 +48,9 @@ class Ability:
     paste: str = ""
 
 
-def attempt_all(remedies: Remedies) -> tuple[Ability, ...]:
-    """Carry out all attempts, a few at a time."""
-    rows = list(_attempts(remedies))
+def attempt_all(remedies: Remedies, also: Sequence[Row] = ()) -> tuple[Ability, ...]:
+    """Carry out all attempts, a few at a time; the results of ``also`` come first."""
+    rows = [*also, *_attempts(remedies)]
     try:
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="doctor") as pool:
             return tuple(pool.map(lambda row: carry_out(*row, remedies=remedies), rows))
@@ -79,10 +79,10 @@ def carry_out(
     return dataclasses.replace(row, ok=True, reason=found or "")
 
 
-_Row: TypeAlias = "tuple[str, str, str, Callable[[], str | proofs.Proof | None]]"
+Row: TypeAlias = "tuple[str, str, str, Callable[[], str | proofs.Proof | None]]"
 
 
-def _attempts(remedies: Remedies) -> Iterator[_Row]:
+def _attempts(remedies: Remedies) -> Iterator[Row]:
     base = [] if remedies.host.capable() else [_user()]
     yield "start", "start a program under the launcher", "start", lambda: Sandbox().check()
     yield "memfd", "the launcher runs from a sealed memfd", "start", _memfd

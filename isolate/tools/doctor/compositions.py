@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from isolate.sandbox.box import Sandbox
-    from isolate.tools.doctor.attempts import Ability
+    from isolate.tools.doctor.attempts import Ability, Row
     from isolate.tools.doctor.remedies import Remedies
 
-__all__ = ["Composition", "compositions"]
+__all__ = ["ATTEMPTS", "Composition", "compositions"]
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,26 @@ _PRESETS: tuple[tuple[str, Callable[[Limits | None], Sandbox]], ...] = (
 )
 
 
-def compositions(rows: Sequence[Ability], remedies: Remedies) -> tuple[Composition, ...]:
-    """Try the presets; limits are known from the rows of abilities."""
+def _trial(name: str, make: Callable[[Limits | None], Sandbox], limits: Limits | None) -> Row:
+    return name, "", "presets", lambda: make(limits).check()
+
+
+#: The presets with every limit, as attempts to carry out beside the others.
+ATTEMPTS: tuple[Row, ...] = tuple(_trial(name, make, _EVERY) for name, make in _PRESETS)
+
+
+def compositions(tried: Sequence[Ability], rows: Sequence[Ability], remedies: Remedies) -> tuple[Composition, ...]:
+    """A verdict for each preset. ``tried`` are the results of ``ATTEMPTS``: of one that did not run it is found out
+    here whether it does without limits, and whether it was for the other attempts beside it."""
     missing = [row for row in rows if row.group == "limits" and not row.ok]
     found = []
-    for name, make in _PRESETS:
-        alone = carry_out(name, "", "presets", lambda make=make: make(None).check(), remedies=remedies)  # type: ignore[misc]
+    for (name, make), full in zip(_PRESETS, tried, strict=True):
+        alone = full if full.ok else carry_out(*_trial(name, make, None), remedies=remedies)
         if not alone.ok:
             found.append(Composition(name, False, (), alone.reason, alone.remedy, alone.paste))
             continue
-        full = alone
-        if not missing:
-            full = carry_out(name, "", "presets", lambda make=make: make(_EVERY).check(), remedies=remedies)  # type: ignore[misc]
+        if not full.ok and not missing:
+            full = carry_out(*_trial(name, make, _EVERY), remedies=remedies)
         wanting = missing[0] if missing else full
         if wanting.ok:
             found.append(Composition(name, True))
