@@ -71,7 +71,7 @@ def build_launcher(target: Path, compiler: str | None = None) -> None:
 
 
 def kernel_headers(cc: list[str]) -> list[str]:
-    """Where the kernel's headers are, for a compiler that does not look there: musl-gcc knows only musl's own.
+    """The directory of the kernel's headers, for a compiler that does not look there: musl-gcc knows only musl's own.
 
     Behind all others (-idirafter), so that nothing of another C library comes first.
     """

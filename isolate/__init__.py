@@ -94,7 +94,7 @@ __version__ = "0.1.0"
 
 PIPE, STDOUT, DEVNULL = -1, -2, -3  # as in subprocess
 
-# Where each name lives: one word for one thing, one module for one word.
+# The module of each name.
 _HOMES = {
     "sandbox.aprocess": "AsyncProcess",
     "sandbox.attach": "Attached attach",

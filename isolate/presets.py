@@ -45,7 +45,7 @@ NOBODY = 65534
 #: A quarter of what a host usually allows a user of message queues (819,200 bytes), and some hundredth of its signals.
 _QUOTAS = {"sigpending": 1024, "msgqueue": 204800}
 
-#: What the programs of a distribution need of the host, where it is there.
+#: The directories of the host that a distribution's programs need, if they exist.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 #: What of their configuration lies outside of it: the loader, the time zone, names of services; certificates to check
 #: others by; languages, of which some do not start without. Nothing that is made to hold a secret (keys, tokens).
@@ -98,7 +98,7 @@ def untrusted(
     host_uid, host_gid = (NOBODY, NOBODY) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
     system: list[Entry] = []
     for path in _SYSTEM:
-        # What is a link on the host (/bin, on a merged /usr) is a link inside.
+        # A link on the host (/bin, on a merged /usr) becomes a link inside.
         if os.path.islink(path):
             system.append(Symlink(os.readlink(path), path))
         elif os.path.isdir(path):

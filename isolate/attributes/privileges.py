@@ -155,7 +155,7 @@ def _all_of_keyctl_refused(serial: Register, done: Label) -> Iterator[Op]:
     ):
         asked = Register("asked")
         look, missing, refused = Label(), Label(), Label()
-        # Where it may be called it finds no keyring, or says that address 0 is none.
+        # If the call is allowed, it finds no keyring, or says that address 0 is none.
         answers = (errno.EPERM, errno.ENOSYS, errno.ENOKEY, errno.EFAULT)
         yield call(name, *args, out=asked, errors=answers, policy="jump", label=look)
         yield look

@@ -154,7 +154,7 @@ class Files(Closing):
             raise _unreadable(path) from None
 
     def link(self, path: bytes) -> bytes:
-        """Where a symbolic link leads."""
+        """The target of a symbolic link."""
         found = self.stack.lookup(path)
         assert found is not None
         parent, _, base = path.rpartition(b"/")

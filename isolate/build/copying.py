@@ -92,7 +92,7 @@ class Plan:
             self._put(Entry(path, kinds.DIRECTORY, mode=mode, xattrs=xattrs), None, own)
 
     def one(self, files: Files, source: bytes, found: os.stat_result, path: bytes) -> None:
-        """What the source has, at another path: a file, link, directory or FIFO, and a device of an image."""
+        """The source's entry at another path: a file, link, directory or FIFO, or a device of an image."""
         mode = stat.S_IMODE(found.st_mode) if self._mode is None else self._mode
         below = self._base.look(path) if self._base is not None else None
         directory = stat.S_ISDIR(found.st_mode)
@@ -270,7 +270,7 @@ def _is_directory(files: Files, path: bytes) -> bool:
 
 
 def target_of(base: Files | None, workdir: str, target: str) -> tuple[bytes, bool]:
-    """Where a target is, its links followed beneath the root, and whether it is a directory."""
+    """The path of a target, its links followed beneath the root, and whether it is a directory."""
     whole = posixpath.join("/", workdir, target)
     raw = os.fsencode(posixpath.normpath(whole).lstrip("/"))
     directory = whole.endswith(("/", "/."))

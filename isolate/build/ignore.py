@@ -181,7 +181,7 @@ def _compile(pattern: str) -> _Pattern:
             if pattern.startswith("*", at):
                 at += 1
                 at += pattern.startswith("/", at)
-                # What a run of "**/" says again adds nothing but time to match.
+                # A repeated "**/" adds only time to match.
                 piece = _ANY if at == len(pattern) else _DIRECTORIES
                 if at == len(pattern) and not found:
                     return _Pattern([_ANY])

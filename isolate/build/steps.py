@@ -223,7 +223,7 @@ class State:
                 raise BuildError(f"--chmod={text}: it must be an octal number")
             mode = int(text, 8)
         kept = self.work.store.add(self.image)
-        # What comes from a stage or an image keeps its owners: those of the context are of another machine.
+        # Files from a stage or an image keep their owners. Owners in the context belong to another machine.
         owner = (0, 0) if step.origin is None else None
         given: tuple[int, int] | None = None
         if step.owner is not None:
@@ -269,7 +269,7 @@ class State:
                 self._unpack(files, archive, into, step, given)
 
     def _ids(self, image: Image, word: str) -> tuple[int, int]:
-        """Who owns what is made for a user. A number alone is that of the group, too, as BuildKit has it."""
+        """The owner of files that are made for a user. As in BuildKit, a number alone is also the group's."""
         who = account(image, self.work.store, f"{word}:{word}" if word.isdecimal() else word)
         return who.uid, who.gid
 

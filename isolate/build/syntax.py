@@ -16,7 +16,7 @@ from isolate.build.words import WordError, process_word, raw_words
 
 __all__ = ["DockerfileError", "HereDocument", "Instruction", "Syntax", "parse_syntax"]
 
-#: What a text may be at most, in characters: the largest published ones have some tens of thousands.
+#: The longest text, in characters: the largest published ones have some tens of thousands.
 LARGEST: Final = 4 << 20
 _LONGEST_LINE: Final = 65535  # BuildKit's
 #: Each step of a build keeps the history of all before it.
@@ -82,7 +82,7 @@ class Instruction:
     #: The arguments were a JSON array ("exec form").
     is_json: bool = False
     documents: tuple[HereDocument, ...] = ()
-    #: Of ONBUILD: what shall be done.
+    #: The instruction that an ONBUILD holds.
     child: Instruction | None = None
     line: int = 0
     last_line: int = 0

@@ -170,7 +170,7 @@ def _apply(
         without, done = Label(), Label()
         setting = (
             call("capget", header, held),
-            # Who does not hold it gets the error of the step that asks for it.
+            # A caller that does not hold it gets the error of the step that asks for it.
             Test(Load(held, 4, 4), kept, mask=kept, label=without),
             call("capset", header, besides),
             Jump(done),
@@ -197,7 +197,7 @@ def _verify(
 ) -> Iterator[Step]:
     found = Buffer(24, "found")
     expected = _data(mask(wanted.effective), mask(wanted.permitted), mask(wanted.inheritable))
-    # Of the effective and the permitted set, whose low halves stand side by side.
+    # The low halves of the effective and the permitted set are adjacent.
     seen = -1 if not installing else ~(mask(installing) | mask(installing) << 32)
     ops: list[Op] = [call("capget", header, found)]
     for at in (0, 8, 16):

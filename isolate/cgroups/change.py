@@ -65,7 +65,7 @@ class _Move(Change):
         return b"%d" % (threading.get_native_id() if self._number == "thread" else os.getpid())
 
     def check(self) -> None:
-        """Where it is now must be a directory that can be seen."""
+        """Check that the present group is a directory that can be seen."""
         host = {hierarchy.key: hierarchy for hierarchy in discover().hierarchies}
         for key in self._directories:
             if key not in host or not host[key].own:

@@ -50,7 +50,7 @@ class RunGroup:
         self.buffers: dict[tuple[int, str], Buffer] = {}
         #: The pool that gives each start a group, and also removes it.
         self.pool: Resource | None = None
-        #: What was made of the last report: verdict and result ask for the same one.
+        #: The values from the last report, kept because verdict and result ask for the same one.
         self._last: tuple[bytes, Outcome] | None = None
 
     @property
@@ -134,7 +134,7 @@ def report_steps(spot: Place, directory: Register, group: RunGroup) -> Iterator[
         yield Step(Phase.REPORT, f"read the counters of {spot.hierarchy.key}", (*ops, done))
 
 
-#: What tells that a limit was reached, by the version of the hierarchy.
+#: The counters that tell that a limit was reached, by the version of the hierarchy.
 _TELLING: Final = {2: ("memory.events", "pids.events"), 1: ("memory.oom_control", "pids.events")}
 
 

@@ -93,7 +93,7 @@ def parse_all(rules: Iterable[object]) -> tuple[Device, ...]:
     return tuple(dict.fromkeys(parse(r) for r in rules))
 
 
-#: What a program may expect of ``/dev``: null, zero, full, random, urandom, tty, ptmx and pseudo terminals.
+#: Devices that programs expect in ``/dev``: null, zero, full, random, urandom, tty, ptmx and pseudo terminals.
 #: Making nodes is allowed, as in Docker's list: it is the opening that is decided on.
 DEFAULT: Final[tuple[Device, ...]] = (
     Device("c", _ANY, _ANY, "m"),

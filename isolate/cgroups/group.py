@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cgroup"]
 
-#: What takes a limit back, by file.
+#: The value that removes a limit, by file.
 _LIFT: Final = {
     "memory.max": "max",
     "memory.high": "max",

@@ -133,7 +133,7 @@ def parse_membership(text: str) -> list[Membership]:
 
 
 def directory_of(mount: Mount, path: str) -> str:
-    """Where the group ``path`` shows up beneath a mount; "" when it lies outside of it.
+    """The directory of the group ``path`` beneath a mount; "" if it lies outside.
 
     Both are as the reader's cgroup namespace sees them. In a container without a cgroup namespace ``root`` is the
     container's group; ``/..`` in either means "above my namespace", whose names nobody tells us.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from isolate.kernel import checks
 
-#: What a size may be: bytes, ``"256M"`` (binary multiples), or ``"max"`` for no limit.
+#: A size: bytes, ``"256M"`` (binary multiples), or ``"max"`` for no limit.
 Size = int | str
 
 

@@ -192,7 +192,7 @@ def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
 
 
 def _bounded(register: Register) -> Iterator[Op]:
-    """Whoever may make groups below this one makes so many, and so deep: they have to be removed."""
+    """Limit the number and depth of groups that a program makes below this one, because they must be removed."""
     for file, most in BOUNDS:
         fd = Register(file)
         yield call("openat", register, file.encode(), O_WRONLY | O_CLOEXEC, 0, out=fd)

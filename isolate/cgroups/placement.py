@@ -272,7 +272,7 @@ def _refusal(hierarchy: Hierarchy, needed: dict[str, str], reasons: list[str]) -
     )
 
 
-#: What is counted besides what is limited, where it costs no more than asking.
+#: Controllers that are used for counting besides those for limits, if that has no further cost.
 ACCOUNTING: Final = ("memory", "pids")
 
 

@@ -49,7 +49,7 @@ class Scope:
         self._directory = ""
 
     def directory(self) -> str:
-        """Where groups can be made now; "" before it is made, and after it has gone."""
+        """The directory in which groups can be made; "" before the scope is made, and after it has gone."""
         holder, directory = self._holder, self._directory
         # Our process keeps the scope, and a scope that is stopped takes our process along.
         return directory if holder is not None and not holder.wait_gone(0) else ""
@@ -196,7 +196,7 @@ class Standing:
 
 
 def guide_to(directory: str) -> Scope | None:
-    """Who has to move a launcher before it can clone into that group: None if it can by itself."""
+    """The mover of a launcher that cannot clone into that group by itself; None if it can."""
     scope = mine()
     top = scope.directory()
     if not top or os.path.commonpath([top, directory]) != top:

@@ -70,7 +70,7 @@ class Stats:
     interfaces: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: What :func:`parse` knows, by the version of the hierarchy; (file, room that its content needs).
+#: The files that :func:`parse` reads, by the version of the hierarchy: (file, room that its content needs).
 V2_FILES: Final = (
     ("cpu.stat", 1024),
     ("memory.current", 32),
@@ -128,7 +128,7 @@ def pairs(data: bytes) -> dict[str, int]:
 
 
 def named(data: bytes, *names: str) -> dict[str, int]:
-    """Of a flat keyed file the lines with these names: it may have fifty others, and each run with limits reads it."""
+    """The lines with these names of a flat keyed file. Others are not parsed: each run with limits reads the file."""
     text, found = b"\n" + data, {}
     for name in names:
         at = text.find(b"\n%b " % name.encode())

@@ -183,7 +183,7 @@ def writable_sources(context: Context) -> Writable:
 
 
 def writable_targets(context: Context) -> Iterator[bytes]:
-    """Where inside they show it."""
+    """The paths inside that show it."""
     for path in _of_entries(context, "writes_at"):
         assert isinstance(path, bytes)
         yield path

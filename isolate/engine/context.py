@@ -83,11 +83,11 @@ class Context:
         self.egid: int = egid
         self._slots: list[int] = []
         self.shared: dict[object, object] = {}
-        #: What each start gets of its own, in the order of the slots.
+        #: The resources of which each start gets its own, in the order of the slots.
         self.resources: list[Resource] = []
-        #: What counts and limits each run, if anything: see :class:`isolate.Limits`.
+        #: The object that counts and limits each run, if any: see :class:`isolate.Limits`.
         self.group: Counted | None = None
-        #: What has to be there before the plan is compiled, if anything.
+        #: The object that must exist before the plan is compiled, if any.
         self.ground: Ground | None = None
 
     @property

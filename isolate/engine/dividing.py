@@ -53,11 +53,11 @@ class Halves(NamedTuple):
 
     build: Plan
     again: Plan
-    #: What of the host is pinned, and the buffers that tell what it was.
+    #: The objects of the host that are pinned, and the buffers that identify them.
     sources: tuple[tuple[bytes, Buffer], ...]
 
 
-#: Where the tree is made: a step there says itself how it is divided.
+#: The phase that makes the tree: each of its steps says itself how it is divided.
 _TREE = (Phase.PROPAGATION, Phase.SOURCES, Phase.ROOT, Phase.PIVOT)
 #: What a start from a tree cannot do: the tree is one of this mount namespace's, and of nobody else's namespaces.
 _NEVER = (Phase.JOIN_USER, Phase.TREES, Phase.JOIN, Phase.JOIN_USER_LAST, Phase.TIME)
@@ -144,9 +144,9 @@ def _inside(step: Step, op: Op) -> Op:
 
 
 def _check_registers(steps: Iterable[Step]) -> None:
-    """Whatever an op uses an earlier one has filled: else it would be descriptor 0."""
+    """Check that an earlier op fills each register that an op uses: an empty one would be descriptor 0."""
     filled = {CHILD, SELF, LAUNCHER}
-    # What a second process does at the same time is waited for before it is used.
+    # The second process is waited for before its results are used, so its steps count as earlier.
     for step in sorted(steps, key=lambda step: step.phase.section not in (*_BEFORE, Section.ASIDE)):
         if step.cgroup is not None and step.cgroup not in filled:
             raise NotDivided(f"{step.text}: by a descriptor that no start opens")

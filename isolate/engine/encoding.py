@@ -69,7 +69,7 @@ class Writer:
         self.data = bytearray()
         self.pool: dict[bytes, int] = {}
         self.buffers: dict[Buffer, int] = {}
-        #: Where the memory is that steps share, by whether they are of the section ASIDE: it runs while init's does.
+        #: The offset of the memory that steps share. The section ASIDE has its own, because it runs at the same time.
         self._shared: dict[bool, int] = {}
         self._step, self._aside, self._taken = -1, False, 0
         self._lent: dict[Buffer, int] = {}

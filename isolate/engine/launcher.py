@@ -144,7 +144,7 @@ class Launcher:
             )
 
     def tells(self) -> list[int]:
-        """What is readable when there is a record, or the launcher has gone."""
+        """The descriptors that are readable once there is a record, or the launcher has gone."""
         try:
             return [self.fileno(), self.pidfd]
         except OSError:

@@ -82,7 +82,7 @@ def _beside_the_extension() -> str:
     found = getattr(_native, "__file__", None) or getattr(getattr(_native, "__spec__", None), "origin", None)
     here = os.path.dirname(os.path.abspath(found or sys.executable))
     beside = os.path.join(here, "_launcher")
-    # What freezes programs puts extensions elsewhere than data files, which keep their place in the package.
+    # Tools that freeze programs move extensions, but leave data files at their place in the package.
     bundle = getattr(sys, "_MEIPASS", None) or os.path.dirname(os.path.abspath(sys.executable))
     return next((path for path in (beside, os.path.join(bundle, "isolate/_launcher")) if os.path.exists(path)), beside)
 

@@ -13,7 +13,7 @@ from isolate.kernel.proc import mount_rows, read, status
 
 __all__ = ["check", "children", "is_ours", "kill_session", "namespace_of", "shows_sandboxes", "silence"]
 
-#: What says that there is no /proc, or none that shows this process.
+#: Errors that say that there is no /proc, or none that shows this process.
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ESRCH)
 _known: dict[tuple[int, int], bool] = {}  # (owner token, device of /proc): each mount of procfs has its own
 
@@ -132,7 +132,7 @@ def kill_session(leader: int, namespace: int) -> int:
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
                     session = int(file.read().rpartition(b")")[2].split()[3])
-                # What the pidfd stands for was that process while the file was read, or is dead.
+                # The pidfd's process was that process while the file was read, or it is dead.
                 if session == leader and os.stat(f"/proc/{name}/ns/pid").st_ino == namespace:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                     seen += 1
@@ -159,7 +159,7 @@ def silence(launcher: int) -> None:
         with contextlib.suppress(OSError):
             fd = os.pidfd_open(pid)
             try:
-                # What the pidfd stands for was below the launcher after it had been opened, or is dead.
+                # The pidfd's process was below the launcher after the pidfd had been opened, or it is dead.
                 if _below(pid, launcher):
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
             finally:

@@ -76,5 +76,5 @@ def _state(pid: int) -> tuple[str, str] | None:
     return fields[0].decode(), fields[19].decode()
 
 
-#: Of this process.
+#: The one of this process.
 reaping = Reaping()

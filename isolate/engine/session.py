@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MSG_NOSIGNAL = 0x4000  # no SIGPIPE for a host program that has the default action for it
 _PATH = os.fsencode(native.LAUNCHER_PATH)
 _DEVNULL = -3
-#: So many descriptors can be handed over to a sandbox that waits.
+#: The largest number of descriptors that can be handed over to a sandbox that waits.
 MOST_PASSED: int = lib.ISO_MAX_PASSED
 
 
@@ -113,7 +113,7 @@ class Session(Launcher):
         #: The pid namespace (its inode) that a further program has joined: its PID 1 inherits what init leaves.
         self.joined: int | None = None
         self.started: bool = False
-        #: What the plan's resources gave to this start alone, in their order.
+        #: The objects that the plan's resources gave to this start alone, in their order.
         self.held: list[Held] = []
         self._told: tuple[object, ...] = ()
 
@@ -237,7 +237,7 @@ class Session(Launcher):
         :raises EOFError: the launcher is gone without having told an end.
         """
         record = self.receive()
-        # Whatever a launcher that has gone has sent is in the socket by now.
+        # Everything that a launcher sent before it ended is in the socket by now.
         if record is None and self.end is None and self.wait_gone(0) and not waiting.ready(self.fileno()):
             raise EOFError
         return record

@@ -177,7 +177,7 @@ class Step:
         self.cgroup: Register | None = cgroup
         #: The step needs this register's descriptor; if the step that fills it was skipped, so is this one.
         self.needs: Register | None = needs
-        #: What an errno means here. A text is a cause alone: see :meth:`finding`.
+        #: The meaning of an errno in this step. A text is only a cause: see :meth:`finding`.
         self.hints: Mapping[int, str | Finding] = hints
         #: How it is divided between a tree that is made once and the starts from it. None in a phase that makes the
         #: tree: not at all, and a sandbox with such a step is set up anew each time.

@@ -33,7 +33,7 @@ class Tape:
     #: For every op the index of its step.
     op_steps: tuple[int, ...]
     ops: tuple[Op, ...]
-    #: Where the buffers that travel back lie within the report.
+    #: The offsets in the report of the buffers that are sent back.
     reports: tuple[tuple[Buffer, int, int], ...]
     #: The parts by name, each once: what a result says of them.
     names: tuple[str, ...]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from isolate.images.unpack.start import extract as extract
     from isolate.images.upper import Upper as Upper
 
-# Where each name lives: one line a module.
+# The module of each name: one line a module.
 _HOMES = {
     "bounds": "Bounds",
     "checking": "Fault",

@@ -66,7 +66,7 @@ def _number(text: str) -> int | None:
 
 
 def _find(word: str, rows: list[list[str]], what: str, wanted: str) -> tuple[int, list[str] | None]:
-    """By name first, as docker does: a name may be of digits."""
+    """Look for the name first, as docker does, because a name may consist of digits."""
     for row in rows:
         number = _number(row[2])
         if row[0] == word and number is not None:

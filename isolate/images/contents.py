@@ -61,7 +61,7 @@ def outline_here(top: int, contents: int, own: int) -> Shared:
         lock(held, exclusive=False, seconds=HELD, what="the contents of files")
         groups: dict[tuple[int, int], tuple[os.stat_result, list[bytes]]] = {}
         for path, found in tree.stats():
-            # What takes no block has nothing to share: an empty file, one that is all hole, one within its inode.
+            # A file without blocks has nothing to share: an empty file, one that is all hole, one within its inode.
             if stat.S_ISREG(found.st_mode) and found.st_size and found.st_blocks:
                 groups.setdefault((found.st_dev, found.st_ino), (found, []))[1].append(path)
             elif stat.S_ISDIR(found.st_mode):

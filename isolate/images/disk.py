@@ -62,7 +62,7 @@ _CAUSES = {
 
 @contextmanager
 def doing(what: str, path: str | bytes | os.PathLike[str] | None = None) -> Iterator[None]:
-    """What the kernel refuses in the block is a :class:`StoreError` that says what was being done, why and what helps.
+    """Raise errors of the kernel in the block as a :class:`StoreError` with the step, the cause and a remedy.
 
     Errors of this library's pass as they are.
     """

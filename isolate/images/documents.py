@@ -47,7 +47,7 @@ DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 MANIFEST_TYPES = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES = (OCI_INDEX, DOCKER_LIST)
 
-#: What a document may weigh: registries refuse manifests above 4 MiB; a config carries a whole history.
+#: The largest size of each document: registries refuse manifests above 4 MiB; a config carries a whole history.
 LARGEST = {"manifest": 4 << 20, "index": 4 << 20, "config": 8 << 20}
 MOST_LAYERS = 1000
 MOST_MANIFESTS = 10_000

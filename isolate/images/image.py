@@ -275,7 +275,7 @@ class Image:
     def _tell(self, document: dict[str, Any], history: History) -> None:
         rows = document.get("history")
         if not isinstance(rows, list):
-            # Where there are rows at all, there is one for each layer.
+            # If there are any rows, there is one for each layer.
             rows = [History(created=_EPOCH).document() for _ in self.layers]
         document["history"] = [*rows, history.document()]
 

@@ -136,7 +136,7 @@ class Pull:
         with doing("keeping a layer", self._opened.path):
             fd, resumed = self._fetch(layer)
             if fd is None and resumed:
-                # What an earlier attempt had left was wrong, or the rest was: once more, from the beginning.
+                # The data of an earlier attempt was wrong, or the rest was: try once more, from the beginning.
                 fd, _ = self._fetch(layer)
             assert fd is not None
             return self.lease.add(fd)

@@ -85,7 +85,7 @@ class Push:
         with self._report.workers(self._registry.parallel, "isolate-push") as pool:
             for job in [pool.submit(self._blob, one) for one in layers.values()]:
                 job.result()
-            # Where a layer was new, so is the configuration that has its digest: it need not be asked for.
+            # If a layer was new, so is the configuration that has its digest: do not ask for it.
             new = len(found) == 1 and self._uploaded > 0
             for job in [pool.submit(self._blob, one, new) for one in configs.values() if one.digest not in layers]:
                 job.result()

@@ -111,7 +111,7 @@ class Reference:
         name = self.name
         if self.registry == DOCKER_HUB:
             name = self.repository.removeprefix("library/") if self.repository.count("/") == 1 else self.repository
-            # What would be read as a registry keeps its own.
+            # A name whose first component would be read as a registry keeps its registry.
             if Reference.parse(name).repository != self.repository:
                 name = self.name
         tag = "" if self.tag is None or (self.tag == "latest" and self.digest is None) else f":{self.tag}"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["NO_LINK", "Shared", "saved", "share", "unshared"]
 
 _PIECE = 1 << 18
-#: What a file system says that makes no (more) links of a file, or not for this caller.
+#: The errors of a file system that makes no (more) links to a file, or not for this caller.
 NO_LINK = (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.EACCES, errno.EOPNOTSUPP)
 
 

@@ -48,7 +48,7 @@ class Upper:
         self._users = 0
         self._stubs: set[bytes] = set()
         self._at = store.opened.uppers_fd
-        # Whoever can lock it may remove it: nobody can while this process, or a sandbox of its, lives.
+        # A process that can lock it may remove it. That is impossible while this process or one of its sandboxes lives.
         self._name, fd = new_directory(self._at)
         self._fd: OwnedDescriptor | None = OwnedDescriptor(fd)
         for name in ("fs", "work"):

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 _FACTORS: Final = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
-#: What the kernel takes in a signed 64-bit number.
+#: The range of a signed 64-bit number.
 LARGEST: Final = (1 << 63) - 1
 #: The words for "no limit", each of which is understood everywhere: cgroup v2 writes "max", setrlimit(2) "unlimited".
 UNLIMITED: Final = ("max", "unlimited")

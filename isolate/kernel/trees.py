@@ -92,7 +92,7 @@ def _enter(name: bytes, directory: int) -> int:
     try:
         fd = os.open(name, _DIRECTORY, dir_fd=directory)
     except PermissionError:
-        # By descriptor: whoever still writes there may put a link in its place.
+        # Use a descriptor, because a process that still writes there may put a link in its place.
         handle = os.open(name, os.O_PATH | _DIRECTORY, dir_fd=directory)
         try:
             os.chmod(f"/proc/self/fd/{handle}", 0o700)

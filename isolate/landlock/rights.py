@@ -59,7 +59,7 @@ class FsAccess(enum.IntFlag):
 
 _FS_BITS = ((9, 17), (5, 16), (3, 15), (2, 14), (1, 13))
 READ = FsAccess.READ_FILE | FsAccess.READ_DIR
-#: What it takes to change a tree, short of making devices.
+#: The rights to change a tree, without making devices.
 WRITE = (
     FsAccess.WRITE_FILE
     | FsAccess.TRUNCATE

@@ -182,7 +182,7 @@ class Bind(Shown, ReversibleMount):
     def _opened(self, building: Building) -> tuple[Register, list[Step], Buffer]:
         tree, kind, end = Register("tree"), Buffer(STATX_SIZE, "stat"), Label()
         context = building.context
-        # By descriptor, and with an id map: only root on the host can, and only outside of the new namespaces.
+        # Only root on the host can mount by descriptor with an id map, and only outside of the new namespaces.
         ids = self._ids(context)
         outside = context.privileged and (isinstance(self.source, int) or ids is not None)
         ops: list[Op] = []

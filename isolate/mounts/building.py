@@ -97,18 +97,18 @@ class Building:
     """A root while it is being built."""
 
     def __init__(self, context: Context) -> None:
-        #: What the parts know: ids of the caller, the other parts.
+        #: The context of the parts: ids of the caller, the other parts.
         self.context = context
         #: The descriptor of the new root's mount.
         self.root: Register = Register("root")
         self._scratch = Register("scratch")
         # One after the other they hold the descriptor of a target: a tape has so many registers.
         self._place = Register("target")
-        #: Where the new root lies in the scratch, if it is ours and nobody else's files are in it.
+        #: The path of the new root in the scratch, if the root is ours and holds no foreign files.
         self.own: bytes | None = None
-        #: What has been mounted on so far.
+        #: The paths that have been mounted on so far.
         self.taken: set[bytes] = set()
-        #: What has been made besides: directories, and symbolic links with what they say.
+        #: Other paths that have been made: directories, and symbolic links with their targets.
         self.made: dict[bytes, bytes | None] = {}
         self._room = 0
         self._inodes = 64
@@ -256,7 +256,7 @@ class Building:
         )
 
     def add_inodes(self, count: int) -> None:
-        """So many more files than steps are made in the scratch."""
+        """Count this many more files than steps in the scratch."""
         self._inodes += count
 
     def next_name(self) -> bytes:
@@ -297,7 +297,7 @@ class Building:
             template=Split(build=(*making, *places), again=(found,)),
         )
         yield from self._scratch_steps
-        # What is cloned from it comes read-only.
+        # Mounts that are cloned from it are read-only.
         yield Step(Phase.ROOT, "the scratch is complete", (read_only(self._scratch),), template=KEPT)
 
     def last_steps(self) -> Iterator[Step]:

@@ -64,7 +64,7 @@ __all__ = [
     "stat",
 ]
 
-#: Where the fields of struct statx stand (statx(2)); st_mode is followed by 16 zero bits.
+#: The offsets of the fields of struct statx (statx(2)); 16 zero bits follow st_mode.
 STATX_SIZE, STATX_UID, STATX_GID, STATX_MODE, STATX_INO = 256, 20, 24, 28, 32
 STATX_RDEV, STATX_DEV, STATX_MNT_ID = 128, 136, 144
 
@@ -136,7 +136,7 @@ def attributes(
 
 
 def read_only(tree: Register, *, recursive: bool = False) -> Op:
-    """Nobody writes through this mount."""
+    """Make the mount read-only."""
     return attributes(tree, MOUNT_ATTR_RDONLY, recursive=recursive)
 
 

@@ -96,7 +96,7 @@ class Etc(Shown):
 
 
 def _ids(context: Context) -> tuple[int, int]:
-    """Who the program is, as far as the parts say: as :class:`~isolate.Credentials` puts it in force."""
+    """The program's uid and gid, as far as the parts set them (see :class:`~isolate.Credentials`)."""
     credentials, user = context.find(Credentials), context.find(UserNamespace)
     uid, gid = (context.euid, context.egid) if user is None else (user.uid, user.gid)
     if credentials is not None:

@@ -102,7 +102,7 @@ class File(Shown):
                 *building.attach(tree, self.place, kind="file"),
                 call("close", tree),
             ),
-            # What a program writes there the next one would find.
+            # The next program would find what this one writes there.
             template=building.kept(self.place) if self.read_only else None,
             path=self.place,
         )

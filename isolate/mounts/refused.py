@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DATA_ONLY", "OVERLAY", "refused"]
 
-#: What overlayfs means by an errno, whichever way it is mounted.
+#: The meaning of an errno of overlayfs, however it is mounted.
 OVERLAY = {
     EINVAL: Finding(
         "overlayfs does not take these layers: the upper's file system cannot be one (an overlay itself, NFS, FAT, no"

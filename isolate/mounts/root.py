@@ -190,7 +190,7 @@ class Root(Irreversible):
             top, made = Tmpfs("/", size=self.size, inodes=inodes, mode=self.mode), True
         assert isinstance(top, TreeEntry)
         if made and self.read_only and self.mode <= 0o1777:
-            # Nobody ever writes there but the entries.
+            # Only the entries write there.
             building.own = b"root"
             flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
             room = checks.size("size", self.size)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Stacking"]
 
-#: What overlayfs takes from the layers' extended attributes: "nofollow" neither makes nor follows, "off" follows.
+#: How overlayfs uses redirects in extended attributes: "nofollow" neither makes nor follows them, "off" follows.
 NO_REDIRECTS = ((b"redirect_dir", b"nofollow"), (b"metacopy", b"off"))
 REDIRECTS = ((b"redirect_dir", b"on"),)
 F_DUPFD_CLOEXEC = Constant(1030, "F_DUPFD_CLOEXEC")

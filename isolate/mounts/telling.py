@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST", "Told", "telling"]
 
-#: So many layers are handed over at most: SCM_MAX_FD is 253.
+#: The largest number of layers that are handed over: SCM_MAX_FD is 253.
 MOST = 250
 _HINTS = {errno.ETOOMANYREFS: "as many descriptors as this user may have are on their way already (unix(7))"}
 
@@ -30,7 +30,7 @@ class Told:
     """The layers of one overlay of one start."""
 
     def __init__(self, place: bytes, building: Building, mark: str, *, contents: bool) -> None:
-        #: Where the overlay is.
+        #: The path of the overlay.
         self.place = place
         #: The attribute by which this overlay knows a directory that hides those below; others are a program's own.
         self.mark = mark

@@ -127,7 +127,7 @@ class PidNamespace(Namespace, Reversible):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.joined and not self.init:
-            # What the program leaves behind would become the child of that namespace's PID 1, out of our reach.
+            # Processes left behind by the program would become children of that namespace's PID 1, out of our reach.
             raise ConflictError("PidNamespace: one that is joined has its PID 1 already, so init=False cannot be")
 
 
@@ -178,7 +178,7 @@ def _apart(context: Context) -> bool:
 
 
 def _socket(*, loopback: bool, namespace: Register | None = None) -> list[Op]:
-    """By a socket in it: bring its loopback up, and get a descriptor of it without any /proc."""
+    """Use a socket in it to bring its loopback up, and to get a descriptor of it without /proc."""
     fd = Register("socket")
     ops: list[Op] = [call("socket", Constant(2, "AF_INET"), Constant(0x80002, "SOCK_DGRAM|SOCK_CLOEXEC"), 0, out=fd)]
     if loopback:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isolate.kernel.constants import Constant
 
 _CAP_SYS_ADMIN = 21
-#: What a program can use of them without any privilege.
+#: The ones that a program can use without privileges.
 WATCHING = ("inotify_instances", "inotify_watches", "fanotify_groups", "fanotify_marks")
 #: Those of user namespaces are limited by ``nested`` alone.
 NAMESPACES = tuple(sorted(kind.limit for kind in KINDS if kind.flag != CLONE_NEWUSER))

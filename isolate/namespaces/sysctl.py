@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sysctl"]
 
-#: By the beginning of a name: the namespace that has the setting for itself.
+#: The namespace that has its own copy of a setting, by the beginning of the setting's name.
 _NAMESPACES = (
     ("net.", NetNamespace),
     ("kernel.shm", IpcNamespace),

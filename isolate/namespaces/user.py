@@ -281,7 +281,7 @@ _OTHERWISE = "say UserNamespace(nested=True), or add a filter that refuses user 
 
 def _forbid_nested(filtered: bool) -> Step:
     fd, done = Register("sysctl"), Label()
-    # Where the caller is in a container /proc/sys is read-only or not there.
+    # In a container, /proc/sys is read-only or missing.
     unwritable = (errno.EROFS, errno.ENOENT, errno.EACCES) if filtered else ()
     return Step(
         Phase.SYSTEM,

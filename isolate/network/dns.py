@@ -87,7 +87,7 @@ def answer(query: Query, found: Sequence[Address | str] | None, code: int = _NOE
 
 
 def shortened(query: Query, data: bytes) -> bytes:
-    """Of an answer that has no room: that there is one, which is to be asked for by TCP."""
+    """The truncated form of an answer that has no room: the client asks for it again by TCP."""
     flags = int.from_bytes(data[2:4], "big") | 0x200
     return struct.pack(">6H", query.number, flags, 1, 0, 0, 0) + query.question
 

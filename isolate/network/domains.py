@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Connect", "Domains"]
 
-#: Where the proxy listens inside.
+#: The address inside at which the proxy listens.
 PORT: Final = 3128
 _LOOPBACK: Final = "127.0.0.1"
 _DNS: Final = 53

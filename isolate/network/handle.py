@@ -95,7 +95,7 @@ class Network(Watching, Joinable, Closing):
             host_name(name, "Network: name")
         self._owner = native.owner()
         self._door: Door | None = None
-        #: What other programs find it by; None without.
+        #: The name by which other programs find it, or None.
         self.name = name
         self._closed = True  # until it is made
         nets = [subnets.ipv4(subnet, [other.subnet for other in list(_open)]), *subnets.ipv6(ipv6, mtu)]
@@ -229,7 +229,7 @@ class Network(Watching, Joinable, Closing):
         return place
 
     def _publish(self, wanted: Sequence[Publish]) -> Ports:
-        """By the host's nftables where that can be; at its IPv6 addresses by a relay: it need not forward IPv6."""
+        """Publish by the host's nftables if possible. A relay serves IPv6 addresses: the host need not forward IPv6."""
         by_rules = [each for each in wanted if each.version == 4 and self._privileged and self._way is None]
         relayed = [each for each in wanted if each not in by_rules]
         ports = Ports()
@@ -320,7 +320,7 @@ class Network(Watching, Joinable, Closing):
                 self._switch.rules([message for message in self._reach(other) if message not in before])
 
     def _part(self, new: Member) -> None:
-        """Nobody may reach the addresses of a member that left, or takes from them: they will be another's."""
+        """Remove all rules for the addresses of a member that left, because another member will get them."""
         for other in self._limited():
             if other is not new:
                 before = other.rules

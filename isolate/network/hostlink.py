@@ -52,7 +52,7 @@ class Published:
     def __init__(self, host: HostLink, publish: Iterable[Publish]) -> None:
         self._host = host
         self._reserved: list[socket.socket] = []
-        #: Of each port its publication, the host's number, the one on the wire and the member's.
+        #: For each port: its publication, and its numbers on the host, on the wire and at the member.
         self.ports: list[tuple[Publish, int, int, int]] = []
         self._in_force = False
         self._to: Address | None = None
@@ -79,7 +79,7 @@ class Published:
         self._forget()  # whoever has sent before there was a member here is to reach this one now
 
     def close(self) -> None:
-        """Nobody reaches the member by them any more, and others may use them."""
+        """Withdraw its published ports. Others may use them."""
         if self._in_force and self._to is not None:
             self._in_force = False
             self._host.rules(self._host.elements(self.ports, remove=True))
@@ -388,7 +388,7 @@ class Forwarding:
         self._kept: dict[tuple[int, int], Kept] = {}
 
     def need(self, sock: Socket) -> None:
-        """Of the network that the socket is of. A keeper undoes it should this program be killed."""
+        """Switch forwarding on in the socket's network. A keeper undoes it if this program is killed."""
         place = _identity(sock)
         with self._lock:
             if self._users.get(place, 0) == 0:

@@ -28,7 +28,7 @@ class Impaired:
         self._plug = plug
         self._table: Table | None = None
         self._ended = False
-        #: What happens.
+        #: The impairment in force.
         self.impairment = impairment
         if impairment.loss_alone:
             self._lose(impairment.loss)
@@ -40,7 +40,7 @@ class Impaired:
                 raise
 
     def _lose(self, share: float) -> None:
-        """By nftables: a share of what comes in from the member, and of what leaves to it."""
+        """Drop a share of the packets from the member, and of those to it, by nftables."""
         family = nft.INET if self._plug.limited else nft.BRIDGE
         table = self._table = Table(f"impair-{self._plug.number}", family)
         messages: list[Message] = [table.create()]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Member", "Members", "Ports", "Wish"]
 
-#: So many ports the kernel gives a bridge (BR_MAX_PORTS less what the switch has itself).
+#: The number of ports that the kernel gives a bridge (BR_MAX_PORTS less the switch's own).
 MOST = 1000
 _EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
@@ -67,7 +67,7 @@ class Member:
     wish: Wish
     addresses: tuple[Address, ...]
     plug: Plug | None = None
-    #: What its egress and ingress put into the switch's sets.
+    #: The elements that its egress and ingress put into the switch's sets.
     rules: list[Message] = field(default_factory=list)
     #: Its ports on the host.
     published: Ports | None = None
@@ -104,7 +104,7 @@ class Ports:
             way.lead(to)
 
     def close(self) -> None:
-        """Nobody reaches the member by them any more."""
+        """Withdraw its published ports."""
         while self._ways:
             self._ways.pop().close()
 

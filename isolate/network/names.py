@@ -66,7 +66,7 @@ class _Asked:
         self.number = 0
         self.server = ""
         self.until = 0.0
-        #: What has come by TCP.
+        #: The data that has come by TCP.
         self.data = b""
         #: The answer of a resolver that cannot tell, should no other say more.
         self.failure = b""

@@ -246,7 +246,7 @@ class Socket(Closing):
         step = str(step)
         cause, remedy = FINDINGS.get(failure.errno, (None, None))
         words = f"the kernel says: {failure.words}" if failure.words else None
-        # Of the two, the kernel's words say more, unless it is want of a capability.
+        # The kernel's words say more than the usual cause, unless a capability is missing.
         if failure.errno != errno.EPERM or cause is None:
             cause = words or cause
         kind = UnsupportedError if failure.errno == errno.EOPNOTSUPP else SetupError
@@ -305,7 +305,7 @@ class Socket(Closing):
 
 
 def _failure(index: int, flags: int, body: bytes) -> Failure | None:
-    """Of an acknowledgement; None if it says success."""
+    """The error of an acknowledgement; None if it says success."""
     if len(body) < 20:
         return Failure(index, errno.EBADMSG, None)
     error, size = struct.unpack_from("=iI", body)

@@ -370,7 +370,7 @@ class Relayed:
         return tuple((str(address), port) for address in order)
 
     def close(self) -> None:
-        """Nobody reaches the member by them any more."""
+        """Withdraw its published ports."""
         while self._ports:
             sock, _ = self._ports.pop()
             if self._to:

@@ -100,7 +100,7 @@ def _bridge() -> list[Message]:
         *(table.set(Set(f"members{v}", (nft.INDEX, ADDRESS[v]))) for v in (4, 6)),
         table.chain(Chain("prerouting", nft.PREROUTING, policy=nft.DROP)),
         table.rule("prerouting", *_ethernet("ip"), port_in, source(4, _R + 1), nft.lookup("members4"), accept),
-        # Nobody but the switch is a router, and nobody says "here I am" of another's address.
+        # Only the switch is a router, and no member may announce another member's address.
         *(table.rule("prerouting", *discovery, nft.compare(bytes([kind])), drop) for kind in (_ROUTER, _REDIRECT)),
         table.rule(
             "prerouting",
@@ -152,7 +152,7 @@ def _listed(chain: str, name: str, version: int) -> list[Message]:
 
 
 def _nowhere() -> list[Message]:
-    """By IPv6 only hosts' own addresses are beyond: a program there may take ::ffff:127.0.0.1 for its loopback."""
+    """Only hosts' own IPv6 addresses may be reached: a program there may take ::ffff:127.0.0.1 for its loopback."""
     rule = [*nft.device("oifname", UPLINK), *nft.family(6)]
     for mask, prefix in ((0xE0, 0x20), (0xFE, 0xFC)):  # 2000::/3, fc00::/7
         inside = bytes([mask]) + bytes(15), bytes([prefix]) + bytes(15)

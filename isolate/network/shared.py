@@ -135,7 +135,7 @@ class Door:
             connection.close()
 
     def close(self) -> None:
-        """Nobody else comes in, and whoever did is out."""
+        """Take in no further member, and disconnect all."""
         for each in (self._listener, *list(self._connections)):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -238,7 +238,7 @@ def find(name: str) -> Shared:
         asked = _asked(name, {"ask": "tell"})
     except OSError as error:
         there = names()
-        # Where nobody listens at the abstract address, the connection is refused: there is no such network.
+        # If no process listens at the abstract address, the connection is refused: there is no such network.
         number = errno.ENOENT if error.errno == errno.ECONNREFUSED else error.errno
         raise SetupError(
             number or errno.ENOENT,

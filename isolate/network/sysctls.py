@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write"]
 
-#: Where /proc is read-only or missing (in a container) a setting stays what it is.
+#: If /proc is read-only or missing (in a container), a setting keeps its value.
 _GONE = (errno.ENOENT, errno.EROFS, errno.EACCES)
 
 

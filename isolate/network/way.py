@@ -199,7 +199,7 @@ class Way:
                     raise SetupError(errno.EADDRINUSE, f"publish {each}", part="Userspace", cause=said)
 
     def ended(self) -> None:
-        """Nobody is left inside: its ports on the host are free again."""
+        """Free its ports on the host, because no process is left inside."""
         self.close()
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ __all__ = ["Egress", "Ingress", "Publish", "Reach", "host_name", "ports", "publi
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
-#: So many ports can be published by one range: each is an element of the kernel's map, and a reservation here.
+#: The largest range of ports to publish: each port is an element of the kernel's map, and a reservation here.
 MOST_PORTS = 4096
 PROTOCOLS = {"tcp": 6, "udp": 17}
 #: The address that stands for every one.

@@ -85,7 +85,7 @@ class AsyncReader:
         return self._take(size)
 
     async def readexactly(self, size: int) -> bytes:
-        """So many bytes.
+        """Read exactly this many bytes.
 
         :raises EOFError: there are not so many; those that came stay to be read.
         """
@@ -247,7 +247,7 @@ class AsyncProcess:
         await self.wait(timeout)
         if not self._process._session.held:
             return self._process.result()
-        # What a program has changed is looked at in a thread: there may be much of it.
+        # Read the program's changes in a thread, because there may be many.
         return await in_worker(self._process.result, lambda _: None)
 
     async def aclose(self) -> None:

@@ -31,7 +31,7 @@ async def arun(box: Box, args: Any, options: Mapping[str, Any]) -> Result[str] |
         finally:
             waiter.close()
         run.session.wait_gone(0)
-        # What a program has changed is looked at in a thread: there may be much of it.
+        # Read the program's changes in a thread, because there may be many.
         result = await in_worker(run.result, lambda _: None) if run.session.held else run.result()
     finally:
         # On cancellation too: what is left ends by itself once the launcher has been let go.

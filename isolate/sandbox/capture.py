@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEEP", "Capture", "Text", "keeping"]
 
-#: What ``keep=`` takes: which part of the output is kept where it is longer than ``max_output``.
+#: The values of ``keep=``: the part of the output that is kept if it is longer than ``max_output``.
 KEEP = ("head", "tail", "both")
 LINE = 1 << 20  # bytes: a longer line is passed on in pieces, so that nobody fills our memory by leaving out newlines
 

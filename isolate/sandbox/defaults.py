@@ -44,7 +44,7 @@ class Launch:
     """The steps that every start has: waiting for the id maps, the session, the program, the descriptors."""
 
     required: ClassVar[bool] = True
-    #: Whoever starts it asks what was changed in overlays: see ``isolate.mounts.telling``.
+    #: The caller wants to know what the program changed in overlays: see ``isolate.mounts.telling``.
     tells_changes: ClassVar[bool] = True
 
     def steps(self, context: Context) -> Iterator[Step]:

@@ -54,7 +54,7 @@ def _hints(returncode: int, largest: int, tape: Tape) -> Iterator[str]:
             )
     for name, kernel_name in _MEMORY.items():
         limit, whose = soft_limit(tape, name)
-        # What is resident is a part of what these limits count. A single request that is too large leaves no trace.
+        # Resident memory is a part of what these limits count. A single request that is too large leaves no trace.
         if limit is not None and largest >= limit // 2:
             yield (
                 f"its largest process had {largest} bytes resident, and {kernel_name} is {limit} ({whose}): "

@@ -48,7 +48,7 @@ TELLING: Mapping[str, tuple[int, ...]] = {
 }
 #: More values than this of one argument are no pattern.
 _MANY = 24
-#: Of these the argument is a word of flags: among many values only the bits that were seen are allowed.
+#: Arguments that hold flags: if there are many values, only the bits that were seen are allowed.
 _FLAGS = ("clone", "unshare")
 #: Calls that do the same as one with telling arguments, where no filter sees them (``clone3``, ``io_uring``). A policy
 #: that allowed them would allow whatever they carry. So they answer ENOSYS already while learning, as under the policy,
@@ -57,7 +57,7 @@ BLIND = frozenset(name for name, others in decide.BLIND.items() if any(other in 
 
 # The vDSO answers these where it can; on another clock source, or in a time namespace, the kernel is asked.
 _VDSO = ("clock_getres", "clock_gettime", "getcpu", "gettimeofday", "time")
-# What the C library does at its end or in trouble, and a run that went well may not show.
+# Calls that the C library makes at its end or after an error, and that a successful run may not show.
 _ALWAYS = ("exit", "exit_group", "restart_syscall", "rt_sigreturn")
 
 

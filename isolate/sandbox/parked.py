@@ -36,7 +36,7 @@ __all__ = ["LAUNCHERS", "Starts", "Template", "end_all"]
 
 _FREE: int = lib.ISO_SLOT_FREE
 _DEVNULL = -3
-#: So many are kept for this process, those used last.
+#: The number of launchers that are kept for this process: the most recently used.
 LAUNCHERS = 8
 _PATIENCE = 1 << 16  # after so many starts without it, it is made again although it never lasted
 _STATX = struct.Struct("<32xQ96x2I")  # inode; device, major and minor
@@ -65,7 +65,7 @@ class _Launcher:
 
     def __init__(self, template: Template) -> None:
         self._template = template
-        #: What of the thread's state does not matter, and all that does.
+        #: Two facts that decide which parts of the thread's state matter.
         self._matters = template.fresh, template.executes
         self._state = ffi.new("uint8_t[]", lib.ISO_STATE)
         if lib.iso_state(self._state, *self._matters) < 0:

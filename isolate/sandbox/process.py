@@ -345,7 +345,7 @@ class Process(Grouped, Closing):
         finally:
             if self._pump is not None:
                 self._pump.join(_FLUSH)
-            # What was not flushed goes nowhere: nobody is left to read it.
+            # Data that was not flushed is lost, because no reader is left.
             for raw in (*self._raw, self.pty):
                 if raw is not None:
                     raw.close()
@@ -373,7 +373,7 @@ def _exceed(session: Session, what: Start) -> None:
     session.kill()
 
 
-#: What ``spawn`` takes that ``run`` does not.
+#: The keywords of ``spawn`` that ``run`` does not have.
 OWN: Final[Mapping[str, Any]] = {"pty": False, "bufsize": -1}
 
 

@@ -269,7 +269,7 @@ class Relay:
             if self._in in ready and self._in >= 0:
                 reading = self._type()
                 if self._left:
-                    # What the program writes from now on waits for whoever reads next: it may never be silent.
+                    # Leave the rest for the next reader: the program may never stop writing.
                     self._feed_all()
                     return
 
@@ -281,7 +281,7 @@ class Relay:
             return True
         except OSError as error:
             if error.errno == errno.EIO:
-                # Nobody has the program's end open; while the program lives it can open it again, by its name.
+                # The program's end is not open in any process. A program that still runs can open it again by its name.
                 if self._finishing or self._session is None or self._session.end is not None:
                     return False
                 time.sleep(0.05)

@@ -55,7 +55,7 @@ class Result(Generic[AnyStr]):
     args: tuple[str | bytes, ...]
     returncode: int
     verdict: Verdict
-    #: What was captured; None where it went elsewhere.
+    #: The captured output; None if the stream went elsewhere.
     stdout: AnyStr | None
     stderr: AnyStr | None
     #: From the moment at which the start was asked for to the death of the last process. With the verdict TIMEOUT it is

@@ -238,7 +238,7 @@ def drive(run: Run) -> None:
         run.step()
 
 
-#: What ``run`` and ``arun`` take that no other verb does.
+#: The keywords that only ``run`` and ``arun`` have.
 OWN: Final[Mapping[str, Any]] = {"input": None, "check": False, "stdout": PIPE, "stderr": PIPE}
 
 

@@ -26,7 +26,7 @@ __all__ = ["DEFAULT_MAX_OUTPUT", "Start", "seconds", "settle"]
 
 DEFAULT_MAX_OUTPUT: Final = 64 << 20
 _NOTHING: Final[frozenset[str]] = frozenset()
-#: What every verb takes, with what it is when it is not said.
+#: The keywords of every verb, with their defaults.
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "stdin": None,
     "stdout": None,
@@ -45,7 +45,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "cwd": None,
     "executable": None,
 }
-#: What subprocess has a keyword for, and is said otherwise here.
+#: Keywords of subprocess that have another form here.
 _OTHERWISE: Final[Mapping[str, str]] = {
     "capture_output": "stdout and stderr are captured by run() unless they are given",
     "shell": 'give ["sh", "-c", command]',
@@ -157,7 +157,7 @@ class Start:
         self.killed: Verdict | None = None
         self.timeout: float | None
         self.ends_at: float | None
-        # What was not said is the default, and is not checked: this is a good part of what a start costs its caller.
+        # Defaults are not checked: the checks are a large part of a start's cost for its caller.
         self.timeout, self.ends_at = (None, None) if timeout is None else _timeout(timeout)
         self.cpu_time: float | None = None if cpu_time is None else seconds(cpu_time, "cpu_time")
         if max_output is None or max_output is DEFAULT_MAX_OUTPUT:

@@ -152,7 +152,7 @@ def _block(
         args = [*given.entrypoint, *([args] if isinstance(args, (str, bytes, os.PathLike)) else args)]
         cwd = given.cwd if cwd is None else cwd
     if env is None:
-        # What an image has, and what parts tell their programs, such as where a proxy listens.
+        # The variables of an image, and those that parts set for their programs, such as the address of a proxy.
         told = dict(given.env) if given is not None and given.env is not None else {}
         for part in tape.plan.parts:
             told.update(getattr(part, "variables", dict)())

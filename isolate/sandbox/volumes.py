@@ -70,7 +70,7 @@ def image_volume(size: int, files: int) -> int:
     if tool is None:
         raise _refused(errno.ENOENT, "make its file system", "there is no mkfs.ext4", "install e2fsprogs")
     with tempfile.NamedTemporaryFile(prefix="isolate-workspace-") as file:
-        # What the file system needs for itself comes on top: inodes of 256 bytes, bitmaps, the root and lost+found.
+        # Add the space that the file system itself needs: inodes of 256 bytes, bitmaps, the root and lost+found.
         file.truncate(size + (files + 16) * 256 + size // 64 + (1 << 20))
         command = [tool, "-q", "-F", "-m", "0", "-b", "1024", "-N", str(files + 16), "-O", "^has_journal", file.name]
         done = subprocess.run(command, capture_output=True, check=False, timeout=_SECONDS)

@@ -81,7 +81,7 @@ class ProgramTooLarge(ValueError):
 
 
 def argument_offset(index: int, *, high: bool) -> int:
-    """Where an argument's lower or upper 32 bits stand in struct seccomp_data."""
+    """The offset of an argument's lower or upper 32 bits in struct seccomp_data."""
     return 16 + 8 * index + (4 if high else 0)
 
 
@@ -154,7 +154,7 @@ class Assembler:
                 backward.append((RET, 0, 0, k))
             elif code in (LD_W_ABS, AND):
                 if place[jt] != len(backward) - 1:
-                    # What follows stands elsewhere. Others still reach it there directly: its place stays.
+                    # The code that follows is elsewhere. Other jumps still reach it directly, so it stays there.
                     follows, k_follows, _, _ = nodes[jt]
                     if follows == RET:
                         backward.append((RET, 0, 0, k_follows))

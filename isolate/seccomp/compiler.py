@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Abi", "Decision", "build"]
 
-#: What answers a call: tests in order with the value to return where they hold, then the value where none does.
+#: The answer to a call: tests in order, each with the value to return if it holds, then the value if none holds.
 Decision = tuple[tuple[tuple[Test, int], ...], int]
 
-# What the accumulator holds: the offset of a loaded word and the mask applied to it, or nothing known.
+# The accumulator's content: the offset of a loaded word and the mask applied to it, or None if unknown.
 _Held = tuple[int, int] | None
 _ALL = 0xFFFFFFFF
 

@@ -85,7 +85,7 @@ def decisions(policy: Policy, arch: str, kernel: tuple[int, int]) -> list[Abi]:
     """The decisions for the compiler: one Abi for each value of ``arch`` that the filter knows."""
     blind = blind_calls(policy)
     found: dict[int, Abi] = {}
-    # Where both answers are one, numbers without a rule need no entry of their own.
+    # If both answers are equal, numbers without a rule need no entry of their own.
     uniform = policy.unknown_action == policy.otherwise
     unknown: Decision = ((), policy.unknown_action.value)
     foreign: Decision = ((), policy.foreign.value)
@@ -166,7 +166,7 @@ def speaks(rule: Rule, name: str, arch: str) -> bool:
     """Whether the rule is about the call, under any of its names."""
     if name in rule.calls:
         return True
-    # By its other name, where that means the same call on this architecture.
+    # Use its other name, if that means the same call on this architecture.
     number = syscalls.number(name, arch)
     others = syscalls.spellings(name)
     return any(o in rule.calls and syscalls.table(arch).get(o) == number for o in others if o != name)

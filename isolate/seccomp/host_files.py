@@ -21,7 +21,7 @@ _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
 
 
 def _modes() -> list[Rule]:
-    """Where a mode is given to a file; ``openat2`` and io_uring, whose modes no filter sees, then answer ENOSYS."""
+    """Rules for calls that set a file's mode. ``openat2`` and io_uring, whose modes no filter sees, answer ENOSYS."""
     rules = [
         deny("chmod", "fchmod", "creat", "mknod", when=(arg32(1) & SET_ID) != 0),
         deny("fchmodat", "fchmodat2", "mknodat", when=(arg32(2) & SET_ID) != 0),

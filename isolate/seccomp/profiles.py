@@ -127,7 +127,7 @@ def strict() -> list[Rule]:
             "set_tid_address", "set_tls", "sigaltstack", "sigreturn", "stat", "stat64", "statfs", "statfs64",
             "statx", "sysinfo", "tgkill", "time", "times", "ugetrlimit", "umask", "uname", "write", "writev",
         ),
-        # Whatever policy follows, libc's look for a name service must fail and not kill.
+        # Under every policy, libc's search for a name service must fail and not kill.
         deny("socket", "socketpair", errno="EAFNOSUPPORT"),
         allow("open", when=(arg32(1) & (O_WRITING | O_TMPFILE)) == 0),
         allow("openat", when=(arg32(2) & (O_WRITING | O_TMPFILE)) == 0),

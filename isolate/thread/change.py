@@ -17,7 +17,7 @@ class Change:
     """
 
     text: str = "a change of this thread"
-    #: Where it stands in the kernel's order among the parts of a ``Sandbox``; lower goes first.
+    #: Its position in the kernel's order among the parts of a ``Sandbox``; lower goes first.
     order: int = 50
 
     def check(self) -> None:

@@ -93,7 +93,7 @@ class Irreversible(Enterable):
     """
 
     __slots__ = ()
-    #: What to do instead of ``with``, for the error.
+    #: The alternative to ``with`` that the error names.
     remedy: ClassVar[str] = (
         "put it in force for good by .enter(), on a thread that ends with it by isolate.in_thread(function, part),"
         " or in a child by Sandbox(part).run(...)"

@@ -113,7 +113,7 @@ class Program:
         self.tape: Tape = compile_plan(plan, init=False, pid_namespace=False, share=False)
         self.registers: int = HEADER.unpack_from(self.tape.data)[_REGISTERS]
         self.skipped: int = len(plan.steps)
-        #: What stays open until the block ends.
+        #: Descriptors that stay open until the block ends.
         closing = [op for step in close for op in step.ops if isinstance(op, Call)]
         self.kept: set[Register] = {arg for op in closing for arg in op.args if isinstance(arg, Register)}
 
@@ -216,7 +216,7 @@ def _error(tape: Tape, index: int, error: int) -> SetupError:
         name = type(part).__name__ if kind is not None else "MountNamespace"
         remedy = f"run as root, or first enter both for good: UserNamespace().enter(), then {name}().enter()"
         if kind == "pid":
-            # Who is not in the namespace that its children get cannot make one more for them (unshare(2), EINVAL).
+            # A thread outside of its children's pid namespace cannot make another one for them (unshare(2), EINVAL).
             remedy += ", and use the block in a program that is then executed as a child"
     lacking = error == errno.ENOSYS or (finding is not None and finding.unsupported)
     kind = errors.UnsupportedError if lacking else SetupError

@@ -51,7 +51,7 @@ class Together(Change):
             change.release()
 
     def now(self) -> str:
-        """Of each."""
+        """The state of each."""
         return "; ".join(change.now() for change in self._changes)
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["IsolateSandboxEnvironment"]
 
 _WORK = "/work"
-# What a script tells by its exit status: the error that a program of the sample's user meets.
+# The exit status of a script stands for the error that a program of the sample's user meets.
 _ERRORS = {91: errno.ENOENT, 92: errno.EISDIR, 93: errno.EACCES}
 _WRITE = """d=${1%/*}; mkdir -p -- "${d:-/}" || exit 93; [ -d "$1" ] && exit 92
 if [ -e "$1" ]; then [ -w "$1" ] || exit 93; else [ -w "${d:-/}" ] || exit 93; fi; exec cat >"$1" """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["END", "header", "order", "padding"]
 
-#: What stands behind the last entry.
+#: The blocks behind the last entry.
 END = bytes(1024)
 _MAX_OCTAL = {7: 0o7777777, 11: 0o77777777777}
 _ZEROS = bytes(512)

@@ -12,7 +12,7 @@ from isolate.errors import UnsupportedError
 
 __all__ = ["command", "readable"]
 
-#: What the extension needs, and packages that decompression uses where they are installed.
+#: The modules that the extension needs, and packages for decompression, which are used if they are installed.
 _USED = ("_cffi_backend", "isal", "backports.zstd")
 _PARENT = os.path.dirname(os.path.abspath(next(iter(sys.modules["isolate"].__path__))))  # frozen there is no __file__
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")

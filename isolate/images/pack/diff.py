@@ -27,7 +27,7 @@ class Difference:
     def __init__(self) -> None:
         self.changes: list[Change] = []
         self.rows: dict[bytes, os.stat_result | None] = {}
-        #: What a tree below could not hold of a file that still belongs to whom it did.
+        #: The facts of a file that the tree below could not hold, if the file still has the same owner.
         self.kept: dict[bytes, Fact] = {}
 
     def removed(self, path: bytes) -> None:

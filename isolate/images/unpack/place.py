@@ -68,7 +68,7 @@ class Placer:
             from isolate.images.unpack.below import Below  # loaded late: the lowest layer of an image has none
 
             self._below = Below(lower, known, follow=follow, contents=contents)
-        #: What stands at each path of this layer: a kind of entry, or one of the two above.
+        #: The kind of entry at each path of this layer, or one of the two above.
         self.known: dict[bytes, str] = {b"": _IMPLICIT}
         self._prepare(top)
         self.facts: dict[bytes, Fact] = {}
@@ -80,7 +80,7 @@ class Placer:
         self.size: int = 0  # bytes of files
         self._fds: dict[bytes, int] = {b"": top}
         self._held = b""
-        #: Of directories, the time and the mode where it has bits that would be inherited: both are set at the end.
+        #: The time of each directory, and its mode if it has bits that would be inherited. Both are set at the end.
         self._late: dict[bytes, tuple[int, int]] = {}
         self._opaque: set[bytes] = set()
         #: Directories that a whiteout removes and that this layer has: others than those below.

@@ -14,7 +14,7 @@ _MOST_FIELDS = 100
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rf"({_TOKEN}) ([\x21-\x7e]+) HTTP/1\.([01])\Z")
 _FIELD = re.compile(rf"({_TOKEN}):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\Z")
-#: What concerns one connection alone.
+#: Headers that concern only one connection.
 _ONE = "connection proxy-connection keep-alive te trailer upgrade proxy-authorization proxy-authenticate"
 _HOP = frozenset(_ONE.split())
 

@@ -101,7 +101,7 @@ class Http:
             up_writer.write(message)
             sending = asyncio.ensure_future(pass_body(length, rest, reader, up_writer))
             try:
-                # Whatever else the client sends is not passed on: one request a connection.
+                # Do not pass on more data of the client: one request a connection.
                 await one_way(up_reader, writer)
             finally:
                 sending.cancel()

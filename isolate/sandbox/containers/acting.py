@@ -37,7 +37,7 @@ class Actor:
             return function()
 
         def body() -> T:
-            # Of this thread alone, which ends: the caller's groups give no right to anything inside.
+            # Only for this thread, which ends soon: the caller's groups give no right to anything inside.
             if native.call(number("setgroups"), 0, 0) < 0:
                 raise self._refused()
             return function()

@@ -53,7 +53,7 @@ class FileInfo:
     mtime: float
     #: How many names the file has.
     links: int = 1
-    #: Where a :meth:`~isolate.Container.get` has put it; None: it was not fetched, being no file and no directory.
+    #: The path that :meth:`~isolate.Container.get` wrote it to; None if it was not fetched (no file or directory).
     saved: str | None = None
 
 

@@ -129,7 +129,7 @@ def open_container(box: Planned, own: Planned) -> Container:
         raise
 
 
-#: What one command may have otherwise than the container.
+#: The parts that one command may have of its own, different from the container's.
 _FOR_A_COMMAND = (
     Capabilities,
     Credentials,

@@ -154,7 +154,7 @@ class DetachedContainer(Container):
         self, box: Planned, life: Kept, doors: Mapping[int, OwnedDescriptor], directories: Mapping[str, str], name: str
     ) -> None:
         super().__init__(box, life, doors, directories)
-        #: What :func:`isolate.reopen` takes.
+        #: The argument for :func:`isolate.reopen`.
         self.name: str = name
 
     def __repr__(self) -> str:

@@ -52,7 +52,7 @@ class Keeper:
         self._relays: list[threading.Thread] = []
         self._lock = threading.Lock()
         self.socket: socket.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # By way of the descriptor: an address has room for 107 bytes.
+        # Reached through the descriptor, because an address has room for only 107 bytes.
         self.socket.bind(f"/proc/self/fd/{directory}/sock")
         self.socket.listen(16)
 

@@ -152,7 +152,7 @@ class Outward:
                         self._matching(inner, below, names[1:], host, bounds, found, contents)
 
     def _status(self, fd: int, name: bytes) -> os.stat_result | None:
-        """What a name of a directory is; None where it has gone meanwhile."""
+        """The status of a name in a directory; None if it has gone meanwhile."""
         with self._actor.acting():
             try:
                 return os.stat(name, dir_fd=fd, follow_symlinks=False)

@@ -43,7 +43,7 @@ class Record:
     state: str
     created: float = 0.0
     ended: float | None = None
-    #: Of its init, as the keeper's pid namespace numbers it.
+    #: The process id of its init, in the keeper's pid namespace.
     pid: int = 0
     keeper: int = 0
     command: tuple[str, ...] = ()

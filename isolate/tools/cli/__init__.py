@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not argv:
         print(overview(top), end="")
         return 0
-    # Whatever stands behind the first -- is the program's, however it looks.
+    # All words behind the first -- belong to the program, however they look.
     cut = argv.index("--") if "--" in argv else None
     options = top.parse_args(argv[:cut])
     if options.command is None:
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        # The reader of our output has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_INTERRUPTED
     except OSError as error:

@@ -37,7 +37,7 @@ def _show(value: Any) -> str:
     if isinstance(value, Root):
         entries = "".join(f"    {_show(entry)},\n" for entry in value.entries)
         return f"Root(\n{entries})"
-    # What the dataclass decorator made is long; a class with words of its own knows better.
+    # The docstring that the dataclass decorator made is long. A class with its own docstring says it better.
     if is_dataclass(value) and hasattr(type(value).__repr__, "__wrapped__"):
         return _call(value)
     return repr(value)

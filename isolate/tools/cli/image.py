@@ -100,7 +100,7 @@ def _load(store: Store, options: argparse.Namespace) -> int:
         try:
             found = store.load(source, options.name, unpack=not options.no_unpack, progress=show)
         except LayerError as error:
-            # Of the archive as a whole it has no name: here the file is one.
+            # The archive as a whole has no name there: use the file's.
             raise LayerError(error.entry or os.fsencode(options.source), error.rule) from error
     names: dict[str, list[str]] = {}
     for reference, digest in store.tags().items():
@@ -247,7 +247,7 @@ def _diff(store: Store, options: argparse.Namespace) -> int:
     if options.new is not None:
         new = store.open(options.new)
     else:
-        # What the uppermost layer changes on those below.
+        # The changes of the uppermost layer to those below.
         new, old = old, Image.empty(old.platform)
         for layer in new.layers[:-1]:
             old += layer

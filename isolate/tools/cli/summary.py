@@ -96,7 +96,7 @@ def _seen(parts: Iterable[Any]) -> str:
         for entry in entries
         if not _below(getattr(entry, "target", None), targets) or "(the host's" in _name(entry)
     ]
-    # What the caller named comes last in a root, and is what there is to look for.
+    # The entries that the caller named come last in a root. Look for those.
     return "a root of its own with " + (_some(_name(entry) for entry in reversed(tops)) or "nothing in it")
 
 

@@ -33,16 +33,16 @@ class Ability:
     """
 
     name: str
-    #: What it is good for, in words.
+    #: Its purpose, in words.
     what: str
     ok: bool
     #: Why not; or a detail, such as a version.
     reason: str = ""
-    #: What to do, in words.
+    #: The remedy, in words.
     remedy: str = ""
     #: One of ``GROUPS``: start, namespaces, root, limits, filters, images, networks.
     group: str = ""
-    #: What was denied inside, and possible outside; empty where nothing is denied.
+    #: The access that was denied inside and possible outside; empty if none is denied.
     proof: str = ""
     #: The remedy as text to paste: a command, options, a security context.
     paste: str = ""

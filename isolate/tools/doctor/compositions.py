@@ -24,7 +24,7 @@ class Composition:
 
     name: str
     runs: bool
-    #: What it runs without: ``("limits",)``.
+    #: The parts that it runs without: ``("limits",)``.
     without: tuple[str, ...] = ()
     #: Why it does not run, or what is missing.
     reason: str = ""

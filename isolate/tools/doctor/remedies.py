@@ -123,7 +123,7 @@ class Remedies:
         return "allow unprivileged user namespaces", _sysctl(switch)
 
     def _more_namespaces(self, kind: str) -> str:
-        """Where there may be none of a kind: said by a sandbox around this program, or by the administrator."""
+        """The remedy if a sandbox around this program, or the administrator, allows no namespaces of a kind."""
         if not self.host.in_user_namespace():
             return _sysctl(f"user.max_{kind}_namespaces=10000")
         switch = f"user.max_{kind}_namespaces=10000"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["from_oci"]
 
 _NAMESPACES = {kind.word: kind.file for kind in KINDS}
-#: What says how a container is named or shown, and isolates nothing.
+#: Keys that name or show a container, and isolate nothing.
 _OTHER = ("ociVersion", "annotations")
 _LINUX = (
     "namespaces",

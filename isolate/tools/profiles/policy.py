@@ -22,7 +22,7 @@ __all__ = ["KEYS", "policy_data", "policy_from"]
 
 _NAMED = ("default", "strict", "none")
 _VALUES = ("otherwise", "unknown", "foreign", "compat", "log", "spec_allow")
-#: What a table ``[Seccomp]`` takes.
+#: The keys of a table ``[Seccomp]``.
 KEYS = ("policy", "file", "bpf", "rules", *_VALUES)
 _ALL_BITS = 0xFFFFFFFFFFFFFFFF
 

@@ -66,7 +66,7 @@ def _checked(kind: str, part: Any, table: dict[str, Any]) -> dict[str, Any]:
 #: Parts and entries that hold an object of this process, such as a network.
 _HANDLES = ("Interface", "ImageRoot")
 
-#: What a part keeps in another form than its constructor takes.
+#: Values that a part keeps in another form than its constructor takes.
 _GIVEN: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("Domains", "port"): lambda part: part.ports,
     ("Connect", "target"): lambda part: (
