@@ -175,7 +175,7 @@ def test_a_slow_handler_is_etimedout_and_its_late_answer_dropped() -> None:
     start = time.monotonic()
     result = run({"getppid": slow}, PPID, notify_timeout=0.3)
     assert result.stdout.split()[0] == "-110", result
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25  # the handler waits for longer
     release.set()
     assert finished.wait(10)
 
@@ -335,16 +335,24 @@ def test_the_caller_killed_while_a_call_waits(tmp_path: Path) -> None:
 # ---- a program that nobody vouches for, and mistakes of handlers ---------------------------------------------------
 
 BROKEN = """
-import sys, time
+import sys, threading, time
 from isolate import Sandbox, Seccomp
+told, real = threading.Event(), sys.stderr
+class Told:
+    def write(self, text):
+        real.write(text)
+        real.flush()
+        told.set()
+sys.stderr = Told()
 def raises(call): raise RuntimeError("broken")
 async def also(call): return None
 handlers = {"raises": raises, "none": lambda call: None, "async none": also, "exits": lambda call: sys.exit(3)}
 handler = handlers[sys.argv[1]]
 start = time.monotonic()
-result = Sandbox(Seccomp(otherwise="allow", notify={"getppid": handler}, notify_timeout=20)).run(
+result = Sandbox(Seccomp(otherwise="allow", notify={"getppid": handler}, notify_timeout=50)).run(
     [sys.executable, "-c", sys.argv[2]], text=True, timeout=60, env={"PYTHONPATH": sys.argv[3]})
-print(result.stdout.split()[0], time.monotonic() - start < 15)
+print(result.stdout.split()[0], time.monotonic() - start < 40)
+told.wait(10)  # the mistake is told after the answer, by a thread that ends with this program
 """
 
 
@@ -360,7 +368,7 @@ print(result.stdout.split()[0], time.monotonic() - start < 15)
 def test_23_a_broken_handler_answers_first(kind: str, told: str) -> None:
     """With the interpreter's own hook, which takes no report but its own: the answer came only after the timeout."""
     command = [sys.executable, "-c", BROKEN, kind, PPID, ENV["PYTHONPATH"]]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=ENV)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env=ENV)
     assert done.stdout.split() == ["-5", "True"], done.stderr
     assert told in done.stderr
     assert "getppid" in done.stderr
