@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from errno import ESTALE
+from errno import EACCES, ESTALE
 from typing import TYPE_CHECKING
 
 from isolate.engine.beneath import O_DIRECTORY
+from isolate.engine.finding import Finding
 from isolate.engine.plan import Buffer, Load, Op, Phase, Register, Step, Test, call
 from isolate.errors import ConflictError
 from isolate.images.given import Given
@@ -39,8 +40,13 @@ __all__ = ["ImageRoot"]
 
 _F_DUPFD_CLOEXEC = 1030
 _OPEN = O_RDONLY | O_DIRECTORY | O_CLOEXEC
-_LAYER_HINTS = {
-    13: "the store's directory may not be reached by the caller",
+_LAYER_HINTS: dict[int, str | Finding] = {
+    EACCES: Finding(
+        "the sandbox may not enter a directory of the layer, or the store's: its owner is not in the sandbox's id map,"
+        " and its mode keeps others out",
+        "map every id, or at least 0 and the owner: UserNamespace(map=IdMap.unprivileged()) for root; for others"
+        " Store(path, map=ids) and UserNamespace(map=ids) with ids = IdMap.subordinate()",
+    ),
     2: "a directory of the store is gone",
     ESTALE: "the store was moved, or covered by a mount, since it was opened",
 }
@@ -269,4 +275,5 @@ class _Mapped:
                 call("close", holder),
                 call("close", tree),
             ),
+            _LAYER_HINTS,
         )

@@ -40,10 +40,11 @@ class Store(Exchanging):
     and the caller alone for others.
 
     ``share``: equal files of layers that are unpacked from now on are one file on disk, in whatever image they are. It
-    takes a second look at each file, which costs about a quarter more; programs see a link count above one. Files are
-    equal if contents, mode, owner, time and attributes are. With ``"contents"`` the contents alone have to be equal in
-    the lowest layers of images, and files are links in the others (Linux 6.16; it is tried when the first layer is
-    unpacked).
+    takes a second look at each file, after a child has unpacked it: the caller spends about twice the CPU time on a
+    layer (0.4 s instead of 0.2 for 1,500 files of 10 MB). Programs see a link count above one. Files are equal if
+    contents, mode, owner, time and attributes are. With ``"contents"`` the contents alone have to be equal in the
+    lowest layers of images, which takes five times as much (1 s), and files are links in the others (Linux 6.16; it is
+    tried when the first layer is unpacked).
 
     Nothing half made has a name in it, whatever is killed and whenever the power fails. Layers in use cannot be
     collected: they are locked, and each lock ends with its process. The directory has mode 0700, since images have

@@ -51,7 +51,7 @@ from isolate.mounts.calls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from isolate.engine.plan import Context
 
@@ -205,13 +205,16 @@ class Building:
 
     # ---- things of ours to mount -----------------------------------------------------------------------------
 
-    def scratch(self, room: int, text: str, ops: Iterable[Op]) -> Register:
+    def scratch(
+        self, room: int, text: str, ops: Iterable[Op], hints: Mapping[int, str | Finding] | None = None
+    ) -> Register:
         """Make something in a file system of our own, of which clones are mounted; nobody inside ever reaches it.
 
-        ``room`` is how many bytes it needs; ``ops`` make it, by the descriptor that this method gives.
+        ``room`` is how many bytes it needs; ``ops`` make it, by the descriptor that this method gives. ``hints`` as for
+        :class:`Step`.
         """
         self._room += -(-room // 4096) * 4096
-        self._scratch_steps.append(Step(Phase.ROOT, text, tuple(ops), template=KEPT))
+        self._scratch_steps.append(Step(Phase.ROOT, text, tuple(ops), template=KEPT, hints=hints or {}))
         return self._scratch
 
     @property

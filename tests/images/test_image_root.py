@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate import (
+    Bind,
     ConflictError,
     Dev,
     IdMap,
@@ -240,6 +241,27 @@ def test_what_is_refused_before_anything_starts(store: Store, image: Image, tmp_
     way: list[UserNamespace] = [] if ROOT else [UserNamespace()]
     with pytest.raises(StoreError, match="not unpacked"):
         sandbox(ImageRoot(absent, store=store), way).run(["/x"])
+
+
+@only_root
+@pytest.mark.parametrize(
+    ("user", "directory"),
+    [(UserNamespace(), "/home/u"), (UserNamespace(uid=5, gid=5), "/")],
+    ids=["a directory of another's", "the store's own"],
+)
+def test_a_directory_that_the_sandbox_may_not_enter(store: Store, user: UserNamespace, directory: str) -> None:
+    """Closed to others, and of an owner who is not in the map: the error says so, and what it says to do works."""
+    closed = Layer.files({"home/": b"", "home/u/": b"", "home/u/x": b"x"}, uid=1000, gid=1001, mode=0o700)
+    image = store.add(Image.empty() + closed + base())
+    entry = ImageRoot(image, "/mnt", store=store, directory=directory)
+    tool = Bind(str(BUSYBOX), "/busybox")
+    with pytest.raises(SetupError, match="open layer") as caught:
+        Sandbox(user, Root(tool, entry)).run(["/busybox", "ls", "/mnt"])
+    assert "its owner is not in the sandbox's id map" in (caught.value.cause or "")
+    assert "UserNamespace(map=IdMap.unprivileged())" in (caught.value.remedy or "")
+    mapped = UserNamespace(map=IdMap.unprivileged())
+    done = Sandbox(mapped, Root(tool, entry)).run(["/busybox", "stat", "-c", "%u", "/mnt"])
+    assert done.stdout == (b"1000\n" if directory == "/home/u" else b"0\n")
 
 
 def test_an_image_without_layers_is_an_empty_root(store: Store) -> None:
