@@ -63,7 +63,7 @@ def nothing_left() -> Iterator[None]:
     yield
     # Whoever else uses the library on this machine makes groups, too: those of a program that lives are its own.
     left = every_group() - before
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any(abandoned_or_ours(group) for group in left) and time.monotonic() < deadline:
         time.sleep(0.01)
         left &= every_group()

@@ -44,7 +44,7 @@ print(proc.is_ours())
 for parts in ([], [PidNamespace()], [Limits(pids=20)]):
     start = time.monotonic()
     result = Sandbox(*parts).run(["sh", "-c", "sleep 30 & sleep 30"], timeout=.3)
-    print(result.verdict, time.monotonic() - start < 5)
+    print(result.verdict, time.monotonic() - start < 20)
 """
 HELD = ["TIMEOUT", "True"] * 3
 
@@ -118,7 +118,7 @@ def test_hidden_proc(hidden: str, clean: Snapshot) -> None:
     code = """
 start = time.monotonic()
 result = Sandbox().run(["sh", "-c", "setsid sleep 4321 & sleep 30"], timeout=.3)
-print(result.verdict, time.monotonic() - start < 5)
+print(result.verdict, time.monotonic() - start < 20)
 try: print(Sandbox().run(["sh", "-c", "while :; do :; done"], cpu_time=.2, timeout=20).verdict)
 except UnsupportedError as error: print("refused" if "cpu_time" in str(error) else error)
 """
