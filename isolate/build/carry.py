@@ -51,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Built:
-    """The result of a build."""
+    """The result of a build: the image, and how many of its steps were done or found in the store."""
 
     image: Image
     #: The steps that were done, and those that were found.

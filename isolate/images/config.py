@@ -19,8 +19,16 @@ _SECOND = 1_000_000_000  # Go's durations are nanoseconds
 @keywords
 @dataclass(frozen=True)
 class Health:
-    """How to find out whether the program does well. ``test`` is a program and its arguments behind ``"CMD"``, or a
-    line for the shell behind ``"CMD-SHELL"``, or ``("NONE",)``. Times are seconds; None leaves them to who runs it.
+    """How to find out whether the program does well.
+
+    ``test`` is a program and its arguments behind ``"CMD"``, or a line for the shell behind ``"CMD-SHELL"``, or
+    ``("NONE",)``. Times are seconds below 10^9; if one is None, the tool that runs the image chooses it.
+
+    :raises ValueError: a time that is no number of seconds, or negative ``retries``.
+
+    >>> from isolate.images import Health
+    >>> Health(("CMD", "pg_isready"), interval=5).timeout is None
+    True
     """
 
     test: Words

@@ -136,6 +136,9 @@ class PidNamespace(Namespace, Reversible):
 class NetNamespace(Namespace, Reversible):
     """A network of its own (network_namespaces(7)): only loopback, which is up unless ``loopback=False``.
 
+    Inside there are no devices, addresses, ports or abstract Unix sockets of the host. Needs CAP_SYS_ADMIN, or
+    :class:`UserNamespace` beside it.
+
     :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
         ``fd``.
     :param pid: join the namespace of this process.
@@ -195,6 +198,9 @@ def _socket(*, loopback: bool, namespace: Register | None = None) -> list[Op]:
 class IpcNamespace(Namespace, Reversible):
     """System V IPC and POSIX message queues of its own (ipc_namespaces(7)).
 
+    Inside there are no segments, semaphores or queues of others. All that are made inside go with the namespace.
+    Needs CAP_SYS_ADMIN, or :class:`UserNamespace` beside it.
+
     :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
         ``fd``.
     :param pid: join the namespace of this process.
@@ -212,6 +218,8 @@ class IpcNamespace(Namespace, Reversible):
 @dataclass(frozen=True, kw_only=True)
 class UtsNamespace(Namespace, Reversible):
     """A host name and domain name of its own (uts_namespaces(7)); those not given are the host's.
+
+    Names that are changed inside are not seen outside. Needs CAP_SYS_ADMIN, or :class:`UserNamespace` beside it.
 
     :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
         ``fd``.
@@ -253,6 +261,9 @@ class UtsNamespace(Namespace, Reversible):
 @dataclass(frozen=True, kw_only=True)
 class CgroupNamespace(Namespace, Reversible):
     """A view of the cgroup tree whose root is the sandbox's own group (cgroup_namespaces(7)).
+
+    Groups above it, and their names, are not seen inside. It limits nothing: see :class:`isolate.Limits`. Needs
+    CAP_SYS_ADMIN, or :class:`UserNamespace` beside it.
 
     :param path: join the namespace of this file, such as ``/run/netns/blue``; at most one of ``path``, ``pid`` and
         ``fd``.

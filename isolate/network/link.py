@@ -65,7 +65,10 @@ class Link:
 
 
 class Counters(NamedTuple):
-    """The traffic of a device as its owner sees it: ``received`` is the traffic that came in there."""
+    """The traffic of a device as its owner sees it: ``received`` is the traffic that came in there.
+
+    Bytes, packets, packets that were dropped, and errors, since the device was made (rtnetlink(7), IFLA_STATS64).
+    """
 
     received_bytes: int
     sent_bytes: int

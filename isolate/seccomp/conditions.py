@@ -219,13 +219,23 @@ def arg32(index: int) -> Arg:
 
 
 def every(*conditions: Condition) -> Condition:
-    """All of the conditions, as ``&`` joins them."""
+    """All of the conditions, as ``&`` joins them.
+
+    >>> from isolate.seccomp import arg, every
+    >>> every(arg(0) == 1, arg(1) == 2)
+    (arg(0) == 1) & (arg(1) == 2)
+    """
     found = dict.fromkeys(conditions)
     return next(iter(found)) if len(found) == 1 else All(tuple(found))
 
 
 def any_of(*conditions: Condition) -> Condition:
-    """One of the conditions at least, as ``|`` joins them."""
+    """One of the conditions at least, as ``|`` joins them.
+
+    >>> from isolate.seccomp import any_of, arg
+    >>> any_of(arg(0) == 1, arg(1) == 2)
+    (arg(0) == 1) | (arg(1) == 2)
+    """
     found = dict.fromkeys(conditions)
     return next(iter(found)) if len(found) == 1 else Any_(tuple(found))
 

@@ -85,12 +85,33 @@ class Rule:
 
 
 def allow(*names: str | Iterable[str], when: Condition | None = None) -> Rule:
-    """The calls are made: ``allow("@file-system", "ioctl", when=…)``."""
+    """The calls are made: ``allow("@file-system", "ioctl", when=…)``.
+
+    :param names: calls, and sets of calls (``"@file-system"``).
+    :param when: only where this holds for the arguments.
+
+    :raises ValueError: a name that no architecture has; the nearest one is named.
+
+    >>> from isolate.seccomp import allow
+    >>> allow("read", "write").names
+    ('read', 'write')
+    """
     return Rule(Action.ALLOW, _flat(names), when)
 
 
 def deny(*names: str | Iterable[str], when: Condition | None = None, errno: int | str = "EPERM") -> Rule:
-    """The calls fail with ``errno``."""
+    """The calls fail with ``errno`` (a name or a number; EPERM unless given) and are not made.
+
+    :param names: calls, and sets of calls (``"@mount"``).
+    :param when: only where this holds for the arguments.
+    :param errno: such as ``"ENOSYS"``, which makes most programs take another way.
+
+    :raises ValueError: a name that no architecture has, or no errno; the nearest one is named.
+
+    >>> from isolate.seccomp import deny
+    >>> deny("ptrace", errno="ENOSYS").names
+    ('ptrace',)
+    """
     return Rule(Action.errno(errno), _flat(names), when)
 
 
