@@ -13,7 +13,7 @@ from isolate.attributes.credentials import Credentials
 from isolate.attributes.rlimits import Rlimits
 from isolate.engine.plan import Part
 from isolate.errors import SetupError
-from isolate.kernel.checks import of_type
+from isolate.kernel.checks import known_keywords, of_type
 from isolate.landlock.part import Landlock
 from isolate.mounts import Bind, Dev, Dir, Etc, Overlay, Proc, Root, Symlink, Tmpfs
 from isolate.namespaces.ids import IdMap, is_host_root
@@ -59,7 +59,20 @@ _CONFIGURATION = (
     "/etc/ImageMagick-*", "/etc/OpenCL",
 )  # fmt: skip  # many names, few lines
 
+#: Where what people look for here is to be said.
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("memory", "swap", "pids", "cpu", "cpus", "io"), "give limits=Limits(memory=..., pids=..., cpu=...)"
+    ),
+    **dict.fromkeys(
+        ("timeout", "cpu_time", "env", "cwd", "stdin", "max_output"), "it is a keyword of run() and spawn()"
+    ),
+    **dict.fromkeys(("bind", "binds", "mounts", "volumes"), "give Bind(source, target) as an argument without a name"),
+    **dict.fromkeys(("capabilities", "seccomp", "landlock", "rlimits", "parts"), "give extra=[part, ...]"),
+}
 
+
+@known_keywords(_ELSEWHERE)
 def untrusted(
     *entries: Entry | Part, limits: Limits | None = None, network: bool | Part = False, extra: Iterable[Part] = ()
 ) -> Sandbox:
@@ -131,6 +144,7 @@ def untrusted(
     return Sandbox(*_with(parts, extra))
 
 
+@known_keywords(_ELSEWHERE)
 def nested(
     *entries: Entry | Part, limits: Limits | None = None, network: bool | Part = False, extra: Iterable[Part] = ()
 ) -> Sandbox:
@@ -208,6 +222,7 @@ def _replaces(other: Part, part: Part) -> bool:
     return type(other) is type(part) and not getattr(part, "repeatable", False)
 
 
+@known_keywords(_ELSEWHERE)
 def container(
     root: str | os.PathLike[str] | isolate.images.Image,
     *entries: Entry | Part,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -44,6 +45,20 @@ def python(code: str, *entries: Any, **options: Any) -> Result[str]:
 
 
 # ---- /etc ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", [presets.untrusted, presets.nested, presets.container])
+def test_a_keyword_that_is_none(preset: Any) -> None:
+    args = ["/srv"] if preset is presets.container else []
+    for wrong, said in (
+        ({"memory": "1G"}, "give limits=Limits(memory=..., pids=..., cpu=...)"),
+        ({"timeout": 1}, "it is a keyword of run()"),
+        ({"extras": []}, "did you mean 'extra'?"),
+    ):
+        with pytest.raises(
+            TypeError, match=re.escape(f"{preset.__name__}: there is no keyword {next(iter(wrong))!r}; {said}")
+        ):
+            preset(*args, **wrong)
 
 
 def test_who_the_program_is_and_where_localhost_is() -> None:

@@ -7,13 +7,13 @@ have one form: ``<name> must be <what>, not <what was given>``. ``bool`` is refu
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 from isolate.kernel.paths import encoded
 
 TYPE_CHECKING = False  # as in typing: every start imports this module
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import TypeGuard
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "is_int",
     "is_number",
     "keywords",
+    "known_keywords",
     "limit",
     "nearest",
     "number",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 _FACTORS: Final = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
@@ -224,6 +227,29 @@ def fields(value: object) -> None:
         if kind in ("str", "int") and none in ("", "None") and not (none and given is None):
             wanted = f"{'a str' if kind == 'str' else 'an int'}{' or None' if none else ''}"
             of_type(f"{type(value).__name__}: {field.name}", given, str if kind == "str" else int, wanted)
+
+
+def known_keywords(otherwise: Mapping[str, str]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """A decorator of a function: an unknown keyword is refused with the nearest known one, or with what ``otherwise``
+    says of a word that people try."""
+    import functools
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        code: Any = function.__code__
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+        @functools.wraps(function)
+        def checked(*args: _P.args, **given: _P.kwargs) -> _R:
+            for name in given:
+                if name not in names:
+                    hint = f"; {otherwise[name]}" if name in otherwise else nearest(name, names)
+                    what = f"{function.__name__}: there is no keyword {name!r}"
+                    raise TypeError(what + (hint or f"; it takes {', '.join(names)}"))
+            return function(*args, **given)
+
+        return checked
+
+    return decorate
 
 
 def keywords(cls: _C) -> _C:

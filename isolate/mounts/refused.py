@@ -19,7 +19,8 @@ OVERLAY = {
         "overlayfs does not take these layers: the upper's file system cannot be one (an overlay itself, NFS, FAT, no"
         " extended attributes), upper and work are not in one file system, one layer lies within another or in another"
         " mount namespace, or has mounts below that a user namespace may not uncover",
-        "put upper and work side by side on tmpfs, ext4, XFS or btrfs (ephemeral: a tmpfs of the sandbox's own)",
+        "put upper and work side by side on tmpfs, ext4, XFS or btrfs (ephemeral: a tmpfs of the sandbox's own); where"
+        " a layer has mounts below, as / has, Bind its directories instead, or be root",
         True,
     ),
     EPERM: Finding(

@@ -162,6 +162,9 @@ def test_memory() -> None:
         (["--alow", "example.org", "--", "true"], "did you mean '--allow'?"),
         (["--seccomp", "strickt", "--", "true"], "did you mean 'strict'?"),
         (["true", "--", "true"], "stands before --"),
+        (["-v", "/srv:/data", "--", "true"], "here: --bind SRC DST"),
+        (["--chdir", "/", "--", "true"], "here: --cwd DIR"),
+        (["--rm", "--", "true"], "it is so already"),
     ],
 )
 def test_wrong_options(words: list[str], said: str) -> None:
@@ -174,6 +177,9 @@ def test_wrong_options(words: list[str], said: str) -> None:
 def test_a_wrong_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["biuld", "."], "did you mean 'build'?"),
+        (["cp", "a", "b"], "here: Container.put()"),
+        (["pull", "x"], "here: image"),
+        (["exec", "web", "id"], "-- stands before the program"),
         (["image", "pul", "x"], "did you mean 'pull'?"),
         (["image", "pull", "--plattform=x", "x"], "did you mean '--platform'?"),
         (["doctor", "--jsn"], "did you mean '--json'?"),

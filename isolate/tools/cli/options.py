@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from isolate.kernel.checks import nearest
-from isolate.tools.cli import build, listing, net, profile
+from isolate.tools.cli import build, foreign, listing, net, profile
 from isolate.tools.cli.containers import add_commands
 from isolate.tools.cli.explain import add_command as add_explain
 from isolate.tools.cli.image_options import add_image_commands, add_store
@@ -175,13 +175,20 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             word = unknown[0].partition("=")[0]
-            hint = nearest(word, re.findall(r"--[a-z][a-z-]*", self.format_help())) if word[:2] == "--" else ""
+            hint = foreign.option(word)
+            if not hint and word[:2] == "--":
+                hint = nearest(word, re.findall(r"--[a-z][a-z-]*", self.format_help()))
+            if not hint and word[:1] != "-" and "exec" in self.prog.split():
+                hint = "; -- stands before the program"
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         known = action.choices
-        if known is not None and value not in known and (hint := nearest(value, map(str, known))):
+        if known is None or value in known:
+            return
+        hint = foreign.command(str(value)) if action.dest == "command" else ""
+        if hint := hint or nearest(value, map(str, known)):
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
         super()._check_value(action, value)
 
