@@ -240,7 +240,7 @@ def test_nothing_is_left_open(clean: Snapshot, tmp_path: Path) -> None:
             c.list("/", recursive=False)
             with refused(errno.ENOENT):
                 c.read("/tmp/none")
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
     with pytest.raises(ValueError, match="closed"):
         c.read("/tmp/a/b/c")
 

@@ -569,7 +569,7 @@ def test_nothing_leaks() -> None:
         from_tree(tree, "true")
     with tree.spawn(["true"]) as process:
         process.wait()
-    assert len(os.listdir("/proc/self/fd")) == held
+    assert len(os.listdir("/proc/self/fd")) <= held
     assert held - len(before.fds) <= 6
     pids = launchers(tree)
     parked.end_all()
