@@ -6,6 +6,8 @@ import errno
 import ipaddress
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from typing import Any
 import pytest
 
 from isolate import MountNamespace, NetNamespace, PidNamespace, Sandbox, UserNamespace, network
-from isolate.errors import ConflictError, SetupError
+from isolate.errors import ConflictError, SetupError, UnsupportedError
 from isolate.network import address, link
 from isolate.network.members import Wish
-from isolate.network.netlink import Socket
+from isolate.network.netlink import Message, Socket
 from tests.network.hosts import connects, host, told, until
 from tests.ordinary import as_ordinary_user
 
@@ -277,6 +279,45 @@ def test_bad_input_is_refused() -> None:
             network.Interface("10.0.0.0/24")  # type: ignore[arg-type]
         with pytest.raises(ConflictError, match="joined"), open("/proc/self/ns/net") as file:
             Sandbox(NetNamespace(fd=file.fileno()), network.Interface(lan)).run(["true"])
+
+
+@pytest.mark.parametrize("kind", ["bridge", "veth"])
+def test_a_kernel_without_a_kind_of_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel itself answers: it is asked for a kind that none has."""
+    whole = getattr(link, kind)
+
+    def without(*args: Any, **options: Any) -> Message:
+        message: Message = whole(*args, **options)
+        return message._replace(body=message.body.replace(kind.encode() + b"\0", b"x" * len(kind) + b"\0"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link, kind, without)
+        with pytest.raises(UnsupportedError, match=f"make the {kind}") as caught:
+            network.Network()
+    assert caught.value.errno == errno.EOPNOTSUPP
+    assert "Unknown device type" in str(caught.value.cause)
+    assert "doctor" in str(caught.value.remedy)
+    network.Network().close()  # control
+
+
+@pytest.mark.slow
+def test_a_kernel_without_nf_tables() -> None:
+    """A filter answers as such a kernel does."""
+    code = """
+from isolate import Seccomp, network
+from isolate.errors import UnsupportedError
+from isolate.seccomp import arg, deny
+network.Network().close()  # control
+tables = (arg(0) == 16) & (arg(2) == 12)
+Seccomp(deny("socket", when=tables, errno="EPROTONOSUPPORT"), otherwise="allow").enter()
+try:
+    network.Network()
+except UnsupportedError as error:
+    print(error.cause, error.remedy)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "without nf_tables" in done.stdout, done.stderr
+    assert "modprobe nf_tables" in done.stdout
 
 
 def test_what_is_taken_is_refused_before_anything_starts() -> None:
