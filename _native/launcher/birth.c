@@ -107,13 +107,18 @@ static int64_t enter_tree(const struct template_tree *tree)
 	return r < 0 ? r : SYS1(fchdir, tree->hidden);
 }
 
-/* Where the caller's own mounts are, and its root. */
+/* Where the caller's own mounts are, and its root. Tried a few times: want of memory passes, and the clean-up is there, too. */
 static int64_t back_outside(const struct template_tree *tree)
 {
-	int64_t r = SYS2(setns, tree->own, CLONE_NEWNS);
-	if (r >= 0)
-		r = SYS1(fchdir, tree->root);
-	return r < 0 ? r : SYS1(chroot, PTR("."));
+	int64_t r = -1;
+	for (int tries = 0; r < 0 && tries < 4; tries++) {
+		r = SYS2(setns, tree->own, CLONE_NEWNS);
+		if (r >= 0)
+			r = SYS1(fchdir, tree->root);
+		if (r >= 0)
+			r = SYS1(chroot, PTR("."));
+	}
+	return r;
 }
 
 static int64_t clone_init(struct supervisor *s, int into_group)
@@ -129,15 +134,20 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 		args.cgroup = (uint64_t)m->reg[m->header->cgroup_register];
 	}
 	int64_t within = s->tree.mounts < 0 ? 0 : enter_tree(&s->tree);
-	if (within < 0)
+	if (within < 0) {
+		if (s->tree.own >= 0)
+			back_outside(&s->tree);
 		return within;
+	}
 	const int other = take_owner(s);
 	int64_t pid = SYS2(clone3, PTR(&args), sizeof args);
 	if (pid == -ENOSYS && !into_group)
 		pid = SYS5(clone, args.flags | SIGCHLD_, 0, PTR(&s->child_fd), 0, 0);
 	if (other && pid != 0) {
-		/* With that everything permitted is effective again. */
-		int64_t r = SYS3(setresuid, -1, 0, -1);
+		/* With that everything permitted is effective again, which the clean-up needs: see back_outside(). */
+		int64_t r = -1;
+		for (int tries = 0; r < 0 && tries < 4; tries++)
+			r = SYS3(setresuid, -1, 0, -1);
 		if (r >= 0 && (s->capabilities[0] != s->capabilities[1] || s->capabilities[3] != s->capabilities[4]))
 			r = set_capabilities(s->capabilities);
 		if (r < 0 && pid > 0) {

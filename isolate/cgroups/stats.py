@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -173,14 +174,21 @@ def _pressure(data: bytes) -> dict[str, Pressure]:
     found = {}
     for line in lines(data):
         kind, _, rest = line.partition(" ")
-        values = dict(item.split("=", 1) for item in rest.split() if "=" in item)
-        try:
-            found[kind] = Pressure(
-                float(values["avg10"]), float(values["avg60"]), float(values["avg300"]), int(values["total"]) / 1e6
-            )
-        except (KeyError, ValueError):
-            continue
+        pressure = _of_line(rest)
+        if pressure is not None:
+            found[kind] = pressure
     return found
+
+
+@functools.lru_cache(maxsize=64)
+def _of_line(rest: str) -> Pressure | None:
+    """Remembered: after a short run all six lines say zero, and each run with limits reads them."""
+    values = dict(item.split("=", 1) for item in rest.split() if "=" in item)
+    try:
+        averages = float(values["avg10"]), float(values["avg60"]), float(values["avg300"])
+        return Pressure(*averages, int(values["total"]) / 1e6)
+    except (KeyError, ValueError):
+        return None
 
 
 def parse(files: Files) -> Stats:

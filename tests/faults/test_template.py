@@ -5,22 +5,26 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from isolate import Bind, Dev, NetNamespace, Proc, Root, Sandbox, SetupError, Tmpfs, UserNamespace
+from isolate import Bind, Dev, Limits, NetNamespace, Proc, Root, Sandbox, SetupError, Tmpfs, UserNamespace
 from isolate.sandbox import parked
 from tests.boxes import SYSTEM
 from tests.fence import Call, Fence
 from tests.sandbox.test_template import parked_box, used
 
-from .test_faults import ERRORS, Case, distinct, host_namespaces
+from .test_faults import ERRORS, Case, distinct, groups, host_namespaces
+
+if TYPE_CHECKING:
+    from isolate.engine.plan import Part
 
 
-def box_with(audit: str) -> Sandbox:
+def box_with(audit: str, *parts: Part) -> Sandbox:
     """A whole root, with the program that tells what holds."""
     entries = (
         *SYSTEM,
@@ -29,17 +33,18 @@ def box_with(audit: str) -> Sandbox:
         Dev(),
         Tmpfs("/tmp", size="1M"),
     )
-    return Sandbox(UserNamespace(), NetNamespace(), Root(*entries))
+    return Sandbox(UserNamespace(), NetNamespace(), Root(*entries), *parts)
 
 
 class TreeCase(Case):
     """Starts from the tree, made in each forked child before its calls are counted."""
 
-    def __init__(self, audit: str) -> None:
-        self.box, self.directory = box_with(audit), str(Path(audit).parent)
+    def __init__(self, audit: str, *parts: Part) -> None:
+        self.box, self.directory = box_with(audit, *parts), str(Path(audit).parent)
         self.command = [f"/audit/{Path(audit).name}", *host_namespaces()]
-        self.ordinary, self.groups = False, []
+        self.ordinary = False
         assert self.box.run(self.command).ok
+        self.groups = groups(self.box)
         self.undisturbed = Fence(self.once).drive()
         assert self.undisturbed.error is None, self.undisturbed.error
         assert self.undisturbed.gone is not None
@@ -56,6 +61,7 @@ class TreeCase(Case):
             result = self.box.run(self.command)
             # The same mounts stand in another order.
             stdout = b"\n".join(sorted(result.stdout.splitlines()))
+            stdout = re.sub(rb"isolate-[-0-9a-f]+", b"isolate-*", stdout)
             told = ("result", str(result.verdict), stdout, dict(result.applied))
         except SetupError as error:
             told = ("setup", error.errno, error.step, str(error))
@@ -129,3 +135,15 @@ def test_each_kind_of_call_fails(audit: str) -> None:
 def test_the_caller_is_killed_at_each_call(audit: str) -> None:
     case = TreeCase(audit)
     assert not [left for call in case.undisturbed.calls if (left := killed_at(case, call))]
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_every_call_of_the_launcher_fails_with_limits(audit: str) -> None:
+    """Groups are removed also where the way back from the tree, or to the launcher's own ids, is refused once."""
+    case = TreeCase(audit, Limits(memory="1G", pids=100))
+    calls = [call for call in case.undisturbed.calls if call.role == "launcher"]
+    assert {"mkdirat", "setns", "fchdir"} <= {call.name for call in calls}
+    wrong = [case.wrong(call, errno.ENOMEM) for call in calls]
+    assert not [w for w in wrong if w]
