@@ -13,7 +13,6 @@ import pytest
 from isolate import (
     Bind,
     HostProgram,
-    Limits,
     NetNamespace,
     Root,
     Sandbox,
@@ -141,7 +140,3 @@ def test_what_helps_where_groups_are_not_ours() -> None:
     for finding in (making[errno.EACCES], writing[errno.EACCES]):
         assert isinstance(finding, Finding)
         assert "python -m isolate doctor" in (finding.remedy or "")
-
-
-def test_limits_need_no_remedy_where_they_hold() -> None:
-    assert Sandbox(UserNamespace(), Limits(pids=50)).run(["true"]).ok
