@@ -145,12 +145,17 @@ work()
     "busy", [pytest.param(BUSY, id="processes", marks=pytest.mark.slow), pytest.param(BUSY_THREADS, id="threads")]
 )
 def test_cpu_share_of_four_that_are_busy(busy: str) -> None:
-    held = python(busy, Limits(cpu=0.1), timeout=2)  # little, so that a busy machine can give it
-    assert held.verdict is Verdict.TIMEOUT
-    assert 0.05 < held.cpu_time / held.wall_time < 0.115
-    assert held.stats.cpu_throttled > 5
-    free = python(busy, Limits(), timeout=1)
-    assert free.cpu_time / free.wall_time > 1.4 * 0.1
+    seen = []
+    for _ in range(3):  # little, so that a busy machine can give it; what it is busy with may still take more than that
+        held = python(busy, Limits(cpu=0.1), timeout=3)
+        assert held.verdict is Verdict.TIMEOUT
+        assert held.cpu_time / held.wall_time < 0.115
+        free = python(busy, Limits(), timeout=1)
+        seen.append((held.cpu_time / held.wall_time, held.stats.cpu_throttled, free.cpu_time / free.wall_time))
+        if seen[-1][0] > 0.05 and seen[-1][1] > 5 and seen[-1][2] > 1.4 * 0.1:
+            break
+    else:
+        pytest.fail(f"share, times throttled, share without the limit: {seen}")
 
 
 def test_cpus() -> None:
