@@ -144,7 +144,7 @@ def passing(host: Host, path: bytes) -> str:
         if not os.access(directory, os.X_OK) or not (owner or status.st_mode & stat.S_IXOTH):
             mode = stat.S_IMODE(status.st_mode)
             return (
-                f"{directory} (mode {mode:04o}, uid {status.st_uid}) lets others not pass: as its owner or root, "
+                f"{directory} (mode {mode:04o}, uid {status.st_uid}) lets no others pass: as its owner or root, "
                 f"chmod o+x {shlex.quote(directory)} (or setfacl -m u:USER:x); or name a place elsewhere"
             )
     return "look at the modes of the directories on the way: namei -l, package util-linux"

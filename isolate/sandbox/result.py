@@ -61,7 +61,8 @@ class Result(Generic[AnyStr]):
     #: From the moment at which the start was asked for to the death of the last process. With the verdict TIMEOUT it is
     #: not below the limit.
     wall_time: float
-    #: User and system time of the whole tree.
+    #: User and system time of the whole tree. Without a cgroup it leaves out what the kernel itself reaps: of a program
+    #: in a pid namespace that was killed at a limit, this and ``peak_memory`` may be near 0. ``Limits`` counts all.
     cpu_time: float
     peak_memory: int
     #: None without a cgroup that counts memory.
