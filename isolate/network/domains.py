@@ -16,7 +16,7 @@ from isolate.kernel.constants import Constant
 from isolate.mounts import File
 from isolate.namespaces import MountNamespace, NetNamespace
 from isolate.network import address, resolv
-from isolate.network.inside import check_own, netlink_socket
+from isolate.network.inside import LISTENING, check_own, netlink_socket
 from isolate.network.netlink import ROUTE, Socket
 from isolate.network.proxy.events import Asked, Log
 from isolate.network.proxy.rules import Rules, name_rule
@@ -40,10 +40,6 @@ PORT: Final = 3128
 _LOOPBACK: Final = "127.0.0.1"
 _DNS: Final = 53
 _MOST_PORTS: Final = 16
-_HINTS: Final = {
-    13: "init may not bind a port below 1024: the network namespace belongs to a user namespace that it is not root in",
-    98: "another part of this sandbox listens there already",
-}
 
 
 @keywords
@@ -180,7 +176,7 @@ class Domains:
         text = (
             f"listen inside for the caller's proxy, which reaches {', '.join(self.names)} at {ports} and nothing else"
         )
-        yield Step(Phase.SYSTEM, text, tuple(ops), hints=_HINTS)
+        yield Step(Phase.SYSTEM, text, tuple(ops), hints=LISTENING)
         yield Step(Phase.SYSTEM, f"wait until the proxy serves, and {NET} leads to it", tuple(handing.wait(slot)))
         yield from resolv.without_a_root(context, _NAMESERVERS)
 
@@ -301,7 +297,7 @@ class Connect:
         slot, fd = handing.slot(context), Register(f"listener {self.listen}")
         ops = (*bind_and_listen(fd, _LOOPBACK, self.listen, backlog=128), *handing.hand(slot, [fd]))
         text = f"listen at {_LOOPBACK}:{self.listen} inside, for a relay to {self.host}:{self.port}"
-        yield Step(Phase.SYSTEM, text, ops, hints=_HINTS)
+        yield Step(Phase.SYSTEM, text, ops, hints=LISTENING)
         yield Step(Phase.SYSTEM, "wait until the relay serves", tuple(handing.wait(slot)))
 
 

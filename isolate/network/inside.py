@@ -13,7 +13,13 @@ from isolate.network import sysctls
 if TYPE_CHECKING:
     from isolate.engine.plan import Context, Op
 
-__all__ = ["all_ports", "check_own", "netlink_socket"]
+__all__ = ["LISTENING", "all_ports", "check_own", "netlink_socket"]
+
+#: Causes of what fails where a part has init listen.
+LISTENING = {
+    13: "init may not bind a port below 1024: the network namespace belongs to a user namespace that it is not root in",
+    98: "another part of this sandbox listens there already",
+}
 
 _AF_NETLINK = Constant(16, "AF_NETLINK")
 _SOCK_RAW = Constant(0x80003, "SOCK_RAW|SOCK_CLOEXEC")

@@ -35,13 +35,14 @@ _PATIENCE = 5.0
 _TURN = 1.0
 #: Answers of a resolver that cannot tell (RFC 1035: failure, not implemented, refused): another may.
 _UNABLE = (2, 4, 5)
+_LOCAL = "127.0.0.1"
 #: A resolver, and whether it is asked by TCP.
 _Way: TypeAlias = "tuple[str, bool]"
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
 
 def nameservers(path: str = "/etc/resolv.conf") -> list[str]:
-    """The host's resolvers, at most three (resolv.conf(5))."""
+    """The host's resolvers, at most three; the one on the local machine where none is named (resolv.conf(5))."""
     found = []
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -53,7 +54,7 @@ def nameservers(path: str = "/etc/resolv.conf") -> list[str]:
                         found.append(str(ipaddress.ip_address(words[1])))
     except OSError:
         pass
-    return found[:3]
+    return found[:3] or [_LOCAL]
 
 
 class _Asked:
@@ -103,7 +104,8 @@ class Names:
     """The resolver, on a thread of its own.
 
     ``find(name)`` gives a member's addresses or None, ``known(address)`` a member's name, ``may_ask(address)`` whether
-    who has that address may ask for names outside.
+    who has that address may ask for names outside. ``one``: questions of one of them that may wait at a time; None
+    where there is one alone.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class Names:
         known: Callable[[Address], str | None],
         may_ask: Callable[[Address], bool],
         servers: Sequence[str] = (),
+        one: int | None = _OF_ONE,
     ) -> None:
         self._find, self._known, self._may_ask, self._servers = find, known, may_ask, list(servers)
+        self._of_one = _PENDING if one is None else one
         self._selector = selectors.DefaultSelector()
         self._asked: dict[socket.socket, _Asked] = {}
         self._connections: dict[socket.socket, _Connection] = {}
@@ -261,7 +265,7 @@ class Names:
         self, message: bytes, query: Query, peer: Address, reply: Callable[[bytes], None], stream: bool
     ) -> None:
         of_one = sum(1 for asked in self._asked.values() if asked.peer == peer)
-        if len(self._asked) >= _PENDING or of_one >= _OF_ONE:
+        if len(self._asked) >= _PENDING or of_one >= self._of_one:
             reply(answer(query, (), FAILURE))
             return
         # Some resolvers answer by UDP alone.

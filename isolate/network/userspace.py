@@ -15,9 +15,9 @@ from isolate.kernel.checks import is_int, keywords
 from isolate.mounts import File
 from isolate.namespaces import NetNamespace
 from isolate.network import resolv
-from isolate.network.inside import all_ports, check_own, netlink_socket
+from isolate.network.inside import LISTENING, all_ports, check_own, netlink_socket
 from isolate.network.interface import Interface
-from isolate.network.keeper import HINTS
+from isolate.network.keeper import HINTS, Bound
 from isolate.network.way import HELPERS, NAMESERVER, Way
 from isolate.network.words import Publish, PublishLike, publications
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from isolate.engine.plan import Context
 
 __all__ = ["Userspace"]
+
+_DNS = 53
 
 
 @keywords
@@ -38,7 +40,8 @@ class Userspace:
     ports of the host's lead to it, as for :class:`Interface`. ``helper`` names the program, instead of the first that
     is there. ``ipv6``: None is by IPv6 too where this program has a way out by it and the helper is pasta; True is an
     error where that is not so; False is IPv4 alone. ``mtu`` is the largest packet inside. Names are asked for at
-    10.0.2.3, which asks the host's resolver.
+    10.0.2.3, where this program listens and asks the host's resolvers, by IPv4 or IPv6, the next one where one says
+    nothing.
 
     Anything that listens at another address of the host's than loopback can be reached: for less use ``Domains``.
     These helpers take what arrives for an address of loopback as meant for the host's. A table of nftables in the
@@ -116,17 +119,22 @@ class Userspace:
             )
         self.check_joining(context)
         handing = Handing(
-            count=2,
+            count=4,
             prepare=lambda: Way(self.publish, self.helper, self.mtu, self.device, self.ipv6),
             part="Userspace",
         )
         slot, route, filters = handing.slot(context), Register("rtnetlink"), Register("nfnetlink")
         making = [netlink_socket(route), netlink_socket(filters, filters=True)]
+        names = [(kind, Register(f"{kind} socket for names")) for kind in ("udp", "tcp")]
+        listen = [op for kind, fd in names for op in Bound(kind, NAMESERVER, _DNS).ops(fd)]
+        text = f"listen at {NAMESERVER} inside, for the caller's resolver"
+        yield Step(Phase.SYSTEM, text, tuple(listen), hints=LISTENING)
         helper = self.helper or "pasta"
         text = (
             f"hand out netlink sockets of this network; the caller lets none out to loopback, and has {helper} attach"
         )
-        yield Step(Phase.SYSTEM, text, (*making, *handing.hand(slot, [route, filters])), hints=HINTS)
+        fds = [route, filters, *(fd for _, fd in names)]
+        yield Step(Phase.SYSTEM, text, (*making, *handing.hand(slot, fds)), hints=HINTS)
         yield Step(Phase.SYSTEM, "wait until there is a way out", tuple(handing.wait(slot)))
         yield all_ports()
         yield from resolv.without_a_root(context, [ipaddress.ip_address(NAMESERVER)])

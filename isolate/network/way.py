@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import ipaddress
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from isolate.network import address, link, nft, ruleset
 from isolate.network.helper import Helper, find, output
 from isolate.network.hostlink import reserve
 from isolate.network.keeper import SIOCGSKNS
+from isolate.network.names import Names, nameservers
 from isolate.network.netlink import NETFILTER, ROUTE, Socket
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Way:
         self.ipv6: bool = ipv6 is not False and self._has_ipv6(needed=bool(ipv6))
         self._needs_ipv6 = bool(ipv6)
         self.helper: Helper | None = None
+        self._names: Names | None = None
+        self._listening: list[socket.socket] = []
         if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
             there = os.path.exists("/dev/net/tun")
             raise SetupError(
@@ -85,12 +89,20 @@ class Way:
         )
 
     def receive(self, fds: list[int], session: Launched) -> None:
-        """Attach to the network that the netlink sockets are of, after it was closed to addresses of loopback."""
-        route, filters = (socket.socket(fileno=fd) for fd in fds)
+        """Attach to the network that the netlink sockets are of, after it was closed to addresses of loopback.
+
+        Names are asked for by the other sockets. The helpers answer them too, but ask one resolver alone, one that has
+        an IPv4 address, and by UDP.
+        """
+        route, filters, *listening = (socket.socket(fileno=fd) for fd in fds)
+        self._listening = listening
         with route, filters:
             rules = Socket(NETFILTER, made=filters, part="Userspace")
             rules.transaction(nft.SUBSYSTEM, ruleset.own_loopback())
-            self.attach(Socket(ROUTE, made=route, part="Userspace"))
+            ours = Socket(ROUTE, made=route, part="Userspace")
+            ours.ask(address.local(ipaddress.IPv4Network(NAMESERVER)))
+            self._names = Names(listening, _nobody, _nobody, lambda peer: True, nameservers(), one=None)
+            self.attach(ours)
 
     def attach(self, inside: Socket) -> None:
         """Start the helper, and wait until the device inside is up and has its address."""
@@ -124,7 +136,7 @@ class Way:
         args = [
             "--foreground", "--config-net", "--no-map-gw", "--tcp-ns", "none", "--udp-ns", "none",
             "--ns-ifname", self.device, "--address", ADDRESS, "--netmask", str(PREFIX), "--gateway", GATEWAY,
-            "--dns-forward", NAMESERVER, "--mtu", str(self.mtu), "--netns", "/proc/self/fd/10",
+            "--mtu", str(self.mtu), "--netns", "/proc/self/fd/10",
         ]  # fmt: skip  # options beside their values
         args += ["--address", ADDRESS6, "--gateway", GATEWAY6] if self.ipv6 else ["--ipv4-only"]
         args += ["--netns-only"] if same else ["--userns", "/proc/self/fd/11"]
@@ -207,6 +219,15 @@ class Way:
         helper, self.helper = self.helper, None
         if helper is not None:
             helper.close()
+        names, self._names = self._names, None
+        if names is not None:
+            names.close()
+        while self._listening:
+            self._listening.pop().close()
+
+
+def _nobody(asked: object) -> None:
+    """No member of a network has this name, or this address."""
 
 
 def _connect(sock: socket.socket, path: str) -> None:

@@ -96,7 +96,7 @@ def test_the_hosts_resolvers(tmp_path: Path) -> None:
         "# x\nsearch a\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\nnameserver x\nnameserver 192.0.2.3\n"
     )
     assert nameservers(str(file)) == ["192.0.2.1", "fe80::1%eth0", "192.0.2.3"]
-    assert nameservers(str(tmp_path / "none")) == []
+    assert nameservers(str(tmp_path / "none")) == ["127.0.0.1"]
 
 
 class Answering:
