@@ -120,7 +120,7 @@ def untrusted(
     keeps = network is True
     if keeps and os.path.isfile("/etc/resolv.conf"):
         system.append(Bind(os.path.realpath("/etc/resolv.conf"), "/etc/resolv.conf"))
-    system.append(Etc(dns=keeps))
+    system.append(Etc(dns=keeps or None))
     parts: list[Part] = [
         UserNamespace(uid=NOBODY, gid=NOBODY, map=IdMap.single(NOBODY, NOBODY, host_uid=host_uid, host_gid=host_gid)),
         MountNamespace(),

@@ -73,8 +73,9 @@ class Limits(LimitValues):
 
         if self.network is not None and not any(getattr(part, "holds_rates", False) for part in context.parts):
             raise ConflictError(
-                "Limits: network= is held by the switch of a network, and this sandbox has no network.Interface: add"
-                " one, or leave network out"
+                "Limits: network= is held by the switch of a network, and this sandbox has no network.Interface: give"
+                " one in the same call, as in untrusted(Interface(lan), limits=Limits(network='20M')), or leave"
+                " network out"
             )
         return iter(limits_steps(self, context))
 

@@ -99,6 +99,8 @@ class Building:
     def __init__(self, context: Context) -> None:
         #: The context of the parts: ids of the caller, the other parts.
         self.context = context
+        #: All entries of the root, those that other parts bring included.
+        self.entries: tuple[object, ...] = ()
         #: The descriptor of the new root's mount.
         self.root: Register = Register("root")
         self._scratch = Register("scratch")

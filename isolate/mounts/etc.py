@@ -32,12 +32,13 @@ class Etc(Shown):
     """``passwd``, ``group``, ``hosts`` and ``nsswitch.conf`` for the ids and the host name inside, in ``target``.
 
     The program's user and group have names (passwd(5), group(5)), ``localhost`` and the sandbox's host name are
-    addresses of the loopback (hosts(5)), and nothing else is asked but these files, with ``dns=True`` name servers too
-    (nsswitch.conf(5)). ``home`` is the user's home directory. Each is a read-only file of its own, over what is there.
+    addresses of the loopback (hosts(5)), and nothing else is asked but these files and name servers (nsswitch.conf(5)):
+    by default if another entry or part of the sandbox makes a ``resolv.conf`` there, as a network does. ``home`` is the
+    user's home directory. Each is a read-only file of its own, over what is there.
 
     :param target: directory inside.
     :param home: the user's home directory inside.
-    :param dns: ask name servers too.
+    :param dns: True: ask name servers too; False: never; None: if the sandbox says which.
 
     >>> box = Sandbox(UserNamespace(), Root(Bind("/", "/"), Etc(home="/root")))
     >>> box.run(["cat", "/etc/passwd"]).stdout.startswith(b"root:x:0:0:")
@@ -47,17 +48,18 @@ class Etc(Shown):
     target: StrOrBytesPath = "/etc"
     _: KW_ONLY
     home: str = "/tmp"
-    dns: bool = False
+    dns: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", inside(self.target, "Etc: target"))
         if not isinstance(self.home, str) or not self.home.startswith("/") or set(self.home) & set(":\n\0"):
             raise ValueError(f"Etc: home must be an absolute path without colon and newline, not {self.home!r}")
-        if not isinstance(self.dns, bool):
-            raise TypeError(f"Etc: dns must be True or False, not {self.dns!r}")
+        if self.dns is not None and not isinstance(self.dns, bool):
+            raise TypeError(f"Etc: dns must be True, False or None, not {self.dns!r}")
 
-    def files(self, context: Context) -> dict[str, str]:
-        """The files by name."""
+    def files(self, context: Context, *, servers: bool = False) -> dict[str, str]:
+        """The files by name. ``servers``: whether the sandbox says which name servers there are."""
+        dns = servers if self.dns is None else self.dns
         uid, gid = _ids(context)
         user = {0: "root", _NOBODY: "nobody"}.get(uid, "user")
         group = {0: "root", _NOBODY: "nogroup"}.get(gid, "user")
@@ -72,12 +74,14 @@ class Etc(Shown):
             "group": "".join(f"{groups[n]}\n" for n in sorted(groups)),
             "hosts": f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{name}",
             "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nservices: files\nprotocols: files\n"
-            f"hosts: files{' dns' if self.dns else ''}\n",
+            f"hosts: files{' dns' if dns else ''}\n",
         }
 
     def steps_in(self, building: Building) -> Iterator[Step]:
         """A file each; where the directory is ours they lie in it, and need no mount."""
-        target, files = inside(self.target), self.files(building.context)
+        target = inside(self.target)
+        servers = any(getattr(entry, "place", None) == target + b"/resolv.conf" for entry in building.entries)
+        files = self.files(building.context, servers=servers)
         if building.own is None or target.count(b"/") != 1 or building.taken & {b"/", target}:
             for name, data in files.items():
                 yield from File(f"{text(target)}/{name}", data).steps_in(building)

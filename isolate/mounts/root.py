@@ -181,6 +181,7 @@ class Root(Irreversible):
         for part in context.parts:  # what other parts have in every root: where names are asked for, say
             more = getattr(part, "root_entries", None)
             entries += more(context) if more is not None else ()
+        building.entries = tuple(entries)
         first: list[Step] = []
         # The places of the entries come on top: every directory on the way to them is a file of the root's.
         inodes = self.inodes + sum(_way(entry) for entry in entries)

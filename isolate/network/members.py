@@ -274,6 +274,7 @@ class Members:
             rows.append(
                 {
                     "name": member.name,
+                    "number": member.number,
                     "aliases": list(member.wish.aliases),
                     "addresses": [str(each) for each in member.addresses],
                     "counters": moved,

@@ -100,6 +100,9 @@ class Connection(Closing):
     def __init__(self, place: Place) -> None:
         self._place = place
 
+    def __repr__(self) -> str:
+        return f"<Connection {self.device} {' '.join(map(str, self.addresses))}>"
+
     @property
     def addresses(self) -> list[Address]:
         """The addresses that it was given."""

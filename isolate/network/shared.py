@@ -272,6 +272,14 @@ class Shared(Joinable):
         """The resolvers of its members."""
         return list(self._nameservers)
 
+    @property
+    def members(self) -> dict[str, list[Address]]:
+        """The addresses of each member, by its name, or its number as ``"#3"``: the owner is asked."""
+        return {
+            member["name"] or f"#{member['number']}": [ipaddress.ip_address(each) for each in member["addresses"]]
+            for member in self.tell()["members"]
+        }
+
     def tell(self) -> dict[str, Any]:
         """The owner's description of it now: members, their addresses and counters."""
         asked = _asked(self.name, {"ask": "tell"})

@@ -43,11 +43,18 @@ def host_name(value: object, what: str = "name") -> str:
     name = value.lower().removesuffix(".")
     labels = name.split(".")
     if not name or len(name) > 253 or not all(_LABEL.match(label) for label in labels) or labels[-1].isdigit():
-        hint = "; an underscore is not allowed: write a hyphen" if "_" in value else ""
+        hint = _name_hint(value)
         raise ValueError(
             f"{what} must be a host name (letters, digits and hyphens, at most 63 in a label), not {value!r}{hint}"
         )
     return name
+
+
+def _name_hint(value: str) -> str:
+    """What to write in place of something that is no host name."""
+    if re.search(r"[:/]", value):
+        return "; write the name alone, without a scheme, a port and a path"
+    return "; an underscore is not allowed: write a hyphen" if "_" in value else ""
 
 
 def subnet(value: object, what: str, version: int | None = None) -> Net:
@@ -195,6 +202,10 @@ def _reach(text: object, what: str, *, anyone: bool = False) -> Reach:
     if not isinstance(text, str):
         raise TypeError(f"{what} takes str such as 'db:5432' or '203.0.113.0/24:443', not {text!r}")
     head, protocol = text, "tcp"
+    if "://" in text:
+        raise ValueError(f"{what}: {text!r} has a scheme: write a member's name and a port, such as 'db:5432'")
+    if text.startswith("*") and not anyone:
+        raise ValueError(f"{what}: '*' is no target: '0.0.0.0/0:443' and '[::/0]:443' are that port of every address")
     if re.search(r"/[a-z]+\Z", text):
         head, protocol = _protocol(text, what)
     place, port = head, ""
@@ -228,6 +239,9 @@ class Egress:
     and protocol: ``"db:5432"``, ``"203.0.113.0/24:443"``, ``"db:53/udp"``, ``"198.51.100.7:8000-8010"``. Without any it
     may open none at all. Addresses outside of the network also need a network with an uplink. IPv6 addresses with a
     port stand in brackets: ``"[2001:db8::1]:443"``.
+
+    A name is always that of a member, present or still to come: a name of the internet opens nothing.
+    :class:`~isolate.network.Domains` lets out by such names.
     """
 
     to: tuple[str, ...] = ()

@@ -197,8 +197,11 @@ def test_told_and_refused() -> None:
                 Ingress([bad])
         with pytest.raises(TypeError, match="list"):
             Ingress("web:80")
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="0/0:443"):
             Egress(["*:80"])
+        Egress(["0.0.0.0/0:443", "[::/0]:443"])
+        with pytest.raises(ValueError, match="scheme"):
+            Egress(["http://db"])
         with pytest.raises(TypeError, match=r"Ingress\(\["):
             network.Interface(lan, ingress=["web:80"])  # type: ignore[arg-type]
 

@@ -14,7 +14,19 @@ from typing import Any
 
 import pytest
 
-from isolate import MountNamespace, NetNamespace, PidNamespace, Sandbox, UserNamespace, network
+from isolate import (
+    Bind,
+    Etc,
+    File,
+    MountNamespace,
+    NetNamespace,
+    PidNamespace,
+    Root,
+    Sandbox,
+    UserNamespace,
+    network,
+    presets,
+)
 from isolate.errors import ConflictError, SetupError, UnsupportedError
 from isolate.network import address, link
 from isolate.network.members import Wish
@@ -99,6 +111,27 @@ def test_names() -> None:
         # Control: without it the host's file is there.
         bare = Sandbox(MountNamespace()).run(["cat", "/etc/resolv.conf"])
         assert bare.stdout == Path("/etc/resolv.conf").read_bytes()
+
+
+ASKS = "import socket\ntry: print(socket.gethostbyname(%r))\nexcept OSError as error: print(error)"
+
+
+def test_names_in_a_preset() -> None:
+    """The preset's own ``nsswitch.conf`` asks name servers if a part says which: it asked the files alone."""
+    with network.Network() as lan, host(lan, "db") as db:
+        box = presets.untrusted(network.Interface(lan))
+        assert box.run(["python3", "-c", ASKS % "db"], text=True).stdout == f"{db.address}\n"
+        assert "not known" in box.run(["python3", "-c", ASKS % "nobody"], text=True).stdout
+    # A client that knows no proxy asks the stub resolver of Domains.
+    box = presets.untrusted() + network.Domains("good.example")
+    assert box.run(["python3", "-c", ASKS % "good.example"], text=True).stdout.startswith("198.18.")
+    # Control: a preset without a network asks nobody, nor one that is told so.
+    shown = presets.untrusted().run(["cat", "/etc/nsswitch.conf"], text=True).stdout
+    assert "hosts: files\n" in shown
+    quiet = Sandbox(UserNamespace(), Root(Bind("/"), Etc(dns=False), File("/etc/resolv.conf", "")))
+    asking = Sandbox(UserNamespace(), Root(Bind("/"), Etc(), File("/etc/resolv.conf", "")))
+    for box, line in ((quiet, "hosts: files\n"), (asking, "hosts: files dns\n")):
+        assert line in box.run(["/usr/bin/cat", "/etc/nsswitch.conf"], text=True).stdout
 
 
 def test_egress_is_what_is_listed() -> None:

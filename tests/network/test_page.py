@@ -18,7 +18,7 @@ def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         pytest.skip("neither pasta nor slirp4netns is installed")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", PAGE.read_text(), re.M)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     for block in blocks:
         exec(textwrap.dedent(block), names)

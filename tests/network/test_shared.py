@@ -43,6 +43,8 @@ def test_another_program_joins() -> None:
                 (web,) = [m for m in theirs.tell()["members"] if m["name"] == "web"]
                 assert web["published"] == ["127.0.0.1:8080/tcp"]
                 assert web["egress"] == ["db:5432"]
+                assert theirs.members == lan.members
+                assert sorted(theirs.members) == ["db", "web"]
                 with pytest.raises(SetupError, match="named 'web' already"):
                     box.run(["true"])
             assert until(lambda: list(lan.members) == ["db"])

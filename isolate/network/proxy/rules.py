@@ -82,6 +82,9 @@ def name_rule(value: object) -> str:
         raise ValueError(
             f"Domains: a name must be a host's name, not the address {value!r}; network.Connect reaches one address"
         )
+    head, _, port = bare.rpartition(":")
+    if head and port.isdigit():
+        raise ValueError(f"Domains: the port of {value!r} is an argument of its own: Domains({head!r}, port={port})")
     if "*" in bare:
         raise ValueError(f"Domains: a wildcard stands in front of a name alone, as in '*.example.org', not {value!r}")
     name = host_name(bare, "Domains: a name")
