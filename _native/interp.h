@@ -16,6 +16,7 @@ struct iso_shared {
 	uint32_t head_size;
 	uint32_t executing; /* the payload has come as far as execve */
 	uint64_t own_ns[2]; /* CPU time, user and system, that set-up itself took in init and its second process */
+	uint32_t ending;    /* 1: init is to kill and reap everything, and to end; 2: it has killed, and reaps */
 	uint32_t reaped;    /* init has reaped all of its children and ends */
 	uint32_t parked;    /* a template's tree is built */
 	uint32_t suspect;   /* a program that SIGSYS ended, not reaped yet, by init's count; futex: 0 when it has been looked at */

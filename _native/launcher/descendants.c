@@ -251,6 +251,7 @@ void drain(struct supervisor *s)
 void kill_tree(struct supervisor *s)
 {
 	s->let_go = 1;
+	s->asked_ns = 1; /* long ago: there is nothing more to ask init for */
 	/* Frozen by a v1 freezer nothing dies, whatever signal it has. */
 	iso_machine_clean(&s->machine, ISO_THAW);
 	if ((s->machine.header->flags & (ISO_TAPE_PIDNS | ISO_TAPE_INIT)) == ISO_TAPE_INIT)
@@ -258,4 +259,34 @@ void kill_tree(struct supervisor *s)
 	/* Not reaped yet, so its pid is still its own. */
 	if (SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0) < 0)
 		SYS2(kill, s->child, SIGKILL_);
+}
+
+#define ANSWER 200000000u /* how long init may take to answer: it may be stopped, or frozen */
+#define REAPED 500000000u /* and to reap all that it has killed */
+
+/* Ask init to kill and reap everything, and to end. Whether it has been asked and has time left for that. */
+static int asked(struct supervisor *s)
+{
+	struct iso_shared *shared = s->machine.shared;
+	const uint32_t both = ISO_TAPE_PIDNS | ISO_TAPE_INIT;
+	if ((s->machine.header->flags & both) != both || (s->machine.run->flags & ISO_RUN_ALONE) ||
+	    !(shared->complete & ISO_COMPLETE_STARTED))
+		return 0;
+	if (!s->asked_ns) {
+		s->asked_ns = now();
+		__atomic_store_n(&shared->ending, 1, __ATOMIC_RELEASE);
+		/* It waits for signals, and looks when it has one. */
+		return SYS4(pidfd_send_signal, s->child_fd, SIGCHLD_, 0, 0) == 0;
+	}
+	return now() - s->asked_ns < (__atomic_load_n(&shared->ending, __ATOMIC_ACQUIRE) == 2 ? REAPED : ANSWER);
+}
+
+/* Take the tree down so that its usage is known. When PID 1 is killed the kernel reaps what runs below it and accounts for
+ * nothing of that, so init reaps it first. To be called again, as long as init has not ended. */
+void end_tree(struct supervisor *s)
+{
+	s->let_go = 1;
+	iso_machine_clean(&s->machine, ISO_THAW);
+	if (!asked(s))
+		kill_tree(s);
 }

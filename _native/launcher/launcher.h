@@ -62,6 +62,7 @@ struct supervisor {
 	int64_t init_status;
 	struct iso_record record;  /* made before anything can be short of memory */
 	int32_t let_go;            /* we killed it: the Python program ended or wanted it so */
+	uint64_t asked_ns;         /* when init was asked to end it all */
 	int32_t reported;          /* the section REPORT has been run */
 	int64_t clean_error;       /* the first error of REPORT and CLEANUP, and its op */
 	uint32_t clean_op;
@@ -183,6 +184,7 @@ void kill_children(struct supervisor *s);
 void drain(struct supervisor *s);
 void look_at_suspect(struct supervisor *s);
 void kill_tree(struct supervisor *s);
+void end_tree(struct supervisor *s);
 
 /* The supervisor (supervisor.c). */
 void begin_supervisor(struct supervisor *s, int forked);

@@ -68,7 +68,7 @@ static void exceed(struct supervisor *s, int32_t limit)
 {
 	if (!s->let_go)
 		s->exceeded = limit;
-	kill_tree(s);
+	end_tree(s);
 }
 
 /* Hold the limits of time; when to be called again, 0 for never. */
@@ -76,7 +76,7 @@ static uint64_t tick(struct supervisor *s)
 {
 	const uint64_t t = now();
 	if (s->let_go) {
-		kill_tree(s);
+		end_tree(s);
 		return now() + AGAIN;
 	}
 	if (s->deadline && t >= s->deadline) {
@@ -197,7 +197,10 @@ static void supervise(struct supervisor *s)
 		}
 		/* The Python program ended (its pidfd), or let go of the sandbox. */
 		if (fds[2].revents || (fds[1].revents && wants_end(s))) {
-			kill_tree(s);
+			if (fds[2].revents)
+				kill_tree(s);
+			else
+				end_tree(s);
 			fds[1].fd = fds[2].fd = -1;
 			t = now();
 			next = t + AGAIN;
