@@ -61,8 +61,9 @@ class Result(Generic[AnyStr]):
     #: From the moment at which the start was asked for to the death of the last process. With the verdict TIMEOUT it is
     #: not below the limit.
     wall_time: float
-    #: User and system time of the whole tree. Without a cgroup it leaves out what the kernel itself reaps: of a program
-    #: in a pid namespace that was killed at a limit, this and ``peak_memory`` may be near 0. ``Limits`` counts all.
+    #: User and system time of the whole tree, also of a program that was killed at a limit. Without a cgroup it leaves
+    #: out what the kernel itself reaps: the children of a program that is PID 1 (``PidNamespace(init=False)``), and
+    #: everything in a pid namespace whose init somebody else has killed. ``Limits`` counts all.
     cpu_time: float
     peak_memory: int
     #: None without a cgroup that counts memory.
