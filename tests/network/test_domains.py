@@ -18,10 +18,12 @@ import pytest
 
 from isolate import Capabilities, NetNamespace, PidNamespace, Sandbox, UserNamespace, network
 from isolate.network import Connect, Domains
-from isolate.network.proxy import heads, outside, serve, streams
+from isolate.network.proxy import heads, outside, serve, socks, streams
 from isolate.network.proxy.events import Log
 from isolate.network.proxy.hello import NoHello, Reading
+from isolate.network.proxy.requests import Http
 from isolate.network.proxy.rules import Rules
+from isolate.network.proxy.socks import Socks
 from isolate.network.proxy.stub import Stub
 from tests.network.hosts import until
 from tests.ordinary import as_ordinary_user
@@ -41,7 +43,7 @@ def answer(s, data=b""):
     got = b""
     try:
         if data: s.sendall(data)
-        while b"SECRET" not in got:
+        while b"SECRET" not in got and b"CHECKED" not in got:
             more = s.recv(4096)
             if not more: break
             got += more
@@ -77,6 +79,9 @@ def with_extension(data, kind, content):
     body[at:at+2] = size.to_bytes(2, "big"); body += extension
     message = b"\1" + len(body).to_bytes(3, "big") + bytes(body)
     return b"\x16\3\1" + len(message).to_bytes(2, "big") + message
+def behind(data, more):
+    message = data[5:] + more[5:]
+    return b"\x16\3\1" + len(message).to_bytes(2, "big") + message
 def in_records(data, size):
     message = data[5:]
     return b"".join(b"\x16\3\1" + len(p).to_bytes(2, "big") + p for p in (message[i:i+size] for i in range(0, len(message), size)))
@@ -89,9 +94,19 @@ GOOD, EVIL = "good.example", "evil.example"
 class Upstream:
     """A server on this host's loopback that answers whatever comes with SECRET, and keeps what came."""
 
-    def __init__(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> None:
+    def __init__(
+        self,
+        family: int = socket.AF_INET,
+        kind: int = socket.SOCK_STREAM,
+        *,
+        at: str = "127.0.0.1",
+        port: int = 0,
+        says: bytes = b"SECRET",
+    ) -> None:
+        self.says = says
         self.sock = socket.socket(family, kind)
-        self.sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.sock.bind(("::1" if family == socket.AF_INET6 else at, port))
         self.port: int = self.sock.getsockname()[1]
         self.got: list[bytes] = []
         self.datagrams = kind == socket.SOCK_DGRAM
@@ -120,7 +135,7 @@ class Upstream:
             try:
                 while data := connection.recv(65536):
                     self.got.append(data)
-                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nSECRET")
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + self.says)
             except OSError:
                 pass
 
@@ -131,8 +146,7 @@ class Upstream:
         self.sock.close()
 
 
-@pytest.fixture
-def up(machine: object) -> Iterator[dict[str, Upstream]]:
+def upstreams() -> Iterator[dict[str, Upstream]]:
     """Servers on the machine's loopback."""
     made = {"tcp": Upstream(), "other": Upstream(), "udp": Upstream(kind=socket.SOCK_DGRAM)}
     try:
@@ -142,6 +156,11 @@ def up(machine: object) -> Iterator[dict[str, Upstream]]:
     yield made
     for each in made.values():
         each.close()
+
+
+@pytest.fixture
+def up(machine: object) -> Iterator[dict[str, Upstream]]:
+    yield from upstreams()
 
 
 def base() -> list[Any]:
@@ -201,6 +220,10 @@ ATTEMPTS: dict[str, tuple[str, Any]] = {
     "a short address": ("answer(connect(f'127.1:{PORT}'), hello('good.example'))", TUNNEL),
     "an IPv6 address": ("answer(connect(f'[::1]:{PORT}'), hello('good.example'))", TUNNEL),
     "a mapped address": ("answer(connect(f'[::ffff:127.0.0.1]:{PORT}'), hello('good.example'))", TUNNEL),
+    "a name with a percent sign": (
+        "answer(connect(f'evil.example%2egood.example:{PORT}'), hello('good.example'))",
+        TUNNEL,
+    ),
     "a user before the name": ("answer(connect(f'x@evil.example:{PORT}'), hello('good.example'))", TUNNEL),
     "the proxy itself": ("answer(connect('localhost:3128'), hello('localhost'))", TUNNEL),
     "Host is not the name": (
@@ -218,6 +241,10 @@ ATTEMPTS: dict[str, tuple[str, Any]] = {
         "answer(connect(f'good.example:{PORT}'), with_extension(hello('good.example'), 0, b'\\0\\7\\0\\0\\4evil'))",
         {"tls": False},
     ),
+    "a second hello behind the first": (
+        "answer(connect(f'good.example:{PORT}'), behind(hello('good.example'), hello('evil.example')))",
+        {"tls": False},
+    ),
     "a split hello for another": (
         "answer(connect(f'good.example:{PORT}'), in_records(hello('evil.example'), 7))",
         "answer(connect(f'good.example:{PORT}'), in_records(hello('good.example'), 7))",
@@ -228,6 +255,10 @@ ATTEMPTS: dict[str, tuple[str, Any]] = {
     ),
     "SOCKS4": (
         "answer(proxy(), b'\\4\\1' + struct.pack('>H', PORT) + bytes([127, 0, 0, 1, 0]) + hello('good.example'))",
+        TUNNEL,
+    ),
+    "SOCKS4 with a name": (
+        "answer(proxy(), b'\\4\\1' + struct.pack('>H', PORT) + bytes([0, 0, 0, 1, 0]) + b'evil.example\\0' + hello('evil.example'))",
         TUNNEL,
     ),
     "SOCKS5 by address": (
@@ -252,6 +283,10 @@ ATTEMPTS: dict[str, tuple[str, Any]] = {
     ),
     "SOCKS5 UDP": (
         "answer(socks(3, name('good.example'), command=3), b'x')",
+        "answer(socks(3, name('good.example')), hello('good.example'))",
+    ),
+    "SOCKS5 that waits for a peer": (
+        "answer(socks(3, name('good.example'), command=2), b'x')",
         "answer(socks(3, name('good.example')), hello('good.example'))",
     ),
     "SOCKS5 fronting": (
@@ -341,27 +376,38 @@ def test_control_without_the_check(attempt: str, up: dict[str, Upstream]) -> Non
     assert "SECRET" in tried(up, code, domains(up, **weaker))[attempt]
 
 
-#: Attempts whose other control is a harmless attempt. By a protocol that is not offered there is nothing to lift.
-LIFTED = [
-    name
-    for name, (_, control) in ATTEMPTS.items()
-    if isinstance(control, str) and name not in ("a raw socket", "the proxy itself", "SOCKS4", "SOCKS5 UDP")
-]
+#: Attempts whose other control is a harmless attempt.
+LIFTED = [name for name, (_, control) in ATTEMPTS.items() if isinstance(control, str) and name != "a raw socket"]
+
+
+async def version4(self: Socks, data: bytes, reader: Any, writer: Any) -> None:
+    """SOCKS4 as a proxy has it that offers it: by address, and by name (4a)."""
+    port, address, words = int.from_bytes(data[2:4], "big"), data[4:8], data[9:]
+    name, _, rest = words.partition(b"\0") if address[:3] == bytes(3) else (b"", b"", words)
+    target = name.decode() or str(ipaddress.ip_address(address))
+    await self._outside.tunnel("socks", target, port, rest, reader, writer, b"\0\x5a" + bytes(6))
 
 
 def test_control_without_the_checks_of_names(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what reads names and compares them out of the way, the very bytes that are refused above get through."""
-    assert len(LIFTED) >= 15
+    """With what reads names and compares them out of the way, and with the protocols that are not offered, the very
+    bytes that are refused above get through."""
+    assert len(LIFTED) >= 20
     codes = {name: ATTEMPTS[name][0] for name in LIFTED}
     monkeypatch.setattr(heads, "host_name", lambda name: name)
     monkeypatch.setattr(heads.Head, "values", lambda head, name: [])
     monkeypatch.setattr(Rules, "why_not", lambda rules, name, port: "")
     monkeypatch.setattr(Stub, "name_of", lambda stub, place: place)
-    through = tried(up, codes, domains(up, tls=False))
+    monkeypatch.setattr(Socks, "version4", version4)
+    monkeypatch.setattr(socks, "_COMMANDS", (1, 2, 3))
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(contextlib.closing(Upstream(port=3128)))  # where a proxy of the host's own would stand
+        except OSError:
+            del codes["the proxy itself"]  # this host has one
+        through = tried(up, codes, domains(up, tls=False))
     assert {name: text for name, text in through.items() if "SECRET" not in text} == {}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user is root in the control's user namespace")
 def test_control_a_raw_socket(up: dict[str, Upstream]) -> None:
     assert "SECRET" in inside(up, ATTEMPTS["a raw socket"][0], NetNamespace(), Capabilities({"NET_RAW"}))
 
@@ -391,6 +437,12 @@ PLAIN = {
     "an address": ("GET http://{0}/ HTTP/1.1\nHost: {0}\n\n", "127.0.0.1", "good.example"),
     "another scheme": ("GET {}://good.example/ HTTP/1.1\nHost: good.example\n\n", "ftp", "http"),
     "the port of TLS": ("GET http://good.example:{0}/ HTTP/1.1\nHost: good.example:{0}\n\n", "443", "80"),
+    "HTTP/2 without TLS": ("{}\nHost: good.example\n\n", "PRI * HTTP/2.0", "GET http://good.example/ HTTP/1.1"),
+    "a bare carriage return": (
+        "GET http://good.example/ HTTP/1.1\nHost: good.example\nA: b{}\n\n",
+        "\rHost: evil.example",
+        "",
+    ),
     "a method": ("{} http://good.example/ HTTP/1.1\nHost: good.example\n\n", "DELETE", "GET"),
     "Connection takes Host": (
         "GET http://good.example/ HTTP/1.1\nHost: good.example\nConnection: {}\n\n",
@@ -408,6 +460,10 @@ def plain(up: dict[str, Upstream], events: list[Asked] | None = None) -> Domains
 
 @pytest.fixture
 def port_80(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
+    to_port_80(up, monkeypatch)
+
+
+def to_port_80(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
     """The proxy's connections to port 80 go to the upstream's port: this machine's own is not ours to use."""
     import asyncio
 
@@ -433,6 +489,21 @@ def test_plain_requests_that_are_refused(up: dict[str, Upstream]) -> None:
     assert asked(2) == (list(PLAIN), [True] * len(PLAIN))  # control
 
 
+async def careless(self: Http, via: str, data: bytes, reader: Any, writer: Any, name: str | None) -> None:
+    """A proxy that passes on what it gets."""
+    (up_reader, up_writer), _ = await self._outside.connect(GOOD, 80)
+    up_writer.write(data)
+    await streams.both_ways(reader, writer, up_reader, up_writer)
+
+
+@pytest.mark.usefixtures("port_80")
+def test_control_plain_requests_without_the_checks(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Http, "request", careless)
+    codes = {name: f"http({row[0].format(*row[1].split('|'))!r})" for name, row in PLAIN.items()}
+    found = tried(up, codes, plain(up))
+    assert {name: text for name, text in found.items() if "SECRET" not in text} == {}
+
+
 @pytest.mark.usefixtures("port_80")
 def test_plain_requests_one_a_connection(up: dict[str, Upstream]) -> None:
     del up["tcp"].got[:]
@@ -454,20 +525,35 @@ def test_plain_requests_one_a_connection(up: dict[str, Upstream]) -> None:
 # ---- the rest --------------------------------------------------------------------------------------------------------
 
 
-def test_a_name_is_resolved_once(up: dict[str, Upstream]) -> None:
+def test_a_name_is_resolved_once(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rebinding: what was checked is what is connected to."""
-    answers = iter([["127.0.0.1"], ["10.0.0.1"]])
+    import asyncio
+
     asked: list[str] = []
 
     def resolve(name: str, port: int) -> list[str]:
         asked.append(name)
-        return next(answers)
+        return ["127.0.0.1" if len(asked) % 2 == 0 else "127.0.0.2"]
 
     events: list[Asked] = []
-    part = domains(up, resolve=resolve, log=events.append)
-    assert "SECRET" in inside(up, TUNNEL, part)
-    assert asked == [GOOD]
-    assert [(event.via, event.name, event.address) for event in events] == [("connect", GOOD, "127.0.0.1")]
+    part = domains(up, resolve=resolve, private=["127.0.0.2/32"], log=events.append)
+    with contextlib.closing(Upstream(at="127.0.0.2", port=up["tcp"].port, says=b"CHECKED")):
+        code = {"": TUNNEL}
+        found = tried(up, code, part)[""]
+        assert "CHECKED" in found
+        assert "SECRET" not in found
+        assert asked == [GOOD]
+        assert [(event.via, event.name, event.address) for event in events] == [("connect", GOOD, "127.0.0.2")]
+        # Control: a proxy that checks, and then connects to the name.
+        whole = asyncio.open_connection
+
+        async def by_name(host: Any = None, port: Any = None, **said: Any) -> Any:
+            return await whole(resolve(GOOD, port)[0] if host else host, port, **said)
+
+        monkeypatch.setattr(asyncio, "open_connection", by_name)
+        del asked[:]
+        assert "SECRET" in tried(up, code, part)[""]
+        assert asked == [GOOD, GOOD]
 
 
 def test_questions_carry_nothing_out(up: dict[str, Upstream]) -> None:
@@ -691,18 +777,43 @@ def test_as_text_and_value() -> None:
     assert network.Domains is Domains
 
 
-def as_a_user() -> None:
-    up = {"tcp": Upstream(), "other": Upstream(), "udp": Upstream(kind=socket.SOCK_DGRAM)}
-    up["six"] = up["tcp"]
-    assert "SECRET" in inside(up, TUNNEL, domains(up))
-    assert "SECRET" not in inside(up, ATTEMPTS["fronting by SNI"][0], domains(up))
-    code = ATTEMPTS["an address of the stub's that nobody was given"][1]
-    assert "SECRET" in inside(up, code, domains(up))
+def as_a_user(names: list[str]) -> None:
+    """Tests of this module, called by an ordinary user; of the parametrized ones each row."""
+    for name in names:
+        test = globals()[name]
+        wanted = test.__code__.co_varnames[: test.__code__.co_argcount]
+        for attempt in CHANGED if "attempt" in wanted else [""]:
+            with contextlib.contextmanager(upstreams)() as up, pytest.MonkeyPatch.context() as patch:
+                if any(mark.args == ("port_80",) for mark in getattr(test, "pytestmark", ())):
+                    to_port_80(up, patch)
+                given = {"up": up, "monkeypatch": patch, "attempt": attempt}
+                test(**{key: given[key] for key in wanted})
+
+
+def also_as_a_user(*names: str) -> None:
+    root = str(Path(__file__).parents[2])
+    as_ordinary_user(
+        f"import sys; sys.path.insert(0, {root!r})\nfrom tests.network import test_domains as t\nt.as_a_user({names!r})"
+    )
 
 
 @pytest.mark.root
 def test_as_an_ordinary_user() -> None:
-    root = Path(__file__).parents[2]
-    as_ordinary_user(
-        f"import sys; sys.path.insert(0, {str(root)!r})\nfrom tests.network.test_domains import as_a_user as test; test()"
+    also_as_a_user("test_nothing_else_is_reached", "test_control_without_the_checks_of_names")
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_the_rest_as_an_ordinary_user() -> None:
+    also_as_a_user(
+        "test_control_without_any_part",
+        "test_control_a_raw_socket",
+        "test_control_what_is_allowed",
+        "test_control_without_the_check",
+        "test_plain_requests_that_are_refused",
+        "test_control_plain_requests_without_the_checks",
+        "test_plain_requests_one_a_connection",
+        "test_a_name_is_resolved_once",
+        "test_questions_carry_nothing_out",
+        "test_connect",
     )

@@ -76,7 +76,9 @@ class Reading:
                 raise NoHello(f"a client hello of more than {LARGEST} bytes")
             if message[:1] and message[0] != _CLIENT_HELLO:
                 raise NoHello("the first message is no client hello")
-            if len(message) >= wanted > 4:
+            if len(message) > wanted > 4:
+                raise NoHello("bytes behind the client hello in its record")
+            if len(message) == wanted > 4:
                 return _parse(bytes(message[4:wanted]))
             header = self.data[self._at : self._at + 5]
             if header[:1] and header[0] != _HANDSHAKE:

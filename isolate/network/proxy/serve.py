@@ -215,7 +215,7 @@ class Server:
             if first[0] == 5:
                 await self._socks.request(first, reader, writer)
             elif first[0] == 4:
-                raise Refused("SOCKS4 names addresses: it is not offered")
+                await self._socks.version4(first, reader, writer)
             else:
                 await self._http.request("http", first, reader, writer, None)
         except Refused as refused:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from isolate.network.proxy import heads
 from isolate.network.proxy.outside import FIRST, Refused
@@ -17,12 +17,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Socks"]
 
+#: The commands that are offered: CONNECT. BIND and UDP ASSOCIATE would have the proxy take what others send.
+_COMMANDS: Final = (1,)
+
 
 class Socks:
     """Serves one request of each client."""
 
     def __init__(self, rules: Rules, stub: Stub, outside: Outside) -> None:
         self._rules, self._stub, self._outside = rules, stub, outside
+
+    async def version4(self, data: bytes, reader: Reader, writer: Writer) -> None:
+        """SOCKS4 is refused."""
+        raise Refused("SOCKS4 names addresses: it is not offered")
 
     async def request(self, data: bytes, reader: Reader, writer: Writer) -> None:
         """SOCKS5 with names (RFC 1928); nobody has to log in: only what is inside can come here."""
@@ -48,7 +55,7 @@ class Socks:
             size = {1: 10, 4: 22}.get(kind, 7 + data[4])
             await need(size)
         port = int.from_bytes(data[size - 2 : size], "big")
-        if data[0] != 5 or data[1] != 1:
+        if data[0] != 5 or data[1] not in _COMMANDS:
             raise Refused("SOCKS: CONNECT alone is offered", port=port, reply=b"\5\7\0\1" + bytes(6))
         if kind == 3:
             raw = data[5 : size - 2].decode("latin-1")
