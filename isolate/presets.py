@@ -68,6 +68,7 @@ _ELSEWHERE = {
         ("timeout", "cpu_time", "env", "cwd", "stdin", "max_output"), "it is a keyword of run() and spawn()"
     ),
     **dict.fromkeys(("bind", "binds", "mounts", "volumes"), "give Bind(source, target) as an argument without a name"),
+    "template": "make the sandbox of the preset's parts: Sandbox(*box.parts, template=False)",
     **dict.fromkeys(("capabilities", "seccomp", "landlock", "rlimits", "parts"), "give extra=[part, ...]"),
 }
 
@@ -311,6 +312,11 @@ def container(
             path=os.fspath(root),
             cause="it is a file",
             remedy="name the directory that holds bin, etc, usr and the rest",
+        )
+    if not os.path.isabs(root):
+        hint = f"; of an image give the image: container(store.open({root!r}), store=store)"
+        raise ValueError(
+            f"container: root must be an absolute path, not {root!r}{'' if os.path.exists(root) else hint}"
         )
     ids = IdMap.unprivileged() if is_host_root() else None
     top: Entry

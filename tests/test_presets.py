@@ -54,11 +54,20 @@ def test_a_keyword_that_is_none(preset: Any) -> None:
         ({"memory": "1G"}, "give limits=Limits(memory=..., pids=..., cpu=...)"),
         ({"timeout": 1}, "it is a keyword of run()"),
         ({"extras": []}, "did you mean 'extra'?"),
+        ({"template": False}, "make the sandbox of the preset's parts"),
     ):
         with pytest.raises(
             TypeError, match=re.escape(f"{preset.__name__}: there is no keyword {next(iter(wrong))!r}; {said}")
         ):
             preset(*args, **wrong)
+
+
+def test_a_container_of_a_name() -> None:
+    with pytest.raises(ValueError, match=r"of an image give the image: container\(store.open\('debian:12'\)"):
+        presets.container("debian:12")
+    with pytest.raises(ValueError, match=r"an absolute path, not '\.'$"):
+        presets.container(".")
+    assert Sandbox(*presets.untrusted().parts, template=False).template is False
 
 
 def test_who_the_program_is_and_where_localhost_is() -> None:

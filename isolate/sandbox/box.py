@@ -69,7 +69,7 @@ class Sandbox(Planned, Reversible):
         from isolate.engine.dividing import NotDivided, divide
 
         if not self.template:
-            return ""
+            return "each start is set up anew: template=False says so\n"
         plan = self._plan()
         try:
             divide(plan)

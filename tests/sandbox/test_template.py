@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -624,6 +626,16 @@ def test_explain_says_it() -> None:
     assert "done once" in box_of().explain()
     assert "done once" not in box_of(template=False).explain()
     assert "set up anew" in isolate.Sandbox(isolate.UserNamespace(), template=True).explain()
+    assert "set up anew: template=False" in isolate.Sandbox(template=False).explain()
+
+
+def test_the_page_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs/template.rst").read_text()
+    (block,) = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", page, re.M)
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(block).replace("range(100)", "range(4)"), names)
+    assert "from the second start on" in names["box"].explain()
+    assert names["box"].run(["/bin/sh", "-c", "exit 3"]).returncode == 3
 
 
 def test_the_argument() -> None:

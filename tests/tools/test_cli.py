@@ -192,6 +192,11 @@ def test_a_wrong_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert "did you mean 'user'?" in capsys.readouterr().err
 
 
+def test_remedies_are_those_of_a_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--store", str(tmp_path / "store"), "--image", "none:1", "--", "true"]) == 125
+    assert "add --pull, or isolate image pull none:1" in capsys.readouterr().err
+
+
 def test_json() -> None:
     done = run(*BARE, "--json", "--", "sh", "-c", "echo out; echo err >&2; exit 3")
     result = json.loads(done.stdout)

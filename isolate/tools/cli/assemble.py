@@ -109,6 +109,8 @@ def _of_image(options: argparse.Namespace, extra: list[Part]) -> Sandbox:
     try:
         image = store.open(options.image)
     except StoreError as error:
+        if not options.pull and error.remedy == "pull, load or add it first":
+            error.remedy = f"fetch it: add --pull, or isolate image pull {options.image}"
         if not options.pull or isinstance(error, AmbiguousError):
             raise
         with progress(options.quiet) as show:

@@ -196,7 +196,13 @@ def _rm(options: argparse.Namespace) -> int:
 def _stats(options: argparse.Namespace) -> int:
     if len(options.container) == 1 and not options.live:
         with entered(options.container[0]) as c:
-            found: Stats = c.stats()
+            try:
+                found: Stats = c.stats()
+            except ValueError:
+                name = options.container[0]
+                raise ValueError(
+                    f"{name} has no limit, so nothing counts for it: open it with --memory 1G, say"
+                ) from None
         if options.json:
             print(json.dumps(asdict(found), indent=2))
             return 0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["GROUPS", "Ability", "Row", "attempt_all", "carry_out"]
 
 GROUPS = ("start", "namespaces", "root", "limits", "filters", "images", "networks")
-_AT_ONCE = 4
+_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
