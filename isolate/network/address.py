@@ -99,7 +99,12 @@ def route(to: Net | None, *, index: int, via: Address | None = None, version: in
 
 
 def local(net: Net, *, index: int = 1) -> Message:
-    """Every address of a network is this host's own: what is sent there arrives here (ip-route(8), type local)."""
+    """Every address of a network is this host's own: what is sent there arrives here (ip-route(8), type local).
+
+    The kernel adds such a route for each address of a device: for IPv4 at once, for IPv6 by a worker. Until that has
+    run, a program may send with the address, and the answer is dropped. On a busy machine that is long enough for a
+    first connection, which then waits a second. A route from here is there at once, and the kernel's goes before it.
+    """
     body = _RTMSG.pack(
         2 if net.version == 4 else 10, net.prefixlen, 0, 0, _LOCAL_TABLE, _STATIC, _HOST_SCOPE, _LOCAL, 0
     )

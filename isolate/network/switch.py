@@ -180,6 +180,8 @@ class Switch:
         for version, net in self.subnets.items():
             gateway = self.gateways[version]
             messages.append(address.add(_BRIDGE, ipaddress.ip_interface((gateway, net.prefixlen))))
+            if version == 6:
+                messages.append(address.local(ipaddress.ip_network(gateway), index=_BRIDGE))
         self.routes6 = 6 in self.subnets and address.forwards6(self.route)
         if self.routes6:
             messages.append(address.proxy_at_once(_BRIDGE, 6))
@@ -346,6 +348,8 @@ class Switch:
             messages.append(address.given(index, own, length))
         messages.append(link.change(index, up=True, step=Words("set {} up", plug.device)))
         for own in plug.addresses:
+            if own.version == 6:
+                messages.append(address.local(ipaddress.ip_network(own), index=index))
             gateway = self.gateways[own.version]
             everywhere = plug.everywhere if own.version == 4 else plug.everywhere6
             if plug.limited:

@@ -44,6 +44,15 @@ def test_egress() -> None:
             assert len(found["elem"]) == 2  # and the one that has left is out
 
 
+def test_what_is_sent_to_a_new_address_arrives_at_once() -> None:
+    """The kernel's own route for it is made by a worker, which on a busy machine is too late for a first answer."""
+    with network.Network() as lan, host(lan, "a") as a, host(lan, "b", egress=network.Egress(["a"])) as b:
+        gateway = str(lan.nameservers[1])
+        for net, own in ((a.net, a.address6), (b.net, b.address6), (NetNamespace(fd=lan.namespace), gateway)):
+            rows = told(net, "ip", "-j", "-6", "route", "show", "table", "local", own)
+            assert [row["dev"] for row in rows if row["protocol"] == "static"] == ["br0" if own == gateway else "eth0"]
+
+
 def test_a_limited_member_sends_as_nobody_else() -> None:
     with network.Network() as lan, host(lan, "db") as db, host(lan, "web", egress=network.Egress(["db"])) as web:
         assert lan.subnet6 is not None
