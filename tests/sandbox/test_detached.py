@@ -268,6 +268,12 @@ def test_the_command_line() -> None:
     assert "web" in command("ps").stdout
     done = command("exec", "web", "--", "sh", "-c", "echo out; exit 7")
     assert (done.returncode, done.stdout) == (7, "out\n")
+    for words in (
+        ["web", "sh", "-c", "exit 8"],
+        ["--quiet", "web", "sh", "-c", "exit 8"],
+        ["web", "--quiet", "--", "sh", "-c", "exit 8"],
+    ):
+        assert command("exec", *words).returncode == 8
     assert command("exec", "--timeout", "0.1", "web", "--", "sleep", "9").returncode == 124
     assert command("attach", "web", "--", "echo", "inside").stdout == "inside\n"
     assert command("exec", "--keep", "web", "--", "echo", "into the log").returncode == 0

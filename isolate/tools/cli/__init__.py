@@ -15,6 +15,7 @@ from isolate.tools.cli.assemble import environment, of_image, sandbox
 from isolate.tools.cli.containers import COMMANDS
 from isolate.tools.cli.listing import completion, man_page, overview
 from isolate.tools.cli.options import (
+    BEHIND,
     EXIT_INTERRUPTED,
     EXIT_NOT_EXECUTABLE,
     EXIT_NOT_FOUND,
@@ -131,7 +132,7 @@ def _attach(options: argparse.Namespace) -> int:
         options.program = getattr(options, "program", None) or ["/bin/sh"]
         return _exec(options)
     if not getattr(options, "program", None):
-        raise ValueError("which program? (isolate attach [options] PID -- PROGRAM [ARGUMENT ...])")
+        raise ValueError("which program? (isolate attach [options] PID [--] PROGRAM [ARGUMENT ...])")
     with attach(int(options.pid)) as there:
         return _execute(there.sandbox(only=options.only.split(",") if options.only else None), options)
 
@@ -140,7 +141,7 @@ def _exec(options: argparse.Namespace) -> int:
     from isolate.tools.cli.containers import entered
 
     if not getattr(options, "program", None):
-        raise ValueError("which program? (isolate exec [options] NAME -- PROGRAM [ARGUMENT ...])")
+        raise ValueError("which program? (isolate exec [options] NAME [--] PROGRAM [ARGUMENT ...])")
     with entered(options.container) as container:
         if not options.keep:
             return _execute(container, options, container.box)
@@ -240,13 +241,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; its exit status. Without arguments it shows what there is, with examples."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     _any_terminal()
-    top = parser()
+    # All words behind the first -- belong to the program, however they look.
+    cut = argv.index("--") if "--" in argv else None
+    top = parser(behind=cut is None)
     if not argv:
         print(overview(top), end="")
         return 0
-    # All words behind the first -- belong to the program, however they look.
-    cut = argv.index("--") if "--" in argv else None
     options = top.parse_args(argv[:cut])
+    if cut is None and options.command in BEHIND and options.program and options.program[0][:1] == "-":
+        options = parser(behind=False).parse_args(argv)  # options behind the name, which are no program
     if options.command is None:
         top.print_help()
         return EXIT_USAGE

@@ -35,7 +35,7 @@ def add_commands(
         "open",
         help="open a container that runs on, under a name",
         description=_OPEN,
-        usage="isolate open [options] NAME [-- PROGRAM [ARGUMENT ...]]",
+        usage="isolate open [options] NAME [[--] PROGRAM [ARGUMENT ...]]",
         **common,
     )
     opening.add_argument("--log-size", metavar="SIZE", default="1M", help="how much of the log is kept (default: 1M)")
@@ -50,7 +50,7 @@ def add_commands(
         "exec",
         help="run a program in an open container",
         epilog=exit_codes,
-        usage="isolate exec [options] NAME -- PROGRAM [ARGUMENT ...]",
+        usage="isolate exec [options] NAME [--] PROGRAM [ARGUMENT ...]",
         **common,
     )
     executing.add_argument("--keep", action="store_true", help="let it run on; its output goes to the log")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
+from typing import Any, Final
 
 from isolate.kernel.checks import nearest
 from isolate.tools.cli import build, foreign, listing, net, profile
@@ -13,6 +13,7 @@ from isolate.tools.cli.explain import add_command as add_explain
 from isolate.tools.cli.image_options import add_image_commands, add_store
 
 __all__ = [
+    "BEHIND",
     "EXIT_INTERRUPTED",
     "EXIT_NOT_EXECUTABLE",
     "EXIT_NOT_FOUND",
@@ -165,6 +166,15 @@ def _as_run(parser: argparse.ArgumentParser) -> None:
     """All that ``isolate run`` takes: the options of one run, those that make a sandbox, and the program."""
     _start_options(parser)
     _options(parser)
+    _program(parser)
+
+
+#: Commands that take a program behind the name of what it is started in.
+BEHIND: Final = ("attach", "exec", "open")
+
+
+def _program(parser: argparse.ArgumentParser) -> None:
+    """The program and its arguments, with or without ``--`` before them."""
     parser.add_argument("program", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
@@ -193,8 +203,11 @@ class _Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def parser(*, behind: bool = True) -> argparse.ArgumentParser:
+    """The parser of the whole command line.
+
+    ``behind``: the words behind the NAME or PID of exec, open and attach are a program. Else options may stand there.
+    """
     import isolate
 
     top: argparse.ArgumentParser = _Parser(
@@ -236,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
         description="Run a program in the namespaces of a running process, with its ids, without capabilities, and "
         "with no terminal to control.\nNeeds to be root, or the user of the process.",
         epilog=_EXIT_CODES,
-        usage="isolate attach [options] PID -- PROGRAM [ARGUMENT ...]",
+        usage="isolate attach [options] PID [--] PROGRAM [ARGUMENT ...]",
         **common,
     )
     attach.add_argument(
@@ -246,6 +259,8 @@ def parser() -> argparse.ArgumentParser:
     attach.add_argument("pid", metavar="PID", help="a process, or the name of an open container")
 
     add_commands(commands, common, _options, _start_options, _EXIT_CODES)
+    for name in BEHIND if behind else ():
+        _program(commands.choices[name])
 
     for name in ("doctor", "probe"):
         doctor = commands.add_parser(
