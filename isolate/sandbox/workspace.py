@@ -9,7 +9,7 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from isolate.attributes.credentials import Credentials
 from isolate.errors import ConflictError, SetupError
@@ -100,6 +100,8 @@ class Workspace(WithFiles, Closing):
     ...     presets.untrusted(work).run(["cat", "/workspace/in.txt"]).stdout
     b'hello'
     """
+
+    _PART: ClassVar[str] = "Workspace"
 
     def __init__(
         self,
@@ -249,7 +251,9 @@ class Workspace(WithFiles, Closing):
         if self._fd < 0:
             raise ValueError("the workspace is closed")
         if os.geteuid() != 0:
-            self._unlock(self._fd, Bounds.of("open what a program closed", 0, _FILES, _DEPTH, 600.0))
+            self._unlock(
+                self._fd, Bounds.of(self._doing("open the files that a program closed in"), 0, _FILES, _DEPTH, 600.0)
+            )
         return Files(self._fd, Actor(None))
 
     def _unlock(self, directory: int, bounds: Bounds, depth: int = 0) -> None:
@@ -286,7 +290,7 @@ class Workspace(WithFiles, Closing):
         else:
             used = count = 0
             if os.geteuid() != 0:
-                self._unlock(self._fd, Bounds.of("measure a workspace", 0, _FILES, _DEPTH, 600.0))
+                self._unlock(self._fd, Bounds.of(self._doing("measure"), 0, _FILES, _DEPTH, 600.0))
             try:
                 for fd, names in walk(self._fd):
                     for name in names:

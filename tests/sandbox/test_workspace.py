@@ -125,6 +125,30 @@ def test_a_directory_of_the_callers(tmp_path: Path) -> None:
         work.read("b")
 
 
+def test_its_errors_name_it(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    with Workspace(tmp_path) as work:
+        calls = (
+            lambda: work.read("no"),
+            lambda: work.get("no"),
+            lambda: work.list("no"),
+            lambda: work.write("no/a", b""),
+        )
+        for call in (
+            *calls,
+            lambda: work.read("link"),
+            lambda: work.put({"link/a": b""}),
+            lambda: work.get("/", max_files=1),
+        ):
+            work.write("a", b"")
+            work.write("b", b"")
+            with pytest.raises(SetupError) as told:
+                call()
+            assert told.value.part == "Workspace"
+            assert "the workspace" in str(told.value)
+            assert "ontainer" not in str(told.value)
+
+
 def test_nothing_is_left(clean: Snapshot) -> None:
     for _ in range(3):
         with Workspace(contents={"a": "b"}) as work:

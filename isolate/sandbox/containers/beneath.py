@@ -13,7 +13,7 @@ from isolate.errors import SetupError, printable
 from isolate.kernel.paths import PATH_MAX
 from isolate.kernel.syscalls import number
 
-__all__ = ["FileInfo", "Opened", "components", "info_of", "open_beneath", "problem", "reopen_regular"]
+__all__ = ["Doing", "FileInfo", "Opened", "components", "info_of", "open_beneath", "reopen_regular"]
 
 # openat2(2): RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH
 _RESOLVE = 0x02 | 0x04 | 0x08
@@ -28,11 +28,11 @@ _KINDS = {
 }
 _CAUSES = {
     errno.ELOOP: "a symbolic link is on the way, and none is followed: name the place that it leads to",
-    errno.EXDEV: "the path leads out of the container's root",
+    errno.EXDEV: "the path leads out",
     errno.ENOENT: "there is no such file",
     errno.ENOTDIR: "something on the way is no directory",
-    errno.EACCES: "the container's user may not",
-    errno.EPERM: "the container's user may not",
+    errno.EACCES: "{user} may not",
+    errno.EPERM: "{user} may not",
     errno.EROFS: "that file system is read-only",
     errno.ENOSPC: "the file system is full",
     errno.EDQUOT: "the file system's quota is used up",
@@ -70,15 +70,31 @@ class Opened:
         os.close(self.fd)
 
 
-def problem(error: OSError, step: str, path: bytes) -> SetupError:
-    """An error about a container's file."""
-    return SetupError(
-        error.errno or errno.EIO,
-        step,
-        part="Container",
-        path=printable(os.fsdecode(path)),
-        cause=_CAUSES.get(error.errno or 0),
-    )
+@dataclass
+class Doing:
+    """What is done with the files of a container or a workspace, as its errors name it."""
+
+    step: str
+    #: "Container" or "Workspace".
+    part: str
+
+    def problem(self, error: OSError, path: bytes) -> SetupError:
+        """An error about one of the files."""
+        user = "the container's user" if self.part == "Container" else "this program's user"
+        cause = _CAUSES.get(error.errno or 0)
+        if cause is None and error.errno == errno.EINVAL:
+            cause = error.strerror
+        return SetupError(
+            error.errno or errno.EIO,
+            self.step,
+            part=self.part,
+            path=printable(os.fsdecode(path)),
+            cause=None if cause is None else cause.format(user=user),
+        )
+
+    def told(self, error: OSError, path: bytes) -> OSError:
+        """The error with the step; what has it already stays as it is."""
+        return error if isinstance(error, SetupError) else self.problem(error, b"/" + path)
 
 
 def components(path: object) -> list[bytes]:

@@ -10,32 +10,34 @@ from dataclasses import dataclass
 from isolate.errors import SetupError
 from isolate.kernel import checks
 from isolate.kernel.checks import is_int
-from isolate.sandbox.containers.beneath import problem
+from isolate.sandbox.containers.beneath import Doing
 
-__all__ = ["Bounds", "names_in", "told"]
+__all__ = ["Bounds", "names_in"]
 
 
 @dataclass
-class Bounds:
+class Bounds(Doing):
     """The remainder of the caps of one call."""
 
     size: int
     files: int
     depth: int
-    step: str
     #: time.monotonic() at which it is given up.
     deadline: float
 
     @classmethod
-    def of(cls, step: str, max_size: int | str, max_files: int, max_depth: int, timeout: float) -> Bounds:
+    def of(
+        cls, doing: Doing, max_size: int | str = 0, max_files: int = 1, max_depth: int = 1, timeout: float = 60.0
+    ) -> Bounds:
         """Checked."""
         for name, value in (("max_files", max_files), ("max_depth", max_depth)):
             if not is_int(value) or value < 1:
                 raise ValueError(f"{name} must be an int from 1 on, not {value!r}")
-        return cls(checks.size("max_size", max_size), max_files, max_depth, step, time.monotonic() + timeout)
+        size = checks.size("max_size", max_size)
+        return cls(doing.step, doing.part, size, max_files, max_depth, time.monotonic() + timeout)
 
     def _over(self, number: int, cause: str, path: bytes) -> SetupError:
-        return SetupError(number, self.step, part="Container", path=os.fsdecode(path), cause=cause)
+        return SetupError(number, self.step, part=self.part, path=os.fsdecode(path), cause=cause)
 
     def one_file(self, path: bytes) -> None:
         """Count a file."""
@@ -67,14 +69,4 @@ def names_in(directory: int, path: bytes, bounds: Bounds) -> list[bytes]:
             name = os.fsencode(entry.name)
             bounds.one_file(b"/".join(filter(None, (path, name))))
             found.append(name)
-    return found
-
-
-def told(error: OSError, step: str, path: bytes) -> OSError:
-    """The error with the step; what has it already stays as it is."""
-    if isinstance(error, SetupError):
-        return error
-    found = problem(error, step, b"/" + path)
-    if found.cause is None and error.strerror and error.errno == errno.EINVAL:
-        return SetupError(errno.EINVAL, step, part="Container", path=found.path, cause=error.strerror)
     return found

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from isolate.sandbox.containers.beneath import Opened, components, open_beneath
-from isolate.sandbox.containers.bounds import Bounds, names_in, told
+from isolate.sandbox.containers.beneath import Doing, Opened, components, open_beneath
+from isolate.sandbox.containers.bounds import Bounds, names_in
 from isolate.sandbox.containers.copying import copy_sparse, write_all
 
 if TYPE_CHECKING:
@@ -30,20 +30,20 @@ class Inward:
         self._root = root
         self._actor = actor
 
-    def write(self, path: object, data: bytes, mode: int, mtime: float | None, parents: bool, step: str) -> None:
+    def write(self, path: object, data: bytes, mode: int, mtime: float | None, parents: bool, doing: Doing) -> None:
         """One regular file, in the place of whatever has its name."""
         names = components(path)
         if not names:
             raise ValueError(f"not a file inside the container: {path!r}")
 
         def body() -> None:
-            with self._actor.acting(), Opened(self._parent(names[:-1], parents, step)) as directory:
+            with self._actor.acting(), Opened(self._parent(names[:-1], parents, doing)) as directory:
                 whole = b"/".join(names)
-                self._placed(directory, names[-1], whole, mode, step, lambda fd: write_all(fd, data), mtime)
+                self._placed(directory, names[-1], whole, mode, doing, lambda fd: write_all(fd, data), mtime)
 
         self._actor.call(body)
 
-    def _parent(self, names: list[bytes], make: bool, step: str) -> int:
+    def _parent(self, names: list[bytes], make: bool, doing: Doing) -> int:
         fd = open_beneath(self._root, b"", _DIRECTORY)
         for index, name in enumerate(names):
             try:
@@ -52,14 +52,14 @@ class Inward:
                         os.mkdir(name, 0o755, dir_fd=fd)
                 inner = open_beneath(fd, name, _DIRECTORY)
             except OSError as error:
-                raise told(error, step, b"/".join(names[: index + 1])) from None
+                raise doing.told(error, b"/".join(names[: index + 1])) from None
             finally:
                 os.close(fd)
             fd = inner
         return fd
 
     def _placed(
-        self, directory: int, name: bytes, path: bytes, mode: int, step: str, fill: Any, mtime: float | None
+        self, directory: int, name: bytes, path: bytes, mode: int, doing: Doing, fill: Any, mtime: float | None
     ) -> None:
         """Under another name first: who looks finds the old file or the whole new one, and a link is replaced, not
         followed."""
@@ -79,7 +79,7 @@ class Inward:
                     os.unlink(other, dir_fd=directory)
                 raise
         except OSError as error:
-            raise told(error, step, path) from None
+            raise doing.told(error, path) from None
 
     def put(self, source: Any, target: object, times: bool, parents: bool, bounds: Bounds) -> None:
         """A file, a tree or a mapping."""
@@ -97,13 +97,13 @@ class Inward:
                     whole = [*names, *below]
                     bounds.one_file(b"/".join(whole))
                     bounds.some_bytes(len(data), b"/".join(whole))
-                    with self._actor.acting(), Opened(self._parent(whole[:-1], True, bounds.step)) as directory:
+                    with self._actor.acting(), Opened(self._parent(whole[:-1], True, bounds)) as directory:
                         self._placed(
                             directory,
                             whole[-1],
                             b"/".join(whole),
                             0o644,
-                            bounds.step,
+                            bounds,
                             lambda fd, data=data: write_all(fd, data),
                             None,
                         )
@@ -131,7 +131,7 @@ class Inward:
     @contextlib.contextmanager
     def _acting_parent(self, names: list[bytes], parents: bool, bounds: Bounds) -> Iterator[int]:
         with self._actor.acting():
-            fd = self._parent(names, parents, bounds.step)
+            fd = self._parent(names, parents, bounds)
         with Opened(fd):
             yield fd
 
@@ -147,7 +147,7 @@ class Inward:
                             os.mkdir(name, 0o755, dir_fd=directory)
                         inner = open_beneath(directory, name, _DIRECTORY)
                     except OSError as error:
-                        raise told(error, bounds.step, below) from None
+                        raise bounds.told(error, below) from None
                 with Opened(inner), Opened(os.open(name, _DIRECTORY | os.O_CLOEXEC, dir_fd=host)) as source:
                     self._put_tree(source, inner, below, times, bounds, depth + 1)
                     with self._actor.acting(), contextlib.suppress(PermissionError):  # it was there, and is another's
@@ -162,7 +162,7 @@ class Inward:
                             os.unlink(name, dir_fd=directory)
                         os.symlink(to, name, dir_fd=directory)
                     except OSError as error:
-                        raise told(error, bounds.step, below) from None
+                        raise bounds.told(error, below) from None
             else:
                 self._put_file(host, name, directory, name, below, times, bounds)
 
@@ -182,7 +182,7 @@ class Inward:
                     name,
                     path,
                     found.st_mode & 0o777,
-                    bounds.step,
+                    bounds,
                     lambda to: copy_sparse(fd, to, found.st_size, bounds),
                     found.st_mtime if times else None,
                 )

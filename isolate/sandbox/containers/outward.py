@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from isolate.sandbox.containers.beneath import FileInfo, Opened, components, info_of, open_beneath, reopen_regular
-from isolate.sandbox.containers.bounds import Bounds, names_in, told
+from isolate.sandbox.containers.bounds import Bounds, names_in
 from isolate.sandbox.containers.copying import copy_sparse
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Outward:
                     bounds.some_bytes(len(data), path)
                     found += data
         except OSError as error:
-            raise told(error, bounds.step, path) from None
+            raise bounds.told(error, path) from None
         return bytes(found)
 
     def listed(self, path: object, recursive: bool, bounds: Bounds) -> list[FileInfo]:
@@ -64,7 +64,7 @@ class Outward:
                 try:
                     fd = open_beneath(self._root, base, _DIRECTORY)
                 except OSError as error:
-                    raise told(error, bounds.step, base) from None
+                    raise bounds.told(error, base) from None
                 with Opened(fd):
                     return [info_of(b"/" + p, s) for p, s, _, _ in self._walk(fd, base, bounds, recursive=recursive)]
 
@@ -81,7 +81,7 @@ class Outward:
             except FileNotFoundError:
                 continue  # it has gone meanwhile
             except OSError as error:
-                raise told(error, bounds.step, below) from None
+                raise bounds.told(error, below) from None
             yield below, found, directory, name
             if recursive and stat.S_ISDIR(found.st_mode):
                 bounds.deep(depth + 1, below)
@@ -90,7 +90,7 @@ class Outward:
                 except OSError as error:
                     if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                         continue  # it was exchanged meanwhile
-                    raise told(error, bounds.step, below) from None
+                    raise bounds.told(error, below) from None
                 with Opened(fd):
                     yield from self._walk(fd, below, bounds, depth=depth + 1)
 
@@ -111,13 +111,13 @@ class Outward:
                 try:
                     fd = open_beneath(self._root, base, _DIRECTORY)
                 except OSError as error:
-                    raise told(error, bounds.step, base) from None
+                    raise bounds.told(error, base) from None
             with Opened(fd):
                 self._matching(fd, base, names[fixed:], into, bounds, found, contents)
 
         self._actor.call(body)
         if not found and names and not any(c in b"/".join(names) for c in b"*?["):
-            raise told(FileNotFoundError(errno.ENOENT, ""), bounds.step, b"/".join(names))
+            raise bounds.told(FileNotFoundError(errno.ENOENT, ""), b"/".join(names))
         return found, contents
 
     def _matching(
@@ -166,7 +166,7 @@ class Outward:
                 inner = open_beneath(fd, name, _DIRECTORY)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
-                    raise told(error, bounds.step, path) from None
+                    raise bounds.told(error, path) from None
                 inner = -1
         if inner < 0:
             yield None  # it was exchanged meanwhile
@@ -226,7 +226,7 @@ class Outward:
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EINVAL):
                     return  # it was exchanged meanwhile
-                raise told(error, bounds.step, path) from None
+                raise bounds.told(error, path) from None
         with Opened(source):
             status = os.fstat(source)
             bounds.some_bytes(status.st_size, path)  # a sparse file counts as what it says it is

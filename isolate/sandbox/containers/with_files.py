@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, ClassVar, overload
 
 from isolate.kernel.checks import is_int
+from isolate.sandbox.containers.beneath import Doing
 from isolate.sandbox.containers.bounds import Bounds
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ class WithFiles:
 
     __slots__ = ()
 
+    #: As errors name it.
+    _PART: ClassVar[str] = "Container"
+
+    def _doing(self, what: str) -> Doing:
+        return Doing(f"{what} the {self._PART.lower()}", self._PART)
+
     @property
     def _files(self) -> Files:
         raise NotImplementedError
@@ -40,7 +47,7 @@ class WithFiles:
         :raises SetupError: ENOENT; ELOOP: a symbolic link is on the way; EINVAL: a FIFO, a device, a directory; EFBIG:
             more than ``max_size``; EACCES: the container's user may not read it.
         """
-        return self._files.read(path, Bounds.of("read a file of the container", max_size, 1, 1, timeout))
+        return self._files.read(path, Bounds.of(self._doing("read a file of"), max_size, timeout=timeout))
 
     def write(
         self,
@@ -61,7 +68,7 @@ class WithFiles:
         if not is_int(mode) or not 0 <= mode <= 0o1777:
             raise ValueError(f"mode must be from 0 to 0o1777, without set-id bits, not {mode!r}")
         content = data.encode() if isinstance(data, str) else bytes(data)
-        self._files.write(path, content, mode, mtime, parents, "write a file of the container")
+        self._files.write(path, content, mode, mtime, parents, self._doing("write a file of"))
 
     def put(
         self,
@@ -84,7 +91,7 @@ class WithFiles:
         :raises ValueError: a FIFO, a socket or a device in the tree.
         :raises SetupError: as :meth:`write`; EFBIG, EMFILE, ENAMETOOLONG: the caps on bytes, files and depth.
         """
-        bounds = Bounds.of("put files into the container", max_size, max_files, max_depth, timeout)
+        bounds = Bounds.of(self._doing("put files into"), max_size, max_files, max_depth, timeout)
         self._files.put(source, target, times, parents, bounds)
 
     @overload
@@ -131,7 +138,7 @@ class WithFiles:
             ETIMEDOUT: the caps on bytes (a sparse file counts whole), files, depth and time. Files fetched so far stay.
         :raises FileExistsError: a file of that name is there.
         """
-        bounds = Bounds.of("fetch files of the container", max_size, max_files, max_depth, timeout)
+        bounds = Bounds.of(self._doing("fetch files of"), max_size, max_files, max_depth, timeout)
         if into is None:
             return self._files.get(pattern, None, bounds)[1]
         os.makedirs(into, exist_ok=True)
@@ -154,5 +161,5 @@ class WithFiles:
 
         :raises SetupError: ENOENT, ENOTDIR, ELOOP, EACCES; EMFILE, ENAMETOOLONG: the caps.
         """
-        bounds = Bounds.of("list files of the container", 0, max_files, max_depth, timeout)
+        bounds = Bounds.of(self._doing("list files of"), 0, max_files, max_depth, timeout)
         return self._files.listed(path, recursive, bounds)
