@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Argument, Buffer, Context
 
-__all__ = ["HINTS", "chosen", "for_the_program", "made", "given", "text_of"]
+__all__ = ["HINTS", "chosen", "for_the_program", "made", "given", "shut", "text_of"]
 
 _OTHERWISE = "chown the directory to the program's id, or let others write to it (chmod o+rwx), and say idmap=False"
 HINTS = {
@@ -75,6 +75,17 @@ def chosen(context: Context, idmap: IdMap | int) -> IdMap | int | None:
 
 def _outside(ranges: Iterable[IdRange], inside: int) -> int:
     return next(r.outside + inside - r.inside for r in ranges if r.inside <= inside < r.inside + r.count)
+
+
+def shut(source: bytes | int, uid: int, gid: int) -> os.stat_result | None:
+    """The status of a source that is closed by its mode to an id of the host without groups; None where it is open."""
+    try:
+        found = os.stat(source)
+    except OSError:
+        return None
+    shift = 6 if found.st_uid == uid else 3 if found.st_gid == gid else 0
+    wanted = 0o5 if stat.S_ISDIR(found.st_mode) else 0o4
+    return None if found.st_mode >> shift & wanted == wanted else found
 
 
 def text_of(ids: IdMap) -> str:

@@ -81,8 +81,8 @@ class Result(Generic[AnyStr]):
     #: a name its number. None where the kernel does not tell: see :ref:`seccomp-denied`.
     syscall: str | None = None
     #: What is known of a limit that it may have run into and that the kernel tells nobody about, in sentences: SIGXFSZ
-    #: under a limit of file sizes, a resident set near RLIMIT_AS or RLIMIT_DATA. None is no proof: see
-    #: :ref:`limits of a process <hints>`.
+    #: under a limit of file sizes, a resident set near RLIMIT_AS or RLIMIT_DATA; and which sources are closed to a
+    #: program of root's that has another id on the host. None is no proof: see :ref:`limits of a process <hints>`.
     hints: tuple[str, ...] = ()
     #: What was changed in overlays whose changes are in memory, by their paths in the sandbox; None without one. See
     #: :ref:`changes`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import ProgramError, Rlimits, Sandbox, Verdict
+from isolate import Bind, IdMap, ProgramError, Rlimits, Root, Sandbox, UserNamespace, Verdict, presets
+from tests.boxes import SYSTEM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,3 +62,30 @@ def test_13_memory_up_to_the_limit(name: str, word: str) -> None:
     assert (asked.verdict, asked.hints) == (Verdict.EXITED, ())
     assert limited.run([sys.executable, "-S", "-c", EXACTLY]).hints == ()
     assert limited.run(["false"]).hints == ()
+
+
+@pytest.mark.root
+def test_a_source_that_is_closed_to_the_program(tmp_path: Path) -> None:
+    source = tmp_path / "task"
+    source.mkdir(mode=0o700)
+    (source / "file").write_text("text")
+    (source / "file").chmod(0o644)
+    read, fail = ["cat", "/task/file"], ["sh", "-c", "exit 1"]
+    closed = presets.untrusted(Bind(source, "/task"))
+    result = closed.run(read)
+    (hint,) = result.hints
+    assert b"Permission denied" in result.stderr
+    assert hint.startswith("/task is closed to the program, which is uid ")
+    # Both remedies work, as they stand there.
+    uid, gid, host_uid, host_gid = map(int, re.findall(r"\d+", hint.partition("IdMap.single")[2]))
+    ids = IdMap.single(uid, gid, host_uid=host_uid, host_gid=host_gid)
+    assert presets.untrusted(Bind(source, "/task", idmap=ids)).run(read).stdout == b"text"
+    assert f"chmod o+rx {source}," in hint
+    source.chmod(0o705)
+    assert closed.run(read).stdout == b"text"
+    # Nothing is said of a failure with other causes, of a source that is shown as the program's own, of success.
+    assert closed.run(fail).hints == ()
+    source.chmod(0o700)
+    assert presets.untrusted(Bind(source, "/task", read_only=False)).run(fail).hints == ()
+    assert closed.run(["true"]).hints == ()
+    assert Sandbox(UserNamespace(), Root(*SYSTEM, Bind(source, "/task"))).run(fail).hints == ()
