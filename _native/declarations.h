@@ -57,3 +57,11 @@ const char *iso_version(void);
 int64_t iso_group_remove(const char *path, int32_t milliseconds);
 int64_t iso_group_kill(const char *path);
 int64_t iso_group_thaw(const char *path);
+struct iso_answers {
+	uint64_t size;
+	uint8_t data[];
+};
+int64_t iso_netlink_prepare(int32_t fd, int32_t route);
+int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first);
+int64_t iso_netlink_settle(int32_t fd, const char *name);
+void iso_netlink_free(struct iso_answers *answers);

@@ -92,10 +92,8 @@ class Recorder(Socket):
         super().__init__()
         self.sent: list[bytes] = []
 
-    def _send(self, data: bytes) -> None:
+    def exchange(self, data: bytes, count: int) -> list[Failure]:
         self.sent.append(data)
-
-    def _acknowledged(self, *_: object, **__: object) -> list[Failure]:
         return []
 
 

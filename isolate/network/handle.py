@@ -222,7 +222,8 @@ class Network(Watching, Joinable, Closing):
         with self._switch.lock:
             place = Place(self, self._members.add(wish))
         try:
-            place.publish()
+            if wish.publish:
+                place.publish()
         except BaseException:
             place.close()
             raise
@@ -285,7 +286,7 @@ class Network(Watching, Joinable, Closing):
         plug = Plug(
             member.number,
             member.addresses,
-            wish.mac or link.mac_text(b"\x02\x42" + member.address.packed),
+            link.mac_bytes(wish.mac) if wish.mac else b"\x02\x42" + member.addresses[0].packed,
             wish.device,
             wish.mtu or self.mtu,
             egress=wish.egress is not None,
@@ -293,15 +294,16 @@ class Network(Watching, Joinable, Closing):
             rate=wish.rate,
             burst=wish.burst,
             everywhere=self.uplink is not None or bool(wish.publish),
-            everywhere6=self.uplink6,
+            everywhere6=self.uplink is not None and self.uplink6,
             routes=wish.routes,
             inner=wish.index,
         )
         with self._switch.lock:
             self._check()
             member.plug = plug
-            self._switch.plug_in(plug, inside, self._reach(member))
-            self._meet(member)
+            self._switch.plug_in(plug, inside, self._reach(member) if plug.limited else ())
+            if self._members.limited:
+                self._meet(member)
             if member.published is not None:
                 member.published.lead(member.addresses)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from isolate.engine.native import ffi
+from isolate.engine.native import lib
 from isolate.network.netlink import (
     CREATE,
     DUMP,
@@ -36,11 +35,8 @@ _INET = 2
 _INET_CONF = 1
 FORWARDING, ROUTE_LOCALNET = 1, 26  # IPV4_DEVCONF_…
 _UP = 1
-_SIOCGIFINDEX, _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8933, 0x8946, 0xA
+_SIOCGIFINDEX = 0x8933
 _IFINFO = struct.Struct("=BxHiII")  # struct ifinfomsg
-_SETTLE = struct.Struct("=16sQ16x")  # struct ifreq
-_ASKED = ffi.new("uint32_t[2]", [_ETHTOOL_GLINK, 0])  # struct ethtool_value: nobody reads the answer
-_ASKED_AT = int(ffi.cast("uintptr_t", _ASKED))
 
 #: The kernel's default is a queue for each processor, each with a folder in sysfs; frames between two networks go by
 #: the backlog of the processor that sends them, and use none of those.
@@ -251,8 +247,7 @@ def settle(sock: Socket, name: str) -> None:
     The kernel tells them by a worker, a little later, and what comes meanwhile is dropped: a first connection then
     waits a second to try again. Who asks for the state of the link (ETHTOOL_GLINK) has the worker's part done at once.
     """
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(sock.fileno(), _SIOCETHTOOL, _SETTLE.pack(name.encode(), _ASKED_AT))
+    lib.iso_netlink_settle(sock.fileno(), name.encode())
 
 
 def peer_of(sock: Socket, link: int) -> int:

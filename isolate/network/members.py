@@ -141,13 +141,17 @@ class Members:
     def __init__(self, switch: Switch) -> None:
         self._switch = switch
         self._subnets = switch.subnets
+        net = switch.subnets[4]
+        #: The number of its members; the network's own address, the gateway and the broadcast address are none.
+        self._most = min(MOST, net.num_addresses - 3)
         #: The addresses of number 0: the network's own and its gateway come before.
         self._first = {version: net.network_address + 2 for version, net in self._subnets.items()}
         self.by_number: dict[int, Member] = {}
         #: Those whose egress or ingress is limited.
         self.limited: dict[int, Member] = {}
         self._by_name: dict[str, list[Member]] = {}
-        self._by_address: dict[Address, Member] = {}
+        #: By the bytes of an address, which are needed anyway.
+        self._by_address: dict[bytes, Member] = {}
         #: Gone, but perhaps not yet for the kernel: the wire of a dead sandbox is taken away a little later.
         self._leaving: dict[int, Plug] = {}
         self._next = 0
@@ -159,7 +163,7 @@ class Members:
 
     def at(self, address: Address) -> Member | None:
         """The member that has an address."""
-        return self._by_address.get(address)
+        return self._by_address.get(address.packed)
 
     def named(self, name: str) -> Member:
         """The member of that name.
@@ -186,16 +190,17 @@ class Members:
                 )
         number, own = self._number(wish)
         addresses = [own[4]]
-        if 6 in own and (not wish.limited or self._switch.routes6):
+        limited = wish.limited
+        if 6 in own and (not limited or self._switch.routes6):
             addresses.append(own[6] if wish.address6 is None else wish.address6)
         member = Member(number, wish, tuple(addresses))
         self.by_number[number] = member
-        if wish.limited:
+        if limited:
             self.limited[number] = member
         for name in member.names:
             self._by_name.setdefault(name, []).append(member)
         for address in addresses:
-            self._by_address[address] = member
+            self._by_address[address.packed] = member
         return member
 
     def _number(self, wish: Wish) -> tuple[int, dict[int, Address]]:
@@ -214,15 +219,17 @@ class Members:
                 self._check(own[6], self._subnets[6])
             self._free(number)
             return number, own
-        most = min(MOST, net.num_addresses - 3)  # the network's own address, the gateway, the broadcast address
+        most = self._most
         for step in range(most):
             number = (self._next + step) % most
             if number in self.by_number:
                 continue
             own = self._own(number)
-            if not any(address in self._by_address for address in own.values()) and not self._still(number):
-                self._next = number + 1
-                return number, own
+            # Its addresses may be others', who asked for them.
+            if [None for address in own.values() if address.packed in self._by_address] or self._still(number):
+                continue
+            self._next = number + 1
+            return number, own
         for number in list(self._leaving):
             if number < most and number not in self.by_number:
                 self._free(number)
@@ -259,7 +266,7 @@ class Members:
         if address in (net.network_address, net.broadcast_address, net.network_address + 1):
             what = "the network's gateway" if address == net.network_address + 1 else "no host's address"
             raise ConflictError(f"Interface: {address} is {what}")
-        taken = self._by_address.get(address)
+        taken = self._by_address.get(address.packed)
         if taken is not None:
             raise ConflictError(f"Interface: the address {address} is taken by the member {taken.name or taken.number}")
 
@@ -300,7 +307,7 @@ class Members:
             if not others:
                 self._by_name.pop(name, None)
         for address in member.addresses:
-            self._by_address.pop(address, None)
+            self._by_address.pop(address.packed, None)
         return True
 
     def rules(self, member: Member) -> list[Message]:

@@ -15,6 +15,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from isolate.engine.native import ffi, lib
 from isolate.errors import SetupError, UnsupportedError
 from isolate.kernel.closing import Closing
 
@@ -22,23 +23,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 
-__all__ = ["NETFILTER", "ROUTE", "Answer", "Message", "Socket", "Words", "attribute", "attributes", "nested", "text"]
+__all__ = [
+    "NETFILTER",
+    "ROUTE",
+    "Answer",
+    "Message",
+    "Socket",
+    "Words",
+    "attribute",
+    "attributes",
+    "framed",
+    "nested",
+    "packed",
+    "text",
+]
 
 ROUTE, NETFILTER = 0, 12
 REQUEST, ACK, DUMP, CREATE, EXCLUSIVE, REPLACE = 0x1, 0x4, 0x300, 0x400, 0x200, 0x100
 _NOOP, _ERROR, _DONE = 1, 2, 3
 _MULTI, _CAPPED, _TLVS = 0x2, 0x100, 0x200
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK, _STRICT = 270, 10, 11, 12
 _ERR_MESSAGE = 1  # NLMSGERR_ATTR_MSG
 _NESTED = 0x8000
 _HEADER = struct.Struct("=IHHII")
 _PAIR = struct.Struct("=HH")
 _NUMBER = struct.Struct("=HHI")
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")  # by the size's last two bits
-#: Seconds to wait for an answer: the kernel gives it within the call that asks.
-_WAIT = struct.pack("=qq", 10, 0)  # struct timeval
-#: Bytes for an acknowledgement (each comes by itself), and for what is asked for.
-_SMALL, _LARGE = 1 << 12, 1 << 18
+#: Bytes for what is asked for.
+_LARGE = 1 << 18
 
 #: errno -> likely cause and remedy, and whether this host cannot do it at all.
 FINDINGS: dict[int, tuple[str, str | None]] = {
@@ -117,6 +128,25 @@ class Message(NamedTuple):
     step: str | Words = ""
 
 
+def _packed(message: Message, flags: int, number: int = 0) -> bytes:
+    body = message.body
+    header = _HEADER.pack(16 + len(body), message.kind, message.flags | REQUEST | flags, number, 0)
+    return header + body + _PADDING[len(body) & 3]
+
+
+def packed(messages: Sequence[Message]) -> bytes:
+    """Requests for :meth:`Socket.exchange`, of which the last one asks for an answer."""
+    last = len(messages) - 1
+    return b"".join([_packed(message, ACK if i == last else 0) for i, message in enumerate(messages)])
+
+
+def framed(subsystem: int, messages: Sequence[Message]) -> bytes:
+    """The same as a batch that holds whole or not at all (nfnetlink), which is two messages more."""
+    frame = struct.pack(">BBH", 0, 0, subsystem)  # struct nfgenmsg: AF_UNSPEC, version, res_id
+    begin, end = (_packed(Message(kind, 0, frame), 0) for kind in (16, 17))  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
+    return begin + packed(messages) + end
+
+
 class Answer(NamedTuple):
     """One message of the kernel's."""
 
@@ -149,13 +179,11 @@ class Socket(Closing):
         self._socket = made
         if made.gettimeout() is not None:
             made.setblocking(True)
-        # The kernel's own limit: with Python's each call would be preceded by a poll(2).
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _WAIT)
-        # The kernel's own words, and not our request once more.
-        made.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
-        made.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
-        if protocol == ROUTE:
-            made.setsockopt(_SOL_NETLINK, _STRICT, 1)
+        # The kernel's own limit of time: with Python's each call would be preceded by a poll(2). And answers have the
+        # kernel's own words, and not our request once more.
+        failed = lib.iso_netlink_prepare(made.fileno(), protocol == ROUTE)
+        if failed:
+            raise OSError(-failed, os.strerror(-failed))
         self._sequence = 0
 
     def fileno(self) -> int:
@@ -190,13 +218,7 @@ class Socket(Closing):
         failures: list[Failure] = []
         for first in range(0, len(messages), 64):  # the answers must find room in the socket's buffer
             part = messages[first : first + 64]
-            begin = self._sequence + 1
-            # Errors are told unasked; the last one's answer says that there are no more.
-            last = len(part) - 1
-            data = b"".join(self._packed(message, ACK if i == last else 0) for i, message in enumerate(part))
-            self._send(data)
-            for answer in self._acknowledged(begin, len(part), begin + last):
-                failures.append(replace(answer, index=answer.index + first))
+            failures += [replace(each, index=each.index + first) for each in self.exchange(packed(part), len(part))]
         return failures
 
     def transaction(self, subsystem: int, messages: Sequence[Message]) -> None:
@@ -204,29 +226,50 @@ class Socket(Closing):
 
         :raises SetupError: the first that failed; nothing has changed then.
         """
-        frame = struct.pack(">BBH", 0, 0, subsystem)  # struct nfgenmsg: AF_UNSPEC, version, res_id
-        begin = self._sequence + 1
-        data = [self._packed(Message(16, 0, frame), 0)]  # NFNL_MSG_BATCH_BEGIN
-        last = len(messages) - 1
-        data += [self._packed(message, ACK if i == last else 0) for i, message in enumerate(messages)]
-        data.append(self._packed(Message(17, 0, frame), 0))
-        self._send(b"".join(data))
-        frames = (begin, begin + 1 + len(messages))
-        failures = self._acknowledged(begin, len(messages) + 2, begin + 1 + last, fatal=frames)
+        failures = self.exchange(framed(subsystem, messages), len(messages) + 2)
         if failures:
             failure = failures[0]
             index = failure.index - 1
             step = messages[index].step if 0 <= index < len(messages) else "commit the batch"
             raise self.error(failure, step)
 
+    def exchange(self, data: bytes, count: int) -> list[Failure]:
+        """Send ``count`` requests of :func:`packed` or :func:`framed`; the failures among the answers.
+
+        Errors are told unasked; the answer to the last one that asks says that there are no more.
+        """
+        begin = self._sequence + 1
+        self._sequence += count
+        found = lib.iso_netlink(self._socket.fileno(), data, len(data), begin)
+        return self._failures(found, begin) if found else []
+
+    def _failures(self, found: int, begin: int) -> list[Failure]:
+        if found < 0:
+            number = -found & ~lib.ISO_NETLINK_RECEIVING
+            sending = number == -found
+            raise SetupError(
+                number,
+                "send a batch to the kernel" if sending else "take the kernel's answer",
+                part=self.part,
+                syscall="sendto" if sending else "recvfrom",
+                cause=None if sending else FINDINGS.get(number, (None, None))[0],
+            )
+        answers = ffi.cast("struct iso_answers *", found)
+        try:
+            data = bytes(ffi.buffer(answers.data, answers.size))
+        finally:
+            lib.iso_netlink_free(answers)
+        failures = (_failure(number - begin, flags, body) for _, flags, number, body in _messages(data))
+        return [each for each in failures if each is not None]
+
     def ask(self, message: Message) -> list[Answer]:
         """A request for something: the messages that come back, of a dump (NLM_F_DUMP) all of them.
 
         :raises SetupError: the kernel refuses it, or has nothing of that name (ENODEV).
         """
-        begin = self._sequence + 1
+        begin = self._sequence = self._sequence + 1
         dump = message.flags & DUMP == DUMP
-        self._send(self._packed(message, 0 if dump else ACK))
+        self._send(_packed(message, 0 if dump else ACK, begin))
         found: list[Answer] = []
         while True:
             for kind, flags, number, body in self._receive(_LARGE):
@@ -254,33 +297,12 @@ class Socket(Closing):
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
-    def _packed(self, message: Message, flags: int) -> bytes:
-        self._sequence += 1
-        header = _HEADER.pack(16 + len(message.body), message.kind, message.flags | REQUEST | flags, self._sequence, 0)
-        return header + message.body + bytes(-len(message.body) % 4)
-
     def _send(self, data: bytes) -> None:
         try:
             self._socket.sendto(data, (0, 0))
         except OSError as error:
             step = "send a batch to the kernel"
             raise SetupError(error.errno or errno.EIO, step, part=self.part, syscall="sendto") from None
-
-    def _acknowledged(self, first: int, count: int, last: int, fatal: tuple[int, ...] = ()) -> list[Failure]:
-        """Failures among the answers to requests from number ``first`` on, until that to ``last`` is there.
-
-        After an error of a ``fatal`` one nothing more comes.
-        """
-        failures: list[Failure] = []
-        while True:
-            for kind, flags, number, body in self._receive(_SMALL):
-                if kind != _ERROR or not 0 <= number - first < count:
-                    continue  # an answer to what was given up before, or a notice
-                failure = _failure(number - first, flags, body)
-                if failure is not None:
-                    failures.append(failure)
-                if number == last or (failure is not None and number in fatal):
-                    return failures
 
     def _receive(self, room: int) -> Iterator[tuple[int, int, int, bytes]]:
         try:
@@ -295,13 +317,19 @@ class Socket(Closing):
                 syscall="recvfrom",
                 cause=FINDINGS.get(error.errno or 0, (None, None))[0],
             ) from None
-        at = 0
-        while not sender and at + 16 <= len(data):  # other processes can write to a socket too: the kernel's port is 0
-            size, kind, flags, number, _ = _HEADER.unpack_from(data, at)
-            if size < 16 or at + size > len(data):
-                return
-            yield kind, flags, number, data[at + 16 : at + size]
-            at += size + (-size % 4)
+        if not sender:  # other processes can write to a socket too: the kernel's port is 0
+            yield from _messages(data)
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Of each message its kind, its flags, its number, and what stands behind the header."""
+    at = 0
+    while at + 16 <= len(data):
+        size, kind, flags, number, _ = _HEADER.unpack_from(data, at)
+        if size < 16 or at + size > len(data):
+            return
+        yield kind, flags, number, data[at + 16 : at + size]
+        at += size + (-size % 4)
 
 
 def _failure(index: int, flags: int, body: bytes) -> Failure | None:

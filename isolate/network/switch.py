@@ -17,7 +17,7 @@ from isolate.network import address, link, nft, ruleset, traffic
 from isolate.network.forms import Form
 from isolate.network.keeper import SIOCGSKNS, Bound, Kept, keep
 from isolate.network.link import FORWARDING, Counters
-from isolate.network.netlink import NETFILTER, ROUTE, Socket, Words
+from isolate.network.netlink import NETFILTER, ROUTE, Socket, Words, framed, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ class Plug:
 
     number: int
     addresses: tuple[Address, ...]
-    mac: str
+    mac: bytes
     device: str = "eth0"
     mtu: int = 1500
     #: Whether its egress and its ingress are limited.
@@ -222,19 +222,17 @@ class Switch:
         """
         namespace = fcntl.ioctl(inside.fileno(), SIOCGSKNS)
         try:
+            plug.attached = True
             with self.lock:
-                plug.attached = True
                 forms = self._plain(plug)
-                self._wire(plug, namespace, forms)
-                if plug.rate is not None:
-                    self.shape(plug)
-                if forms is not None:
-                    own = [each.packed for each in plug.addresses]
-                    admitted = forms.admitted.filled((plug.index.to_bytes(4, "little"), *own))
-                else:
+                if forms is None or rules or not self._filled(plug, forms, namespace, inside):
+                    # One by one. What failed in the other way fails again, and the error has words of its own.
+                    self._wire(plug, namespace)
+                    if plug.rate is not None:
+                        self.shape(plug)
                     admitted = ruleset.admitted(plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress)
-                self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
-            self._give(plug, inside, forms)
+                    self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
+                    inside.batch(self._inside(plug, plug.inner or link.index_of(inside, plug.device)))
             link.settle(self.route, plug.port)
         except BaseException:
             self.unplug(plug)
@@ -263,15 +261,17 @@ class Switch:
         return found
 
     def _made(self, plug: Plug) -> _Plain:
-        marked = replace(plug, mac=_MARK_MAC, addresses=_MARK_ADDRESSES[: len(plug.addresses)])
+        marked = replace(plug, mac=link.mac_bytes(_MARK_MAC), addresses=_MARK_ADDRESSES[: len(plug.addresses)])
         port, index = "~" * len(plug.port), _MARK_INDEX.to_bytes(4, "little")
         own = [each.packed for each in marked.addresses]
         wire = self._pair(marked, _MARK_FD, port, _MARK_INDEX)
         fd, mac = _MARK_FD.to_bytes(4, "little"), link.mac_bytes(_MARK_MAC)
+        admitted = ruleset.admitted(_MARK_INDEX, marked.addresses)
+        inside = self._inside(marked, plug.inner)
         return _Plain(
-            Form([wire], [port.encode(), index, fd, mac]),
-            Form(ruleset.admitted(_MARK_INDEX, marked.addresses), [index, *own]),
-            Form(self._inside(marked, plug.inner), own),
+            Form(packed([wire]), 1, [port.encode(), index, fd, mac]),
+            Form(framed(nft.SUBSYSTEM, admitted), len(admitted) + 2, [index, *own]),
+            Form(packed(inside), len(inside), own),
         )
 
     def _pair(self, plug: Plug, namespace: int, port: str, index: int) -> Message:
@@ -283,17 +283,28 @@ class Switch:
             peer_index=plug.inner,
             mtu=plug.mtu,
             mac=plug.port_mac if plug.limited else None,
-            peer_mac=plug.mac,
+            peer_mac=link.mac_text(plug.mac),
             master=0 if plug.limited else _BRIDGE,
         )
 
-    def _wire(self, plug: Plug, namespace: int, forms: _Plain | None) -> None:
+    def _filled(self, plug: Plug, forms: _Plain, namespace: int, inside: Socket) -> bool:
+        """Attach it by the requests that were put together before. If one fails, False, and nothing is left of it."""
+        index, own = plug.index.to_bytes(4, "little"), [each.packed for each in plug.addresses]
+        wire = forms.wire.filled((plug.port.encode(), index, namespace.to_bytes(4, "little"), plug.mac))
+        if self.route.exchange(wire, 1):
+            return False
+        if plug.rate is not None:
+            self.shape(plug)
+        admitted = forms.admitted
+        if not self.filters.exchange(admitted.filled((index, *own)), admitted.count):
+            if not inside.exchange(forms.inside.filled(own), forms.inside.count):
+                return True
+            self.rules(ruleset.admitted(plug.index, plug.addresses, remove=True))
+        self.route.tried([link.remove(plug.index)])
+        return False
+
+    def _wire(self, plug: Plug, namespace: int) -> None:
         """The pair of devices, one end in the member's network."""
-        if forms is not None:
-            index, fd = plug.index.to_bytes(4, "little"), namespace.to_bytes(4, "little")
-            messages = forms.wire.filled((plug.port.encode(), index, fd, link.mac_bytes(plug.mac)))
-            if not self.route.tried(messages):
-                return
         while True:
             messages = [self._pair(plug, namespace, plug.port, plug.index), *self._own_port(plug)]
             failures = self.route.tried(messages)
@@ -302,16 +313,6 @@ class Switch:
             if not plug.inner or failures[0].index or failures[0].errno != errno.EBUSY:
                 raise self.route.error(failures[0], messages[failures[0].index].step)
             plug.inner = 0  # another device has the index
-
-    def _give(self, plug: Plug, inside: Socket, forms: _Plain | None) -> None:
-        """Addresses and routes, in the member's network."""
-        if forms is not None and plug.inner:
-            failures = inside.tried(forms.inside.filled([each.packed for each in plug.addresses]))
-            if failures:
-                step = self._inside(plug, plug.inner)[failures[0].index].step
-                raise inside.error(failures[0], step)
-        else:
-            inside.batch(self._inside(plug, plug.inner or link.index_of(inside, plug.device)))
 
     def shape(self, plug: Plug, impairment: traffic.Impairment | None = None) -> None:
         """Have its rate hold both ways, and what is to happen to packets.
@@ -336,7 +337,7 @@ class Switch:
         for own in plug.addresses:
             messages += [
                 address.route(ipaddress.ip_network(own), index=plug.index),
-                address.neighbour(plug.index, own, link.mac_bytes(plug.mac)),
+                address.neighbour(plug.index, own, plug.mac),
                 address.proxy(_BRIDGE, own),
             ]
         return messages

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 import pytest
 
 from isolate import NetNamespace, network
 from isolate.errors import SetupError
-from isolate.network import link, ruleset
+from isolate.network import link, nft, ruleset
 from isolate.network.forms import Form
 from isolate.network.members import Wish
-from isolate.network.netlink import Socket
+from isolate.network.netlink import Socket, framed, packed
 from isolate.network.switch import Plug
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from isolate.network.netlink import Message
-
 pytestmark = pytest.mark.root
-
-
-def bodies(messages: Sequence[Message]) -> list[tuple[int, int, bytes]]:
-    """All but the words."""
-    return [(message.kind, message.flags, message.body) for message in messages]
 
 
 def test_they_are_what_is_put_together_for_each() -> None:
@@ -34,19 +23,23 @@ def test_they_are_what_is_put_together_for_each() -> None:
             switch = each._switch
             for number, everywhere, device in itertools.product(numbers, (False, True), ("eth0", "a-long-name.15")):
                 own = tuple(each._members._own(number).values())
-                plug = Plug(number, own, link.mac_text(b"\2\x42" + own[0].packed), device, each.mtu, inner=3)
+                plug = Plug(number, own, b"\2\x42" + own[0].packed, device, each.mtu, inner=3)
                 plug.everywhere = plug.everywhere6 = everywhere
                 forms = switch._plain(plug)
                 assert forms is not None
                 assert switch._plain(plug) is forms
-                index, packed = plug.index.to_bytes(4, "little"), [address.packed for address in own]
-                values = (plug.port.encode(), index, (77).to_bytes(4, "little"), link.mac_bytes(plug.mac))
-                assert bodies(forms.wire.filled(values)) == bodies([switch._pair(plug, 77, plug.port, plug.index)])
-                assert bodies(forms.admitted.filled((index, *packed))) == bodies(ruleset.admitted(plug.index, own))
-                assert bodies(forms.inside.filled(packed)) == bodies(switch._inside(plug, 3))
-        assert lan._switch._plain(Plug(1, own, "02:00:00:00:00:01", egress=True, inner=2)) is None
+                index, addresses = plug.index.to_bytes(4, "little"), [address.packed for address in own]
+                values = (plug.port.encode(), index, (77).to_bytes(4, "little"), plug.mac)
+                wire, inside = switch._pair(plug, 77, plug.port, plug.index), switch._inside(plug, 3)
+                assert forms.wire.filled(values) == packed([wire])
+                admitted = ruleset.admitted(plug.index, own)
+                assert forms.admitted.filled((index, *addresses)) == framed(nft.SUBSYSTEM, admitted)
+                assert forms.inside.filled(addresses) == packed(inside)
+                counts = forms.wire.count, forms.admitted.count, forms.inside.count
+                assert counts == (1, len(admitted) + 2, len(inside))
+        assert lan._switch._plain(Plug(1, own, bytes(6), egress=True, inner=2)) is None
     with pytest.raises(ValueError, match="none of the requests"):
-        Form([link.remove(7)], [b"absent"])
+        Form(packed([link.remove(7)]), 1, [b"absent"])
 
 
 def test_errors_have_words_of_their_own() -> None:

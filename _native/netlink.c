@@ -1,0 +1,128 @@
+/* Netlink, for requests that are sent again and again: one call from Python for a batch and its answers. */
+#include "netlink.h"
+
+#include <errno.h>
+#include <linux/ethtool.h>
+#include <linux/netlink.h>
+#include <linux/sockios.h>
+#include <net/if.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+
+/* Of nfnetlink: the messages around a batch (NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END). */
+enum { FIRST_FRAME = NLMSG_MIN_TYPE, LAST_FRAME = NLMSG_MIN_TYPE + 1 };
+
+/* Have a socket answer briefly and in words, and never wait for ever. */
+int64_t iso_netlink_prepare(int32_t fd, int32_t route)
+{
+	const struct timeval patience = {.tv_sec = 10}; /* the kernel answers within the call that asks */
+	const int one = 1;
+	if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0 ||
+	    setsockopt(fd, SOL_NETLINK, NETLINK_EXT_ACK, &one, sizeof one) < 0 ||
+	    setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, &one, sizeof one) < 0 ||
+	    (route && setsockopt(fd, SOL_NETLINK, NETLINK_GET_STRICT_CHK, &one, sizeof one) < 0))
+		return -errno;
+	return 0;
+}
+
+/* Keep an answer that tells of an error, as it came. */
+static int keep(struct iso_answers **errors, const struct nlmsghdr *answer)
+{
+	struct iso_answers *answers = *errors;
+	const uint64_t before = answers ? answers->size : 0, more = NLMSG_ALIGN(answer->nlmsg_len);
+	struct iso_answers *grown = realloc(answers, sizeof *answers + before + more);
+	if (!grown)
+		return -ENOMEM;
+	memset(grown->data + before, 0, more);
+	memcpy(grown->data + before, answer, answer->nlmsg_len);
+	grown->size = before + more;
+	*errors = grown;
+	return 0;
+}
+
+/* Take answers until that to the request `last`, or until the error of a frame, behind which nothing comes. */
+static int64_t take(int32_t fd, uint32_t first, uint32_t count, uint32_t last, uint32_t frames)
+{
+	union {
+		struct nlmsghdr header;
+		char room[4096]; /* each acknowledgement comes by itself */
+	} answer;
+	struct iso_answers *errors = 0;
+	for (;;) {
+		struct sockaddr_nl sender = {.nl_pid = 0};
+		socklen_t length = sizeof sender;
+		int64_t left = recvfrom(fd, &answer, sizeof answer, 0, (void *)&sender, &length);
+		if (left < 0 && errno == EINTR)
+			continue;
+		if (left < 0) {
+			const int64_t failed = errno == EAGAIN ? ETIMEDOUT : errno;
+			free(errors);
+			return -(failed | ISO_NETLINK_RECEIVING);
+		}
+		if (sender.nl_pid)
+			continue; /* other processes can write to a socket too: the kernel's port is 0 */
+		for (const struct nlmsghdr *m = &answer.header; NLMSG_OK(m, left); m = NLMSG_NEXT(m, left)) {
+			if (m->nlmsg_type != NLMSG_ERROR || m->nlmsg_len < NLMSG_LENGTH(sizeof(struct nlmsgerr)) ||
+			    m->nlmsg_seq - first >= count)
+				continue; /* an answer to what was given up before, or a notice */
+			const int failed = ((const struct nlmsgerr *)NLMSG_DATA(m))->error;
+			if (failed && keep(&errors, m) < 0) {
+				free(errors);
+				return -(ENOMEM | ISO_NETLINK_RECEIVING);
+			}
+			const int frame = frames && (m->nlmsg_seq == first || m->nlmsg_seq == first + count - 1);
+			if (m->nlmsg_seq == last || (failed && frame))
+				return (int64_t)(uintptr_t)errors;
+		}
+	}
+}
+
+/* Send requests in one call, numbered from `first` on, and take their answers: of those that ask for one, until the last.
+ * 0 if there was no error; an address of struct iso_answers, for iso_netlink_free; or an errno below 0, with
+ * ISO_NETLINK_RECEIVING if it is that of taking the answers. */
+int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first)
+{
+	union {
+		struct nlmsghdr header;
+		uint8_t room[2048];
+	} small;
+	uint8_t *data = size <= sizeof small ? small.room : malloc(size);
+	if (!data)
+		return -ENOMEM;
+	memcpy(data, requests, size);
+	uint32_t count = 0, last = first, frames = 0;
+	int64_t left = size;
+	for (struct nlmsghdr *m = (void *)data; NLMSG_OK(m, left); m = NLMSG_NEXT(m, left)) {
+		m->nlmsg_seq = first + count++;
+		if (m->nlmsg_flags & NLM_F_ACK)
+			last = m->nlmsg_seq;
+		if (m->nlmsg_type == FIRST_FRAME || m->nlmsg_type == LAST_FRAME)
+			frames++;
+	}
+	const struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+	int64_t sent;
+	do
+		sent = sendto(fd, data, size, 0, (const void *)&kernel, sizeof kernel);
+	while (sent < 0 && errno == EINTR);
+	sent = sent < 0 ? -errno : take(fd, first, count, last, frames == 2);
+	if (data != small.room)
+		free(data);
+	return sent;
+}
+
+/* Ask for the state of a device's link (ETHTOOL_GLINK). */
+int64_t iso_netlink_settle(int32_t fd, const char *name)
+{
+	struct ethtool_value value = {.cmd = ETHTOOL_GLINK}; /* nobody reads the answer */
+	struct ifreq request = {.ifr_data = (void *)&value};
+	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
+	return ioctl(fd, SIOCETHTOOL, &request) < 0 ? -errno : 0;
+}
+
+void iso_netlink_free(struct iso_answers *answers)
+{
+	free(answers);
+}

@@ -1,0 +1,20 @@
+/* One batch of netlink requests and the kernel's answers. */
+#ifndef ISO_NETLINK_H
+#define ISO_NETLINK_H
+
+#include <stdint.h>
+
+/* In an errno of iso_netlink: it is that of taking the answers. */
+#define ISO_NETLINK_RECEIVING 0x10000
+
+struct iso_answers {
+	uint64_t size;
+	uint8_t data[];
+};
+
+int64_t iso_netlink_prepare(int32_t fd, int32_t route);
+int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first);
+int64_t iso_netlink_settle(int32_t fd, const char *name);
+void iso_netlink_free(struct iso_answers *answers);
+
+#endif
