@@ -12,9 +12,6 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 
-/* Of nfnetlink: the messages around a batch (NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END). */
-enum { FIRST_FRAME = NLMSG_MIN_TYPE, LAST_FRAME = NLMSG_MIN_TYPE + 1 };
-
 /* Have a socket answer briefly and in words, and never wait for ever. */
 int64_t iso_netlink_prepare(int32_t fd, int32_t route)
 {
@@ -43,8 +40,8 @@ static int keep(struct iso_answers **errors, const struct nlmsghdr *answer)
 	return 0;
 }
 
-/* Take answers until that to the request `last`, or until the error of a frame, behind which nothing comes. */
-static int64_t take(int32_t fd, uint32_t first, uint32_t count, uint32_t last, uint32_t frames)
+/* Take answers until that to the request `last`, or until an error behind which nothing comes. */
+static int64_t take(int32_t fd, uint32_t first, uint32_t count, uint32_t last, int32_t framed)
 {
 	union {
 		struct nlmsghdr header;
@@ -73,7 +70,7 @@ static int64_t take(int32_t fd, uint32_t first, uint32_t count, uint32_t last, u
 				free(errors);
 				return -(ENOMEM | ISO_NETLINK_RECEIVING);
 			}
-			const int frame = frames && (m->nlmsg_seq == first || m->nlmsg_seq == first + count - 1);
+			const int frame = framed && (m->nlmsg_seq == first || m->nlmsg_seq == first + count - 1);
 			if (m->nlmsg_seq == last || (failed && frame))
 				return (int64_t)(uintptr_t)errors;
 		}
@@ -81,9 +78,10 @@ static int64_t take(int32_t fd, uint32_t first, uint32_t count, uint32_t last, u
 }
 
 /* Send requests in one call, numbered from `first` on, and take their answers: of those that ask for one, until the last.
+ * `framed`: the first and the last one are the begin and the end of a batch of nfnetlink, behind whose errors nothing comes.
  * 0 if there was no error; an address of struct iso_answers, for iso_netlink_free; or an errno below 0, with
  * ISO_NETLINK_RECEIVING if it is that of taking the answers. */
-int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first)
+int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first, int32_t framed)
 {
 	union {
 		struct nlmsghdr header;
@@ -93,21 +91,19 @@ int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t
 	if (!data)
 		return -ENOMEM;
 	memcpy(data, requests, size);
-	uint32_t count = 0, last = first, frames = 0;
+	uint32_t count = 0, last = first;
 	int64_t left = size;
 	for (struct nlmsghdr *m = (void *)data; NLMSG_OK(m, left); m = NLMSG_NEXT(m, left)) {
 		m->nlmsg_seq = first + count++;
 		if (m->nlmsg_flags & NLM_F_ACK)
 			last = m->nlmsg_seq;
-		if (m->nlmsg_type == FIRST_FRAME || m->nlmsg_type == LAST_FRAME)
-			frames++;
 	}
 	const struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
 	int64_t sent;
 	do
 		sent = sendto(fd, data, size, 0, (const void *)&kernel, sizeof kernel);
 	while (sent < 0 && errno == EINTR);
-	sent = sent < 0 ? -errno : take(fd, first, count, last, frames == 2);
+	sent = sent < 0 ? -errno : take(fd, first, count, last, framed);
 	if (data != small.room)
 		free(data);
 	return sent;

@@ -13,7 +13,7 @@ struct iso_answers {
 };
 
 int64_t iso_netlink_prepare(int32_t fd, int32_t route);
-int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first);
+int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first, int32_t framed);
 int64_t iso_netlink_settle(int32_t fd, const char *name);
 void iso_netlink_free(struct iso_answers *answers);
 

@@ -2,15 +2,18 @@
 
     python benchmarks/network.py [--rounds 40] [--json FILE]
 
-Run as root; everything happens in network namespaces of the benchmark's own. Rows take turns.
+Run as root; everything happens in namespaces of the benchmark's own, of networks and of mounts. Rows take turns.
 
     attach      a new network namespace, a veth pair with a port of a bridge, an address, a route, all up
-                floor: two sends from C; isolate: with IPv6, a name, and the switch's rules; same: the very requests of
-                isolate, put together before and sent from C; `ip -batch`; CNI's bridge with host-local; netavark, which
-                is what podman has
+                floor: two sends from C; same: the very requests of isolate, put together before and sent from C;
+                isolate: of a network with a way out (NAT), IPv6 and names, with the switch's rules; `ip -batch`; CNI's
+                bridge with host-local; netavark, which is what podman has: with a way out and names, as podman's own
+                default network, and of an internal network without names
+    start       a container that runs a program which does nothing, with such a network and without: isolate, podman
     publish     32 ports of one member, beside 10 members with one each and beside 1,000
-    connect     to a published port, with 1,000 others published, beside the same wires routed on a machine without a
-                rule, and beside a single wire
+    connect     to a published port, with 1,000 others published, beside the same wires routed on machines without a
+                rule; of these wires also with connections tracked in both networks that they pass, and translated in
+                both by rules of nft's; beside a single wire; and a port that netavark publishes, of one network less
     throughput  of one TCP connection, member to member, beside a bare veth pair and bridge
     proxy       a connection and its TLS handshake with a server on this host: direct, and by Domains
 
@@ -34,11 +37,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from isolate import NetNamespace, PidNamespace, Sandbox, network
+from isolate import NetNamespace, PidNamespace, Sandbox, network, presets
 from isolate.engine import native
-from isolate.kernel.constants import CLONE_NEWNET
+from isolate.kernel.constants import CLONE_NEWNET, CLONE_NEWNS
 from isolate.kernel.syscalls import number
 from isolate.network import address, link
 from isolate.network.hostlink import HostLink, Published
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE = Path(__file__).resolve().parent
+CGROUPS = Path("/sys/fs/cgroup")
 CNI = next((path for path in ("/usr/lib/cni", "/opt/cni/bin") if os.path.exists(f"{path}/bridge")), None)
 NETAVARK = next((p for p in ("/usr/lib/podman/netavark", "/usr/libexec/podman/netavark") if os.path.exists(p)), None)
 
@@ -92,9 +96,46 @@ class Recorder(Socket):
         super().__init__()
         self.sent: list[bytes] = []
 
-    def exchange(self, data: bytes, count: int) -> list[Failure]:
+    def exchange(self, data: bytes, count: int, *, framed: bool = False) -> list[Failure]:
         self.sent.append(data)
         return []
+
+
+def netavark_config(
+    name: str, subnet: int, own: str, number: int, *, internal: bool, ports: list[dict[str, Any]] | None = None
+) -> str:
+    """What podman gives netavark. A network that is not internal has a way out, and its names are answered for."""
+    net = {
+        "name": name,
+        "id": f"{subnet:064x}",
+        "driver": "bridge",
+        "network_interface": f"nav{subnet}",
+        "dns_enabled": not internal,
+        "internal": internal,
+        "ipv6_enabled": False,
+        "subnets": [{"gateway": f"10.{subnet}.0.1", "subnet": f"10.{subnet}.0.0/24"}],
+    }
+    wanted = {"interface_name": "eth0", "static_ips": [own], "aliases": [f"c{number}"]}
+    told = {
+        "container_id": f"{number:064x}",
+        "container_name": f"c{number}",
+        "networks": {name: wanted},
+        "network_info": {name: net},
+    }
+    return json.dumps({**told, "port_mappings": ports} if ports else told)
+
+
+def netavark(directory: str, command: str, netns: str, data: str) -> None:
+    assert NETAVARK is not None
+    names = ["--aardvark-binary", f"{os.path.dirname(NETAVARK)}/aardvark-dns"]
+    subprocess.run(
+        [NETAVARK, "--config", directory, "--rootless", "false", *names, command, f"/run/netns/{netns}"],
+        input=data,
+        text=True,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
 class Attach:
@@ -104,8 +145,10 @@ class Attach:
         self.directory = directory
         self.machine = NetNamespace.create()
         self.number = 0
-        self.lan = network.Network("10.98.0.0/16")
-        self.twin = network.Network("10.92.0.0/16")
+        self.staying: list[bool] = []
+        with self.machine:
+            self.lan = network.Network("10.98.0.0/16", uplink="host")
+            self.twin = network.Network("10.92.0.0/16", uplink="host")
         switch = self.twin._switch
         fds = switch.route.fileno(), switch.filters.fileno()
         self.replaying = floor.start("replay", *map(str, fds), stdin=subprocess.PIPE, pass_fds=fds)
@@ -217,57 +260,47 @@ class Attach:
             subprocess.run(["ip", "netns", "del", name], check=False)
         return spent
 
-    def by_netavark(self) -> float:
+    def by_netavark(self, *, default: bool = True) -> float:
+        """The bridge is there already, and so is what answers for names: another container stays."""
         self.number += 1
         name = f"isolate-bench-{os.getpid()}"
-        own = f"10.96.0.{2 + self.number % 200}"
-        net = {
-            "name": "lan",
-            "id": "0" * 64,
-            "driver": "bridge",
-            "network_interface": "nav9",
-            "dns_enabled": False,
-            "internal": True,
-            "ipv6_enabled": False,
-            "subnets": [{"gateway": "10.96.0.1", "subnet": "10.96.0.0/24"}],
-        }
-        data = json.dumps(
-            {
-                "container_id": f"{self.number:064x}",
-                "container_name": "c",
-                "networks": {"lan": {"interface_name": "eth0", "static_ips": [own]}},
-                "network_info": {"lan": net},
-            }
-        )
-
-        def run(command: str) -> None:
-            config = ["--config", self.directory, "--rootless", "false"]
-            subprocess.run(
-                [str(NETAVARK), *config, command, f"/run/netns/{name}"],
-                input=data,
-                text=True,
-                check=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
+        number = self.number
 
         def add() -> None:
             self._netns(name)
-            run("setup")
+            self.netavark("setup", name, number, default=default)
 
         try:
             with self.machine:
+                if default not in self.staying:
+                    self._netns(f"{name}-{default}")
+                    self.netavark("setup", f"{name}-{default}", 0, default=default)
+                    self.staying.append(default)
                 spent = timed(add)
-                run("teardown")
+                self.netavark("teardown", name, number, default=default)
         finally:
             subprocess.run(["ip", "netns", "del", name], check=False)
         return spent
+
+    def by_netavark_internal(self) -> float:
+        return self.by_netavark(default=False)
+
+    def netavark(self, command: str, netns: str, number: int, *, default: bool) -> None:
+        subnet = 90 if default else 96
+        own = f"10.{subnet}.0.{2 + number % 200}"
+        data = netavark_config("default" if default else "internal", subnet, own, number, internal=not default)
+        netavark(self.directory, command, netns, data)
 
     def close(self) -> None:
         for run in (self.floor, self.replaying):
             assert run.stdin is not None
             run.stdin.close()
             run.wait()
+        with self.machine:
+            for default in self.staying:
+                name = f"isolate-bench-{os.getpid()}-{default}"
+                self.netavark("teardown", name, 0, default=default)
+                subprocess.run(["ip", "netns", "del", name], check=False)
         self.lan.close()
         self.twin.close()
         self.machine.close()
@@ -285,6 +318,7 @@ def attach(floor: Floor, directory: str, rounds: int) -> dict[str, list[float]]:
         wanted["cni"] = rows.by_cni
     if NETAVARK is not None:
         wanted["netavark"] = rows.by_netavark
+        wanted["netavark internal"] = rows.by_netavark_internal
     found: dict[str, list[float]] = {name: [] for name in wanted}
     for _ in range(rounds):
         # In another order each time, and apart: the kernel takes namespaces away behind their end, under the same lock.
@@ -297,6 +331,63 @@ def attach(floor: Floor, directory: str, rounds: int) -> dict[str, list[float]]:
             time.sleep(0.15)
     rows.close()
     return {name: times for name, times in found.items() if times}
+
+
+class Podman:
+    """Podman with files of its own, in this network."""
+
+    def __init__(self, directory: str, root: str) -> None:
+        place = f"{directory}/podman"
+        places = [f"--{option}={place}/{option}" for option in ("root", "runroot", "tmpdir", "network-config-dir")]
+        os.makedirs(f"{place}/network-config-dir")
+        plain = ["--storage-driver=vfs", "--events-backend=none", "--network-backend=netavark"]
+        self.command = ["podman", *places, *plain, "--runtime=runc", "--cgroup-manager=cgroupfs"]
+        self.root = root
+        self._run("network", "create", "lan")
+        self.run("lan")
+
+    def _run(self, *args: str) -> None:
+        subprocess.run([*self.command, *args], check=True, capture_output=True)
+
+    def run(self, net: str) -> None:
+        limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
+        self._run("run", "--rm", f"--network={net}", "--log-driver=none", *limits, "--rootfs", self.root, "/bin/true")
+
+
+def start(directory: str, rounds: int) -> dict[str, list[float]]:
+    root = f"{directory}/root"
+    for each in ("bin", "dev", "etc", "proc", "run", "sys", "tmp"):
+        os.makedirs(f"{root}/{each}")
+    shutil.copy(shutil.which("busybox") or "/bin/true", f"{root}/bin/true")
+    groups = set(CGROUPS.glob("*/libpod_parent"))
+    found: dict[str, list[float]] = {}
+    with NetNamespace.create() as machine, network.Network(uplink="host") as lan:
+        boxes = {
+            "isolate, none": presets.container(root),
+            "isolate": presets.container(root, network=network.Interface(lan, name="web")),
+        }
+        wanted: dict[str, Callable[[], object]] = {
+            name: lambda box=box: box.run(["/bin/true"], check=True)  # type: ignore[misc]
+            for name, box in boxes.items()
+        }
+        if shutil.which("podman"):
+            try:
+                podman = Podman(directory, root)
+                wanted["podman, none"] = lambda: podman.run("none")
+                wanted["podman"] = lambda: podman.run("lan")
+            except subprocess.CalledProcessError as error:
+                print(f"podman: {error} {error.stderr}", file=sys.stderr)
+        for _ in range(rounds):
+            for name, function in random.sample(list(wanted.items()), len(wanted)):
+                found.setdefault(name, []).append(timed(function))
+                time.sleep(0.15)
+    machine.close()
+    time.sleep(0.5)  # the last of podman's processes end
+    for group in set(CGROUPS.glob("*/libpod_parent")) - groups:
+        for below, _, _ in os.walk(group, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(below)
+    return {name: found[name] for name in wanted if name in found}
 
 
 def publish(rounds: int) -> dict[str, list[float]]:
@@ -330,36 +421,45 @@ def member(lan: network.Network, name: str, **options: Any) -> tuple[NetNamespac
     return handle, str(connection.addresses[0]), connection
 
 
-def connect(floor: Floor, rounds: int) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {"plain": [], "published": [], "one wire": []}
+class Way(NamedTuple):
+    """A way to a server: where its clients are, its address and port there, and the server's network."""
+
+    there: NetNamespace
+    address: str
+    port: int
+    server: NetNamespace
+
+
+def connect(floor: Floor, directory: str, rounds: int) -> dict[str, list[float]]:
+    ways: dict[str, Way] = {}
     with NetNamespace.create() as machine, network.Network() as lan, contextlib.ExitStack() as stack:
-        handle, own, _ = member(lan, "web", publish={8080: 80})
+        handle, _, _ = member(lan, "web", publish={8080: 80})
         host: HostLink = lan._host_link()
         for number in range(1000):
             one = Published(host, network.Interface(lan, publish={20000 + number: 80}).publish)
             one.lead([lan.gateway + 9])
             stack.callback(one.close)
-        other = NetNamespace.create()  # a machine without rules, whose kernel tracks no connection
-        stack.callback(other.close)
-        with other:
-            bare, bare_own, close = wire()
-            stack.callback(close)
-            routed, routed_own, close = wires()
-            stack.callback(close)
+        ways["plain"] = wires(stack)
+        ways["published"] = Way(machine, "127.0.0.1", 8080, handle)
+        if shutil.which("nft"):
+            ways["tracked"] = wires(stack, TRACKED, TRACKED)
+            ways["translated"] = wires(stack, TRANSLATED_HERE, TRANSLATED_THERE)
+        if NETAVARK is not None:
+            try:
+                ways["netavark"] = published_by_netavark(directory, stack)
+            except subprocess.CalledProcessError as error:
+                print(f"netavark: {error} {error.stderr}", file=sys.stderr)
+        ways["one wire"] = wire(stack)
         servers = []
-        for space in (handle, bare, routed):
-            with space:
+        for way in ways.values():
+            with way.server:
                 servers.append(floor.start("serve", "80"))
                 line(servers[-1].stdout)
+        found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
-            places = [
-                ("plain", other, routed_own, 80),
-                ("published", machine, "127.0.0.1", 8080),
-                ("one wire", other, bare_own, 80),
-            ]
-            for name, there, place, port in random.sample(places, 3):
-                with there:
-                    run = floor.start("connects", place, str(port), "300")
+            for name, way in random.sample(list(ways.items()), len(ways)):
+                with way.there:
+                    run = floor.start("connects", way.address, str(way.port), "300")
                 found[name].append(float(line(run.stdout)))
                 run.wait()
         for server in servers:
@@ -367,33 +467,83 @@ def connect(floor: Floor, rounds: int) -> dict[str, list[float]]:
             server.wait()
         handle.close()
     machine.close()
-    assert own
-    return {name: times for name, times in found.items() if times}
+    return found
 
 
-def wire() -> tuple[NetNamespace, str, Callable[[], None]]:
-    """A namespace with a plain wire to this one, by a bridge here: no rules."""
-    handle = NetNamespace.create()
-    index = bridge("br8", "10.95.0.1/24")
-    with Socket() as sock:
-        sock.batch([link.veth("b8", "eth0", handle.fd, master=index)])
+#: Rules of nft's: a network that tracks connections, and two that lead one on, the first from its own loopback.
+TRACKED = """
+table ip t {
+ chain sent { type filter hook output priority 0; ct state established accept; }
+ chain passed { type filter hook forward priority 0; ct state established accept; }
+}
+"""
+TRANSLATED_HERE = """
+table ip t {
+ chain sent { type nat hook output priority -100; tcp dport 8080 dnat to 10.93.0.2:81; }
+ chain left { type nat hook postrouting priority 100; oifname "c8" masquerade; }
+}
+"""
+TRANSLATED_THERE = """
+table ip t {
+ chain came { type nat hook prerouting priority -100; tcp dport 81 dnat to 10.93.1.2:80; }
+}
+"""
+
+
+def nft(rules: str) -> None:
+    text = rules.replace("{ ", "{\n").replace("; }", ";\n}").replace(" }", "\n}")
+    subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
+
+
+def published_by_netavark(directory: str, stack: contextlib.ExitStack) -> Way:
+    there = NetNamespace.create()
+    stack.callback(there.close)
+    name = f"isolate-bench-{os.getpid()}-published"
+    ports = [{"container_port": 80, "host_ip": "127.0.0.1", "host_port": 8080, "protocol": "tcp", "range": 1}]
+    data = netavark_config("published", 91, "10.91.0.2", 1, internal=False, ports=ports)
+    with there, Socket() as sock:
+        sock.batch([link.change(1, up=True)])
+        subprocess.run(["ip", "netns", "add", name], check=True)
+        netavark(directory, "setup", name, data)
+
+    def close() -> None:
+        with there:
+            netavark(directory, "teardown", name, data)
+            subprocess.run(["ip", "netns", "del", name], check=True)
+
+    stack.callback(close)
+    server = NetNamespace(path=f"/run/netns/{name}")
+    return Way(there, "127.0.0.1", 8080, server)
+
+
+def wire(stack: contextlib.ExitStack) -> Way:
+    """A namespace with a plain wire to another, by a bridge there: no rules."""
+    there, handle = NetNamespace.create(), NetNamespace.create()
+    stack.callback(there.close)
+    stack.callback(handle.close)
+    with there:
+        index = bridge("br8", "10.95.0.1/24")
+        with Socket() as sock:
+            sock.batch([link.veth("b8", "eth0", handle.fd, master=index)])
     with handle, Socket() as inside:
         own = link.named(inside, "eth0").index
         inside.batch([address.add(own, ipaddress.ip_interface("10.95.0.2/24")), link.change(own, up=True)])
         inside.batch([address.route(None, index=own, via=ipaddress.ip_address("10.95.0.1"))])
-    return handle, "10.95.0.2", handle.close
+    return Way(there, "10.95.0.2", 80, handle)
 
 
-def wires() -> tuple[NetNamespace, str, Callable[[], None]]:
-    """The way of a published port without any rule: a wire to a namespace that routes, a bridge there, and a wire."""
-    middle, handle = NetNamespace.create(), NetNamespace.create()
-    with Socket() as here, middle, Socket() as there, handle, Socket() as inside:
-        here.batch([link.veth("c8", "up0", middle.fd)])
+def wires(stack: contextlib.ExitStack, rules_here: str = "", rules_there: str = "") -> Way:
+    """The way of a published port: a wire to a namespace that routes, a bridge there, and a wire."""
+    machine, middle, handle = NetNamespace.create(), NetNamespace.create(), NetNamespace.create()
+    for each in (machine, middle, handle):
+        stack.callback(each.close)
+    with machine, Socket() as here, middle, Socket() as there, handle, Socket() as inside:
+        here.batch([link.change(1, up=True), link.veth("c8", "up0", middle.fd)])
         outer, up = link.named(here, "c8").index, link.named(there, "up0").index
         here.batch([address.add(outer, ipaddress.ip_interface("10.93.0.1/24"))])
         there.batch([address.add(up, ipaddress.ip_interface("10.93.0.2/24")), link.change(up, up=True)])
         to, via = ipaddress.ip_network("10.93.1.0/24"), ipaddress.ip_address("10.93.0.2")
-        here.batch([address.route(to, index=outer, via=via)])
+        here.batch([address.route(to, index=outer, via=via), link.change(outer, ipv4={link.ROUTE_LOCALNET: 1})])
         there.batch([link.bridge("br0")])
         switch = link.named(there, "br0").index
         there.batch([address.add(switch, ipaddress.ip_interface("10.93.1.1/24"))])
@@ -401,12 +551,13 @@ def wires() -> tuple[NetNamespace, str, Callable[[], None]]:
         own = link.named(inside, "eth0").index
         inside.batch([address.add(own, ipaddress.ip_interface("10.93.1.2/24")), link.change(own, up=True)])
         inside.batch([address.route(None, index=own, via=ipaddress.ip_address("10.93.1.1"))])
-
-    def close() -> None:
-        handle.close()
-        middle.close()
-
-    return handle, "10.93.1.2", close
+    for net, rules in ((machine, rules_here), (middle, rules_there)):
+        if rules:
+            with net:
+                nft(rules)
+    if "dnat" in rules_here:
+        return Way(machine, "127.0.0.1", 8080, handle)
+    return Way(machine, "10.93.1.2", 80, handle)
 
 
 def throughput(floor: Floor, rounds: int) -> dict[str, list[float]]:
@@ -529,12 +680,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    native.call(number("unshare"), CLONE_NEWNS)  # `ip netns` and podman mount what they leave
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "isolate-bench", "/run"], check=True)
     with tempfile.TemporaryDirectory() as directory:
         floor = Floor(directory)
         figures = {
             "attach, ms": attach(floor, directory, options.rounds),
+            "start, ms": start(directory, max(3, options.rounds // 8)),
             "publish 32 ports, ms": publish(max(5, options.rounds // 2)),
-            "connect, us": connect(floor, max(3, options.rounds // 4)),
+            "connect, us": connect(floor, directory, max(3, options.rounds // 4)),
             "throughput, Gbit/s": throughput(floor, max(3, options.rounds // 4)),
             "connect with TLS, ms": proxy(directory, max(3, options.rounds // 8)),
         }

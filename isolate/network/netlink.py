@@ -226,21 +226,21 @@ class Socket(Closing):
 
         :raises SetupError: the first that failed; nothing has changed then.
         """
-        failures = self.exchange(framed(subsystem, messages), len(messages) + 2)
+        failures = self.exchange(framed(subsystem, messages), len(messages) + 2, framed=True)
         if failures:
             failure = failures[0]
             index = failure.index - 1
             step = messages[index].step if 0 <= index < len(messages) else "commit the batch"
             raise self.error(failure, step)
 
-    def exchange(self, data: bytes, count: int) -> list[Failure]:
-        """Send ``count`` requests of :func:`packed` or :func:`framed`; the failures among the answers.
+    def exchange(self, data: bytes, count: int, *, framed: bool = False) -> list[Failure]:
+        """Send ``count`` requests of :func:`packed`, or of :func:`framed`; the failures among the answers.
 
         Errors are told unasked; the answer to the last one that asks says that there are no more.
         """
         begin = self._sequence + 1
         self._sequence += count
-        found = lib.iso_netlink(self._socket.fileno(), data, len(data), begin)
+        found = lib.iso_netlink(self._socket.fileno(), data, len(data), begin, framed)
         return self._failures(found, begin) if found else []
 
     def _failures(self, found: int, begin: int) -> list[Failure]:

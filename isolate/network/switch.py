@@ -296,7 +296,7 @@ class Switch:
         if plug.rate is not None:
             self.shape(plug)
         admitted = forms.admitted
-        if not self.filters.exchange(admitted.filled((index, *own)), admitted.count):
+        if not self.filters.exchange(admitted.filled((index, *own)), admitted.count, framed=True):
             if not inside.exchange(forms.inside.filled(own), forms.inside.count):
                 return True
             self.rules(ruleset.admitted(plug.index, plug.addresses, remove=True))

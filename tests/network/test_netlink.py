@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import socket
 import struct
 import sys
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from isolate import NetNamespace
 from isolate.errors import SetupError, UnsupportedError
 from isolate.network import address, link, nft
-from isolate.network.netlink import NETFILTER, Message, Socket, attribute, attributes, nested, text
+from isolate.network.netlink import NETFILTER, Message, Socket, attribute, attributes, nested, packed, text
 from tests.network.hosts import HERE, told
 from tests.ordinary import as_ordinary_user
 
@@ -114,6 +115,39 @@ def test_of_a_batch_every_failure_is_told() -> None:
         many = [link.change("lo", up=True)] * 150
         assert sock.tried(many) == []
         assert [each.name for each in link.links(sock)] == ["lo"]
+
+
+def test_what_cannot_be_sent_or_taken_says_so() -> None:
+    with Socket() as sock:
+        large = Message(16, 0, bytes(1 << 24), "make a device")
+        with pytest.raises(SetupError, match="send a batch to the kernel") as caught:
+            sock.tried([large])
+        assert (caught.value.errno, caught.value.syscall) == (errno.EMSGSIZE, "sendto")
+        sock._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", 0, 20000))
+        up = packed([link.change("lo", up=True)])
+        with pytest.raises(SetupError, match="take the kernel's answer") as caught:
+            sock.exchange(up[:6] + b"\1\0" + up[8:], 1)  # without NLM_F_ACK
+        assert (caught.value.errno, caught.value.syscall) == (errno.ETIMEDOUT, "recvfrom")
+        assert [(f.index, f.errno) for f in sock.tried([link.remove("none")])] == [(0, errno.ENODEV)]
+        assert sock.tried([link.change("lo", up=True)]) == []
+    with pytest.raises(SetupError, match="Bad file descriptor"):
+        sock.tried([link.remove("none")])
+
+
+def test_nobody_but_the_kernel_answers() -> None:
+    with Socket() as sock, Socket() as other:
+        sock.batch([link.change("lo", up=True)])
+        port, _ = sock._socket.getsockname()
+        refusal = struct.pack("=IHHIIi16x", 36, 2, 0, sock._sequence + 1, 0, -errno.EPERM)
+        other._socket.sendto(refusal, (port, 0))
+        sock.batch([link.change("lo", up=True)])
+
+
+def test_a_batch_of_any_size() -> None:
+    with Socket() as sock:
+        for size in (1, 2, 30, 63, 64, 65, 130):  # some are put into room of the extension's own, others are not
+            messages = [link.remove("none" if i % 2 else "lo") for i in range(size)]
+            assert [f.index for f in sock.tried(messages)] == list(range(size))
 
 
 def test_a_transaction_holds_whole_or_not_at_all() -> None:
