@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define ISO_TAPE_MAGIC 0x31455041544f5349ull /* "ISOTAPE1" */
-#define ISO_TAPE_ABI 6
+#define ISO_TAPE_ABI 7
 #define ISO_MAX_OPS (1u << 20)
 #define ISO_MAX_REGISTERS (1u << 16)
 #define ISO_MAX_STEPS 100000 /* the last record has a byte for each, and is one message on a socket */
@@ -28,6 +28,7 @@ enum {
 	ISO_CLEANUP,    /* supervisor, once everything inside is dead */
 	ISO_ASIDE,      /* a second process of init's, while init goes on: from OP_ASIDE to OP_MEET */
 	ISO_THAW,       /* supervisor, before every kill: a process frozen by a v1 freezer does not die (any number of times) */
+	ISO_AHEAD,      /* supervisor, before ISO_OUTER, and before there is a start where it waits for one: see serve() */
 	ISO_SECTIONS
 };
 

@@ -236,6 +236,8 @@ class Fence:
                 if role == "other" and parent not in self._roles and is_launcher(pid):
                     # They were there before: one that is parked, and its fork, which waits for a start.
                     role = "launcher" if is_launcher(parent) else "parked"
+                if role == "launcher" and role in self._roles.values() and self._roles.get(parent) == "parked":
+                    role = "next"  # the fork that waits for the start after this one
                 if role in self._roles.values():
                     role = "helper" if role == "init" else "other"
                 self._roles[pid] = role

@@ -26,12 +26,12 @@ void leave_starts(struct template_tree *tree)
 	tree->starts = tree->taken = -1;
 }
 
-/* The launcher makes the next one that waits. */
-void tell_taken(struct template_tree *tree)
+/* The launcher makes the next one that waits, and is told whether this start has ended. */
+void tell_taken(struct template_tree *tree, int ended)
 {
-	const uint64_t one = 1;
+	const uint64_t told = ended ? TAKEN_ENDED : TAKEN_RUNS;
 	if (tree->taken >= 0)
-		SYS3(write, tree->taken, PTR(&one), sizeof one);
+		SYS3(write, tree->taken, PTR(&told), sizeof told);
 	leave_starts(tree);
 }
 

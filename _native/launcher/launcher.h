@@ -81,6 +81,7 @@ struct supervisor {
 	uint64_t ended_ns;
 	uint32_t capabilities[6]; /* of the launcher at its start, as capget gives them */
 	int32_t root;          /* its effective uid is 0 */
+	int32_t ahead;         /* the section AHEAD has been run before there was a start: it is to be taken back if none comes */
 	int32_t unborn;        /* our own pidfd, which the Python program is still to be given; 0: it has it */
 	/* Registers, where they fit: in a page that each process of a start writes to anyway. One of their own is made, and copied
 	 * in each of them. Else `working_size` bytes are mapped. */
@@ -168,7 +169,9 @@ extern uint8_t later_block[LATER_SIZE];
 /* Init's birth (birth.c). */
 void leave_tree(struct template_tree *tree);
 void leave_starts(struct template_tree *tree);
-void tell_taken(struct template_tree *tree);
+#define TAKEN_RUNS 1
+#define TAKEN_ENDED 2
+void tell_taken(struct template_tree *tree, int ended);
 void tell_birth(struct supervisor *s);
 int64_t get_capabilities(uint32_t *sets);
 int64_t begin_child(struct supervisor *s, int32_t group);
@@ -187,6 +190,8 @@ void kill_tree(struct supervisor *s);
 void end_tree(struct supervisor *s);
 
 /* The supervisor (supervisor.c). */
+int64_t go_ahead(struct supervisor *s);
+void take_back(struct supervisor *s);
 void begin_supervisor(struct supervisor *s, int forked);
 void to_the_end(struct supervisor *s) __attribute__((noreturn));
 

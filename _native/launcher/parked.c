@@ -8,6 +8,7 @@
 #include <linux/sched.h>
 #include <linux/stat.h>
 
+#define CALM 20000000u /* ns: while the last start runs, the next one is not prepared before */
 #define IDLE_SECONDS 60 /* so long it stays without a start: what it holds of the host's file systems it holds no longer */
 
 static uint8_t starts_control[16 + 4 * (ISO_MAX_PASSED + ISO_MAX_BESIDE)] __attribute__((aligned(8)));
@@ -80,6 +81,22 @@ static int64_t build_tree(struct supervisor *s)
 	return r;
 }
 
+/* A fork that waits ends without a start. */
+static void leave_unborn(struct supervisor *s) __attribute__((noreturn));
+static void leave_unborn(struct supervisor *s)
+{
+	take_back(s);
+	exit_now(0);
+}
+
+/* Nothing comes of a start. */
+static void decline(struct supervisor *s, uint32_t stage, int64_t error) __attribute__((noreturn));
+static void decline(struct supervisor *s, uint32_t stage, int64_t error)
+{
+	take_back(s);
+	refuse(stage, error);
+}
+
 /* In a fork of the parked launcher: put what came with the message where a launcher has it, and be one. */
 static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
 	__attribute__((noreturn));
@@ -88,18 +105,18 @@ static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size
 	const struct iso_header *h = s->machine.header;
 	int64_t r = SYS3(dup3, fds[0], ISO_SLOT_CONTROL, O_CLOEXEC);
 	if (r < 0)
-		exit_now(1); /* its other end is at its end, which says so */
+		leave_unborn(s); /* its other end is at its end, which says so */
 	if (size == sizeof *run && count > 4) {
 		uint8_t *block;
 		uint32_t stage;
 		r = map_block(fds[--count], PROT_RW, &block, &size, &stage);
 		if (r < 0)
-			refuse(stage, r);
+			decline(s, stage, r);
 		run = (void *)block;
 	}
 	r = iso_run_check((const uint8_t *)run, size, h->slots);
 	if (r < 0 || (run->later && run->later + 1 != run->slots) || run->slots != h->slots + (count - 4))
-		refuse(ISO_STAGE_TAPE, r < 0 ? r : -EBADMSG);
+		decline(s, ISO_STAGE_TAPE, r < 0 ? r : -EBADMSG);
 	/* Above all slots first: those of ours, and of what came whatever stands where another is wanted. */
 	int32_t *const held[] = {&s->tree.mounts, &s->tree.users, &s->tree.hidden, &s->tree.own, &s->tree.root, &s->tree.starts, &s->tree.taken, &s->unborn};
 	for (size_t i = 0; i < sizeof held / sizeof *held; i++) {
@@ -107,7 +124,7 @@ static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size
 			continue;
 		r = SYS3(fcntl, *held[i], F_DUPFD_CLOEXEC, run->slots);
 		if (r < 0)
-			refuse(ISO_STAGE_TEMPLATE, r);
+			decline(s, ISO_STAGE_TEMPLATE, r);
 		*held[i] = (int32_t)r;
 	}
 	for (uint32_t i = 1; i < count; i++) {
@@ -115,7 +132,7 @@ static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size
 			continue;
 		r = SYS3(fcntl, fds[i], F_DUPFD_CLOEXEC, run->slots);
 		if (r < 0)
-			refuse(ISO_STAGE_TEMPLATE, r);
+			decline(s, ISO_STAGE_TEMPLATE, r);
 		fds[i] = (int32_t)r;
 	}
 	SYS1(close, ISO_SLOT_TAPE);
@@ -123,7 +140,7 @@ static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size
 		const int32_t at = i < 4 ? (int32_t)i - 1 : (int32_t)(h->slots + i - 4);
 		r = SYS3(dup3, fds[i], at, O_CLOEXEC);
 		if (r < 0)
-			refuse(ISO_STAGE_TEMPLATE, r);
+			decline(s, ISO_STAGE_TEMPLATE, r);
 		SYS1(close, fds[i]);
 	}
 	/* Nothing else stays open: what was the parked launcher's, or came twice. */
@@ -152,10 +169,49 @@ static int shares(int32_t thread)
 	return thread == 0 || SYS3(get_robust_list, thread, PTR(&head), PTR(&size)) == 0;
 }
 
+/* Do what of a start can be done ahead; a descriptor whose end is the launcher's, or -1 where nothing is to be taken back.
+ * A SIGKILL with the launcher would leave what was made: from here on the fork watches for the launcher's end. What fails is
+ * done with the start, which tells of it. */
+static int32_t prepare(struct supervisor *s, int64_t launcher, uint64_t last)
+{
+	if (!s->machine.header->section[ISO_AHEAD].count || !last)
+		return -1;
+	if (last != TAKEN_ENDED) {
+		/* It would slow that one down. A start that comes meanwhile does not wait. */
+		struct pollfd fd = {.fd = ISO_SLOT_STARTS, .events = POLLIN};
+		struct __kernel_timespec wait = {0, CALM};
+		if (SYS5(ppoll, PTR(&fd), 1, PTR(&wait), 0, 0) != 0)
+			return -1;
+	}
+	const int64_t above = SYS2(pidfd_open, launcher, 0);
+	if (above < 0)
+		return -1;
+	if (SYS2(prctl, PR_SET_PDEATHSIG, 0) < 0 || SYS0(getppid) != launcher)
+		exit_now(1);
+	go_ahead(s);
+	return (int32_t)above;
+}
+
+/* Wait for a start; or for the end of the Python program or of the launcher, which is that of the fork. */
+static void await_start(struct supervisor *s, int32_t above)
+{
+	struct pollfd fds[3] = {
+		{.fd = ISO_SLOT_STARTS, .events = POLLIN},
+		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
+		{.fd = above, .events = POLLIN},
+	};
+	int64_t r;
+	do
+		r = SYS5(ppoll, PTR(fds), 3, 0, 0, 0);
+	while (r == -EINTR || r == -EAGAIN || r == -ENOMEM);
+	if (r < 0 || fds[1].revents || fds[2].revents)
+		leave_unborn(s);
+}
+
 /* A fork of the parked launcher: all that can be done before there is a start to be made, then wait for one. It ends with the
- * launcher until it has one. */
-static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher) __attribute__((noreturn));
-static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher)
+ * launcher until it has one. `last` is what the last start has told, or 0: after one there is hope of more, see prepare(). */
+static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_t last) __attribute__((noreturn));
+static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_t last)
 {
 	static int32_t fds[ISO_MAX_PASSED + ISO_MAX_BESIDE];
 	struct {
@@ -171,30 +227,49 @@ static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher)
 		exit_now(1);
 	s->unborn = (int32_t)r;
 	s->machine.shared->untold = 1;
+	const int32_t above = prepare(s, launcher, last);
 	for (;;) {
 		struct iso_begin begin = {0, 0};
+		if (above >= 0)
+			await_start(s, above);
 		struct part parts[2] = {{&begin, sizeof begin}, {later_block, sizeof later_block}};
 		struct message message = {0, 0, parts, 2, starts_control, sizeof starts_control, 0};
 		r = SYS3(recvmsg, ISO_SLOT_STARTS, PTR(&message), 0x40000000 /* MSG_CMSG_CLOEXEC */);
 		if (r == -EINTR)
 			continue;
 		if (r <= 0)
-			exit_now(0);
+			leave_unborn(s);
 		const uint32_t count = received(starts_control, message.control_length, fds);
 		if (!(message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */) && count >= 4 && r > (int64_t)sizeof begin && shares(begin.thread)) {
 			struct pollfd more = {.fd = ISO_SLOT_STARTS, .events = POLLIN};
 			struct __kernel_timespec none = {0, 0};
 			if (SYS2(prctl, PR_SET_PDEATHSIG, 0) < 0)
-				exit_now(1);
+				leave_unborn(s);
 			/* Another one waits already. Else the launcher is told later: see supervise(). */
 			if (SYS5(ppoll, PTR(&more), 1, PTR(&none), 0, 0) > 0)
-				tell_taken(&s->tree);
+				tell_taken(&s->tree, 0);
 			begin_start(s, (void *)later_block, (uint64_t)r - sizeof begin, fds, count);
 		}
 		/* The end of its socket says that there is none. */
 		for (uint32_t i = 0; i < count; i++)
 			close_fd(fds[i]);
 	}
+}
+
+/* The launcher ends. If the fork that waited was killed, what it had made ahead is taken back here; one that lives sees to that
+ * itself, or has a start. */
+static void leave(struct supervisor *s, uint8_t *tape, int64_t pid, int32_t pidfd) __attribute__((noreturn));
+static void leave(struct supervisor *s, uint8_t *tape, int64_t pid, int32_t pidfd)
+{
+	struct pollfd fd = {.fd = pidfd, .events = POLLIN};
+	struct __kernel_timespec none = {0, 0};
+	if (((const struct iso_header *)(const void *)tape)->section[ISO_AHEAD].count && SYS5(ppoll, PTR(&fd), 1, PTR(&none), 0, 0) > 0) {
+		equip(s, tape);
+		s->machine.reg[ISO_REG_LAUNCHER] = pid;
+		s->ahead = 1;
+		take_back(s);
+	}
+	exit_now(0);
 }
 
 void park(struct supervisor *s)
@@ -240,11 +315,11 @@ void park(struct supervisor *s)
 	s->tape_size = size;
 	shed_data();
 	/* One that waits is always there: a start has not to wait for a fork. Where there can be none, nobody may wait here. */
-	for (;;) {
+	for (uint64_t taken = 0;;) {
 		int32_t pidfd = -1;
 		const int64_t pid = SYS5(clone, CLONE_PIDFD | SIGCHLD_, 0, PTR(&pidfd), 0, 0);
 		if (pid == 0)
-			serve(s, tape, self);
+			serve(s, tape, self, taken);
 		if (pid < 0)
 			exit_now(1);
 		struct pollfd fds[5] = {
@@ -255,13 +330,12 @@ void park(struct supervisor *s)
 			{.fd = ISO_SLOT_OWNER, .events = POLLIN},
 		};
 		struct __kernel_timespec wait = {IDLE_SECONDS, 0};
-		uint64_t taken;
 		do
 			r = SYS5(ppoll, PTR(fds), 5, PTR(&wait), 0, 0);
 		while (r == -EINTR || r == -EAGAIN || r == -ENOMEM);
 		if (r <= 0 || fds[2].revents || fds[3].revents || fds[4].revents ||
 		    SYS3(read, s->tree.taken, PTR(&taken), sizeof taken) != sizeof taken)
-			exit_now(0); /* nobody needs us any more, or the one that waited was killed */
+			leave(s, tape, pid, pidfd); /* nobody needs us any more, or the one that waited was killed */
 		close_fd(pidfd);
 	}
 }

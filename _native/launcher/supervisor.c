@@ -188,7 +188,7 @@ static void supervise(struct supervisor *s)
 		t = next ? now() : 0;
 		const int calm = quiet && t >= quiet;
 		if (fds[4].revents || calm) {
-			tell_taken(&s->tree);
+			tell_taken(&s->tree, 0);
 			fds[4].fd = -1;
 		}
 		if (calm) {
@@ -220,6 +220,52 @@ static void close_slots(const struct iso_machine *m)
 		SYS3(close_range, ISO_SLOT_FREE, m->run->slots - 1, 0);
 }
 
+/* The section AHEAD. 0, or -errno with what was made taken back. */
+int64_t go_ahead(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
+	const int64_t r = iso_machine_run(m, ISO_AHEAD);
+	s->ahead = 1;
+	if (r < 0) {
+		const uint32_t op = m->failed_op;
+		take_back(s);
+		m->failed_op = op;
+	}
+	return r;
+}
+
+/* Nobody needs what the section AHEAD has made; the clean-up tolerates what was never made. The machine is as it was. */
+void take_back(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	if (!s->ahead)
+		return;
+	s->ahead = 0;
+	iso_machine_clean(m, ISO_CLEANUP);
+	m->patience.until = 0; /* what comes has a deadline of its own */
+	memset(m->reg, 0, m->header->registers * sizeof *m->reg);
+	memset(m->shared->skipped, 0, m->header->steps);
+}
+
+/* All that is done outside before there is a child. */
+static int64_t run_outer(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	const int made = s->ahead;
+	int64_t r = made ? 0 : go_ahead(s);
+	if (r >= 0)
+		r = iso_machine_run(m, ISO_OUTER);
+	/* Somebody has removed what was made ahead. */
+	if (r < 0 && made) {
+		take_back(s);
+		r = go_ahead(s);
+		if (r >= 0)
+			r = iso_machine_run(m, ISO_OUTER);
+	}
+	return r;
+}
+
 static void run_supervisor(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
@@ -233,8 +279,7 @@ static void run_supervisor(struct supervisor *s)
 		/* Rarely needed: it is verified then. */
 		s->mounted_proc = (int32_t)SYS4(openat, AT_FDCWD, PTR("/proc"), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
 	}
-	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
-	r = iso_machine_run(m, ISO_OUTER);
+	r = run_outer(s);
 	if (r < 0) {
 		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
 		return;
@@ -320,6 +365,6 @@ void to_the_end(struct supervisor *s)
 		report(s);
 	clean(s, ISO_CLEANUP);
 	tell_end(s);
-	tell_taken(&s->tree);
+	tell_taken(&s->tree, 1);
 	exit_now(0);
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolate.cgroups import stats
+from isolate.cgroups.naming import start_time
 from isolate.cgroups.placement import offered
 from isolate.engine.plan import Buffer, Label, Phase, Register, Step, Test, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY
@@ -71,6 +72,17 @@ class RunGroup:
 
         for directory in self.directories(session).values() if self.pool is None else ():
             remove(directory)
+
+    def remove_left(self) -> None:
+        """Remove what was made ahead of a start, where all that would have removed it were killed."""
+        from isolate.cgroups.sweep import remove
+
+        for _, path in self.paths.values() if self.pool is None else ():
+            parent, prefix = os.path.split(path)
+            for name in os.listdir(parent):
+                tag = name[len(prefix) :]
+                if name.startswith(prefix) and tag.isdigit() and start_time(int(tag)) is None:
+                    remove(os.path.join(parent, name))
 
     def usage(self, session: Launched) -> float | None:
         """Seconds of CPU time so far, of everything in the group; None where nothing counts it."""

@@ -27,6 +27,7 @@ from isolate.engine.plan import (
     Load,
     Phase,
     Register,
+    Split,
     Step,
     Store,
     Test,
@@ -75,6 +76,8 @@ def limits_steps(limits: LimitValues, context: Context) -> Iterator[Step]:
     registers: dict[str, Register] = {}
     made: dict[Place, Buffer] = {}
     prefix = naming.prefix()
+    # A group that somebody else has named can be removed at any time, so nothing waits in it.
+    ahead = limits.parent is None
     yield from scope_steps(placement, context)
     for spot in placement.places:
         key = spot.hierarchy.key
@@ -82,18 +85,18 @@ def limits_steps(limits: LimitValues, context: Context) -> Iterator[Step]:
         group.paths[key] = (spot.hierarchy, path)
         registers[key] = Register(f"group in {key}")
         buffer = Buffer(os.fsencode(path) + bytes(_DIGITS), f"{path}<launcher>")
-        yield _make(spot, buffer, len(os.fsencode(path)), registers[key])
+        yield _make(spot, buffer, len(os.fsencode(path)), registers[key], ahead=ahead)
         yield from report_steps(spot, registers[key], group)
         yield from thaw_steps(key, AT_FDCWD, buffer)
         made[spot] = buffer
         if any(getattr(part, "real_time", False) for part in context.parts):
             yield from _real_time(spot, registers[key], limits)
     for spot in removal_order(made):
-        yield _remove(spot, made[spot])
+        yield _remove(spot, made[spot], len(os.fsencode(group.paths[spot.hierarchy.key][1])))
     for setting in wanted.files:
         home = home_of(host, setting.controller)
         if home is not None:
-            yield _write(setting, registers[home.key], parent_of(setting.controller))
+            yield _write(setting, registers[home.key], parent_of(setting.controller), ahead=ahead)
     if wanted.program is not None and host.v2 is not None:
         yield _attach(wanted.program, registers["v2"])
     for key, register in registers.items():
@@ -168,7 +171,7 @@ def joined_steps(directories: Mapping[str, str], context: Context, *, covered: b
         yield from cover_steps(context)
 
 
-def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
+def _make(spot: Place, path: Buffer, length: int, register: Register, *, ahead: bool) -> Step:
     ops: list[Op] = []
     if spot.enable:
         control = Register("subtree_control")
@@ -179,16 +182,15 @@ def _make(spot: Place, path: Buffer, length: int, register: Register) -> Step:
             call("write", control, data, len(data), expect=len(data)),
             call("close", control),
         ]
-    ops += [
-        Store(path, length, LAUNCHER, 0),
-        call("mkdirat", AT_FDCWD, path, 0o755),
-        call("openat", AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=register),
-    ]
+    opening = call("openat", AT_FDCWD, path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0, out=register)
+    ops += [Store(path, length, LAUNCHER, 0), call("mkdirat", AT_FDCWD, path, 0o755), opening]
     if spot.hierarchy.version == 2:
         ops += _bounded(register)
     enabling = f", {' '.join(spot.enable)} enabled" if spot.enable else ""
     text = f"make a group in {spot.parent}{enabling}"
-    return Step(Phase.CGROUP, text, tuple(ops), path=os.fsencode(spot.parent), hints=refused.making(spot.parent))
+    template = Split(again=(opening,), ahead=ops) if ahead else None
+    hints = refused.making(spot.parent)
+    return Step(Phase.CGROUP, text, tuple(ops), path=os.fsencode(spot.parent), hints=hints, template=template)
 
 
 def _bounded(register: Register) -> Iterator[Op]:
@@ -200,7 +202,7 @@ def _bounded(register: Register) -> Iterator[Op]:
         yield call("close", fd)
 
 
-def _write(setting: Setting, register: Register, parent: str) -> Step:
+def _write(setting: Setting, register: Register, parent: str, *, ahead: bool) -> Step:
     fd = Register(setting.file)
     end = Label()
     readback = setting.readback or setting.file
@@ -223,7 +225,8 @@ def _write(setting: Setting, register: Register, parent: str) -> Step:
     ops += [call("close", fd), end]
     text = f"limit {setting.field}: {setting.file} = {setting.data.decode()}"
     hints = refused.writing(setting.file, setting.data, parent)
-    return Step(Phase.CGROUP, text, tuple(ops), path=name, hints=hints)
+    template = Split(ahead=ops) if ahead else None
+    return Step(Phase.CGROUP, text, tuple(ops), path=name, hints=hints, template=template)
 
 
 def _all(fd: Register, expect: bytes, file: str) -> list[Op]:
@@ -336,8 +339,10 @@ def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:
     yield Step(Phase.CGROUP, f"{directory} is not frozen", ops, path=os.fsencode(directory), hints=hints)
 
 
-def _remove(spot: Place, path: Buffer) -> Step:
+def _remove(spot: Place, path: Buffer, length: int) -> Step:
+    # Who removes it is another than who has made it, where that was killed while it waited for a start.
+    naming_it = Store(path, length, LAUNCHER, 0)
     # Whatever was moved in from outside the sandbox goes, too, where the group itself can say so (cgroup.kill).
     removal = RemoveTreeOp(AT_FDCWD, path, errors=(errno.ENOENT,))
     hints = {errno.EBUSY: "processes are left in the group"}
-    return Step(Phase.CLEANUP, f"remove the group of {spot.hierarchy.key}", (removal,), hints=hints)
+    return Step(Phase.CLEANUP, f"remove the group of {spot.hierarchy.key}", (naming_it, removal), hints=hints)

@@ -49,7 +49,7 @@ class NotDivided(Exception):
 
 
 class Halves(NamedTuple):
-    """The two plans, with the same steps by number but for one in front of the second."""
+    """The two plans, with the same steps by number; the second has one in front, and behind them those run ahead."""
 
     build: Plan
     again: Plan
@@ -87,6 +87,12 @@ def divide(plan: Plan) -> Halves:
         opening = call("openat", AT_FDCWD, b"/proc", O_PATH | O_CLOEXEC, 0, out=CALLERS_PROC)
         first.append(Step(Phase.INHERITED, "hold on to the caller's /proc", (opening,)))
     again = [*first, *(_copy(step, _here(step, split)) for step, split in zip(plan.steps, splits, strict=True))]
+    ahead = [
+        (_copy(step, split.ahead, Phase.AHEAD), owner)
+        for step, split, owner in zip(plan.steps, splits, plan.owners, strict=True)
+        if split.ahead
+    ]
+    again += [step for step, _ in ahead]
     build = [
         _copy(step, step.ops if split.build is None else split.build)
         for step, split in zip(plan.steps, splits, strict=True)
@@ -95,7 +101,7 @@ def divide(plan: Plan) -> Halves:
     sources = tuple(source for split in splits for source in split.sources)
     flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID
     built = Plan.of(plan.parts, context, zip(build, plan.owners, strict=True), clone_flags=flags, cgroup=False)
-    owners = (*(plan.owners[0],) * len(first), *plan.owners)
+    owners = (*(plan.owners[0],) * len(first), *plan.owners, *(owner for _, owner in ahead))
     rows = zip(again, owners, strict=True)
     repeated = Plan.of(plan.parts, context, rows, clone_flags=plan.clone_flags, cgroup=plan.cgroup or False)
     return Halves(built, repeated, sources)
@@ -105,7 +111,7 @@ def _split(step: Step, *, privileged: bool) -> Split:
     phase, section = step.phase, step.phase.section
     if phase in _NEVER:
         raise NotDivided(f"each start has to {step.text}" if phase is Phase.TREES else step.text)
-    if step.template is not None:
+    if step.template is not None and (privileged or not step.template.ahead):
         return step.template
     if phase in _TREE or phase is Phase.ID_MAPS:
         raise NotDivided(f"no tree can be made once with: {step.text}")
@@ -147,7 +153,8 @@ def _check_registers(steps: Iterable[Step]) -> None:
     """Check that an earlier op fills each register that an op uses: an empty one would be descriptor 0."""
     filled = {CHILD, SELF, LAUNCHER}
     # The second process is waited for before its results are used, so its steps count as earlier.
-    for step in sorted(steps, key=lambda step: step.phase.section not in (*_BEFORE, Section.ASIDE)):
+    early = {Section.AHEAD: 0, **dict.fromkeys((*_BEFORE, Section.ASIDE), 1)}
+    for step in sorted(steps, key=lambda step: early.get(step.phase.section, 2)):
         if step.cgroup is not None and step.cgroup not in filled:
             raise NotDivided(f"{step.text}: by a descriptor that no start opens")
         for op in step.ops:
@@ -167,9 +174,9 @@ def _used(op: Op) -> Iterator[Register]:
     return (value for value in values if isinstance(value, Register))
 
 
-def _copy(step: Step, ops: tuple[Op, ...]) -> Step:
+def _copy(step: Step, ops: tuple[Op, ...], phase: Phase | None = None) -> Step:
     return Step(
-        step.phase,
+        phase or step.phase,
         step.text,
         ops,
         step.clone_flags,

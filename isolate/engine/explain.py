@@ -50,6 +50,7 @@ _SECTIONS = {
     Section.CLEANUP: "supervisor (once everything inside is dead)",
     Section.ASIDE: "a second process of init's (meanwhile)",
     Section.THAW: "supervisor (before every kill)",
+    Section.AHEAD: "supervisor (before there is a start)",
 }
 
 _ENGINE = {

@@ -98,6 +98,10 @@ class Counted(Protocol):
         """Remove what a launcher that was killed has left."""
         ...
 
+    def remove_left(self) -> None:
+        """Remove what was made ahead of a start, where all that would have removed it were killed."""
+        ...
+
 
 class Ground(Protocol):
     """An object that a plan depends on, such as a scope of systemd's: made before the plan, for all its starts."""

@@ -27,6 +27,7 @@ class Section(enum.IntEnum):
     CLEANUP = 6
     ASIDE = 7
     THAW = 8
+    AHEAD = 9
 
 
 class Phase(enum.IntEnum):
@@ -97,6 +98,8 @@ class Phase(enum.IntEnum):
     ASIDE = 710
     # The supervisor, before every kill, any number of times: a process in a frozen v1 group does not die.
     THAW = 810
+    # The supervisor, first of all; one that waits for a start from a tree, before there is one (Split.ahead).
+    AHEAD = 910
 
     @property
     def section(self) -> Section:
@@ -109,20 +112,24 @@ class Split:
 
     ``build`` are the ops that are run once, when the tree is made, and ``again`` those that each start runs; None
     stands for the step's own. ``sources`` are the paths of the host that ``build`` pins, each with the buffer into
-    which it has put the statx(2) of what it found: a start compares.
+    which it has put the statx(2) of what it found: a start compares. ``ahead`` are ops of a start that can be run
+    before it is asked for, by a fork of the launcher that waits. A step in the phase CLEANUP removes what they make,
+    also if no start comes.
     """
 
-    __slots__ = ("again", "build", "sources")
+    __slots__ = ("again", "ahead", "build", "sources")
 
     def __init__(
         self,
         build: Iterable[Op] | None = (),
         again: Iterable[Op] | None = (),
         sources: tuple[tuple[bytes, Buffer], ...] = (),
+        ahead: Iterable[Op] = (),
     ) -> None:
         self.build: tuple[Op, ...] | None = None if build is None else tuple(build)
         self.again: tuple[Op, ...] | None = None if again is None else tuple(again)
         self.sources: tuple[tuple[bytes, Buffer], ...] = sources
+        self.ahead: tuple[Op, ...] = tuple(ahead)
 
 
 #: A step whose effect stays in the tree.

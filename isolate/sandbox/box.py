@@ -76,8 +76,11 @@ class Sandbox(Planned, Reversible):
         except NotDivided as error:
             return f"each start is set up anew: {printable(str(error))}\n"
         shown = [step for step in plan.steps if step.phase is not Phase.CLONE]
-        kept = [str(n) for n, step in enumerate(shown, 1) if step.template is not None and step.template.again == ()]
-        return f"from the second start on these are done once (template): {', '.join(kept)}\n"
+        splits = [(str(n), step.template) for n, step in enumerate(shown, 1) if step.template is not None]
+        kept = [n for n, split in splits if split.again == () and not split.ahead]
+        ahead = [n for n, split in splits if split.ahead]
+        text = f"from the second start on these are done once (template): {', '.join(kept)}\n"
+        return text + (f"and later these ahead of a start, for one that comes: {', '.join(ahead)}\n" if ahead else "")
 
     def check(self) -> None:
         """Start a program that ends at once (one that isolate brings along): whether this host can do all of it.

@@ -42,6 +42,9 @@ class JoinedGroup(RunGroup):
     def remove(self, session: Launched) -> None:
         """It belongs to the sandbox."""
 
+    def remove_left(self) -> None:
+        """Nothing is made."""
+
     def usage(self, session: Launched) -> float | None:
         """Nobody counts what one of the programs in it uses."""
         return None

@@ -13,10 +13,12 @@ import os
 import resource
 import socket
 import struct
+import sys
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from isolate.cgroups.naming import start_time
 from isolate.diagnosis.start import from_template, launch
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
@@ -166,6 +168,14 @@ class _Launcher:
         if self._starts is not None and native.owns(self._owner):
             with contextlib.suppress(OSError):
                 self._starts.shutdown(socket.SHUT_RDWR)
+            self._clear()
+
+    def _clear(self) -> None:
+        """A launcher and its fork that waits clear up one for the other: this is for both of them killed."""
+        group = self._template.again.plan.context.group
+        if group is not None and not sys.is_finalizing() and start_time(self.pid) is None:
+            with contextlib.suppress(OSError):
+                group.remove_left()
 
     def __del__(self) -> None:
         if not hasattr(self, "_session"):

@@ -1,0 +1,163 @@
+"""A start from the tree finds its groups made: by the fork that waits for it. They go with whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from isolate import Dev, Proc, Root, Sandbox, UserNamespace
+from isolate.cgroups import Cgroup, Limits, naming
+from isolate.sandbox import parked
+from isolate.sandbox.result import Verdict
+from tests.boxes import SYSTEM
+from tests.sandbox.test_template import launchers, parked_box, used
+from tests.snapshot import SOON
+
+from .conftest import our_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("groups")]
+
+LIMITS = Limits(memory="32M", pids=10)
+FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done 2>/dev/null; exit 1"
+
+
+@pytest.fixture(autouse=True)
+def _ended(nothing_left: None) -> Iterator[None]:
+    yield
+    parked.end_all()
+
+
+def box_of(limits: Limits = LIMITS) -> Sandbox:
+    return Sandbox(UserNamespace(), limits, Root(*SYSTEM, Proc(), Dev()))
+
+
+def tags() -> set[int]:
+    found = (naming.parse(os.path.basename(group)) for group in our_groups())
+    return {int(name.tag) for name in found if name is not None and name.tag.isdigit()}
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SOON
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.002)
+
+
+def waiting_box(limits: Limits = LIMITS) -> tuple[Sandbox, int]:
+    """A sandbox for whose next start groups are ready, and the process that has made them."""
+    box = parked_box(box_of(limits))
+    for _ in range(20):  # another program may mount something: that start is without the tree
+        before = used(box)
+        box.run(["true"]).check()
+        if used(box) == before + 1:
+            until(lambda: len(tags()) == 1, "no groups are ready")
+            (fork,) = tags()
+            return box, fork
+        parked_box(box)
+    raise AssertionError("the mount table changes all the time")
+
+
+def test_a_start_takes_what_is_ready() -> None:
+    for _ in range(20):
+        box, fork = waiting_box()
+        before = used(box)
+        with box.spawn(["cat"], stdin=-1) as process:
+            if used(box) == before + 1:
+                assert process._session.pid == fork
+                return
+    raise AssertionError("the mount table changes all the time")
+
+
+def test_limits_hold_and_counters_are_of_one_run() -> None:
+    """Groups are not used twice: nothing of one run counts in the next."""
+    box, _ = waiting_box()
+    hog = box.run(["sh", "-c", "head -c 100000000 /dev/zero | tail -c 99999999 | wc -c"])
+    assert hog.verdict == Verdict.OOM
+    assert hog.stats.oom_kill > 0
+    forks = box.run(["sh", "-c", FORKS])
+    assert forks.verdict == Verdict.PIDS
+    result = box.run(["true"])
+    assert result.ok
+    assert result.applied["Limits"]
+    assert not result.stats.oom_kill
+    assert not result.stats.pids_max
+    assert result.peak_memory < 16 << 20
+    assert result.cpu_time < 5
+    assert used(box) > 1
+
+
+@pytest.mark.parametrize("victim", ["fork", "launcher", "both", "nobody"])
+def test_it_goes_with_whatever_dies(victim: str) -> None:
+    box, fork = waiting_box()
+    (launcher,) = launchers(box)
+    if victim in ("launcher", "both"):
+        os.kill(launcher, signal.SIGSTOP)  # or it would see to what the fork has left
+    if victim in ("fork", "both"):
+        os.kill(fork, signal.SIGKILL)
+    if victim in ("launcher", "both"):
+        os.kill(launcher, signal.SIGKILL)
+    if victim == "nobody":
+        parked.end_all()
+    if victim == "both":
+        until(lambda: naming.start_time(launcher) is None and naming.start_time(fork) is None, "they are killed")
+        assert fork in tags()  # the control: nobody is left to remove it but the next start, or the end
+        box.run(["true"]).check()
+    until(lambda: fork not in tags(), "groups are left")
+    assert box.run(["true"]).applied["Limits"]
+
+
+@pytest.mark.parametrize("way", ["kill", "exit"])
+def test_it_goes_with_its_owner(way: str) -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.cgroups.test_ahead import *
+box, fork = waiting_box()
+print(json.dumps(sorted(our_groups())), flush=True)
+sys.stdin.read()
+"""
+    pipe = subprocess.PIPE
+    owner = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe)
+    with owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        directories = json.loads(owner.stdout.readline())
+        assert directories
+        if way == "kill":
+            owner.kill()
+        owner.stdin.close()
+    until(lambda: not any(map(os.path.isdir, directories)), "groups outlive their owner")
+
+
+def test_somebody_removes_it() -> None:
+    box, fork = waiting_box()
+    for group in our_groups():
+        if group.endswith(f"-{fork}"):
+            os.rmdir(group)
+    result = box.run(["sh", "-c", FORKS])
+    assert result.verdict == Verdict.PIDS
+    assert result.applied["Limits"]
+
+
+def test_none_waits_in_a_group_of_the_callers() -> None:
+    """Whoever has named it may remove it at any time."""
+    with Cgroup(Limits(memory="1G", pids=100)) as parent:
+        box = parked_box(box_of(Limits(pids=10, parent=parent)))
+        for _ in range(3):
+            box.run(["true"]).check()
+        assert not tags()
+
+
+def test_explain_tells() -> None:
+    assert "ahead of a start" in box_of().explain()
+    assert "ahead of a start" not in Sandbox(UserNamespace(), Root(*SYSTEM)).explain()
