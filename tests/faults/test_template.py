@@ -88,6 +88,7 @@ class TreeCase(Case):
             return "os", error.errno, "", repr(error)
         except MemoryError as error:
             return "os", errno.ENOMEM, "", repr(error)
+        assert result.stdout is not None
         # The same mounts stand in another order.
         stdout = b"\n".join(sorted(result.stdout.splitlines()))
         stdout = re.sub(rb"isolate-[-0-9a-f]+", b"isolate-*", stdout)
