@@ -3,6 +3,7 @@ in the supervisor that it forks, in init and in the program up to its execve. Th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
@@ -123,7 +124,8 @@ def killed_at(case: TreeCase, call: Call) -> str | None:
 
     def decide(one: Call) -> int | None:
         if (one.role, one.index) == (call.role, call.index):
-            os.kill(fence.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a call of another, after its end
+                os.kill(fence.pid, signal.SIGKILL)
         return None
 
     outcome = fence.drive(decide, limit=40)
