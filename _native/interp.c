@@ -514,5 +514,5 @@ int64_t iso_machine_clean(struct iso_machine *m, int section)
 
 /* Python packs these by format strings: a layout that moves must not compile. */
 _Static_assert(sizeof(struct iso_op) == 88, "struct iso_op");
-_Static_assert(sizeof(struct iso_header) == 160, "struct iso_header");
+_Static_assert(sizeof(struct iso_header) == 168, "struct iso_header");
 _Static_assert(sizeof(struct iso_run) == 88, "struct iso_run");

@@ -29,6 +29,7 @@ enum {
 	ISO_ASIDE,      /* a second process of init's, while init goes on: from OP_ASIDE to OP_MEET */
 	ISO_THAW,       /* supervisor, before every kill: a process frozen by a v1 freezer does not die (any number of times) */
 	ISO_AHEAD,      /* supervisor, before ISO_OUTER, and before there is a start where it waits for one: see serve() */
+	ISO_STILL,      /* supervisor, before ISO_OUTER: take what ISO_AHEAD made before there was a start; it may have gone since */
 	ISO_SECTIONS
 };
 

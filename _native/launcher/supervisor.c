@@ -246,24 +246,17 @@ void take_back(struct supervisor *s)
 	m->patience.until = 0; /* what comes has a deadline of its own */
 	memset(m->reg, 0, m->header->registers * sizeof *m->reg);
 	memset(m->shared->skipped, 0, m->header->steps);
+	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid); /* for a clean-up that has to come once more */
 }
 
 /* All that is done outside before there is a child. */
 static int64_t run_outer(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
-	const int made = s->ahead;
-	int64_t r = made ? 0 : go_ahead(s);
-	if (r >= 0)
-		r = iso_machine_run(m, ISO_OUTER);
-	/* Somebody has removed what was made ahead. */
-	if (r < 0 && made) {
-		take_back(s);
-		r = go_ahead(s);
-		if (r >= 0)
-			r = iso_machine_run(m, ISO_OUTER);
-	}
-	return r;
+	if (s->ahead && iso_machine_run(m, ISO_STILL) < 0)
+		take_back(s); /* somebody has removed it */
+	const int64_t r = s->ahead ? 0 : go_ahead(s);
+	return r < 0 ? r : iso_machine_run(m, ISO_OUTER);
 }
 
 static void run_supervisor(struct supervisor *s)

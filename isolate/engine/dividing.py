@@ -88,9 +88,10 @@ def divide(plan: Plan) -> Halves:
         first.append(Step(Phase.INHERITED, "hold on to the caller's /proc", (opening,)))
     again = [*first, *(_copy(step, _here(step, split)) for step, split in zip(plan.steps, splits, strict=True))]
     ahead = [
-        (_copy(step, split.ahead, Phase.AHEAD), owner)
+        (_copy(step, ops or (), phase), owner)
         for step, split, owner in zip(plan.steps, splits, plan.owners, strict=True)
-        if split.ahead
+        for phase, ops in ((Phase.AHEAD, split.ahead), (Phase.STILL, split.again))
+        if split.ahead and ops
     ]
     again += [step for step, _ in ahead]
     build = [
@@ -124,7 +125,7 @@ def _split(step: Step, *, privileged: bool) -> Split:
 
 def _here(step: Step, split: Split) -> tuple[Op, ...]:
     """The ops of a start: those inside without the host's files, but for its /proc/sys, of which there is one."""
-    ops = step.ops if split.again is None else split.again
+    ops = step.ops if split.again is None else () if split.ahead else split.again
     if step.phase.section not in _INSIDE:
         return ops
     return tuple(_inside(step, op) for op in ops)
@@ -153,8 +154,8 @@ def _check_registers(steps: Iterable[Step]) -> None:
     """Check that an earlier op fills each register that an op uses: an empty one would be descriptor 0."""
     filled = {CHILD, SELF, LAUNCHER}
     # The second process is waited for before its results are used, so its steps count as earlier.
-    early = {Section.AHEAD: 0, **dict.fromkeys((*_BEFORE, Section.ASIDE), 1)}
-    for step in sorted(steps, key=lambda step: early.get(step.phase.section, 2)):
+    early = {Section.AHEAD: 0, Section.STILL: 1, **dict.fromkeys((*_BEFORE, Section.ASIDE), 2)}
+    for step in sorted(steps, key=lambda step: early.get(step.phase.section, 3)):
         if step.cgroup is not None and step.cgroup not in filled:
             raise NotDivided(f"{step.text}: by a descriptor that no start opens")
         for op in step.ops:

@@ -51,6 +51,7 @@ _SECTIONS = {
     Section.ASIDE: "a second process of init's (meanwhile)",
     Section.THAW: "supervisor (before every kill)",
     Section.AHEAD: "supervisor (before there is a start)",
+    Section.STILL: "supervisor (what was made ahead)",
 }
 
 _ENGINE = {

@@ -28,6 +28,7 @@ class Section(enum.IntEnum):
     ASIDE = 7
     THAW = 8
     AHEAD = 9
+    STILL = 10
 
 
 class Phase(enum.IntEnum):
@@ -100,6 +101,8 @@ class Phase(enum.IntEnum):
     THAW = 810
     # The supervisor, first of all; one that waits for a start from a tree, before there is one (Split.ahead).
     AHEAD = 910
+    # The supervisor, where that was done ahead: take what was made, or all of it is made again.
+    STILL = 1010
 
     @property
     def section(self) -> Section:
@@ -113,8 +116,9 @@ class Split:
     ``build`` are the ops that are run once, when the tree is made, and ``again`` those that each start runs; None
     stands for the step's own. ``sources`` are the paths of the host that ``build`` pins, each with the buffer into
     which it has put the statx(2) of what it found: a start compares. ``ahead`` are ops of a start that can be run
-    before it is asked for, by a fork of the launcher that waits. A step in the phase CLEANUP removes what they make,
-    also if no start comes.
+    before it is asked for, by a fork of the launcher that waits. ``again`` are then the ops that take what they have
+    made. They run in a start for which it was made ahead: if they fail, the ops of ``ahead`` run once more. A step in
+    the phase CLEANUP removes what ``ahead`` makes, also if no start comes.
     """
 
     __slots__ = ("again", "ahead", "build", "sources")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 OP = struct.Struct("<BB6BII4HHHIq6q")
-HEADER = struct.Struct("<QQ10IQ4I20I")
+HEADER = struct.Struct("<QQ10IQ4I22I")
 MAGIC = 0x31455041544F5349
 
 
