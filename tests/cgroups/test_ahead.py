@@ -68,6 +68,7 @@ def waiting_box(limits: Limits = LIMITS) -> tuple[Sandbox, int]:
     raise AssertionError("the mount table changes all the time")
 
 
+@pytest.mark.vm
 def test_a_start_takes_what_is_ready() -> None:
     for _ in range(20):
         box, fork = waiting_box()
@@ -79,6 +80,7 @@ def test_a_start_takes_what_is_ready() -> None:
     raise AssertionError("the mount table changes all the time")
 
 
+@pytest.mark.vm
 def test_limits_hold_and_counters_are_of_one_run() -> None:
     """Groups are not used twice: nothing of one run counts in the next."""
     box, _ = waiting_box()
@@ -117,6 +119,7 @@ def test_it_goes_with_whatever_dies(victim: str) -> None:
     assert box.run(["true"]).applied["Limits"]
 
 
+@pytest.mark.vm
 @pytest.mark.parametrize("way", ["kill", "exit"])
 def test_it_goes_with_its_owner(way: str) -> None:
     code = f"""
