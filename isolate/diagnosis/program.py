@@ -72,10 +72,7 @@ def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: b
         kind = "is below something that is no directory" if error == errno.ENOTDIR else "does not exist"
         led = _link(start, name)
         if led:
-            return path, Finding(
-                f"{path}{relative} {kind} inside the sandbox{led}",
-                "bring in what the link leads to, too, at that place",
-            )
+            return path, Finding(f"{path}{relative} {kind} inside the sandbox{led.words}", led.remedy)
         return path, Finding(
             f"{path}{relative} {kind} inside the sandbox", "paths are those inside: bring it in, for example with Bind"
         )
@@ -91,18 +88,35 @@ def not_found(error: int, start: Start | None, args: tuple[bytes, ...], facts: b
     return path, Finding("the kernel refused to look it up")
 
 
-def _link(start: Start | None, path: bytes) -> str:
-    """Whether a path is a symbolic link on the host, in words: inside, the link may be there and its end may not."""
+class _Link(NamedTuple):
+    """A symbolic link of the host, in words, and what brings it in."""
+
+    words: str
+    remedy: str
+
+
+def _link(start: Start | None, path: bytes) -> _Link | None:
+    """Whether a path is a symbolic link on the host: inside, the link may be there and its end may not, or neither."""
     if not path.startswith(b"/") and start is not None and start.cwd.startswith(b"/"):
         path = os.path.join(start.cwd, path)
     try:
         if not os.path.islink(path):
-            return ""
+            return None
         end = os.path.realpath(path)
     except OSError:
-        return ""
-    gone = "" if os.path.exists(end) else ", which is not there either"
-    return f" (on the host it is a symbolic link, which leads to {show(end)}{gone})"
+        return None
+    words = f" (on the host it is a symbolic link, which leads to {show(end)}"
+    if not os.path.exists(end):
+        return _Link(f"{words}, which is not there either)", "have the link lead to a program, and bring in both")
+    return _Link(f"{words})", f"{_with_its_place(path)} and {show(end)}, each at its place inside")
+
+
+def _with_its_place(path: bytes) -> str:
+    """A link, or the virtual environment whose interpreter it is (a link alone would find none of the packages)."""
+    directory = os.path.dirname(os.path.dirname(path))
+    if os.path.isfile(os.path.join(directory, b"pyvenv.cfg")):
+        return f"bring in both, the virtual environment {show(directory)}"
+    return f"bring in both, {show(path)}"
 
 
 def _directories(path: str) -> list[str]:
@@ -147,8 +161,8 @@ def not_executed(error: int, start: Start | None, args: tuple[bytes, ...], head:
             shown = show(interpreter)
             extra = "; the line ends in a carriage return (DOS line ends)" if interpreter.endswith(b"\r") else ""
             return path, Finding(
-                f"{path} is a script whose interpreter {shown} does not exist inside{extra}{led}",
-                "bring in what the link leads to, too, or run another interpreter with it"
+                f"{path} is a script whose interpreter {shown} does not exist inside{extra}{led.words if led else ''}",
+                f"{led.remedy}, or run another interpreter with it"
                 if led
                 else f"bring {shown} in, or run another interpreter with it",
             )

@@ -33,7 +33,7 @@ __all__ = ["DEFAULT_STORE", "Sent", "Store"]
 
 @keywords
 class Store(Exchanging):
-    """Images in a directory: made where it is missing, shared by as many processes as there are.
+    """Images in a directory: made where it is missing, with its parents, and shared by any number of processes.
 
     ``read_only`` opens what is there and changes nothing; it is so by itself on a file system that is mounted so.
     ``map`` (an :class:`isolate.IdMap`) are the ids that files of layers can have here: None is all of them for root,

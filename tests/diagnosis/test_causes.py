@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import Landlock, Sandbox, SetupError
+from isolate import Bind, Landlock, Sandbox, SetupError, presets
 from isolate.diagnosis.clone import clone, privileged
 from isolate.diagnosis.host import Host
 from isolate.namespaces.ranges import free_range
@@ -90,7 +90,27 @@ def test_32_links_whose_end_is_not_there(tmp_path: Path) -> None:
             Sandbox().run([path])
         assert isinstance(caught.value, SetupError)
         assert "symbolic link, which leads to /no/such/python, which is not there either" in str(caught.value.cause)
-        assert "bring in what the link leads to" in str(caught.value.remedy)
+        assert "have the link lead to a program" in str(caught.value.remedy)
+
+
+def test_32_links_whose_end_alone_is_inside(tmp_path: Path) -> None:
+    """As the interpreter of a virtual environment: the end is under /usr, which presets show, and the link is not."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    link, script, end = tmp_path / "bin/tool", tmp_path / "bin/script", os.path.realpath("/bin/true")
+    link.symlink_to(end)
+    script.write_text(f"#!{link}\n")
+    script.chmod(0o755)
+    for path, inside in ((link, ()), (script, (Bind(script),))):
+        for brought in (link, tmp_path):
+            with pytest.raises(FileNotFoundError) as caught:
+                presets.untrusted(*inside).run([path])
+            assert isinstance(caught.value, SetupError)
+            environment = "the virtual environment " * (brought == tmp_path)
+            assert f"bring in both, {environment}{brought} and {end}" in str(caught.value.remedy)
+            (tmp_path / "pyvenv.cfg").touch()
+        (tmp_path / "pyvenv.cfg").unlink()
+        assert presets.untrusted(Bind(tmp_path)).run([path]).ok
 
 
 def test_32_landlock_without_execute() -> None:
