@@ -177,7 +177,7 @@ def test_wrong_options(words: list[str], said: str) -> None:
 def test_a_wrong_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["biuld", "."], "did you mean 'build'?"),
-        (["cp", "a", "b"], "here: Container.put()"),
+        (["inspect", "a"], "here: ps --json"),
         (["pull", "x"], "here: image"),
         (["exec", "web", "--json", "id"], "-- stands before the program"),
         (["exec", "web", "--jsn"], "did you mean '--json'?"),

@@ -1,4 +1,4 @@
-"""Commands for containers that are detached: open, ps, exec, logs, stop, rm, stats."""
+"""Commands for containers that are detached: open, ps, exec, cp, logs, stop, rm, stats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from isolate.tools.cli import live
+from isolate.tools.cli import copying, live
 from isolate.tools.cli.showing import binary
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def add_commands(
     executing.add_argument("--keep", action="store_true", help="let it run on; its output goes to the log")
     start_options(executing)
     executing.add_argument("container", metavar="NAME")
+
+    copying.add_command(commands, common)
 
     logs = commands.add_parser("logs", help="print what the programs that were kept have written", **common)
     logs.add_argument("--json", action="store_true", help="as JSON")
@@ -286,6 +288,7 @@ def _row(name: str, stats: Stats | None, share: float | None, state: str) -> tup
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "open": _open,
     "ps": _ps,
+    "cp": copying.copy,
     "logs": _logs,
     "stop": _stop,
     "rm": _rm,

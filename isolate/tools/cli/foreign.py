@@ -33,7 +33,6 @@ _OPTIONS: Final = {
     **dict.fromkeys(("-d", "--detach"), "isolate open NAME -- PROGRAM"),
 }
 _COMMANDS: Final = {
-    "cp": "Container.put() and .get(), or isolate exec NAME -- tar -c PATH",
     "inspect": "ps --json",
     "create": "open",
     "start": "open",
