@@ -1,0 +1,90 @@
+"""Run the everyday tests in two processes at once: a test keeps one processor busy at most of the time.
+
+    python tests/side_by_side.py [option of pytest …]
+
+``BESIDE`` has what the second process runs: folders whose tests measure no times, no shares of a processor and no
+rates. The first runs everything else, new folders as well. With a path, a selection (``-m``, ``-k``) or any other
+option that is not in ``KNOWN``, one process runs what pytest is told to.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+BESIDE = (
+    "attributes",
+    "capabilities",
+    "debian",
+    "diagnosis",
+    "images",
+    "landlock",
+    "mounts",
+    "namespaces",
+    "native",
+    "tools",
+    "test_benchmarks.py",
+    "test_docs.py",
+    "test_examples.py",
+    "test_howto.py",
+    "test_programs.py",
+    "test_typing.py",
+)
+
+#: Options that mean the same for two processes. The name of a file or directory that one of them writes gets a suffix.
+KNOWN = re.compile(
+    r"-[qv]+|-r\w+|--tb=\w+|--color=\w+|--durations(-min)?=[\d.]+|--continue-on-collection-errors|--timeout=\d+"
+)
+WRITES = re.compile(r"(--junit-?xml|--basetemp)=(.+)")
+
+NOTHING_COLLECTED = 5
+
+
+def suffixed(option: str) -> str:
+    """``--junitxml=out/tests.xml`` of the second process: ``--junitxml=out/tests-beside.xml``."""
+    found = WRITES.fullmatch(option)
+    if found is None:
+        return option
+    path = Path(found[2])
+    return f"{found[1]}={path.with_name(path.stem + '-beside' + path.suffix)}"
+
+
+def verdict(statuses: list[int]) -> int:
+    """pytest's exit status for both: the first that is not 0. A process without any test counts if both have none."""
+    ran = [status for status in statuses if status != NOTHING_COLLECTED]
+    return next((status for status in ran if status), 0) if ran else NOTHING_COLLECTED
+
+
+def commands(options: list[str]) -> list[list[str]]:
+    """What runs: one command of pytest, or two with the same options."""
+    pytest = [sys.executable, "-m", "pytest"]
+    if not all(KNOWN.fullmatch(option) or WRITES.fullmatch(option) for option in options):
+        return [[*pytest, *options]]
+    beside = [str(HERE / name) for name in BESIDE]
+    return [
+        [*pytest, *options, *(f"--ignore={path}" for path in beside)],
+        [*pytest, *map(suffixed, options), "-p", "no:cacheprovider", *beside],
+    ]
+
+
+def main(options: list[str]) -> int:
+    first, *others = commands(options)
+    if not others:
+        return subprocess.run(first, check=False).returncode
+    with tempfile.TemporaryFile() as output:  # printed in one piece when both have ended
+        with subprocess.Popen(others[0], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT) as second:
+            status = subprocess.run(first, check=False).returncode
+        print("==== in a second process:", *BESIDE, flush=True)
+        output.seek(0)
+        sys.stdout.buffer.write(output.read())
+        sys.stdout.flush()
+    return verdict([status, second.returncode])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
