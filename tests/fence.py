@@ -254,6 +254,11 @@ class Fence:
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.listener, NOTIF_SEND, reply)
 
+    def kill(self) -> None:
+        """SIGKILL to the child. It may have ended by itself, and have been reaped: then nobody gets it."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
     def drive(self, decide: Decide | None = None, *, limit: float = 60.0, grace: float = SOON) -> Outcome:
         """Answer until the child has ended and nothing is left, or ``grace`` seconds later.
 
@@ -275,7 +280,7 @@ class Fence:
             if outcome.status is None and now > min(quiet, deadline) and not hung:
                 hung = True
                 outcome.left = self.survivors()
-                os.kill(self.pid, signal.SIGKILL)
+                self.kill()
             events = dict(poll.poll(50))
             if self.report in events:
                 self._read_report()

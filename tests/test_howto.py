@@ -30,7 +30,7 @@ def test_program_of_a_page(name: str) -> None:
     assert [line for line in SHOWN[name] if line not in done.stdout] == []
 
 
-@pytest.mark.parametrize("name", SHOWN)
+@pytest.mark.parametrize("name", ["build_tool", "asyncio_server", pytest.param("agent", marks=pytest.mark.slow)])
 def test_program_of_a_page_as_an_ordinary_user(name: str) -> None:
     path = str(EXAMPLES / f"{name}.py")
     code = f"import runpy, sys; sys.argv = ['x']\nrunpy.run_path({path!r}, run_name='m')\nprint('begins', flush=True)\n"

@@ -3,12 +3,10 @@ in the supervisor that it forks, in init and in the program up to its execve. Th
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import glob
 import os
 import re
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,8 +122,7 @@ def killed_at(case: TreeCase, call: Call) -> str | None:
 
     def decide(one: Call) -> int | None:
         if (one.role, one.index) == (call.role, call.index):
-            with contextlib.suppress(ProcessLookupError):  # a call of another, after its end
-                os.kill(fence.pid, signal.SIGKILL)
+            fence.kill()
         return None
 
     outcome = fence.drive(decide, limit=40)

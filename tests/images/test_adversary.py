@@ -152,7 +152,8 @@ CASES = {
     "a layer in drips": (LAYER_DRIPS, RegistryError, "less than 1024 bytes a second|nothing came in time"),
     "a range that was not asked for": (blob(LAYER.digest, PART), RegistryError, "PROTOCOL|TOO_LARGE|CUT_OFF"),
     "no layer": (blob(LAYER.digest, status(404)), RegistryError, "404"),
-    "a server that fails": (manifest(status(500, b"\x1b[2J")), RegistryError, "500"),
+    "a server that fails": (manifest(status(500, b"\x1b[2J", Retry_After="0")), RegistryError, "500"),
+    "a server that fails and says no time": (manifest(status(500)), RegistryError, "500"),
     "an error that is no JSON": (manifest(status(403, b"[" * 50_000)), RegistryError, "403"),
     "an unknown challenge": (challenge("Magic x=1"), RegistryError, "not known"),
     "a token server elsewhere": (
@@ -165,7 +166,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# With no time said, it is waited for 0.5 and 1 s.
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if "no time" in c else c for c in CASES])
 def test_a_registry_that_misbehaves(store: Store, case: str) -> None:
     instead, error, why = CASES[case]
     with adversary(GOOD, instead=instead) as server:

@@ -79,7 +79,7 @@ def test_the_fence_would_see_a_leftover() -> None:
 
     fence = Fence(program, asks=False)
     survivor = int(os.read(reading, 20))
-    os.kill(fence.pid, signal.SIGKILL)
+    fence.kill()
     outcome = fence.drive(grace=0.3)
     os.kill(survivor, signal.SIGKILL)
     os.close(reading)
@@ -105,7 +105,7 @@ def kill_at_random(box: Sandbox, instants: int, longest: float, seed: int) -> li
         fence = Fence(program, asks=False)
         instant = rng.uniform(0, longest)
         time.sleep(instant)  # the instant is the experiment
-        os.kill(fence.pid, signal.SIGKILL)
+        fence.kill()
         outcome = fence.drive()
         if outcome.gone is None:
             left.append(f"{i}: killed after {instant * 1000:.2f} ms: {outcome.left}")

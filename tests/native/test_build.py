@@ -256,6 +256,7 @@ def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow  # six seconds; tests/pythons runs the everyday tests of such a wheel
 @pytest.mark.timeout(300)
 def test_wheel_serves_every_python_from_3_10_on(wheel: Path) -> None:
     platform = sysconfig.get_platform().replace("-", "_")
@@ -266,6 +267,7 @@ def test_wheel_serves_every_python_from_3_10_on(wheel: Path) -> None:
         assert not [n for n in names if n.startswith(("tests", "docs", "examples", "benchmarks", "_native"))]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_wheel_runs_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
     """The launcher needs no mode bit (a zip may lose it): it is executed from memory."""

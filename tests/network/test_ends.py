@@ -54,7 +54,7 @@ def kill_at_random(machine: NetNamespace, instants: int, longest: float, seed: i
             fence = Fence(program, asks=False)
             instant = rng.uniform(0, longest)
             time.sleep(instant)  # the instant is the experiment
-            os.kill(fence.pid, signal.SIGKILL)
+            fence.kill()
             outcome = fence.drive()
             if outcome.gone is None:
                 found.append(f"{number}: killed after {instant * 1000:.2f} ms: {outcome.left}")

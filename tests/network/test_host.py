@@ -123,12 +123,12 @@ def test_nothing_of_the_host_is_reached_by_the_wire() -> None:
                 for address in (*ends, "127.0.0.1"):
                     assert connects(address, 9999)
                     for port in (9999, 8080, 8081):
-                        assert not web.connects(address, port, 0.3), (address, port)
+                        assert not web.connects(address, port, 0.1), (address, port)
                 # Nor the other network by its end of the wire, whatever port of it leads somewhere.
                 for end in ends:
                     there = end.rpartition(".")[0] + "." + str(int(end.rpartition(".")[2]) + 1)
                     for port in range(1, 4):
-                        assert not web.connects(there, port, 0.2), (there, port)
+                        assert not web.connects(there, port, 0.1), (there, port)
 
 
 def _accepted(server: socket.socket) -> str:

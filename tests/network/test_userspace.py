@@ -230,7 +230,7 @@ def test_it_ends_with_its_owner(helper: str, outside: Outside) -> None:
     reading, writing = os.pipe()
     fence = Fence(program, asks=False)
     assert os.read(reading, 1) == b"1"
-    os.kill(fence.pid, signal.SIGKILL)
+    fence.kill()
     outcome = fence.drive()
     os.close(reading)
     os.close(writing)

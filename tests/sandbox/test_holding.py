@@ -110,7 +110,7 @@ for parts in ([], [PidNamespace()], [PidNamespace(), Limits()]):
 
 
 @root
-@pytest.mark.parametrize("hidden", ["1", "2", "ptraceable"])
+@pytest.mark.parametrize("hidden", ["1", "2", pytest.param("ptraceable", marks=pytest.mark.slow)])
 def test_hidden_proc(hidden: str, clean: Snapshot) -> None:
     """An ordinary user sees nothing of init there: everything ends all the same, and no limit is held by nobody."""
     user = "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"

@@ -602,7 +602,7 @@ def test_killed_at_random_instants(clean: Snapshot) -> None:
     for i in range(20):
         fence = Fence(program, asks=False)
         time.sleep(0.0015 * i)  # the instant is the experiment
-        os.kill(fence.pid, signal.SIGKILL)
+        fence.kill()
         outcome = fence.drive()
         if outcome.gone is None:
             left.append((i, outcome.left))

@@ -386,10 +386,14 @@ while True:
         os.kill(pid, signal.SIGSTOP)
     time.sleep(0.01)
 """
-    start = time.monotonic()
-    result = Sandbox(UserNamespace()).run([*PYTHON, code], timeout=3)
-    assert time.monotonic() - start < SOON
-    assert (result.verdict, result.stdout) == (Verdict.TIMEOUT, b"ready\n"), result
+    for timeout in (0.5, 5):  # a busy machine may need more until it stops somebody
+        start = time.monotonic()
+        result = Sandbox(UserNamespace()).run([*PYTHON, code], timeout=timeout)
+        assert time.monotonic() - start < timeout + SOON
+        assert result.verdict is Verdict.TIMEOUT
+        if result.stdout:
+            break
+    assert result.stdout == b"ready\n", result
 
 
 @pytest.mark.parametrize("writing", ["library", "itself"])
