@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -196,6 +197,7 @@ def docker_daemon(top: Path, driver: str = "vfs") -> Iterator[list[str]]:
     """A Docker daemon of our own, without a network, that ends with the block."""
     _tool("setpriv")
     socket = top / "docker.sock"
+    groups = f"tests-docker-{os.getpid()}"  # not below "docker", which may be another daemon's
     # A run of the tests that is killed runs no `finally`: the daemon gets the signal on which it also stops containerd.
     command = [
         "setpriv",
@@ -215,6 +217,8 @@ def docker_daemon(top: Path, driver: str = "vfs") -> Iterator[list[str]]:
         "--ip6tables=false",
         "--storage-driver",
         driver,
+        "--cgroup-parent",
+        f"/{groups}",
     ]
     with open(top / "log", "wb") as log:
         daemon = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -235,9 +239,23 @@ def docker_daemon(top: Path, driver: str = "vfs") -> Iterator[list[str]]:
     finally:
         daemon.terminate()
         daemon.wait(60)
-        for directory in ("/sys/fs/cgroup", *map(str, Path("/sys/fs/cgroup").iterdir())):
-            with contextlib.suppress(OSError):
-                os.rmdir(f"{directory}/docker")
+        _remove_groups(groups)
+
+
+def _remove_groups(name: str, seconds: float = 10) -> None:
+    """Remove a group of our own in every hierarchy, with those below it and whatever still runs there."""
+    hierarchies = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+    found = [top / name for top in hierarchies if (top / name).is_dir()]
+    deadline = time.monotonic() + seconds
+    while found and time.monotonic() < deadline:
+        for top in found:
+            for directory, _, _ in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):
+                    for pid in Path(directory, "cgroup.procs").read_text().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                    os.rmdir(directory)
+        found = [top for top in found if top.is_dir()]
+        time.sleep(0.01 if found else 0)
 
 
 def _docker() -> dict[str, dict[str, Any]]:

@@ -218,7 +218,10 @@ class Session(Launcher):
         """
         if self._start.rests[0] and not waiting.replaced():
             return self.wait(timeout) != 0  # without pipes, and in one call: what it opens for the wait is closed again
-        return bool(waiting.wait([(fd, waiting.READABLE) for fd in self.tells()], timeout))
+        told_by = self.tells()
+        if min(told_by) < 0:
+            raise ValueError("the process is closed")  # by another thread, since the caller has looked
+        return bool(waiting.wait([(fd, waiting.READABLE) for fd in told_by], timeout))
 
     def await_record(self, timeout: float | None) -> Record | None:
         """Wait for a record for so long, and take it; None if none has come. It may return earlier.

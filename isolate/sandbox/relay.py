@@ -220,7 +220,12 @@ class Relay:
             set_settings(self._in, before)
         if watching is not None:
             watching.kill()
-            watching.wait_gone(_PATIENCE)
+            if not watching.wait_gone(_PATIENCE / 2):
+                # On a busy machine it may not have looked yet. Late, it would take the settings of this program's next
+                # relay for those of this one, which are the same, and restore them while somebody types.
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(watching.pidfd, signal.SIGKILL)
+                watching.wait_gone(_PATIENCE / 2)
             watching.close()
 
     # ---- the thread ------------------------------------------------------------------------------------------------

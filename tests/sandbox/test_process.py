@@ -180,6 +180,18 @@ def test_waits_of_many_threads(clean: Snapshot) -> None:
         assert len(told) == 8
 
 
+def test_a_wait_that_another_thread_closes_before_it_begins(clean: Snapshot) -> None:
+    with BOX.spawn(["sleep", "1000"]) as process:
+        fileno, session = process._session.fileno, process._session
+        numbers = iter((fileno(), -1))  # open where it looks, closed where it waits
+        session.fileno = lambda: next(numbers)  # type: ignore[method-assign]
+        try:
+            with pytest.raises(ValueError, match=r"^the process is closed$"):
+                process.wait(10)
+        finally:
+            session.fileno = fileno  # type: ignore[method-assign]
+
+
 def test_use_after_close(clean: Snapshot) -> None:
     process = BOX.spawn(["cat"], stdin=PIPE, stdout=PIPE)
     assert process.stdout

@@ -143,6 +143,49 @@ def test_interact(tmp_path: Path) -> None:
         desk.wait_for_settings(before)
 
 
+LATE = """
+import contextlib, os, select, signal, threading, time
+import isolate
+from isolate.sandbox import guard
+before, watch, first = guard.settings(0), guard.watch, []
+def watched(*args):
+    found = watch(*args)
+    if not first:  # the first one is told that it may go, and does not run for a while
+        first.append(os.dup(found.pidfd))
+        found.kill = lambda: os.kill(found.pid, signal.SIGSTOP)
+    return found
+guard.watch = watched
+def late():
+    while guard.settings(0) == before:
+        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(first[0], signal.SIGCONT)
+    select.select(first, [], [])
+    print("restored" if guard.settings(0) == before else "kept", flush=True)
+box = isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace())
+with box.spawn(["sh", "-c", "echo ready; while read l; do echo GOT:$l; done; exit 6"], pty=True) as p:
+    print("left", p.interact())
+    threading.Thread(target=late).start()
+    print("again", p.interact())
+input()
+"""
+
+
+def test_the_guard_of_an_earlier_call_does_not_restore_settings_of_a_later_one(tmp_path: Path) -> None:
+    """Both calls have made the same settings, by which a guard that comes late cannot tell them apart."""
+    (tmp_path / "program.py").write_text(LATE)
+    with Desk(sys.executable, str(tmp_path / "program.py")) as desk:
+        before = desk.settings()
+        desk.wait_for(b"ready\r+\n")
+        desk.type(b"\x1d")
+        desk.wait_for("left None")
+        desk.wait_for(b"kept")
+        desk.type("two\n\x04")
+        desk.wait_for("GOT:two")
+        desk.wait_for("again 6")
+        desk.wait_for_settings(before)
+
+
 LEAVE = """
 import threading, time
 import isolate
