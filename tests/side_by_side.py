@@ -9,7 +9,9 @@ option that is not in ``KNOWN``, one process runs what pytest is told to.
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,11 +38,11 @@ BESIDE = (
     "test_typing.py",
 )
 
-#: Options that mean the same for two processes. The name of a file or directory that one of them writes gets a suffix.
+#: Options that mean the same for two processes. The name of a file that one of them writes gets a suffix.
 KNOWN = re.compile(
     r"-[qv]+|-r\w+|--tb=\w+|--color=\w+|--durations(-min)?=[\d.]+|--continue-on-collection-errors|--timeout=\d+"
 )
-WRITES = re.compile(r"(--junit-?xml|--basetemp)=(.+)")
+WRITES = re.compile(r"(--junit-?xml)=(.+)")
 
 NOTHING_COLLECTED = 5
 
@@ -60,21 +62,34 @@ def verdict(statuses: list[int]) -> int:
     return next((status for status in ran if status), 0) if ran else NOTHING_COLLECTED
 
 
-def commands(options: list[str]) -> list[list[str]]:
-    """What runs: one command of pytest, or two with the same options."""
+def commands(options: list[str], place: str) -> list[list[str]]:
+    """What runs: one command of pytest, or two with the same options and a directory below ``place`` for each.
+
+    In the directory that pytest takes by itself every other pytest of this user, when it starts, takes the permission
+    to enter away from other users: tests that become one would fail.
+    """
     pytest = [sys.executable, "-m", "pytest"]
     if not all(KNOWN.fullmatch(option) or WRITES.fullmatch(option) for option in options):
         return [[*pytest, *options]]
     beside = [str(HERE / name) for name in BESIDE]
     return [
-        [*pytest, *options, *(f"--ignore={path}" for path in beside)],
-        [*pytest, *map(suffixed, options), "-p", "no:cacheprovider", *beside],
+        [*pytest, *options, f"--basetemp={place}/1", *(f"--ignore={path}" for path in beside)],
+        [*pytest, *map(suffixed, options), f"--basetemp={place}/2", "-p", "no:cacheprovider", *beside],
     ]
 
 
+def remove(place: str) -> None:
+    """The tests' files, unless something is mounted there."""
+    if place not in Path("/proc/self/mountinfo").read_text():
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def main(options: list[str]) -> int:
-    first, *others = commands(options)
+    place = tempfile.mkdtemp(prefix="isolate-")
+    os.chmod(place, 0o755)
+    first, *others = commands(options, place)
     if not others:
+        os.rmdir(place)
         return subprocess.run(first, check=False).returncode
     with tempfile.TemporaryFile() as output:  # printed in one piece when both have ended
         with subprocess.Popen(others[0], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT) as second:
@@ -83,7 +98,10 @@ def main(options: list[str]) -> int:
         output.seek(0)
         sys.stdout.buffer.write(output.read())
         sys.stdout.flush()
-    return verdict([status, second.returncode])
+    both = verdict([status, second.returncode])
+    if both == 0:  # else somebody may want to look at them
+        remove(place)
+    return both
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import side_by_side
 from tests.side_by_side import BESIDE, HERE, NOTHING_COLLECTED, commands, main, suffixed, verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_what_runs_beside_is_there() -> None:
@@ -36,7 +41,6 @@ def test_the_verdict(statuses: tuple[int, int], one: int) -> None:
 
 def test_reports_of_their_own() -> None:
     assert suffixed("--junitxml=a.b/tests.xml") == "--junitxml=a.b/tests-beside.xml"
-    assert suffixed("--basetemp=/x/y") == "--basetemp=/x/y-beside"
     assert suffixed("-q") == "-q"
 
 
@@ -53,33 +57,38 @@ def test_reports_of_their_own() -> None:
     ],
 )
 def test_how_many_processes(options: list[str], processes: int) -> None:
-    found = commands(options)
+    found = commands(options, "/x")
     assert len(found) == processes
     assert processes == 2 or found == [[sys.executable, "-m", "pytest", *options]]
 
 
-def test_a_failure_of_each_is_the_lanes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_of_each_is_the_lanes(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     def python(code: str) -> list[str]:
         return [sys.executable, "-c", code]
 
-    monkeypatch.setattr(side_by_side, "commands", lambda _: [python("print('one')"), python("print('two')")])
+    monkeypatch.setattr(side_by_side, "commands", lambda *_: [python("print('one')"), python("print('two')")])
     assert main([]) == 0
+    assert not list(tmp_path.iterdir())
     text = capfd.readouterr().out
     assert text.index("one") < text.index("two")
-    monkeypatch.setattr(side_by_side, "commands", lambda _: [python("1 / 0"), python("")])
+    monkeypatch.setattr(side_by_side, "commands", lambda *_: [python("1 / 0"), python("")])
     assert main([]) == 1
-    monkeypatch.setattr(side_by_side, "commands", lambda _: [python(""), python("1 / 0")])
+    monkeypatch.setattr(side_by_side, "commands", lambda *_: [python(""), python("1 / 0")])
     assert main([]) == 1
     assert "ZeroDivisionError" in capfd.readouterr().out
-    monkeypatch.setattr(side_by_side, "commands", lambda _: [python("1 / 0")])
+    monkeypatch.setattr(side_by_side, "commands", lambda *_: [python("1 / 0")])
     assert main([]) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_each_test_is_in_one_of_them() -> None:
+def test_each_test_is_in_one_of_them(tmp_path: Path) -> None:
     found: list[set[str]] = []
-    for command in ([sys.executable, "-m", "pytest"], *commands([])):
+    for command in ([sys.executable, "-m", "pytest"], *commands([], str(tmp_path))):
         done = subprocess.run(
             [*command, "-q", "--collect-only"], cwd=HERE.parent, capture_output=True, text=True, check=True
         )

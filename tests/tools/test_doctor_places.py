@@ -65,8 +65,12 @@ def shell(script: str, *then: str) -> Found:
 
 
 def own_mounts(script: str, *then: str) -> Found:
-    """The same in a mount namespace of its own, from which nothing spreads."""
-    text = f'set -e\n{SUDO}{script}\nexec {shlex.join(then)} "$@"'
+    """The same in a mount namespace of its own, from which nothing spreads.
+
+    /proc is the only one of its kind there: the kernel allows a new one if any is visible as a whole.
+    """
+    others = 'findmnt -rn -t proc -o TARGET | grep -vx /proc | while read -r other; do umount -l "$other"; done\n'
+    text = f'set -e\n{SUDO}{others}{script}\nexec {shlex.join(then)} "$@"'
     return look("unshare", "--mount", "--propagation", "private", "bash", "-c", text, "bash")
 
 
