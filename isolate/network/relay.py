@@ -109,6 +109,8 @@ class Relay:
     def listen(self, sock: socket.socket, to: Targets) -> None:
         """Relay what comes to this socket, which is closed by :meth:`forget`."""
         sock.setblocking(False)
+        if not _is_stream(sock):
+            Datagrams.attend(sock)
         self._soon(lambda: self._attend(sock, to))
 
     def forget(self, sock: socket.socket) -> None:
@@ -180,7 +182,7 @@ class Relay:
         sock.close()
 
     def _attend(self, sock: socket.socket, to: Targets) -> None:
-        stream = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        stream = _is_stream(sock)
         ready: Ready = (lambda s: self._accept(s, to)) if stream else (lambda s: self._datagrams.take(s, to))
         self._register(sock, selectors.EVENT_READ, ready)
 
@@ -337,6 +339,10 @@ class Relay:
                 del self._by_port[connection.port]
 
 
+def _is_stream(sock: socket.socket) -> bool:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+
+
 class Relayed:
     """A member's published ports, by the relay."""
 
@@ -356,7 +362,7 @@ class Relayed:
         """Have them lead to a member's addresses: those of IPv6 to IPv6's first, or to IPv4's where that refuses."""
         self._to = to
         for sock, port in self._ports:
-            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM:
+            if _is_stream(sock):
                 try:
                     # Inherited by its connections: once they have ended, the port can be published again at once.
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

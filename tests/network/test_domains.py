@@ -12,6 +12,7 @@ import selectors
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -668,6 +669,52 @@ def test_what_nobody_reads_is_dropped(up: dict[str, Upstream], monkeypatch: pyte
             assert until(lambda: proxys_sockets(port) == 0)
             for each in (*clients, *taken):
                 each.close()
+
+
+def test_who_downloads_may_be_silent() -> None:
+    """A connection is idle where nothing moves by it in either direction."""
+    import asyncio
+
+    moved = streams.Moved()
+
+    class Silent:
+        """Nothing comes for as long as a connection may be idle, but then, and something moves the other way."""
+
+        def __init__(self, others: int) -> None:
+            self.others = others
+
+        async def read(self, size: int) -> bytes:
+            if self.others == 0:
+                return b"x"
+            self.others -= 1
+            moved._at += 1
+            raise TimeoutError
+
+    class Dead(Silent):
+        async def read(self, size: int) -> bytes:
+            raise TimeoutError
+
+    assert asyncio.run(moved.read(Silent(3))) == b"x"  # type: ignore[arg-type]
+    with pytest.raises(TimeoutError):
+        asyncio.run(moved.read(Dead(0)))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_download_that_takes_long(up: dict[str, Upstream], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "IDLE", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with Served(up, upstream=server.getsockname()[1]) as served, served.ask() as client:
+            assert b" 200 " in client.recv(4096)
+            client.sendall(b"more")
+            taken, _ = server.accept()
+            with taken:
+                for number in range(60):
+                    taken.sendall(bytes([number]))
+                    assert client.recv(1) == bytes([number])
+                    time.sleep(0.05)
+                assert taken.recv(9) == b"more"
+                client.settimeout(20)
+                assert client.recv(1) == b""  # control: and when nothing moves any more it ends
 
 
 def test_closing_waits_for_nobody(up: dict[str, Upstream]) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import select
 import socket
 import subprocess
 import sys
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from isolate.errors import SetupError
-from isolate.network import Network
+from isolate.network import Network, address
 from isolate.network import relay as module
+from isolate.network.datagrams import IDLE
 from isolate.network.hostlink import reserve
+from isolate.network.netlink import Socket
 from isolate.network.relay import Relay, Relayed
 from isolate.network.words import Publish
 
@@ -226,3 +229,65 @@ def test_without_descriptors_it_waits() -> None:
     command = [sys.executable, "-c", SHORT, str(Path(__file__).parents[2])]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=60)
     assert done.stderr.split() == ["True", "True"], done.stderr
+
+
+def datagrams(address: str) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, 0))
+    sock.settimeout(20)
+    return sock
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("every", "asked"), [("0.0.0.0", "127.0.0.2"), ("::", "2001:db8::2")])
+def test_answers_come_from_the_address_that_was_asked(
+    machine: object, monkeypatch: pytest.MonkeyPatch, every: str, asked: str
+) -> None:
+    """A port of all addresses, and a client that takes nothing from another one."""
+    with Socket() as sock:
+        for place in ("2001:db8::1/64", "2001:db8::2/64"):
+            sock.batch([address.add(1, ip_interface(place))])
+    relay = Relay(Here())  # type: ignore[arg-type]
+    with contextlib.closing(relay), datagrams(HERE) as server:
+        for right in (True, False):
+            if not right:  # control: the kernel chooses
+                monkeypatch.setattr(module.Datagrams, "attend", staticmethod(lambda port: None))
+            port, client = datagrams(every), datagrams("2001:db8::1" if ":" in every else "127.0.0.3")
+            relay.listen(port, (server.getsockname(),))
+            with client:
+                client.connect((asked, port.getsockname()[1]))
+                client.send(b"question")
+                data, inner = server.recvfrom(9)
+                assert data == b"question"
+                server.sendto(b"answer", inner)
+                if right:
+                    assert client.recv(9) == b"answer"
+                else:
+                    client.settimeout(0.3)
+                    with pytest.raises(TimeoutError):
+                        client.recv(9)
+            relay.forget(port)
+
+
+def test_a_client_that_is_only_sent_to_is_not_forgotten() -> None:
+    ready: dict[socket.socket, Any] = {}
+    held = module.Datagrams(Here(), lambda s, _, f: ready.update({s: f}), lambda s: s.close())  # type: ignore[arg-type]
+    with datagrams(HERE) as server, datagrams(HERE) as port, datagrams(HERE) as client:
+        held.attend(port)
+        client.sendto(b"subscribe", port.getsockname())
+        select.select([port], [], [], 20)
+        port.setblocking(False)
+        held.take(port, (server.getsockname(),))
+        ((inner, answers),) = ready.items()
+        (one,) = held._clients.values()
+        _, place = server.recvfrom(9)
+        one.used -= 2 * IDLE
+        server.sendto(b"news", place)
+        select.select([inner], [], [], 20)
+        answers(inner)
+        held.expire()
+        assert client.recv(9) == b"news"
+        assert held
+        one.used -= 2 * IDLE  # control: where nothing moves it goes
+        held.expire()
+        assert not held

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from isolate.network.proxy import heads
 from isolate.network.proxy.outside import FIRST, Refused
-from isolate.network.proxy.streams import CHUNK, Deadline, answer, closed, one_way, pass_body
+from isolate.network.proxy.streams import CHUNK, Deadline, Moved, answer, closed, one_way, pass_body
 
 if TYPE_CHECKING:
     from isolate.network.proxy.events import Log
@@ -99,10 +99,11 @@ class Http:
         self._log.add(via, name, port, address=address)
         try:
             up_writer.write(message)
-            sending = asyncio.ensure_future(pass_body(length, rest, reader, up_writer))
+            moved = Moved()
+            sending = asyncio.ensure_future(pass_body(length, rest, reader, up_writer, moved))
             try:
                 # Do not pass on more data of the client: one request a connection.
-                await one_way(up_reader, writer)
+                await one_way(up_reader, writer, moved)
             finally:
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.network.proxy.heads import BadHead
@@ -11,7 +12,19 @@ from isolate.network.proxy.heads import BadHead
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-__all__ = ["CHUNK", "IDLE", "Deadline", "Reader", "Writer", "answer", "both_ways", "closed", "one_way", "pass_body"]
+__all__ = [
+    "CHUNK",
+    "IDLE",
+    "Deadline",
+    "Moved",
+    "Reader",
+    "Writer",
+    "answer",
+    "both_ways",
+    "closed",
+    "one_way",
+    "pass_body",
+]
 
 Reader: TypeAlias = asyncio.StreamReader
 Writer: TypeAlias = asyncio.StreamWriter
@@ -57,11 +70,31 @@ async def closed(writer: Writer) -> None:
         writer.transport.abort()
 
 
-async def one_way(reader: Reader, writer: Writer) -> None:
+class Moved:
+    """When something moved by a connection, either way: who downloads says nothing for as long as that takes."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    async def read(self, reader: Reader) -> bytes:
+        """What comes next; a TimeoutError where nothing has moved for too long."""
+        while True:
+            at = self._at
+            try:
+                async with Deadline(max(0.0, at + IDLE - time.monotonic())):
+                    data = await reader.read(CHUNK)
+            except (asyncio.TimeoutError, TimeoutError):
+                if self._at == at:
+                    raise
+                continue
+            self._at = time.monotonic()
+            return data
+
+
+async def one_way(reader: Reader, writer: Writer, moved: Moved) -> None:
     """Pass on what comes until it ends."""
     while True:
-        async with Deadline(IDLE):
-            data = await reader.read(CHUNK)
+        data = await moved.read(reader)
         if not data:
             break
         writer.write(data)
@@ -74,7 +107,8 @@ async def one_way(reader: Reader, writer: Writer) -> None:
 
 async def both_ways(reader: Reader, writer: Writer, up_reader: Reader, up_writer: Writer) -> None:
     """Pass on what comes from either until both have ended."""
-    ways: list[Coroutine[None, None, None]] = [one_way(reader, up_writer), one_way(up_reader, writer)]
+    moved = Moved()
+    ways: list[Coroutine[None, None, None]] = [one_way(reader, up_writer, moved), one_way(up_reader, writer, moved)]
     tasks = [asyncio.ensure_future(way) for way in ways]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -85,9 +119,9 @@ async def both_ways(reader: Reader, writer: Writer, up_reader: Reader, up_writer
         await closed(up_writer)
 
 
-async def pass_body(length: int | None, data: bytes, reader: Reader, writer: Writer) -> None:
+async def pass_body(length: int | None, data: bytes, reader: Reader, writer: Writer, moved: Moved) -> None:
     """Pass on the body of a request, and not one byte more. ``length`` is None where it comes in chunks."""
-    source = _Source(data, reader)
+    source = _Source(data, reader, moved)
     try:
         if length is not None:
             await source.copy(length, writer)
@@ -112,12 +146,11 @@ async def pass_body(length: int | None, data: bytes, reader: Reader, writer: Wri
 class _Source:
     """A body: the part that has come, and the part that still comes."""
 
-    def __init__(self, data: bytes, reader: Reader) -> None:
-        self._data, self._reader = data, reader
+    def __init__(self, data: bytes, reader: Reader, moved: Moved) -> None:
+        self._data, self._reader, self._moved = data, reader, moved
 
     async def _more(self) -> None:
-        async with Deadline(IDLE):
-            found = await self._reader.read(CHUNK)
+        found = await self._moved.read(self._reader)
         if not found:
             raise ConnectionResetError
         self._data += found
