@@ -286,7 +286,8 @@ class Network(Watching, Joinable, Closing):
         plug = Plug(
             member.number,
             member.addresses,
-            link.mac_bytes(wish.mac) if wish.mac else b"\x02\x42" + member.addresses[0].packed,
+            member.packed,
+            link.mac_bytes(wish.mac) if wish.mac else b"\x02\x42" + member.packed[0],
             wish.device,
             wish.mtu or self.mtu,
             egress=wish.egress is not None,

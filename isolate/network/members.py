@@ -25,6 +25,7 @@ __all__ = ["Member", "Members", "Ports", "Wish"]
 
 #: The number of ports that the kernel gives a bridge (BR_MAX_PORTS less the switch's own).
 MOST = 1000
+_AT_ONCE = 32
 _EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 
@@ -66,6 +67,8 @@ class Member:
     number: int
     wish: Wish
     addresses: tuple[Address, ...]
+    #: Their bytes.
+    packed: tuple[bytes, ...]
     plug: Plug | None = None
     #: The elements that its egress and ingress put into the switch's sets.
     rules: list[Message] = field(default_factory=list)
@@ -109,6 +112,8 @@ class Ports:
             self._ways.pop().close()
 
 
+#: The addresses of a number by their versions, and their bytes.
+_Own: TypeAlias = "dict[int, tuple[Address, bytes]]"
 _Apart: TypeAlias = "tuple[Net, tuple[int, int] | None, str | None]"
 
 
@@ -154,6 +159,9 @@ class Members:
         self._by_address: dict[bytes, Member] = {}
         #: Gone, but perhaps not yet for the kernel: the wire of a dead sandbox is taken away a little later.
         self._leaving: dict[int, Plug] = {}
+        #: The addresses of numbers, of neighbours at once: a first member does not wait for the others' addresses long,
+        #: and for a later one the processor need not fetch the code that computes them.
+        self._known: dict[int, _Own] = {}
         self._next = 0
 
     def find(self, name: str) -> list[Address] | None:
@@ -189,21 +197,22 @@ class Members:
                     f"the network has a member named {name!r} already: an alias may be shared, a name not"
                 )
         number, own = self._number(wish)
-        addresses = [own[4]]
+        given = [own[4]]
         limited = wish.limited
         if 6 in own and (not limited or self._switch.routes6):
-            addresses.append(own[6] if wish.address6 is None else wish.address6)
-        member = Member(number, wish, tuple(addresses))
+            given.append(own[6] if wish.address6 is None else (wish.address6, wish.address6.packed))
+        addresses, packed = zip(*given, strict=True)
+        member = Member(number, wish, addresses, packed)
         self.by_number[number] = member
         if limited:
             self.limited[number] = member
         for name in member.names:
             self._by_name.setdefault(name, []).append(member)
-        for address in addresses:
-            self._by_address[address.packed] = member
+        for each in packed:
+            self._by_address[each] = member
         return member
 
-    def _number(self, wish: Wish) -> tuple[int, dict[int, Address]]:
+    def _number(self, wish: Wish) -> tuple[int, _Own]:
         """A number that is free, and its addresses.
 
         It is that of the address which is asked for, or going round, so that addresses come back as late as can be.
@@ -216,7 +225,7 @@ class Members:
             number = int(wish.address) - int(net.network_address) - 2
             own = self._own(number)
             if 6 in own and wish.address6 is None:
-                self._check(own[6], self._subnets[6])
+                self._check(own[6][0], self._subnets[6])
             self._free(number)
             return number, own
         most = self._most
@@ -226,7 +235,7 @@ class Members:
                 continue
             own = self._own(number)
             # Its addresses may be others', who asked for them.
-            if [None for address in own.values() if address.packed in self._by_address] or self._still(number):
+            if [None for _, packed in own.values() if packed in self._by_address] or self._still(number):
                 continue
             self._next = number + 1
             return number, own
@@ -242,8 +251,23 @@ class Members:
             remedy="make the network with a larger subnet, or close what is not needed",
         )
 
-    def _own(self, number: int) -> dict[int, Address]:
-        return {version: first + number for version, first in self._first.items()}
+    def _own(self, number: int) -> _Own:
+        if number >= self._most:
+            return self._made(number)
+        found = self._known.get(number)
+        if found is None:
+            begin = number - number % _AT_ONCE
+            for each in range(begin, min(begin + _AT_ONCE, self._most)):
+                self._known[each] = self._made(each)
+            found = self._known[number]
+        return found
+
+    def _made(self, number: int) -> _Own:
+        found: _Own = {}
+        for version, first in self._first.items():
+            address = first + number
+            found[version] = address, address.packed
+        return found
 
     def _still(self, number: int) -> bool:
         plug = self._leaving.get(number)
@@ -306,8 +330,8 @@ class Members:
                 others.remove(member)
             if not others:
                 self._by_name.pop(name, None)
-        for address in member.addresses:
-            self._by_address.pop(address.packed, None)
+        for packed in member.packed:
+            self._by_address.pop(packed, None)
         return True
 
     def rules(self, member: Member) -> list[Message]:

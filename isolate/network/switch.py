@@ -58,6 +58,8 @@ class Plug:
 
     number: int
     addresses: tuple[Address, ...]
+    #: The bytes of the addresses.
+    packed: tuple[bytes, ...]
     mac: bytes
     device: str = "eth0"
     mtu: int = 1500
@@ -289,7 +291,7 @@ class Switch:
 
     def _filled(self, plug: Plug, forms: _Plain, namespace: int, inside: Socket) -> bool:
         """Attach it by the requests that were put together before. If one fails, False, and nothing is left of it."""
-        index, own = plug.index.to_bytes(4, "little"), [each.packed for each in plug.addresses]
+        index, own = plug.index.to_bytes(4, "little"), plug.packed
         wire = forms.wire.filled((plug.port.encode(), index, namespace.to_bytes(4, "little"), plug.mac))
         if self.route.exchange(wire, 1):
             return False

@@ -22,13 +22,13 @@ def test_they_are_what_is_put_together_for_each() -> None:
         for each, numbers in ((lan, (0, 9, 10, 99, 240)), (wide, (0, 7, 65535, (1 << 20) - 4))):
             switch = each._switch
             for number, everywhere, device in itertools.product(numbers, (False, True), ("eth0", "a-long-name.15")):
-                own = tuple(each._members._own(number).values())
-                plug = Plug(number, own, b"\2\x42" + own[0].packed, device, each.mtu, inner=3)
+                own, addresses = zip(*each._members._own(number).values(), strict=True)
+                plug = Plug(number, own, addresses, b"\2\x42" + addresses[0], device, each.mtu, inner=3)
                 plug.everywhere = plug.everywhere6 = everywhere
                 forms = switch._plain(plug)
                 assert forms is not None
                 assert switch._plain(plug) is forms
-                index, addresses = plug.index.to_bytes(4, "little"), [address.packed for address in own]
+                index = plug.index.to_bytes(4, "little")
                 values = (plug.port.encode(), index, (77).to_bytes(4, "little"), plug.mac)
                 wire, inside = switch._pair(plug, 77, plug.port, plug.index), switch._inside(plug, 3)
                 assert forms.wire.filled(values) == packed([wire])
@@ -37,7 +37,7 @@ def test_they_are_what_is_put_together_for_each() -> None:
                 assert forms.inside.filled(addresses) == packed(inside)
                 counts = forms.wire.count, forms.admitted.count, forms.inside.count
                 assert counts == (1, len(admitted) + 2, len(inside))
-        assert lan._switch._plain(Plug(1, own, bytes(6), egress=True, inner=2)) is None
+        assert lan._switch._plain(Plug(1, own, addresses, bytes(6), egress=True, inner=2)) is None
     with pytest.raises(ValueError, match="none of the requests"):
         Form(packed([link.remove(7)]), 1, [b"absent"])
 
