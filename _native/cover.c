@@ -1,5 +1,5 @@
-/* Whoever can write the files of a cgroup lifts its limits, or leaves it for another one. Which mounts there are is known
- * only when all of them are made: the mount table is read here, at the end of the set-up, and once more after it. */
+/* A program that can write the files of a cgroup lifts its limits, or leaves it for another one. The mounts are known only
+ * when all of them are made, so the mount table is read here, at the end of the set-up, and once more after it. */
 #include "cover.h"
 #include "sys.h"
 

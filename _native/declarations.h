@@ -1,4 +1,4 @@
-/* What cffi reads: the extension's face. Layouts and values come from the C headers; a change there needs none here. */
+/* Read by cffi: the extension's face. Layouts and values come from the C headers; a change there needs none here. */
 struct iso_start {
 	int32_t ours[3];
 	int32_t control;

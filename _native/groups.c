@@ -1,4 +1,4 @@
-/* What a payload makes inside its group is its own choice: how deep, how many, and which of them it froze. So nothing
+/* The payload chooses how many groups it makes inside its own, how deep they are and which it freezes. So nothing
  * here recurses, and the memory that it takes does not depend on the tree: one descriptor goes down by name and up by
  * "..", which for a cgroup is always the group that it was made in (kernfs moves no directory to another parent). */
 #include "groups.h"

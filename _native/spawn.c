@@ -313,8 +313,8 @@ static int64_t connect_stream(struct iso_start *s, struct streams *q, int i, int
 		if (r < 0)
 			return r;
 		s->ours[i] = (int32_t)r;
-		/* Whoever the program is inside, /dev/stdin and the like open it again. A pipe has no path but that of a process
-		 * that holds it, so nobody else gets at it. */
+		/* The program opens it again by /dev/stdin and the like, with any id inside. A pipe has no path but that of a
+		 * process that holds it, so nobody else gets at it. */
 		r = SYS2(fchmod, *opened, 0666);
 		if (r < 0)
 			return r;
@@ -352,7 +352,8 @@ static int64_t write_all(int32_t fd, const uint8_t *data, uint64_t size)
 	return 0;
 }
 
-/* What a step of the launcher's would ask in a /proc that shows it for the first time. 0 where it is below 0, or unknown. */
+/* Whether this process's oom_score_adj is 0 or above. Asked here, since the kernel would have to make the launcher's files
+ * in /proc first. 0 also where it is unknown. */
 static uint32_t killable(void)
 {
 	char first = '-';
@@ -566,7 +567,7 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 	if (r >= 0) {
 		const int32_t on = 1;
 		s->control = (int32_t)r;
-		/* Who sends is told by the kernel, as a pid of ours: a payload in a pid namespace of its own does not know it. */
+		/* The kernel tells the sender's pid in our numbers: a payload in a pid namespace of its own does not know it. */
 		r = SYS5(setsockopt, s->control, SOL_SOCKET, SO_PASSCRED, PTR(&on), sizeof on);
 	}
 	if (r >= 0 && later) {
@@ -585,7 +586,7 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 		table[ISO_SLOT_TAPE] = opened[ISO_SLOT_TAPE] = (int32_t)r;
 	if (r >= 0) {
 		s->stage = ISO_START_OWNER;
-		/* Whatever ends this process, the launcher sees it here. */
+		/* By this the launcher sees the end of this process, however it comes. */
 		r = SYS2(pidfd_open, SYS0(getpid), 0);
 	}
 	if (r >= 0) {

@@ -76,8 +76,8 @@ int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_si
  * thread that has no access to it, or it to the thread: see iso_sees. */
 int64_t iso_start_parked(struct iso_start *start, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size, const int32_t *passed,
 			 int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking, int32_t later);
-/* What a process that this thread starts inherits of it, as far as it can be asked for cheaply, in ISO_STATE bytes: equal bytes,
- * equal inheritance. 0, or -errno where something cannot be told. */
+/* Describe what a process that this thread starts inherits of it, as far as that can be asked for cheaply, in ISO_STATE bytes:
+ * equal bytes mean equal inheritance. 0, or -errno where something cannot be told. */
 #define ISO_STATE 8192
 /* `fresh` are flags of the namespaces that are new with each start, so that the thread's own do not matter; `executes`: a file
  * is executed outside of the sandbox. */

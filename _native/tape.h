@@ -147,7 +147,7 @@ struct iso_header {
 	struct iso_range section[ISO_SECTIONS];
 };
 
-/* What differs from run to run, behind the tape in the same memfd (8-byte aligned). Strings are offsets from its start. */
+/* The part that differs from run to run, behind the tape in the same memfd (8-byte aligned). Strings are offsets from its start. */
 #define ISO_RUN_MAGIC 0x4e5552u
 #define ISO_RUN_STARTED 1 /* tell when the program runs, with a pidfd */
 #define ISO_RUN_PTY 8     /* streams become a terminal of the sandbox's own devpts, if it has one: bits 8 to 10 say which */
@@ -183,7 +183,7 @@ struct iso_run {
 	uint64_t began_ns;   /* set by the extension: when the caller asked for the start, CLOCK_MONOTONIC; limits count from there */
 };
 
-/* What stands in front of the run block in a message to a launcher that is parked. */
+/* Stands in front of the run block in a message to a launcher that is parked. */
 struct iso_begin {
 	int32_t thread; /* whose Landlock domain has to be ours; 0: nobody can have put one on it */
 	int32_t reserved;

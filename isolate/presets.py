@@ -47,8 +47,8 @@ _QUOTAS = {"sigpending": 1024, "msgqueue": 204800}
 
 #: The directories of the host that a distribution's programs need, if they exist.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-#: What of their configuration lies outside of it: the loader, the time zone, names of services; certificates to check
-#: others by; languages, of which some do not start without. Nothing that is made to hold a secret (keys, tokens).
+#: Their configuration outside of it: the loader, the time zone, names of services, certificates to check others by,
+#: and languages, some of which do not start without. Nothing that is made to hold a secret (keys, tokens).
 _CONFIGURATION = (
     "/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/localtime",
     "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/locale.alias", "/etc/ssl/certs",

@@ -35,8 +35,8 @@ void tell_taken(struct template_tree *tree, int ended)
 	leave_starts(tree);
 }
 
-/* Who is to be waited for, in a start from a tree-> Told once nobody inside waits for us any more: the Python program wakes up
- * by it, on our processor as a rule. */
+/* In a start from a tree: tell the Python program which process to wait for. It is told once nobody inside waits for us any
+ * more, because it wakes up by this, on our processor as a rule. */
 void tell_birth(struct supervisor *s)
 {
 	uint32_t *untold = &s->machine.shared->untold;
@@ -157,7 +157,7 @@ static int64_t clone_init(struct supervisor *s, int into_group)
 		}
 	}
 	if (s->tree.own >= 0 && pid != 0 && (within = back_outside(&s->tree)) < 0) {
-		/* What is to be done outside is done in the caller's own mount namespace, or not at all. */
+		/* The work outside is done in the caller's own mount namespace, or not at all. */
 		if (pid > 0) {
 			SYS4(pidfd_send_signal, s->child_fd, SIGKILL_, 0, 0);
 			SYS4(wait4, pid, 0, 0x40000000 /* __WALL */, 0);

@@ -1,4 +1,4 @@
-/* What descends from the supervisor, by /proc: seen, counted, killed. */
+/* The descendants of the supervisor, by /proc: seen, counted, killed. */
 #include "launcher.h"
 
 #include <linux/errno.h>
@@ -78,7 +78,7 @@ static int64_t parent_of(const struct supervisor *s, int64_t pid)
 	return parent;
 }
 
-/* What a walk over the tree finds: bounded, and what does not fit is not seen this time. */
+/* Found by a walk over the tree. It is bounded: processes that do not fit are not seen this time. */
 static int32_t pending[16384];
 
 /* Put the children of all threads of a process into `pending` behind the first `count`; how many there are then. */

@@ -105,9 +105,9 @@ static int64_t map_of_ids(const int64_t *arg)
 	return r;
 }
 
-/* What takes long and needs nothing of what init does meanwhile (the kernel's set-up of a network namespace takes as
- * long as all else together) is done by a second process. Memory and descriptors are init's, so what it finds is found
- * there too; namespaces are what it changes, and those are each process's own. */
+/* A second process does work that takes long and needs nothing of what init does meanwhile: the kernel's set-up of a network
+ * namespace takes as long as all else together. It shares init's memory and descriptors, so init has its results. It changes
+ * only namespaces, and those are each process's own. */
 static struct {
 	struct iso_machine machine; /* registers are shared, where it failed is not */
 	int64_t pid, result;

@@ -186,7 +186,7 @@ static void hand_tree_over(struct iso_machine *m)
 	} control = {28, SOL_SOCKET_, SCM_RIGHTS_, {-1, -1, -1, 0}};
 	static const char *const names[] = {"proc/self/ns/mnt", "proc/self/ns/user", "."};
 	uint8_t byte = 1;
-	/* What was pinned goes along: our memory is not the launcher's. */
+	/* The report goes along, with what was pinned: our memory is not the launcher's. */
 	struct part parts[2] = {{&byte, 1}, {m->data + m->header->report_offset, m->header->report_size}};
 	struct message message = {0, 0, parts, 2, &control, sizeof control, 0};
 	int64_t r = 0;

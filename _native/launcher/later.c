@@ -71,7 +71,7 @@ int64_t take_run(struct iso_machine *m)
 	if (count < 3 || run->slots < ISO_SLOT_FREE + (count - 3))
 		return -EBADMSG;
 	for (int i = 0; i < 3; i++) {
-		/* What stands there is the null device, and steps may have exchanged it for one that is not the host's. */
+		/* The null device stands there. Steps may have exchanged it for one that is not the host's. */
 		r = is_null(fds[i]) && is_null(i) ? 0 : SYS3(dup3, fds[i], i, O_CLOEXEC);
 		if (r < 0)
 			return r;

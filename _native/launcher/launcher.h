@@ -1,4 +1,4 @@
-/* What the parts of the launcher share. Each is one subject; who runs what is said in main.c. */
+/* Shared by the parts of the launcher. Each part is one subject; main.c says which process runs which. */
 #ifndef ISOLATE_LAUNCHER_H
 #define ISOLATE_LAUNCHER_H
 
@@ -40,10 +40,10 @@ struct message {
 	uint64_t flags;
 };
 
-/* What a launcher that is parked holds, and each supervisor that is a fork of it until it has cloned: the mount namespace
- * with the finished tree, the user namespace that owns it (-1 where we may enter it without), the hidden directory beneath
- * the tree's root, our own mount namespace and root (-1 where there is no way back). And where starts come from, and where
- * the launcher is told that one was taken. */
+/* Descriptors of a launcher that is parked, and of each supervisor that is a fork of it until it has cloned: the mount
+ * namespace with the finished tree, the user namespace that owns it (-1 where we may enter it without), the hidden directory
+ * beneath the tree's root, our own mount namespace and root (-1 where there is no way back). Starts come from `starts`, and
+ * `taken` tells the launcher that one was taken. */
 struct template_tree {
 	int32_t mounts, users, hidden, own, root, starts, taken;
 };
@@ -135,7 +135,7 @@ int64_t write_at(int64_t dir, const char *name, const char *text);
 int64_t read_file(int64_t directory, const char *path, char *buffer, size_t size);
 const char *find(const char *text, const char *wanted);
 
-/* What the Python program is told (records.c). */
+/* Records for the Python program (records.c). */
 void fail(struct iso_shared *s, uint32_t stage, uint32_t op, int64_t error);
 void send_record(const void *record, size_t size, int32_t pass);
 void send_started(int32_t pidfd, int64_t pid);
@@ -178,7 +178,7 @@ int64_t begin_child(struct supervisor *s, int32_t group);
 int died_at_birth(struct supervisor *s);
 void bury(struct supervisor *s);
 
-/* What descends from the supervisor (descendants.c). */
+/* Descendants of the supervisor (descendants.c). */
 uint64_t cpu_clock(int64_t pid);
 int64_t open_proc(void);
 uint64_t tree_cpu(const struct supervisor *s);

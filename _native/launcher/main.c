@@ -21,8 +21,8 @@
 /* Python checks at import that launcher and extension were built together. */
 __attribute__((used)) static const char build_mark[] = "isolate-launcher " ISOLATE_VERSION;
 
-/* What a descriptor carries, as memory of ours; it is closed. 0, or -errno; `stage` says where. Populated, since all of it will
- * be read at once. */
+/* Map the content of a descriptor as memory of ours, and close it. 0, or -errno; `stage` says where. Populated, since all of
+ * it will be read at once. */
 int64_t map_block(int32_t fd, int64_t protection, uint8_t **block, uint64_t *size, uint32_t *stage)
 {
 	struct statx st;

@@ -60,8 +60,8 @@ static int64_t refused(const struct iso_machine *m, const char *path)
 
 static uint8_t start[4096] __attribute__((aligned(4096))); /* one page, not two */
 
-/* What stands at a program's start tells a foreign architecture from a missing interpreter, should exec refuse it: an ELF
- * header with the path of its loader behind it, or the first bytes. Read now, while no filter is in force. */
+/* Keep the start of the program, in case exec refuses it: an ELF header with the path of its loader behind it, or the first
+ * bytes. It tells a foreign architecture from a missing interpreter. Read now, while no filter is in force. */
 static void keep_head(struct iso_machine *m)
 {
 	uint8_t *head = m->shared->head;

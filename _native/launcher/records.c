@@ -1,4 +1,4 @@
-/* What the Python program is told: records, on the control socket. */
+/* Records for the Python program, on the control socket. */
 #include "launcher.h"
 
 #include <linux/errno.h>
@@ -59,9 +59,9 @@ void send_started(int32_t pidfd, int64_t pid)
 	send_record(&record, sizeof record, pidfd);
 }
 
-/* Who waits for "started" is told the program's pid, as the kernel translates it: nobody has to look into a /proc that may
- * be another's, or be late. To name another process than oneself takes CAP_SYS_ADMIN over the pid namespace: whoever has
- * made or joined one has it. 0, or -errno. */
+/* Tell the program's pid to a caller that waits for "started". The kernel translates it, so nobody has to look into a /proc
+ * that may be another's, or be late. Naming another process than oneself takes CAP_SYS_ADMIN over the pid namespace, which a
+ * process that has made or joined one has. 0, or -errno. */
 int64_t send_pid(int64_t pid)
 {
 	const uint32_t kind = ISO_RECORD_PROGRAM;
@@ -98,7 +98,7 @@ void tell_end(struct supervisor *s)
 	record->system_ns = nanoseconds(&below.ru_stime);
 	record->user_ns -= shared->own_ns[0] < record->user_ns ? shared->own_ns[0] : record->user_ns;
 	record->system_ns -= shared->own_ns[1] < record->system_ns ? shared->own_ns[1] : record->system_ns;
-	/* What the kernel reaps itself when init is killed nobody accounts for, but it was seen before. */
+	/* If init was killed, the kernel has reaped the rest and accounted for nothing of it. It was seen before. */
 	if (record->user_ns + record->system_ns < s->used_ns)
 		record->user_ns = s->used_ns - record->system_ns;
 	record->max_rss = (uint64_t)below.ru_maxrss * 1024;

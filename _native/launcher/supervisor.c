@@ -43,8 +43,8 @@ static void limit(struct supervisor *s, uint64_t began, uint64_t timeout_ns, uin
 	}
 }
 
-/* What came on the control socket: limits of a run that came later, or that we are to let go: end of file. Whatever else
- * there is has no meaning. */
+/* Read the control socket: the limits of a run that came later are taken, and the end of file (1) means that we are to let
+ * go. Anything else has no meaning. */
 static int wants_end(struct supervisor *s)
 {
 	for (;;) {
@@ -97,7 +97,7 @@ static uint64_t tick(struct supervisor *s)
 	uint64_t next = s->deadline;
 	if (s->sample && (!next || s->sample < next))
 		next = s->sample;
-	/* Who shares our pid namespace, or the one that was joined, can have stopped what still sets up. */
+	/* Processes of our pid namespace, or of one that was joined, can have stopped the set-up. */
 	if (!(s->machine.header->flags & ISO_TAPE_PIDNS) && !(s->machine.shared->complete & ISO_COMPLETE_STARTED)) {
 		SYS4(pidfd_send_signal, s->child_fd, SIGCONT_, 0, 0);
 		signal_children(s, SIGCONT_);
@@ -134,7 +134,7 @@ static void supervise(struct supervisor *s)
 	uint64_t t = now(), next = s->let_go ? t + AGAIN : s->deadline;
 	if (s->sample || (!s->let_go && !(m->header->flags & ISO_TAPE_PIDNS)))
 		next = !next || t + STOPPED < next ? t + STOPPED : next;
-	/* Whoever waits for the next start is made when this one has ended, or when there is one, or then. */
+	/* The fork that waits for the next start is made when this start has ended, when the next one comes, or then. */
 	uint64_t quiet = t + QUIET;
 	next = !next || quiet < next ? quiet : next;
 	const int filtered = (m->header->flags & (ISO_TAPE_FILTERED | ISO_TAPE_INIT)) == (ISO_TAPE_FILTERED | ISO_TAPE_INIT);

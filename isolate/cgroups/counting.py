@@ -125,7 +125,7 @@ def report_steps(spot: Place, directory: Register, group: RunGroup) -> Iterator[
     version = spot.hierarchy.version
     known = stats.V2_FILES if version == 2 else stats.V1_FILES
     done = Label()
-    # What the group will have is what the group above has to pass on, which our own may not have been passed.
+    # The group gets the controllers that the group above can pass on. Our own group may not have got all of those.
     controllers = offered(spot.parent) if version == 2 else spot.hierarchy.controllers
     ops: list[Op] = [Test(directory, 0, negate=True, label=done)]  # it was never made
     for file, room in known:

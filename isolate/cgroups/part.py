@@ -340,9 +340,9 @@ def _not_frozen(key: str, group: Register, directory: str) -> Iterator[Step]:
 
 
 def _remove(spot: Place, path: Buffer, length: int) -> Step:
-    # Who removes it is another than who has made it, where that was killed while it waited for a start.
+    # Another launcher than the one that made the group removes it, if that one was killed while it waited for a start.
     naming_it = Store(path, length, LAUNCHER, 0)
-    # Whatever was moved in from outside the sandbox goes, too, where the group itself can say so (cgroup.kill).
+    # Processes that were moved in from outside the sandbox go, too, if the group itself can kill (cgroup.kill).
     removal = RemoveTreeOp(AT_FDCWD, path, errors=(errno.ENOENT,))
     hints = {errno.EBUSY: "processes are left in the group"}
     return Step(Phase.CLEANUP, f"remove the group of {spot.hierarchy.key}", (naming_it, removal), hints=hints)

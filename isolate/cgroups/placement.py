@@ -182,8 +182,8 @@ def _place_v2(hierarchy: Hierarchy, needed: dict[str, str], wanted: Iterable[str
             path=hierarchy.mount,
         )
     user = os.geteuid() != 0
-    # What a user's manager manages it may set back at any moment: controllers that it needs itself no more, limits with
-    # them. Only where it cannot be asked for a scope, that is better than nothing.
+    # A user's manager may reset its groups at any moment: it drops controllers that it does not need itself, and limits
+    # go with them. Its groups are better than nothing only where it cannot be asked for a scope.
     found = _own_or_above(hierarchy, needed, wanted, reasons, alone=user)
     if found is None and not _handed_over(hierarchy):
         found = _in_scope(hierarchy, needed, wanted, reasons)

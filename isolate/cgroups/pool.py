@@ -273,8 +273,8 @@ class CgroupPool(Closing):
                     return
                 used = self._used.popleft() if self._used else None
                 wanted = len(self._ready) < self.size
-            # Whatever goes wrong, a full table of descriptors or groups above all, passes: nothing ends this thread but
-            # the pool. Removal first, which makes room.
+            # Errors pass, above all a full table of descriptors or groups: only the pool ends this thread. Removal
+            # comes first, because it makes room.
             failed = False
             if used is not None:
                 try:

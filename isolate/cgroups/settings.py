@@ -37,7 +37,7 @@ class Setting:
     controller: str  #: v2's name
     file: str
     data: bytes
-    #: What must be read afterwards: the file's whole content, or with ``among`` one of its lines; None: nothing to see.
+    #: Read back afterwards: the file's whole content, or with ``among`` one of its lines; None: nothing can be seen.
     expect: bytes | None
     #: False: a kernel without the file holds the limit anyway.
     needed: bool = True

@@ -18,14 +18,24 @@ _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Pressure:
-    """Percent of time in which some, or all, tasks waited (averages over 10, 60, 300 s), and the total in seconds.
+    """How much of the time tasks of a group waited for a resource: pressure stall information.
 
-    Pressure stall information, Linux 4.20; v2 groups only, also those of a hybrid host.
+    ``Stats.pressure["memory"]["some"]`` counts the time in which some tasks waited, ``["full"]`` that in which all did;
+    the resources are ``cpu``, ``memory`` and ``io``. Reading it needs no more than the right to read the group's files.
+
+    Linux 4.20; v2 groups only, also those of a hybrid host. Source: Documentation/accounting/psi.rst.
+
+    >>> Pressure(avg10=12.5, avg60=3.0, avg300=0.6, total=1.75).avg10
+    12.5
     """
 
+    #: Percent of the last 10 seconds, from 0 to 100.
     avg10: float
+    #: Percent of the last 60 seconds.
     avg60: float
+    #: Percent of the last 300 seconds.
     avg300: float
+    #: Seconds since the group was made.
     total: float
 
 

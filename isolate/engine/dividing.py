@@ -59,7 +59,7 @@ class Halves(NamedTuple):
 
 #: The phase that makes the tree: each of its steps says itself how it is divided.
 _TREE = (Phase.PROPAGATION, Phase.SOURCES, Phase.ROOT, Phase.PIVOT)
-#: What a start from a tree cannot do: the tree is one of this mount namespace's, and of nobody else's namespaces.
+#: Phases that a start from a tree cannot have: the tree belongs to this mount namespace, and to no joined one.
 _NEVER = (Phase.JOIN_USER, Phase.TREES, Phase.JOIN, Phase.JOIN_USER_LAST, Phase.TIME)
 _OUTSIDE = (Section.OUTER, Section.SUPERVISOR, Section.REPORT, Section.CLEANUP, Section.THAW)
 _BEFORE = (Section.OUTER, Section.SUPERVISOR)

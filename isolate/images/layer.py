@@ -44,6 +44,17 @@ class Layer:
     ``diffid`` is the digest of the plain archive, which names the layer; ``digest``, ``size`` and ``media_type`` are of
     the bytes that :meth:`open` reads. Two layers are equal if they have the same bytes. Layers that are made here are
     plain archives; a store compresses them when they leave.
+
+    Needs no privileges: nothing is unpacked. Source: the OCI image-spec, layer.md.
+
+    :param diffid: digest of the plain archive, ``"sha256:…"``.
+    :param digest: digest of the bytes, packed or plain.
+    :param size: of these bytes.
+    :param media_type: how they are packed.
+    :param source: where :meth:`open` has the bytes from; None makes a layer that is only a name.
+
+    >>> Layer.files({"srv/app.py": b"print(1)"}).diffid[:7]
+    'sha256:'
     """
 
     diffid: str

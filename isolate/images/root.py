@@ -74,8 +74,24 @@ class ImageRoot(Shown):
 
     Needs CAP_SYS_ADMIN, or a user namespace and Linux 5.11; more than about 80 layers, Linux 6.13.
 
+    Source: Documentation/filesystems/overlayfs.rst, mount_setattr(2) for the id map.
+
+    :param image: image of the store.
+    :param target: absolute path inside the sandbox.
+    :param store: the :class:`Store` that has its layers.
+    :param writable: an :class:`Upper` that keeps the changes; None keeps them in memory.
+    :param read_only: nothing can be changed.
+    :param exec: programs in it can be executed.
+    :param size: of the changes in memory, in bytes, such as ``"256M"``.
+    :param inodes: files and directories of the changes in memory; one for each 4 KiB of ``size`` unless given.
+    :param directory: absolute path in the image of what is shown.
     :raises ConflictError: more than 500 layers; ``writable`` with ``read_only``, with a directory, over no layer, or of
-        another image; a directory that the image does not have.
+        another image; a directory that the image does not have; a store whose map is not that of the sandbox.
+    :raises SetupError: when something starts: the kernel refuses the mount, or the sandbox may not enter a layer.
+
+    >>> with Store("/tmp/images") as store:  # doctest: +SKIP
+    ...     image = store.pull("registry.example/debian:12")
+    ...     Sandbox(UserNamespace(), Root(ImageRoot(image, store=store))).run(["cat", "/etc/debian_version"])
     """
 
     image: Image

@@ -29,6 +29,10 @@ __all__ = ["CgroupFs"]
 class CgroupFs:
     """The v2 hierarchy, read-only, from the sandbox's own group downwards (cgroup_namespaces(7)).
 
+    Programs can read what their group uses and what limits it has. Groups above and beside it are not shown.
+
+    Needs CAP_SYS_ADMIN or a user namespace; Linux 4.6. Limits that a host has in v1 groups are not shown.
+
     Brings the cgroup namespace; put :class:`isolate.Limits` beside it, or the group is that of the caller. Always
     read-only: a program that could write there could lift the limits of what it starts.
 

@@ -113,6 +113,12 @@ class File(Shown):
 class Dir(Shown):
     """A directory at ``target``, made with ``mode`` if it is not there; one that is there stays as it is.
 
+    It is made in what lies at that place: in the sandbox's own root as a rule, or in a writable source of the host's,
+    where it stays.
+
+    Needs the privileges of the :class:`Root` that it is in, and the right to write at that place. Errors: EROFS where
+    that is read-only, ENOTDIR where something on the way is no directory. Source: mkdirat(2), openat2(2).
+
     :param target: absolute path inside the sandbox.
     :param mode: permission bits of a directory that is made.
 
@@ -147,7 +153,11 @@ class Dir(Shown):
 class Symlink(Shown):
     """A symbolic link at ``target`` that says ``to``, which may be relative and need not exist.
 
-    Errors: EEXIST if something is there already.
+    Programs follow it inside the sandbox, so an absolute ``to`` is a path inside. It is made in what lies at that
+    place, as a :class:`Dir` is.
+
+    Needs the privileges of the :class:`Root` that it is in, and the right to write at that place. Errors: EEXIST if
+    something is there already, EROFS where the place is read-only. Source: symlinkat(2), openat2(2).
 
     :param to: what the link says.
     :param target: absolute path inside the sandbox.

@@ -257,6 +257,11 @@ def _host_sys(fs: Register) -> Step:
 class Mqueue(Shown):
     """The POSIX message queues of the sandbox's own IPC namespace (which it brings), as files (mq_overview(7)).
 
+    Programs see, make and remove queues there as with mq_open(3). The queues are gone with the namespace. Their number
+    and size are bounded by the sysctls fs.mqueue of the namespace and by RLIMIT_MSGQUEUE. nosuid, nodev and noexec.
+
+    Needs CAP_SYS_ADMIN or a user namespace, and a kernel with CONFIG_POSIX_MQUEUE (else ENODEV).
+
     :param target: absolute path inside the sandbox.
 
     >>> Sandbox(UserNamespace(), Root(Bind("/", "/"), Dev(mqueue=True))).run(["ls", "/dev/mqueue"]).ok

@@ -129,7 +129,7 @@ class Datagrams:
             pass
 
     def _answers(self, inner: socket.socket, client: _Client) -> None:
-        """What the member sends goes to the client; that nobody listens there, to the next target."""
+        """Pass on to the client what the member sends. If nobody listens there, the next target gets the datagrams."""
         with contextlib.suppress(BlockingIOError):
             for _ in range(64):
                 try:

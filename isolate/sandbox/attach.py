@@ -72,12 +72,17 @@ class Guarding(Protocol):
 class Attached(Closing):
     """The namespaces of a process that runs; made by :func:`attach`, a context manager that lets go of them.
 
-    Each of ``user``, ``mount``, ``pid``, ``net``, ``ipc``, ``uts``, ``cgroup`` and ``time`` is a part that joins it:
+    ``user``, ``mount``, ``pid_namespace``, ``net``, ``ipc``, ``uts``, ``cgroup`` and ``time`` are parts that join one:
     ``with attach(pid).net:`` has the calling thread in that network, ``Sandbox(attach(pid).net)`` a child. They stay
-    valid after the process has ended, and as long as one of these parts is there.
+    valid after the process has ended, and as long as one of these parts is there. A kind that the kernel was built
+    without is missing. ``run`` and ``spawn`` start a program in all of them, with the ids of the process.
+
+    Needs what :func:`attach` needs, and to join them CAP_SYS_ADMIN in the user namespace that owns each: root, or an
+    ordinary user in sandboxes of its own. Source: setns(2), namespaces(7), pidfd_open(2).
 
     :param pid: of the process.
     :param pidfd: that pins it.
+    :raises SetupError: ESRCH: the process has ended meanwhile; EACCES: the caller may not look into it.
 
     >>> with Sandbox().spawn(["sleep", "9"]) as process, attach(process) as there:
     ...     there.run(["true"]).ok
