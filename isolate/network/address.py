@@ -38,6 +38,7 @@ __all__ = [
     "route",
     "routes",
     "until_found",
+    "way_back",
 ]
 
 Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
@@ -52,6 +53,8 @@ _PROXY = 8
 _NEWNETCONF, _GETNETCONF = 80, 82
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_MULTICAST, _IFA_FLAGS = 1, 2, 7, 8
 _AT_ONCE = attribute(_IFA_FLAGS, 0x02)  # IFA_F_NODAD
+_RTA_TABLE, _OWN_TABLES = 15, 1000
+_NEWRULE, _TO_TABLE, _FRA_SRC, _FRA_PRIORITY, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 32, 1, 2, 6, 14, 15
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _NDA_DST, _NDA_LLADDR = 1, 2
 _MAIN, _BOOT, _STATIC, _UNICAST, _BLACKHOLE = 254, 3, 4, 1, 6
@@ -83,8 +86,10 @@ def given(index: int, own: Address, length: int) -> Message:
     )
 
 
-def route(to: Net | None, *, index: int, via: Address | None = None, version: int = 4) -> Message:
-    """A route to a network (None: everywhere) by a device, or by a neighbour behind it."""
+def route(
+    to: Net | None, *, index: int, via: Address | None = None, version: int = 4, metric: int | None = None
+) -> Message:
+    """A route to a network (None: everywhere) by a device, or by a neighbour behind it. The lowest metric is taken."""
     version = to.version if to is not None else via.version if via is not None else version
     length = to.prefixlen if to is not None else 0
     scope = _UNIVERSE if via is not None or version == 6 else _LINK_SCOPE
@@ -94,8 +99,33 @@ def route(to: Net | None, *, index: int, via: Address | None = None, version: in
     if via is not None:
         body += attribute(_RTA_GATEWAY, via.packed)
     body += attribute(_RTA_OIF, index)
+    if metric is not None:
+        body += attribute(_RTA_PRIORITY, metric)
     by = via or Words("the device {}", index)
     return Message(_NEWROUTE, CREATE | EXCLUSIVE, body, Words("route {} by {}", to or "everything", by))
+
+
+def way_back(own: Address, via: Address, *, index: int) -> list[Message]:
+    """What is sent beyond with this address leaves by its own device, whatever the way out is else (ip-rule(8)).
+
+    Of several interfaces one is the way out. Who came from beyond by another one is answered by that.
+    """
+    table = _OWN_TABLES + index
+    body = _RTMSG.pack(_family(own), 0, 0, 0, 0, _STATIC, _UNIVERSE, _UNICAST, 0) + attribute(_RTA_TABLE, table)
+    body += attribute(_RTA_GATEWAY, via.packed) + attribute(_RTA_OIF, index)
+    here = attribute(_FRA_SUPPRESS_PREFIXLEN, 0)  # the routes of the main table, but for the one to everywhere
+    return [
+        Message(_NEWROUTE, CREATE | REPLACE, body, Words("route everything by {} in a table of its own", via)),
+        _rule(own, _MAIN, 1000, here),
+        _rule(own, table, 1001),
+    ]
+
+
+def _rule(own: Address, table: int, priority: int, more: bytes = b"") -> Message:
+    """Look at this table for what is sent with an address."""
+    body = struct.pack("=BBBBBxxBI", _family(own), 0, own.max_prefixlen, 0, 0, _TO_TABLE, 0)
+    body += attribute(_FRA_SRC, own.packed) + attribute(_FRA_TABLE, table) + attribute(_FRA_PRIORITY, priority) + more
+    return Message(_NEWRULE, CREATE, body, Words("use the table {} for what has the address {}", table, own))
 
 
 def local(net: Net, *, index: int = 1) -> Message:

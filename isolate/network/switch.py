@@ -30,6 +30,8 @@ __all__ = ["Plug", "Switch"]
 #: A kernel with br_netfilter shows what goes from port to port of a bridge to the rules for what is routed as well, and
 #: tracks its connections. That is for a firewall of the bridge; this one has rules of its own for its ports.
 _BRIDGED = tuple((f"bridge/bridge-nf-call-{kind}tables", b"0") for kind in ("ip", "ip6", "arp"))
+#: The index of a member's first interface, behind that of loopback.
+_INNER = 2
 #: IPv6 is forwarded by all devices of a network or by none, and only such a network answers for neighbours.
 _IPV6 = (("ipv6/conf/all/forwarding", b"1"), ("ipv6/conf/all/proxy_ndp", b"1"))
 _BRIDGE, _STANDING, _FIRST, _TURNS = 2, 4, 10, 1 << 28  # indexes of devices in the switch
@@ -235,6 +237,8 @@ class Switch:
                     admitted = ruleset.admitted(plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress)
                     self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
                     inside.batch(self._inside(plug, plug.inner or link.index_of(inside, plug.device)))
+            if plug.inner != _INNER:
+                self._ways_back(plug, inside)
             link.settle(self.route, plug.port)
         except BaseException:
             self.unplug(plug)
@@ -360,12 +364,21 @@ class Switch:
                 if own.version == 6:  # it is an address of the bridge, for which no other port speaks
                     messages.append(address.neighbour(index, gateway, link.mac_bytes(plug.port_mac)))
                 to = None if everywhere else self.subnets[own.version]
-                messages.append(address.route(to, index=index, via=gateway))
-            elif everywhere:
-                messages.append(address.route(None, index=index, via=gateway))
+                messages.append(address.route(to, index=index, via=gateway, metric=index))
+            elif everywhere:  # of several interfaces the first is the way out
+                messages.append(address.route(None, index=index, via=gateway, metric=index))
         for net, via in plug.routes:
             messages.append(address.route(net, index=index, via=via or self.gateways[net.version]))
         return messages
+
+    def _ways_back(self, plug: Plug, inside: Socket) -> None:
+        """Of a member that is in another network already, answers to those beyond leave by the interface that they
+        were asked by. A kernel without policy routing has no such thing."""
+        index = plug.inner or link.index_of(inside, plug.device)
+        ways = [(own, plug.everywhere if own.version == 4 else plug.everywhere6) for own in plug.addresses]
+        for own, everywhere in ways:
+            if everywhere:
+                inside.tried(address.way_back(own, self.gateways[own.version], index=index))
 
     def unplug(self, plug: Plug, rules: Sequence[Message] = (), *, wait: bool = True) -> None:
         """Remove the wire. No error if it is gone already.

@@ -15,7 +15,8 @@ from isolate import NetNamespace, PidNamespace, Sandbox, network
 from isolate.errors import SetupError
 from isolate.network import conntrack, link
 from isolate.network.netlink import NETFILTER, Socket
-from tests.network.hosts import HERE, Outside, connects, host, told, until
+from isolate.network.switch import Switch
+from tests.network.hosts import HERE, Host, Outside, connects, host, told, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -268,3 +269,30 @@ def test_threads_join_and_leave_at_once() -> None:
             thread.join()
         assert not failed
         assert lan.members == {}
+
+
+def test_a_member_of_two_networks(outside: Outside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have a way out. The first one is taken, and who came by a port of the second is answered by the second."""
+    first, second = network.Network(uplink="host"), network.Network(uplink="host")
+    with first, second, host(second, "other") as other, outside.listen(80):
+        for right in (True, False):
+            if not right:  # control: answers leave by the first
+                monkeypatch.setattr(Switch, "_ways_back", lambda *args: None)
+            parts = network.Interface(first), network.Interface(second, name="b", publish={"0.0.0.0:8080": 80})
+            with Sandbox(PidNamespace(), *parts).spawn(["sleep", "60"]) as process:
+                member = Host(process, second, "b")
+                with member.listen(80, "0.0.0.0"):
+                    assert outside.connects("192.0.2.1", 8080, 20 if right else 0.5) is right
+                    assert other.connects(member.address, 80)
+                assert member.connects(outside.address, 80)
+
+
+def test_a_running_member_joins_a_second_network(outside: Outside) -> None:
+    with network.Network(uplink="host") as first, network.Network(uplink="host") as second:
+        with host(first, "a") as a, host(second, "b") as b, b.listen(80), outside.listen(80):
+            for _ in range(2):
+                with network.connect(second, a.process):
+                    assert a.connects(b.address, 80)
+                    assert a.connects(outside.address, 80)
+                assert not a.connects(b.address, 80, 0.3)
+            assert a.connects(outside.address, 80)
