@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isolate.images.digests import is_digest
 from isolate.images.errors import ImageError
 from isolate.images.platform import Platform
 from isolate.kernel.checks import is_int
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "DOCKER_CONFIG",
@@ -190,6 +193,25 @@ def _kind(document: dict[str, Any], said: str | None, known: tuple[str, ...], wh
     return kind
 
 
+def _has_none_of(document: dict[str, Any], others: Iterable[str], what: str) -> None:
+    """Refuse keys of another kind of document."""
+    for key in others:
+        if key in document:
+            raise ImageError(what, f"has {key!r} as well: it could be read in two ways")
+
+
+def _rows(document: dict[str, Any], key: str, most: int, what: str) -> list[Any]:
+    rows = document.get(key)
+    if not isinstance(rows, list) or len(rows) > most:
+        raise ImageError(what, f"{key} must be a list of at most {most}")
+    return rows
+
+
+def _subject(document: dict[str, Any], what: str) -> Descriptor | None:
+    subject = document.get("subject")
+    return None if subject is None else _descriptor(subject, f"the {what}'s subject")
+
+
 def read_manifest(data: bytes, said: str | None = None) -> Manifest:
     """Read a manifest; ``said`` is the media type that its descriptor or the registry named.
 
@@ -198,13 +220,8 @@ def read_manifest(data: bytes, said: str | None = None) -> Manifest:
     what = "manifest"
     document = parse(data, what)
     kind = _kind(document, said, MANIFEST_TYPES, what)
-    for key in ("manifests", "fsLayers", "history", "signatures"):
-        if key in document:
-            raise ImageError(what, f"has {key!r} as well: it could be read in two ways")
-    layers = document.get("layers")
-    if not isinstance(layers, list) or len(layers) > MOST_LAYERS:
-        raise ImageError(what, f"layers must be a list of at most {MOST_LAYERS}")
-    subject = document.get("subject")
+    _has_none_of(document, ("manifests", "fsLayers", "history", "signatures"), what)
+    layers = _rows(document, "layers", MOST_LAYERS, what)
     artifact = document.get("artifactType")
     if artifact is not None and not isinstance(artifact, str):
         raise ImageError(what, "artifactType must be a string")
@@ -213,7 +230,7 @@ def read_manifest(data: bytes, said: str | None = None) -> Manifest:
         _descriptor(document.get("config"), "the manifest's config"),
         tuple(_descriptor(layer, f"layer {index} of the manifest") for index, layer in enumerate(layers)),
         _annotations(document, what),
-        None if subject is None else _descriptor(subject, "the manifest's subject"),
+        _subject(document, what),
         artifact,
     )
 
@@ -226,19 +243,14 @@ def read_index(data: bytes, said: str | None = None) -> Index:
     what = "index"
     document = parse(data, what)
     kind = _kind(document, said, INDEX_TYPES, what)
-    for key in ("layers", "config", "fsLayers"):
-        if key in document:
-            raise ImageError(what, f"has {key!r} as well: it could be read in two ways")
-    rows = document.get("manifests")
-    if not isinstance(rows, list) or len(rows) > MOST_MANIFESTS:
-        raise ImageError(what, f"manifests must be a list of at most {MOST_MANIFESTS}")
-    subject = document.get("subject")
+    _has_none_of(document, ("layers", "config", "fsLayers"), what)
+    rows = _rows(document, "manifests", MOST_MANIFESTS, what)
     return Index(
         kind,
         tuple(_descriptor(row, f"entry {index} of the index") for index, row in enumerate(rows)),
         tuple(_platform(row.get("platform"), f"entry {index} of the index") for index, row in enumerate(rows)),
         _annotations(document, what),
-        None if subject is None else _descriptor(subject, "the index's subject"),
+        _subject(document, what),
     )
 
 

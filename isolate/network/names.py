@@ -204,11 +204,11 @@ class Names:
         connection = self._connections[sock]
         try:
             self._flush(connection)
-            data = sock.recv(4096)
-        except BlockingIOError:
-            return
+            data = _received(sock, 4096)
         except OSError:
             data = b""
+        if data is None:
+            return
         connection.data += data
         if not data or len(connection.data) > 16384:
             self._drop(sock)
@@ -336,12 +336,9 @@ class Names:
     def _streamed(self, sock: socket.socket) -> None:
         """Some of a resolver's answer by TCP."""
         asked = self._asked[sock]
-        try:
-            data = sock.recv(65535)
-        except BlockingIOError:
+        data = _received(sock, 65535)
+        if data is None:
             return
-        except OSError:
-            data = b""
         asked.data += data
         size = 2 + int.from_bytes(asked.data[:2], "big")
         if data and (len(asked.data) < 2 or len(asked.data) < size):
@@ -360,6 +357,16 @@ class Names:
             asked.reply(asked.query.number.to_bytes(2, "big") + data[2:])
         else:
             self._next(asked)
+
+
+def _received(sock: socket.socket, most: int) -> bytes | None:
+    """What has come by a connection: b"" at its end, also where it was cut, and None if there is nothing yet."""
+    try:
+        return sock.recv(most)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
 
 
 def _is_udp(sock: socket.socket) -> bool:

@@ -19,7 +19,7 @@ from tests.boxes import SYSTEM
 from tests.fence import Call, Fence
 from tests.sandbox.test_template import parked_box, used
 
-from .test_faults import ERRORS, Case, distinct, groups, host_namespaces
+from .test_faults import ERRORS, Case, distinct, host_namespaces
 
 if TYPE_CHECKING:
     from isolate.engine.plan import Part
@@ -45,13 +45,7 @@ class TreeCase(Case):
         self.command = [f"/audit/{Path(audit).name}", *host_namespaces()]
         self.ordinary = False
         assert self.box.run(self.command).ok
-        self.groups = groups(self.box)
-        self.undisturbed = Fence(self.once).drive()
-        assert self.undisturbed.error is None, self.undisturbed.error
-        assert self.undisturbed.gone is not None
-        self.expected, leaked = self.undisturbed.value
-        assert self.expected[:2] == ("result", "OK")
-        assert leaked == []
+        self.begin()
 
     def once(self, begin: Any, end: Any) -> tuple[tuple[Any, ...], list[int]]:
         parked_box(self.box)

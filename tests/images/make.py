@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 import tarfile
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
@@ -14,6 +15,7 @@ from isolate.images.documents import layer_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,22 @@ def noise(size: int, seed: str = "") -> bytes:
     found = hashlib.shake_256(seed.encode() or b"noise").digest(size)
     assert len(found) == size
     return found
+
+
+def contents(seed: int, count: int = 100) -> dict[str, bytes]:
+    """Files of 40 kB, different for each seed."""
+    made = random.Random(seed)
+    return {f"d{n % 9}/f{n}": made.randbytes(40_000) for n in range(count)}
+
+
+def taken(place: Path) -> int:
+    """Bytes on disk, each file once however many names it has."""
+    seen: dict[tuple[int, int], int] = {}
+    for top, directories, files in os.walk(place):
+        for name in [*directories, *files]:
+            row = os.lstat(os.path.join(top, name))
+            seen[row.st_dev, row.st_ino] = row.st_blocks * 512
+    return sum(seen.values())
 
 
 def image(*layers: Mapping[str, bytes], **config: object) -> Image:

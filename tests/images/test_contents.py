@@ -28,6 +28,7 @@ from isolate.images.contents import names_of, outline, unused
 from isolate.images.pack.start import write_layer
 from isolate.images.trial import can_share_contents
 from isolate.mounts import Bind, Root, Tmpfs
+from tests.images.make import contents, taken
 from tests.login import Login, make_login_user
 from tests.ordinary import as_ordinary_user
 
@@ -38,22 +39,6 @@ if TYPE_CHECKING:
 
 AT = "/tmp/image"
 Name = str | bytes | os.PathLike[str] | os.PathLike[bytes]
-
-
-def contents(seed: int, count: int = 60) -> dict[Name, bytes]:
-    """Files of 40 kB, different for each seed."""
-    made = random.Random(seed)
-    return {f"d{n % 9}/f{n}": made.randbytes(40_000) for n in range(count)}
-
-
-def taken(place: Path) -> int:
-    """Bytes on disk, each file once however many names it has."""
-    seen: dict[tuple[int, int], int] = {}
-    for top, directories, files in os.walk(place):
-        for name in [*directories, *files]:
-            row = os.lstat(os.path.join(top, name))
-            seen[row.st_dev, row.st_ino] = row.st_blocks * 512
-    return sum(seen.values())
 
 
 def inside(image: Image, store: Store, code: str, *parts: object, **options: object) -> str:
@@ -159,10 +144,10 @@ def test_the_same_as_without(many: Path, tmp_path: Path, clean: Snapshot) -> Non
 
 def test_what_it_takes(tmp_path: Path) -> None:
     """Another image with other times, modes and owners takes next to nothing; by links it would take all again."""
-    files = contents(1)
+    files = contents(1, 60)
     first = Image.empty() + Layer.files(files)
     other = Image.empty() + Layer.files(files, epoch=77, mode=0o600)
-    tenth = Image.empty() + Layer.files({**files, **dict(list(contents(2).items())[:6])})
+    tenth = Image.empty() + Layer.files({**files, **dict(list(contents(2, 60).items())[:6])})
     more = {}
     for share in (True, "contents"):
         with Store(tmp_path / f"store-{share}", share=share) as store:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,26 +11,11 @@ from isolate.images import Image, Layer, Store
 from isolate.images.pack.start import write_layer
 from isolate.images.sharing import share, unshared
 from tests.images.archives import tree_of
+from tests.images.make import contents, taken
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def contents(seed: int) -> dict[str, bytes]:
-    """A hundred files of 40 kB, different for each seed."""
-    made = random.Random(seed)
-    return {f"d{n % 9}/f{n}": made.randbytes(40_000) for n in range(100)}
-
-
-def taken(place: Path) -> int:
-    """Bytes on disk, each file once however many names it has."""
-    seen: dict[tuple[int, int], int] = {}
-    for top, directories, files in os.walk(place):
-        for name in [*directories, *files]:
-            row = os.lstat(os.path.join(top, name))
-            seen[row.st_dev, row.st_ino] = row.st_blocks * 512
-    return sum(seen.values())
 
 
 @pytest.mark.parametrize("shared", [True, False])
