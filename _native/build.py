@@ -17,7 +17,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LAUNCHER_PARTS = "main supervisor birth descendants records init helpers program later parked text memory"
+LAUNCHER_PARTS = "main supervisor birth descendants records init helpers program later parked ahead text memory"
 LAUNCHER_SOURCES = [*(f"launcher/{part}.c" for part in LAUNCHER_PARTS.split()), "interp.c", "groups.c", "cover.c"]
 EXTENSION_SOURCES = ["extension.c", "interp.c", "groups.c", "spawn.c", "pidfds.c", "netlink.c"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]

@@ -885,6 +885,13 @@ int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 	if (filtered != 0 && (r = note_filters(&w)) < 0)
 		return r;
 	note_result(&w, SYS1(personality, 0xffffffff));
+	if (fresh & 0x4000000) { /* a new UTS namespace begins with these names, and may be made ahead */
+		char names[6][65];
+		memset(names, 0, sizeof names);
+		note_result(&w, SYS1(uname, PTR(names)));
+		note(&w, names[1], sizeof names[1]);
+		note(&w, names[5], sizeof names[5]);
+	}
 	uint8_t scheduling[56];
 	memset(scheduling, 0, sizeof scheduling);
 	note_result(&w, SYS4(sched_getattr, 0, PTR(scheduling), 48, 0));

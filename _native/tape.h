@@ -124,6 +124,7 @@ struct iso_range {
 #define ISO_TAPE_STRANGERS 8 /* the child is born into a pid namespace that holds processes which are not ours */
 #define ISO_TAPE_OWNED 16  /* a new user namespace belongs to the caller's uid, also where that is root */
 #define ISO_TAPE_FILTERED 64 /* a filter may kill the program: before it is reaped it is looked at whether one has */
+#define ISO_TAPE_AHEAD 128 /* all but the program can be made before a start is asked for */
 #define ISO_TAPE_PARKED 32 /* this tape builds a tree, and the launcher then starts sandboxes from it: see ISO_SLOT_STARTS */
 
 struct iso_header {
@@ -155,6 +156,7 @@ struct iso_header {
 #define ISO_RUN_TTY 2     /* descriptor 0 becomes the controlling terminal */
 #define ISO_RUN_ALONE 4   /* no program: init stays, reaps, and is what is told as started */
 #define ISO_RUN_KILLABLE 16 /* set by the extension: the caller's oom_score_adj is not below 0 */
+#define ISO_RUN_AHEAD 64  /* set by a launcher that is parked: its fork hands the run on that is asked for, control socket first */
 
 struct iso_fd {
 	uint32_t slot;

@@ -92,7 +92,14 @@ class Call:
 Decide = Callable[[Call], "int | None"]
 
 #: Whose child is what: the launcher's first child is init, any other a program of the host's that it runs.
-CHILD_OF = {"caller": "middle", "middle": "launcher", "parked": "launcher", "launcher": "init", "init": "payload"}
+CHILD_OF = {
+    "caller": "middle",
+    "middle": "launcher",
+    "parked": "launcher",
+    "launcher": "init",
+    "init": "payload",
+    "next": "unborn",
+}
 #: Once they have executed something, their calls are another program's.
 EXECUTING = ("init", "payload", "helper")
 
@@ -234,8 +241,10 @@ class Fence:
                 if role == "payload" and number == nr("prctl"):
                     role = "aside"  # init's second process, whose first call this is
                 if role == "other" and parent not in self._roles and is_launcher(pid):
-                    # They were there before: one that is parked, and its fork, which waits for a start.
-                    role = "launcher" if is_launcher(parent) else "parked"
+                    # They were there before: one that is parked, its fork, which waits for a start, and its init.
+                    role = "parked"
+                    if is_launcher(parent):
+                        role = "init" if is_launcher(parent_of(parent)) else "launcher"
                 if role == "launcher" and role in self._roles.values() and self._roles.get(parent) == "parked":
                     role = "next"  # the fork that waits for the start after this one
                 if role in self._roles.values():

@@ -26,10 +26,9 @@ void leave_starts(struct template_tree *tree)
 	tree->starts = tree->taken = -1;
 }
 
-/* The launcher makes the next one that waits, and is told whether this start has ended. */
-void tell_taken(struct template_tree *tree, int ended)
+/* The launcher makes the next one that waits, and is told (TAKEN_*) what became of this one. */
+void tell_taken(struct template_tree *tree, uint64_t told)
 {
-	const uint64_t told = ended ? TAKEN_ENDED : TAKEN_RUNS;
 	if (tree->taken >= 0)
 		SYS3(write, tree->taken, PTR(&told), sizeof told);
 	leave_starts(tree);
@@ -41,7 +40,7 @@ void tell_birth(struct supervisor *s)
 {
 	uint32_t *untold = &s->machine.shared->untold;
 	struct iso_record born;
-	if (!s->unborn)
+	if (!s->unborn || s->within >= 0)
 		return;
 	memset(&born, 0, sizeof born);
 	born.kind = ISO_RECORD_LAUNCHER;

@@ -217,6 +217,12 @@ void run_init(struct supervisor *s, int32_t group)
 	m->reg[ISO_REG_SELF] = SYS0(getpid);
 	leave_tree(&s->tree);
 	leave_starts(&s->tree);
+	if (s->within >= 0) {
+		close_fd(s->within); /* whose end tells us that nobody asks for this start */
+		close_fd(s->above);
+		close_fd(s->unborn);
+		SYS3(close_range, ISO_SLOT_STARTS, ISO_SLOT_START_TAPE, 0);
+	}
 	if (m->header->cgroup_register != ISO_NONE) {
 		__atomic_store_n(&shared->born, 1, __ATOMIC_RELEASE);
 		SYS6(futex, PTR(&shared->born), FUTEX_WAKE, 1, 0, 0, 0);

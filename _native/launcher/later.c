@@ -36,7 +36,7 @@ uint8_t later_block[LATER_SIZE] __attribute__((aligned(8)));
 
 /* Everything is set up but the program: wait for what it is to be, and put its descriptors where its block has them.
  * Nothing that is not ours runs inside yet. */
-int64_t take_run(struct iso_machine *m)
+static int64_t take_one(struct iso_machine *m)
 {
 	static uint8_t control[16 + 4 * (ISO_MAX_PASSED + ISO_MAX_BESIDE)] __attribute__((aligned(8)));
 	int32_t fds[ISO_MAX_PASSED + ISO_MAX_BESIDE];
@@ -55,8 +55,19 @@ int64_t take_run(struct iso_machine *m)
 	if (message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */)
 		return -EMFILE;
 	uint32_t count = received(control, message.control_length, fds);
-	struct iso_run *run = (void *)later_block;
 	uint64_t size = (uint64_t)r;
+	const int ahead = (m->run->flags & ISO_RUN_AHEAD) != 0;
+	if (ahead) {
+		/* By a supervisor that was there before anybody asked for a start: the socket for what we tell comes along. */
+		r = count ? SYS3(dup3, fds[0], ISO_SLOT_CONTROL, O_CLOEXEC) : -EBADMSG;
+		if (r < 0)
+			return r;
+		SYS1(close, fds[0]);
+		count--;
+		for (uint32_t i = 0; i < count; i++)
+			fds[i] = fds[i + 1];
+	}
+	struct iso_run *run = (void *)later_block;
 	if (size == sizeof *run && count > 3) {
 		uint8_t *block;
 		uint32_t stage;
@@ -78,7 +89,7 @@ int64_t take_run(struct iso_machine *m)
 		SYS1(close, fds[i]);
 	}
 	/* Taken: whoever sent it waits for this, and gives it to another where it does not come. */
-	r = SYS6(sendto, socket, PTR("1"), 1, MSG_NOSIGNAL_, 0, 0);
+	r = ahead ? 0 : SYS6(sendto, socket, PTR("1"), 1, MSG_NOSIGNAL_, 0, 0);
 	if (r < 0 && r != -EPIPE && r != -ECONNRESET)
 		return r; /* not said, so it must not be done: the run is another's by now */
 	SYS1(close, socket);
@@ -97,6 +108,17 @@ int64_t take_run(struct iso_machine *m)
 	for (uint32_t i = 0; i < run->fdc; i++)
 		if (table[i].slot >= first)
 			table[i].slot = (uint32_t)fds[3 + table[i].slot - first];
+	if (run->later)
+		run->later = run->later >= first ? (uint32_t)fds[3 + run->later - first] : 0;
 	m->run = run;
 	return 0;
+}
+
+/* One that was made ahead may be asked for by somebody who does not know the program yet. */
+int64_t take_run(struct iso_machine *m)
+{
+	int64_t r = take_one(m);
+	if (r >= 0 && m->run->later)
+		r = take_one(m);
+	return r;
 }

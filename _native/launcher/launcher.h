@@ -82,6 +82,8 @@ struct supervisor {
 	uint32_t capabilities[6]; /* of the launcher at its start, as capget gives them */
 	int32_t root;          /* its effective uid is 0 */
 	int32_t ahead;         /* the section AHEAD has been run before there was a start: it is to be taken back if none comes */
+	int32_t within;        /* in a start that is made ahead: our end of the socket by which init gets its run; else -1 */
+	int32_t above;         /* a fork that has made something ahead watches for the launcher's end by this pidfd; else -1 */
 	int32_t unborn;        /* our own pidfd, which the Python program is still to be given; 0: it has it */
 	/* Registers, where they fit: in a page that each process of a start writes to anyway. One of their own is made, and copied
 	 * in each of them. Else `working_size` bytes are mapped. */
@@ -166,12 +168,19 @@ uint32_t received(const uint8_t *control, uint64_t length, int32_t *fds);
 int64_t take_run(struct iso_machine *m);
 extern uint8_t later_block[LATER_SIZE];
 
+/* A start that is made before it is asked for (ahead.c). */
+int can_bear_ahead(const struct iso_machine *m);
+int64_t bear_ahead(struct supervisor *s, uint32_t flags);
+void leave_ahead(struct supervisor *s);
+void hand_on(struct supervisor *s, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count) __attribute__((noreturn));
+
 /* Init's birth (birth.c). */
 void leave_tree(struct template_tree *tree);
 void leave_starts(struct template_tree *tree);
 #define TAKEN_RUNS 1
 #define TAKEN_ENDED 2
-void tell_taken(struct template_tree *tree, int ended);
+#define TAKEN_FAILED 8 /* nothing could be made ahead: the next fork does not try */
+void tell_taken(struct template_tree *tree, uint64_t told);
 void tell_birth(struct supervisor *s);
 int64_t get_capabilities(uint32_t *sets);
 int64_t begin_child(struct supervisor *s, int32_t group);
@@ -191,6 +200,7 @@ void end_tree(struct supervisor *s);
 
 /* The supervisor (supervisor.c). */
 int64_t go_ahead(struct supervisor *s);
+int64_t bear(struct supervisor *s);
 void take_back(struct supervisor *s);
 void begin_supervisor(struct supervisor *s, int forked);
 void to_the_end(struct supervisor *s) __attribute__((noreturn));

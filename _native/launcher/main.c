@@ -117,6 +117,7 @@ void iso_main(const uint64_t *old_stack)
 {
 	struct supervisor s;
 	memset(&s, 0, sizeof s);
+	s.within = s.above = -1;
 	s.tree = (struct template_tree){-1, -1, -1, -1, -1, -1, -1};
 	/* First of all not dumpable, and so are the children from their birth on. The signals: the extension has blocked them
 	 * before vfork; without it no SIGCHLD would ever wake init. */

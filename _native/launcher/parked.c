@@ -8,7 +8,7 @@
 #include <linux/sched.h>
 #include <linux/stat.h>
 
-#define CALM 20000000u /* ns: while the last start runs, the next one is not prepared before */
+#define CALM 2000000u /* ns: while the last start runs, the next one is not prepared before */
 #define IDLE_SECONDS 60 /* so long it stays without a start: what it holds of the host's file systems it holds no longer */
 
 static uint8_t starts_control[16 + 4 * (ISO_MAX_PASSED + ISO_MAX_BESIDE)] __attribute__((aligned(8)));
@@ -85,6 +85,7 @@ static int64_t build_tree(struct supervisor *s)
 static void leave_unborn(struct supervisor *s) __attribute__((noreturn));
 static void leave_unborn(struct supervisor *s)
 {
+	leave_ahead(s);
 	take_back(s);
 	exit_now(0);
 }
@@ -157,8 +158,21 @@ static void begin_start(struct supervisor *s, struct iso_run *run, uint64_t size
 		from = next + 1;
 	}
 	SYS3(close_range, from, ~0u, 0);
+	s->above = -1;
 	s->machine.run = run;
 	to_the_end(s);
+}
+
+/* Give the run to the child that was made ahead, unless it is one that such a child cannot take. */
+static void use_ahead(struct supervisor *s, struct iso_run *run, uint64_t size, int32_t *fds, uint32_t count)
+{
+	const uint32_t slots = s->machine.header->slots, large = size == sizeof *run && count > 4;
+	const uint32_t passed = count - 4 - large;
+	int64_t r = large ? run->magic == ISO_RUN_MAGIC ? 0 : -EBADMSG : iso_run_check((const uint8_t *)run, size, slots);
+	if (r == 0 && run->slots == slots + passed && (!run->later || run->later + 1 == run->slots) && !(run->flags & ISO_RUN_ALONE))
+		hand_on(s, run, size, fds, count);
+	leave_ahead(s);
+	take_back(s);
 }
 
 /* Whether a thread is in no other Landlock domain than we are: it has made sure that it has access to us, and in none but our
@@ -169,49 +183,63 @@ static int shares(int32_t thread)
 	return thread == 0 || SYS3(get_robust_list, thread, PTR(&head), PTR(&size)) == 0;
 }
 
-/* Do what of a start can be done ahead; a descriptor whose end is the launcher's, or -1 where nothing is to be taken back.
- * A SIGKILL with the launcher would leave what was made: from here on the fork watches for the launcher's end. What fails is
- * done with the start, which tells of it. */
-static int32_t prepare(struct supervisor *s, int64_t launcher, uint64_t last)
+/* Nothing can be made ahead, or it has ended: this fork is none to wait with. */
+static void fail_ahead(struct supervisor *s) __attribute__((noreturn));
+static void fail_ahead(struct supervisor *s)
 {
-	if (!s->machine.header->section[ISO_AHEAD].count || !last)
-		return -1;
+	leave_ahead(s);
+	take_back(s);
+	tell_taken(&s->tree, TAKEN_FAILED);
+	exit_now(1);
+}
+
+/* Do what of a start can be done ahead. A SIGKILL with the launcher would leave what was made: from here on the fork watches
+ * for the launcher's end. What fails is done with the start, which tells of it. */
+static void prepare(struct supervisor *s, int64_t launcher, uint64_t last, uint32_t flags)
+{
+	const int bears = can_bear_ahead(&s->machine);
+	if (!last || (!bears && !s->machine.header->section[ISO_AHEAD].count))
+		return;
 	if (last != TAKEN_ENDED) {
 		/* It would slow that one down. A start that comes meanwhile does not wait. */
 		struct pollfd fd = {.fd = ISO_SLOT_STARTS, .events = POLLIN};
 		struct __kernel_timespec wait = {0, CALM};
 		if (SYS5(ppoll, PTR(&fd), 1, PTR(&wait), 0, 0) != 0)
-			return -1;
+			return;
 	}
 	const int64_t above = SYS2(pidfd_open, launcher, 0);
 	if (above < 0)
-		return -1;
+		return;
 	if (SYS2(prctl, PR_SET_PDEATHSIG, 0) < 0 || SYS0(getppid) != launcher)
 		exit_now(1);
-	go_ahead(s);
-	return (int32_t)above;
+	s->above = (int32_t)above;
+	if (go_ahead(s) >= 0 && bears && bear_ahead(s, flags) < 0)
+		fail_ahead(s);
 }
 
 /* Wait for a start; or for the end of the Python program or of the launcher, which is that of the fork. */
-static void await_start(struct supervisor *s, int32_t above)
+static void await_start(struct supervisor *s)
 {
-	struct pollfd fds[3] = {
+	struct pollfd fds[4] = {
 		{.fd = ISO_SLOT_STARTS, .events = POLLIN},
 		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
-		{.fd = above, .events = POLLIN},
+		{.fd = s->above, .events = POLLIN},
+		{.fd = s->child > 0 ? s->child_fd : -1, .events = POLLIN},
 	};
 	int64_t r;
 	do
-		r = SYS5(ppoll, PTR(fds), 3, 0, 0, 0);
+		r = SYS5(ppoll, PTR(fds), 4, 0, 0, 0);
 	while (r == -EINTR || r == -EAGAIN || r == -ENOMEM);
 	if (r < 0 || fds[1].revents || fds[2].revents)
 		leave_unborn(s);
+	if (fds[3].revents)
+		fail_ahead(s);
 }
 
 /* A fork of the parked launcher: all that can be done before there is a start to be made, then wait for one. It ends with the
  * launcher until it has one. `last` is what the last start has told, or 0: after one there is hope of more, see prepare(). */
-static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_t last) __attribute__((noreturn));
-static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_t last)
+static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_t last, uint32_t flags) __attribute__((noreturn));
+static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_t last, uint32_t flags)
 {
 	static int32_t fds[ISO_MAX_PASSED + ISO_MAX_BESIDE];
 	struct {
@@ -227,11 +255,11 @@ static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_
 		exit_now(1);
 	s->unborn = (int32_t)r;
 	s->machine.shared->untold = 1;
-	const int32_t above = prepare(s, launcher, last);
+	prepare(s, launcher, last, flags);
 	for (;;) {
 		struct iso_begin begin = {0, 0};
-		if (above >= 0)
-			await_start(s, above);
+		if (s->above >= 0)
+			await_start(s);
 		struct part parts[2] = {{&begin, sizeof begin}, {later_block, sizeof later_block}};
 		struct message message = {0, 0, parts, 2, starts_control, sizeof starts_control, 0};
 		r = SYS3(recvmsg, ISO_SLOT_STARTS, PTR(&message), 0x40000000 /* MSG_CMSG_CLOEXEC */);
@@ -247,7 +275,9 @@ static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_
 				leave_unborn(s);
 			/* Another one waits already. Else the launcher is told later: see supervise(). */
 			if (SYS5(ppoll, PTR(&more), 1, PTR(&none), 0, 0) > 0)
-				tell_taken(&s->tree, 0);
+				tell_taken(&s->tree, TAKEN_RUNS);
+			if (s->child > 0)
+				use_ahead(s, (void *)later_block, (uint64_t)r - sizeof begin, fds, count);
 			begin_start(s, (void *)later_block, (uint64_t)r - sizeof begin, fds, count);
 		}
 		/* The end of its socket says that there is none. */
@@ -281,6 +311,7 @@ void park(struct supervisor *s)
 	struct iso_machine *m = &s->machine;
 	uint8_t *const built = (uint8_t *)m->header;
 	const uint64_t built_size = s->tape_size;
+	const uint32_t flags = m->run->flags & ISO_RUN_KILLABLE; /* each start inherits what we have */
 	uint64_t size;
 	uint8_t *tape = map_tape(ISO_SLOT_START_TAPE, &size);
 	int64_t r = SYS3(mprotect, PTR(tape), size, PROT_RW);
@@ -313,13 +344,14 @@ void park(struct supervisor *s)
 		SYS2(munmap, PTR(m->reg), s->working_size);
 	SYS2(munmap, PTR(m->shared), s->shared_size);
 	s->tape_size = size;
+	s->child = 0; /* that was another's birth */
 	shed_data();
 	/* One that waits is always there: a start has not to wait for a fork. Where there can be none, nobody may wait here. */
 	for (uint64_t taken = 0;;) {
 		int32_t pidfd = -1;
 		const int64_t pid = SYS5(clone, CLONE_PIDFD | SIGCHLD_, 0, PTR(&pidfd), 0, 0);
 		if (pid == 0)
-			serve(s, tape, self, taken);
+			serve(s, tape, self, taken < TAKEN_FAILED ? taken : 0, flags);
 		if (pid < 0)
 			exit_now(1);
 		struct pollfd fds[5] = {

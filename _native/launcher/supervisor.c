@@ -188,7 +188,7 @@ static void supervise(struct supervisor *s)
 		t = next ? now() : 0;
 		const int calm = quiet && t >= quiet;
 		if (fds[4].revents || calm) {
-			tell_taken(&s->tree, 0);
+			tell_taken(&s->tree, TAKEN_RUNS);
 			fds[4].fd = -1;
 		}
 		if (calm) {
@@ -259,7 +259,9 @@ static int64_t run_outer(struct supervisor *s)
 	return r < 0 ? r : iso_machine_run(m, ISO_OUTER);
 }
 
-static void run_supervisor(struct supervisor *s)
+/* Make the child, and do all that is done before it is watched. 0, or -errno with the failure recorded: with a child that is to
+ * be killed, or with none. */
+int64_t bear(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
 	int64_t r;
@@ -275,11 +277,11 @@ static void run_supervisor(struct supervisor *s)
 	r = run_outer(s);
 	if (r < 0) {
 		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);
-		return;
+		return r;
 	}
 	if (s->proc < 0 && !(flags & ISO_TAPE_PIDNS)) {
 		fail(m->shared, ISO_STAGE_PROC, ISO_OP_NONE, s->proc);
-		return;
+		return s->proc;
 	}
 	int32_t group = -1;
 	r = begin_child(s, group);
@@ -290,14 +292,22 @@ static void run_supervisor(struct supervisor *s)
 		if (group < 0) {
 			s->child = -1;
 			fail(m->shared, ISO_STAGE_CLONE_INIT, ISO_OP_NONE, group);
-			return;
+			return group;
 		}
 		m->shared->failed = 0;
 		r = begin_child(s, group);
 		close_fd(group);
 	}
+	return r;
+}
+
+static void run_supervisor(struct supervisor *s)
+{
+	struct iso_machine *m = &s->machine;
+	const uint32_t flags = m->header->flags;
+	int64_t r = s->child > 0 ? 0 : bear(s); /* it may have been made ahead */
 	leave_tree(&s->tree);
-	if (s->child < 0)
+	if (s->child <= 0)
 		return;
 	if (r < 0)
 		kill_tree(s);
@@ -358,6 +368,6 @@ void to_the_end(struct supervisor *s)
 		report(s);
 	clean(s, ISO_CLEANUP);
 	tell_end(s);
-	tell_taken(&s->tree, 1);
+	tell_taken(&s->tree, TAKEN_ENDED);
 	exit_now(0);
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, NamedTuple
 
+from isolate.engine.ops import RunHost
 from isolate.engine.plan import (
     CALLERS_PROC,
     CHILD,
@@ -106,6 +107,20 @@ def divide(plan: Plan) -> Halves:
     rows = zip(again, owners, strict=True)
     repeated = Plan.of(plan.parts, context, rows, clone_flags=plan.clone_flags, cgroup=plan.cgroup or False)
     return Halves(built, repeated, sources)
+
+
+def can_wait(plan: Plan) -> bool:
+    """Whether all of a start but its program can be made before it is asked for.
+
+    Not where it is made within a group that somebody else has named: nothing waits in there. Nor where a program of the
+    host's is run, since what that reads may change until the start.
+    """
+    groups = any(step.phase is Phase.AHEAD for step in plan.steps)
+    outside = [step for step in plan.steps if step.ops and step.phase.section in _BEFORE]
+    return all(
+        (groups or step.phase is not Phase.CGROUP) and not any(isinstance(op, RunHost) for op in step.ops)
+        for step in outside
+    )
 
 
 def _split(step: Step, *, privileged: bool) -> Split:

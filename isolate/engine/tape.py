@@ -70,6 +70,7 @@ def compile_plan(
     strangers: bool = False,
     owned: bool = False,
     parked: bool = False,
+    ahead: bool = False,
 ) -> Tape:
     """Compile the steps of a plan. The keywords are the flags of ``tape.h``.
 
@@ -94,6 +95,7 @@ def compile_plan(
     flags |= (lib.ISO_TAPE_SHARE if share else 0) | (lib.ISO_TAPE_STRANGERS if strangers else 0)
     flags |= lib.ISO_TAPE_FILTERED if _filtered(plan) else 0
     flags |= (lib.ISO_TAPE_OWNED if owned else 0) | (lib.ISO_TAPE_PARKED if parked else 0)
+    flags |= lib.ISO_TAPE_AHEAD if ahead else 0
     return _assemble(writer, plan, ops, sections, flags)
 
 

@@ -119,7 +119,7 @@ class Planned(Verbs):
             plan = self._plan()
         return plan
 
-    def _compiled(self, plan: Plan, *, parked: bool = False) -> Tape:
+    def _compiled(self, plan: Plan, *, parked: bool = False, ahead: bool = False) -> Tape:
         from isolate.engine.tape import compile_plan
 
         log.debug(__name__, "plan of %d steps for uid %d: %r", len(plan.steps), os.geteuid(), self.parts)
@@ -135,6 +135,7 @@ class Planned(Verbs):
             strangers=pid is not None and pid.joined,
             owned=any(getattr(part, "for_the_caller", False) for part in plan.parts),
             parked=parked,
+            ahead=ahead,
         )
 
     def compile(self) -> Tape:
@@ -169,7 +170,7 @@ class Planned(Verbs):
             if found is not _NOT_YET:
                 return found
             try:
-                from isolate.engine.dividing import NotDivided, divide
+                from isolate.engine.dividing import NotDivided, can_wait, divide
                 from isolate.sandbox.parked import Starts, Template
             except (OSError, ImportError, MemoryError):
                 return None  # want of descriptors, or of memory: this start needs neither of these
@@ -178,7 +179,8 @@ class Planned(Verbs):
             except NotDivided:
                 self._starts[tape] = None
                 return None
-            template = Template(self._compiled(build, parked=True), self._compiled(again), sources)
+            repeated = self._compiled(again, ahead=can_wait(again))
+            template = Template(self._compiled(build, parked=True), repeated, sources)
             made = self._starts[tape] = Starts(template)
         return made
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,11 +144,31 @@ sys.stdin.read()
     until(lambda: not any(map(os.path.isdir, directories)), "groups outlive their owner")
 
 
+def inside(group: str) -> list[int]:
+    with contextlib.suppress(FileNotFoundError, OSError):
+        return [int(pid) for pid in Path(group, "cgroup.procs").read_text().split()]
+    return []
+
+
+def entered(group: str) -> bool:
+    return bool(inside(group)) or not os.path.isdir(group)
+
+
+def removed(group: str) -> bool:
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+    return not os.path.isdir(group)
+
+
 def test_somebody_removes_it() -> None:
     box, fork = waiting_box()
     for group in our_groups():
         if group.endswith(f"-{fork}"):
-            os.rmdir(group)
+            until(partial(entered, group), "nobody waits in it")
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for pid in inside(group):
+                    os.kill(pid, signal.SIGKILL)
+            until(partial(removed, group), "it stays")
     result = box.run(["sh", "-c", FORKS])
     assert result.verdict == Verdict.PIDS
     assert result.applied["Limits"]
@@ -159,6 +181,16 @@ def test_none_waits_in_a_group_of_the_callers() -> None:
         for _ in range(3):
             box.run(["true"]).check()
         assert not tags()
+
+
+def test_no_init_waits_in_a_group_of_the_callers() -> None:
+    with Cgroup(Limits(memory="1G", pids=100)) as group:
+        box = parked_box(Sandbox(UserNamespace(), group, Root(*SYSTEM, Proc(), Dev())))
+        for _ in range(3):
+            assert box.run(["true"]).ok
+        until(lambda: not any(map(inside, map(str, group.directories.values()))), "somebody is in it")
+        time.sleep(0.05)
+        assert not any(map(inside, map(str, group.directories.values())))
 
 
 def test_explain_tells() -> None:

@@ -17,7 +17,7 @@ from isolate import Bind, Dev, Limits, NetNamespace, Proc, Root, Sandbox, SetupE
 from isolate.sandbox import parked
 from tests.boxes import SYSTEM
 from tests.fence import Call, Fence
-from tests.sandbox.test_template import parked_box, used
+from tests.sandbox.test_template import launchers, parked_box, used, waits
 
 from .test_faults import ERRORS, Case, distinct, host_namespaces
 
@@ -40,7 +40,8 @@ def box_with(audit: str, *parts: Part) -> Sandbox:
 class TreeCase(Case):
     """Starts from the tree, made in each forked child before its calls are counted."""
 
-    def __init__(self, audit: str, *parts: Part) -> None:
+    def __init__(self, audit: str, *parts: Part, ahead: bool = True) -> None:
+        self.ahead = ahead  # the first start from a tree is made when it is asked for, later ones before
         self.box, self.directory = box_with(audit, *parts), str(Path(audit).parent)
         self.command = [f"/audit/{Path(audit).name}", *host_namespaces()]
         self.ordinary = False
@@ -49,27 +50,27 @@ class TreeCase(Case):
 
     def once(self, begin: Any, end: Any) -> tuple[tuple[Any, ...], list[int]]:
         parked_box(self.box)
-        if self.groups:
+        if self.ahead:
             assert self.box.run(self.command).ok
-            self.await_groups()
+            self.await_next()
         before = set(os.listdir("/proc/self/fd"))
         begin()
         told = self.tell()
         end()
         if told[0] == "result":
             self.from_tree = used(self.box)
-            if self.groups:  # the next one, whose groups are made by a fork that is now seen from its beginning
-                self.await_groups()
+            if self.ahead:  # the next one, which is made ahead by a fork that is now seen from its beginning
+                self.await_next()
                 told = self.tell()
         left = set(os.listdir("/proc/self/fd")) - before
         parked.end_all()
         still = set(os.listdir("/proc/self/fd"))
         return told, sorted(int(fd) for fd in left & still)
 
-    def await_groups(self) -> None:
-        """Until the fork that waits has made its groups, or could not."""
+    def await_next(self) -> None:
+        """Until the next start has been made ahead, or could not be."""
         deadline = time.monotonic() + 0.2
-        while time.monotonic() < deadline and not all(glob.glob(pattern) for pattern in self.groups):
+        while time.monotonic() < deadline and not any(map(waits, launchers(self.box))):
             time.sleep(0.005)
 
     def tell(self) -> tuple[Any, ...]:
@@ -89,8 +90,9 @@ class TreeCase(Case):
 
 
 @pytest.mark.root
-def test_one_call_fails(audit: str) -> None:
-    case = TreeCase(audit)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_one_call_fails(audit: str, ahead: bool) -> None:
+    case = TreeCase(audit, ahead=ahead)
     roles = {call.role for call in case.undisturbed.calls}
     assert {"caller", "parked", "launcher", "init", "payload"} <= roles, roles
     chosen = list(enumerate(distinct(case.undisturbed.calls)))
@@ -103,9 +105,10 @@ def test_one_call_fails(audit: str) -> None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
-def test_every_call_fails(error: int, audit: str) -> None:
-    case = TreeCase(audit)
+def test_every_call_fails(error: int, audit: str, ahead: bool) -> None:
+    case = TreeCase(audit, ahead=ahead)
     wrong = [case.wrong(call, error) for call in case.undisturbed.calls]
     assert not [w for w in wrong if w]
 
@@ -133,8 +136,9 @@ def test_the_caller_is_killed(audit: str) -> None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_each_kind_of_call_fails(audit: str) -> None:
-    case = TreeCase(audit)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_each_kind_of_call_fails(audit: str, ahead: bool) -> None:
+    case = TreeCase(audit, ahead=ahead)
     wrong = [case.wrong(call, ERRORS[i % len(ERRORS)]) for i, call in enumerate(distinct(case.undisturbed.calls))]
     assert not [w for w in wrong if w]
 
@@ -142,8 +146,9 @@ def test_each_kind_of_call_fails(audit: str) -> None:
 @pytest.mark.root
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_the_caller_is_killed_at_each_call(audit: str) -> None:
-    case = TreeCase(audit)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_caller_is_killed_at_each_call(audit: str, ahead: bool) -> None:
+    case = TreeCase(audit, ahead=ahead)
     assert not [left for call in case.undisturbed.calls if (left := killed_at(case, call))]
 
 

@@ -61,6 +61,27 @@ def launchers(box: isolate.Sandbox) -> list[int]:
     return [pid for pid in found if pid is not None]
 
 
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def waits(launcher: int) -> list[int]:
+    """The inits that wait for the next start of a launcher that is parked."""
+    found = [init for fork in children(launcher) for init in children(fork)]
+    return [init for init in found if blocked(init)]
+
+
+def blocked(pid: int) -> bool:
+    """Whether a process waits for a message."""
+    try:
+        return Path(f"/proc/{pid}/syscall").read_text().startswith(f"{syscalls.number('recvmsg')} ")
+    except OSError:
+        return False
+
+
 def parked_box(box: isolate.Sandbox) -> isolate.Sandbox:
     """The sandbox, once its tree is ready."""
     _mounts[id(box)] = Path("/proc/self/mountinfo").read_text()
