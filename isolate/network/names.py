@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from isolate.network.dns import FAILURE, Query, answer, malformed, parse, reverse, shortened
+from isolate.network.taken import Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +37,8 @@ _TURN = 1.0
 #: Answers of a resolver that cannot tell (RFC 1035: failure, not implemented, refused): another may.
 _UNABLE = (2, 4, 5)
 _LOCAL = "127.0.0.1"
+#: Sockets of all resolvers of this process, so that members leave their caller descriptors.
+_TAKEN = Taken()
 #: A resolver, and whether it is asked by TCP.
 _Way: TypeAlias = "tuple[str, bool]"
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -104,8 +107,7 @@ class Names:
     """The resolver, on a thread of its own.
 
     ``find(name)`` gives a member's addresses or None, ``known(address)`` a member's name, ``may_ask(address)`` whether
-    who has that address may ask for names outside. ``one``: questions of one of them that may wait at a time; None
-    where there is one alone.
+    who has that address may ask for names outside.
     """
 
     def __init__(
@@ -115,10 +117,8 @@ class Names:
         known: Callable[[Address], str | None],
         may_ask: Callable[[Address], bool],
         servers: Sequence[str] = (),
-        one: int | None = _OF_ONE,
     ) -> None:
         self._find, self._known, self._may_ask, self._servers = find, known, may_ask, list(servers)
-        self._of_one = _PENDING if one is None else one
         self._selector = selectors.DefaultSelector()
         self._asked: dict[socket.socket, _Asked] = {}
         self._connections: dict[socket.socket, _Connection] = {}
@@ -156,7 +156,7 @@ class Names:
     def _end(self) -> None:
         self._waker.close()
         for sock in [*self._asked, *self._connections]:
-            sock.close()
+            self._drop(sock)
 
     def _expire(self) -> None:
         now = time.monotonic()
@@ -170,8 +170,8 @@ class Names:
                 self._drop(sock)
 
     def _drop(self, sock: socket.socket) -> None:
-        self._asked.pop(sock, None)
-        self._connections.pop(sock, None)
+        if self._asked.pop(sock, None) is not None or self._connections.pop(sock, None) is not None:
+            _TAKEN.give()
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(sock)
         sock.close()
@@ -193,7 +193,7 @@ class Names:
 
     def _tcp(self, sock: socket.socket) -> None:
         connection, peer = sock.accept()
-        if len(self._connections) >= _CONNECTIONS:
+        if len(self._connections) >= _CONNECTIONS or _TAKEN.take():
             connection.close()
             return
         connection.setblocking(False)
@@ -265,7 +265,7 @@ class Names:
         self, message: bytes, query: Query, peer: Address, reply: Callable[[bytes], None], stream: bool
     ) -> None:
         of_one = sum(1 for asked in self._asked.values() if asked.peer == peer)
-        if len(self._asked) >= _PENDING or of_one >= self._of_one:
+        if len(self._asked) >= _PENDING or of_one >= _OF_ONE:
             reply(answer(query, (), FAILURE))
             return
         # Some resolvers answer by UDP alone.
@@ -275,10 +275,16 @@ class Names:
     def _ask(self, asked: _Asked) -> None:
         """Ask by the first way that can be tried at all."""
         while asked.left:
+            if _TAKEN.take():
+                break
             (asked.server, stream), asked.left = asked.left[0], asked.left[1:]
             family = socket.AF_INET6 if ":" in asked.server else socket.AF_INET
             kind = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
-            sock = socket.socket(family, kind)
+            try:
+                sock = socket.socket(family, kind)
+            except OSError:
+                _TAKEN.give()
+                raise
             asked.number, asked.data = secrets.randbelow(1 << 16), b""
             try:
                 sock.setblocking(False)
@@ -291,6 +297,7 @@ class Names:
                     sock.send(asked.question())
             except OSError:
                 sock.close()
+                _TAKEN.give()
                 continue
             asked.until = time.monotonic() + (_TURN if stream else asked.patience)
             self._asked[sock] = asked

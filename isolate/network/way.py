@@ -101,7 +101,7 @@ class Way:
             rules.transaction(nft.SUBSYSTEM, ruleset.own_loopback())
             ours = Socket(ROUTE, made=route, part="Userspace")
             ours.ask(address.local(ipaddress.IPv4Network(NAMESERVER)))
-            self._names = Names(listening, _nobody, _nobody, lambda peer: True, nameservers(), one=None)
+            self._names = Names(listening, _nobody, _nobody, lambda peer: True, nameservers())
             self.attach(ours)
 
     def attach(self, inside: Socket) -> None:

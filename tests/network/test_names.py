@@ -19,6 +19,7 @@ from isolate import network
 from isolate.network import names
 from isolate.network.dns import Query, answer, parse, reverse, shortened
 from isolate.network.names import Names, nameservers
+from isolate.network.taken import Taken
 from tests.network.hosts import host
 
 if TYPE_CHECKING:
@@ -420,6 +421,36 @@ def test_one_client_leaves_room_for_the_others() -> None:
     finally:
         answering.close()
         silent.close()
+
+
+def test_all_resolvers_leave_the_caller_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound of the whole process a question is answered with a failure at once, and nothing is opened."""
+    try:
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        silent.bind(("127.0.0.7", 53))
+    except OSError as error:
+        pytest.skip(f"port 53 of 127.0.0.7 cannot be had: {error}")
+    taken = Taken()
+    monkeypatch.setattr(names, "_TAKEN", taken)
+    answering = Answering(["127.0.0.7"])
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(30)
+            sock.sendto(question("first.example.org"), answering.address)
+            silent.settimeout(30)
+            assert b"first" in silent.recv(4096)  # control: it is passed on
+            assert taken._count == 1
+            with monkeypatch.context() as patch:
+                patch.setattr(Taken, "take", lambda self: "too many")
+                sock.sendto(question("second.example.org"), answering.address)
+                assert sock.recv(4096)[3] & 0xF == 2
+        with contextlib.suppress(BlockingIOError):
+            silent.setblocking(False)
+            assert b"second" not in silent.recv(4096)
+    finally:
+        answering.close()
+        silent.close()
+    assert taken._count == 0
 
 
 @pytest.mark.usefixtures("patient")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import resource
 import threading
 import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -14,6 +12,7 @@ from isolate.network.proxy.outside import FIRST, OUT, Outside, Refused, resolve
 from isolate.network.proxy.requests import Http
 from isolate.network.proxy.socks import Socks
 from isolate.network.proxy.streams import CHUNK, Deadline, both_ways, closed
+from isolate.network.taken import Taken
 
 if TYPE_CHECKING:
     import socket
@@ -40,30 +39,8 @@ class Door(NamedTuple):
     target: tuple[str, int] | None = None
 
 
-class _Taken:
-    """Connections of all proxies of this process: together they leave it half of its descriptors (each needs two)."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-
-    def take(self) -> str:
-        """Count one more; why not, if there are too many."""
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        with self._lock:
-            if most != resource.RLIM_INFINITY and self._count >= most // 4:
-                return f"more than {most // 4} connections at a time of all sandboxes, by this process's RLIMIT_NOFILE"
-            self._count += 1
-        return ""
-
-    def give(self) -> None:
-        """Count one less."""
-        with self._lock:
-            self._count -= 1
-
-
-_TAKEN: Final = _Taken()
-os.register_at_fork(after_in_child=_TAKEN.__init__)  # type: ignore[misc]  # a child has none of the proxies
+#: Of all proxies of this process; each connection needs two descriptors.
+_TAKEN: Final = Taken()
 
 
 class Server:
