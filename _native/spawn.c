@@ -30,6 +30,7 @@
 #endif
 
 #define STACK 16384
+#define MOUNT_NUMBER 0x5000 /* STATX_MNT_ID, and STATX_MNT_ID_UNIQUE of Linux 6.8 */
 #define INLINE 16384 /* bytes of a run block within a message */
 
 struct start {
@@ -737,17 +738,21 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 	return r < 0 ? r : 0;
 }
 
-/* The supervisor's first message: its pid, and its pidfd. The end of the socket instead: there is none. */
-static int64_t take_launcher(struct iso_start *s)
+/* The supervisor's first message: its pid, and its pidfd. The end of the socket instead: there is none. A launcher that does
+ * not answer is told to go on: a program with our uid may have stopped it. */
+static int64_t take_launcher(struct iso_start *s, struct iso_start *parked)
 {
-	const struct timespec most = {10, 0};
 	struct iso_record record;
 	struct pollfd fd = {.fd = s->control, .events = POLLIN};
-	struct timespec left = most;
-	int64_t r;
-	do
-		r = SYS5(ppoll, PTR(&fd), 1, PTR(&left), 0, 0); /* the kernel counts `left` down */
-	while (r == -EINTR);
+	int64_t r = 0;
+	for (int seconds = 0; seconds < 10 && r == 0; seconds++) {
+		struct timespec left = {1, 0};
+		if (seconds)
+			iso_send(parked, 0, SIGCONT);
+		do
+			r = SYS5(ppoll, PTR(&fd), 1, PTR(&left), 0, 0); /* the kernel counts `left` down */
+		while (r == -EINTR);
+	}
 	if (r <= 0)
 		return r ? r : -ETIMEDOUT;
 	r = iso_receive(s, (uint8_t *)&record, sizeof record);
@@ -764,14 +769,14 @@ static int64_t take_launcher(struct iso_start *s)
 	return s->pidfd < 0 ? -EMFILE : 0;
 }
 
-int64_t iso_start_parked(struct iso_start *s, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size,
+int64_t iso_start_parked(struct iso_start *s, struct iso_start *parked, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size,
 			 const int32_t *passed, int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking, int32_t later)
 {
 	const struct iso_begin begin = {watched ? (int32_t)SYS0(gettid) : 0, 0};
 	const int32_t wanted[3] = {in, out, err};
 	int64_t r = send_run(s, starts, &begin, later, run, run_size, passed, count, wanted, nonblocking);
 	if (r >= 0)
-		r = take_launcher(s);
+		r = take_launcher(s, parked);
 	if (r < 0)
 		iso_release(s);
 	return r < 0 ? r : 0;
@@ -808,8 +813,8 @@ static int64_t note_file(struct writer *w, const char *path)
 	return n == sizeof text ? -EOVERFLOW : fd < 0 ? fd : n;
 }
 
-/* Which of the lines of /proc/thread-self/status say how many filters there are: only where there are any. */
-static int64_t note_filters(struct writer *w)
+/* The number behind a key in /proc/thread-self/status, or -errno. Behind the name, which has no newline in it. */
+static int64_t status_number(const char *key)
 {
 	char text[4096];
 	int64_t fd = SYS4(openat, AT_FDCWD, PTR("/proc/thread-self/status"), O_RDONLY | O_CLOEXEC, 0);
@@ -820,20 +825,96 @@ static int64_t note_filters(struct writer *w)
 	if (n <= 0)
 		return -EIO;
 	text[n] = 0;
-	const char *line = strstr(text, "\nSeccomp_filters:\t"); /* Linux 5.9; behind the name, which has no newline in it */
+	const char *line = strstr(text, key);
 	if (!line)
 		return -EOPNOTSUPP;
 	int64_t count = 0;
-	for (const char *p = line + 18; *p >= '0' && *p <= '9'; p++)
+	for (const char *p = line + strlen(key); *p >= '0' && *p <= '9'; p++)
 		count = count * 10 + (*p - '0');
+	return count;
+}
+
+static int64_t filters(void)
+{
+	return status_number("\nSeccomp_filters:\t"); /* Linux 5.9 */
+}
+
+/* How many filters the process has had since it began: a thread with as many has those and no others, since filters are
+ * inherited and never taken away. -1: some, and there were threads already when it was asked first. */
+static int64_t first_filters;
+
+void iso_ask_filters(void)
+{
+	if (SYS5(prctl, 21 /* PR_GET_SECCOMP */, 0, 0, 0, 0) != 0) {
+		const int64_t count = filters();
+		first_filters = status_number("\nThreads:\t") == 1 && count >= 0 ? count : -1;
+	}
+}
+
+/* The number of filters; and whose they are where another thread may have as many others. */
+static int64_t note_filters(struct writer *w)
+{
+	static uint64_t threads;
+	static __thread uint64_t thread; /* a number that no other thread of this process has, or has had */
+	const int64_t count = filters();
+	if (count < 0)
+		return count;
 	note_result(w, count);
+	if (count != first_filters) {
+		if (!thread)
+			thread = __atomic_add_fetch(&threads, 1, __ATOMIC_RELAXED);
+		note(w, &thread, sizeof thread);
+	}
 	return 0;
+}
+
+/* A file that not every kernel has: whether there is none is asked once. */
+static void note_rare(struct writer *w, const char *path, int32_t *absent)
+{
+	if (__atomic_load_n(absent, __ATOMIC_RELAXED))
+		note_result(w, -ENOENT);
+	else if (note_file(w, path) == -ENOENT)
+		__atomic_store_n(absent, 1, __ATOMIC_RELAXED);
+}
+
+/* Where memory is to come from (set_mempolicy(2)). */
+static void note_memory_policy(struct writer *w)
+{
+	uint64_t nodes[128];
+	int32_t mode = 0;
+	memset(nodes, 0, sizeof nodes);
+	note_result(w, SYS5(get_mempolicy, PTR(&mode), PTR(nodes), sizeof nodes * 8, 0, 0));
+	note(w, &mode, sizeof mode);
+	for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++)
+		if (nodes[i]) {
+			note(w, &i, sizeof i);
+			note(w, &nodes[i], sizeof nodes[i]);
+		}
+}
+
+/* The bounding set, and the ambient one where there can be one. */
+static void note_bounds(struct writer *w, int bounding, int ambient)
+{
+	for (int capability = 0; (bounding || ambient) && capability < 64; capability++) {
+		if (bounding) {
+			const int64_t held = SYS5(prctl, 23 /* PR_CAPBSET_READ */, capability, 0, 0, 0);
+			if (held < 0)
+				break;
+			note(w, &held, 1);
+		}
+		if (ambient) {
+			const int64_t held = SYS5(prctl, 47 /* PR_CAP_AMBIENT */, 1 /* IS_SET */, capability, 0, 0);
+			if (held < 0)
+				break;
+			note(w, &held, 1);
+		}
+	}
 }
 
 int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 {
 	/* Nobody labels processes, and nobody will before the next boot: read(2) of the label is EINVAL then. */
-	static int32_t unlabelled;
+	static int32_t unlabelled, unaudited, uncontrolled;
 	struct writer w = {state, state + ISO_STATE};
 	struct {
 		uint32_t version;
@@ -860,8 +941,8 @@ int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 		note(&w, limit, sizeof limit);
 	}
 	/* PR_GET_NO_NEW_PRIVS, PR_GET_SECUREBITS, PR_GET_TIMERSLACK, PR_GET_THP_DISABLE, PR_MCE_KILL_GET, PR_GET_MDWE,
-	 * PR_GET_MEMORY_MERGE */
-	static const int asked[] = {39, 27, 30, 42, 34, 66, 68};
+	 * PR_GET_MEMORY_MERGE, PR_GET_IO_FLUSHER */
+	static const int asked[] = {39, 27, 30, 42, 34, 66, 68, 58};
 	for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
 		note_result(&w, SYS5(prctl, asked[i], 0, 0, 0, 0));
 	for (int speculation = 0; speculation < 3; speculation++)
@@ -869,21 +950,21 @@ int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 	uint64_t cookie = 0;
 	note_result(&w, SYS5(prctl, 62 /* PR_SCHED_CORE */, 0 /* GET */, 0, 0 /* of this thread */, PTR(&cookie)));
 	note(&w, &cookie, sizeof cookie);
-	/* These two hold for who executes a file: a new user namespace begins with all and with none of them. */
-	for (int capability = 0; executes && capability < 64; capability++) {
-		const int64_t held = SYS5(prctl, 23 /* PR_CAPBSET_READ */, capability, 0, 0, 0);
-		if (held < 0)
-			break;
-		note(&w, &held, 1);
-		if (!(sets[2] | sets[5]))
-			continue; /* nothing is ambient that is not inheritable */
-		const int64_t ambient = SYS5(prctl, 47 /* PR_CAP_AMBIENT */, 1 /* IS_SET */, capability, 0, 0);
-		note(&w, &ambient, 1);
-	}
+	int32_t stamps = 0;
+	note_result(&w, SYS5(prctl, 25 /* PR_GET_TSC, of x86 */, PTR(&stamps), 0, 0, 0));
+	note(&w, &stamps, sizeof stamps);
+	/* These two hold for who executes a file, as a launcher is: root has what the bounding set leaves it, and everybody what is
+	 * ambient. Nothing is ambient that is not inheritable. */
+	note_bounds(&w, executes || ids[0] == 0 || ids[1] == 0, (sets[2] | sets[5]) != 0);
 	const int64_t filtered = SYS5(prctl, 21 /* PR_GET_SECCOMP */, 0, 0, 0, 0);
 	note_result(&w, filtered);
 	if (filtered != 0 && (r = note_filters(&w)) < 0)
 		return r;
+	/* A filter may end who asks for these. Nearly always it forbids to change them, too. */
+	if (filtered == 0) {
+		note_result(&w, SYS2(keyctl, 14 /* KEYCTL_SET_REQKEY_KEYRING: where requested keys go */, -1 /* as it is */));
+		note_memory_policy(&w);
+	}
 	note_result(&w, SYS1(personality, 0xffffffff));
 	if (fresh & 0x4000000) { /* a new UTS namespace begins with these names, and may be made ahead */
 		char names[6][65];
@@ -894,7 +975,7 @@ int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 	}
 	uint8_t scheduling[56];
 	memset(scheduling, 0, sizeof scheduling);
-	note_result(&w, SYS4(sched_getattr, 0, PTR(scheduling), 48, 0));
+	note_result(&w, SYS4(sched_getattr, 0, PTR(scheduling), sizeof scheduling, 0));
 	note(&w, scheduling, sizeof scheduling);
 	r = SYS3(sched_getaffinity, 0, sizeof affinity, PTR(affinity));
 	note_result(&w, r);
@@ -904,19 +985,20 @@ int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 	/* The root of this thread, with the mount that it is in: another in another mount namespace. */
 	struct statx root;
 	memset(&root, 0, sizeof root);
-	r = SYS5(statx, AT_FDCWD, PTR("/"), 0, 0x5000 /* STATX_MNT_ID, and STATX_MNT_ID_UNIQUE of Linux 6.8 */ | STATX_INO, PTR(&root));
+	r = SYS5(statx, AT_FDCWD, PTR("/"), 0, MOUNT_NUMBER | STATX_INO, PTR(&root));
 	if (r < 0)
 		return r;
 	note(&w, &root.stx_ino, sizeof root.stx_ino);
 	note(&w, &root.stx_dev_major, 8);
 	note(&w, &root.stx_mnt_id, sizeof root.stx_mnt_id);
-	/* Namespaces that are inherited: identities of their files. A number of a mount that is never used again says which mount
+	/* Namespaces that are inherited: identities of their files. A new one of these has something of the old one: names of the
+	 * host, settings of devices; but for a new ipc namespace. A number of a mount that is never used again says which mount
 	 * namespace it is. */
 	static const struct {
 		const char *name;
 		uint64_t flag;
 	} kinds[] = {
-		{"user", 0}, {"mnt", 0x20000}, {"net", 0x40000000}, {"ipc", 0x8000000}, {"uts", 0x4000000}, {"cgroup", 0},
+		{"user", 0}, {"mnt", 0x20000}, {"net", 0}, {"ipc", 0x8000000}, {"uts", 0}, {"cgroup", 0},
 		{"pid_for_children", 0}, {"time_for_children", 0},
 	};
 	fresh &= ~0x20000ull;
@@ -948,10 +1030,14 @@ int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes)
 	if (r < 0)
 		return r;
 	note_file(&w, "/proc/self/coredump_filter"); /* a kernel may have none */
+	note_rare(&w, "/proc/thread-self/sessionid", &unaudited); /* another with each login uid */
+	note_rare(&w, "/proc/thread-self/cpu_resctrl_groups", &uncontrolled);
 	if (__atomic_load_n(&unlabelled, __ATOMIC_RELAXED))
 		note_result(&w, -EINVAL);
 	else if (note_file(&w, "/proc/thread-self/attr/current") == -EINVAL)
 		__atomic_store_n(&unlabelled, 1, __ATOMIC_RELAXED);
+	else
+		note_file(&w, "/proc/thread-self/attr/exec"); /* the label of what is executed next */
 	return w.at == w.end ? -EOVERFLOW : 0;
 }
 
@@ -986,6 +1072,16 @@ int32_t iso_watches(int32_t pid)
 	return iso_sees(pid) == 0 && (dumpable == 1 || (sets[0] >> 19 & 1 /* CAP_SYS_PTRACE, effective */)) ? 1 : -1;
 }
 
+void iso_mounts(struct iso_pinned *pinned, uint32_t count, const char *paths)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		struct statx found;
+		memset(&found, 0, sizeof found);
+		SYS5(statx, AT_FDCWD, PTR(paths + pinned[i].path), 0, STATX_INO | MOUNT_NUMBER, PTR(&found));
+		pinned[i].mount = found.stx_mnt_id;
+	}
+}
+
 int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *paths, int32_t mountinfo)
 {
 	struct pollfd fd = {.fd = mountinfo, .events = POLLPRI};
@@ -997,9 +1093,9 @@ int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *pa
 		return 0;
 	for (uint32_t i = 0; i < count; i++) {
 		struct statx found;
-		r = SYS5(statx, AT_FDCWD, PTR(paths + pinned[i].path), 0, STATX_INO, PTR(&found));
+		r = SYS5(statx, AT_FDCWD, PTR(paths + pinned[i].path), 0, STATX_INO | MOUNT_NUMBER, PTR(&found));
 		if (r < 0 || found.stx_ino != pinned[i].inode || found.stx_dev_major != pinned[i].major ||
-		    found.stx_dev_minor != pinned[i].minor)
+		    found.stx_dev_minor != pinned[i].minor || found.stx_mnt_id != pinned[i].mount)
 			return 0;
 	}
 	return 1;

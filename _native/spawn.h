@@ -71,16 +71,18 @@ void iso_begin(struct iso_start *start);
 int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
 		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
 		  int32_t program, const char *path, int32_t direct, int32_t later);
-/* The same by a launcher that is parked, whose socket is `starts`; the tape's own slots must be the fixed ones. -ESTALE: it is
+/* The same by the launcher `parked`, whose socket for this is `starts`; the tape's own slots must be the fixed ones. -ESTALE: it is
  * not there any more, and nothing has been started; -ETIMEDOUT: it does not answer. With `watched` it starts nothing for a
  * thread that has no access to it, or it to the thread: see iso_sees. */
-int64_t iso_start_parked(struct iso_start *start, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size, const int32_t *passed,
+int64_t iso_start_parked(struct iso_start *start, struct iso_start *parked, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size, const int32_t *passed,
 			 int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking, int32_t later);
 /* Describe what a process that this thread starts inherits of it, as far as that can be asked for cheaply, in ISO_STATE bytes:
  * equal bytes mean equal inheritance. 0, or -errno where something cannot be told. */
 #define ISO_STATE 8192
 /* `fresh` are flags of the namespaces that are new with each start, so that the thread's own do not matter; `executes`: a file
  * is executed outside of the sandbox. */
+/* To be called once, before there are threads if that can be: how many filters there are. */
+void iso_ask_filters(void);
 int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes);
 int32_t iso_in_state(const uint8_t *state, uint64_t fresh, int32_t executes);
 /* 0 where this thread may look at a process as ptrace(2) lets it, else -errno. */
@@ -89,12 +91,14 @@ int64_t iso_sees(int32_t pid);
  * launcher with that pid tell of one; -1: yes, and nothing tells. */
 int32_t iso_watches(int32_t pid);
 /* Whether each path still leads to the file that it led to: `count` rows of a path's offset in `paths`, a device and an inode
- * number. And whether the mount table behind the descriptor of a mountinfo has not changed since it was asked last. */
+ * number, and the number of a mount. And whether the mount table behind the descriptor of a mountinfo has not changed since it was asked last. */
 struct iso_pinned {
 	uint32_t path;
 	uint32_t major, minor;
-	uint64_t inode;
+	uint64_t inode, mount;
 };
+/* Note in each row in which mount its path ends now. */
+void iso_mounts(struct iso_pinned *pinned, uint32_t count, const char *paths);
 int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *paths, int32_t mountinfo);
 /* Hand over the run block, its streams and the `count` descriptors behind the tape's own. 0 or -errno: -EPIPE or -ECONNRESET
  * if it is gone; nothing is open then that was not before. */

@@ -97,6 +97,11 @@ class SessionKeyring(Irreversible):
     enabled: bool = True
     or_refused: bool = False
 
+    @property
+    def without_template(self) -> str | None:
+        """Why no start is from a tree that is made once: the keyring is compared with nothing."""
+        return None if self.enabled else "it keeps the caller's session keyring, which may be another with each start"
+
     def __post_init__(self) -> None:
         _switch(self, self.enabled)
         if not isinstance(self.or_refused, bool):

@@ -83,6 +83,12 @@ def start_error(stage: int, error: int, host: Host | None = None) -> SetupError:
             "a noexec mount",
             "install isolate on a mount without noexec",
         )
+    elif error == errno.ETIMEDOUT:
+        step, syscall = "wait for the launcher that is parked (template)", None
+        found = Finding(
+            "it has not answered for ten seconds: a program with this uid has stopped it, or the machine is overloaded",
+            "try again: it was ended, and the next start is made without it",
+        )
     elif error == errno.EBADF and stage == lib.ISO_SPAWN_FILES:
         found = Finding(
             "a descriptor that a part or pass_fds names is not open (any more)",

@@ -37,6 +37,9 @@ class Part(Protocol):
         Entries at the end of the :class:`~isolate.Root`, if the sandbox has one.
     ``variables()``
         Variables of the environment for programs that are started without an environment of their own.
+    ``without_template``
+        Words why no start may be from a tree that is made once, or None: it keeps state of the caller's, say, that is
+        not compared.
     ``makes_root``
         True: the sandbox has a root of its own by this part.
     ``needs_network``

@@ -77,6 +77,10 @@ def divide(plan: Plan) -> Halves:
         raise NotDivided("its launcher is moved by systemd")
     if context.slots or context.resources:
         raise NotDivided("a part hands descriptors over to each start")
+    for part in plan.parts:
+        why = getattr(part, "without_template", None)
+        if why:
+            raise NotDivided(why)
     for flag, what in ((CLONE_NEWUSER, "user"), (CLONE_NEWNS, "mount"), (CLONE_NEWPID, "pid")):
         if not int(plan.clone_flags) & int(flag):
             raise NotDivided(f"it has no {what} namespace of its own, new with each start")

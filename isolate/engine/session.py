@@ -120,6 +120,7 @@ class Session(Launcher):
     @classmethod
     def from_template(
         cls,
+        parked: Session,
         starts: int,
         watched: bool,
         tape: Tape,
@@ -130,7 +131,7 @@ class Session(Launcher):
         nonblocking: bool,
         later: bool = False,
     ) -> Session | None:
-        """A start by a launcher that is parked, by its socket; None if it has gone, and nothing has been started.
+        """A start by a launcher that is parked, by its socket ``starts``; None: it has gone, and has started nothing.
 
         With ``watched`` it starts nothing for a thread in another Landlock domain.
 
@@ -139,7 +140,7 @@ class Session(Launcher):
         self = cls.__new__(cls)
         self._bind(tape, run)
         result = lib.iso_start_parked(
-            self._start, starts, watched, run, len(run), slots, len(slots), *stdio, nonblocking, later
+            self._start, parked._start, starts, watched, run, len(run), slots, len(slots), *stdio, nonblocking, later
         )
         if result == -errno.ESTALE:
             return None

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -75,7 +76,7 @@ class _Launcher:
         self._standing = standing()
         self._owner = native.owner()
         self._pinned: Any = None
-        self._paths: Any = None
+        self._rows, self._paths = _rows([path for path, _ in template.sources])
         self.failed = False
         self._stale = False
         self._looking = threading.Lock()
@@ -109,14 +110,9 @@ class _Launcher:
             self.failed = True
             return False
         places = {buffer: record.report[at : at + size] for buffer, at, size in self._template.build.reports}
-        sources = self._template.sources
-        rows = ffi.new("struct iso_pinned[]", max(1, len(sources)))
-        paths = bytearray()
-        for row, (path, buffer) in zip(rows, sources, strict=False):
-            row.path = len(paths)
+        rows = self._rows
+        for row, (_, buffer) in zip(rows, self._template.sources, strict=False):
             row.inode, row.major, row.minor = _STATX.unpack_from(places[buffer])
-            paths += path + b"\0"
-        self._paths = ffi.from_buffer(bytes(paths) or b"\0")
         self._pinned = rows  # last: it tells other threads that all is there
         return True
 
@@ -149,7 +145,9 @@ class _Launcher:
     ) -> Session | None:
         """A sandbox from the tree; None if the launcher has gone. With ``later`` it waits for its program."""
         assert self._starts is not None
+        assert self._session is not None
         return from_template(
+            self._session,
             self._starts.fileno(),
             bool(self._watched),
             self._template.again,
@@ -159,6 +157,11 @@ class _Launcher:
             nonblocking=nonblocking,
             later=later,
         )
+
+    def kill(self) -> None:
+        """End one that does not answer, before it can begin with what it was asked for."""
+        if self._session is not None and native.owns(self._owner):
+            lib.iso_send(self._session._start, False, signal.SIGKILL)
 
     def end(self) -> None:
         """Let it end; what it has started goes on.
@@ -186,6 +189,17 @@ class _Launcher:
         if self._session is not None:
             self._session.close()
         os.close(self._mounts)
+
+
+def _rows(sources: Sequence[bytes]) -> tuple[Any, Any]:
+    """A row for each source, with the mount in which it is found now; and their paths."""
+    rows, paths = ffi.new("struct iso_pinned[]", max(1, len(sources))), bytearray()
+    for row, path in zip(rows, sources, strict=False):
+        row.path = len(paths)
+        paths += path + b"\0"
+    texts = ffi.from_buffer(bytes(paths) or b"\0")
+    lib.iso_mounts(rows, len(sources), texts)
+    return rows, texts
 
 
 def _carried(data: bytes) -> Any:
@@ -286,7 +300,13 @@ class Starts:
         if len(slots) > MOST_PASSED:
             return None
         if launcher.fits():
-            session = launcher.start(run, stdio, slots, nonblocking=nonblocking, later=later)
+            try:
+                session = launcher.start(run, stdio, slots, nonblocking=nonblocking, later=later)
+            except OSError as error:
+                if error.errno == errno.ETIMEDOUT:
+                    launcher.kill()
+                    self._give_up(launcher)
+                raise
             if session is not None:
                 self._used += 1
                 self.used += 1
