@@ -65,6 +65,8 @@ _NEVER = (Phase.JOIN_USER, Phase.TREES, Phase.JOIN, Phase.JOIN_USER_LAST, Phase.
 _OUTSIDE = (Section.OUTER, Section.SUPERVISOR, Section.REPORT, Section.CLEANUP, Section.THAW)
 _BEFORE = (Section.OUTER, Section.SUPERVISOR)
 _INSIDE = (Section.INIT, Section.ASIDE)
+#: What of a start can be made before it is asked for, if anything can: see :func:`can_wait`.
+MADE_AHEAD = (*_BEFORE, *_INSIDE)
 
 
 def divide(plan: Plan) -> Halves:
@@ -119,6 +121,9 @@ def can_wait(plan: Plan) -> bool:
     Not where it is made within a group that somebody else has named: nothing waits in there. Nor where a program of the
     host's is run, since what that reads may change until the start.
     """
+    pid = plan.context.namespace("pid")
+    if pid is not None and not pid.init:
+        return False  # nobody is there to wait
     groups = any(step.phase is Phase.AHEAD for step in plan.steps)
     outside = [step for step in plan.steps if step.ops and step.phase.section in _BEFORE]
     return all(

@@ -66,19 +66,20 @@ class Sandbox(Planned, Reversible):
 
     def _about_the_tree(self) -> str:
         """Which steps starts from the second on find done."""
-        from isolate.engine.dividing import NotDivided, divide
+        from isolate.engine.dividing import MADE_AHEAD, NotDivided, can_wait, divide
 
         if not self.template:
             return "each start is set up anew: template=False says so\n"
         plan = self._plan()
         try:
-            divide(plan)
+            waits = can_wait(divide(plan).again)
         except NotDivided as error:
             return f"each start is set up anew: {printable(str(error))}\n"
         shown = [step for step in plan.steps if step.phase is not Phase.CLONE]
-        splits = [(str(n), step.template) for n, step in enumerate(shown, 1) if step.template is not None]
-        kept = [n for n, split in splits if split.again == () and not split.ahead]
-        ahead = [n for n, split in splits if split.ahead]
+        numbered = [(str(n), step, step.template) for n, step in enumerate(shown, 1)]
+        kept = [n for n, _, split in numbered if split is not None and split.again == () and not split.ahead]
+        ahead = [n for n, step, _ in numbered if waits and n not in kept and step.phase.section in MADE_AHEAD]
+        ahead = ahead or [n for n, _, split in numbered if split is not None and split.ahead]
         text = f"from the second start on these are done once (template): {', '.join(kept)}\n"
         return text + (f"and later these ahead of a start, for one that comes: {', '.join(ahead)}\n" if ahead else "")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import Dev, Proc, Root, Sandbox, UserNamespace
+from isolate import Dev, PidNamespace, Proc, Root, Sandbox, UserNamespace
 from isolate.cgroups import Cgroup, Limits, naming
 from isolate.sandbox import parked
 from isolate.sandbox.result import Verdict
@@ -195,4 +195,7 @@ def test_no_init_waits_in_a_group_of_the_callers() -> None:
 
 def test_explain_tells() -> None:
     assert "ahead of a start" in box_of().explain()
-    assert "ahead of a start" not in Sandbox(UserNamespace(), Root(*SYSTEM)).explain()
+    assert "ahead of a start" in Sandbox(UserNamespace(), Root(*SYSTEM, Proc(), Dev())).explain()
+    nobody = Sandbox(UserNamespace(), PidNamespace(init=False), Root(*SYSTEM, Proc(), Dev()))
+    assert "done once" in nobody.explain()
+    assert "ahead of a start" not in nobody.explain()
