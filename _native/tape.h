@@ -155,6 +155,7 @@ struct iso_header {
 #define ISO_RUN_PTY_SHIFT 8
 #define ISO_RUN_TTY 2     /* descriptor 0 becomes the controlling terminal */
 #define ISO_RUN_ALONE 4   /* no program: init stays, reaps, and is what is told as started */
+#define ISO_RUN_EARLY 32  /* the end is told before the clean-up, and of that a record of its own tells */
 #define ISO_RUN_KILLABLE 16 /* set by the extension: the caller's oom_score_adj is not below 0 */
 #define ISO_RUN_AHEAD 64  /* set by a launcher that is parked: its fork hands the run on that is asked for, control socket first */
 
@@ -229,6 +230,7 @@ struct iso_limits {
 #define ISO_RECORD_LAUNCHER 6 /* `pid` is the supervisor of a start from a template, its pidfd comes along */
 #define ISO_RECORD_PROGRAM 4 /* its kind alone: the kernel tells the payload's pid beside it (SCM_CREDENTIALS) */
 #define ISO_RECORD_TERMINAL 5 /* its kind alone, from the payload, and beside it our end of its terminal (ISO_RUN_PTY) */
+#define ISO_RECORD_CLEANED 7 /* behind ENDED, where that is told early: `error` and `op` of the clean-up */
 #define ISO_HEAD 128
 
 struct iso_record {

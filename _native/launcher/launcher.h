@@ -142,6 +142,7 @@ void fail(struct iso_shared *s, uint32_t stage, uint32_t op, int64_t error);
 void send_record(const void *record, size_t size, int32_t pass);
 void send_started(int32_t pidfd, int64_t pid);
 int64_t send_pid(int64_t pid);
+void tell_cleaned(const struct supervisor *s);
 void tell_end(struct supervisor *s);
 void await_birth(struct iso_shared *s);
 void refuse(uint32_t stage, int64_t error) __attribute__((noreturn));

@@ -126,6 +126,17 @@ void tell_end(struct supervisor *s)
 	send_parts(parts, 3, -1);
 }
 
+/* What came of a clean-up whose end was told before. */
+void tell_cleaned(const struct supervisor *s)
+{
+	struct iso_record record;
+	memset(&record, 0, sizeof record);
+	record.kind = ISO_RECORD_CLEANED;
+	record.error = (int32_t)-s->clean_error;
+	record.op = s->clean_error ? s->clean_op : ISO_OP_NONE;
+	send_record(&record, sizeof record, -1);
+}
+
 void refuse(uint32_t stage, int64_t error)
 {
 	struct iso_record record;

@@ -366,8 +366,17 @@ void to_the_end(struct supervisor *s)
 		s->ended_ns = now();
 	if (!s->reported)
 		report(s);
+	/* The Python program makes a result of it meanwhile. */
+	const int early = (s->machine.run->flags & ISO_RUN_EARLY) && !s->machine.shared->failed;
+	if (early) {
+		tell_end(s);
+		s->clean_error = 0;
+	}
 	clean(s, ISO_CLEANUP);
-	tell_end(s);
+	if (early)
+		tell_cleaned(s);
+	else
+		tell_end(s);
 	tell_taken(&s->tree, TAKEN_ENDED);
 	exit_now(0);
 }

@@ -37,12 +37,13 @@ def run_block(
     cpu_time: float | None = None,
     alone: bool = False,
     terminal: tuple[int, int] = (0, -1),
+    early: bool = False,
 ) -> bytes:
     """The block behind a tape: one program's arguments. ``fds`` are (slot, number inside), numbers ascending.
     ``later`` is the slot of a socket by which the block that holds will come. ``timeout`` and ``cpu_time`` are seconds
     after which the launcher kills everything. ``alone``: there is no program, init stays until it is killed.
     ``terminal`` is which streams (a mask) become a terminal of the sandbox's own, and its owner; -1 is whoever makes
-    it."""
+    it. ``early``: the end is told before the clean-up, see :attr:`~isolate.engine.session.Session.early`."""
     strings = bytearray()
     at = RUN.size
     argv_at = at + (-at % 8)
@@ -60,7 +61,7 @@ def run_block(
     env_offsets = [place(e) for e in env]
     program_at, path_at, cwd_at = place(program), place(path), place(cwd)
     flags = (lib.ISO_RUN_STARTED if started else 0) | (lib.ISO_RUN_TTY if tty else 0)
-    flags |= lib.ISO_RUN_ALONE if alone else 0
+    flags |= (lib.ISO_RUN_ALONE if alone else 0) | (lib.ISO_RUN_EARLY if early else 0)
     flags |= lib.ISO_RUN_PTY | terminal[0] << lib.ISO_RUN_PTY_SHIFT if terminal[0] else 0
     size = base + len(strings)
     head = RUN.pack(

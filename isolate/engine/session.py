@@ -15,7 +15,7 @@ from isolate.engine import native, proc, waiting
 from isolate.engine.launcher import Launcher
 from isolate.engine.native import ffi, lib
 from isolate.engine.reaping import reaping
-from isolate.engine.record import KIND, Record, decode
+from isolate.engine.record import KIND, RECORD, Record, decode
 from isolate.engine.run_block import block_without_program
 from isolate.kernel.syscalls import number
 
@@ -109,6 +109,8 @@ class Session(Launcher):
         self.tape: Tape = tape
         #: The sandbox's own tape. In a start from a tree, ``tape`` is a part of it.
         self.of: Tape = tape
+        #: The end is told before the clean-up (ISO_RUN_EARLY), of which :meth:`cleaned` tells.
+        self.early: bool = bool(run[8] & lib.ISO_RUN_EARLY)
         self.run: bytes = run  # for the diagnosis of an error
         #: The pid namespace (its inode) that a further program has joined: its PID 1 inherits what init leaves.
         self.joined: int | None = None
@@ -281,6 +283,15 @@ class Session(Launcher):
                 if ended is not None:
                     ended()
         return record
+
+    def cleaned(self, patience: float = 10.0) -> Record | None:
+        """The launcher's word on its clean-up, where it has told the end before; None if it was lost meanwhile."""
+        size = RECORD.size
+        buffer = ffi.new("uint8_t[]", size)
+        received = lib.iso_receive(self._start, buffer, size)
+        if received == -errno.EAGAIN and self.readable(patience):
+            received = lib.iso_receive(self._start, buffer, size)
+        return decode(bytes(ffi.buffer(buffer, size))) if received == size else None
 
     def dismiss(self, patience: float = 5.0) -> None:
         """End it, wait until it has gone for so many seconds at most, and release the descriptors."""

@@ -39,6 +39,8 @@ class Tape:
     names: tuple[str, ...]
     #: Whether the supervisor writes to files of its child's in /proc, which it finds by the child's number.
     needs_proc: bool
+    #: Whether the supervisor cleans up when everything inside is dead.
+    cleans: bool
     #: Bytes that a record of its launcher's has at most.
     record_size: int
     #: Run blocks that were made for it, by what they were made from (:func:`isolate.sandbox.streams.block`).
@@ -148,9 +150,10 @@ def _assemble(
     data = HEADER.pack(MAGIC, checksum, *fields) + body
     names = tuple(dict.fromkeys(type(part).__name__ for part in plan.owners))
     needs_proc = sections[Section.SUPERVISOR][1] > 0
+    cleans = sections[Section.CLEANUP][1] > 0
     record_size = RECORD.size + len(plan.steps) + 1 + sum(n + 8 for _, _, n in reports) + 64
     op_steps = tuple(row[8] for row in writer.rows)
-    return Tape(data, plan, op_steps, tuple(ops), tuple(reports), names, needs_proc, record_size)
+    return Tape(data, plan, op_steps, tuple(ops), tuple(reports), names, needs_proc, cleans, record_size)
 
 
 def _gather(writer: Writer, reported: list[Buffer]) -> tuple[int, list[tuple[Buffer, int]]]:

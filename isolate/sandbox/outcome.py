@@ -49,6 +49,18 @@ def ended(session: Session, args: Sequence[bytes]) -> Record:
     return record
 
 
+def finish(session: Session) -> None:
+    """Wait for the launcher's end, and until it has cleaned up where it has told of the end before that."""
+    session.wait_gone(10.0 if session.early else 1.0)
+    if not session.early or session.end is None or session.end.kind != lib.ISO_RECORD_ENDED:
+        return
+    cleaned = session.cleaned()
+    if cleaned is None:
+        remove_group(session)  # it was killed on its way out
+    elif cleaned.error:
+        _warn(session.tape, cleaned)
+
+
 def remove_group(session: Session) -> None:
     """Remove the groups that a killed launcher has left. One that ended by itself has left none."""
     group = session.tape.plan.context.group

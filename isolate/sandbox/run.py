@@ -246,13 +246,13 @@ def run(box: Box, args: Any, options: Mapping[str, Any]) -> Result[str] | Result
     """See :meth:`isolate.Sandbox.run`."""
     settled = settle("run", options, OWN)
     check = settled.pop("check")
-    state = Run(box, args, **settled)
+    state = Run(box, args, early=True, **settled)
     try:
         drive(state)
         try:
             result = state.result()  # while the launcher is on its way out
         finally:
-            state.session.wait_gone(1.0)
+            outcome.finish(state.session)
     finally:
         state.close()
     return result.check() if check else result

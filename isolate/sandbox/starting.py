@@ -151,6 +151,7 @@ class Start:
         started: bool,
         said: bool = True,
         terminal: Terminal | None = None,
+        early: bool = False,
     ) -> None:
         self._box = box
         #: Why it was killed from here, if it was.
@@ -211,6 +212,7 @@ class Start:
                 cpu_time=self.cpu_time,
                 terminal=(mask, _owner(self.tape) if mask else -1),
                 executable=executable,
+                early=early and self.tape.cleans and not self.tape.plan.context.resources,
             )
             if self.cpu_time is not None:
                 outcome.check_countable(self.tape)

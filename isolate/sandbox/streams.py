@@ -110,12 +110,13 @@ def block(
     cpu_time: float | None = None,
     terminal: tuple[int, int] = (0, -1),
     executable: object = None,
+    early: bool = False,
 ) -> Block:
     """The run block, the descriptors to hand over after 0, 1 and 2, and the argument vector.
 
     The same program is often started again and again: what was made of plain arguments is kept.
     """
-    limits = (timeout, cpu_time, terminal)
+    limits = (timeout, cpu_time, terminal, early)
     plain = env is None and cwd is None and executable is None and not pass_fds
     if not plain or not isinstance(args, (list, tuple)):
         return _block(tape, args, env, cwd, pass_fds, started, tty, limits, executable)
@@ -143,7 +144,7 @@ def _block(
     pass_fds: Iterable[int] | Mapping[int, int],
     started: bool,
     tty: bool,
-    limits: tuple[float | None, float | None, tuple[int, int]],
+    limits: tuple[float | None, float | None, tuple[int, int], bool],
     executable: object = None,
 ) -> Block:
     given = tape.plan.context.find(Surroundings)
@@ -188,6 +189,7 @@ def _block(
         timeout=limits[0],
         cpu_time=limits[1],
         terminal=limits[2],
+        early=limits[3],
     )
     return run, slots, tuple(argv)
 
