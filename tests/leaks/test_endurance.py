@@ -108,7 +108,7 @@ class Own:
         before, after = self.samples[first], self.samples[-1]
         grown = {name: after[name] - before[name] for name in before if name != "seconds"}
         # A launcher that is parked at one time and not at another has descriptors, processes and groups; others mount, too.
-        allowed = {"caller": KIB, "kernel": memory, "descriptors": 8, "processes": 8, "mounts": 8, "cgroups": 8}
+        allowed = {"caller": KIB, "kernel": memory, **dict.fromkeys(("descriptors", "processes", "mounts", "cgroups"), 8)}
         assert not {name: n for name, n in grown.items() if n > allowed.get(name, 0)}, (grown, self.samples)
 
 
