@@ -107,8 +107,13 @@ class Own:
         """From the ``first`` sample to the last nothing has grown, and memory by no more than so many KiB."""
         before, after = self.samples[first], self.samples[-1]
         grown = {name: after[name] - before[name] for name in before if name != "seconds"}
-        # A launcher that is parked at one time and not at another has descriptors, processes and groups; others mount, too.
-        allowed = {"caller": KIB, "kernel": memory, **dict.fromkeys(("descriptors", "processes", "mounts", "cgroups"), 8)}
+        # A launcher that is parked at one time and not at another has descriptors, processes and groups.
+        # Others mount, too.
+        allowed = {
+            "caller": KIB,
+            "kernel": memory,
+            **dict.fromkeys(("descriptors", "processes", "mounts", "cgroups"), 8),
+        }
         assert not {name: n for name, n in grown.items() if n > allowed.get(name, 0)}, (grown, self.samples)
 
 
