@@ -9,12 +9,14 @@ option that is not in ``KNOWN``, one process runs what pytest is told to.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -76,10 +78,24 @@ def commands(options: list[str], place: str) -> list[list[str]]:
     if not all(KNOWN.fullmatch(option) or WRITES.fullmatch(option) for option in options):
         return [[*pytest, *options]]
     beside = [str(HERE / name) for name in BESIDE]
+    if not any(WRITES.fullmatch(option) for option in options):
+        options = [*options, f"--junitxml={place}/tests.xml"]
     return [
         [*pytest, *options, f"--basetemp={place}/1", *(f"--ignore={path}" for path in beside)],
         [*pytest, *map(suffixed, options), f"--basetemp={place}/2", "-p", "no:cacheprovider", *beside],
     ]
+
+
+def total(both: list[list[str]]) -> str:
+    """How many tests of both processes passed, failed and were skipped, by the reports that they have written."""
+    tests = failed = skipped = 0
+    for command in both:
+        report = next(found[2] for option in command if (found := WRITES.fullmatch(option)))
+        for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+            tests += int(suite.attrib["tests"])
+            failed += int(suite.attrib["failures"]) + int(suite.attrib["errors"])
+            skipped += int(suite.attrib["skipped"])
+    return f"{tests - failed - skipped} passed, {failed} failed, {skipped} skipped in both processes"
 
 
 def remove(place: str) -> None:
@@ -103,6 +119,8 @@ def main(options: list[str]) -> int:
         sys.stdout.buffer.write(output.read())
         sys.stdout.flush()
     both = verdict([status, second.returncode])
+    with contextlib.suppress(OSError, ElementTree.ParseError):  # one that was killed has written none
+        print(f"==== {total([first, others[0]])}", flush=True)
     if both == 0:  # else somebody may want to look at them
         remove(place)
     return both

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import side_by_side
-from tests.side_by_side import BESIDE, HERE, NOTHING_COLLECTED, commands, main, suffixed, verdict
+from tests.side_by_side import BESIDE, HERE, NOTHING_COLLECTED, commands, main, suffixed, total, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,13 +68,14 @@ def test_a_failure_of_each_is_the_lanes(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def python(code: str) -> list[str]:
-        return [sys.executable, "-c", code]
+        return [sys.executable, "-c", code, f"--junitxml={tmp_path}/none.xml"]
 
     monkeypatch.setattr(side_by_side, "commands", lambda *_: [python("print('one')"), python("print('two')")])
     assert main([]) == 0
     assert not list(tmp_path.iterdir())
     text = capfd.readouterr().out
     assert text.index("one") < text.index("two")
+    assert "in both processes" not in text
     monkeypatch.setattr(side_by_side, "commands", lambda *_: [python("1 / 0"), python("")])
     assert main([]) == 1
     monkeypatch.setattr(side_by_side, "commands", lambda *_: [python(""), python("1 / 0")])
@@ -82,6 +83,17 @@ def test_a_failure_of_each_is_the_lanes(
     assert "ZeroDivisionError" in capfd.readouterr().out
     monkeypatch.setattr(side_by_side, "commands", lambda *_: [python("1 / 0")])
     assert main([]) == 1
+
+
+def test_both_are_counted(tmp_path: Path) -> None:
+    commands: list[list[str]] = []
+    for name, counts in (("a", (5, 1, 1, 1)), ("b", (7, 0, 0, 2))):
+        numbers = " ".join(
+            f'{key}="{n}"' for key, n in zip(("tests", "failures", "errors", "skipped"), counts, strict=True)
+        )
+        (tmp_path / name).write_text(f"<testsuites><testsuite {numbers}/></testsuites>")
+        commands.append(["pytest", f"--junitxml={tmp_path / name}"])
+    assert total(commands) == "7 passed, 2 failed, 3 skipped in both processes"
 
 
 @pytest.mark.slow
