@@ -738,24 +738,32 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 	return r < 0 ? r : 0;
 }
 
-/* The supervisor's first message: its pid, and its pidfd. The end of the socket instead: there is none. A launcher that does
- * not answer is told to go on: a program with our uid may have stopped it. */
+/* The supervisor's first message: its pid, and its pidfd. The end of the socket instead: there is none. Init and the supervisor
+ * go on side by side where the start was made ahead, so the program's pid (ISO_RECORD_PROGRAM) may come before: it is kept. A
+ * launcher that does not answer is told to go on: a program with our uid may have stopped it. */
 static int64_t take_launcher(struct iso_start *s, struct iso_start *parked)
 {
 	struct iso_record record;
 	struct pollfd fd = {.fd = s->control, .events = POLLIN};
-	int64_t r = 0;
-	for (int seconds = 0; seconds < 10 && r == 0; seconds++) {
-		struct timespec left = {1, 0};
-		if (seconds)
-			iso_send(parked, 0, SIGCONT);
-		do
-			r = SYS5(ppoll, PTR(&fd), 1, PTR(&left), 0, 0); /* the kernel counts `left` down */
-		while (r == -EINTR);
-	}
-	if (r <= 0)
-		return r ? r : -ETIMEDOUT;
-	r = iso_receive(s, (uint8_t *)&record, sizeof record);
+	int64_t r;
+	s->sender = 0;
+	do {
+		r = 0;
+		for (int seconds = 0; seconds < 10 && r == 0; seconds++) {
+			struct timespec left = {1, 0};
+			if (seconds)
+				iso_send(parked, 0, SIGCONT);
+			do
+				r = SYS5(ppoll, PTR(&fd), 1, PTR(&left), 0, 0); /* the kernel counts `left` down */
+			while (r == -EINTR);
+		}
+		if (r <= 0)
+			return r ? r : -ETIMEDOUT;
+		const int32_t known = s->sender;
+		r = iso_receive(s, (uint8_t *)&record, sizeof record);
+		if (r == sizeof record.kind && known)
+			return -EBADMSG; /* it is told once */
+	} while (r == sizeof record.kind && record.kind == ISO_RECORD_PROGRAM);
 	if (r == 0 || r == -ECONNRESET)
 		return -ESTALE;
 	if (r < 0)
@@ -765,7 +773,6 @@ static int64_t take_launcher(struct iso_start *s, struct iso_start *parked)
 	s->pid = record.status;
 	s->pidfd = s->payload;
 	s->payload = -1;
-	s->sender = 0;
 	return s->pidfd < 0 ? -EMFILE : 0;
 }
 

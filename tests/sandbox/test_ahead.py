@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import isolate
+from isolate.engine.native import ffi, lib
+from isolate.engine.record import KIND, RECORD
+from isolate.engine.run_block import block_without_program
 from isolate.sandbox import parked
 from tests.snapshot import SOON
 
@@ -206,3 +211,40 @@ def test_a_pool_takes_them() -> None:
             assert pool.run(["echo", str(n)]).stdout == b"%d\n" % n
     (launcher,) = launchers(box) or (0,)
     assert len(children(launcher)) <= 1 or launcher == 0
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "not"])
+def test_the_programs_pid_may_come_before_the_launchers(first: bool) -> None:
+    """Init and the supervisor go on side by side. Here a thread is both of them, so that the order is known."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    start, other = ffi.new("struct iso_start *"), ffi.new("struct iso_start *")
+    lib.iso_begin(start)
+    lib.iso_begin(other)
+    run = block_without_program(0, later=False)
+
+    def launcher() -> None:
+        _, fds, _, _ = socket.recv_fds(theirs, 65536, 8)
+        pidfd = os.pidfd_open(os.getpid())
+        with socket.socket(fileno=fds[0]) as control:
+            if first:
+                control.send(KIND.pack(lib.ISO_RECORD_PROGRAM))
+            told = bytearray(RECORD.size)
+            told[:4] = KIND.pack(lib.ISO_RECORD_LAUNCHER)
+            told[16:20] = KIND.pack(os.getpid())  # where `status` is
+            socket.send_fds(control, [told], [pidfd])
+        for fd in (pidfd, *fds[1:]):
+            os.close(fd)
+
+    with ours, theirs:
+        thread = threading.Thread(target=launcher)
+        thread.start()
+        try:
+            devnull = [lib.ISO_DEVNULL] * 3
+            assert lib.iso_start_parked(start, other, ours.fileno(), 0, run, len(run), [], 0, *devnull, 0, 0) == 0
+        finally:
+            theirs.shutdown(socket.SHUT_RDWR)
+            thread.join(SOON)
+            found = start.pid, start.sender, start.pidfd >= 0
+            start.pid = 0
+            lib.iso_release(start)
+    assert found == (os.getpid(), os.getpid() if first else 0, True)
