@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import isolate
@@ -25,7 +26,7 @@ from isolate.cgroups import scope as scopes
 from isolate.cgroups.hierarchy import discover
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 BOMB = [sys.executable, "-I", "-S", "-c", "x = bytearray(160 << 20)"]
 #: An ordinary user may drop the groups of its login in a user namespace only.
@@ -59,11 +60,11 @@ def _open(number: str) -> bool:
     return True
 
 
-def until(done: Callable[[], bool], what: str, seconds: float = 20.0) -> float:
-    """Wait; how long it took."""
+def until(done: Callable[[], bool], what: Callable[[], str], seconds: float = 20.0) -> float:
+    """Wait; how long it took. ``what`` tells what is missing in the end."""
     start = time.monotonic()
     while not done():
-        assert time.monotonic() - start < seconds, what
+        assert time.monotonic() - start < seconds, what()
         time.sleep(0.02)  # systemd tells only whoever subscribes, and a group that goes tells nobody
     return time.monotonic() - start
 
@@ -179,7 +180,7 @@ def remade(top: str) -> None:
     box.run(["true"])
     manager = ["--user"] if os.geteuid() else []
     subprocess.run(["systemctl", *manager, "stop", os.path.basename(top)], check=True)
-    until(lambda: not scopes.mine().directory(), "the scope was stopped")
+    until(lambda: not scopes.mine().directory(), lambda: "the scope was stopped")
     assert box.run(BOMB).verdict is isolate.Verdict.OOM
     again = scopes.mine().directory()
     assert again not in ("", top), again
@@ -201,7 +202,7 @@ def inherited() -> None:
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    until(lambda: not ours(pid), f"a forked child's scope: {ours(pid)}")
+    until(lambda: not ours(pid), lambda: f"a forked child's scope: {ours(pid)}")
     assert scopes.mine().directory() == mine
 
 
@@ -214,6 +215,12 @@ with box.spawn(["sleep", "60"]) as process:
     print(process.pid, mine()._holder.pid, flush=True)
     process.wait()
 """
+
+
+def left(starts: Mapping[int, int | None]) -> list[str]:
+    """What the kernel says of those processes that are still there."""
+    alive = [pid for pid, start in starts.items() if naming.start_time(pid) == start]
+    return [Path(f"/proc/{pid}/{name}").read_text() for pid in alive for name in ("stat", "cgroup", "wchan")]
 
 
 def killed() -> None:
@@ -231,13 +238,13 @@ def killed() -> None:
     victim.stdout.close()
     took = until(
         lambda: not ours(pid) and all(naming.start_time(p) != start for p, start in starts.items()),
-        f"left after SIGKILL: {ours(pid)}",
+        lambda: f"left after SIGKILL of {pid}: {ours(pid)} {left(starts)}",
     )
     manager = ["--user"] if os.geteuid() else []
     show = ["systemctl", *manager, "show", "-p", "LoadState", "--value", units[0]]
     until(
         lambda: subprocess.run(show, check=True, capture_output=True).stdout.strip() == b"not-found",
-        f"{units[0]} is still loaded",
+        lambda: f"{units[0]} is still loaded",
     )
     print(f"nothing left {took:.2f} s after SIGKILL", flush=True)
 
