@@ -10,6 +10,7 @@ Ends with a line "scope: passed" or with a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import signal
@@ -45,6 +46,11 @@ def ours(pid: int) -> list[str]:
     start = naming.start_time(pid)
     found = glob.glob("/sys/fs/cgroup/**/*isolate-*", recursive=True)
     return [d for d in found if f"-{pid}-" in d and (start is None or f"-{pid}-{start}-" in d)]
+
+
+def of_runs(pid: int) -> list[str]:
+    """Those of its runs, and those that it has made: all but its scope and the leaf with the scope's process."""
+    return [d for d in ours(pid) if not d.endswith((".scope", "-self"))]
 
 
 def fds() -> set[str]:
@@ -237,15 +243,20 @@ def killed() -> None:
     victim.wait()
     victim.stdout.close()
     took = until(
-        lambda: not ours(pid) and all(naming.start_time(p) != start for p, start in starts.items()),
+        lambda: not of_runs(pid) and all(naming.start_time(p) != start for p, start in starts.items()),
         lambda: f"left after SIGKILL of {pid}: {ours(pid)} {left(starts)}",
     )
     manager = ["--user"] if os.geteuid() else []
     show = ["systemctl", *manager, "show", "-p", "LoadState", "--value", units[0]]
     until(
         lambda: subprocess.run(show, check=True, capture_output=True).stdout.strip() == b"not-found",
-        lambda: f"{units[0]} is still loaded",
+        lambda: f"{units[0]} is still loaded, with {ours(pid)}",
     )
+    # The scope is systemd's to remove, once. A user's manager was seen to give up on directories with nobody in them.
+    for directory in sorted(ours(pid), reverse=True):
+        print(f"systemd has left {directory}", flush=True)
+        with contextlib.suppress(FileNotFoundError):  # it is slow, and has not given up
+            os.rmdir(directory)
     print(f"nothing left {took:.2f} s after SIGKILL", flush=True)
 
 
