@@ -12,7 +12,7 @@ setup:               ## make .venv with everything for development (installs Deb
 hooks:               ## lint and check types on every commit
 	$(PYTHON) -m pre_commit install
 
-test:                ## the everyday tests (four to six minutes)
+test:                ## the everyday tests (about five minutes)
 	bash tests/run -q
 
 fast:                ## the tests that start nothing (seconds): values, plans, layers, documentation
