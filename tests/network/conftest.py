@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from isolate import NetNamespace
+from tests.network.hosts import Outside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,3 +25,18 @@ def machine() -> Iterator[NetNamespace | None]:
     with namespace:
         yield namespace
     namespace.close()
+
+
+@pytest.fixture(params=["pasta", pytest.param("slirp4netns", marks=pytest.mark.slow)])
+def helper(request: pytest.FixtureRequest) -> str:
+    """A program that is a way out without privileges."""
+    if shutil.which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return str(request.param)
+
+
+@pytest.fixture
+def outside(machine: NetNamespace) -> Iterator[Outside]:
+    """A host beside the machine's."""
+    with Outside(machine) as found:
+        yield found

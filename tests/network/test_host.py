@@ -7,7 +7,6 @@ import ipaddress
 import socket
 import struct
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,17 +17,7 @@ from isolate.network.netlink import NETFILTER, Socket
 from isolate.network.switch import Switch
 from tests.network.hosts import HERE, Host, Outside, connects, host, told, until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def outside(machine: NetNamespace) -> Iterator[Outside]:
-    """Another machine, at 192.0.2.9, which this one reaches by its device eth9 and the gateway 192.0.2.1."""
-    with Outside(machine) as found:
-        yield found
 
 
 def test_published_ports_lead_to_the_member() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from isolate import NetNamespace
 
 pytestmark = pytest.mark.root
 CLIENT = """
@@ -40,19 +38,6 @@ for place in sys.argv[1:]:
         print("no")
 """
 SERVER = "import socket; s = socket.create_server(('', 80)); print('up', flush=True); s.accept()[0].sendall(b'inside')"
-
-
-@pytest.fixture(params=["pasta", pytest.param("slirp4netns", marks=pytest.mark.slow)])
-def helper(request: pytest.FixtureRequest) -> str:
-    if shutil.which(request.param) is None:
-        pytest.skip(f"{request.param} is not installed")
-    return str(request.param)
-
-
-@pytest.fixture
-def outside(machine: NetNamespace) -> Iterator[Outside]:
-    with Outside(machine) as found:
-        yield found
 
 
 def serve(sock: socket.socket) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import struct
 import threading
@@ -13,14 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from isolate import Bind, MountNamespace, PidNamespace, Sandbox, network
-from tests.network.hosts import Outside
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from isolate import NetNamespace
+    from tests.network.hosts import Outside
+
 
 pytestmark = pytest.mark.root
 #: Prints the address of a name, asked for by UDP, and by TCP.
@@ -33,19 +32,6 @@ with socket.create_connection(("10.0.2.3", 53), 20) as sock:
     answer = sock.makefile("rb")
     print(socket.inet_ntoa(answer.read(struct.unpack(">H", answer.read(2))[0])[-4:]))
 """
-
-
-@pytest.fixture(params=["pasta", pytest.param("slirp4netns", marks=pytest.mark.slow)])
-def helper(request: pytest.FixtureRequest) -> str:
-    if shutil.which(request.param) is None:
-        pytest.skip(f"{request.param} is not installed")
-    return str(request.param)
-
-
-@pytest.fixture
-def outside(machine: NetNamespace) -> Iterator[Outside]:
-    with Outside(machine) as found:
-        yield found
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from isolate.engine.dividing import NotDivided, divide
 from isolate.engine.native import ffi, lib
 from isolate.kernel.constants import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUTS
 from isolate.sandbox import parked
+from isolate.thread.disposable import on_a_thread
 from tests.sandbox.test_template import box_of, from_tree, launchers, parked_box, used, without
 
 if TYPE_CHECKING:
@@ -39,25 +40,6 @@ def system(function: str, *args: Any) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), function)
     return result
-
-
-def in_a_thread(function: Callable[[], Any]) -> Any:
-    """Its result on a thread of its own, whose state goes with it."""
-    found: list[Any] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            found.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return found[0]
 
 
 def state(fresh: int = 0) -> Callable[[], bool]:
@@ -109,7 +91,7 @@ def test_a_change_of_this_thread_is_seen(what: str) -> None:
         return before, same()
 
     try:
-        assert in_a_thread(compare) == (True, False)
+        assert on_a_thread(compare) == (True, False)
     except OSError as error:
         pytest.skip(f"not here: {error}")
 
@@ -121,7 +103,7 @@ def test_what_is_new_with_each_start_does_not_matter() -> None:
         system("unshare", int(CLONE_NEWIPC))
         return one(), other()
 
-    assert in_a_thread(compare) == (True, False)
+    assert on_a_thread(compare) == (True, False)
 
 
 @pytest.mark.root
@@ -148,7 +130,7 @@ def test_threads_with_as_many_filters() -> None:
     thread.start()
     try:
         assert parks.wait(60)
-        assert in_a_thread(second) == b""
+        assert on_a_thread(second) == b""
     finally:
         ends.set()
         thread.join()
@@ -179,7 +161,7 @@ def test_a_source_in_another_mount_of_the_same_directory(tmp_path: Path) -> None
                 told.append(lib.iso_same(rows, 1, paths, mounts.fileno()))
         return told[0], told[1], told[2]
 
-    assert in_a_thread(compare) == (1, 0, 1)
+    assert on_a_thread(compare) == (1, 0, 1)
 
 
 def test_a_keyring_of_the_callers_has_no_template() -> None:
