@@ -171,7 +171,7 @@ class Datagrams:
 
 
 def _answering(control: tuple[int, int, bytes]) -> tuple[int, int, bytes]:
-    """What has an answer leave from the address that a datagram was sent to."""
+    """The control message by which an answer leaves from the address that a datagram was sent to."""
     level, kind, data = control
     if (level, kind) == (_IP, _IP_PKTINFO):
         _, own, _ = _IN.unpack(data)

@@ -51,7 +51,7 @@ def host_name(value: object, what: str = "name") -> str:
 
 
 def _name_hint(value: str) -> str:
-    """What to write in place of something that is no host name."""
+    """A hint for a value that is no host name: the words to write instead."""
     if re.search(r"[:/]", value):
         return "; write the name alone, without a scheme, a port and a path"
     return "; an underscore is not allowed: write a hyphen" if "_" in value else ""

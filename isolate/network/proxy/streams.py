@@ -77,7 +77,7 @@ class Moved:
         self._at = time.monotonic()
 
     async def read(self, reader: Reader) -> bytes:
-        """What comes next; a TimeoutError where nothing has moved for too long."""
+        """Read the next bytes; a TimeoutError where nothing has moved either way for too long."""
         while True:
             at = self._at
             try:
