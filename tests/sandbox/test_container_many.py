@@ -8,10 +8,8 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +17,7 @@ import pytest
 import isolate
 from isolate import PidNamespace, Sandbox, SetupError, UserNamespace, presets
 from isolate.sandbox.containers import records
+from tests.kept import own_records, settled
 
 if TYPE_CHECKING:
     from tests.snapshot import Snapshot
@@ -116,9 +115,8 @@ def test_a_hundred_kills_of_an_attached_caller(clean: Snapshot) -> None:
 
 
 @pytest.mark.root
-def test_a_hundred_kills_of_who_uses_a_detached_one(monkeypatch: pytest.MonkeyPatch, clean: Snapshot) -> None:
-    with tempfile.TemporaryDirectory(prefix="isolate-test-", dir="/run") as directory:
-        monkeypatch.setenv("ISOLATE_CONTAINERS", f"{directory}/containers")
+def test_a_hundred_kills_of_who_uses_a_detached_one(clean: Snapshot) -> None:
+    with own_records():
         with BOX.open(name="steady", detached=True) as c:
             pid = c.pid
             c.write("/tmp/mark", "kept")
@@ -137,26 +135,22 @@ def test_a_hundred_kills_of_who_uses_a_detached_one(monkeypatch: pytest.MonkeyPa
             assert names.count("isolate-launche") <= 2, names
             c.kill()
             c.wait(30)
-        deadline = time.monotonic() + 30
-        while records.read_records()[0].state == "running" and time.monotonic() < deadline:
-            time.sleep(0.02)
         assert records.read_records()[0].state == "ended"
 
 
 @pytest.mark.root
-def test_kills_while_a_detached_one_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kills_while_a_detached_one_is_opened() -> None:
     """Killed at any instant of the opening: then it is there and whole, or it is not."""
     code = (
         "import isolate, sys\nfrom isolate import presets\nprint('go', flush=True)\n"
         "presets.untrusted().open(name=sys.argv[1] if len(sys.argv) > 1 else 'one', detached=True)\n"
     )
-    with tempfile.TemporaryDirectory(prefix="isolate-test-", dir="/run") as directory:
-        monkeypatch.setenv("ISOLATE_CONTAINERS", f"{directory}/containers")
+    with own_records() as directory:
         for n in range(40):
             killed(code, n * 0.02)
             time.sleep(0.5)  # a keeper that was on its way is there by then, or never
             for record in records.read_records():
-                assert Path(f"{directory}/containers/{record.name}").is_dir()
+                assert (directory / record.name).is_dir()
                 try:
                     with isolate.reopen(record.name) as c:
                         assert c.run(["true"]).ok
@@ -164,8 +158,6 @@ def test_kills_while_a_detached_one_is_opened(monkeypatch: pytest.MonkeyPatch) -
                         c.wait(30)
                 except SetupError as error:
                     assert record.state != "running", error  # noqa: PT017
-                deadline = time.monotonic() + 30
-                while any(r.state == "running" for r in records.read_records()) and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                settled(record.name)
                 records.remove(record.name)
         assert records.read_records() == []

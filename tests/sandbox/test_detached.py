@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
 import pickle
+import select
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,9 +40,11 @@ from isolate.engine.descriptors import OwnedDescriptor
 from isolate.sandbox.containers import records
 from isolate.sandbox.containers.log import Log, read_log
 from isolate.sandbox.containers.written import from_bytes, to_bytes
+from tests.kept import own_records, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.engine.leaks import Snapshot
 
@@ -52,30 +52,10 @@ BOX = presets.untrusted()
 
 
 @pytest.fixture(autouse=True)
-def own_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory of records of this test's own, without containers afterwards. Not below /tmp, where others write."""
-    above = "/run" if os.geteuid() == 0 else os.path.expanduser("~")
-    with tempfile.TemporaryDirectory(prefix="isolate-test-", dir=above) as directory:
-        monkeypatch.setenv("ISOLATE_CONTAINERS", f"{directory}/containers")
-        (Path(directory) / "containers").mkdir(mode=0o700)
-        try:
-            yield Path(directory) / "containers"
-        finally:
-            for record in records.read_records():
-                if record.state == "running":
-                    with contextlib.suppress(SetupError):  # it is ending
-                        isolate.reopen(record.name).kill()
-                    settled(record.name)
-
-
-def settled(name: str) -> records.Record:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        found = next(r for r in records.read_records() if r.name == name)
-        if found.state != "running":
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"{name} still runs")
+def own_directory() -> Iterator[Path]:
+    """A directory of records of this test's own, without containers afterwards."""
+    with own_records() as directory:
+        yield directory
 
 
 def elsewhere(code: str) -> str:
@@ -108,7 +88,7 @@ def test_it_goes_on_without_who_opened_it(clean: Snapshot) -> None:
             assert process.poll() is None
         c.stop()
         assert not c.running
-    assert settled("web").state == "ended"
+    assert [r.state for r in records.read_records()] == ["ended"]
     with pytest.raises(SetupError, match="it has ended"):
         isolate.reopen("web")
     records.remove("web")
@@ -127,7 +107,6 @@ def test_modes_and_names(own_directory: Path) -> None:
             records.remove("web")
         c.kill()
         c.wait(20)
-    settled("web")
     with BOX.open(name="web", detached=True) as c:  # one that has ended gives way
         c.kill()
     for bad in ("", "../x", "a/b", ".x", "x" * 65, "a\n"):
@@ -135,6 +114,28 @@ def test_modes_and_names(own_directory: Path) -> None:
             BOX.open(name=bad, detached=True)
     with pytest.raises(ValueError, match="detached=True"):
         BOX.open(name="web")  # type: ignore[call-overload]
+
+
+def test_wait_is_for_the_keeper_too() -> None:
+    """It writes the last of the output and the record after the container's end: until then the name is taken."""
+    with BOX.open(name="web", detached=True) as c:
+        (record,) = records.read_records()
+        waiting = threading.Thread(target=c.wait, args=(60,))
+        os.kill(record.keeper, signal.SIGSTOP)
+        try:
+            c.kill()
+            waiting.start()
+            assert select.select([c.fileno()], [], [], 20)[0]  # all inside has ended
+            assert not c.running
+            with pytest.raises(SetupError, match="a container of this name runs"):
+                BOX.open(name="web", detached=True)
+            waiting.join(0.2)
+            assert waiting.is_alive()
+        finally:
+            os.kill(record.keeper, signal.SIGCONT)
+        waiting.join(60)
+        assert not waiting.is_alive()
+    assert [r.state for r in records.read_records()] == ["ended"]
 
 
 def test_links_are_not_followed(own_directory: Path, tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from isolate import presets
 from isolate.tools.cli import main
+from tests.kept import own_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,19 +22,8 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def web() -> Iterator[Container]:
     """A container that is called so, in a directory of records of these tests' own."""
-    above = "/run" if os.geteuid() == 0 else os.path.expanduser("~")
-    with tempfile.TemporaryDirectory(prefix="isolate-test-", dir=above) as directory:
-        before = os.environ.get("ISOLATE_CONTAINERS")
-        os.environ["ISOLATE_CONTAINERS"] = f"{directory}/containers"
-        try:
-            with presets.untrusted().open(name="web", detached=True) as container:
-                yield container
-                container.kill()
-                container.wait(30)
-        finally:
-            del os.environ["ISOLATE_CONTAINERS"]
-            if before is not None:
-                os.environ["ISOLATE_CONTAINERS"] = before
+    with own_records(), presets.untrusted().open(name="web", detached=True) as container:
+        yield container
 
 
 def tree_of(directory: Path) -> dict[str, str]:

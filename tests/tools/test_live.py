@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +15,7 @@ from isolate import Limits, UnsupportedError, presets
 from isolate.tools.cli import live, main
 from isolate.tools.cli.containers import Usage
 from isolate.tools.cli.showing import binary
+from tests.kept import own_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,12 +28,9 @@ def ask() -> live.Rows:
 
 
 @pytest.fixture(autouse=True)
-def nobodys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A directory of records of this test's own. Not below /tmp, where others write."""
-    above = "/run" if os.geteuid() == 0 else os.path.expanduser("~")
-    with tempfile.TemporaryDirectory(prefix="isolate-test-", dir=above) as directory:
-        monkeypatch.setenv("ISOLATE_CONTAINERS", f"{directory}/containers")
-        os.mkdir(f"{directory}/containers", 0o700)
+def nobodys() -> Iterator[None]:
+    """A directory of records of this test's own."""
+    with own_records():
         yield
 
 
@@ -106,8 +103,6 @@ def web() -> Iterator[None]:
     with box.open(name="web", detached=True) as c:
         c.keep(["sleep", "60"])
         yield
-        c.kill()
-        c.wait(20)
 
 
 def test_containers(web: None, capsys: pytest.CaptureFixture[str]) -> None:

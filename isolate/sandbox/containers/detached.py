@@ -102,13 +102,13 @@ def reopen(name: str) -> DetachedContainer:
     with records.opened(name) as directory:
         answer, fds = _ask(directory, name, {"do": "join"})
         parts = from_bytes(records.read_file(directory, "parts"))
-    if len(fds) != len(answer["flags"]) + 1:
+    if len(fds) != len(answer["flags"]) + 2:
         raise SetupError(
             errno.EMFILE, f"open the container {name!r}", part="Container", cause="no descriptors are left"
         )
-    doors = dict(zip(map(int, answer["flags"]), fds[1:], strict=True))
+    doors = dict(zip(map(int, answer["flags"]), fds[2:], strict=True))
     directories = {str(key): str(value) for key, value in answer["directories"].items()}
-    return DetachedContainer(Planned(*parts), Kept(fds[0], directories), doors, directories, name)
+    return DetachedContainer(Planned(*parts), Kept(fds[0], fds[1], directories), doors, directories, name)
 
 
 def _ask(directory: int, name: str, request: Mapping[str, Any]) -> tuple[dict[str, Any], list[OwnedDescriptor]]:
@@ -147,7 +147,8 @@ class DetachedContainer(Container):
     :func:`isolate.reopen` in any program of the same user.
 
     The end of the block, and of this program, ends this handle and the commands that were started by it, and nothing
-    else. :meth:`keep` starts programs that run on. ``kill()`` ends the container.
+    else. :meth:`keep` starts programs that run on. ``kill()`` ends the container. When :meth:`wait` returns, its keeper
+    has gone too: the log is complete and the name is free.
     """
 
     def __init__(

@@ -55,6 +55,8 @@ class Keeper:
         # Reached through the descriptor, because an address has room for only 107 bytes.
         self.socket.bind(f"/proc/self/fd/{directory}/sock")
         self.socket.listen(16)
+        #: Of this process: who joins waits for its end.
+        self.pidfd: int = os.pidfd_open(os.getpid())
 
     def serve(self) -> None:
         """Until the container has ended."""
@@ -95,7 +97,7 @@ class Keeper:
         what = request["do"]
         if what == "join":
             doors = {**self.container._doors, ROOT: self.container._root}
-            fds += [self.container.pidfd, *doors.values()]
+            fds += [self.container.pidfd, self.pidfd, *doors.values()]
             return {"flags": list(doors), "directories": self.container._directories}
         if what == "keep":
             return self._keep(request)

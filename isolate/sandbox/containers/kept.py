@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Kept"]
 
+_PATIENCE = 10.0  # seconds for a keeper that writes the last of the output and its record
+
 
 class Kept:
-    """The life of a container that a keeper holds, by its init's pidfd."""
+    """The life of a container that a keeper holds, by pidfds of its init and of the keeper."""
 
-    def __init__(self, pidfd: OwnedDescriptor, directories: Mapping[str, str]) -> None:
+    def __init__(self, pidfd: OwnedDescriptor, keeper: OwnedDescriptor, directories: Mapping[str, str]) -> None:
         self.pidfd = pidfd
+        self._keeper = keeper
         self._directories = dict(directories)
 
     @property
@@ -44,13 +47,20 @@ class Kept:
         return self.pidfd.closed or bool(wait([(self.pidfd, READABLE)], 0))
 
     def wait(self, timeout: float | None) -> bool:
-        """Wait for its end; whether it has come."""
+        """Wait for its end; whether it has come.
+
+        The keeper has gone as well then, so that the record tells the end and the name is free, unless the keeper does
+        not end within ten seconds or what is left of ``timeout``.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self.ended():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
             wait([(self.pidfd, READABLE)], left)
+        if not self._keeper.closed:
+            left = _PATIENCE if deadline is None else min(_PATIENCE, max(0.0, deadline - time.monotonic()))
+            wait([(self._keeper, READABLE)], left)
         return True
 
     def kill(self) -> None:
@@ -67,6 +77,7 @@ class Kept:
     def close(self) -> None:
         """Let go. The container goes on."""
         self.pidfd.close()
+        self._keeper.close()
 
     @property
     def ours(self) -> bool:

@@ -104,7 +104,6 @@ def _open(options: argparse.Namespace) -> int:
 
                 c.kill()
                 c.wait(30)
-                _settled(options.container)
                 remove(options.container)
                 raise
         if options.json:
@@ -159,7 +158,6 @@ def _stop(options: argparse.Namespace) -> int:
     for name in options.container:
         with entered(name) as c:
             c.stop(options.grace)
-        _settled(name)
     return _told(options, "stopped")
 
 
@@ -189,8 +187,7 @@ def _rm(options: argparse.Namespace) -> int:
                     c.kill()
                     c.wait(30)
             except SetupError:
-                pass  # it has ended, or there is none, which is said below
-            _settled(name)
+                _settled(name)  # it ends just now, or has ended, or there is none, which is said below
         remove(name)
     return _told(options, "removed")
 
