@@ -363,9 +363,10 @@ def _v1_remedy(home: Hierarchy, *others: Hierarchy) -> str:
     except KeyError:  # cgcreate knows users by their names alone
         uid, group = os.geteuid(), f"isolate-{os.geteuid()}"
         mounts = " ".join(sorted(each.mount for each in homes.values()))
+        shell = os.getppid()
         return (
             f"run as root; or as root: for c in {mounts}; do mkdir -p $c/{group} && chown -R {uid} $c/{group} &&"
-            f" echo {os.getpid()} > $c/{group}/cgroup.procs; done ({os.getpid()} is this program, to be tried again)"
+            f" echo {shell} > $c/{group}/cgroup.procs; done ({shell} is what started this program: start it there again)"
         )
     return (
         f"run as root; or as root: cgcreate -a {user} -t {user} -g {names}:/{user}, and start this program in it:"

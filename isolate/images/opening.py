@@ -14,6 +14,7 @@ from isolate.images.digests import split
 from isolate.images.disk import Unnamed, doing, open_directory, read_small, replace, subdirectory
 from isolate.images.errors import StoreError
 from isolate.images.refs import Refs
+from isolate.kernel.paths import expanded
 
 if TYPE_CHECKING:
     from isolate.kernel.paths import StrOrBytesPath
@@ -28,6 +29,19 @@ _OWN = {"format", "blobs", "partial", "contents", "layers", "objects", "refs", "
 _NOT_OURS = "name an empty directory, or one that a Store has made"
 
 
+def _place(path: str) -> str:
+    try:
+        return os.path.abspath(expanded(path))
+    except FileNotFoundError as error:
+        raise StoreError(
+            "opening the store failed",
+            errno=error.errno,
+            path=path,
+            cause=error.strerror,
+            remedy="name a directory by its whole path (ISOLATE_STORE for the commands), or set HOME",
+        ) from None
+
+
 class Opened:
     """The descriptors of a store.
 
@@ -35,7 +49,7 @@ class Opened:
     """
 
     def __init__(self, path: StrOrBytesPath, *, read_only: bool) -> None:
-        self.path: str = os.path.abspath(os.path.expanduser(os.fsdecode(path)))
+        self.path: str = _place(os.fsdecode(path))
         self.read_only: bool = read_only
         self.fd: int = -1
         self.layers_fd: int = -1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TypeAlias
 
-__all__ = ["StrOrBytesPath", "absolute", "encoded", "inside", "text"]
+__all__ = ["StrOrBytesPath", "absolute", "encoded", "expanded", "inside", "text"]
 
 StrOrBytesPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
@@ -36,6 +37,27 @@ def inside(path: object, what: str = "target") -> bytes:
     if any(len(name) > NAME_MAX for name in names):
         raise ValueError(f"{what}: a name has at most {NAME_MAX} bytes")
     return b"/" + b"/".join(names)
+
+
+def expanded(path: str) -> str:
+    """A path whose ``~`` is the user's home directory.
+
+    :func:`os.path.expanduser` leaves the ``~`` where there is no home (no ``HOME``, no entry in /etc/passwd). It would
+    then be the name of a file in whatever directory the caller is in.
+
+    :raises FileNotFoundError: there is no home, with the reason as ``strerror``.
+    """
+    found = os.path.expanduser(path)
+    if not path.startswith("~") or os.path.isabs(found):
+        return found
+    who = path.partition("/")[0]
+    if who != "~":
+        why = f"there is no user {who[1:]!r} with a home directory (./{who} is the file of that name)"
+    elif "HOME" in os.environ:
+        why = f"HOME must be an absolute path, not {os.environ['HOME']!r}"
+    else:
+        why = f"uid {os.getuid()} has no home directory: HOME is not set, and the system knows no user of that number"
+    raise FileNotFoundError(errno.ENOENT, why, path)
 
 
 def text(path: bytes) -> str:

@@ -45,15 +45,16 @@ def files() -> list[str]:
     found = []
     if os.environ.get("REGISTRY_AUTH_FILE"):
         found.append(os.environ["REGISTRY_AUTH_FILE"])
-    docker = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    home = os.path.expanduser("~")  # "~" as it is where there is none: no file of the working directory's is looked at
+    docker = os.environ.get("DOCKER_CONFIG") or os.path.join(home, ".docker")
     found.append(os.path.join(docker, "config.json"))
     # As podman and skopeo look for it (containers-auth.json(5)); without a session there is no XDG_RUNTIME_DIR.
     user = os.geteuid()
     found.append(os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{user}", "containers", "auth.json"))
     found.append(f"/run/containers/{user}/auth.json")
-    settings = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    settings = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     found.append(os.path.join(settings, "containers", "auth.json"))
-    return found
+    return [path for path in found if not path.startswith("~")]
 
 
 def lookup(registry: str, repository: str = "") -> Credentials | None:

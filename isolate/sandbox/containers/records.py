@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from isolate.errors import SetupError
 from isolate.kernel.directories import open_own
 from isolate.kernel.locks import lock_within, try_lock
+from isolate.kernel.paths import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,7 @@ _FILES = ("record.json", "record.new", "parts", "sock", "log", "log.1", "lock")
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST = 1 << 20  # bytes of a record
 _PATIENCE = 10.0  # seconds for others, who hold the lock for as long as it takes to make or remove a directory
+_ELSEWHERE = "set XDG_RUNTIME_DIR, or ISOLATE_CONTAINERS, to a directory of yours with mode 700"
 _LOOKING = 1.0  # seconds until a list is made without the lock
 
 
@@ -79,7 +81,16 @@ def base_directory() -> str:
         runtime = f"/run/user/{uid}"
     if os.path.isdir(runtime):
         return os.path.join(runtime, "isolate/containers")
-    return os.path.join(os.path.expanduser("~"), ".local/state/isolate/containers")
+    try:
+        return expanded("~/.local/state/isolate/containers")
+    except FileNotFoundError as error:
+        raise SetupError(
+            error.errno or errno.ENOENT,
+            "find the directory of detached containers",
+            part="Container",
+            cause=f"{error.strerror}, and there is no {runtime}",
+            remedy=_ELSEWHERE,
+        ) from None
 
 
 def _open_base() -> int:
@@ -95,7 +106,7 @@ def _open_base() -> int:
             path=error.filename,
             syscall="openat",
             cause=f"{error.filename} {error.strerror}: others could lead names elsewhere" if unsafe else None,
-            remedy="set XDG_RUNTIME_DIR to a directory of yours with mode 700",
+            remedy=_ELSEWHERE,
         ) from None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from isolate.errors import IsolateError
 from isolate.kernel.checks import nearest
+from isolate.kernel.paths import expanded
 from isolate.tools.profiles.errors import ProfileError
 
 if TYPE_CHECKING:
@@ -52,7 +53,10 @@ def store(value: Any, where: str) -> Store:
         if key not in _STORE:
             raise ProfileError(f"{where}.{key}", f"there is no such key{nearest(key, _STORE)}")
     given: dict[str, Any] = dict(table)
-    path = os.path.abspath(os.path.expanduser(given.pop("path", None) or default()))
+    try:
+        path = os.path.abspath(expanded(given.pop("path", None) or default()))
+    except FileNotFoundError as error:
+        raise ProfileError(where, f"{error.filename}: {error.strerror}") from error
     if not os.path.isdir(path):
         raise ProfileError(where, f"there is no store at {path}; isolate image pull --store DIR makes one")
     for key, more in (("share", "contents"), ("read_only", None)):
