@@ -366,7 +366,7 @@ def _v1_remedy(home: Hierarchy, *others: Hierarchy) -> str:
         shell = os.getppid()
         return (
             f"run as root; or as root: for c in {mounts}; do mkdir -p $c/{group} && chown -R {uid} $c/{group} &&"
-            f" echo {shell} > $c/{group}/cgroup.procs; done ({shell} is what started this program: start it there again)"
+            f" echo {shell} > $c/{group}/cgroup.procs; done ({shell} started this program: start it there again)"
         )
     return (
         f"run as root; or as root: cgcreate -a {user} -t {user} -g {names}:/{user}, and start this program in it:"
