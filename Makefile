@@ -35,7 +35,7 @@ vm:                  ## the tests that need cgroup v2 or systemd, in a virtual m
 	bash tests/vm/run
 
 slow:                ## the long lane: faults, kills, many (hours)
-	HYPOTHESIS_PROFILE=default $(PYTHON) -m pytest -q -m slow
+	HYPOTHESIS_PROFILE=default bash tests/run -q -m slow
 
 pythons:             ## the everyday tests of one abi3 wheel under every Python on this machine
 	bash tests/pythons

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Egress", "Ingress", "Publish", "Reach", "host_name", "ports", "publications", "rate", "subnet"]
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
+_LABEL_BELOW = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)\Z")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
 #: The largest range of ports to publish: each port is an element of the kernel's map, and a reservation here.
 MOST_PORTS = 4096
@@ -33,28 +34,35 @@ EVERY = "0.0.0.0"
 PublishLike: TypeAlias = "Mapping[Any, Any] | Iterable[Publish]"
 
 
-def host_name(value: object, what: str = "name") -> str:
+def host_name(value: object, what: str = "name", *, underscores: bool = False) -> str:
     """A host name in lower case: labels of letters, digits and hyphens, with dots between (RFC 1123).
 
+    :param underscores: allow them in all labels but the last two. DNS does (RFC 2181, section 11), and servers have
+        such names below a domain; no registry gives out a domain with one.
     :raises ValueError: it is none, or it would be read as an address.
     """
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {value!r}")
     name = value.lower().removesuffix(".")
     labels = name.split(".")
-    if not name or len(name) > 253 or not all(_LABEL.match(label) for label in labels) or labels[-1].isdigit():
-        hint = _name_hint(value)
+    below = len(labels) - 2 if underscores else 0
+    wrong = not all((_LABEL_BELOW if i < below else _LABEL).match(label) for i, label in enumerate(labels))
+    if not name or len(name) > 253 or wrong or labels[-1].isdigit():
+        hint = _name_hint(value, underscores)
         raise ValueError(
             f"{what} must be a host name (letters, digits and hyphens, at most 63 in a label), not {value!r}{hint}"
         )
     return name
 
 
-def _name_hint(value: str) -> str:
+def _name_hint(value: str, underscores: bool) -> str:
     """A hint for a value that is no host name: the words to write instead."""
     if re.search(r"[:/]", value):
         return "; write the name alone, without a scheme, a port and a path"
-    return "; an underscore is not allowed: write a hyphen" if "_" in value else ""
+    if "_" not in value:
+        return ""
+    where = " in the last two labels" if underscores else ""
+    return f"; an underscore is not allowed{where}: write a hyphen"
 
 
 def subnet(value: object, what: str, version: int | None = None) -> Net:

@@ -395,7 +395,7 @@ def test_control_without_the_checks_of_names(up: dict[str, Upstream], monkeypatc
     bytes that are refused above get through."""
     assert len(LIFTED) >= 20
     codes = {name: ATTEMPTS[name][0] for name in LIFTED}
-    monkeypatch.setattr(heads, "host_name", lambda name: name)
+    monkeypatch.setattr(heads, "host_name", lambda name, **_: name)
     monkeypatch.setattr(heads.Head, "values", lambda head, name: [])
     monkeypatch.setattr(Rules, "why_not", lambda rules, name, port: "")
     monkeypatch.setattr(Stub, "name_of", lambda stub, place: place)
@@ -805,7 +805,9 @@ def test_a_hello_in_many_pieces_is_read_once() -> None:
         (lambda: Domains("a.org:8443"), r"Domains\('a.org', port=8443\)"),
         (lambda: Domains("https://a.org"), "the name alone"),
         (lambda: Domains("a.org/simple"), "the name alone"),
-        (lambda: Domains("a_b.org"), "underscore"),
+        (lambda: Domains("a_b.org"), "underscore is not allowed in the last two labels"),
+        (lambda: Domains("*.a_b.org"), "underscore is not allowed in the last two labels"),
+        (lambda: Connect("a_b:1"), "underscore is not allowed: write a hyphen"),
         (lambda: Domains("a.org", port=0), "1 to 65535"),
         (lambda: Domains("a.org", port=range(1, 99)), "16 ports"),
         (lambda: Domains("a.org", private=["10.0.0.1/8"]), "private"),
@@ -819,6 +821,22 @@ def test_a_hello_in_many_pieces_is_read_once() -> None:
 def test_refused_before_anything_starts(make: Any, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+def test_names_with_an_underscore(up: dict[str, Upstream]) -> None:
+    """Below a domain they are in use, as those of buckets and pages are: by each way in, and only where a rule says so."""
+    ways = {
+        "CONNECT": "answer(connect(f'{to}:{PORT}'), hello(to))",
+        "SOCKS": "answer(socks(3, name(to)), hello(to))",
+        "directly": "answer(socket.create_connection((to, PORT)), hello(to))",
+    }
+    allowed, other = "my_page._x.good.example", "my_page.evil.example"
+    codes = {f"{to} by {way}": f"to = {to!r}\n{code}" for to in (allowed, other) for way, code in ways.items()}
+    through = tried(up, codes, domains(up, names=["*.good.example"]))
+    assert {what: "SECRET" in text for what, text in through.items()} == {what: allowed in what for what in codes}
+    assert "the name is not allowed" in through[f"{other} by CONNECT"]
+    itself = f"{allowed} by CONNECT"
+    assert "SECRET" in tried(up, {itself: codes[itself]}, domains(up, names=[allowed]))[itself]
 
 
 def test_as_text_and_value() -> None:
@@ -861,6 +879,7 @@ def test_as_an_ordinary_user() -> None:
 def test_the_rest_as_an_ordinary_user() -> None:
     also_as_a_user(
         "test_control_without_any_part",
+        "test_names_with_an_underscore",
         "test_control_a_raw_socket",
         "test_control_what_is_allowed",
         "test_control_without_the_check",

@@ -10,6 +10,7 @@ from isolate.network.words import host_name
 __all__ = ["BadHead", "Head", "authority", "read"]
 
 LARGEST = 1 << 14
+NO_NAME = "no host name: an address, or characters that host names do not have"
 _MOST_FIELDS = 100
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rf"({_TOKEN}) ([\x21-\x7e]+) HTTP/1\.([01])\Z")
@@ -96,6 +97,6 @@ def authority(text: str, default: int | None = None) -> tuple[str, int]:
     if not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise BadHead("no name:port")
     try:
-        return host_name(name), int(port)
+        return host_name(name, underscores=True), int(port)
     except ValueError:
-        raise BadHead("no host name: addresses are not allowed") from None
+        raise BadHead(NO_NAME) from None

@@ -87,7 +87,7 @@ def name_rule(value: object) -> str:
         raise ValueError(f"Domains: the port of {value!r} is an argument of its own: Domains({head!r}, port={port})")
     if "*" in bare:
         raise ValueError(f"Domains: a wildcard stands in front of a name alone, as in '*.example.org', not {value!r}")
-    name = host_name(bare, "Domains: a name")
+    name = host_name(bare, "Domains: a name", underscores=True)
     if "." not in name:
         raise ValueError(
             f"Domains: {value!r} would allow all of a top-level domain, or a name of this network: add the rest"

@@ -66,7 +66,7 @@ class Socks:
         else:
             raw = str(ipaddress.ip_address(data[4 : size - 2])) if kind in (1, 4) else ""
             name = self._stub.name_of(raw) or ""
-        why = self._rules.why_not(name, port) if name else "no host name: addresses are not allowed"
+        why = self._rules.why_not(name, port) if name else heads.NO_NAME
         if why:
             raise Refused(why, raw, port, reply=b"\5\2\0\1" + bytes(6))
         try:
