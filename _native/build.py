@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LAUNCHER_PARTS = "main supervisor birth descendants records init helpers program later parked ahead text memory"
 LAUNCHER_SOURCES = [*(f"launcher/{part}.c" for part in LAUNCHER_PARTS.split()), "interp.c", "groups.c", "cover.c"]
-EXTENSION_SOURCES = ["extension.c", "interp.c", "groups.c", "spawn.c", "pidfds.c", "netlink.c"]
+EXTENSION_SOURCES = ["extension.c", "interp.c", "groups.c", "spawn.c", "pidfds.c", "netlink.c", "counters.c"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # No libc: nothing that expects one (stack protector, unwinder, builtins that become calls).
 LAUNCHER_FLAGS = [
@@ -107,7 +107,7 @@ ffi = FFI()
 ffi.cdef(declarations())
 ffi.set_source(
     "isolate._native",
-    '#include "tape.h"\n#include "spawn.h"\n#include "interp.h"\n#include "netlink.h"\n'
+    '#include "tape.h"\n#include "spawn.h"\n#include "interp.h"\n#include "netlink.h"\n#include "counters.h"\n'
     "int64_t iso_call(int64_t number, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e, int64_t f);\n"
     "int64_t iso_check(const uint8_t *tape, uint64_t size);\n"
     "int64_t iso_run_here(uint8_t *tape, uint64_t size, int section, int64_t *registers, uint32_t *failed_op,"

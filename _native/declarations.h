@@ -67,3 +67,10 @@ int64_t iso_netlink_prepare(int32_t fd, int32_t route);
 int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first, int32_t framed);
 int64_t iso_netlink_settle(int32_t fd, const char *name);
 void iso_netlink_free(struct iso_answers *answers);
+struct iso_counter {
+	uint32_t at, size;
+	uint32_t key, key_size;
+	uint32_t scale, zero, value;
+};
+void iso_counters(const struct iso_counter *wanted, uint32_t count, const char *keys, const uint8_t *data, uint64_t size,
+		  int64_t *values, uint32_t value_count);

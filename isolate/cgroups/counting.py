@@ -53,6 +53,8 @@ class RunGroup:
         self.pool: Resource | None = None
         #: The values from the last report, kept because verdict and result ask for the same one.
         self._last: tuple[bytes, Outcome] | None = None
+        #: What reads such a report, kept since all reports of a tape are laid out alike.
+        self._reader: tuple[Sequence[tuple[Buffer, int, int]], stats.Reader] | None = None
 
     @property
     def counts(self) -> bool:
@@ -103,7 +105,10 @@ class RunGroup:
         """The counters from the launcher's last record (``Record.report``, ``Tape.reports``)."""
         last = self._last
         if last is None or last[0] is not report:
-            found = counted(self.buffers, report, reports)
+            reader = self._reader
+            if reader is None or reader[0] is not reports:
+                self._reader = reader = reports, _reader(self.buffers, reports)
+            found = reader[1].read(report)
             self._last = last = report, Outcome(found, found.cpu_time, found.peak_memory)
         return last[1]
 
@@ -112,12 +117,12 @@ def counted(
     buffers: Mapping[tuple[int, str], Buffer], report: bytes, reports: Sequence[tuple[Buffer, int, int]]
 ) -> stats.Stats:
     """The counters that a launcher has read into some buffers and sent with its last record."""
+    return _reader(buffers, reports).read(report)
+
+
+def _reader(buffers: Mapping[tuple[int, str], Buffer], reports: Sequence[tuple[Buffer, int, int]]) -> stats.Reader:
     places = {buffer: (offset, size) for buffer, offset, size in reports}
-    files: stats.Files = {}
-    for key, buffer in buffers.items():
-        offset, size = places.get(buffer, (0, 0))
-        files[key] = report[offset : offset + size].partition(b"\0")[0]
-    return stats.parse(files)
+    return stats.Reader({key: places[buffer] for key, buffer in buffers.items() if buffer in places})
 
 
 def report_steps(spot: Place, directory: Register, group: RunGroup) -> Iterator[Step]:

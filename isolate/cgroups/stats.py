@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from isolate.engine.native import ffi, lib
 from isolate.kernel.proc import lines
 
 if TYPE_CHECKING:
@@ -138,18 +139,6 @@ def pairs(data: bytes) -> dict[str, int]:
     return found
 
 
-def named(data: bytes, *names: str) -> dict[str, int]:
-    """The lines with these names of a flat keyed file. Others are not parsed: each run with limits reads the file."""
-    text, found = b"\n" + data, {}
-    for name in names:
-        at = text.find(b"\n%b " % name.encode())
-        if at >= 0:
-            value = text[at + len(name) + 2 :].partition(b"\n")[0].strip()
-            if value.isdigit():
-                found[name] = int(value)
-    return found
-
-
 def single(data: bytes | None) -> int | None:
     """A file with one number."""
     text = (data or b"").strip()
@@ -180,19 +169,14 @@ def _io1(count: bytes, operations: bytes) -> dict[str, IoStats]:
     }
 
 
-def _pressure(data: bytes) -> dict[str, Pressure]:
-    found = {}
-    for line in lines(data):
-        kind, _, rest = line.partition(" ")
-        pressure = _of_line(rest)
-        if pressure is not None:
-            found[kind] = pressure
-    return found
-
-
 @functools.lru_cache(maxsize=64)
+def _pressure(data: bytes) -> tuple[tuple[str, Pressure], ...]:
+    """Remembered: after a short run all lines say zero, and each run with limits reads them."""
+    found = ((kind, _of_line(rest)) for kind, _, rest in (line.partition(" ") for line in lines(data)))
+    return tuple((kind, pressure) for kind, pressure in found if pressure is not None)
+
+
 def _of_line(rest: str) -> Pressure | None:
-    """Remembered: after a short run all six lines say zero, and each run with limits reads them."""
     values = dict(item.split("=", 1) for item in rest.split() if "=" in item)
     try:
         averages = float(values["avg10"]), float(values["avg60"]), float(values["avg300"])
@@ -201,83 +185,106 @@ def _of_line(rest: str) -> Pressure | None:
         return None
 
 
+#: Where each counter is: the field, the version, the file, its line (``""``: all of it), nanoseconds of a unit of time.
+#: Of two rows for a field the first that is there. A line with a ``?`` is 0 where the file does not have it.
+_ROWS: Final = (
+    ("cpu_time", 2, "cpu.stat", "usage_usec", 1000),
+    ("cpu_time", 1, "cpuacct.usage", "", 1),
+    ("cpu_user", 2, "cpu.stat", "user_usec", 1000),
+    ("cpu_user", 1, "cpuacct.usage_user", "", 1),
+    ("cpu_system", 2, "cpu.stat", "system_usec", 1000),
+    ("cpu_system", 1, "cpuacct.usage_sys", "", 1),
+    ("cpu_throttled", 2, "cpu.stat", "nr_throttled", 1),
+    ("cpu_throttled", 1, "cpu.stat", "nr_throttled", 1),
+    ("cpu_throttled_time", 2, "cpu.stat", "throttled_usec", 1000),
+    ("cpu_throttled_time", 1, "cpu.stat", "throttled_time", 1),
+    ("memory", 1, "memory.usage_in_bytes", "", 1),
+    ("memory", 2, "memory.current", "", 1),
+    ("peak_memory", 1, "memory.max_usage_in_bytes", "", 1),
+    ("peak_memory", 2, "memory.peak", "", 1),
+    ("memory_anon", 1, "memory.stat", "total_rss", 1),
+    ("memory_anon", 2, "memory.stat", "anon", 1),
+    ("memory_file", 1, "memory.stat", "total_cache", 1),
+    ("memory_file", 2, "memory.stat", "file", 1),
+    ("memory_shmem", 1, "memory.stat", "total_shmem", 1),
+    ("memory_shmem", 2, "memory.stat", "shmem", 1),
+    ("memory_kernel", 2, "memory.stat", "kernel", 1),
+    ("swap", 1, "memory.stat", "total_swap", 1),
+    ("swap", 2, "memory.swap.current", "", 1),
+    ("peak_swap", 2, "memory.swap.peak", "", 1),
+    ("oom", 2, "memory.events", "oom?", 1),
+    ("oom_kill", 1, "memory.oom_control", "oom_kill?", 1),
+    ("oom_kill", 2, "memory.events", "oom_kill?", 1),
+    ("memory_high", 2, "memory.events", "high?", 1),
+    ("memory_max", 1, "memory.failcnt", "", 1),
+    ("memory_max", 2, "memory.events", "max?", 1),
+    ("pids", 2, "pids.current", "", 1),
+    ("pids", 1, "pids.current", "", 1),
+    ("peak_pids", 2, "pids.peak", "", 1),
+    ("peak_pids", 1, "pids.peak", "", 1),
+    ("pids_max", 2, "pids.events", "max?", 1),
+    ("pids_max", 1, "pids.events", "max?", 1),
+    ("both", 1, "memory.memsw.max_usage_in_bytes", "", 1),
+)
+_NAMES: Final = tuple(dict.fromkeys(row[0] for row in _ROWS))
+_TIMES: Final = ("cpu_time", "cpu_user", "cpu_system", "cpu_throttled_time")
+
+
+class Reader:
+    """Reads the counters from the contents of files that stand in some bytes: for each (version, name) its offset, and
+    the length at most, up to a NUL. Made once, for all bytes that are laid out like this."""
+
+    def __init__(self, places: Mapping[tuple[int, str], tuple[int, int]]) -> None:
+        self._places = places
+        rows = [(row, places[row[1], row[2]]) for row in _ROWS if (row[1], row[2]) in places]
+        self._rows = ffi.new("struct iso_counter[]", max(1, len(rows)))
+        self._count = len(rows)
+        keys = bytearray()
+        for found, ((name, _, _, line, scale), (at, size)) in zip(self._rows, rows, strict=False):
+            key = line.rstrip("?").encode()
+            found.at, found.size, found.key, found.key_size = at, size, len(keys), len(key)
+            found.scale, found.zero, found.value = scale, line.endswith("?"), _NAMES.index(name)
+            keys += key
+        self._keys = ffi.from_buffer(bytes(keys) or b"\0")
+        self._pressures = [(k, f"{k}.pressure") for k in ("cpu", "memory", "io") if (2, f"{k}.pressure") in places]
+
+    def _text(self, data: bytes, version: int, file: str) -> bytes:
+        at, size = self._places.get((version, file), (0, 0))
+        return data[at : at + size].partition(b"\0")[0] if size and data[at : at + 1] != b"\0" else b""
+
+    def read(self, data: bytes) -> Stats:
+        """The counters. Those in absent or empty files are None."""
+        numbers = ffi.new("int64_t[]", len(_NAMES))
+        lib.iso_counters(self._rows, self._count, self._keys, data, len(data), numbers, len(_NAMES))
+        found = [None if n < 0 else n for n in ffi.unpack(numbers, len(_NAMES))]
+        values: dict[str, Any] = dict(zip(_NAMES, found, strict=True))
+        values["io"], values["interfaces"] = {}, {}
+        for name in _TIMES:
+            if values[name] is not None:
+                values[name] /= 1e9
+        both, peak = values.pop("both"), values["peak_memory"]
+        if both is not None and peak is not None:
+            # v1 records the peak of the sum only: what is above the peak of memory was certainly swap.
+            values["peak_swap"] = max(0, both - peak)
+        if moved := self._text(data, 2, "io.stat"):
+            values["io"] = _io2(moved)
+        elif moved := self._text(data, 1, "blkio.throttle.io_service_bytes_recursive"):
+            values["io"] = _io1(moved, self._text(data, 1, "blkio.throttle.io_serviced_recursive"))
+        kinds = ((kind, dict(_pressure(self._text(data, 2, file)))) for kind, file in self._pressures)
+        values["pressure"] = {kind: times for kind, times in kinds if times}
+        # Not by the constructor of a frozen dataclass, which calls object.__setattr__ for each field.
+        stats = object.__new__(Stats)
+        vars(stats).update(values)
+        return stats
+
+
 def parse(files: Files) -> Stats:
     """Counters from the contents of files, by (version, name). Absent files are absent counters."""
-    values: dict[str, object] = {}
-    two = {name: data for (version, name), data in files.items() if version == 2 and data}
-    one = {name: data for (version, name), data in files.items() if version == 1 and data}
-    _cpu(two, one, values)
-    _memory(two, one, values)
-    for name, file in (("pids", "pids.current"), ("peak_pids", "pids.peak")):
-        values[name] = single(two.get(file) or one.get(file))
-    events = two.get("pids.events") or one.get("pids.events")
-    values["pids_max"] = pairs(events).get("max", 0) if events else None
-    if "io.stat" in two:
-        values["io"] = _io2(two["io.stat"])
-    elif "blkio.throttle.io_service_bytes_recursive" in one:
-        values["io"] = _io1(
-            one["blkio.throttle.io_service_bytes_recursive"], one.get("blkio.throttle.io_serviced_recursive", b"")
-        )
-    kinds = {k: _pressure(two[f"{k}.pressure"]) for k in ("cpu", "memory", "io") if f"{k}.pressure" in two}
-    values["pressure"] = {k: v for k, v in kinds.items() if v}
-    return Stats(**values)  # type: ignore[arg-type]
-
-
-def _cpu(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, object]) -> None:
-    throttled: dict[str, int] = {}
-    if "cpu.stat" in two:
-        names = ("usage_usec", "user_usec", "system_usec", "nr_throttled", "throttled_usec", "throttled_time")
-        cpu = named(two["cpu.stat"], *names)
-        for name, key in (("cpu_time", "usage_usec"), ("cpu_user", "user_usec"), ("cpu_system", "system_usec")):
-            values[name] = cpu[key] / 1e6 if key in cpu else None
-        throttled = cpu
-    elif "cpuacct.usage" in one:
-        files = (("cpu_time", "cpuacct.usage"), ("cpu_user", "cpuacct.usage_user"), ("cpu_system", "cpuacct.usage_sys"))
-        for name, key in files:
-            count = single(one.get(key))
-            values[name] = None if count is None else count / 1e9
-    if "nr_throttled" not in throttled and "cpu.stat" in one:
-        throttled = pairs(one["cpu.stat"])
-    values["cpu_throttled"] = throttled.get("nr_throttled")
-    if "throttled_usec" in throttled:
-        values["cpu_throttled_time"] = throttled["throttled_usec"] / 1e6
-    elif "throttled_time" in throttled:
-        values["cpu_throttled_time"] = throttled["throttled_time"] / 1e9
-
-
-#: Our names of rows of memory.stat, and the kernel's.
-_STAT_V1 = {
-    "memory_anon": "total_rss",
-    "memory_file": "total_cache",
-    "memory_shmem": "total_shmem",
-    "swap": "total_swap",
-}
-_STAT_V2 = {"memory_anon": "anon", "memory_file": "file", "memory_shmem": "shmem", "memory_kernel": "kernel"}
-
-
-def _memory(two: dict[str, bytes], one: dict[str, bytes], values: dict[str, object]) -> None:
-    if "memory.oom_control" in one:
-        values["memory"] = single(one.get("memory.usage_in_bytes"))
-        values["peak_memory"] = single(one.get("memory.max_usage_in_bytes"))
-        both = single(one.get("memory.memsw.max_usage_in_bytes"))
-        peak = single(one.get("memory.max_usage_in_bytes"))
-        # v1 records the peak of the sum only: what is above the peak of memory was certainly swap.
-        values["peak_swap"] = None if both is None or peak is None else max(0, both - peak)
-        values["oom_kill"] = pairs(one["memory.oom_control"]).get("oom_kill", 0)
-        values["memory_max"] = single(one.get("memory.failcnt"))
-        stat = named(one.get("memory.stat", b""), *_STAT_V1.values())
-        values.update({name: stat.get(key) for name, key in _STAT_V1.items()})
-        return
-    values["memory"] = single(two.get("memory.current"))
-    values["peak_memory"] = single(two.get("memory.peak"))
-    values["swap"] = single(two.get("memory.swap.current"))
-    values["peak_swap"] = single(two.get("memory.swap.peak"))
-    stat = named(two.get("memory.stat", b""), *_STAT_V2.values())
-    values.update({name: stat.get(key) for name, key in _STAT_V2.items()})
-    if "memory.events" in two:
-        events = pairs(two["memory.events"])
-        for name, key in (("oom", "oom"), ("oom_kill", "oom_kill"), ("memory_high", "high"), ("memory_max", "max")):
-            values[name] = events.get(key, 0)
+    data, places = bytearray(), {}
+    for name, text in files.items():
+        places[name] = len(data), len(text)
+        data += text
+    return Reader(places).read(bytes(data))
 
 
 def peak_in_use(found: Stats, largest: int) -> int | None:

@@ -103,7 +103,9 @@ def test_launcher_for_aarch64(arm_launcher: Path) -> None:
     assert f"isolate-launcher {native.VERSION}\0".encode() in arm_launcher.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["extension.c", "interp.c", "groups.c", "spawn.c", "pidfds.c", "netlink.c"])
+@pytest.mark.parametrize(
+    "name", ["extension.c", "interp.c", "groups.c", "spawn.c", "pidfds.c", "netlink.c", "counters.c"]
+)
 def test_extension_compiles_for_aarch64(name: str, tmp_path: Path) -> None:
     compiler = tool(CROSS, "gcc-aarch64-linux-gnu")
     command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", '-DISOLATE_VERSION="0"']
