@@ -9,6 +9,7 @@ struct iso_start {
 	int32_t pid;
 	int32_t pidfd;
 	int32_t stage;
+	int32_t direct;
 	uint64_t owner;
 	uint64_t began;
 	uint64_t rests[2];

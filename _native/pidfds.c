@@ -65,9 +65,19 @@ static void end(void *p)
 		SYS1(exit_group, 0);
 }
 
+/* Whether children of this thread get another pid namespace. A new one without a process has no file here (ENOENT). */
+static int elsewhere(void)
+{
+	struct stat own, theirs;
+	return stat("/proc/thread-self/ns/pid", &own) == 0 &&
+	       (stat("/proc/thread-self/ns/pid_for_children", &theirs) != 0 || own.st_ino != theirs.st_ino);
+}
+
 /* The pidfd of a process that has gone: readable, and ESRCH for whatever is done by it. */
 static int64_t of_nobody(void)
 {
+	if (elsewhere())
+		return -ESRCH; /* it might be PID 1 there, after whose end nothing can be started */
 	uint8_t stack[4096] __attribute__((aligned(16)));
 	int32_t fd = -1;
 	const uint64_t all = ~0ull;

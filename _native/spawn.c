@@ -36,6 +36,8 @@
 struct start {
 	struct iso_spawn *request;
 	int64_t error;
+	int32_t middle; /* its number in our own pid namespace */
+	int32_t joined; /* the middle one is the launcher */
 	uint8_t middle_stack[STACK] __attribute__((aligned(16)));
 	uint8_t launcher_stack[STACK] __attribute__((aligned(16)));
 };
@@ -52,7 +54,8 @@ static void become_launcher(void *p)
 {
 	struct start *s = p;
 	const struct iso_spawn *q = s->request;
-	static const char *const argv[] = {"isolate-launcher", NULL};
+	/* A child of ours may be in another pid namespace than the /proc that it finds: it is told by a second word. */
+	const char *const argv[] = {"isolate-launcher", s->joined || q->direct ? "child" : NULL, NULL};
 	static const char *const envp[] = {NULL};
 	const int32_t n = q->fd_count;
 	int32_t highest = n - 1;
@@ -112,6 +115,17 @@ static int64_t start_launcher(struct start *s)
 static void middle(void *p)
 {
 	struct start *s = p;
+	const int64_t self = SYS0(getpid);
+	/* The thread has given its children another pid namespace (unshare, setns). There a first process that ends at once takes
+	 * the namespace along, as its PID 1, and an orphan is that one's. So this one is the launcher, and a child of ours. */
+	if (self != s->middle) {
+		const int64_t pidfd = SYS2(pidfd_open, self, 0);
+		if (pidfd < 0)
+			stop(s, ISO_SPAWN_CLONE, pidfd);
+		s->request->pidfd = (int32_t)pidfd;
+		s->joined = 1;
+		become_launcher(s);
+	}
 	int64_t pid = start_launcher(s);
 	if (pid < 0)
 		stop(s, ISO_SPAWN_CLONE, pid);
@@ -127,6 +141,7 @@ int64_t iso_spawn(struct iso_spawn *q)
 	struct start s;
 	s.request = q;
 	s.error = 0;
+	s.joined = 0;
 	q->pid = q->pidfd = -1;
 	q->stage = 0;
 	if (q->fd_count < 3 || q->fd_count > 1024)
@@ -154,10 +169,14 @@ int64_t iso_spawn(struct iso_spawn *q)
 		}
 		q->pid = (int32_t)pid;
 	} else {
-		pid = iso_clone_call(__NR_clone, CLONE_VM | CLONE_VFORK | CLONE_FILES, PTR(s.middle_stack + STACK), 0, middle, &s);
+		pid = iso_clone_call(__NR_clone, CLONE_VM | CLONE_VFORK | CLONE_FILES | CLONE_PARENT_SETTID,
+				     PTR(s.middle_stack + STACK), PTR(&s.middle), middle, &s);
 		if (pid < 0) {
 			q->stage = ISO_SPAWN_CLONE;
 			s.error = pid;
+		} else if (s.joined && !s.error) {
+			q->direct = 1;
+			q->pid = (int32_t)pid;
 		} else {
 			SYS4(wait4, pid, 0, __WALL, 0);
 		}
@@ -531,6 +550,7 @@ void iso_begin(struct iso_start *s)
 	for (int i = 0; i < 3; i++)
 		s->ours[i] = -1;
 	s->control = s->later = s->payload = s->terminal = s->pid = s->pidfd = -1;
+	s->direct = 0;
 	s->sender = 0;
 	s->began = s->rests[0] = s->rests[1] = 0;
 	s->owner = iso_owner();
@@ -604,6 +624,7 @@ int64_t iso_start(struct iso_start *s, const uint8_t *tape, uint64_t tape_size, 
 		r = iso_spawn(&request);
 		s->stage = request.stage;
 		s->pid = request.pid;
+		s->direct = request.direct;
 		/* Should no number be left above the streams', it stays where it is. */
 		s->pidfd = request.pidfd;
 		if (request.pidfd >= 0 && request.pidfd < 3) {

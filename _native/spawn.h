@@ -9,7 +9,8 @@ struct iso_spawn {
 	const char *path;
 	const int32_t *fds;   /* descriptor i of the new process is fds[i]; everything else is closed */
 	int32_t fd_count;
-	int32_t direct;       /* 1: a child of ours, to be reaped by us; 0: an orphan, invisible to wait() and SIGCHLD */
+	int32_t direct;       /* 1: a child of ours, to be reaped by us; 0: an orphan, invisible to wait() and SIGCHLD. Out: 1
+			       * also where the children of this thread get another pid namespace */
 	int32_t pid;          /* out */
 	int32_t pidfd;        /* out, close-on-exec */
 	int32_t stage;        /* out, where it failed */
@@ -45,6 +46,7 @@ struct iso_start {
 	int32_t pid;          /* of the launcher */
 	int32_t pidfd;        /* of the launcher */
 	int32_t stage;
+	int32_t direct;       /* the launcher is a child of ours */
 	uint64_t owner;       /* iso_owner() of the process that started it; a forked child may not take it down */
 	uint64_t began;       /* when the program was asked for, CLOCK_MONOTONIC in ns: the launcher counts from there, too */
 	uint64_t rests[2];    /* launcher and payload: which process it is, where its pidfd has been closed for now; else 0 */

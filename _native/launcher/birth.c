@@ -210,7 +210,11 @@ int64_t begin_child(struct supervisor *s, int32_t group)
 	close_fd(exec[1]);
 	s->exec_fd = exec[0];
 	s->sync_fd = sync[1];
-	m->reg[ISO_REG_CHILD] = s->child;
+	r = m->reg[ISO_REG_CHILD] = shown(s->child, s->child_fd);
+	if (r < 0) {
+		fail(m->shared, ISO_STAGE_PROC, ISO_OP_NONE, r);
+		return r;
+	}
 	r = iso_machine_run(m, ISO_SUPERVISOR);
 	if (r < 0) {
 		fail(m->shared, ISO_STAGE_OPS, m->failed_op, r);

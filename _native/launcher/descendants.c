@@ -5,6 +5,29 @@
 #include <linux/fcntl.h>
 #include <linux/poll.h>
 
+int32_t at_home = 1; /* that we are in the pid namespace of who has started us is known; not among what shed_data() gives back */
+
+/* The number of a process, by its pidfd, or of ourselves (-1) in the /proc that is mounted: the pid namespace is that of the
+ * Python program, which may have given its children another one. -ESRCH: it is not to be seen there. */
+int64_t shown(int64_t pid, int32_t pidfd)
+{
+	char path[64], text[512];
+	if (at_home)
+		return pid;
+	if (pidfd < 0)
+		put(path, "/proc/self/stat");
+	else
+		put_decimal(put(path, "/proc/self/fdinfo/"), pidfd)[0] = 0;
+	const int64_t n = read_file(AT_FDCWD, path, text, sizeof text);
+	const char *p = pidfd < 0 ? text : find(text, "\nPid:\t");
+	if (n <= 0 || !p)
+		return pid; /* none, or none that shows us: by no path of it anybody is reached */
+	int64_t found = 0;
+	for (; *p >= '0' && *p <= '9' && found < 1 << 30; p++)
+		found = found * 10 + (*p - '0');
+	return found > 0 ? found : -ESRCH;
+}
+
 /* CPU time of a process alone, without its children; also of one that has ended and was not reaped. */
 uint64_t cpu_clock(int64_t pid)
 {

@@ -83,10 +83,12 @@ static int64_t map_of_ids(const int64_t *arg)
 {
 	char path[32];
 	int64_t self = SYS0(getpid);
-	int64_t pid = clone_shared(&child_stack, CLONE_NEWUSER, SIGCHLD_, stand_by, &self, NULL, 0);
+	int32_t pidfd = -1;
+	int64_t pid = clone_shared(&child_stack, CLONE_NEWUSER | CLONE_PIDFD, SIGCHLD_, stand_by, &self, &pidfd, 0);
 	if (pid < 0)
 		return pid;
-	put(put_decimal(put(path, "/proc/"), pid), "");
+	put(put_decimal(put(path, "/proc/"), shown(pid, pidfd)), "");
+	close_fd(pidfd);
 	int64_t dir = SYS4(openat, AT_FDCWD, PTR(path), O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
 	int64_t r = dir;
 	if (dir >= 0) {

@@ -189,6 +189,8 @@ int died_at_birth(struct supervisor *s);
 void bury(struct supervisor *s);
 
 /* Descendants of the supervisor (descendants.c). */
+extern int32_t at_home;
+int64_t shown(int64_t pid, int32_t pidfd);
 uint64_t cpu_clock(int64_t pid);
 int64_t open_proc(void);
 uint64_t tree_cpu(const struct supervisor *s);

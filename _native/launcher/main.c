@@ -129,6 +129,7 @@ void iso_main(const uint64_t *old_stack)
 	if (r < 0)
 		refuse(ISO_STAGE_SIGNALS, r);
 	SYS2(prctl, PR_SET_NAME, PTR(build_mark));
+	at_home = old_stack[0] < 2;
 	leave_stack(old_stack);
 	load(&s);
 	r = get_capabilities(s.capabilities);

@@ -224,7 +224,8 @@ static void close_slots(const struct iso_machine *m)
 int64_t go_ahead(struct supervisor *s)
 {
 	struct iso_machine *m = &s->machine;
-	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid);
+	const int64_t self = m->reg[ISO_REG_SELF] = SYS0(getpid);
+	m->reg[ISO_REG_LAUNCHER] = shown(self, -1); /* names of groups have the number that the Python program knows */
 	const int64_t r = iso_machine_run(m, ISO_AHEAD);
 	s->ahead = 1;
 	if (r < 0) {
@@ -246,7 +247,8 @@ void take_back(struct supervisor *s)
 	m->patience.until = 0; /* what comes has a deadline of its own */
 	memset(m->reg, 0, m->header->registers * sizeof *m->reg);
 	memset(m->shared->skipped, 0, m->header->steps);
-	m->reg[ISO_REG_SELF] = m->reg[ISO_REG_LAUNCHER] = SYS0(getpid); /* for a clean-up that has to come once more */
+	m->reg[ISO_REG_SELF] = SYS0(getpid);
+	m->reg[ISO_REG_LAUNCHER] = shown(m->reg[ISO_REG_SELF], -1); /* for a clean-up that has to come once more */
 }
 
 /* All that is done outside before there is a child. */

@@ -89,6 +89,19 @@ def clone(host: Host, error: int, flags: int, *, into_cgroup: bool) -> Finding |
     return None
 
 
+def no_pid_one(host: Host) -> Finding | None:
+    """Why this thread can start nothing, and what it has started is killed: the PID 1 of its children has ended."""
+    if not host.children_elsewhere():
+        return None
+    return Finding(
+        "this thread has given its children another pid namespace (unshare or setns with CLONE_NEWPID, or a block"
+        " with PidNamespace()), and the first process there, its PID 1, has ended: with it the kernel kills all others"
+        " in it, and starts none any more (pid_namespaces(7))",
+        "add PidNamespace() to the sandbox in place of unshare, which gives each start its own; start it on another"
+        " thread, or let this one go back: os.setns(os.open('/proc/thread-self/ns/pid', os.O_RDONLY)) (Python 3.12)",
+    )
+
+
 def user_namespace(host: Host) -> Finding | None:
     """Why a user namespace is refused, or one that was made has no rights."""
     if host.number("/proc/sys/kernel/unprivileged_userns_clone") == 0 and not host.capable():

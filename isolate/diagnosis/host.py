@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from isolate.engine.finding import Finding as Finding
-from isolate.kernel import proc
+from isolate.kernel import namespaces, proc
 
 if TYPE_CHECKING:
     from isolate.engine.ops import Op
@@ -114,6 +114,10 @@ class Host:
         """Whether the caller is in another user namespace than the system's first."""
         rows = [line.split() for line in self.lines("/proc/self/uid_map")]
         return bool(rows) and rows != [["0", "0", "4294967295"]]
+
+    def children_elsewhere(self) -> bool:
+        """Whether the children of this thread get another pid namespace than its own."""
+        return namespaces.children_elsewhere(os.path.join(self.root, "proc"))
 
     def unmapped(self) -> bool:
         """Whether the caller's own uid has no place in its user namespace."""

@@ -55,6 +55,9 @@ _STARTS: dict[int, tuple[str, str | None]] = {
 
 def launcher_lost(session: Session) -> SetupError:
     """The launcher went without a word. Whatever was inside went with it."""
+    found = clone.no_pid_one(Host()) if session.elsewhere else None
+    if found is not None:
+        return _error(errno.EPIPE, "wait for the launcher", "Sandbox", found)
     return SetupError(
         errno.EPIPE,
         "wait for the launcher",
@@ -72,7 +75,8 @@ def start_error(stage: int, error: int, host: Host | None = None) -> SetupError:
     if error == errno.EAGAIN:
         found = clone.processes(host)
     elif error == errno.ENOMEM:
-        found = clone.clone(host, error, 0, into_cgroup=False)
+        found = clone.no_pid_one(host) if stage == lib.ISO_SPAWN_CLONE else None
+        found = found or clone.clone(host, error, 0, into_cgroup=False)
     elif error in (errno.EMFILE, errno.ENFILE):
         found = steps.descriptors(error)
     elif error == errno.ENOSYS or (error == errno.EPERM and host.filtered()):

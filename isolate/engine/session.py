@@ -93,6 +93,8 @@ class Session(Launcher):
         )
         if result < 0:
             raise StartFailure(self._start.stage, -result)
+        self.elsewhere = direct or bool(self._start.direct and not self.direct)
+        self.direct = bool(self._start.direct)
         pending = list(self.held)
         try:
             while pending:
@@ -112,6 +114,8 @@ class Session(Launcher):
         #: The end is told before the clean-up (ISO_RUN_EARLY), of which :meth:`cleaned` tells.
         self.early: bool = bool(run[8] & lib.ISO_RUN_EARLY)
         self.run: bytes = run  # for the diagnosis of an error
+        #: The launcher is in another pid namespace than this process.
+        self.elsewhere = False
         #: The pid namespace (its inode) that a further program has joined: its PID 1 inherits what init leaves.
         self.joined: int | None = None
         self.started: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from isolate.kernel.constants import (
@@ -16,7 +17,7 @@ from isolate.kernel.constants import (
     Constant,
 )
 
-__all__ = ["KINDS", "Kind", "by_file", "by_flag", "by_word", "within"]
+__all__ = ["KINDS", "Kind", "by_file", "by_flag", "by_word", "children_elsewhere", "within"]
 
 
 class Kind(NamedTuple):
@@ -78,3 +79,14 @@ def by_word(word: str) -> Kind:
 def within(flags: int) -> list[Kind]:
     """The kinds among flags of clone(2), in the order of their bits."""
     return [_FLAGS[bit] for bit in sorted(_FLAGS) if flags & bit]
+
+
+def children_elsewhere(proc: str = "/proc") -> bool:
+    """Whether this thread's children get another pid namespace than its own: by unshare(2), setns(2), a block."""
+    try:
+        own, theirs = (os.readlink(f"{proc}/thread-self/ns/{kind}") for kind in ("pid", "pid_for_children"))
+    except OSError:
+        # A new one without a process has no identity yet (ENOENT). If anything else keeps us from knowing: whoever asks
+        # does what is right in either case.
+        return True
+    return own != theirs

@@ -27,7 +27,8 @@ from isolate.engine.ops import RunHost
 from isolate.engine.run_block import block_without_program, run_block
 from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.waiting import ready
-from isolate.thread.blocks import children_get_another_pid_namespace, depth, standing
+from isolate.kernel.namespaces import children_elsewhere
+from isolate.thread.blocks import depth, standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -351,10 +352,9 @@ class Starts:
         with _lock:
             if self._launcher is not None:
                 return
-            if children_get_another_pid_namespace():
-                self._again = self._seen + _PATIENCE
-                return
             try:
+                if children_elsewhere():
+                    raise OSError(errno.ECHILD, "it might be PID 1 there, and its end that of all others")
                 self._launcher = _Launcher(self._template)
             except OSError:  # SetupError, too: the start that goes on without it says what is wrong
                 self._again = self._seen + self._penalty

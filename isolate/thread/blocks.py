@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from isolate.errors import RestoreError
+from isolate.kernel.namespaces import children_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,16 +73,9 @@ class Block:
 
 
 def children_get_another_pid_namespace() -> bool:
-    """Whether the first process that this thread starts will be PID 1, on whose life those after it depend."""
-    if not _ever:
-        return False
-    try:
-        own, theirs = (os.readlink(f"/proc/thread-self/ns/{kind}") for kind in ("pid", "pid_for_children"))
-    except OSError:
-        # A new one without a process has no identity yet (ENOENT). Whatever else keeps us from knowing: a child of our
-        # own is right in either case.
-        return True
-    return own != theirs
+    """Whether a block has given this thread's children another pid namespace. The first process that it starts there is
+    PID 1, on whose life those after it depend. (What unshare(2) has done is seen by the process in the middle.)"""
+    return _ever and children_elsewhere()
 
 
 def standing() -> tuple[int, ...]:
