@@ -76,12 +76,12 @@ class Sandbox(Planned, Reversible):
         except NotDivided as error:
             return f"each start is set up anew: {printable(str(error))}\n"
         shown = [step for step in plan.steps if step.phase is not Phase.CLONE]
-        numbered = [(str(n), step, step.template) for n, step in enumerate(shown, 1)]
+        numbered = [(n, step, step.template) for n, step in enumerate(shown, 1)]
         kept = [n for n, _, split in numbered if split is not None and split.again == () and not split.ahead]
         ahead = [n for n, step, _ in numbered if waits and n not in kept and step.phase.section in MADE_AHEAD]
         ahead = ahead or [n for n, _, split in numbered if split is not None and split.ahead]
-        text = f"from the second start on these are done once (template): {', '.join(kept)}\n"
-        return text + (f"and later these ahead of a start, for one that comes: {', '.join(ahead)}\n" if ahead else "")
+        text = f"from the second start on these are done once (template): {_ranges(kept)}\n"
+        return text + (f"and later these ahead of a start, for one that comes: {_ranges(ahead)}\n" if ahead else "")
 
     def check(self) -> None:
         """Start a program that ends at once (one that isolate brings along): whether this host can do all of it.
@@ -188,3 +188,14 @@ class _Checked(Sandbox):
             return plan
         # That would be made by a start. To look is to leave the host as it is: all but the limits is tried.
         return Plan([part for part in parts if not isinstance(part, Limits)], euid=os.geteuid(), egid=os.getegid())
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[1, 2, 3, 5]`` as ``1-3, 5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)

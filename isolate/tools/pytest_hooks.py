@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
 from isolate.tools.pytest_network import lan as lan
 from isolate.tools.pytest_network import pytest_runtest_makereport as pytest_runtest_makereport
+from isolate.tools.pytest_refusal import cannot, flag, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,10 +61,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini("isolate_strict", "as --isolate-strict", type="bool", default=False)
 
 
-def _flag(config: pytest.Config, name: str) -> bool:
-    return bool(config.getoption(f"isolate_{name}") or config.getini(f"isolate_{name}"))
-
-
 def _net(config: pytest.Config) -> str:
     chosen = config.getoption("isolate_net") or config.getini("isolate_net")
     if chosen not in ("no", "worker", "test"):
@@ -83,7 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     net = _net(config)
     # Workers are children: they are inside of what this process has entered.
-    if _flag(config, "user") and os.geteuid() != 0 and not _is_worker(config):
+    if flag(config, "user") and os.geteuid() != 0 and not _is_worker(config):
         _enter_user()
     parallel = bool(getattr(config.option, "numprocesses", None) or getattr(config.option, "tx", None))
     if net == "worker" and (_is_worker(config) or not parallel):
@@ -151,7 +148,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 raise pytest.UsageError(f"{_MARK}: no ability is named {name!r}{hint}")
             if not known[name].ok:
                 found = known[name]
-                _cannot(item.config, f"{name}: {found.reason}" + (f" ({found.remedy})" if found.remedy else ""))
+                cannot(item.config, f"{name}: {found.reason}" + (f" ({found.remedy})" if found.remedy else ""))
 
 
 _known: dict[str, Ability] = {}
@@ -163,17 +160,6 @@ def _abilities() -> dict[str, Ability]:
 
         _known.update({ability.name: ability for ability in probe.abilities()})
     return _known
-
-
-def _cannot(config: pytest.Config, reason: str) -> NoReturn:
-    if _flag(config, "strict"):
-        pytest.fail(f"isolate: {reason}", pytrace=False)
-    pytest.skip(f"isolate: {reason}")
-
-
-def _refused(config: pytest.Config, error: Exception) -> NoReturn:
-    hint = "" if os.geteuid() == 0 else " (as an ordinary user: --isolate-user)"
-    _cannot(config, f"{str(error).splitlines()[0]}{hint}")
 
 
 # ---- fixtures ----------------------------------------------------------------------------------------------------
@@ -192,7 +178,7 @@ def netns(request: pytest.FixtureRequest) -> Iterator[Network]:
         handle = namespaces.NetNamespace.create()
         handle.__enter__()
     except errors.SetupError as error:
-        _refused(request.config, error)
+        refused(request.config, error)
     network = veth.Network(handle)
     try:
         yield network
@@ -215,7 +201,7 @@ def isolated_fs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     try:
         mount.__enter__()
     except errors.SetupError as error:
-        _refused(request.config, error)
+        refused(request.config, error)
     try:
         with tmpfs:
             for name in ("HOME", "TMPDIR"):
@@ -237,7 +223,7 @@ def cgroup(request: pytest.FixtureRequest) -> Iterator[Cgroup]:
     try:
         group.create()
     except errors.SetupError as error:
-        _refused(request.config, error)
+        refused(request.config, error)
     try:
         yield group
     finally:
@@ -262,5 +248,5 @@ def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     try:
         box.run(["true"])
     except errors.SetupError as error:
-        _refused(request.config, error)
+        refused(request.config, error)
     return box

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from isolate.tools.pytest_refusal import refused
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -121,7 +123,7 @@ def lan(request: pytest.FixtureRequest) -> Iterator[Lan]:
     try:
         network = Network()
     except errors.SetupError as error:
-        pytest.skip(f"isolate: {str(error).splitlines()[0]}")
+        refused(request.config, error)
     with network, contextlib.ExitStack() as stack:
         yield Lan(network, stack, directory)
         stack.close()

@@ -153,6 +153,15 @@ def test_an_ordinary_user_without_the_option_skips_or_fails(tmp_path: Path) -> N
     assert found == {"error": 3}, text
 
 
+@root
+def test_a_network_that_cannot_be_made_skips_or_fails(tmp_path: Path) -> None:
+    code = "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (0, 0))\ndef test(lan): ...\n"
+    for option, wanted in (("--strict-markers", "skipped"), ("--isolate-strict", "error")):
+        (tmp_path / wanted).mkdir()
+        found, text = outcome(code, tmp_path / wanted, option, uid=NOBODY)
+        assert found == {wanted: 1}, text
+
+
 FIXED = """
 import os, pathlib, socket, pytest, time
 @pytest.mark.parametrize("n", range(2))
@@ -225,7 +234,8 @@ def test_it_is_light(tmp_path: Path) -> None:
 import sys
 def test_nothing_is_imported():
     ours = {name for name in sys.modules if name.startswith("isolate.")}
-    plugin = {f"isolate.tools{name}" for name in ("", ".pytest_hooks", ".pytest_network", ".pytest_plugin")}
+    modules = ("", ".pytest_hooks", ".pytest_network", ".pytest_plugin", ".pytest_refusal")
+    plugin = {f"isolate.tools{name}" for name in modules}
     assert ours == plugin | {"isolate.kernel", "isolate.kernel.lazy"}  # by which the others are imported when used
 """
     found, text = outcome(code, tmp_path)
