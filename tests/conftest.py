@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.snapshot import Snapshot
+from tests.snapshot import Snapshot, settled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +67,13 @@ def frozen() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def monkeypatch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Replaces nothing that a thread of an earlier test still calls, on its way out."""
+    settled()
+    return monkeypatch
 
 
 @pytest.fixture

@@ -199,7 +199,7 @@ class Fence:
             data = data[os.write(REPORT_FD, data) :]
 
     def _fetch(self, number: int) -> int:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + SOON
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 if "seccomp" in os.readlink(f"/proc/{self.pid}/fd/{number}"):

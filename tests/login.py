@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 def _account(*command: str) -> subprocess.CompletedProcess[str]:
     """useradd and userdel lock the files of accounts, which another test run may hold for a moment; and userdel removes
     nobody of whom a process still runs: those of a sandbox end a moment after its program."""
-    for _ in range(100):
+    deadline = time.monotonic() + 60
+    while True:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode not in (1, 8, 10) or not ("lock" in done.stderr or "currently used" in done.stderr):
+        if done.returncode == 0 or not ("lock" in done.stderr or "currently used" in done.stderr):
+            return done
+        if time.monotonic() > deadline:
             return done
         time.sleep(0.1)
-    return done
 
 
 @dataclass(frozen=True)

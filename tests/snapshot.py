@@ -7,13 +7,14 @@ import gc
 import os
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 from isolate.sandbox import parked
 
 #: Seconds for what comes at once. A busy machine takes its time, and what never comes is told all the same.
-SOON = 10.0
+SOON = 30.0
 
 
 def descriptors(pid: int | str = "self") -> dict[int, str]:
@@ -51,12 +52,30 @@ def threads() -> int:
     return sum(not thread.name.startswith("Trio thread") for thread in threading.enumerate())
 
 
-def alone(seconds: float = 2 * SOON) -> None:
+def alone(seconds: float = 20.0) -> None:
     """Wait until the threads of earlier tests have ended, for what the kernel does only for a process with one."""
     gc.collect()
     deadline = time.monotonic() + seconds
     while threading.active_count() > 1 and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+_stay: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def settled(seconds: float = 10.0) -> None:
+    """Wait until the library's threads of earlier tests have ended. Who stays longer is waited for once."""
+    deadline = time.monotonic() + seconds
+    while found := [thread for thread in threading.enumerate() if _lingers(thread)]:
+        if time.monotonic() > deadline:
+            _stay.update(found)
+            return
+        gc.collect()  # some end with the object that they belong to
+        time.sleep(0.005)
+
+
+def _lingers(thread: threading.Thread) -> bool:
+    return thread.name.startswith("isolate") and thread is not threading.current_thread() and thread not in _stay
 
 
 def cgroups() -> set[str]:

@@ -15,7 +15,7 @@ from isolate.cgroups import Cgroup, CgroupPool, Limits, files
 from isolate.errors import ConflictError
 from isolate.sandbox.box import Sandbox
 from isolate.sandbox.result import Verdict
-from tests.cgroups.conftest import HOST, MIB, PYTHON, UNIFIED, our_groups
+from tests.cgroups.conftest import HOST, MIB, PYTHON, our_groups
 
 pytestmark = [pytest.mark.vm, pytest.mark.usefixtures("groups")]
 
@@ -135,7 +135,7 @@ def test_it_goes_with_its_owner(end: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", OWNER.format(end=end)]
     directory = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     assert directory
-    deadline = time.monotonic() + (20 if UNIFIED else 5)
+    deadline = time.monotonic() + 20
     while os.path.exists(directory) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not os.path.exists(directory)

@@ -165,11 +165,15 @@ def test_memory_of_shared_segments_comes_back(number: int, clean: Snapshot) -> N
         "ctypes.memset(address, 1, 64 << 20)\nprint('filled', flush=True)\nsys.stdin.read()"
     )
     command = [sys.executable, "-I", "-S", "-c", script]
-    before = shared()
-    with BOX.spawn(command, stdin=PIPE, stdout=PIPE) as process:  # the control: it does count
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"filled\n"
-        assert shared() - before > 32 << 20
+    for _ in range(10):  # the control: it does count, unless another program gives back as much meanwhile
+        before = shared()
+        with BOX.spawn(command, stdin=PIPE, stdout=PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"filled\n"
+            more = shared() - before
+        if more > 32 << 20:
+            break
+    assert more > 32 << 20
     for _ in range(number):
         assert BOX.run(command, check=True).stdout == b"filled\n"
     deadline = time.monotonic() + 30

@@ -69,7 +69,7 @@ class Desk:
         self.screen += data
         return bool(data)
 
-    def wait_for(self, wanted: str | bytes, seconds: float = 20.0) -> bytes:
+    def wait_for(self, wanted: str | bytes, seconds: float = 30.0) -> bytes:
         """What was on the screen up to it; the rest stays."""
         pattern = re.compile(wanted if isinstance(wanted, bytes) else re.escape(wanted.encode()))
         deadline = time.monotonic() + seconds
@@ -105,13 +105,13 @@ class Desk:
     def foreground(self) -> int:
         return os.tcgetpgrp(self.ours)
 
-    def wait_for_settings(self, wanted: Sequence[Any], seconds: float = 10.0) -> None:
+    def wait_for_settings(self, wanted: Sequence[Any], seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while self.settings() != wanted:
             assert time.monotonic() < deadline, (self.settings(), wanted)
             time.sleep(0.01)
 
-    def wait_for_other_settings(self, known: Sequence[Any], seconds: float = 10.0) -> None:
+    def wait_for_other_settings(self, known: Sequence[Any], seconds: float = 30.0) -> None:
         deadline = time.monotonic() + seconds
         while self.settings() == known:
             assert time.monotonic() < deadline

@@ -143,6 +143,9 @@ def descriptor(path):
         raise OSError
     os.stat(f"{path}/{numbers[0]}")
 seen, reached = set(), set()
+def told():
+    if {"fd", "launcher"} <= seen and not os.path.exists("/tmp/seen"):
+        open("/tmp/seen", "w").close()
 while not os.path.exists("/tmp/stop"):
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) == os.getpid():
@@ -172,6 +175,7 @@ while not os.path.exists("/tmp/stop"):
                     os.kill(int(name), 18)  # the SIGSTOP of attaching may be pending behind the SIGTRAP of exec
         except OSError:
             pass
+    told()
 print(sorted(seen), sorted(reached))
 """
 
@@ -186,8 +190,9 @@ def test_nothing_of_ours_is_within_reach() -> None:
     ) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == b"ready\n"
-        deadline = time.monotonic() + 1
-        while time.monotonic() < deadline:
+        start = time.monotonic()
+        # A second at least; on a busy machine until it has seen the control's.
+        while (spent := time.monotonic() - start) < 1 or (spent < 60 and "seen" not in output(first, "ls /tmp")):
             with first.exec(["sleep", "0.01"]) as further:
                 further.wait(10)
         output(first, "touch /tmp/stop")

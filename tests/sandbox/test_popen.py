@@ -113,10 +113,10 @@ def test_communicate_with_one_that_reads_nothing() -> None:
 
 def test_communicate_does_not_wait_for_who_holds_a_pipe_outside() -> None:
     """The end of everything inside is the end, although this program holds a copy of the writing end."""
-    with BOX.spawn(["sh", "-c", "echo said; sleep 0.2"], stdout=PIPE) as process:
+    with BOX.spawn(["sh", "-c", "echo said; read l"], stdin=PIPE, stdout=PIPE) as process:
         kept = os.open(f"/proc/{process.pid}/fd/1", os.O_WRONLY)
         try:
-            assert process.communicate(timeout=30) == (b"said\n", None)
+            assert process.communicate(b"\n", timeout=30) == (b"said\n", None)
         finally:
             os.close(kept)
 

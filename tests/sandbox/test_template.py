@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -42,7 +43,22 @@ def box_of(*entries: Any, parts: tuple[Any, ...] = (), template: bool = True) ->
     )
 
 
-_mounts: dict[int, str] = {}
+_mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+_changes = [0]
+_parked: dict[int, int] = {}
+
+
+def mount_changes() -> int:
+    """Goes up when somebody mounts or unmounts something. The kernel tells also of what is as it was again."""
+    poll = select.poll()
+    poll.register(_mountinfo, select.POLLPRI)
+    _changes[0] += bool(poll.poll(0))
+    return _changes[0]
+
+
+def changed(box: isolate.Sandbox) -> bool:
+    """Whether another program has mounted or unmounted something since the sandbox's tree was made."""
+    return mount_changes() != _parked.get(id(box))
 
 
 def used(box: isolate.Sandbox) -> int:
@@ -52,7 +68,7 @@ def used(box: isolate.Sandbox) -> int:
 
 def so_many(box: isolate.Sandbox, count: int) -> bool:
     """Whether so many starts were from the tree. Fewer are right if another program has mounted something meanwhile."""
-    return used(box) == count or (used(box) < count and Path("/proc/self/mountinfo").read_text() != _mounts[id(box)])
+    return used(box) == count or (used(box) < count and changed(box))
 
 
 def launchers(box: isolate.Sandbox) -> list[int]:
@@ -84,7 +100,7 @@ def blocked(pid: int) -> bool:
 
 def parked_box(box: isolate.Sandbox) -> isolate.Sandbox:
     """The sandbox, once its tree is ready."""
-    _mounts[id(box)] = Path("/proc/self/mountinfo").read_text()
+    _parked[id(box)] = mount_changes()
     for _ in range(2):
         assert box.run(["true"]).ok
     (starts,) = box._starts.values()
@@ -107,7 +123,7 @@ def from_tree(box: isolate.Sandbox, *args: str, **keywords: Any) -> bytes:
         if used(box) == before + 1:
             return result.stdout
         # Another program has mounted something: so it is to be.
-        assert Path("/proc/self/mountinfo").read_text() != _mounts.get(id(box)), "it was started without the tree"
+        assert changed(box), "it was started without the tree"
         parked_box(box)
     raise AssertionError("the mount table changes all the time")
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -48,10 +49,14 @@ import ctypes, json, os, select, sys
 libc = ctypes.CDLL(None, use_errno=True)
 proof = sys.argv[1]
 own, granted, seen = {1, os.getpid()}, {}, set()
+told = False
 def won(what, pid):
     granted.setdefault(what, pid)
 print("ready", flush=True)
 while not select.select([0], [], [], 0)[0]:
+    if seen and not told:
+        print("seen", flush=True)
+        told = True
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in own:
             continue
@@ -101,10 +106,10 @@ SYSTEM = (Bind("/usr"), Symlink("usr/bin", "/bin"), Symlink("usr/lib", "/lib"), 
 
 @pytest.fixture
 def attacker() -> Iterator[Callable[..., Any]]:
-    """Starts the attacker; what it returns ends it and says what was granted."""
+    """Starts the attacker. What it returns waits until it has seen a process, and ends it and says what was granted."""
     running: list[Process] = []
 
-    def start(proof: Path, *parts: Any) -> tuple[Process, Callable[[], dict[str, Any]]]:
+    def start(proof: Path, *parts: Any) -> tuple[Process, Callable[[float], bool], Callable[[], dict[str, Any]]]:
         # As uid 0 of the host, with no capability, and no filter that would refuse a call in place of the kernel.
         box = Sandbox(PidNamespace(), MountNamespace(), IpcNamespace(), Root(*SYSTEM, Proc()), *parts)
         process = box.spawn(
@@ -114,16 +119,20 @@ def attacker() -> Iterator[Callable[..., Any]]:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
 
+        def sees(seconds: float) -> bool:
+            return bool(select.select([process.stdout], [], [], seconds)[0])
+
         def result() -> dict[str, Any]:
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(b"\n")
             process.stdin.flush()
-            found: dict[str, Any] = json.loads(process.stdout.readline())
+            line = process.stdout.readline()
+            found: dict[str, Any] = json.loads(process.stdout.readline() if line == b"seen\n" else line)
             process.wait(20)
             return found
 
-        return process, result
+        return process, sees, result
 
     yield start
     for process in running:
@@ -136,7 +145,7 @@ def test_01_control_a_process_of_a_user_namespace_that_root_owns_is_granted(
 ) -> None:
     """The attack works: on a process that takes no care it writes a file on the host as root."""
     proof = tmp_path / "proof"
-    process, result = attacker(proof)
+    process, _, result = attacker(proof)
     order = ["nsenter", f"--pid=/proc/{process.pid}/ns/pid", "unshare", "--user", "--map-root-user", "sleep", "60"]
     with subprocess.Popen(order) as victim:
         for _ in range(3000):
@@ -164,12 +173,15 @@ def test_01_a_joined_pid_namespace_with_a_new_user_namespace(
 ) -> None:
     """Neither the set-up nor the program can be traced, and nothing of the host is reached through them."""
     proof = tmp_path / "proof"
-    process, result = attacker(proof)
+    process, sees, result = attacker(proof)
     with attach(process.pid) as target:
         box = Sandbox(target.pid_namespace, *parts)
         for _ in range(15):
             assert box.run(["true"], timeout=20).ok
-        assert box.run(["sleep", ".2"], timeout=20).ok
+        for _ in range(100):
+            assert box.run(["sleep", ".2"], timeout=20).ok
+            if sees(0):
+                break
     found = result()
     assert found["seen"] > 0, "the attacker saw the processes come"
     assert found["granted"] == {}
@@ -180,13 +192,13 @@ def test_01_a_joined_pid_namespace_with_a_new_user_namespace(
 def test_01_further_programs_and_joining_without_a_user_namespace(attacker: Callable[..., Any], tmp_path: Path) -> None:
     """While it sets up: the program itself is then an equal of the attacker's, with the same root."""
     proof = tmp_path / "proof"
-    process, result = attacker(proof)
+    process, sees, result = attacker(proof)
     for _ in range(5):
         # The attacker is an equal of the program and may stop it.
         with process.exec(["/usr/bin/true"]) as further, contextlib.suppress(TimeoutExpired):
             further.wait(0.3)
-    with process.exec(["/usr/bin/sleep", "60"]) as further, contextlib.suppress(TimeoutExpired):
-        further.wait(0.3)  # long enough to be seen on a busy machine, too
+    with process.exec(["/usr/bin/sleep", "60"]):
+        sees(30)
     found = result()
     assert found["seen"] > 0
     assert not proof.exists()

@@ -83,7 +83,7 @@ def test_wire(netns):
     other = netns.peer()
     with other.namespace:
         server = socket.create_server((other.address, 80))
-    client = socket.create_connection((netns.peer_address, 80), timeout=5)
+    client = socket.create_connection((netns.peer_address, 80), timeout=30)
     server.accept()[0].sendall(b"over the wire")
     assert client.recv(99) == b"over the wire"
 """
