@@ -35,6 +35,7 @@ from isolate import (
 from isolate.landlock.part import landlock_abi
 from isolate.landlock.rights import FILE, READ, WRITE, FsAccess, LandlockScope, PathRule
 from tests.ordinary import as_ordinary_user
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -355,9 +356,7 @@ def test_several_take_away_more(public: Path) -> None:
 
 @needs_abi(4)
 def test_bind_tcp() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     action = f"socket.socket().bind(('127.0.0.1', {port}))"
     assert python(action, Landlock(bind_tcp=())) == DENIED
     assert python(action, Landlock(bind_tcp=[1])) == DENIED

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import itertools
 import select
 import socket
 import subprocess
@@ -23,11 +21,10 @@ from isolate.network.hostlink import reserve
 from isolate.network.netlink import Socket
 from isolate.network.relay import Relay, Relayed
 from isolate.network.words import Publish
+from tests.ports import HERE, bound, free_port, taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-HERE = "127.0.0.1"
 
 
 class Here:
@@ -40,34 +37,6 @@ class Here:
 
     def close(self) -> None:
         """Nothing is kept."""
-
-
-def bound(port: int, *, reuse: bool = False) -> socket.socket:
-    sock = socket.socket()
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
-        sock.bind((HERE, port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def taken(port: int, *, reuse: bool = False) -> bool:
-    """Whether nobody else can bind there."""
-    try:
-        bound(port, reuse=reuse).close()
-    except OSError as error:
-        return error.errno == errno.EADDRINUSE
-    return False
-
-
-_ports = itertools.count(20000)
-
-
-def free_port() -> int:
-    """Not one that the kernel gives to whoever asks for any (from 32768 on), and never the same twice."""
-    return next(port for port in _ports if not taken(port))
 
 
 @contextlib.contextmanager
