@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("groups")]
 
 LIMITS = Limits(memory="32M", pids=10)
-FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done 2>/dev/null; exit 1"
+FORKS = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 30 & done 2>/dev/null; exit 1"
 
 
 @pytest.fixture(autouse=True)

@@ -83,6 +83,10 @@ def test_stopped_init_is_killed(clean: Snapshot) -> None:
 
 def test_cpu_time_of_what_was_left_behind(clean: Snapshot) -> None:
     """What is killed at the end is reaped first, so that its time is counted; with and without a pid namespace."""
-    burn = "(while :; do :; done) & sleep 0.5"
     for box in (Sandbox(), Sandbox(UserNamespace(), PidNamespace())):
-        assert box.run(["sh", "-c", burn], timeout=20).cpu_time > 0.05
+        for seconds in (0.5, 2, 8):  # a busy machine may give it little
+            burn = f"(while :; do :; done) & sleep {seconds}"
+            used = box.run(["sh", "-c", burn], timeout=60).cpu_time
+            if used > 0.05:
+                break
+        assert used > 0.05

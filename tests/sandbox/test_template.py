@@ -454,7 +454,7 @@ def test_all_ends_with_its_owner() -> None:
     owner.stdout.close()
     try:
         for fd in fds:
-            assert waiting.wait([(fd, waiting.READABLE)], 10), "it outlives its owner"
+            assert waiting.wait([(fd, waiting.READABLE)], 30), "it outlives its owner"
     finally:
         for fd in fds:
             os.close(fd)
@@ -567,14 +567,14 @@ def test_limits_hold_and_groups_go() -> None:
     told = [box.run(["sh", "-c", code]) for box in (plain, tree)]
     assert so_many(tree, 1)
     assert [result.verdict for result in told] == [isolate.Verdict.OOM] * 2
-    forks = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done 2>/dev/null; exit 0"
+    forks = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 30 & done 2>/dev/null; exit 0"
     assert tree.run(["sh", "-c", forks]).verdict == plain.run(["sh", "-c", forks]).verdict
     result = tree.run(["true"])
     assert result.ok
     assert result.applied["Limits"]
     assert result.peak_memory > 0
     assert so_many(tree, 3)
-    before.compare(5)
+    before.compare()
 
 
 @pytest.mark.root
@@ -612,7 +612,7 @@ def test_nothing_leaks() -> None:
     assert held - len(before.fds) <= 6
     pids = launchers(tree)
     parked.end_all()
-    before.compare(5)
+    before.compare()
     deadline = time.monotonic() + 10
     while any(os.path.exists(f"/proc/{pid}/exe") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -786,7 +786,7 @@ def test_a_pool_stands_on_it() -> None:
             back()
         assert used(tree) == count, "what was begun then is under another limit"
     parked.end_all()
-    before.compare(5)
+    before.compare()
 
 
 def waits_for(launcher: int) -> int:
@@ -827,7 +827,7 @@ def test_one_always_waits() -> None:
         fd = os.pidfd_open(waiting_fork)
         try:
             os.kill(launcher, signal.SIGKILL)
-            assert waiting.wait([(fd, waiting.READABLE)], 10), "it outlives its launcher"
+            assert waiting.wait([(fd, waiting.READABLE)], 30), "it outlives its launcher"
         finally:
             os.close(fd)
         assert all(process.poll() is None for process in alive)
