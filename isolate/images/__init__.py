@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from isolate.images.collecting import Collected as Collected
     from isolate.images.config import Config as Config
     from isolate.images.config import Health as Health
+    from isolate.images.contained import get_archive as get_archive
+    from isolate.images.contained import put_archive as put_archive
     from isolate.images.errors import AmbiguousError as AmbiguousError
     from isolate.images.errors import DigestError as DigestError
     from isolate.images.errors import ImageError as ImageError
@@ -44,6 +46,7 @@ _HOMES = {
     "checking": "Fault",
     "collecting": "Collected",
     "config": "Config Health",
+    "contained": "get_archive put_archive",
     "errors": "AmbiguousError DigestError ImageError LayerError RegistryError SignatureError StoreError",
     "unpack.start": "Extracted extract",
     "facts": "Fact Facts",

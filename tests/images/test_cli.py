@@ -108,7 +108,7 @@ def test_wrong_names_and_files(run: Any, tmp_path: Path, filled: Image) -> None:
     )
     (tmp_path / "text").write_text("FROM scratch\n")
     status, _, err = run("image", "load", str(tmp_path / "text"))
-    assert (status, err) == (1, f"isolate: {tmp_path}/text: the archive is cut off within a header\n")
+    assert (status, err) == (1, f"isolate: {tmp_path}/text: no tar archive: it has 13 bytes, less than one header\n")
 
 
 def test_images_by_the_digits_that_ls_shows(run: Any, tmp_path: Path, filled: Image) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,3 +110,87 @@ def test_hostile_files(web: Container, tmp_path: Path, capsys: pytest.CaptureFix
     ):
         assert main(["cp", *words]) in (2, 125), words
     assert secret.read_text() == "mine"
+
+
+CP = [sys.executable, "-m", "isolate", "cp"]
+
+
+@contextlib.contextmanager
+def given(data: bytes) -> Iterator[None]:
+    """On the descriptor of stdin."""
+    before = os.dup(0)
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.seek(0)
+            os.dup2(file.fileno(), 0)
+            yield
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+
+
+def test_archives_in_pipes(web: Container, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """As ``docker cp`` has ``-``."""
+    web.run(["sh", "-c", "mkdir -p /tmp/pipe/d; cd /tmp/pipe; echo A > d/a; ln -s a d/l; mkfifo d/p"]).check()
+    # From another process, which finds the container by its record.
+    out = subprocess.run([*CP, "web:/tmp/pipe/d", "-"], capture_output=True, check=True)
+    assert out.stderr == b"isolate: left out, a fifo: /tmp/pipe/d/p\n"
+    names = subprocess.run(["tar", "t"], input=out.stdout, capture_output=True, check=True).stdout
+    assert names == b"d/\nd/a\nd/l\n"
+    subprocess.run([*CP, "-", "web:/tmp"], input=out.stdout, check=True)  # a pipe, with its short reads
+    assert web.read("/tmp/d/a") == b"A\n"
+    assert web.run(["readlink", "/tmp/d/l"]).stdout == b"a\n"
+    for source in ("web:/tmp/pipe/d", "web:/tmp/d/."):
+        assert main(["cp", source, "-"]) == 0
+        archive, said = capfdbinary.readouterr()
+        assert (archive == out.stdout) is (source == "web:/tmp/pipe/d")
+        with given(archive):
+            assert main(["cp", "--json", "-", "web:/tmp/pipe"]) == 0  # over what is there
+        assert json.loads(capfdbinary.readouterr().out) == {"left_out": []}
+    for words, data, said in (
+        (["-", "web:/tmp/none"], out.stdout, b"no directory /tmp/none"),
+        (["-", "web:/tmp/d/a"], out.stdout, b"no directory /tmp/d/a"),
+        (["-", "web:/tmp"], b"text", b"no tar archive: it has 4 bytes"),
+        (["-", "web:/tmp"], out.stdout[:700], b"cut off"),
+        (["web:/tmp/none", "-"], b"", b"no such file"),
+        (["web:/tmp/pipe/d/p", "-"], b"", b"a fifo"),
+        (["--json", "web:/tmp/d", "-"], b"", b"without --json"),
+        (["-", "-"], b"", b"one of the two is in a container"),
+    ):
+        with given(data):
+            assert main(["cp", *words]) in (2, 125), words
+        assert said in capfdbinary.readouterr().err, words
+
+
+def test_from_one_container_to_another(web: Container, capsys: pytest.CaptureFixture[str]) -> None:
+    with presets.untrusted().open(name="other", detached=True) as other:
+        try:
+            web.run(["sh", "-c", "mkdir -p /tmp/from/d; cd /tmp/from; echo A > d/a; ln -s a d/l; mkfifo d/p"]).check()
+            other.run(["mkdir", "/tmp/is"]).check()
+            capsys.readouterr()
+            for source, target, inside in (
+                ("web:/tmp/from/d", "other:/tmp/new", "/tmp/new"),
+                ("web:/tmp/from/d", "other:/tmp/is", "/tmp/is/d"),
+                ("web:/tmp/from/d/.", "other:/tmp/is", "/tmp/is"),
+                ("web:/tmp/from/d/a", "other:/tmp/is/", "/tmp/is"),
+                ("web:/tmp/from/d", "web:/tmp/within", None),
+            ):
+                assert main(["cp", source, target]) == 0, (source, target)
+                found = web.read("/tmp/within/a") if inside is None else other.read(f"{inside}/a")
+                assert found == b"A\n"
+            assert other.run(["readlink", "/tmp/new/l"]).stdout == b"a\n"
+            assert "left out, a fifo: /tmp/from/d/p" in capsys.readouterr().err
+            for source, target, said in (
+                ("web:/tmp/none", "other:/tmp/x", "no such file"),
+                ("web:/tmp/from/d/p", "other:/tmp/x", "a fifo"),
+                ("web:/tmp/from/d/a", "other:/tmp/none/", "no directory"),
+                ("web:/tmp/from/d", "other:/tmp/new/a", "is a file inside"),
+                ("web:/tmp/from", "web:/tmp/from/d/x", "into itself"),
+                ("web:/tmp/from", "nobody:/tmp", "nobody"),
+            ):
+                assert main(["cp", source, target]) in (2, 125), (source, target)
+                assert said in capsys.readouterr().err, (source, target)
+        finally:
+            other.kill()
+            other.wait(30)

@@ -35,6 +35,18 @@ _TYPES = {
     b"5": kinds.DIRECTORY,
     b"6": kinds.FIFO,
 }
+_OTHERS = {
+    b"BZh": "compressed by bzip2",
+    b"\xfd7zXZ\0": "compressed by xz",
+    b"\x1f\x8b": "compressed by gzip once more",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd once more",
+    b"\x04\x22\x4d\x18": "compressed by lz4",
+    b"PK\x03\x04": "a zip archive",
+    b"07070": "a cpio archive",
+    b"!<arch>\n": "an ar archive, as Debian's packages are",
+    b"\xed\xab\xee\xdb": "an RPM package",
+    b"hsqs": "a squashfs image",
+}
 _REFUSED = {
     b"S": "a sparse file, which tools read differently",
     b"7": "a contiguous file, which tools read differently",
@@ -65,6 +77,8 @@ def entries(source: Source, *, ended: bool = True) -> Iterator[Entry]:
                 raise LayerError(b"", "an extended header without an entry behind it")
             return _end(source)
         if len(block) < 512:
+            if block and source.count < 512:
+                raise _none(block)
             if seen or long_name is not None or long_link is not None or block:
                 raise LayerError(b"", "the archive is cut off within a header")
             if ended:
@@ -74,7 +88,11 @@ def entries(source: Source, *, ended: bool = True) -> Iterator[Entry]:
             block
         )
         raw = name.partition(b"\0")[0]
-        _check(block, checksum, raw)
+        if not _is_header(block, checksum):
+            # Its name is not told: these bytes can be anything.
+            if source.count == 512:
+                raise _none(block)
+            raise LayerError(b"", f"the checksum of the header at byte {source.count - 512} is wrong")
         length = field(size, raw, "size")
         if flag in b"xgLKX":
             data = _extension(source, length, flag, raw)
@@ -126,15 +144,26 @@ def entries(source: Source, *, ended: bool = True) -> Iterator[Entry]:
             raise LayerError(entry.path, "the archive is cut off within a file")
 
 
-def _check(block: bytes, checksum: bytes, raw: bytes) -> None:
-    stored = field(checksum, raw, "checksum")
+def _is_header(block: bytes, checksum: bytes) -> bool:
+    try:
+        stored = field(checksum, b"", "checksum")
+    except LayerError:
+        return False
     hole = 256 - sum(checksum)  # the field itself counts as eight spaces
     if sum(block) + hole == stored:
-        return
+        return True
     # Some old programs summed signed bytes; every reader takes that too.
-    signed = sum(b - 256 if b > 127 else b for b in block[:148] + block[156:]) + 256
-    if signed != stored:
-        raise LayerError(raw, "the checksum of the header is wrong")
+    return sum(b - 256 if b > 127 else b for b in block[:148] + block[156:]) + 256 == stored
+
+
+def _none(block: bytes) -> LayerError:
+    """The error about bytes that do not begin like an archive."""
+    for magic, form in _OTHERS.items():
+        if block.startswith(magic):
+            return LayerError(b"", f"no tar archive: it is {form}")
+    if len(block) < 512:
+        return LayerError(b"", f"no tar archive: it has {len(block)} bytes, less than one header")
+    return LayerError(b"", "no tar archive: its first 512 bytes are no header (their checksum is wrong)")
 
 
 def _extension(source: Source, length: int, flag: bytes, raw: bytes) -> bytes:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from isolate.sandbox.containers.bounds import Bounds
 
-__all__ = ["copy_sparse", "write_all"]
+__all__ = ["CHUNK", "copy_sparse", "write_all"]
 
-_CHUNK = 1 << 20
+CHUNK: int = 1 << 20
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """All of the bytes, however many write(2) takes at once."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -36,7 +37,7 @@ def copy_sparse(source: int, target: int, size: int, bounds: Bounds) -> None:
         os.lseek(target, start, os.SEEK_SET)
         while start < end:
             bounds.some_bytes(0, b"")
-            data = os.read(source, min(_CHUNK, end - start))
+            data = os.read(source, min(CHUNK, end - start))
             if not data:
                 end = size  # it has been cut meanwhile
                 break

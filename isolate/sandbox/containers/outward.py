@@ -1,4 +1,4 @@
-"""``c.get``, ``c.read``, ``c.list``: files out of a container."""
+"""``c.get``, ``c.read``, ``c.list``, ``c.get_archive``: files out of a container."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING
 
 from isolate.sandbox.containers.beneath import FileInfo, Opened, components, info_of, open_beneath, reopen_regular
 from isolate.sandbox.containers.bounds import Bounds, names_in
-from isolate.sandbox.containers.copying import copy_sparse
+from isolate.sandbox.containers.placing import DIRECTORY
+from isolate.sandbox.containers.sinks import content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from isolate.sandbox.containers.acting import Actor
+    from isolate.sandbox.containers.sinks import Sink
 
 __all__ = ["Outward"]
-
-_CHUNK = 1 << 20
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 class Outward:
@@ -37,22 +36,14 @@ class Outward:
 
         def body() -> bytes:
             with self._actor.acting():
-                return self._content(self._root, inside, inside, bounds)
+                try:
+                    handle = open_beneath(self._root, inside, os.O_PATH)
+                    with Opened(handle), Opened(reopen_regular(handle)) as fd:
+                        return content(fd, inside, bounds)
+                except OSError as error:
+                    raise bounds.told(error, inside) from None
 
         return self._actor.call(body)
-
-    def _content(self, directory: int, name: bytes, path: bytes, bounds: Bounds) -> bytes:
-        found = bytearray()
-        try:
-            with Opened(open_beneath(directory, name, os.O_PATH)) as handle, Opened(reopen_regular(handle)) as fd:
-                bounds.some_bytes(os.fstat(fd).st_size, path)
-                bounds.size += os.fstat(fd).st_size
-                while data := os.read(fd, _CHUNK):
-                    bounds.some_bytes(len(data), path)
-                    found += data
-        except OSError as error:
-            raise bounds.told(error, path) from None
-        return bytes(found)
 
     def listed(self, path: object, recursive: bool, bounds: Bounds) -> list[FileInfo]:
         """The contents of a directory."""
@@ -62,7 +53,7 @@ class Outward:
             with self._actor.acting():
                 base = b"/".join(names)
                 try:
-                    fd = open_beneath(self._root, base, _DIRECTORY)
+                    fd = open_beneath(self._root, base, DIRECTORY)
                 except OSError as error:
                     raise bounds.told(error, base) from None
                 with Opened(fd):
@@ -86,7 +77,7 @@ class Outward:
             if recursive and stat.S_ISDIR(found.st_mode):
                 bounds.deep(depth + 1, below)
                 try:
-                    fd = open_beneath(directory, name, _DIRECTORY)
+                    fd = open_beneath(directory, name, DIRECTORY)
                 except OSError as error:
                     if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                         continue  # it was exchanged meanwhile
@@ -94,8 +85,8 @@ class Outward:
                 with Opened(fd):
                     yield from self._walk(fd, below, bounds, depth=depth + 1)
 
-    def get(self, pattern: object, into: int | None, bounds: Bounds) -> tuple[list[FileInfo], dict[str, bytes]]:
-        """The matches of a pattern with everything below them, and the contents if ``into`` is None."""
+    def get(self, pattern: object, sink: Sink, bounds: Bounds) -> list[FileInfo]:
+        """Copy the matches of a pattern with everything below them."""
         names = components(pattern)
         fixed = 0
         while fixed < len(names) and not any(c in names[fixed] for c in b"*?["):
@@ -104,34 +95,69 @@ class Outward:
             fixed -= 1  # one file, or a tree: itself is what is fetched
         base = b"/".join(names[:fixed])
         found: list[FileInfo] = []
-        contents: dict[str, bytes] = {}
 
         def body() -> None:
-            with self._actor.acting():
-                try:
-                    fd = open_beneath(self._root, base, _DIRECTORY)
-                except OSError as error:
-                    raise bounds.told(error, base) from None
-            with Opened(fd):
-                self._matching(fd, base, names[fixed:], into, bounds, found, contents)
+            with self._top(base, bounds) as fd:
+                self._matching(fd, base, names[fixed:], sink, bounds, found)
 
         self._actor.call(body)
         if not found and names and not any(c in b"/".join(names) for c in b"*?["):
             raise bounds.told(FileNotFoundError(errno.ENOENT, ""), b"/".join(names))
-        return found, contents
+        return found
+
+    def is_directory(self, names: list[bytes], bounds: Bounds) -> bool:
+        """Whether it is one, and not something else.
+
+        :raises SetupError: ENOENT, ELOOP, EACCES.
+        """
+
+        def body() -> bool:
+            with self._actor.acting():
+                try:
+                    with Opened(open_beneath(self._root, b"/".join(names[:-1]), DIRECTORY)) as fd:
+                        name = names[-1] if names else b"."
+                        return stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode)
+                except OSError as error:
+                    raise bounds.told(error, b"/".join(names)) from None
+
+        return self._actor.call(body)
+
+    def send(self, path: object, sink: Sink, name: bytes, bounds: Bounds) -> list[FileInfo]:
+        """Copy a file or a tree under a name; without one what is in the directory."""
+        names = components(path)
+        found: list[FileInfo] = []
+
+        def body() -> None:
+            whole = b"/".join(names)
+            if not name:
+                with self._top(whole, bounds) as fd:
+                    self._fetch_below(fd, whole, sink, bounds, found, 0)
+                return
+            with self._top(b"/".join(names[:-1]), bounds) as fd:
+                last = names[-1] if names else b"."
+                status = self._status(fd, last)
+                if status is None:
+                    raise bounds.told(FileNotFoundError(errno.ENOENT, ""), whole)
+                self._fetch(fd, last, whole, status, sink, bounds, found, 0, name)
+
+        self._actor.call(body)
+        return found
+
+    @contextlib.contextmanager
+    def _top(self, path: bytes, bounds: Bounds) -> Iterator[int]:
+        with self._actor.acting():
+            try:
+                fd = open_beneath(self._root, path, DIRECTORY)
+            except OSError as error:
+                raise bounds.told(error, path) from None
+        with Opened(fd):
+            yield fd
 
     def _matching(
-        self,
-        fd: int,
-        path: bytes,
-        names: list[bytes],
-        into: int | None,
-        bounds: Bounds,
-        found: list[FileInfo],
-        contents: dict[str, bytes],
+        self, fd: int, path: bytes, names: list[bytes], sink: Sink, bounds: Bounds, found: list[FileInfo]
     ) -> None:
         if not names:
-            self._fetch_below(fd, path, into, bounds, found, contents, 0)
+            self._fetch_below(fd, path, sink, bounds, found, 0)
             return
         pattern = os.fsdecode(names[0])
         with self._actor.acting():
@@ -145,11 +171,11 @@ class Outward:
             if status is None:
                 continue
             if len(names) == 1:
-                self._fetch(fd, name, below, status, into, bounds, found, contents, 0)
+                self._fetch(fd, name, below, status, sink, bounds, found, 0)
             elif stat.S_ISDIR(status.st_mode):
-                with self._directory(fd, name, below, bounds) as inner, _made(into, name, status) as (host, _):
+                with self._directory(fd, name, below, bounds) as inner, sink.directory(name, status) as (inner_sink, _):
                     if inner is not None:
-                        self._matching(inner, below, names[1:], host, bounds, found, contents)
+                        self._matching(inner, below, names[1:], inner_sink, bounds, found)
 
     def _status(self, fd: int, name: bytes) -> os.stat_result | None:
         """The status of a name in a directory; None if it has gone meanwhile."""
@@ -163,7 +189,7 @@ class Outward:
     def _directory(self, fd: int, name: bytes, path: bytes, bounds: Bounds) -> Iterator[int | None]:
         with self._actor.acting():
             try:
-                inner = open_beneath(fd, name, _DIRECTORY)
+                inner = open_beneath(fd, name, DIRECTORY)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                     raise bounds.told(error, path) from None
@@ -174,16 +200,7 @@ class Outward:
         with Opened(inner):
             yield inner
 
-    def _fetch_below(
-        self,
-        fd: int,
-        path: bytes,
-        into: int | None,
-        bounds: Bounds,
-        found: list[FileInfo],
-        contents: dict[str, bytes],
-        depth: int,
-    ) -> None:
+    def _fetch_below(self, fd: int, path: bytes, sink: Sink, bounds: Bounds, found: list[FileInfo], depth: int) -> None:
         bounds.deep(depth, path)
         with self._actor.acting():
             names = sorted(names_in(fd, path, bounds))
@@ -191,7 +208,7 @@ class Outward:
             below = b"/".join(filter(None, (path, name)))
             status = self._status(fd, name)
             if status is not None:
-                self._fetch(fd, name, below, status, into, bounds, found, contents, depth)
+                self._fetch(fd, name, below, status, sink, bounds, found, depth)
 
     def _fetch(
         self,
@@ -199,58 +216,43 @@ class Outward:
         name: bytes,
         path: bytes,
         status: os.stat_result,
-        into: int | None,
+        sink: Sink,
         bounds: Bounds,
         found: list[FileInfo],
-        contents: dict[str, bytes],
         depth: int,
+        called: bytes | None = None,
     ) -> None:
+        called = name if called is None else called
         if stat.S_ISDIR(status.st_mode):
-            with self._directory(fd, name, path, bounds) as inner, _made(into, name, status) as (host, saved):
+            with self._directory(fd, name, path, bounds) as inner, sink.directory(called, status) as (below, saved):
                 if inner is not None:
                     found.append(info_of(b"/" + path, status, saved))
-                    self._fetch_below(inner, path, host, bounds, found, contents, depth + 1)
+                    self._fetch_below(inner, path, below, bounds, found, depth + 1)
             return
-        if not stat.S_ISREG(status.st_mode):
-            found.append(info_of(b"/" + path, status))
-            return
-        if into is None:
+        saved = None
+        if stat.S_ISLNK(status.st_mode):
             with self._actor.acting():
-                contents["/" + os.fsdecode(path)] = self._content(fd, name, path, bounds)
-            found.append(info_of(b"/" + path, status))
-            return
+                try:
+                    to = os.readlink(name, dir_fd=fd)
+                except OSError:
+                    return  # it was exchanged meanwhile
+            saved = sink.link(called, path, to, status)
+        elif stat.S_ISREG(status.st_mode):
+            source = self._source(fd, name, path, bounds)
+            if source is None:
+                return
+            with Opened(source):
+                status = os.fstat(source)
+                bounds.some_bytes(status.st_size, path)  # a sparse file counts as what it says it is
+                saved = sink.file(called, path, source, status, bounds)
+        found.append(info_of(b"/" + path, status, saved))
+
+    def _source(self, fd: int, name: bytes, path: bytes, bounds: Bounds) -> int | None:
         with self._actor.acting():
             try:
                 with Opened(open_beneath(fd, name, os.O_PATH)) as handle:
-                    source = reopen_regular(handle)
+                    return reopen_regular(handle)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.EINVAL):
-                    return  # it was exchanged meanwhile
+                if error.errno in (errno.ENOENT, errno.EINVAL, errno.ELOOP):
+                    return None  # it was exchanged meanwhile
                 raise bounds.told(error, path) from None
-        with Opened(source):
-            status = os.fstat(source)
-            bounds.some_bytes(status.st_size, path)  # a sparse file counts as what it says it is
-            mode = 0o755 if status.st_mode & 0o111 else 0o644
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            target = os.open(name, flags, mode, dir_fd=into)
-            with Opened(target):
-                copy_sparse(source, target, status.st_size, bounds)
-                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-        found.append(info_of(b"/" + path, status, _host_path(into, name)))
-
-
-@contextlib.contextmanager
-def _made(into: int | None, name: bytes, status: os.stat_result) -> Iterator[tuple[int | None, str | None]]:
-    """A directory of the host for one that is fetched; there may be one of ours already."""
-    if into is None:
-        yield None, None
-        return
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, 0o755, dir_fd=into)
-    with Opened(os.open(name, _DIRECTORY | os.O_CLOEXEC, dir_fd=into)) as fd:
-        yield fd, _host_path(into, name)
-        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _host_path(into: int, name: bytes) -> str:
-    return os.path.join(os.readlink(f"/proc/self/fd/{into}"), os.fsdecode(name))

@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING, ClassVar, overload
 
 from isolate.kernel.checks import is_int
-from isolate.sandbox.containers.beneath import Doing
+from isolate.sandbox.containers.beneath import Doing, components
 from isolate.sandbox.containers.bounds import Bounds
+from isolate.sandbox.containers.sinks import Here, Inside, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from isolate.sandbox.containers.files import Files
     from isolate.sandbox.words import StrOrBytesPath
 
-__all__ = ["WithFiles"]
+__all__ = ["WithFiles", "bounds_of", "opened"]
 
 _MODE = 0o644
 
@@ -140,13 +141,55 @@ class WithFiles:
         """
         bounds = Bounds.of(self._doing("fetch files of"), max_size, max_files, max_depth, timeout)
         if into is None:
-            return self._files.get(pattern, None, bounds)[1]
+            memory = Memory()
+            self._files.get(pattern, memory, bounds)
+            return memory.contents
         os.makedirs(into, exist_ok=True)
         fd = os.open(into, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return self._files.get(pattern, fd, bounds)[0]
+            return self._files.get(pattern, Here(fd), bounds)
         finally:
             os.close(fd)
+
+    def copy_to(
+        self,
+        other: WithFiles,
+        source: StrOrBytesPath,
+        target: StrOrBytesPath,
+        *,
+        times: bool = True,
+        parents: bool = True,
+        max_size: int | str = "1G",
+        max_files: int = 100_000,
+        max_depth: int = 64,
+        timeout: float = 600.0,
+    ) -> list[FileInfo]:
+        """Copy a file to ``target`` in another container, or the contents of a directory into it.
+
+        It is read as this container's user and written as the other's, by the rules of :meth:`put`, links as links.
+        FIFOs, sockets and devices are left out: their ``saved`` is None in what is returned; of the others it is the
+        path in the other container.
+
+        :raises SetupError: as :meth:`get` and :meth:`put`. Files copied so far stay.
+        :raises ValueError: ``target`` is below ``source`` in the same container.
+        """
+        names, to = components(source), components(target)
+        if other is self and to[: len(names)] == names and len(to) > len(names):
+            raise ValueError(f"{target!r} is below {source!r}: a directory cannot be copied into itself")
+        reading = Bounds.of(self._doing("fetch files of"), max_size, max_files, max_depth, timeout)
+        writing = Bounds.of(other._doing("put files into"), max_size, max_files, max_depth, timeout)
+        files = self._files
+        name = b""
+        if not files.is_directory(names, reading):
+            if not to:
+                raise ValueError("copy_to: a file needs a name inside")
+            name = to.pop()
+        return other._files.filled(
+            b"/".join(to),
+            parents,
+            writing,
+            lambda placing, fd, path: files.send(source, Inside(placing, fd, path, times), name, reading),
+        )
 
     def list(
         self,
@@ -163,3 +206,15 @@ class WithFiles:
         """
         bounds = Bounds.of(self._doing("list files of"), 0, max_files, max_depth, timeout)
         return self._files.listed(path, recursive, bounds)
+
+
+def opened(container: WithFiles) -> Files:
+    """The files of a container, for what copies them in other forms."""
+    return container._files
+
+
+def bounds_of(
+    container: WithFiles, what: str, max_size: int | str, max_files: int, max_depth: int, timeout: float
+) -> Bounds:
+    """The caps of one call that does something (``"put files into"``)."""
+    return Bounds.of(container._doing(what), max_size, max_files, max_depth, timeout)

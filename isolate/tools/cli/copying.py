@@ -1,7 +1,8 @@
-"""``isolate cp``: a file or a directory into an open container, or out of it."""
+"""``isolate cp``: a file or a directory into an open container, out of it, or from one to another."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import json
@@ -12,6 +13,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from isolate.errors import SetupError, printable
+from isolate.sandbox.containers.copying import write_all
 
 if TYPE_CHECKING:
     import argparse
@@ -21,28 +23,34 @@ if TYPE_CHECKING:
 
 __all__ = ["add_command", "copy"]
 
-_COPY = """Copy a file or a directory into an open container, or out of it: NAME:PATH is inside. A directory that stands
-at the target gets the copy below it, under its own name; with SOURCE/. it gets what is in the source. A file at the
-target is replaced by a file.
+_COPY = """Copy a file or a directory into an open container, out of it, or from one to another: NAME:PATH is inside.
+A directory that stands at the target gets the copy below it, under its own name; with SOURCE/. it gets what is in the
+source. A file at the target is replaced by a file. With - the other one is a tar archive: it is read from stdin and
+unpacked into a directory inside, or written to stdout.
 
-Inside it is done as the container's user, and no symbolic link is followed there. Out of it come files and directories;
-what else there is (links, devices) is named and left. Set-id bits are left, too."""
+Inside it is done as the container's user, and no symbolic link is followed there. Files and directories come out of it
+here; what else there is (links, devices) is named and left. Links are kept in an archive and between containers. Set-id
+bits are left, too."""
 
 
 def add_command(commands: Any, common: dict[str, Any]) -> None:
     """Its parser."""
     parser = commands.add_parser(
         "cp",
-        help="copy files into an open container, or out of it",
+        help="copy files into an open container, out of it, or to another",
         description=_COPY,
-        usage="isolate cp [options] SOURCE NAME:TARGET, or NAME:SOURCE TARGET",
+        usage="isolate cp [options] SOURCE NAME:TARGET, NAME:SOURCE TARGET, or NAME:SOURCE NAME:TARGET",
         **common,
     )
     parser.add_argument("--max-size", metavar="SIZE", default="1G", help="bytes that are copied at most (default: 1G)")
     parser.add_argument("--max-files", metavar="N", type=int, default=100_000, help="files at most (default: 100000)")
     parser.add_argument("--json", action="store_true", help="print as JSON what is left out")
-    parser.add_argument("source", metavar="SOURCE", help="what to copy, here or in a container (NAME:PATH)")
-    parser.add_argument("target", metavar="TARGET", help="where to, in a container (NAME:PATH) or here")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="what to copy: a path here, NAME:PATH in a container, or - for an archive"
+    )
+    parser.add_argument(
+        "target", metavar="TARGET", help="where to: NAME:PATH in a container, a path here, or - for an archive"
+    )
 
 
 def copy(options: argparse.Namespace) -> int:
@@ -50,15 +58,21 @@ def copy(options: argparse.Namespace) -> int:
     from isolate.sandbox.containers.detached import reopen
 
     (of, source), (to, target) = _place(options.source), _place(options.target)
-    if (of is None) == (to is None):
-        raise ValueError("one of the two is in a container, NAME:PATH, and the other is here (./a:b for a file a:b)")
+    if of is None and to is None:
+        raise ValueError("one of the two is in a container, NAME:PATH (./a:b is a file a:b here)")
+    if target == "-" and to is None and (options.json or os.isatty(1)):
+        raise ValueError("an archive is written to stdout: give it a file or a pipe, without --json")
     bounds = {"max_size": options.max_size, "max_files": options.max_files}
-    left: list[FileInfo] = []
-    with reopen(str(of or to)) as container:
+    with contextlib.ExitStack() as stack:
+        container = stack.enter_context(reopen(str(of or to)))
         if of is None:
-            _into(container, source, target, bounds)
+            found = _into(container, source, target, bounds)
+        elif to is None:
+            found = _out_of(container, source, target, bounds)
         else:
-            left = [each for each in _out_of(container, source, target, bounds) if each.saved is None]
+            other = container if to == of else stack.enter_context(reopen(to))
+            found = _between(container, source, other, target, bounds)
+    left = [each for each in found if each.saved is None]
     if options.json:
         print(json.dumps({"left_out": [{"path": printable(each.path), "kind": each.kind} for each in left]}))
     else:
@@ -94,19 +108,71 @@ def _own_name(path: str) -> str | None:
     return None if path == "." or path.endswith("/.") else os.path.basename(os.path.abspath(path)) or None
 
 
-def _into(container: WithFiles, source: str, target: str, bounds: dict[str, Any]) -> None:
-    found, name, tree = _kind(container, target), _own_name(source), os.path.isdir(source)
+def _target(container: WithFiles, target: str, name: str | None, tree: bool) -> str:
+    """The path inside that the copy gets, by what stands there."""
+    found = _kind(container, target)
     if found is None and target.endswith("/") and not tree:
         raise ValueError(f"there is no directory {target} inside; a name without / at its end is the file's")
     if found == "other" and tree:
-        raise ValueError(f"{target} is a file inside, and {source} a directory")
-    if found == "directory" and name is not None:
-        target = f"{target}/{name}"
-    container.put(source, target, parents=tree, **bounds)
+        raise ValueError(f"{target} is a file inside, and the source a directory")
+    return f"{target}/{name}" if found == "directory" and name is not None else target
+
+
+def _into(container: WithFiles, source: str, target: str, bounds: dict[str, Any]) -> list[FileInfo]:
+    if source == "-":
+        return _unpacked(container, target, bounds)
+    tree = os.path.isdir(source)
+    container.put(source, _target(container, target, _own_name(source), tree), parents=tree, **bounds)
+    return []
+
+
+def _unpacked(container: WithFiles, target: str, bounds: dict[str, Any]) -> list[FileInfo]:
+    from isolate.images.contained import put_archive
+
+    if os.isatty(0):
+        raise ValueError("an archive is read from stdin: send it one, by < or a pipe")
+    if _kind(container, target) != "directory":
+        raise ValueError(f"there is no directory {target} inside; an archive is unpacked into one")
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        return put_archive(container, stdin.read, target, parents=False, **bounds)
+
+
+def _between(
+    container: WithFiles, source: str, other: WithFiles, target: str, bounds: dict[str, Any]
+) -> list[FileInfo]:
+    tree = _kind(container, source) == "directory"
+    target = _target(other, target, _own_name(f"/{source}"), tree)
+    found = container.copy_to(other, source, target, parents=tree, **bounds)
+    _one_at_least(found, source)
+    return found
+
+
+def _one_at_least(found: list[FileInfo], source: str) -> None:
+    """A single thing that cannot be copied is an error, not something left out of a copy."""
+    if len(found) == 1 and found[0].saved is None and found[0].path.strip("/") == source.strip("/"):
+        raise _not_copied(source, found)
+
+
+def _not_copied(source: str, found: list[FileInfo]) -> SetupError:
+    return SetupError(
+        errno.EINVAL if found else errno.ENOENT,
+        "fetch files of the container",
+        part="Container",
+        path=printable(source),
+        cause=f"a {found[0].kind}; files and directories are copied" if found else "there is no such file",
+    )
 
 
 def _out_of(container: WithFiles, source: str, target: str, bounds: dict[str, Any]) -> list[FileInfo]:
     """Fetched beside the target first: half of a file never has its name."""
+    if target == "-":
+        from isolate.images.contained import get_archive
+
+        sys.stdout.flush()
+        with open(1, "wb", buffering=0, closefd=False) as stdout:
+            found = get_archive(container, source, lambda data: write_all(stdout.fileno(), data), **bounds)
+        _one_at_least(found, source)
+        return found
     name, present = _own_name(f"/{source}"), os.path.isdir(target)
     beside = tempfile.mkdtemp(
         prefix=".isolate-cp-", dir=target if present else os.path.dirname(os.path.abspath(target))
@@ -115,13 +181,7 @@ def _out_of(container: WithFiles, source: str, target: str, bounds: dict[str, An
         found = container.get(glob.escape(source), beside, **bounds)
         came = os.path.join(beside, *_fetched_as(source))
         if not os.path.lexists(came):
-            raise SetupError(
-                errno.EINVAL if found else errno.ENOENT,
-                "fetch files of the container",
-                part="Container",
-                path=printable(source),
-                cause=f"a {found[0].kind}; files and directories are copied" if found else "there is no such file",
-            )
+            raise _not_copied(source, found)
         if came == beside:
             os.chmod(beside, 0o755)
         if target.endswith("/") and not present and not os.path.isdir(came):
