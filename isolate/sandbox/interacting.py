@@ -26,14 +26,7 @@ def interact(
     relay = Relay(fds, terminal=terminal)
     left = threading.Event()
     if escape is not None:
-
-        def typed(data: bytes) -> tuple[bytes, bool]:
-            before, found, _ = data.partition(escape)
-            if found:
-                left.set()
-            return before, not found
-
-        relay.typed = typed
+        relay.escape = escape[0], left.set
     try:
         relay.begin(session)
         while not left.is_set() and not take(0.1):

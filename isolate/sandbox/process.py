@@ -296,7 +296,8 @@ class Process(Grouped, Closing):
 
         Every key goes to the program, Ctrl-C too; its window has the size of the caller's and follows it; Ctrl-Z stops
         both where no shell inside does. The terminal's settings are restored whatever happens, also when this program
-        is killed. The key ``escape`` (Ctrl-]) ends the call and not the program, and None is returned; ``escape=None``
+        is killed. The key ``escape`` (Ctrl-]) ends the call and not the program, and None is returned; what was typed
+        before it is the program's, and what was typed behind it stays for whoever reads ``stdin`` next. ``escape=None``
         is for a program that has every key.
 
         Needs ``spawn(pty=True)``. ``stdin`` and ``stdout`` are descriptors or files, which may be no terminals.

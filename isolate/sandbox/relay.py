@@ -68,9 +68,8 @@ class Relay:
         self._pending = b""
         self._window = (0, 0)
         self._stopped = False
-        #: Called with what was read before it is passed on: what of it is the program's, and whether the relay goes on
-        #: (:meth:`isolate.Process.interact`).
-        self.typed: Callable[[bytes], tuple[bytes, bool]] | None = None
+        #: The key that ends the relay and not the program, and what is called then (:meth:`isolate.Process.interact`).
+        self.escape: tuple[int, Callable[[], object]] | None = None
         try:
             # Copies: the caller may close its own, and open something else in its place.
             if self._reads:
@@ -324,7 +323,7 @@ class Relay:
     def _type(self) -> bool:
         """Take what was typed; whether there may be more."""
         try:
-            data = os.read(self._in, 1024)
+            data = os.read(self._in, 1024) if self.escape is None else self._read_up_to(self.escape[0])
         except BlockingIOError:
             return True
         except OSError as error:
@@ -332,10 +331,10 @@ class Relay:
                 return False
             raise
         ended = not data and not is_terminal(self._in)
-        if self.typed is not None:
-            data, goes_on = self.typed(data)
-            self._left = not goes_on
-        if not data and self.typed is None:
+        if self.escape is not None and data[-1:] == bytes(self.escape[:1]):
+            data, self._left = data[:-1], True
+            self.escape[1]()
+        elif not data:
             settings = termios.tcgetattr(self.terminal.fileno())
             data = settings[_CC][termios.VEOF]  # Ctrl-D at a terminal that makes lines itself
         suspends = self._suspending(data)
@@ -346,6 +345,19 @@ class Relay:
         self._pending += data
         self._feed()
         return not ended
+
+    def _read_up_to(self, key: int) -> bytes:
+        """Read what is there, and nothing behind a key: the rest is for whoever reads there next."""
+        data = os.read(self._in, 1)
+        while data and data[-1] != key and len(data) < 1024 and waiting.ready(self._in):
+            try:
+                more = os.read(self._in, 1)
+            except OSError:
+                break  # the next call is told
+            if not more:
+                break
+            data += more
+        return data
 
     # ---- job control -----------------------------------------------------------------------------------------------
 

@@ -213,6 +213,50 @@ def test_the_escape_key_ends_it_at_once_and_loses_nothing(tmp_path: Path) -> Non
         desk.wait_for("silent")
 
 
+BEHIND = """
+import isolate
+box = isolate.Sandbox(isolate.UserNamespace(), isolate.PidNamespace())
+with box.spawn(["sh", "-c", "echo ready; while read l; do echo GOT:$l; done"], pty=True) as p:
+    print("left", p.interact())
+    print("mine", input())
+    print("left", p.interact())
+    print("last", input())
+"""
+
+
+def test_what_is_typed_behind_the_escape_key_is_for_the_next_reader(tmp_path: Path) -> None:
+    """In one breath: a line for the program, the key, a line for the caller, then both once more."""
+    (tmp_path / "program.py").write_text(BEHIND)
+    with Desk(sys.executable, str(tmp_path / "program.py")) as desk:
+        desk.wait_for("ready")
+        desk.type(b"one\n\x1dtwo\n")
+        desk.wait_for("left None")
+        desk.wait_for("mine two")
+        desk.wait_for("GOT:one")  # the next call has begun
+        desk.type(b"three\n\x1dfour\n")
+        desk.wait_for("left None")
+        desk.wait_for("last four")
+
+
+def test_nothing_is_read_behind_the_escape_key_from_a_pipe() -> None:
+    read, write = os.pipe()
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.write(write, b"one\n" * 1000 + b"\x1dtwo\n")
+        with Sandbox(UserNamespace()).spawn(["sh", "-c", "stty -echo; read l; exec sleep 1000"], pty=True) as process:
+            assert process.interact(stdin=read, stdout=null) is None
+            assert os.read(read, 100) == b"two\n"
+            os.write(write, b"\x1d")  # the control: with another key nothing ends the call but the program's end
+            os.close(write)
+            write = -1
+            process.kill()
+            assert process.interact(escape=b"\x1e", stdin=read, stdout=null) is not None
+    finally:
+        for fd in (read, write, null):
+            if fd >= 0:
+                os.close(fd)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, KILL])
 def test_settings_are_restored_whatever_ends_the_caller(number: int, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(INTERACT)
