@@ -73,4 +73,4 @@ def nothing_left() -> Iterator[None]:
 def abandoned_or_ours(group: str) -> bool:
     """Whether a group is this process's, or its owner has ended."""
     name = naming.parse(os.path.basename(group))
-    return name is None or name.pid == os.getpid() or naming.abandoned(name)
+    return name is not None and (name.pid == os.getpid() or naming.abandoned(name))
