@@ -104,8 +104,9 @@ def test_signals_reach_it(name: str, number: int, clean: Snapshot) -> None:
 
 def test_init_forwards_signals(clean: Snapshot) -> None:
     """Whoever signals init from outside reaches the program."""
-    script = "import signal, sys\nsignal.signal(signal.SIGUSR2, lambda *a: sys.exit(42))\n"
-    script += "print(1, flush=True)\nsignal.pause()"
+    script = "import signal, sys, time\nsignal.signal(signal.SIGUSR2, lambda *a: sys.exit(42))\n"
+    # Not pause(): a signal just before it would be heard when another one comes.
+    script += "print(1, flush=True)\nwhile True: time.sleep(0.02)"
     with BOX.spawn([*PYTHON, script], stdout=PIPE) as process:
         assert process.stdout
         process.stdout.readline()
@@ -239,9 +240,9 @@ def test_a_terminal_of_its_own(name: str, clean: Snapshot) -> None:
 
 
 def test_window_size_changes(clean: Snapshot) -> None:
-    script = "import os, signal\n"
+    script = "import os, signal, time\n"
     script += "signal.signal(signal.SIGWINCH, lambda *a: os.write(1, str(os.get_terminal_size(0)).encode()))\n"
-    script += "os.write(1, b'up')\nwhile True: signal.pause()"
+    script += "os.write(1, b'up')\nwhile True: time.sleep(0.02)"
     with BOX.spawn([*PYTHON, script], pty=True) as process:
         assert process.pty
         read_until(process.pty, b"up")
