@@ -62,7 +62,7 @@ class Listening:
 
 def serve(fd: int) -> threading.Thread:
     listener = socket.socket(fileno=fd)
-    listener.settimeout(10)
+    listener.settimeout(30)
 
     def body() -> None:
         with listener:
