@@ -46,7 +46,7 @@ POWERFUL = Sandbox(
     Capabilities.all(),
     Seccomp(otherwise="allow", foreign="allow"),
 )
-PATIENCE = 15.0
+PATIENCE = 40.0
 
 
 @pytest.fixture
