@@ -761,7 +761,7 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 
 /* The supervisor's first message: its pid, and its pidfd. The end of the socket instead: there is none. Init and the supervisor
  * go on side by side where the start was made ahead, so the program's pid (ISO_RECORD_PROGRAM) may come before: it is kept. A
- * launcher that does not answer is told to go on: a program with our uid may have stopped it. */
+ * launcher that does not answer is told to go on, and to tell its fork: a program with our uid may have stopped them. */
 static int64_t take_launcher(struct iso_start *s, struct iso_start *parked)
 {
 	struct iso_record record;
@@ -772,8 +772,10 @@ static int64_t take_launcher(struct iso_start *s, struct iso_start *parked)
 		r = 0;
 		for (int seconds = 0; seconds < 10 && r == 0; seconds++) {
 			struct timespec left = {1, 0};
-			if (seconds)
+			if (seconds) {
 				iso_send(parked, 0, SIGCONT);
+				SYS6(sendto, parked->control, PTR("1"), 1, MSG_NOSIGNAL | MSG_DONTWAIT, 0, 0);
+			}
 			do
 				r = SYS5(ppoll, PTR(&fd), 1, PTR(&left), 0, 0); /* the kernel counts `left` down */
 			while (r == -EINTR);

@@ -93,6 +93,8 @@ void hand_on(struct supervisor *s, struct iso_run *run, uint64_t size, int32_t *
 	struct message message = {0, 0, &part, 1, &control, (control.length + 7) & ~7ull, 0};
 	int64_t r;
 	memcpy(control.fds, fds, sizeof *fds * count);
+	/* Somebody may have stopped init while it waited. Before it takes the run, for it drops what comes until then. */
+	SYS4(pidfd_send_signal, s->child_fd, SIGCONT_, 0, 0);
 	do
 		r = SYS3(sendmsg, s->within, PTR(&message), MSG_NOSIGNAL_);
 	while (r == -EINTR);

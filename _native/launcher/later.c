@@ -120,5 +120,11 @@ int64_t take_run(struct iso_machine *m)
 	int64_t r = take_one(m);
 	if (r >= 0 && m->run->later)
 		r = take_one(m);
+	/* A signal that somebody has sent to who waits is not for the program, which did not exist yet: init hands on what
+	 * comes from here on. */
+	const uint64_t all = ~0ull;
+	const struct __kernel_timespec none = {0, 0};
+	while (SYS4(rt_sigtimedwait, PTR(&all), 0, PTR(&none), 8) > 0)
+		;
 	return r;
 }

@@ -302,6 +302,17 @@ static void leave(struct supervisor *s, uint8_t *tape, int64_t pid, int32_t pidf
 	exit_now(0);
 }
 
+/* Whether whoever owns us lets go, or has gone. A byte from it says that a start is not answered: somebody may have stopped the
+ * fork that waits, as it may have stopped us (SIGCONT came before). */
+static int is_let_go(int32_t fork)
+{
+	uint8_t byte;
+	const int64_t r = SYS6(recvfrom, ISO_SLOT_CONTROL, PTR(&byte), 1, 0x40 /* MSG_DONTWAIT */, 0, 0);
+	if (r == 1)
+		SYS4(pidfd_send_signal, fork, SIGCONT_, 0, 0);
+	return r <= 0 && r != -EAGAIN && r != -EINTR;
+}
+
 void park(struct supervisor *s)
 {
 	struct {
@@ -364,7 +375,8 @@ void park(struct supervisor *s)
 		struct __kernel_timespec wait = {IDLE_SECONDS, 0};
 		do
 			r = SYS5(ppoll, PTR(fds), 5, PTR(&wait), 0, 0);
-		while (r == -EINTR || r == -EAGAIN || r == -ENOMEM);
+		while (r == -EINTR || r == -EAGAIN || r == -ENOMEM ||
+		       (r == 1 && fds[3].revents == POLLIN && !is_let_go(pidfd)));
 		if (r <= 0 || fds[2].revents || fds[3].revents || fds[4].revents ||
 		    SYS3(read, s->tree.taken, PTR(&taken), sizeof taken) != sizeof taken)
 			leave(s, tape, pid, pidfd); /* nobody needs us any more, or the one that waited was killed */

@@ -83,6 +83,44 @@ def test_the_init_that_waits_runs_the_program() -> None:
     raise AssertionError("the mount table changes all the time")
 
 
+def stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_signal_to_the_init_that_waits_is_not_the_programs() -> None:
+    """Somebody sends it before there is a program: ``killall``, a session manager. Later ones init hands on."""
+    box = box_of()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGRTMIN + 1):
+        os.kill(ahead(box), number)
+        assert box.run(["sh", "-c", "sleep 0.01"]).ok, number
+    with box.spawn(["sleep", "60"]) as process:  # the control
+        os.kill(parent(process.pid), signal.SIGTERM)
+        assert process.wait() == -signal.SIGTERM
+
+
+def test_an_init_that_was_stopped_while_it_waited() -> None:
+    box = box_of()
+    init = ahead(box)
+    os.kill(init, signal.SIGSTOP)
+    until(lambda: stopped(init), "it was not stopped")
+    assert box.run(["true"], timeout=SOON).ok
+
+
+@pytest.mark.slow
+def test_a_fork_that_was_stopped_while_it_waited() -> None:
+    """It does not answer: after a second its launcher is told to have it go on."""
+    box = box_of()
+    init = ahead(box)
+    fork = parent(init)
+    for pid in (fork, init):
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda pid=pid: stopped(pid), "it was not stopped")  # type: ignore[misc]
+    assert box.run(["true"], timeout=SOON).ok
+    parked.end_all()
+    # The kernel has an orphaned group go on.
+    until(lambda: not alive(fork) and not alive(init), "who was stopped stays")
+
+
 @pytest.mark.parametrize(
     "options",
     [
