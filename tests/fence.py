@@ -25,7 +25,7 @@ from typing import Any
 
 from isolate.engine.native import call
 from isolate.kernel import syscalls
-from tests.snapshot import SOON
+from tests.snapshot import SOON, settled
 
 NOTIF_RECV, NOTIF_SEND = 0xC0502100, 0xC0182101
 CONTINUE = 1
@@ -141,6 +141,7 @@ class Fence:
 
     def __init__(self, function: Callable[[Callable[[], None], Callable[[], None]], Any], *, asks: bool = True) -> None:
         self.asks = asks
+        settled()  # what a thread holds at the moment of a fork, the child never gets
         reading, writing = os.pipe()
         ready, go = os.pipe()
         self.pid = os.fork()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 GOOD = image({"a": noise(100_000, "adversary")}, {"b": b"2"})
 LAYER = GOOD.layers[0]
-QUICK = 0.5  # seconds: the timeout where one is waited for. Elsewhere a busy machine takes its time.
+QUICK = 1.0  # seconds: the timeout where one is waited for. Elsewhere a busy machine takes its time.
 
 
 def pull(store: Store, server: Adversary, name: str = "me/app:1", *, unpack: bool = True, timeout: float = 30) -> Image:
