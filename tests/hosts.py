@@ -239,10 +239,10 @@ def docker_daemon(top: Path, driver: str = "vfs") -> Iterator[list[str]]:
     finally:
         daemon.terminate()
         daemon.wait(60)
-        _remove_groups(groups)
+        remove_groups(groups)
 
 
-def _remove_groups(name: str, seconds: float = 30) -> None:
+def remove_groups(name: str, seconds: float = 30) -> None:
     """Remove a group of our own in every hierarchy, with those below it and whatever still runs there."""
     hierarchies = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
     found = [top / name for top in hierarchies if (top / name).is_dir()]

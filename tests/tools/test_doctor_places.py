@@ -105,7 +105,7 @@ def _groups_gone(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        hosts._remove_groups(name)  # a process of the last doctor's may be on its way out
+        hosts.remove_groups(name)  # a process of the last doctor's may be on its way out
 
 
 def test_a_uid_without_groups_gets_a_group_to_divide() -> None:
