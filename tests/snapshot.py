@@ -53,10 +53,13 @@ def threads() -> int:
 
 
 def alone(seconds: float = 20.0) -> None:
-    """Wait until the threads of earlier tests have ended, for what the kernel does only for a process with one."""
+    """Wait until the threads of earlier tests have ended, for what the kernel does only for a process with one.
+
+    A thread that has been joined is the kernel's for a moment more.
+    """
     gc.collect()
     deadline = time.monotonic() + seconds
-    while threading.active_count() > 1 and time.monotonic() < deadline:
+    while (threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
