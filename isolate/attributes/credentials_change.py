@@ -11,6 +11,7 @@ import struct
 
 from isolate.capabilities.change import Sets
 from isolate.engine import native
+from isolate.engine.finding import Finding
 from isolate.engine.native import ffi
 from isolate.engine.plan import number
 from isolate.errors import IrreversibleError, SetupError
@@ -65,12 +66,7 @@ class CredentialsChange(Change):
                 result = native.call(number(f"setres{what}"), _KEEP, value, _KEEP)
                 if result < 0:
                     raise _refused(
-                        -result,
-                        f"effective {what} {value}",
-                        f"setres{what}",
-                        f"{what} {value} is not mapped in the user namespace"
-                        if result == -errno.EINVAL
-                        else f"it needs CAP_SET{what.upper()}, or to be the real or saved {what}",
+                        -result, f"effective {what} {value}", f"setres{what}", _finding(what, value, -result)
                     )
         if self._umask is not None:
             self._before.umask = native.call(number("umask"), self._umask)
@@ -89,7 +85,10 @@ class CredentialsChange(Change):
                 -result,
                 "supplementary groups",
                 "setgroups",
-                "it needs CAP_SETGID, and a user namespace that allows setgroups; keep them with groups=None",
+                Finding(
+                    "it needs CAP_SETGID, and a user namespace that allows setgroups",
+                    "keep them with groups=None, or run this program as root",
+                ),
             )
 
     def _own_gid(self) -> int:
@@ -140,5 +139,19 @@ def _done(result: int, what: str) -> None:
         raise OSError(-result, f"{os.strerror(-result)}: {what}")
 
 
-def _refused(error: int, step: str, syscall: str, cause: str) -> SetupError:
-    return SetupError(error, step, part="Credentials", syscall=syscall, cause=cause)
+def _finding(what: str, value: int, error: int) -> Finding:
+    if error == errno.EINVAL:
+        return Finding(
+            f"{what} {value} is not mapped in the user namespace",
+            f"take one that /proc/self/{what}_map names, or map it: UserNamespace(map=...)",
+        )
+    capability = f"CAP_SET{what.upper()}"
+    return Finding(
+        f"it needs {capability}, or to be the real or saved {what}",
+        f"run this program as root or with {capability}; as an ordinary user, Sandbox(UserNamespace({what}={value}))"
+        " shows a program this id",
+    )
+
+
+def _refused(error: int, step: str, syscall: str, found: Finding) -> SetupError:
+    return SetupError(error, step, part="Credentials", syscall=syscall, cause=found.cause, remedy=found.remedy)

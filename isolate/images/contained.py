@@ -133,6 +133,7 @@ class _Archive:
 
     def file(self, name: bytes, path: bytes, source: int, status: os.stat_result, bounds: Bounds) -> str | None:
         """As many bytes as it had when it was opened: an archive says so before they come."""
+        bounds.some_bytes(status.st_size, path)
         inside = self._entry(name, kinds.FILE, status, size=status.st_size)
         missing = status.st_size
         while missing:

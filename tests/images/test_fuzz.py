@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from isolate.images import Image, ImageError, RegistryError
 from isolate.images.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, dump, read_index, read_manifest
+from isolate.images.registry.addresses import origin, without_secrets
 from isolate.images.registry.auth import challenges
-from isolate.images.registry.http import origin, without_secrets
 from tests.images.make import image
 from tests.images.more import more
 

@@ -15,6 +15,7 @@ import pytest
 
 from isolate.images import Config, Image, Progress, Reference, Registry, RegistryError, Store, StoreError
 from isolate.images.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, dump
+from isolate.images.registry.failures import error_of
 from tests.images.make import image, layer, noise
 from tests.images.registries import docker_registry, need
 
@@ -222,6 +223,31 @@ def test_what_is_not_there(registry: str, store: Store) -> None:
         store.pull("127.0.0.1:1/a:1")
     assert caught.value.code == "UNREACHABLE"
     assert "no connection: Failed to establish" in str(caught.value)
+    assert "\n  remedy: try `curl -v http://127.0.0.1:1/v2/" in str(caught.value)
+
+
+def test_what_helps_where_no_registry_is_reached(
+    registry: str, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The command of the remedy finds the same fault, and none where a registry is."""
+    curl = need("curl")
+    made = store.push(image({"a": b"1"}), f"{registry}/reached/app:1")
+    for address, status in (("127.0.0.1:1", 7), (registry, 0)):
+        done = subprocess.run([curl, "-sv", f"http://{address}/v2/"], capture_output=True, check=False)
+        assert done.returncode == status
+    assert store.pull(f"{registry}/reached/app:1").digest == made.digest
+    # A proxy that is not there, then none.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(RegistryError) as caught:
+        store.pull("registry.invalid/a:1")
+    assert caught.value.code == "UNREACHABLE"
+    assert "NO_PROXY" in (caught.value.remedy or "")
+    from urllib3.exceptions import NameResolutionError
+
+    error = error_of(NameResolutionError("registry.invalid", None, OSError()), "https://x/")  # type: ignore[arg-type]
+    assert "getent hosts" in (error.remedy or "")
 
 
 def test_an_index_gives_each_machine_its_own(registry: str, store: Store, other: Store) -> None:

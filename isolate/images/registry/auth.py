@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
 from isolate.images.errors import RegistryError
-from isolate.images.registry.http import is_loopback, origin, without_secrets
+from isolate.images.registry.addresses import is_loopback, origin, without_secrets
 from isolate.kernel.checks import is_number
 
 if TYPE_CHECKING:

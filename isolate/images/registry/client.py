@@ -9,13 +9,15 @@ from urllib.parse import urlencode, urlsplit
 from isolate.images.digests import digest_of, is_digest, split
 from isolate.images.documents import OCI_INDEX, Descriptor, dump, parse
 from isolate.images.errors import DigestError, RegistryError
+from isolate.images.registry.addresses import without_secrets
 from isolate.images.registry.auth import Scope
 from isolate.images.registry.fetching import ATTEMPTS, Fetching, Pulled, fallback_tag
-from isolate.images.registry.http import Answer, without_secrets
 from isolate.kernel.checks import keywords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from isolate.images.registry.http import Answer
 
 __all__ = ["Pulled", "Registry"]
 

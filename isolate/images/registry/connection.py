@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from isolate.images.reference import DOCKER_HUB, Reference
+from isolate.images.registry.addresses import is_loopback, origin
 from isolate.images.registry.auth import Authority, Scope
 from isolate.images.registry.credentials import Credentials, lookup
-from isolate.images.registry.http import Answer, Transport, is_loopback, origin
+from isolate.images.registry.http import Answer, Transport
 from isolate.kernel.checks import is_int, is_number
 from isolate.kernel.closing import Closing
 

@@ -20,14 +20,15 @@ from isolate.images.documents import (
 )
 from isolate.images.errors import DigestError, ImageError, RegistryError
 from isolate.images.reference import Reference
+from isolate.images.registry.addresses import without_secrets
 from isolate.images.registry.auth import Scope
 from isolate.images.registry.connection import Connection
-from isolate.images.registry.http import Answer, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from isolate.images.blobs import Partial
+    from isolate.images.registry.http import Answer
 
 __all__ = ["ATTEMPTS", "Fetching", "Pulled", "fallback_tag"]
 

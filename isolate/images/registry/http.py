@@ -5,23 +5,21 @@ Built on urllib3, the extra ``isolate-linux[images]``.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
-import re
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from isolate.images.errors import RegistryError
-from isolate.kernel.extras import install
+from isolate.images.registry.addresses import is_loopback, origin, without_secrets
+from isolate.images.registry.failures import remedy_of, translated, urllib3_of_extra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["Answer", "Transport", "is_loopback", "origin", "without_secrets"]
+__all__ = ["Answer", "Transport"]
 
 MOST_REDIRECTS = 8
 PIECE = 1 << 18
@@ -33,45 +31,6 @@ _RETRIED = (429, 500, 502, 503, 504)
 _REFUSED = (429, 503)  # for now; of such a request the server has taken nothing
 _LONGEST_PAUSE = 30.0
 _ATTEMPTS = 3
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name, with a port or without, says that it is this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: what credentials are for."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise RegistryError(None, "PROTOCOL", "the registry names an address that is none", url=url) from None
-    return parts.scheme, (parts.hostname or "").lower(), port or (443 if parts.scheme == "https" else 80)
-
-
-def without_secrets(url: str) -> str:
-    """An address for messages: the query of a signed one, and a password, are left out."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "an address that is none"
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" + ("?…" if parts.query else "")
-
-
-def _urllib3() -> Any:
-    try:
-        import urllib3
-    except ImportError as error:
-        raise RegistryError(None, "MISSING", "registries need the package urllib3", remedy=install("images")) from error
-    return urllib3
 
 
 class Answer:
@@ -93,7 +52,7 @@ class Answer:
         end = None if seconds is None else time.monotonic() + seconds
         window, since, got = self._timeout, time.monotonic(), 0
         total = 0
-        with _translated(self.url):
+        with translated(self.url):
             while True:
                 piece = self._raw.read1(PIECE, decode_content=False)
                 if not piece:
@@ -156,46 +115,8 @@ class Answer:
         except (RegistryError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             pass
         return RegistryError(
-            self.status, code, message, url=without_secrets(self.url), remedy=remedy or _remedy(self.status)
+            self.status, code, message, url=without_secrets(self.url), remedy=remedy or remedy_of(self.status)
         )
-
-
-def _remedy(status: int) -> str | None:
-    return {
-        401: "log in (docker login, podman login), or pass credentials=(user, password)",
-        403: "these credentials may not do that there",
-        404: "look at the name for a mistake; a repository that is not public is also told to be missing",
-        429: "wait: this registry allows so many requests in a time; with credentials it may allow more",
-    }.get(status)
-
-
-@contextmanager
-def _translated(url: str) -> Iterator[None]:
-    urllib3 = _urllib3()
-    try:
-        yield
-    except urllib3.exceptions.HTTPError as error:
-        raise _error(error, url) from error
-    except (OSError, ValueError) as error:
-        if isinstance(error, RegistryError):
-            raise
-        raise RegistryError(None, "UNREACHABLE", f"the connection failed: {error}", url=without_secrets(url)) from error
-
-
-def _error(error: Any, url: str) -> RegistryError:
-    kinds = _urllib3().exceptions
-    shown = without_secrets(url)
-    if isinstance(error, kinds.SSLError):
-        remedy = "ca= names the certificate of whoever signed it; plain_http=True for a registry without TLS"
-        return RegistryError(None, "TLS", f"no secure connection: {error}", url=shown, remedy=remedy)
-    if isinstance(error, (kinds.NewConnectionError, kinds.NameResolutionError, kinds.ProxyError)):
-        said = re.sub(
-            r"^\w+\(host=[^()]*\): ", "", str(error)
-        )  # the repr of urllib3's connection tells nobody anything
-        return RegistryError(None, "UNREACHABLE", f"no connection: {said}", url=shown)
-    if isinstance(error, kinds.TimeoutError):  # urllib3 counts "no connection" among these, too
-        return RegistryError(None, "TIMEOUT", "nothing came in time", url=shown, remedy="try again, or raise timeout=")
-    return RegistryError(None, "BROKEN", f"the connection broke: {error}", url=shown)
 
 
 class Transport:
@@ -235,7 +156,7 @@ class Transport:
         own = {"User-Agent": "isolate", "Accept-Encoding": "identity", **headers}
         if method != "GET":
             own["Accept-Encoding"] = SKIP_HEADER  # nothing that is worth it comes back
-        with _translated(url):
+        with translated(url):
             raw = self._pool(url).request(
                 method,
                 url,
@@ -346,7 +267,7 @@ def _proxy(url: str) -> str | None:
 
 
 def _make_pool(proxy: str | None, timeout: float, ca: str | None) -> Any:
-    urllib3 = _urllib3()
+    urllib3 = urllib3_of_extra()
     from http.client import HTTPException
 
     from urllib3 import HTTPConnectionPool, HTTPSConnectionPool

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from isolate.engine import native
+from isolate.engine.finding import Finding
 from isolate.errors import SetupError, printable
 from isolate.kernel.paths import PATH_MAX
 from isolate.kernel.syscalls import number
@@ -26,17 +27,30 @@ _KINDS = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
-_CAUSES = {
-    errno.ELOOP: "a symbolic link is on the way, and none is followed: name the place that it leads to",
-    errno.EXDEV: "the path leads out",
-    errno.ENOENT: "there is no such file",
-    errno.ENOTDIR: "something on the way is no directory",
-    errno.EACCES: "{user} may not",
-    errno.EPERM: "{user} may not",
-    errno.EROFS: "that file system is read-only",
-    errno.ENOSPC: "the file system is full",
-    errno.EDQUOT: "the file system's quota is used up",
-    errno.EISDIR: "a directory stands there",
+_RIGHT = Finding(
+    "{user} may not",
+    "give it the right there (chmod, chown), or use a directory of its own, such as /tmp inside",
+)
+_FINDINGS = {
+    errno.ELOOP: Finding(
+        "a symbolic link is on the way, and none is followed", "name the place that it leads to, without the link"
+    ),
+    errno.EXDEV: Finding("the path leads out", "name a path that stays below the root"),
+    errno.ENOENT: Finding(
+        "there is no such file",
+        "list() of the directory shows what is there; parents=True makes directories that are missing on the way",
+    ),
+    errno.ENOTDIR: Finding("something on the way is no directory", "list() of the path before it shows what it is"),
+    errno.EACCES: _RIGHT,
+    errno.EPERM: _RIGHT,
+    errno.EROFS: Finding(
+        "that file system is read-only",
+        "use a directory that programs inside write to: a Tmpfs, an Overlay, or a Bind with read_only=False",
+    ),
+    errno.ENOSPC: Finding("the file system is full", "remove files there, or give it more room (Tmpfs(size=...))"),
+    errno.EDQUOT: Finding("the file system's quota is used up", "remove files there, or have the quota raised"),
+    errno.EISDIR: Finding("a directory stands there", "take another name, or remove the directory inside first"),
+    errno.ENAMETOOLONG: Finding("a name is longer than that file system takes", "take a shorter one"),
 }
 
 
@@ -81,15 +95,16 @@ class Doing:
     def problem(self, error: OSError, path: bytes) -> SetupError:
         """An error about one of the files."""
         user = "the container's user" if self.part == "Container" else "this program's user"
-        cause = _CAUSES.get(error.errno or 0)
-        if cause is None and error.errno == errno.EINVAL:
-            cause = error.strerror
+        found = _FINDINGS.get(error.errno or 0)
+        if found is None and error.errno == errno.EINVAL and error.strerror:
+            found = Finding(error.strerror, "list() and get() tell what it is; a program inside can read it")
         return SetupError(
             error.errno or errno.EIO,
             self.step,
             part=self.part,
             path=printable(os.fsdecode(path)),
-            cause=None if cause is None else cause.format(user=user),
+            cause=None if found is None else found.cause.format(user=user),
+            remedy=None if found is None else found.remedy,
         )
 
     def told(self, error: OSError, path: bytes) -> OSError:

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from isolate.errors import SetupError
+from isolate.errors import SetupError, printable
 from isolate.kernel import checks
 from isolate.kernel.checks import is_int
 from isolate.sandbox.containers.beneath import Doing
@@ -36,29 +36,32 @@ class Bounds(Doing):
         size = checks.size("max_size", max_size)
         return cls(doing.step, doing.part, size, max_files, max_depth, time.monotonic() + timeout)
 
-    def _over(self, number: int, cause: str, path: bytes) -> SetupError:
-        return SetupError(number, self.step, part=self.part, path=os.fsdecode(path), cause=cause)
+    def _over(self, number: int, cause: str, cap: str, path: bytes) -> SetupError:
+        remedy = f"raise {cap}, or take less at a time"
+        return SetupError(
+            number, self.step, part=self.part, path=printable(os.fsdecode(path)), cause=cause, remedy=remedy
+        )
 
     def one_file(self, path: bytes) -> None:
         """Count a file."""
         self.files -= 1
         if self.files < 0:
-            raise self._over(errno.EMFILE, "there are more files than max_files", path)
+            raise self._over(errno.EMFILE, "there are more files than max_files", "max_files", path)
         if time.monotonic() > self.deadline:
-            raise self._over(errno.ETIMEDOUT, "it takes longer than timeout", path)
+            raise self._over(errno.ETIMEDOUT, "it takes longer than timeout", "timeout", path)
 
     def some_bytes(self, count: int, path: bytes) -> None:
         """Count bytes."""
         self.size -= count
         if self.size < 0:
-            raise self._over(errno.EFBIG, "there are more bytes than max_size", path)
+            raise self._over(errno.EFBIG, "there are more bytes than max_size", "max_size", path)
         if time.monotonic() > self.deadline:
-            raise self._over(errno.ETIMEDOUT, "it takes longer than timeout", path)
+            raise self._over(errno.ETIMEDOUT, "it takes longer than timeout", "timeout", path)
 
     def deep(self, depth: int, path: bytes) -> None:
         """Look at a depth."""
         if depth > self.depth:
-            raise self._over(errno.ENAMETOOLONG, "directories are deeper than max_depth", path)
+            raise self._over(errno.ENAMETOOLONG, "directories are deeper than max_depth", "max_depth", path)
 
 
 def names_in(directory: int, path: bytes, bounds: Bounds) -> list[bytes]:

@@ -27,7 +27,7 @@ class Sink(Protocol):
         """A directory in it, which gets its times at the end of the block."""
 
     def file(self, name: bytes, path: bytes, source: int, status: os.stat_result, bounds: Bounds) -> str | None:
-        """A regular file, read from a descriptor. ``path`` is where it is in the container."""
+        """A regular file, read from a descriptor and counted. ``path`` is where it is in the container."""
 
     def link(self, name: bytes, path: bytes, to: bytes, status: os.stat_result) -> str | None:
         """A symbolic link."""
@@ -81,7 +81,8 @@ class Here:
             os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def file(self, name: bytes, path: bytes, source: int, status: os.stat_result, bounds: Bounds) -> str | None:
-        """A new file; holes stay holes."""
+        """A new file; holes stay holes. A sparse file counts as what it says it is."""
+        bounds.some_bytes(status.st_size, path)
         mode = 0o755 if status.st_mode & 0o111 else 0o644
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with Opened(os.open(name, flags, mode, dir_fd=self._fd)) as target:
@@ -120,6 +121,7 @@ class Inside:
 
     def file(self, name: bytes, path: bytes, source: int, status: os.stat_result, bounds: Bounds) -> str | None:
         """In the place of whatever has its name; holes stay holes."""
+        bounds.some_bytes(status.st_size, path)
         below = self._below(name)
         self._placing.file(
             self._fd,
