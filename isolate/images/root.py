@@ -44,8 +44,9 @@ _LAYER_HINTS: dict[int, str | Finding] = {
     EACCES: Finding(
         "the sandbox may not enter a directory of the layer, or the store's: its owner is not in the sandbox's id map,"
         " and its mode keeps others out",
-        "map every id, or at least 0 and the owner: UserNamespace(map=IdMap.unprivileged()) for root; for others"
-        " Store(path, map=ids) and UserNamespace(map=ids) with ids = IdMap.subordinate()",
+        "map every id, or at least 0 and the owner: UserNamespace(map=IdMap.unprivileged()) for root, with the"
+        " same uid= and gid=; for others Store(path, map=ids) and"
+        " UserNamespace(map=ids) with ids = IdMap.subordinate()",
     ),
     2: "a directory of the store is gone",
     ESTALE: "the store was moved, or covered by a mount, since it was opened",

@@ -69,7 +69,8 @@ class Launch:
                 ),
                 13: Finding(
                     "the payload may not enter the working directory",
-                    "let the program's user search it and each directory on the way (chmod o+x), or name another, cwd=",
+                    "let the program's user search it and each directory on the way (chmod o+x), or name another, cwd=;"
+                    " where / of an image keeps this user out, root's `chmod o+x /` in a layer more lets it in",
                 ),
             },
         )
