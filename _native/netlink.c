@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
+#include <unistd.h>
 
 /* Have a socket answer briefly and in words, and never wait for ever. */
 int64_t iso_netlink_prepare(int32_t fd, int32_t route)
@@ -116,6 +117,62 @@ int64_t iso_netlink_settle(int32_t fd, const char *name)
 	struct ifreq request = {.ifr_data = (void *)&value};
 	strncpy(request.ifr_name, name, IFNAMSIZ - 1);
 	return ioctl(fd, SIOCETHTOOL, &request) < 0 ? -errno : 0;
+}
+
+/* The head of a form (isolate/network/forms.py): sizes of its three batches, and how many places follow. */
+struct form {
+	uint16_t sizes[3], places;
+};
+
+/* Bytes at `from` of the values belong at `at` of the batches. */
+struct place {
+	uint16_t at, from, size;
+};
+
+/* Attach a member by a form: the batch for the switch's devices, the one for its rules, and the one for the member's own
+ * network, each with its socket; then have the wire carry. The values are a descriptor of the member's network, which is
+ * found here, the name of its port (16 bytes), and what else the form's places take.
+ * 0, or the number of the batch that failed, 1 to 3; those before it hold. -1: the form is none, or there is no network. */
+int32_t iso_netlink_attach(int32_t route, int32_t filters, int32_t inside, uint32_t first_route, uint32_t first_filters,
+			   uint32_t first_inside, const uint8_t *form, uint64_t size, const uint8_t *values, uint64_t room)
+{
+	const int32_t fds[3] = {route, filters, inside};
+	const uint32_t first[3] = {first_route, first_filters, first_inside};
+	struct form head;
+	uint8_t batches[4096], own[128];
+	if (size < sizeof head || room < sizeof(int32_t) + IFNAMSIZ || room > sizeof own)
+		return -1;
+	memcpy(&head, form, sizeof head);
+	const uint64_t total = (uint64_t)head.sizes[0] + head.sizes[1] + head.sizes[2];
+	const uint64_t before = sizeof head + head.places * sizeof(struct place);
+	if (total > sizeof batches || size != before + total)
+		return -1;
+	const int32_t namespace = ioctl(inside, SIOCGSKNS);
+	if (namespace < 0)
+		return -1;
+	memcpy(own, values, room);
+	memcpy(own, &namespace, sizeof namespace);
+	memcpy(batches, form + before, total);
+	int32_t result = 0;
+	for (uint32_t i = 0; i < head.places && !result; i++) {
+		struct place place;
+		memcpy(&place, form + sizeof head + i * sizeof place, sizeof place);
+		if (place.at + place.size > total || place.from + place.size > room)
+			result = -1;
+		else
+			memcpy(batches + place.at, own + place.from, place.size);
+	}
+	for (int32_t i = 0, at = 0; i < 3 && !result; at += head.sizes[i++]) {
+		const int64_t failed = iso_netlink(fds[i], batches + at, head.sizes[i], first[i], i == 1);
+		if (failed > 0)
+			free((void *)(uintptr_t)failed);
+		if (failed)
+			result = i + 1;
+	}
+	if (!result)
+		iso_netlink_settle(route, (const char *)own + sizeof namespace);
+	close(namespace);
+	return result;
 }
 
 void iso_netlink_free(struct iso_answers *answers)

@@ -15,6 +15,8 @@ struct iso_answers {
 int64_t iso_netlink_prepare(int32_t fd, int32_t route);
 int64_t iso_netlink(int32_t fd, const uint8_t *requests, uint64_t size, uint32_t first, int32_t framed);
 int64_t iso_netlink_settle(int32_t fd, const char *name);
+int32_t iso_netlink_attach(int32_t route, int32_t filters, int32_t inside, uint32_t first_route, uint32_t first_filters,
+			   uint32_t first_inside, const uint8_t *form, uint64_t size, const uint8_t *values, uint64_t room);
 void iso_netlink_free(struct iso_answers *answers);
 
 #endif

@@ -50,11 +50,6 @@ class Wish:
     index: int = 0
 
     @property
-    def limited(self) -> bool:
-        """Whether it says what may be reached, or what is taken."""
-        return self.egress is not None or self.ingress is not None
-
-    @property
     def rules(self) -> tuple[Reach, ...]:
         """The rules of both limits."""
         return tuple(rule for limit in (self.egress, self.ingress) if limit is not None for rule in limit.rules)
@@ -112,8 +107,8 @@ class Ports:
             self._ways.pop().close()
 
 
-#: The addresses of a number by their versions, and their bytes.
-_Own: TypeAlias = "dict[int, tuple[Address, bytes]]"
+#: The addresses of a number, IPv4's first, and their bytes.
+_Own: TypeAlias = "tuple[tuple[Address, ...], tuple[bytes, ...]]"
 _Apart: TypeAlias = "tuple[Net, tuple[int, int] | None, str | None]"
 
 
@@ -150,7 +145,7 @@ class Members:
         #: The number of its members; the network's own address, the gateway and the broadcast address are none.
         self._most = min(MOST, net.num_addresses - 3)
         #: The addresses of number 0: the network's own and its gateway come before.
-        self._first = {version: net.network_address + 2 for version, net in self._subnets.items()}
+        self._first = [net.network_address + 2 for net in self._subnets.values()]
         self.by_number: dict[int, Member] = {}
         #: Those whose egress or ingress is limited.
         self.limited: dict[int, Member] = {}
@@ -191,22 +186,23 @@ class Members:
         :raises ConflictError: a name or an address is taken, or lies not in the subnet.
         :raises SetupError: no address is left (EADDRNOTAVAIL).
         """
-        for name in (wish.name, *wish.aliases):
-            if name is not None and name in self._by_name:
+        names = (wish.name, *wish.aliases) if wish.name else wish.aliases
+        for name in names:
+            if name in self._by_name:
                 raise ConflictError(
                     f"the network has a member named {name!r} already: an alias may be shared, a name not"
                 )
-        number, own = self._number(wish)
-        given = [own[4]]
-        limited = wish.limited
-        if 6 in own and (not limited or self._switch.routes6):
-            given.append(own[6] if wish.address6 is None else (wish.address6, wish.address6.packed))
-        addresses, packed = zip(*given, strict=True)
+        number, (addresses, packed) = self._number(wish)
+        limited = wish.egress is not None or wish.ingress is not None
+        if limited and not self._switch.routes6:
+            addresses, packed = addresses[:1], packed[:1]
+        elif wish.address6 is not None:
+            addresses, packed = (addresses[0], wish.address6), (packed[0], wish.address6.packed)
         member = Member(number, wish, addresses, packed)
         self.by_number[number] = member
         if limited:
             self.limited[number] = member
-        for name in member.names:
+        for name in names:
             self._by_name.setdefault(name, []).append(member)
         for each in packed:
             self._by_address[each] = member
@@ -224,8 +220,8 @@ class Members:
             self._check(wish.address, net)
             number = int(wish.address) - int(net.network_address) - 2
             own = self._own(number)
-            if 6 in own and wish.address6 is None:
-                self._check(own[6][0], self._subnets[6])
+            if 6 in self._subnets and wish.address6 is None:
+                self._check(own[0][1], self._subnets[6])
             self._free(number)
             return number, own
         most = self._most
@@ -233,9 +229,9 @@ class Members:
             number = (self._next + step) % most
             if number in self.by_number:
                 continue
-            own = self._own(number)
+            own = self._known.get(number) or self._own(number)
             # Its addresses may be others', who asked for them.
-            if [None for _, packed in own.values() if packed in self._by_address] or self._still(number):
+            if not self._by_address.keys().isdisjoint(own[1]) or (number in self._leaving and self._still(number)):
                 continue
             self._next = number + 1
             return number, own
@@ -263,17 +259,11 @@ class Members:
         return found
 
     def _made(self, number: int) -> _Own:
-        found: _Own = {}
-        for version, first in self._first.items():
-            address = first + number
-            found[version] = address, address.packed
-        return found
+        addresses = tuple(first + number for first in self._first)
+        return addresses, tuple(each.packed for each in addresses)
 
     def _still(self, number: int) -> bool:
-        plug = self._leaving.get(number)
-        if plug is None:
-            return False
-        if self._switch.left(plug):
+        if self._switch.left(self._leaving[number]):
             return True
         del self._leaving[number]
         return False

@@ -22,6 +22,7 @@ from isolate.kernel.closing import Closing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from isolate.network.forms import Form
 
 __all__ = [
     "NETFILTER",
@@ -30,6 +31,7 @@ __all__ = [
     "Message",
     "Socket",
     "Words",
+    "attach",
     "attribute",
     "attributes",
     "framed",
@@ -319,6 +321,21 @@ class Socket(Closing):
             ) from None
         if not sender:  # other processes can write to a socket too: the kernel's port is 0
             yield from _messages(data)
+
+
+def attach(route: Socket, filters: Socket, inside: Socket, form: Form, values: bytes) -> int:
+    """Send a form's three batches by these sockets, and have the wire carry; which of them failed (from 1), or 0.
+
+    The values begin with four bytes for a descriptor of the network that ``inside`` is of, and 16 for the port's name.
+    -1: nothing was sent.
+    """
+    of_route, of_filters, of_inside = form.counts
+    first = route._sequence + 1, filters._sequence + 1, inside._sequence + 1
+    route._sequence += of_route
+    filters._sequence += of_filters
+    inside._sequence += of_inside
+    fds = route._socket.fileno(), filters._socket.fileno(), inside._socket.fileno()
+    return lib.iso_netlink_attach(*fds, *first, form.data, len(form.data), values, len(values))
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

@@ -7,9 +7,10 @@ import fcntl
 import ipaddress
 import os
 import socket
+import struct
 import threading
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from isolate.engine.descriptors import OwnedDescriptor
 from isolate.errors import SetupError, UnsupportedError
@@ -17,7 +18,7 @@ from isolate.network import address, link, nft, ruleset, traffic
 from isolate.network.forms import Form
 from isolate.network.keeper import SIOCGSKNS, Bound, Kept, keep
 from isolate.network.link import FORWARDING, Counters
-from isolate.network.netlink import NETFILTER, ROUTE, Socket, Words, framed, packed
+from isolate.network.netlink import NETFILTER, ROUTE, Socket, Words, attach, framed, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,12 +47,9 @@ _MARK_INDEX, _MARK_FD, _MARK_MAC = 0x6B5A49F1, 0x7C6B5A12, "c6:39:e4:7b:d1:a8"
 _MARK_ADDRESSES = (ipaddress.IPv4Address(0xF1E2D3C5), ipaddress.IPv6Address(0x9D3EB7F1C46A58E29B7D13F5A86CE0D7))
 
 
-class _Plain(NamedTuple):
-    """The requests for a member whose egress and ingress are not limited, and that has no further routes."""
-
-    wire: Form
-    admitted: Form
-    inside: Form
+#: Values of a form, for a member with an IPv4 address alone, and with one of IPv6 too.
+_VALUES = {1: struct.Struct("=4x16sI6s4s"), 2: struct.Struct("=4x16sI6s4s16s")}
+_AT_FD, _AT_PORT, _AT_INDEX, _AT_MAC, _AT_ADDRESSES = 0, 4, 20, 24, (30, 34)
 
 
 @dataclass
@@ -107,6 +105,9 @@ class Plug:
         return _TURNS + self.number, f"i{self.number}"
 
 
+_thread = threading.get_ident
+
+
 class Lock:
     """A lock that one thread may take several times; and what must not happen in between happens once it is let go.
 
@@ -121,7 +122,7 @@ class Lock:
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._owner = threading.get_ident()
+        self._owner = _thread()
         self._depth += 1
 
     def __exit__(self, *exception: object) -> None:
@@ -135,7 +136,7 @@ class Lock:
 
     def call(self, function: Callable[[], None]) -> None:
         """Call it now, or, if this thread is in the middle of something, when that is done."""
-        if self._owner == threading.get_ident():
+        if self._owner == _thread():
             self._later.append(function)
         else:
             function()
@@ -155,7 +156,7 @@ class Switch:
         cut = [link.remove(name) for name in (ruleset.UPLINK, ruleset.BRIDGE_NAME)]
         #: Whether it forwards IPv6: else IPv6 passes among members on the bridge alone.
         self.routes6: bool = False
-        self._forms: dict[tuple[object, ...], _Plain] = {}
+        self._forms: dict[tuple[object, ...], Form] = {}
         self._kept: Kept = keep(bound, cut, settings=(*_BRIDGED, *(_IPV6 if 6 in self.subnets else ())))
         try:
             route, filters, *listening = (socket.socket(fileno=fd) for fd in self._taken())
@@ -220,64 +221,76 @@ class Switch:
     # ---- members -------------------------------------------------------------------------------------------------
 
     def plug_in(self, plug: Plug, inside: Socket, rules: Sequence[Message] = ()) -> None:
-        """Make the wire to the network that the socket ``inside`` is of, with addresses and routes, all up.
+        """Make the wire to the network that the socket ``inside`` is of, with addresses and routes, all up. The lock is
+        held.
 
         :raises SetupError: it cannot be made; nothing is left of it.
         """
-        namespace = fcntl.ioctl(inside.fileno(), SIOCGSKNS)
         try:
             plug.attached = True
-            with self.lock:
-                forms = self._plain(plug)
-                if forms is None or rules or not self._filled(plug, forms, namespace, inside):
-                    # One by one. What failed in the other way fails again, and the error has words of its own.
-                    self._wire(plug, namespace)
-                    if plug.rate is not None:
-                        self.shape(plug)
-                    admitted = ruleset.admitted(plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress)
-                    self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
-                    inside.batch(self._inside(plug, plug.inner or link.index_of(inside, plug.device)))
+            if rules or not self._plainly(plug, inside):
+                self._one_by_one(plug, inside, rules)
             if plug.inner != _INNER:
                 self._ways_back(plug, inside)
-            link.settle(self.route, plug.port)
         except BaseException:
             self.unplug(plug)
             raise
+
+    def _one_by_one(self, plug: Plug, inside: Socket, rules: Sequence[Message]) -> None:
+        """Each request by itself. What failed by a form fails again, and the error has words of its own."""
+        namespace = fcntl.ioctl(inside.fileno(), SIOCGSKNS)
+        try:
+            self._wire(plug, namespace)
         finally:
             os.close(namespace)
+        if plug.rate is not None:
+            self.shape(plug)
+        admitted = ruleset.admitted(plug.index, plug.addresses, egress=plug.egress, ingress=plug.ingress)
+        self.filters.transaction(nft.SUBSYSTEM, [*admitted, *rules])
+        inside.batch(self._inside(plug, plug.inner or link.index_of(inside, plug.device)))
+        link.settle(self.route, plug.port)
 
-    def _plain(self, plug: Plug) -> _Plain | None:
-        """The requests for a member like many others, put together when the first one came; None for others."""
-        if plug.limited or plug.routes or not plug.inner:
-            return None
-        key = (
-            len(plug.port),
-            plug.device,
-            plug.mtu,
-            plug.inner,
-            len(plug.addresses),
-            plug.everywhere,
-            plug.everywhere6,
-        )
-        found = self._forms.get(key)
-        if found is None:
+    def _plainly(self, plug: Plug, inside: Socket) -> bool:
+        """Attach a member like many others by requests that were put together when the first one came.
+
+        False for others, and if something failed; nothing is left of it.
+        """
+        if plug.egress or plug.ingress or plug.rate is not None or plug.routes or not plug.inner:
+            return False
+        port, own = b"p%d" % plug.number, plug.packed
+        key = len(port), plug.device, plug.mtu, plug.inner, len(own), plug.everywhere, plug.everywhere6
+        form = self._forms.get(key)
+        if form is None:
             if len(self._forms) >= 64:  # names and sizes are the members' to choose
                 self._forms.clear()
-            found = self._forms[key] = self._made(plug)
-        return found
+            form = self._forms[key] = self._form(plug)
+        values = _VALUES[len(own)].pack(port, _FIRST + plug.number, plug.mac, *own)
+        failed = attach(self.route, self.filters, inside, form, values)
+        if failed > 2:
+            self.rules(ruleset.admitted(plug.index, plug.addresses, remove=True))
+        if failed > 1:
+            self.route.tried([link.remove(plug.index)])
+        return not failed
 
-    def _made(self, plug: Plug) -> _Plain:
+    def _form(self, plug: Plug) -> Form:
         marked = replace(plug, mac=link.mac_bytes(_MARK_MAC), addresses=_MARK_ADDRESSES[: len(plug.addresses)])
-        port, index = "~" * len(plug.port), _MARK_INDEX.to_bytes(4, "little")
-        own = [each.packed for each in marked.addresses]
-        wire = self._pair(marked, _MARK_FD, port, _MARK_INDEX)
-        fd, mac = _MARK_FD.to_bytes(4, "little"), link.mac_bytes(_MARK_MAC)
+        port = "~" * len(plug.port)
+        wire = [self._pair(marked, _MARK_FD, port, _MARK_INDEX)]
         admitted = ruleset.admitted(_MARK_INDEX, marked.addresses)
         inside = self._inside(marked, plug.inner)
-        return _Plain(
-            Form(packed([wire]), 1, [port.encode(), index, fd, mac]),
-            Form(framed(nft.SUBSYSTEM, admitted), len(admitted) + 2, [index, *own]),
-            Form(packed(inside), len(inside), own),
+        return Form(
+            [
+                (packed(wire), len(wire)),
+                (framed(nft.SUBSYSTEM, admitted), len(admitted) + 2),
+                (packed(inside), len(inside)),
+            ],
+            [
+                (_MARK_FD.to_bytes(4, "little"), _AT_FD),
+                (port.encode(), _AT_PORT),
+                (_MARK_INDEX.to_bytes(4, "little"), _AT_INDEX),
+                (marked.mac, _AT_MAC),
+                *((each.packed, at) for each, at in zip(marked.addresses, _AT_ADDRESSES, strict=False)),
+            ],
         )
 
     def _pair(self, plug: Plug, namespace: int, port: str, index: int) -> Message:
@@ -292,22 +305,6 @@ class Switch:
             peer_mac=link.mac_text(plug.mac),
             master=0 if plug.limited else _BRIDGE,
         )
-
-    def _filled(self, plug: Plug, forms: _Plain, namespace: int, inside: Socket) -> bool:
-        """Attach it by the requests that were put together before. If one fails, False, and nothing is left of it."""
-        index, own = plug.index.to_bytes(4, "little"), plug.packed
-        wire = forms.wire.filled((plug.port.encode(), index, namespace.to_bytes(4, "little"), plug.mac))
-        if self.route.exchange(wire, 1):
-            return False
-        if plug.rate is not None:
-            self.shape(plug)
-        admitted = forms.admitted
-        if not self.filters.exchange(admitted.filled((index, *own)), admitted.count, framed=True):
-            if not inside.exchange(forms.inside.filled(own), forms.inside.count):
-                return True
-            self.rules(ruleset.admitted(plug.index, plug.addresses, remove=True))
-        self.route.tried([link.remove(plug.index)])
-        return False
 
     def _wire(self, plug: Plug, namespace: int) -> None:
         """The pair of devices, one end in the member's network."""
