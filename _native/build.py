@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LAUNCHER_PARTS = "main supervisor birth descendants records init helpers program later parked ahead text memory"
 LAUNCHER_SOURCES = [*(f"launcher/{part}.c" for part in LAUNCHER_PARTS.split()), "interp.c", "groups.c", "cover.c"]
-EXTENSION_SOURCES = ["extension.c", "interp.c", "groups.c", "spawn.c", "pidfds.c", "netlink.c", "counters.c"]
+EXTENSION_SOURCES = ["extension.c", "interp.c", "groups.c", "spawn.c", "state.c", "pidfds.c", "netlink.c", "counters.c"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # No libc: nothing that expects one (stack protector, unwinder, builtins that become calls).
 LAUNCHER_FLAGS = [

@@ -92,6 +92,9 @@ int64_t iso_sees(int32_t pid);
 /* Whether a thread like this one can be given a Landlock domain that no state tells of: 0: no; 1: yes, and both iso_sees and the
  * launcher with that pid tell of one; -1: yes, and nothing tells. */
 int32_t iso_watches(int32_t pid);
+
+#define MOUNT_NUMBER 0x5000 /* STATX_MNT_ID, and STATX_MNT_ID_UNIQUE of Linux 6.8 */
+
 /* Whether each path still leads to the file that it led to: `count` rows of a path's offset in `paths`, a device and an inode
  * number, and the number of a mount. And whether the mount table behind the descriptor of a mountinfo has not changed since it was asked last. */
 struct iso_pinned {

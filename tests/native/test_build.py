@@ -104,7 +104,7 @@ def test_launcher_for_aarch64(arm_launcher: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["extension.c", "interp.c", "groups.c", "spawn.c", "pidfds.c", "netlink.c", "counters.c"]
+    "name", ["extension.c", "interp.c", "groups.c", "spawn.c", "state.c", "pidfds.c", "netlink.c", "counters.c"]
 )
 def test_extension_compiles_for_aarch64(name: str, tmp_path: Path) -> None:
     compiler = tool(CROSS, "gcc-aarch64-linux-gnu")
