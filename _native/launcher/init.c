@@ -58,6 +58,14 @@ static void have_it_looked_at(struct iso_machine *m, int64_t payload)
 		;
 }
 
+/* A filter of the caller's refuses what init waits by: it would ask for ever. Everything inside ends with it. */
+static void give_up(const struct iso_machine *m, int64_t error) __attribute__((noreturn));
+static void give_up(const struct iso_machine *m, int64_t error)
+{
+	fail(m->shared, ISO_STAGE_POLL, ISO_OP_NONE, error);
+	exit_now(1);
+}
+
 static void init_loop(struct iso_machine *machine, int64_t payload) __attribute__((noreturn));
 static void init_loop(struct iso_machine *machine, int64_t payload)
 {
@@ -99,6 +107,8 @@ static void init_loop(struct iso_machine *machine, int64_t payload)
 			}
 			exit_now(0);
 		}
+		if (pid < 0 && pid != -ECHILD)
+			give_up(m, pid);
 		if (pid == -ECHILD && payload != ALONE)
 			exit_now(0); /* the payload can only be gone unseen if somebody has reaped for us */
 		if (pid != 0 && pid != -ECHILD)
@@ -109,6 +119,8 @@ static void init_loop(struct iso_machine *machine, int64_t payload)
 			shed_data();
 			shed_maps(m->shared, sizeof *m->shared + header.steps);
 		}
+		if (signal < 0 && signal != -EAGAIN && signal != -EINTR)
+			give_up(m, signal);
 		if (signal > 0 && signal != SIGCHLD_ && payload != ALONE)
 			SYS2(kill, payload, signal);
 	}

@@ -210,6 +210,7 @@ void to_the_end(struct supervisor *s) __attribute__((noreturn));
 
 /* A launcher that is parked (parked.c). */
 void park(struct supervisor *s) __attribute__((noreturn));
+void decline(struct supervisor *s, uint32_t stage, int64_t error) __attribute__((noreturn));
 
 /* Memory: where it lies, and what is given back (memory.c). */
 extern uint8_t main_stack[STACK_SIZE];

@@ -90,9 +90,8 @@ static void leave_unborn(struct supervisor *s)
 	exit_now(0);
 }
 
-/* Nothing comes of a start. */
-static void decline(struct supervisor *s, uint32_t stage, int64_t error) __attribute__((noreturn));
-static void decline(struct supervisor *s, uint32_t stage, int64_t error)
+/* Nothing comes of a start: it is made without the tree. */
+void decline(struct supervisor *s, uint32_t stage, int64_t error)
 {
 	take_back(s);
 	refuse(stage, error);

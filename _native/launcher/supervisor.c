@@ -308,6 +308,10 @@ static void run_supervisor(struct supervisor *s)
 	struct iso_machine *m = &s->machine;
 	const uint32_t flags = m->header->flags;
 	int64_t r = s->child > 0 ? 0 : bear(s); /* it may have been made ahead */
+	/* Whatever refuses the tree, a filter of the caller's on setns(2) or a limit, may allow a start without one, or that has
+	 * the words for it. Nobody has been told of this one yet. */
+	if (r < 0 && s->child <= 0 && s->unborn && m->shared->stage == ISO_STAGE_TEMPLATE)
+		decline(s, ISO_STAGE_TEMPLATE, r);
 	leave_tree(&s->tree);
 	if (s->child <= 0)
 		return;
@@ -326,6 +330,8 @@ static void run_supervisor(struct supervisor *s)
 	do
 		r = SYS4(wait4, s->child, PTR(&status), 0x40000000 /* __WALL */, PTR(&s->usage));
 	while (r == -EINTR);
+	if (r < 0)
+		fail(m->shared, ISO_STAGE_POLL, ISO_OP_NONE, r); /* how it has ended nobody can say */
 	s->init_status = status;
 	s->ended_ns = now();
 	/* Init tells of a program that was killed on its way; if it was us who did that, nothing has failed. */

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from isolate.cgroups import stats
-from isolate.cgroups.naming import start_time
+from isolate.cgroups.naming import abandoned, gone, parse
 from isolate.cgroups.placement import offered
 from isolate.engine.plan import Buffer, Label, Phase, Register, Step, Test, call
 from isolate.kernel.constants import AT_FDCWD, O_CLOEXEC, O_RDONLY
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "RunGroup", "counted", "counter_steps", "report_steps"]
 
+_LOOKED_AT = 4096  # entries beside a group of ours, at most
 _GONE: Final = (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EBADF)
 
 
@@ -83,8 +86,20 @@ class RunGroup:
             parent, prefix = os.path.split(path)
             for name in os.listdir(parent):
                 tag = name[len(prefix) :]
-                if name.startswith(prefix) and tag.isdigit() and start_time(int(tag)) is None:
+                if name.startswith(prefix) and tag.isdigit() and gone(int(tag)):
                     remove(os.path.join(parent, name))
+
+    def remove_abandoned(self) -> None:
+        """Remove groups beside ours that were made ahead of starts, by programs that were killed together with all that
+        would have removed them. Only empty ones, for nothing in any is to be killed here: the kernel sees to that."""
+        for _, path in self.paths.values() if self.pool is None else ():
+            parent, prefix = os.path.split(path)
+            with contextlib.suppress(OSError), os.scandir(parent) as entries:
+                for entry in itertools.islice(entries, _LOOKED_AT):
+                    name = None if entry.name.startswith(prefix) else parse(entry.name)
+                    if name is not None and name.tag.isdigit() and abandoned(name):
+                        with contextlib.suppress(OSError):
+                            os.rmdir(entry.path)
 
     def usage(self, session: Launched) -> float | None:
         """Seconds of CPU time so far, of everything in the group; None where nothing counts it."""

@@ -95,7 +95,7 @@ def kill_all(directories: Mapping[str, str], timeout: float = 2.0) -> None:
 
 def _runs(pid: int) -> bool:
     """Whether a process is one that a signal still changes anything for."""
-    return pid != os.getpid() and naming.start_time(pid) is not None
+    return pid != os.getpid() and not naming.gone(pid)
 
 
 def destroy(directories: Mapping[str, str], owner: int, *, quiet: bool = False) -> None:

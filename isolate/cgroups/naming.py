@@ -15,6 +15,7 @@ from dataclasses import dataclass
 _PREFIX = "isolate"
 #: Inode of the time namespace that the kernel starts with (PROC_TIME_INIT_INO), and of whoever has none.
 _FIRST_TIME = 0xEFFFFFFA
+_ENDED = (b"Z", b"X")
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,34 @@ class Name:
 
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if there is none (or only its zombie)."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in _ENDED else int(fields[19])
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat behind the name."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+            return file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def gone(pid: int, start: int | None = None) -> bool:
+    """Whether a process (the one with this start time) has certainly ended; its zombie has.
+
+    ``/proc`` alone does not say so: with ``hidepid`` it shows no process that cannot be dumped, and no launcher can.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    except OverflowError:
+        return True
+    fields = _stat(pid)
+    return fields is not None and (fields[0] in _ENDED or (start is not None and int(fields[19]) != start))
 
 
 def pid_namespace() -> int:
@@ -81,7 +104,7 @@ def abandoned(name: Name) -> bool:
     """
     if name.namespace != pid_namespace():
         return False
-    start = start_time(name.pid)
-    if start is not None and (start == name.start or name.time != time_namespace()):
-        return False  # it runs; or somebody does, and whether it is the owner cannot be told from here
-    return not (name.tag.isdigit() and start_time(int(name.tag)) is not None)
+    # In another time namespace somebody with its number may or may not be the owner.
+    if name.pid <= 0 or not gone(name.pid, name.start if name.time == time_namespace() else None):
+        return False
+    return not name.tag.isdigit() or gone(int(name.tag))

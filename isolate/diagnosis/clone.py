@@ -102,6 +102,17 @@ def no_pid_one(host: Host) -> Finding | None:
     )
 
 
+def silenced(host: Host) -> Finding | None:
+    """Why a launcher ends without a word, where a filter is in force: it kills, or refuses the call that tells."""
+    found = seccomp(host, "what the launcher needs to tell of it, or kills it for a call (sendmsg, socket calls)")
+    if found is None:
+        return None
+    return found._replace(
+        cause=f"{found.cause}; or else the launcher was killed from outside (the OOM killer, an administrator)",
+        unsupported=False,
+    )
+
+
 def user_namespace(host: Host) -> Finding | None:
     """Why a user namespace is refused, or one that was made has no rights."""
     if host.number("/proc/sys/kernel/unprivileged_userns_clone") == 0 and not host.capable():

@@ -55,7 +55,8 @@ _STARTS: dict[int, tuple[str, str | None]] = {
 
 def launcher_lost(session: Session) -> SetupError:
     """The launcher went without a word. Whatever was inside went with it."""
-    found = clone.no_pid_one(Host()) if session.elsewhere else None
+    host = Host()
+    found = clone.no_pid_one(host) if session.elsewhere else clone.silenced(host)
     if found is not None:
         return _error(errno.EPIPE, "wait for the launcher", "Sandbox", found)
     return SetupError(
@@ -203,6 +204,8 @@ def _engine_error(tape: Tape, record: Record, host: Host, flags: int) -> SetupEr
             "(unshare --mount-proc)",
             unsupported=True,
         )
+    elif record.stage in (lib.ISO_STAGE_POLL, lib.ISO_STAGE_TEMPLATE) and record.error in (errno.EPERM, errno.ENOSYS):
+        found = clone.seccomp(host, "to wait for the program" if record.stage == lib.ISO_STAGE_POLL else "setns")
     elif record.stage == lib.ISO_STAGE_MEMORY:
         syscall = "mmap"
         found = Finding(

@@ -6,12 +6,14 @@ loaded when there is one.
 
 from __future__ import annotations
 
+import errno
 import functools
 import time
 from typing import TYPE_CHECKING
 
 from isolate.engine.native import lib
 from isolate.engine.session import Session, StartFailure
+from isolate.errors import SetupError
 from isolate.thread.blocks import children_get_another_pid_namespace
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
     from isolate.engine.plan import Part
     from isolate.engine.tape import Tape
-    from isolate.errors import SetupError
 
     _P = ParamSpec("_P")
     _T = TypeVar("_T")
@@ -38,12 +39,26 @@ def _told(start: Callable[_P, _T]) -> Callable[_P, _T]:
         try:
             return start(*args, **kwargs)
         except StartFailure as failure:
-            from isolate.diagnosis.setup import start_error  # loaded late: only an error needs it
-
-            error = start_error(failure.stage, failure.error)
+            error = _error(failure)
         raise error
 
     return told
+
+
+def _error(failure: StartFailure) -> SetupError:
+    try:
+        from isolate.diagnosis.setup import start_error  # loaded late: only an error needs it
+    except (OSError, ImportError):
+        # As a rule for the same reason: a program that has used up its descriptors loads no module.
+        few = failure.error in (errno.EMFILE, errno.ENFILE)
+        return SetupError(
+            failure.error or errno.EIO,
+            "start the launcher",
+            part="Sandbox",
+            cause="no descriptor is left, not even one to load the words for this error by" if few else None,
+            remedy="close some, or raise the limit: ulimit -n, systemd's LimitNOFILE=" if few else None,
+        )
+    return start_error(failure.stage, failure.error)
 
 
 @_told

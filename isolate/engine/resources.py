@@ -102,6 +102,10 @@ class Counted(Protocol):
         """Remove what was made ahead of a start, where all that would have removed it were killed."""
         ...
 
+    def remove_abandoned(self) -> None:
+        """The same for other programs that were killed, where nothing is in it."""
+        ...
+
 
 class Ground(Protocol):
     """An object that a plan depends on, such as a scope of systemd's: made before the plan, for all its starts."""

@@ -45,6 +45,9 @@ class JoinedGroup(RunGroup):
     def remove_left(self) -> None:
         """Nothing is made."""
 
+    def remove_abandoned(self) -> None:
+        """Nothing is made."""
+
     def usage(self, session: Launched) -> float | None:
         """Nobody counts what one of the programs in it uses."""
         return None

@@ -19,7 +19,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from isolate.cgroups.naming import start_time
+from isolate.cgroups.naming import gone
 from isolate.diagnosis.start import from_template, launch
 from isolate.engine import native
 from isolate.engine.native import ffi, lib
@@ -177,7 +177,7 @@ class _Launcher:
     def _clear(self) -> None:
         """A launcher and its fork that waits clear up one for the other: this is for both of them killed."""
         group = self._template.again.plan.context.group
-        if group is not None and not sys.is_finalizing() and start_time(self.pid) is None:
+        if group is not None and not sys.is_finalizing() and gone(self.pid):
             with contextlib.suppress(OSError):
                 group.remove_left()
 
@@ -365,6 +365,9 @@ class Starts:
             old = [alive.popitem(last=False)[1] for _ in range(len(alive) - LAUNCHERS)]
         for other in old:
             other.close()
+        group = self._template.again.plan.context.group
+        if group is not None:
+            group.remove_abandoned()  # while the launcher builds
 
     def close(self) -> None:
         """End the launcher; what it has started goes on."""

@@ -17,6 +17,8 @@ import pytest
 
 from isolate import Dev, PidNamespace, Proc, Root, Sandbox, UserNamespace
 from isolate.cgroups import Cgroup, Limits, naming
+from isolate.cgroups.counting import RunGroup
+from isolate.cgroups.hierarchy import discover
 from isolate.sandbox import parked
 from isolate.sandbox.result import Verdict
 from tests.boxes import SYSTEM
@@ -142,6 +144,98 @@ sys.stdin.read()
             owner.kill()
         owner.stdin.close()
     until(lambda: not any(map(os.path.isdir, directories)), "groups outlive their owner")
+
+
+OWNER = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.cgroups.test_ahead import *
+box, fork = waiting_box()
+print(json.dumps([*launchers(box), fork, sorted(g for g in our_groups() if g.endswith(f"-{{fork}}"))]), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_owner_launcher_and_fork_are_killed_at_once() -> None:
+    """Nobody is left to remove what was made ahead: the next program does so that has a tree with groups."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", OWNER], stdin=pipe, stdout=pipe) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        launcher, fork, directories = json.loads(owner.stdout.readline())
+        assert directories
+        for pid in launcher, fork:
+            os.kill(pid, signal.SIGSTOP)
+        for pid in launcher, fork:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: naming.gone(launcher) and naming.gone(fork), "they are killed")
+        until(lambda: not any(map(inside, directories)), "init is alive")
+        RunGroup.remove_abandoned(_beside(directories))
+        assert all(map(os.path.isdir, directories)), "control: they stay as long as their owner lives"
+        owner.kill()
+        owner.wait()
+    parked_box(box_of())
+    until(lambda: not any(map(os.path.isdir, directories)), "groups are left")
+
+
+def _beside(directories: list[str]) -> RunGroup:
+    """Groups of this process's beside these."""
+    group = RunGroup()
+    for number, directory in enumerate(directories):
+        path = os.path.join(os.path.dirname(directory), naming.prefix())
+        group.paths[str(number)] = (discover().hierarchies[0], path)
+    return group
+
+
+def test_only_what_is_certainly_left_is_removed(tmp_path: Path) -> None:
+    pids, nobody = naming.pid_namespace(), 4_194_000
+    assert naming.gone(nobody)
+    mine = naming.parse(naming.prefix() + "1")
+    assert mine is not None
+    left = naming.Name(pids, nobody, 1, str(nobody))
+    stay = [
+        naming.Name(pids, nobody, 1, str(os.getppid())),  # its launcher is there
+        naming.Name(pids, os.getppid(), naming.start_time(os.getppid()) or 0, str(nobody)),  # so is its owner
+        naming.Name(pids + 1, nobody, 1, str(nobody)),  # of another pid namespace
+        naming.Name(pids, nobody, 1, "named"),  # of a Cgroup, which may be somebody's to have
+        naming.Name(pids, nobody, 2, str(nobody)),  # something is in it
+        mine,
+    ]
+    for name in (left, *stay):
+        (tmp_path / str(name)).mkdir()
+    (tmp_path / str(stay[4]) / "inner").mkdir()
+    (tmp_path / "other").mkdir()
+    RunGroup.remove_abandoned(_beside([str(tmp_path / "any")]))
+    assert {entry.name for entry in tmp_path.iterdir()} == {*map(str, stay), "other"}
+
+
+HIDDEN = """
+import ctypes, os, signal
+from isolate.cgroups import naming
+libc = ctypes.CDLL(None)
+ready, tells = os.pipe()
+pid = os.fork()
+if pid == 0:
+    libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: as a launcher is
+    libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG
+    os.write(tells, b"x")
+    signal.pause()
+os.read(ready, 1)
+assert libc.unshare(0x20000) == 0 and libc.mount(None, b"/", None, 0x44000, None) == 0
+assert libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=2,gid=54321") == 0
+shown = naming.start_time(pid) is not None
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+assert libc.capset(header, (ctypes.c_uint32 * 6)()) == 0
+print(shown, naming.start_time(pid), naming.gone(pid), naming.gone(pid, 1))
+os.kill(pid, 9)
+os.waitpid(pid, 0)
+print(naming.gone(pid))
+"""
+
+
+def test_a_process_that_proc_hides_is_not_gone() -> None:
+    """With hidepid nobody but CAP_SYS_PTRACE sees a launcher in /proc. A living one's groups were removed."""
+    done = subprocess.run([sys.executable, "-c", HIDDEN], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("True None False False\nTrue\n", "")
 
 
 def inside(group: str) -> list[int]:

@@ -6,6 +6,8 @@ import errno
 import gc
 import os
 import resource
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -77,3 +79,31 @@ def test_every_limit_of_descriptors(name: str, use: Any) -> None:
         assert answer.startswith("EMFILE "), answer
         assert "not a SetupError" not in answer
         assert "descriptor" in answer
+
+
+FULL = """
+import errno, os, resource, sys
+import isolate
+box = isolate.Sandbox(template=False)
+print(box.run(["echo", "control"]).stdout.decode(), end="")
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+try:
+    box.run(["true"])
+except isolate.SetupError as error:
+    told = error
+for fd in held:
+    os.close(fd)
+assert "isolate.diagnosis.setup" not in sys.modules
+print(errno.errorcode[told.errno], told.step, "descriptor" in told.cause, box.run(["true"]).returncode)
+"""
+
+
+def test_no_descriptor_to_load_the_words_of_the_error() -> None:
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr) == ("control\nEMFILE start the launcher True 0\n", "")

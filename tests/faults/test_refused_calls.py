@@ -80,7 +80,7 @@ def inside(kind: str, *filters: Seccomp) -> str:
     """What the inner sandbox has, started from within an outer one that takes nothing but the calls named."""
     mine = tuple(Capabilities.of().permitted)
     outer = Sandbox(*filters, Capabilities(mine, securebits=0), Credentials(groups=(4, 27)))
-    result = outer.run([sys.executable, "-c", CODE, kind, str(int(landlock_abi() > 0))], text=True)
+    result = outer.run([sys.executable, "-c", CODE, kind, str(int(landlock_abi() > 0))], text=True, timeout=60)
     assert result.returncode == 0, result.stderr
     return str(result.stdout.strip())
 
@@ -111,3 +111,9 @@ def test_refused(what: str, kind: str) -> None:
     words = inside(kind, Seccomp(rule, otherwise="allow")).split()
     assert words[0] == "refused"
     assert words[1] in PARTS
+
+
+@pytest.mark.parametrize("what", ["wait4", "rt_sigtimedwait"])
+def test_what_init_waits_by_is_refused(what: str) -> None:
+    """It asked again and again, for ever; test_undisturbed is the control."""
+    assert inside("plain", Seccomp(deny(what), otherwise="allow")).split()[:2] == ["refused", "Sandbox"]

@@ -138,6 +138,24 @@ def test_threads_with_as_many_filters() -> None:
 
 
 @pytest.mark.root
+def test_a_filter_that_refuses_the_way_into_the_tree() -> None:
+    """A start without the tree needs no setns(2): it is made so, and is no error."""
+
+    def start(refuses: bool) -> tuple[bytes, int]:
+        filtered(isolate.syscalls.number("setns") if refuses else 0x7FFF)
+        tree = parked_box(box_of())
+        return tree.run(["echo", "started"]).stdout, used(tree)
+
+    assert on_a_thread(lambda: start(True)) == (b"started\n", 0)
+    for _ in range(5):  # another program may mount something
+        stdout, count = on_a_thread(lambda: start(False))
+        assert stdout == b"started\n"
+        if count:
+            return
+    raise AssertionError("control: none is from the tree")
+
+
+@pytest.mark.root
 def test_a_source_in_another_mount_of_the_same_directory(tmp_path: Path) -> None:
     """Both mounts have the same directory; below one of them, or in its flags, may be something else."""
     (tmp_path / "one").mkdir()
