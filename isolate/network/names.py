@@ -18,6 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, TypeAlias
 
+from isolate.kernel.serving import serving
 from isolate.network.dns import FAILURE, Query, answer, malformed, parse, reverse, shortened
 from isolate.network.taken import Taken
 
@@ -128,7 +129,7 @@ class Names:
         for sock in sockets:
             sock.setblocking(False)
             self._selector.register(sock, selectors.EVENT_READ, self._udp if _is_udp(sock) else self._tcp)
-        self._thread = threading.Thread(target=self._run, name="isolate-names", daemon=True)
+        self._thread = serving(self._run, "isolate-names")
         self._thread.start()
 
     def close(self) -> None:

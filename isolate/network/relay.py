@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from isolate.errors import SetupError
+from isolate.kernel.serving import serving
 from isolate.network.datagrams import Datagrams, Targets
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class Pump:
             with contextlib.suppress(OSError):
                 self.target.shutdown(socket.SHUT_WR)
 
+    def give_up(self) -> None:
+        """The target takes no more."""
+        self.waiting, self.ended, self.done = b"", True, True
+
 
 class _Connection:
     """A client's connection by a port, both ways."""
@@ -101,7 +106,7 @@ class Relay:
         self._waker.setblocking(False)
         self._selector.register(self._waker, selectors.EVENT_READ, self._awake)
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="isolate-relay", daemon=True)
+        self._thread = serving(self._run, "isolate-relay")
         self._thread.start()
 
     # ---- for other threads ---------------------------------------------------------------------------------------
@@ -303,7 +308,12 @@ class Relay:
             for pump in pumps:
                 if not pump.waiting and not pump.ended:
                     pump.read()
-                pump.write()
+                try:
+                    pump.write()
+                except OSError:
+                    if pump is not pumps[0]:
+                        raise
+                    pump.give_up()  # the member takes no more; it may have answered all the same, and closed
         except OSError:
             self._end(connection)
             return

@@ -14,10 +14,10 @@ import json
 import os
 import socket
 import struct
-import threading
 from typing import TYPE_CHECKING, Any
 
 from isolate.errors import SetupError
+from isolate.kernel.serving import serving
 from isolate.network.interface import Interface
 from isolate.network.joinable import Joinable
 from isolate.network.netlink import ROUTE, Socket
@@ -85,7 +85,7 @@ class Door:
                 syscall="bind",
                 cause="another network has the name" if error.errno == errno.EADDRINUSE else None,
             ) from None
-        self._thread = threading.Thread(target=self._run, name="isolate-door", daemon=True)
+        self._thread = serving(self._run, "isolate-door")
         self._thread.start()
 
     def _run(self) -> None:
@@ -98,7 +98,7 @@ class Door:
                 connection.close()
                 continue
             self._connections.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), name="isolate-door", daemon=True).start()
+            serving(self._serve, "isolate-door", connection).start()
 
     def _serve(self, connection: socket.socket) -> None:
         place: Any = None
@@ -208,7 +208,7 @@ class _Asked:
         :raises SetupError: the owner refuses it.
         """
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self.connection.sendmsg([json.dumps(wanted).encode()], rights)
+        self.connection.sendmsg([json.dumps(wanted).encode()], rights, socket.MSG_NOSIGNAL)
         found, more = _receive(self.connection)
         for fd in more:
             os.close(fd)

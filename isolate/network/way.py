@@ -203,7 +203,9 @@ class Way:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as api:
                     api.settimeout(_PATIENCE)
                     _connect(api, path)
-                    api.sendall(json.dumps({"execute": "add_hostfwd", "arguments": wanted}).encode())
+                    api.sendall(
+                        json.dumps({"execute": "add_hostfwd", "arguments": wanted}).encode(), socket.MSG_NOSIGNAL
+                    )
                     api.shutdown(socket.SHUT_WR)
                     answer = json.loads(api.recv(4096) or b"{}")
                 if "return" not in answer:

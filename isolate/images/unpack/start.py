@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,8 +13,10 @@ from isolate.images.confined import words
 from isolate.images.confined.maps import inside_ranges, map_for
 from isolate.images.errors import DigestError
 from isolate.images.facts import Facts
+from isolate.kernel.serving import serving
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Sequence
 
     from isolate.namespaces.ids import IdMap
@@ -215,7 +216,7 @@ class _Input:
             else:
                 return fd
         self._pipe, write = os.pipe2(os.O_CLOEXEC)
-        self._thread = threading.Thread(target=self._feed, args=(archive, write), name="isolate-archive", daemon=True)
+        self._thread = serving(self._feed, "isolate-archive", archive, write)
         self._thread.start()
         return self._pipe
 

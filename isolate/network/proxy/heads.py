@@ -57,7 +57,13 @@ class Head(NamedTuple):
         if named & {"content-length", "transfer-encoding", "host"}:
             raise BadHead("Connection names a field that is the message's own")
         kept = [(k, v) for k, v in self.fields if k.lower() not in _HOP and k.lower() not in named]
-        lines = [f"{self.method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in kept), "Connection: close", "", ""]
+        lines = [
+            f"{self.method} {target} HTTP/1.{self.version}",
+            *(f"{k}: {v}" for k, v in kept),
+            "Connection: close",
+            "",
+            "",
+        ]
         return "\r\n".join(lines).encode("latin-1")
 
 

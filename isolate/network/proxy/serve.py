@@ -8,6 +8,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from isolate.kernel.serving import serving
 from isolate.network.proxy.outside import FIRST, OUT, Outside, Refused, resolve
 from isolate.network.proxy.requests import Http
 from isolate.network.proxy.socks import Socks
@@ -55,7 +56,7 @@ class Server:
         self._stop: asyncio.Event | None = None
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="isolate-proxy", daemon=True)
+        self._thread = serving(self._run, "isolate-proxy")
         self._thread.start()
         self._ready.wait(OUT)
 

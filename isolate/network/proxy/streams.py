@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -91,15 +92,36 @@ class Moved:
             return data
 
 
+async def push(writer: Writer, data: bytes) -> None:
+    """Write, and leave what has come the other way to be read if that fails: a server may answer early and close. A
+    transport that finds this out by writing closes at once, and drops what the kernel still has.
+
+    :raises OSError: the other side takes nothing any more.
+    """
+    transport = writer.transport
+    if transport.is_closing():
+        raise ConnectionResetError
+    if not transport.get_write_buffer_size():
+        with contextlib.suppress(BlockingIOError):
+            data = data[os.write(writer.get_extra_info("socket").fileno(), data) :]
+    if data:
+        writer.write(data)
+    await writer.drain()
+
+
 async def one_way(reader: Reader, writer: Writer, moved: Moved) -> None:
-    """Pass on what comes until it ends."""
+    """Pass on what comes until it ends, or until nothing more of it is taken."""
     while True:
         data = await moved.read(reader)
         if not data:
             break
-        writer.write(data)
-        async with Deadline(IDLE):
-            await writer.drain()
+        try:
+            async with Deadline(IDLE):
+                await push(writer, data)
+        except TimeoutError:  # an OSError, too
+            raise
+        except OSError:
+            return
     with contextlib.suppress(OSError):
         if writer.can_write_eof():
             writer.write_eof()
@@ -131,16 +153,28 @@ async def pass_body(length: int | None, data: bytes, reader: Reader, writer: Wri
             if not line or any(c not in b"0123456789abcdefABCDEF" for c in line):
                 raise BadHead("a chunk without a length, or with an extension")
             size = int(line, 16)
-            writer.write(b"%x\r\n" % size)
+            await _give(writer, b"%x\r\n" % size)
             await source.copy(size, writer)
             if await source.line(2):  # after the last chunk: a trailer would stand here
                 raise BadHead("a chunk that is longer than it says, or a trailer")
-            writer.write(b"\r\n")
-            await writer.drain()
+            await _give(writer, b"\r\n")
             if size == 0:
                 return
     except (BadHead, OSError, TimeoutError):
         writer.close()  # half a request must not look like a whole one
+    except _NotTaken:
+        pass  # there may be an answer, which is read to its end
+
+
+class _NotTaken(Exception):
+    """The server takes no more of a body."""
+
+
+async def _give(writer: Writer, data: bytes) -> None:
+    try:
+        await push(writer, data)
+    except OSError:
+        raise _NotTaken from None
 
 
 class _Source:
@@ -161,8 +195,7 @@ class _Source:
                 await self._more()
             piece, self._data = self._data[:length], self._data[length:]
             length -= len(piece)
-            writer.write(piece)
-            await writer.drain()
+            await _give(writer, piece)
 
     async def line(self, longest: int) -> bytes:
         while (end := self._data.find(b"\r\n")) < 0:

@@ -117,7 +117,7 @@ def _ask(directory: int, name: str, request: Mapping[str, Any]) -> tuple[dict[st
         client.settimeout(_PATIENCE)
         try:
             client.connect(f"/proc/self/fd/{directory}/sock")
-            client.sendall(json.dumps(request).encode())
+            client.sendall(json.dumps(request).encode(), socket.MSG_NOSIGNAL)
             data, ancillary, *_ = client.recvmsg(_MOST, socket.CMSG_SPACE(4 * 16), socket.MSG_CMSG_CLOEXEC)
             if not data:
                 raise ConnectionResetError
