@@ -28,13 +28,27 @@ int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_si
 		  int32_t program, const char *path, int32_t direct, int32_t later);
 int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,
 		      int32_t in, int32_t out, int32_t err, int32_t nonblocking);
-int64_t iso_start_parked(struct iso_start *start, struct iso_start *parked, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size, const int32_t *passed,
-			 int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking, int32_t later);
 struct iso_pinned {
 	uint32_t path;
 	uint32_t major, minor;
 	uint64_t inode, mount;
 };
+struct iso_compared {
+	uint64_t fresh;
+	int32_t executes;
+	int32_t watched;
+	int32_t launcher;
+	int32_t mountinfo;
+	const struct iso_pinned *pinned;
+	const char *paths;
+	uint32_t count;
+	...;
+};
+int64_t iso_start_parked(struct iso_start *start, struct iso_start *parked, int32_t starts, struct iso_compared *compared,
+			 const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count, int32_t in, int32_t out,
+			 int32_t err, int32_t nonblocking, int32_t later);
+int64_t iso_note(struct iso_compared *compared);
+int32_t iso_fits(struct iso_compared *compared);
 void iso_mounts(struct iso_pinned *pinned, uint32_t count, const char *paths);
 void iso_ask_filters(void);
 int64_t iso_state(uint8_t *state, uint64_t fresh, int32_t executes);

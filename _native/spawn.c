@@ -663,8 +663,9 @@ static int was_lost(int32_t socket)
 /* Send a run to who waits for one: the block, its streams, what is passed, and last a long block's descriptor, since a message
  * has to find room in the socket's buffer. `begins`: to a parked launcher, that begins with it, so the other end of a control
  * socket comes first; else to an init that waits, whose supervisor is told the limits of time. */
-static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin *begins, int32_t later, const uint8_t *run,
-			uint64_t run_size, const int32_t *passed, int32_t count, const int32_t *wanted, int32_t nonblocking)
+static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin *begins, uint32_t flags, int32_t later,
+			const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count, const int32_t *wanted,
+			int32_t nonblocking)
 {
 	const int32_t large = run_size > INLINE, on = 1;
 	int32_t sent[ISO_MAX_PASSED + ISO_MAX_BESIDE], opened[ISO_MAX_BESIDE + 1] = {-1, -1, -1, -1, -1, -1}, pair[2];
@@ -684,7 +685,7 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 	    wanted[0] == ISO_STDOUT || wanted[1] == ISO_STDOUT)
 		return -EINVAL;
 	s->began = monotonic();
-	with_header(parts + 1, &header, run, run_size, begins ? killable() : 0, s->began);
+	with_header(parts + 1, &header, run, run_size, flags, s->began);
 	memcpy(pieces, parts + 1, sizeof pieces);
 	/* Before anything else is opened: what the caller has closed is told by its number. */
 	for (int i = 0; i < 3 && r >= 0; i++)
@@ -747,7 +748,7 @@ int64_t iso_run_later(struct iso_start *s, const uint8_t *run, uint64_t run_size
 		      int32_t in, int32_t out, int32_t err, int32_t nonblocking)
 {
 	const int32_t wanted[3] = {in, out, err};
-	int64_t r = send_run(s, s->later, 0, 0, run, run_size, passed, count, wanted, nonblocking);
+	int64_t r = send_run(s, s->later, 0, 0, 0, run, run_size, passed, count, wanted, nonblocking);
 	if (r >= 0 && was_lost(s->later))
 		r = -ECONNRESET;
 	for (int i = 0; i < 3 && r < 0; i++)
@@ -798,12 +799,26 @@ static int64_t take_launcher(struct iso_start *s, struct iso_start *parked)
 	return s->pidfd < 0 ? -EMFILE : 0;
 }
 
-int64_t iso_start_parked(struct iso_start *s, struct iso_start *parked, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size,
-			 const int32_t *passed, int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking, int32_t later)
+int64_t iso_note(struct iso_compared *c)
 {
-	const struct iso_begin begin = {watched ? (int32_t)SYS0(gettid) : 0, 0};
+	c->killable = killable(); /* as oom_score_adj is compared, it stays so */
+	return iso_state(c->state, c->fresh, c->executes);
+}
+
+int64_t iso_start_parked(struct iso_start *s, struct iso_start *parked, int32_t starts, struct iso_compared *compared,
+			 const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count, int32_t in, int32_t out,
+			 int32_t err, int32_t nonblocking, int32_t later)
+{
+	const struct iso_begin begin = {compared->watched ? (int32_t)SYS0(gettid) : 0, 0};
 	const int32_t wanted[3] = {in, out, err};
-	int64_t r = send_run(s, starts, &begin, later, run, run_size, passed, count, wanted, nonblocking);
+	int64_t r = send_run(s, starts, &begin, compared->killable, later, run, run_size, passed, count, wanted, nonblocking);
+	if (r >= 0) {
+		/* On its way: meanwhile it is found out whether it is right. The launcher waits for the word (confirmed, parked.c). */
+		uint8_t yes = 1;
+		struct iovec word = {&yes, sizeof yes};
+		const struct msghdr message = {.msg_iov = &word, .msg_iovlen = 1};
+		r = iso_fits(compared) && SYS3(sendmsg, s->control, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT) == 1 ? 0 : -ESTALE;
+	}
 	if (r >= 0)
 		r = take_launcher(s, parked);
 	if (r < 0)
@@ -821,23 +836,44 @@ void iso_mounts(struct iso_pinned *pinned, uint32_t count, const char *paths)
 	}
 }
 
-int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *paths, int32_t mountinfo)
+static int same_files(const struct iso_pinned *pinned, uint32_t count, const char *paths)
 {
-	struct pollfd fd = {.fd = mountinfo, .events = POLLPRI};
-	struct timespec none = {0, 0};
-	int64_t r = SYS5(ppoll, PTR(&fd), 1, PTR(&none), 0, 0);
-	if (r < 0)
-		return r;
-	if (r > 0)
-		return 0;
 	for (uint32_t i = 0; i < count; i++) {
 		struct statx found;
-		r = SYS5(statx, AT_FDCWD, PTR(paths + pinned[i].path), 0, STATX_INO | MOUNT_NUMBER, PTR(&found));
+		const int64_t r = SYS5(statx, AT_FDCWD, PTR(paths + pinned[i].path), 0, STATX_INO | MOUNT_NUMBER, PTR(&found));
 		if (r < 0 || found.stx_ino != pinned[i].inode || found.stx_dev_major != pinned[i].major ||
 		    found.stx_dev_minor != pinned[i].minor || found.stx_mnt_id != pinned[i].mount)
 			return 0;
 	}
 	return 1;
+}
+
+int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *paths, int32_t mountinfo)
+{
+	struct pollfd fd = {.fd = mountinfo, .events = POLLPRI};
+	struct timespec none = {0, 0};
+	const int64_t r = SYS5(ppoll, PTR(&fd), 1, PTR(&none), 0, 0);
+	return r < 0 ? r : r == 0 && same_files(pinned, count, paths);
+}
+
+/* Whether the mount table has changed, for every thread that asks. Who finds another one asking waits until it has noted what it
+ * heard, asleep: it may have a higher priority, and the only processor. */
+static int mounts_changed(struct iso_compared *c)
+{
+	const struct timespec pause = {0, 20000};
+	while (__atomic_exchange_n(&c->looking, 1, __ATOMIC_ACQUIRE))
+		SYS2(nanosleep, PTR(&pause), 0);
+	if (!c->stale && iso_same(0, 0, 0, c->mountinfo) != 1)
+		c->stale = 1;
+	const int changed = c->stale;
+	__atomic_store_n(&c->looking, 0, __ATOMIC_RELEASE);
+	return changed;
+}
+
+int32_t iso_fits(struct iso_compared *c)
+{
+	return !mounts_changed(c) && same_files(c->pinned, c->count, c->paths) && (!c->watched || iso_sees(c->launcher) >= 0) &&
+	       iso_in_state(c->state, c->fresh, c->executes);
 }
 
 int64_t iso_receive(struct iso_start *s, uint8_t *buffer, uint64_t size)

@@ -73,11 +73,13 @@ void iso_begin(struct iso_start *start);
 int64_t iso_start(struct iso_start *start, const uint8_t *tape, uint64_t tape_size, const uint8_t *run, uint64_t run_size,
 		  const int32_t *slots, int32_t slot_count, int32_t in, int32_t out, int32_t err, int32_t nonblocking,
 		  int32_t program, const char *path, int32_t direct, int32_t later);
+struct iso_compared;
 /* The same by the launcher `parked`, whose socket for this is `starts`; the tape's own slots must be the fixed ones. -ESTALE: it is
- * not there any more, and nothing has been started; -ETIMEDOUT: it does not answer. With `watched` it starts nothing for a
- * thread that has no access to it, or it to the thread: see iso_sees. */
-int64_t iso_start_parked(struct iso_start *start, struct iso_start *parked, int32_t starts, int32_t watched, const uint8_t *run, uint64_t run_size, const int32_t *passed,
-			 int32_t count, int32_t in, int32_t out, int32_t err, int32_t nonblocking, int32_t later);
+ * not there any more, or what it would give is not what a start by this thread finds (iso_fits), and nothing has been started;
+ * -ETIMEDOUT: it does not answer. The comparison is made while the launcher wakes up: it begins with nothing before it is told. */
+int64_t iso_start_parked(struct iso_start *start, struct iso_start *parked, int32_t starts, struct iso_compared *compared,
+			 const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count, int32_t in, int32_t out,
+			 int32_t err, int32_t nonblocking, int32_t later);
 /* Describe what a process that this thread starts inherits of it, as far as that can be asked for cheaply, in ISO_STATE bytes:
  * equal bytes mean equal inheritance. 0, or -errno where something cannot be told. */
 #define ISO_STATE 8192
@@ -105,6 +107,25 @@ struct iso_pinned {
 /* Note in each row in which mount its path ends now. */
 void iso_mounts(struct iso_pinned *pinned, uint32_t count, const char *paths);
 int64_t iso_same(const struct iso_pinned *pinned, uint32_t count, const char *paths, int32_t mountinfo);
+/* All that is compared for a launcher that is parked. Zeroed, then `fresh` and `executes` set, iso_note fills in what this thread
+ * hands on; the rest is the caller's to set. */
+struct iso_compared {
+	uint8_t state[ISO_STATE];
+	uint64_t fresh;
+	int32_t executes;
+	int32_t watched;  /* iso_watches */
+	int32_t launcher; /* its pid */
+	int32_t mountinfo;
+	const struct iso_pinned *pinned;
+	const char *paths;
+	uint32_t count;
+	uint32_t killable; /* ISO_RUN_KILLABLE, or 0 */
+	int32_t stale;     /* the mount table has changed: the kernel tells once, and one thread hears of it */
+	int32_t looking;   /* a thread asks for that just now */
+};
+int64_t iso_note(struct iso_compared *compared);
+/* Whether a start by the launcher finds what one by this thread does. */
+int32_t iso_fits(struct iso_compared *compared);
 /* Hand over the run block, its streams and the `count` descriptors behind the tape's own. 0 or -errno: -EPIPE or -ECONNRESET
  * if it is gone; nothing is open then that was not before. */
 int64_t iso_run_later(struct iso_start *start, const uint8_t *run, uint64_t run_size, const int32_t *passed, int32_t count,

@@ -235,6 +235,28 @@ static void await_start(struct supervisor *s)
 		fail_ahead(s);
 }
 
+/* Whether whoever asks for a start may have it. It finds that out while its message comes here, and tells by the control socket;
+ * the socket's end says that it may not, and that nothing was asked for. */
+static int confirmed(struct supervisor *s, int32_t control)
+{
+	struct pollfd fds[3] = {
+		{.fd = control, .events = POLLIN},
+		{.fd = ISO_SLOT_OWNER, .events = POLLIN},
+		{.fd = s->above, .events = POLLIN},
+	};
+	uint8_t yes;
+	int64_t r;
+	do {
+		do
+			r = SYS5(ppoll, PTR(fds), 3, 0, 0, 0);
+		while (r == -EINTR || r == -EAGAIN || r == -ENOMEM);
+		if (r < 0 || fds[1].revents || fds[2].revents)
+			leave_unborn(s);
+		r = SYS6(recvfrom, control, PTR(&yes), 1, 0x40 /* MSG_DONTWAIT */, 0, 0);
+	} while (r == -EINTR || r == -EAGAIN);
+	return r == 1;
+}
+
 /* A fork of the parked launcher: all that can be done before there is a start to be made, then wait for one. It ends with the
  * launcher until it has one. `last` is what the last start has told, or 0: after one there is hope of more, see prepare(). */
 static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_t last, uint32_t flags) __attribute__((noreturn));
@@ -267,7 +289,8 @@ static void serve(struct supervisor *s, uint8_t *tape, int64_t launcher, uint64_
 		if (r <= 0)
 			leave_unborn(s);
 		const uint32_t count = received(starts_control, message.control_length, fds);
-		if (!(message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */) && count >= 4 && r > (int64_t)sizeof begin && shares(begin.thread)) {
+		if (!(message.flags & 0x28 /* MSG_CTRUNC | MSG_TRUNC */) && count >= 4 && r > (int64_t)sizeof begin &&
+		    shares(begin.thread) && confirmed(s, fds[0])) {
 			struct pollfd more = {.fd = ISO_SLOT_STARTS, .events = POLLIN};
 			struct __kernel_timespec none = {0, 0};
 			if (SYS2(prctl, PR_SET_PDEATHSIG, 0) < 0)

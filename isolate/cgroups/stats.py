@@ -171,11 +171,12 @@ def _io1(count: bytes, operations: bytes) -> dict[str, IoStats]:
 
 @functools.lru_cache(maxsize=64)
 def _pressure(data: bytes) -> tuple[tuple[str, Pressure], ...]:
-    """Remembered: after a short run all lines say zero, and each run with limits reads them."""
+    """Remembered, as are the lines: after a short run most say zero, and each run with limits reads them."""
     found = ((kind, _of_line(rest)) for kind, _, rest in (line.partition(" ") for line in lines(data)))
     return tuple((kind, pressure) for kind, pressure in found if pressure is not None)
 
 
+@functools.lru_cache(maxsize=64)
 def _of_line(rest: str) -> Pressure | None:
     values = dict(item.split("=", 1) for item in rest.split() if "=" in item)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isolate.engine import native, proc, waiting
 from isolate.engine.launcher import Launcher
@@ -128,7 +128,7 @@ class Session(Launcher):
         cls,
         parked: Session,
         starts: int,
-        watched: bool,
+        compared: Any,
         tape: Tape,
         run: bytes,
         stdio: Sequence[int],
@@ -137,16 +137,15 @@ class Session(Launcher):
         nonblocking: bool,
         later: bool = False,
     ) -> Session | None:
-        """A start by a launcher that is parked, by its socket ``starts``; None: it has gone, and has started nothing.
-
-        With ``watched`` it starts nothing for a thread in another Landlock domain.
+        """A start by a launcher that is parked, by its socket ``starts``; None: it has gone, or something is not as it
+        is in ``compared`` (``struct iso_compared``), and nothing was started.
 
         :raises StartFailure: EMFILE and the like: a stream could not be opened.
         """
         self = cls.__new__(cls)
         self._bind(tape, run)
         result = lib.iso_start_parked(
-            self._start, parked._start, starts, watched, run, len(run), slots, len(slots), *stdio, nonblocking, later
+            self._start, parked._start, starts, compared, run, len(run), slots, len(slots), *stdio, nonblocking, later
         )
         if result == -errno.ESTALE:
             return None

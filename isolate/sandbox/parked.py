@@ -28,7 +28,7 @@ from isolate.engine.run_block import block_without_program, run_block
 from isolate.engine.session import MOST_PASSED, Session
 from isolate.engine.waiting import ready
 from isolate.kernel.namespaces import children_elsewhere
-from isolate.thread.blocks import depth, standing
+from isolate.thread.blocks import standing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,18 +69,15 @@ class _Launcher:
 
     def __init__(self, template: Template) -> None:
         self._template = template
-        #: Two facts that decide which parts of the thread's state matter.
-        self._matters = template.fresh, template.executes
-        self._state = ffi.new("uint8_t[]", lib.ISO_STATE)
-        if lib.iso_state(self._state, *self._matters) < 0:
+        self._compared = ffi.new("struct iso_compared *")
+        self._compared.fresh, self._compared.executes = template.fresh, template.executes
+        if lib.iso_note(self._compared) < 0:
             raise OSError(errno.EOPNOTSUPP, "what a process inherits of this thread cannot be told")
         self._standing = standing()
         self._owner = native.owner()
-        self._pinned: Any = None
+        self._pinned = False
         self._rows, self._paths = _rows([path for path, _ in template.sources])
         self.failed = False
-        self._stale = False
-        self._looking = threading.Lock()
         self._starts: socket.socket | None = None
         self._mounts = os.open("/proc/thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._session: Session | None = None  # from here on it is to be released
@@ -91,13 +88,16 @@ class _Launcher:
             )
             self._session = launch(template.build, run, [_DEVNULL] * 3, [theirs.fileno(), tape.fileno()])
         #: Whether a Landlock domain has to be watched for.
-        self._watched: int = lib.iso_watches(self._session.pid)
-        self.failed = self._watched < 0
+        watched = lib.iso_watches(self._session.pid)
+        self.failed = watched < 0
+        compared = self._compared
+        compared.watched, compared.launcher, compared.mountinfo = watched, self._session.pid, self._mounts
+        compared.pinned, compared.paths, compared.count = self._rows, self._paths, len(template.sources)
 
     def _is_parked(self) -> bool:
         """Whether its tree is there, and as it was asked for."""
         session = self._session
-        if self._pinned is not None or session is None or self.failed:
+        if self._pinned or session is None or self.failed:
             return session is not None and not self.failed
         if session.end is None:
             try:
@@ -114,7 +114,7 @@ class _Launcher:
         rows = self._rows
         for row, (_, buffer) in zip(rows, self._template.sources, strict=False):
             row.inode, row.major, row.minor = _STATX.unpack_from(places[buffer])
-        self._pinned = rows  # last: it tells other threads that all is there
+        self._pinned = True  # last: it tells other threads that all is there
         return True
 
     @property
@@ -127,30 +127,22 @@ class _Launcher:
         """Whether there is nothing to be said of it yet."""
         return not self._is_parked() and not self.failed
 
-    def fits(self) -> bool:
-        """Whether a start by it would find what a start by this thread does."""
-        if not native.owns(self._owner) or self._standing != standing() or not self._is_parked():
-            return False
-        # The kernel tells of a change of the mounts once: who hears it tells all other threads, before another one can
-        # ask and hear of none.
-        with self._looking:
-            if self._stale or lib.iso_same(self._pinned, len(self._template.sources), self._paths, self._mounts) != 1:
-                self._stale = True
-                return False
-        if self._watched and lib.iso_sees(self.pid) < 0:
-            return False
-        return bool(lib.iso_in_state(self._state, *self._matters))
+    def fits(self, stands: tuple[int, ...]) -> bool:
+        """Whether it can be asked by a thread of which :func:`~isolate.thread.blocks.standing` says this. The rest is
+        compared with the start."""
+        return self._standing == stands and self._is_parked()
 
     def start(
         self, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool, later: bool = False
     ) -> Session | None:
-        """A sandbox from the tree; None if the launcher has gone. With ``later`` it waits for its program."""
+        """A sandbox from the tree; None if the launcher has gone, or a start by this thread would find something else.
+        With ``later`` it waits for its program."""
         assert self._starts is not None
         assert self._session is not None
         return from_template(
             self._session,
             self._starts.fileno(),
-            bool(self._watched),
+            self._compared,
             self._template.again,
             run,
             stdio,
@@ -286,7 +278,8 @@ class Starts:
         later: bool = False,
     ) -> Session | None:
         """A sandbox from the tree, or None: to be set up as without one. With ``later`` it waits for its program."""
-        if depth():
+        stands = standing()
+        if len(stands) > 1:
             return None  # in a block: it would keep alive what the block puts in force, and nothing else needs it
         if not native.owns(self._owner):
             self.__init__(self._template)  # type: ignore[misc]  # a forked child has its own
@@ -300,7 +293,7 @@ class Starts:
             return None
         if len(slots) > MOST_PASSED:
             return None
-        if launcher.fits():
+        if launcher.fits(stands):
             try:
                 session = launcher.start(run, stdio, slots, nonblocking=nonblocking, later=later)
             except OSError as error:

@@ -188,13 +188,13 @@ class Planned(Verbs):
         self, tape: Tape, run: bytes, stdio: Sequence[int], slots: Sequence[int], *, nonblocking: bool = False
     ) -> Session:
         """A launcher of its own for each start, or one that has the tree ready."""
-        from isolate.diagnosis.start import launch
-
         starts = self._from_tree(tape)
         if starts is not None:
             session = starts.start(run, stdio, slots, nonblocking=nonblocking)
             if session is not None:
                 return session
+        from isolate.diagnosis.start import launch
+
         return launch(tape, run, stdio, slots, nonblocking=nonblocking)
 
     def waiting(self, tape: Tape) -> Session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -251,6 +252,14 @@ def test_a_pool_takes_them() -> None:
     assert len(children(launcher)) <= 1 or launcher == 0
 
 
+def compared() -> Any:
+    """What this thread hands on now; no file, and no mount table, which other programs change."""
+    found = ffi.new("struct iso_compared *")
+    found.mountinfo = -1
+    assert lib.iso_note(found) == 0
+    return found
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["before", "not"])
 def test_the_programs_pid_may_come_before_the_launchers(first: bool) -> None:
     """Init and the supervisor go on side by side. Here a thread is both of them, so that the order is known."""
@@ -264,6 +273,7 @@ def test_the_programs_pid_may_come_before_the_launchers(first: bool) -> None:
         _, fds, _, _ = socket.recv_fds(theirs, 65536, 8)
         pidfd = os.pidfd_open(os.getpid())
         with socket.socket(fileno=fds[0]) as control:
+            control.recv(1)  # the word that it may begin
             if first:
                 control.send(KIND.pack(lib.ISO_RECORD_PROGRAM))
             told = bytearray(RECORD.size)
@@ -273,12 +283,13 @@ def test_the_programs_pid_may_come_before_the_launchers(first: bool) -> None:
         for fd in (pidfd, *fds[1:]):
             os.close(fd)
 
+    held = compared()
     with ours, theirs:
         thread = threading.Thread(target=launcher)
         thread.start()
         try:
             devnull = [lib.ISO_DEVNULL] * 3
-            assert lib.iso_start_parked(start, other, ours.fileno(), 0, run, len(run), [], 0, *devnull, 0, 0) == 0
+            assert lib.iso_start_parked(start, other, ours.fileno(), held, run, len(run), [], 0, *devnull, 0, 0) == 0
         finally:
             theirs.shutdown(socket.SHUT_RDWR)
             thread.join(SOON)
@@ -286,3 +297,40 @@ def test_the_programs_pid_may_come_before_the_launchers(first: bool) -> None:
             start.pid = 0
             lib.iso_release(start)
     assert found == (os.getpid(), os.getpid() if first else 0, True)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same", "another"])
+def test_a_launcher_is_told_whether_it_may_begin(same: bool) -> None:
+    """The message comes first, the word after the comparison; the socket's end where something has changed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    start, other = ffi.new("struct iso_start *"), ffi.new("struct iso_start *")
+    lib.iso_begin(start)
+    lib.iso_begin(other)
+    run, told = block_without_program(0, later=False), []
+
+    def launcher() -> None:
+        _, fds, _, _ = socket.recv_fds(theirs, 65536, 8)
+        for fd in fds[1:]:
+            os.close(fd)
+        with socket.socket(fileno=fds[0]) as control:
+            told.extend([control.recv(9), control.recv(9) if not same else b""])
+
+    root = os.stat("/")
+    rows = ffi.new("struct iso_pinned[]", 1)
+    lib.iso_mounts(rows, 1, paths := ffi.from_buffer(b"/\0"))
+    rows[0].inode, rows[0].major, rows[0].minor = root.st_ino, os.major(root.st_dev), os.minor(root.st_dev)
+    held = compared()
+    with ours, theirs:
+        held.pinned, held.paths, held.count = rows, paths, 1
+        assert lib.iso_fits(held) == 1
+        if not same:
+            rows[0].inode += 1
+            assert lib.iso_fits(held) == 0
+        thread = threading.Thread(target=launcher)
+        thread.start()
+        devnull = [lib.ISO_DEVNULL] * 3
+        done = lib.iso_start_parked(start, other, ours.fileno(), held, run, len(run), [], 0, *devnull, 0, 0)
+        thread.join(SOON)
+    # Where it may begin, this launcher tells nothing, so there is none: it was told all the same.
+    assert (done, told) == (-errno.ESTALE, [b"\1" if same else b"", b""])
+    assert start.control == start.pidfd == -1
