@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -121,6 +122,9 @@ def test_stopped_and_continued(clean: Snapshot) -> None:
         assert process.stdin
         assert process.stdout
         process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 20
+        while ") T " not in Path(f"/proc/{process.pid}/stat").read_text():
+            assert time.monotonic() < deadline
         process.stdin.write(b"x\n")
         process.stdin.flush()
         assert not readable(process.stdout.fileno(), 0.1)
