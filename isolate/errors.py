@@ -96,11 +96,7 @@ class SetupError(IsolateError, OSError):
         shown = printable(self.path) if self.path else None
         on = f" [{shown}]" if shown and shown not in self.step else ""
         text = f"{where}{self.step}{what}{on}: {self.strerror} (errno {self.errno})"
-        if self.cause:
-            text += f"\n  cause: {self.cause}"
-        if self.remedy:
-            text += f"\n  remedy: {self.remedy}"
-        return text
+        return text + advice(self.cause, self.remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
         kind = next(cls for cls in type(self).__mro__ if cls not in _kinds.values())
@@ -226,6 +222,11 @@ class ProgramError(IsolateError):
         text = "; ".join((text, *r.hints))
         said = last_lines(r.stderr)
         return f"{text}; the end of what it wrote to stderr:\n{said}" if said else text
+
+
+def advice(cause: str | None, remedy: str | None) -> str:
+    """The lines of an error behind its first."""
+    return (f"\n  cause: {cause}" if cause else "") + (f"\n  remedy: {remedy}" if remedy else "")
 
 
 def printable(text: str) -> str:

@@ -182,6 +182,18 @@ def _configuration() -> list[str]:
     return [path for path in found if os.path.isfile(path) or os.path.isdir(path)]
 
 
+def _namespaces(hostname: str) -> tuple[Part, ...]:
+    """All but that of users and that of time."""
+    return (
+        MountNamespace(),
+        PidNamespace(),
+        IpcNamespace(),
+        UtsNamespace(hostname=hostname),
+        CgroupNamespace(),
+        NetNamespace(),
+    )
+
+
 def _rlimits(**others: int) -> Rlimits:
     """Limits of what is counted for a user: a program inside must not use up what the caller may have.
 
@@ -326,12 +338,7 @@ def container(
         top = Bind(root, "/", read_only=writes == "deny", idmap=True, beneath=beneath)
     parts: list[Part] = [
         UserNamespace(map=ids),
-        MountNamespace(),
-        PidNamespace(),
-        IpcNamespace(),
-        UtsNamespace(hostname=hostname),
-        CgroupNamespace(),
-        NetNamespace(),
+        *_namespaces(hostname),
         Root(top, Proc(), Dev(), Tmpfs("/tmp"), Tmpfs("/run"), *entries),
         _rlimits(),
         Seccomp.default(),
@@ -380,12 +387,7 @@ def _of_image(
         user,
         Credentials(uid=who.uid, gid=who.gid, groups=who.groups if is_host_root() or store.trees.map else ()),
         Surroundings(env=env, cwd=config.workdir or None, entrypoint=config.entrypoint or (), cmd=config.cmd or ()),
-        MountNamespace(),
-        PidNamespace(),
-        IpcNamespace(),
-        UtsNamespace(hostname=hostname),
-        CgroupNamespace(),
-        NetNamespace(),
+        *_namespaces(hostname),
         Root(top, Proc(), Dev(), *standing, *_volumes(image, store, volumes, volume_size), *entries, *made),
         _rlimits(),
         Seccomp.default(),

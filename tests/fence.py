@@ -13,13 +13,14 @@ import errno
 import fcntl
 import os
 import pickle
+import random
 import select
 import signal
 import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,16 +224,23 @@ class Fence:
         if self._active and b">" in self._text[:1]:
             self._active, self._over, self._text = False, True, self._text[1:]
 
-    def _answer(self, decide: Decide | None, calls: list[Call]) -> None:
+    def _received(self) -> bytes | None:
+        """The next call that waits for an answer; None: who made it was killed meanwhile."""
         buffer = bytearray(80)
         try:
             fcntl.ioctl(self.listener, NOTIF_RECV, buffer)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINTR):
-                return  # killed meanwhile
+                return None
             raise
-        ident, pid, _, number, _, _, *args = struct.unpack("<QIIiIQ6Q", buffer)
         self._read_report()
+        return buffer
+
+    def _answer(self, decide: Decide | None, calls: list[Call]) -> None:
+        received = self._received()
+        if received is None:
+            return
+        ident, pid, _, number, _, _, *args = struct.unpack("<QIIiIQ6Q", received)
         answer: int | None = None
         if self._active or self._over:
             role = self._roles.get(pid)
@@ -325,3 +333,26 @@ class Fence:
             with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
                 found.append(f"{role} {file.read()[:120]!r}")
         return found
+
+
+def calls_of(start: Callable[[], object]) -> list[Call]:
+    """All calls of a start that nothing disturbs, which must end well."""
+
+    def program(begin: Any, end: Any) -> str:
+        begin()
+        return str(start())
+
+    outcome = Fence(program).drive()
+    assert outcome.value == "OK", outcome.error
+    return outcome.calls
+
+
+def killed_at_random(program: Any, instants: int, longest: float, seed: int) -> Iterator[tuple[str, Outcome]]:
+    """Kill a program at random instants of its first seconds: when it was, and what became of its processes."""
+    rng = random.Random(seed)
+    for number in range(instants):
+        fence = Fence(program, asks=False)
+        instant = rng.uniform(0, longest)
+        time.sleep(instant)  # the instant is the experiment
+        fence.kill()
+        yield f"{number}: killed after {instant * 1000:.2f} ms", fence.drive()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from isolate.errors import IsolateError
+from isolate.errors import IsolateError, advice
 from isolate.errors import printable as escaped
 
 __all__ = [
@@ -120,9 +120,7 @@ class RegistryError(IsolateError, OSError):
             text += f" ({', '.join(map(printable, words))})"
         if self.url:
             text += f" [{printable(self.url)}]"
-        if self.remedy:
-            text += f"\n  remedy: {self.remedy}"
-        return text
+        return text + advice(None, self.remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _registry_error, (type(self), self.status, self.code, self.message, self.url, self.remedy)
@@ -168,11 +166,7 @@ class StoreError(IsolateError, OSError):
             text += f" [{printable(self.path)}]"
         if self.errno is not None:
             text += f": {os.strerror(self.errno)} (errno {self.errno})"
-        if self.cause:
-            text += f"\n  cause: {self.cause}"
-        if self.remedy:
-            text += f"\n  remedy: {self.remedy}"
-        return text
+        return text + advice(self.cause, self.remedy)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _store_error, (type(self), self.message, self.__dict__ | {"errno": self.errno})

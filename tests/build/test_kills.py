@@ -17,6 +17,7 @@ import pytest
 from isolate.build import Dockerfile
 from isolate.images import Store
 from tests.build.test_build import BUSYBOX, add_base
+from tests.images.make import collected
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,12 +88,7 @@ def kills(place: Path, count: int, seed: int) -> None:
             add_base(another)
             alone = Dockerfile.parse(TEXT).build(another, context, args={"TURN": "last"}, secrets={"s": b"secret"})
         assert made.digest == alone.digest
-        for _ in range(200):  # sandboxes of the last one are on their way out
-            store.collect()
-            if not os.listdir(place / "store/uppers"):
-                break
-            select.select([], [], [], 0.05)
-        assert os.listdir(place / "store/uppers") == []
+        collected(store, place / "store/uppers")
         assert [name for name in os.listdir(store.path) if name.startswith("isolate-")] == []
         assert [name for name in os.listdir(place / "store/layers") if name.startswith(".")] == []
         assert [name for name in os.listdir(place / "store/caches") if name.startswith(("begun-", "file-"))] == []

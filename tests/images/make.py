@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import random
+import select
 import tarfile
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from isolate.images import Store
+
 
 @dataclass(frozen=True)
 class Bytes:
@@ -27,13 +30,22 @@ class Bytes:
 
 
 def layer(files: Mapping[str, bytes]) -> Layer:
+    return of_archive(archive(files))
+
+
+def archive(files: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> bytes:
+    """A tar archive of regular files and symbolic links."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
+    with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return of_archive(out.getvalue())
+            tar.addfile(info, io.BytesIO(data))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            tar.addfile(info)
+    return out.getvalue()
 
 
 def of_archive(data: bytes) -> Layer:
@@ -69,3 +81,13 @@ def image(*layers: Mapping[str, bytes], **config: object) -> Image:
     for files in layers:
         made += layer(files)
     return made.with_(Config(**config)) if config else made  # type: ignore[arg-type]
+
+
+def collected(store: Store, uppers: Path) -> None:
+    """Collect until no upper is left: sandboxes of a program that was killed are on their way out."""
+    for _ in range(200):
+        store.collect()
+        if not os.listdir(uppers):
+            return
+        select.select([], [], [], 0.05)
+    assert os.listdir(uppers) == []

@@ -8,7 +8,6 @@ out, or the program itself is: once for each n of a stride through all of them.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -22,7 +21,7 @@ import pytest
 from isolate import PidNamespace, Proc, Root, Sandbox, UserNamespace
 from isolate.build import Dockerfile
 from isolate.images import Image, ImageRoot, Layer, Store, Upper
-from tests.fence import CONTINUE, NOTIF_RECV, NOTIF_SEND, Call, Fence, Outcome
+from tests.fence import CONTINUE, NOTIF_SEND, Call, Fence, Outcome
 from tests.images.make import image, noise
 
 if TYPE_CHECKING:
@@ -51,15 +50,10 @@ class Everywhere(Fence):
     killed = False
 
     def _answer(self, decide: Any, calls: list[Call]) -> None:
-        buffer = bytearray(80)
-        try:
-            fcntl.ioctl(self.listener, NOTIF_RECV, buffer)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.EINTR):
-                return  # killed meanwhile
-            raise
-        ident, pid, *_ = struct.unpack_from("<QI", buffer)
-        self._read_report()
+        received = self._received()
+        if received is None:
+            return
+        ident, pid, *_ = struct.unpack_from("<QI", received)
         if self._active:
             if self.number == self.at:
                 with contextlib.suppress(ProcessLookupError):

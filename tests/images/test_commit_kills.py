@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import select
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from isolate.images import Image, Layer, Store
+from tests.images.make import collected
 
 BUSYBOX = shutil.which("busybox")
 pytestmark = pytest.mark.skipif(BUSYBOX is None, reason="the images of these tests are made of a static busybox")
@@ -51,12 +51,7 @@ def kills(place: Path, count: int, seed: int) -> None:
             if turn % 10 == 9 or turn == count - 1:
                 assert list(store.check(deep=True)) == []
                 made += "made:1" in {str(name.short) for name in store.tags()}
-        for _ in range(200):  # sandboxes of the last one are on their way out
-            store.collect()
-            if not os.listdir(place / "uppers"):
-                break
-            select.select([], [], [], 0.05)
-        assert os.listdir(place / "uppers") == []
+        collected(store, place / "uppers")
         assert list(store.check(deep=True)) == []
         assert made, "no program came far enough to be killed in a commit"
         image = store.open("made:1")

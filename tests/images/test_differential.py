@@ -178,17 +178,23 @@ def containers_storage(place: Path) -> Path:
     return tree
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tool", [umoci, containers_storage], ids=["umoci", "containers-storage"])
-def test_the_tools_of_images_make_the_same_tree(tool: Callable[[Path], Path], tmp_path: Path) -> None:
+def both_trees(
+    data: bytes, tool: Callable[[Path], Path], place: Path
+) -> tuple[dict[bytes, tuple[Any, ...]], dict[bytes, tuple[Any, ...]]]:
+    """The tree of an archive as this library makes it, and as another tool does."""
     program = "umoci" if tool is umoci else "skopeo"
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
-    data = together(1000)
-    layout(tmp_path / "layout", data)
-    (tmp_path / "ours").mkdir()
-    ours(data, tmp_path / "ours")
-    mine, theirs = tree_of(tmp_path / "ours"), tree_of(tool(tmp_path))
+    layout(place / "layout", data)
+    (place / "ours").mkdir()
+    ours(data, place / "ours")
+    return tree_of(place / "ours"), tree_of(tool(place))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", [umoci, containers_storage], ids=["umoci", "containers-storage"])
+def test_the_tools_of_images_make_the_same_tree(tool: Callable[[Path], Path], tmp_path: Path) -> None:
+    mine, theirs = both_trees(together(1000), tool, tmp_path)
     rows = {path: (mine.get(path), theirs.get(path)) for path in {*mine, *theirs} if path}
     different = {path: row for path, row in rows.items() if without_empty(row[0]) != row[1]}
     assert different == {}
@@ -198,14 +204,8 @@ def test_the_tools_of_images_make_the_same_tree(tool: Callable[[Path], Path], tm
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", [umoci, containers_storage], ids=["umoci", "containers-storage"])
 def test_names_of_kaniko_by_the_tools_of_images(tool: Callable[[Path], Path], tmp_path: Path) -> None:
-    program = "umoci" if tool is umoci else "skopeo"
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
     data = kaniko().file("/usr/.wh.gone").link("/usr/.wh.too", "/usr/.wh.gone").done()
-    layout(tmp_path / "layout", data)
-    (tmp_path / "ours").mkdir()
-    ours(data, tmp_path / "ours")
-    mine, theirs = tree_of(tmp_path / "ours"), tree_of(tool(tmp_path))
+    mine, theirs = both_trees(data, tool, tmp_path)
     assert {path for path, row in mine.items() if S_ISCHR(row[0])} == {b"usr/gone", b"usr/too"}
     shown = {path: row for path, row in mine.items() if not S_ISCHR(row[0]) and path}
     assert {path: row for path, row in theirs.items() if path} == shown

@@ -9,21 +9,17 @@ import json
 import os
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from isolate.images import DigestError, Image, ImageError, Layer, LayerError, Store, StoreError
 from isolate.images.documents import OCI_INDEX, OCI_MANIFEST, Descriptor, dump, layer_type
-from tests.images.make import image, layer, noise
+from tests.images.make import archive, image, layer, noise
 from tests.images.registries import need
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SCHEMAS = Path(__file__).parents[2] / ".." / "shared" / "corpora" / "oci-schema"
 HEX = "sha256:" + "a" * 64
@@ -150,21 +146,6 @@ def podmans_groups() -> list[Path]:
     return [Path(place) for top in tops for place, _, _ in os.walk(top)]
 
 
-def archive(files: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> io.BytesIO:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-        for name, target in (links or {}).items():
-            info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
-            tar.addfile(info)
-    out.seek(0)
-    return out
-
-
 def docker(**changes: object) -> dict[str, bytes]:
     made = image({"a": b"1"})
     data = made.layers[0].open().read()
@@ -174,7 +155,7 @@ def docker(**changes: object) -> dict[str, bytes]:
 
 def test_layers_that_are_links_as_old_dockers_wrote(store: Store) -> None:
     files = docker(Layers=["m/layer.tar"])
-    (got,) = store.load(archive(files, {"m/layer.tar": "../l/layer.tar"}))
+    (got,) = store.load(io.BytesIO(archive(files, {"m/layer.tar": "../l/layer.tar"})))
     assert store.open("x/y:1") == got
 
 
@@ -207,20 +188,20 @@ def test_layers_that_are_links_as_old_dockers_wrote(store: Store) -> None:
 )
 def test_archives_that_break_a_rule(store: Store, files: dict[str, bytes], error: type[Exception], why: str) -> None:
     with pytest.raises(error) as caught:
-        store.load(archive(files))
+        store.load(io.BytesIO(archive(files)))
     assert why in str(caught.value)
     assert store.tags() == {}
-    store.load(archive(docker()))  # the control
+    store.load(io.BytesIO(archive(docker())))  # the control
 
 
 def test_links_that_lead_outside_or_in_circles(store: Store) -> None:
     for links, why in (({"m": "../../etc"}, "outside"), ({"m": "n", "n": "m"}, "circle"), ({"m": "/etc"}, "outside")):
         with pytest.raises(ImageError, match=why):
-            store.load(archive(docker(Layers=["m"]), links))
+            store.load(io.BytesIO(archive(docker(Layers=["m"]), links)))
     with pytest.raises(LayerError):
         store.load(io.BytesIO(b"no archive at all" * 100))
     with pytest.raises(LayerError):
-        store.load(io.BytesIO(gzip.compress(archive(docker()).getvalue())[:-20]))
+        store.load(io.BytesIO(gzip.compress(archive(docker()))[:-20]))
 
 
 def test_a_layout_of_several_platforms(store: Store, other: Store, tmp_path: Path) -> None:

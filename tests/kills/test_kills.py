@@ -10,7 +10,6 @@ import errno
 import gc
 import glob
 import os
-import random
 import select
 import signal
 import subprocess
@@ -34,7 +33,7 @@ from isolate import (
     UtsNamespace,
 )
 from tests.boxes import boxes, groups
-from tests.fence import Call, Fence
+from tests.fence import Call, Fence, calls_of, killed_at_random
 from tests.snapshot import SOON, mounted, still_mounted
 
 if TYPE_CHECKING:
@@ -89,7 +88,6 @@ def test_the_fence_would_see_a_leftover() -> None:
 
 def kill_at_random(box: Sandbox, instants: int, longest: float, seed: int) -> list[str]:
     """What was left behind by programs that start, use and end sandboxes and are killed meanwhile."""
-    rng = random.Random(seed)
     left = []
 
     def program(begin: Any, end: Any) -> None:
@@ -101,16 +99,11 @@ def kill_at_random(box: Sandbox, instants: int, longest: float, seed: int) -> li
     before = mounted()
     assert box.run(["true"]).ok  # compiled here, so that the names of the groups are known here
     assert take_groups(box) == []
-    for i in range(instants):
-        fence = Fence(program, asks=False)
-        instant = rng.uniform(0, longest)
-        time.sleep(instant)  # the instant is the experiment
-        fence.kill()
-        outcome = fence.drive()
+    for when, outcome in killed_at_random(program, instants, longest, seed):
         if outcome.gone is None:
-            left.append(f"{i}: killed after {instant * 1000:.2f} ms: {outcome.left}")
+            left.append(f"{when}: {outcome.left}")
         if remains := take_groups(box):
-            left.append(f"{i}: killed after {instant * 1000:.2f} ms: {remains}")
+            left.append(f"{when}: {remains}")
     assert not still_mounted(before)
     return left
 
@@ -129,14 +122,7 @@ def test_killed_at_many_random_instants(name: str, clean: Snapshot) -> None:
 
 def undisturbed(box: Sandbox) -> list[Call]:
     box = Sandbox(*box.parts, template=False)  # starts from a tree have a lane of their own: tests/faults
-
-    def program(begin: Any, end: Any) -> str:
-        begin()
-        return str(box.run(["true"]).verdict)
-
-    outcome = Fence(program).drive()
-    assert outcome.value == "OK", outcome.error
-    return outcome.calls
+    return calls_of(lambda: box.run(["true"]).verdict)
 
 
 def kill_at(box: Sandbox, victim: str, when: Call, args: list[str]) -> tuple[str | None, Any]:

@@ -57,9 +57,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arm_launcher(sources: Path) -> Path:
     compiler = tool(CROSS, "gcc-aarch64-linux-gnu")
     target = sources / "launcher.aarch64"
+    build_by(compiler, sources, target)
+    return target
+
+
+def build_by(compiler: str, sources: Path, target: Path) -> None:
+    """Build a launcher with a compiler that the environment names."""
     script = (
-        "import pathlib, sys; sys.path.insert(0, '_native'); import build\n"
-        f"build.build_launcher(pathlib.Path({str(target)!r}))"
+        f"import pathlib, runpy; runpy.run_path('_native/build.py')['build_launcher'](pathlib.Path({str(target)!r}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -70,7 +75,6 @@ def arm_launcher(sources: Path) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return target
 
 
 def elf(path: Path) -> tuple[int, int, list[int]]:
@@ -348,18 +352,7 @@ def test_42_the_metadata_needs_no_compiler(sources: Path, tmp_path: Path) -> Non
 def test_42_a_compiler_that_knows_musls_headers_alone(sources: Path, tmp_path: Path) -> None:
     compiler = tool("musl-gcc", "musl-tools")
     target = tmp_path / "launcher.musl"
-    script = (
-        f"import pathlib, runpy; runpy.run_path('_native/build.py')['build_launcher'](pathlib.Path({str(target)!r}))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=sources,
-        env={**os.environ, "ISOLATE_LAUNCHER_CC": compiler},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    build_by(compiler, sources, target)
     run = (
         "import sys; from isolate.engine import native; native.LAUNCHER_PATH = sys.argv[1]\n"
         "from isolate import Sandbox; print(Sandbox().run(['echo', 'hello'], text=True).stdout)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 import resource
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 from isolate import PidNamespace, Sandbox, network
 from isolate.network import link
 from isolate.network.netlink import Socket
-from tests.fence import Fence
+from tests.fence import killed_at_random
 from tests.network.hosts import HERE, Outside, host, told, until
 from tests.snapshot import Snapshot
 
@@ -46,22 +45,16 @@ def program(begin: Any, end: Any) -> None:
 
 
 def kill_at_random(machine: NetNamespace, instants: int, longest: float, seed: int) -> list[str]:
-    rng = random.Random(seed)
     found = []
     with Outside(machine), Socket() as sock:
         assert left() == []
-        for number in range(instants):
-            fence = Fence(program, asks=False)
-            instant = rng.uniform(0, longest)
-            time.sleep(instant)  # the instant is the experiment
-            fence.kill()
-            outcome = fence.drive()
+        for when, outcome in killed_at_random(program, instants, longest, seed):
             if outcome.gone is None:
-                found.append(f"{number}: killed after {instant * 1000:.2f} ms: {outcome.left}")
+                found.append(f"{when}: {outcome.left}")
             if not until(lambda: left() == []):
-                found.append(f"{number}: killed after {instant * 1000:.2f} ms: {left()}")
+                found.append(f"{when}: {left()}")
             if not until(lambda: not link.forwards(sock, "eth9")):
-                found.append(f"{number}: killed after {instant * 1000:.2f} ms: eth9 forwards")
+                found.append(f"{when}: eth9 forwards")
                 sock.batch([link.forwarding("eth9", on=False)])
     return found
 

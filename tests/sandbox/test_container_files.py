@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import os
@@ -15,38 +14,15 @@ import pytest
 
 import isolate
 from isolate import SetupError, presets
+from tests import opened
+from tests.opened import refused, sh
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.snapshot import Snapshot
 
 
-@pytest.fixture(scope="module")
-def c() -> Iterator[isolate.Container]:
-    with presets.untrusted().open() as container:
-        yield container
-
-
-@pytest.fixture
-def work(c: isolate.Container) -> str:
-    """An empty directory inside."""
-    c.run(["sh", "-c", "chmod -R u+rwx /tmp/work 2>/dev/null; rm -rf /tmp/work; mkdir /tmp/work"]).check()
-    return "/tmp/work"
-
-
-@contextlib.contextmanager
-def refused(number: int) -> Iterator[None]:
-    with pytest.raises(SetupError) as caught:
-        yield
-    assert caught.value.errno == number, caught.value
-
-
-def sh(c: isolate.Container, text: str) -> bytes:
-    result = c.run(["sh", "-c", text])
-    assert result.ok, result
-    return result.stdout or b""
+c, work = opened.c, opened.work
 
 
 def test_what_is_written_is_read_inside_and_out(c: isolate.Container, work: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 import isolate
 from isolate import SetupError, presets
+from tests.opened import sh
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,10 +25,6 @@ def c() -> Iterator[isolate.Container]:
         )
         container.run(["sh", "-c", script]).check()
         yield container
-
-
-def sh(c: isolate.Container, text: str) -> None:
-    c.run(["sh", "-c", text]).check()
 
 
 #: The call, its errno, words of the remedy, and the same with what helps.

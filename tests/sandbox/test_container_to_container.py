@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import tempfile
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import isolate
-from isolate import SetupError, presets
+from isolate import presets
+from tests.opened import refused
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -29,13 +29,6 @@ def pair() -> Iterator[tuple[isolate.Container, isolate.Container]]:
         ).check()
         a.run(["sh", "-c", "cd /tmp/x/d; echo B > b; truncate -s 1M hole; chmod 500 ."]).check()
         yield a, b
-
-
-@contextlib.contextmanager
-def refused(number: int) -> Iterator[None]:
-    with pytest.raises(SetupError) as caught:
-        yield
-    assert caught.value.errno == number, caught.value
 
 
 def test_a_tree_and_a_file(pair: tuple[isolate.Container, isolate.Container]) -> None:

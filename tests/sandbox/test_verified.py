@@ -16,7 +16,7 @@ from isolate.capabilities import steps as _capability_steps
 from isolate.engine.plan import Context, Phase, Step, call
 from tests.boxes import boxes
 from tests.faults.test_faults import Case
-from tests.fence import Call, Fence
+from tests.fence import Call, Fence, calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,14 +97,7 @@ def test_what_is_told_to_be_done_is_read_back(audit: str, monkeypatch: pytest.Mo
 
 def start_of(box: Sandbox) -> list[Call]:
     """All calls of a start."""
-
-    def program(begin: Any, end: Any) -> str:
-        begin()
-        return str(box.run(["true"]).verdict)
-
-    outcome = Fence(program).drive()
-    assert outcome.value == "OK", outcome.error
-    return outcome.calls
+    return calls_of(lambda: box.run(["true"]).verdict)
 
 
 OPENING = {

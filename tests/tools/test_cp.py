@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from isolate import Container
 
 
+CP = [sys.executable, "-m", "isolate", "cp"]
+
+
 @pytest.fixture(scope="module")
 def web() -> Iterator[Container]:
     """A container that is called so, in a directory of records of these tests' own."""
@@ -97,7 +100,13 @@ def test_hostile_files(web: Container, tmp_path: Path, capsys: pytest.CaptureFix
         assert main(["cp", *words]) == 125, words
         assert said in capsys.readouterr().err
         assert not (tmp_path / "no").exists()
-    # The control: without a link on the way.
+    # What helps, as the errors say: the link in an archive. The control: without a link on the way.
+    assert main(["cp", "web:/tmp/bad/link", str(tmp_path / "no")]) == 125
+    assert "isolate cp NAME:PATH -" in capsys.readouterr().err
+    archive = subprocess.run([*CP, "web:/tmp/bad/link", "-"], capture_output=True, check=True).stdout
+    assert subprocess.run(["tar", "tv"], input=archive, capture_output=True, check=True).stdout.endswith(
+        b"link -> /etc/passwd\n"
+    )
     assert main(["cp", str(secret), "web:/tmp/bad/d/f"]) == 0
     assert web.read("/tmp/bad/d/f") == b"mine"
     for words in (
@@ -110,9 +119,6 @@ def test_hostile_files(web: Container, tmp_path: Path, capsys: pytest.CaptureFix
     ):
         assert main(["cp", *words]) in (2, 125), words
     assert secret.read_text() == "mine"
-
-
-CP = [sys.executable, "-m", "isolate", "cp"]
 
 
 @contextlib.contextmanager

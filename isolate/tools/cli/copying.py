@@ -154,13 +154,15 @@ def _one_at_least(found: list[FileInfo], source: str) -> None:
 
 
 def _not_copied(source: str, found: list[FileInfo]) -> SetupError:
-    return SetupError(
-        errno.EINVAL if found else errno.ENOENT,
-        "fetch files of the container",
-        part="Container",
-        path=printable(source),
-        cause=f"a {found[0].kind}; files and directories are copied" if found else "there is no such file",
-    )
+    number, cause = errno.ENOENT, "there is no such file"
+    remedy = "isolate exec NAME ls shows what is there"
+    if found:
+        number, cause = errno.EINVAL, f"a {found[0].kind}; files and directories are copied"
+        remedy = "a program inside can read it: isolate exec NAME cat PATH"
+        if found[0].kind == "symlink":
+            remedy = "copy what it leads to, or the link in an archive: isolate cp NAME:PATH -"
+    step = "fetch files of the container"
+    return SetupError(number, step, part="Container", path=printable(source), cause=cause, remedy=remedy)
 
 
 def _out_of(container: WithFiles, source: str, target: str, bounds: dict[str, Any]) -> list[FileInfo]:
