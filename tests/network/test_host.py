@@ -37,7 +37,7 @@ def test_published_ports_lead_to_the_member() -> None:
                 names.sendto(data.upper(), peer)
                 assert client.recvfrom(9) == (b"HELLO", ("127.0.0.1", 5353))
     assert not connects("127.0.0.1", 8080)
-    assert [row["ifname"] for row in told(HERE, "ip", "-j", "link")] == ["lo"]
+    assert until(lambda: [row["ifname"] for row in told(HERE, "ip", "-j", "link")] == ["lo"])
 
 
 def test_a_client_of_udp_follows_the_port() -> None:
