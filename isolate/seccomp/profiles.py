@@ -30,6 +30,9 @@ FS_IOC_FSSETXATTR = 0x401C5820
 # TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS2
 HARMLESS_IOCTLS = (0x5401, 0x540F, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)
 
+# fcntl.h
+F_SETLEASE = 1024
+
 # fcntl.h, the same on every architecture here but O_DIRECTORY and its neighbours, which do no harm
 O_WRITING = 0o1 | 0o2 | 0o100 | 0o1000  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
 O_TMPFILE = 0o20000000
@@ -58,6 +61,9 @@ def default() -> list[Rule]:
     - ``name_to_handle_at``: a file's handle is half of what opens any file of the file system past its directories;
     - ``file_getattr`` and ``file_setattr`` (ENOSYS, as on a kernel before 6.17) and the ioctl FS_IOC_FSSETXATTR: the
       flags and the quota's project that they set stay with files of the host;
+    - leases of files (``fcntl`` with F_SETLEASE): while a program keeps one, whoever else opens the file waits, be it the
+      host or another sandbox that shows the same file, for up to 45 seconds;
+    - limits of the sandbox's init (``prlimit64`` of process 1): a limit of CPU time ends it, and with it the sandbox;
     - ``uprobe`` and ``uretprobe``: only the kernel's own trampolines make these calls, when somebody traces a program;
       those pass every filter since Linux 6.14.
 
@@ -93,6 +99,8 @@ def default() -> list[Rule]:
         deny("file_getattr", "file_setattr", errno="ENOSYS"),
         allow("personality", when=arg(0).among(*PERSONALITIES)),
         deny("clone", when=(arg(0) & CLONE_NAMESPACES) != 0),
+        deny("fcntl", "fcntl64", when=arg32(1) == F_SETLEASE, errno="EACCES"),
+        deny("prlimit64", when=(arg32(0) == 1) & (arg(2) != 0)),
         deny("ioctl", when=arg32(1).among(TIOCSTI, TIOCLINUX, TIOCSETD, FS_IOC_FSSETXATTR)),
         deny("socket", "socketpair", errno="EAFNOSUPPORT"),
         allow("socket", when=(arg32(0) == AF_INET) & ((arg(1) & SOCK_TYPE_MASK) != SOCK_PACKET)),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from isolate import Sandbox, Seccomp, Verdict
+from isolate import PidNamespace, Sandbox, Seccomp, UserNamespace, Verdict
 from isolate.kernel import syscalls
 from isolate.seccomp import allow, deny, rule
 
@@ -183,6 +183,36 @@ def test_namespaces_by_clone() -> None:
     if control[0] == EPERM:
         pytest.skip("this host lets nobody make user namespaces: no control")
     assert control[0] == 0
+
+
+LEASE = """
+import fcntl, os, resource, sys
+def told(function, *args):
+    try: function(*args)
+    except OSError as error: return error.errno
+    return 0
+fd = os.open(sys.argv[1], os.O_RDONLY)
+write, none = 1, 2
+print(told(fcntl.fcntl, fd, 1024, write), told(fcntl.fcntl, fd, 1024, none), told(fcntl.fcntl, fd, 1025), end=" ")
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+files = resource.RLIMIT_NOFILE
+print(told(resource.prlimit, 1, files, limits), told(resource.prlimit, 1, files), end=" ")
+print(*(told(resource.prlimit, pid, files, limits) for pid in (0, os.getpid())))
+"""
+
+
+def test_no_lease_and_no_limit_of_init(tmp_path: Path) -> None:
+    """By a lease the host waits when it opens the file; a limit of CPU time ends init, and a container with it."""
+    file = tmp_path / "file"
+    file.write_text("x")
+    box = Sandbox(UserNamespace(), PidNamespace())
+    command = [sys.executable, "-c", LEASE, str(file)]
+    control = box.run(command, text=True, env=ENV)
+    if str(control.stdout).startswith("22 "):
+        pytest.skip("files have no leases here")
+    assert control.stdout == "0 0 0 0 0 0 0\n", control
+    filtered = (box + Seccomp.default()).run(command, text=True, env=ENV)
+    assert filtered.stdout == "13 13 0 1 0 0 0\n", filtered
 
 
 TERMINAL = """
