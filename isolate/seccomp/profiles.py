@@ -61,8 +61,8 @@ def default() -> list[Rule]:
     - ``name_to_handle_at``: a file's handle is half of what opens any file of the file system past its directories;
     - ``file_getattr`` and ``file_setattr`` (ENOSYS, as on a kernel before 6.17) and the ioctl FS_IOC_FSSETXATTR: the
       flags and the quota's project that they set stay with files of the host;
-    - leases of files (``fcntl`` with F_SETLEASE): while a program keeps one, whoever else opens the file waits, be it the
-      host or another sandbox that shows the same file, for up to 45 seconds;
+    - leases of files (``fcntl`` with F_SETLEASE): while a program keeps one, whoever else opens the file waits, for
+      45 seconds at most, be it the host or another sandbox that shows the same file;
     - limits of the sandbox's init (``prlimit64`` of process 1): a limit of CPU time ends it, and with it the sandbox;
     - ``uprobe`` and ``uretprobe``: only the kernel's own trampolines make these calls, when somebody traces a program;
       those pass every filter since Linux 6.14.
