@@ -58,10 +58,10 @@ def gone(pid: int, start: int | None = None) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        pass
     except OverflowError:
         return True
+    except OSError:
+        pass  # EPERM: it is another user's
     fields = _stat(pid)
     return fields is not None and (fields[0] in _ENDED or (start is not None and int(fields[19]) != start))
 

@@ -245,6 +245,15 @@ _alive: OrderedDict[int, Starts] = OrderedDict()
 _alive_owner = 0
 
 
+def _fresh_lock() -> None:
+    """In a forked child: a thread that it does not have may have held the parent's."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock)
+
+
 def _mine() -> OrderedDict[int, Starts]:
     """Those of this process: what a parent has is not ours to end."""
     global _alive_owner

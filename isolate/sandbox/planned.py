@@ -7,6 +7,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from isolate.engine import native
 from isolate.engine.plan import Part, Phase, Plan
 from isolate.errors import UnsupportedError
 from isolate.kernel import log
@@ -48,7 +49,7 @@ def stands(plan: Plan) -> bool:
 class Planned(Verbs):
     """Immutable parts. Plans and tapes are kept for the caller's ids, and used from any thread."""
 
-    __slots__ = ("_lock", "_plans", "_starts", "_tapes", "parts", "template")
+    __slots__ = ("_lock", "_owner", "_plans", "_starts", "_tapes", "parts", "template")
 
     def __init__(self, *parts: Part, template: bool = False) -> None:
         self.parts: tuple[Part, ...] = parts
@@ -57,7 +58,8 @@ class Planned(Verbs):
         self._starts: dict[Tape, Starts | None] = {}
         self._plans: dict[tuple[int, int], Plan] = {}
         self._tapes: dict[tuple[int, int], Tape] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may start something while its own thread is inside
+        self._owner: int = native.owner()
         with contextlib.suppress(UnsupportedError):  # said by whatever starts it: to explain it, nothing is needed
             self._plan()  # refuses what can be refused without running anything
 
@@ -138,6 +140,12 @@ class Planned(Verbs):
             ahead=ahead,
         )
 
+    def _alone(self) -> threading.RLock:
+        """The lock. A forked child has one of its own: a thread that it does not have may have held the parent's."""
+        if not native.owns(self._owner):
+            self._lock, self._owner = threading.RLock(), native.owner()
+        return self._lock
+
     def compile(self) -> Tape:
         """The tape, made once for the caller's ids and then reused from any thread.
 
@@ -146,7 +154,7 @@ class Planned(Verbs):
         key = (os.geteuid(), os.getegid())
         tape = self._tapes.get(key)
         if tape is None or not stands(tape.plan):
-            with self._lock:
+            with self._alone():
                 tape = self._tapes.get(key)
                 if tape is None or not stands(tape.plan):
                     self._starts.clear()
@@ -165,7 +173,7 @@ class Planned(Verbs):
         return found if found is not _NOT_YET else self._divided(tape)
 
     def _divided(self, tape: Tape) -> Starts | None:
-        with self._lock:
+        with self._alone():
             found = self._starts.get(tape, None)
             if found is not _NOT_YET:
                 return found

@@ -155,6 +155,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_owner_launcher_and_fork_are_killed_at_once() -> None:
     """Nobody is left to remove what was made ahead: the next program does so that has a tree with groups."""
     pipe = subprocess.PIPE

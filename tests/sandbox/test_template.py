@@ -475,6 +475,42 @@ def test_a_forked_child_has_its_own() -> None:
     assert from_tree(tree, "echo mine") == b"mine\n"
 
 
+LOCKED = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent.parent.parent)!r})
+from tests.sandbox.test_template import *
+old, new = parked_box(box_of()), box_of(isolate.Dir("/new"))
+held, ends = threading.Event(), threading.Event()
+
+def inside():
+    with parked._lock, old._lock, new._lock:
+        held.set()
+        ends.wait(60)
+
+thread = threading.Thread(target=inside)
+thread.start()
+held.wait(60)
+pid = os.fork()
+if pid == 0:
+    parked_box(new)
+    parked_box(old)
+    os._exit(0 if from_tree(old, "echo child") == b"child\\n" else 1)
+pidfd = os.pidfd_open(pid)
+done = waiting.wait([(pidfd, waiting.READABLE)], 30)
+os.kill(pid, 9)
+print(os.waitpid(pid, 0)[1])
+ends.set()
+thread.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.root
+def test_a_forked_child_waits_for_no_thread_of_its_parents() -> None:
+    """A thread makes a tree, and holds locks, while another one forks."""
+    done = subprocess.run([sys.executable, "-c", LOCKED], capture_output=True, text=True, check=False, timeout=100)
+    assert (done.stdout, done.returncode) == ("0\n", 0), done.stderr
+
+
 @pytest.mark.root
 def test_threads() -> None:
     tree, wrong = parked_box(box_of()), list[Any]()
