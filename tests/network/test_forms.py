@@ -17,6 +17,7 @@ from isolate.network.forms import Form
 from isolate.network.members import Wish
 from isolate.network.netlink import NETFILTER, Socket, framed, packed
 from isolate.network.switch import Plug
+from tests.network import hosts
 from tests.network.hosts import HERE, told
 
 pytestmark = pytest.mark.root
@@ -124,11 +125,11 @@ def test_nothing_is_left_of_what_failed(failing: int) -> None:
 WORDS = {1: "make the veth pair p1, eth0", 2: "element", 3: "give "}
 
 
-def told_by(lan: network.Network) -> tuple[list[str], Any]:
+def told_by(lan: network.Network) -> tuple[list[str], str]:
     """The switch's ports and the addresses that they may send with."""
     with NetNamespace(fd=lan.namespace):
         ports = [row["ifname"] for row in told(HERE, "ip", "-j", "link", "show", "master", "br0")]
-        return ports, told(HERE, "nft", "-j", "list", "table", "bridge", "isolate")
+        return ports, hosts.ruleset(HERE)
 
 
 def test_errors_have_words_of_their_own() -> None:

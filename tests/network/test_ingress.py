@@ -14,7 +14,7 @@ import pytest
 from isolate import NetNamespace, PidNamespace, Sandbox, UserNamespace, network
 from isolate.network import Egress, Ingress, link
 from isolate.network.netlink import Socket
-from tests.network.hosts import connects, host, told
+from tests.network.hosts import connects, host, ruleset, told
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -188,10 +188,10 @@ def test_published_ports_and_none_at_all() -> None:
 def test_told_and_refused() -> None:
     with network.Network() as lan, host(lan, "web"):
         switch = NetNamespace(fd=lan.namespace)
-        before = told(switch, "nft", "-j", "list", "ruleset")
+        before = ruleset(switch)
         with host(lan, "db", ingress=Ingress(["web:80", "*"])):
             assert [row["ingress"] for row in lan.tell()["members"]] == [None, ["web:80", "*"]]
-        assert told(switch, "nft", "-j", "list", "ruleset") == before
+        assert ruleset(switch) == before
         for bad in ("web:0", "10.0.0.1/8:80", "web:80/icmp", ":80", "*/tcp", "*.a:80"):
             with pytest.raises(ValueError, match="Ingress: source"):
                 Ingress([bad])

@@ -31,7 +31,7 @@ from isolate.errors import ConflictError, SetupError, UnsupportedError
 from isolate.network import address, link
 from isolate.network.members import Wish
 from isolate.network.netlink import Message, Socket
-from tests.network.hosts import connects, host, told, until
+from tests.network.hosts import connects, host, ruleset, told, until
 from tests.ordinary import as_ordinary_user
 
 pytestmark = pytest.mark.root
@@ -78,7 +78,7 @@ def test_a_member_is_what_ip_tells() -> None:
 def test_rules_are_what_nft_tells_and_nobody_elses() -> None:
     with network.Network() as lan, host(lan, "db"), host(lan, "web", egress=network.Egress(["db:5432"])) as web:
         switch = NetNamespace(fd=lan.namespace)
-        rows = [row for row in told(switch, "nft", "-j", "list", "ruleset")["nftables"] if "metainfo" not in row]
+        rows = told(switch, "nft", "-j", "list", "sets")["nftables"]
         sets = {(row["set"]["family"], row["set"]["name"]): row["set"] for row in rows if "set" in row}
         assert [e["concat"][1] for e in sets["bridge", "members4"]["elem"]] == [str(lan.members["db"][0])]
         assert [e["concat"][1] for e in sets["inet", "members4"]["elem"]] == [web.address]
@@ -238,11 +238,11 @@ def test_what_is_bridged_is_not_filtered_as_if_it_were_routed() -> None:
 def test_a_member_that_left_leaves_nothing() -> None:
     with network.Network() as lan:
         switch = NetNamespace(fd=lan.namespace)
-        before = told(switch, "nft", "-j", "list", "ruleset")
+        before = ruleset(switch)
         for _ in range(3):
             with host(lan, "db"), host(lan, "web", egress=network.Egress(["db"])):
                 assert len(lan.members) == 2
-        assert told(switch, "nft", "-j", "list", "ruleset") == before
+        assert ruleset(switch) == before
         own = {"lo", "br0", "s0", "s1"}
         assert until(lambda: {row["ifname"] for row in told(switch, "ip", "-j", "link")} == own)
 
