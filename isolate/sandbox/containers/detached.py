@@ -147,7 +147,7 @@ class DetachedContainer(Container):
     :func:`isolate.reopen` in any program of the same user.
 
     The end of the block, and of this program, ends this handle and the commands that were started by it, and nothing
-    else. :meth:`keep` starts programs that run on. ``kill()`` ends the container. When :meth:`wait` returns, its keeper
+    else. :meth:`keep` starts programs that run on. ``kill()`` ends the container. When ``wait()`` returns, its keeper
     has gone too: the log is complete and the name is free.
     """
 
