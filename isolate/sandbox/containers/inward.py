@@ -34,7 +34,7 @@ class Inward:
         names = components(path)
         if not names:
             raise ValueError(f"not a file inside the container: {path!r}")
-        times = None if mtime is None else (int(mtime * 1e9),) * 2
+        times = None if mtime is None else (int(mtime * 1e9), int(mtime * 1e9))
 
         def body() -> None:
             placing = Placing(self._actor, doing)

@@ -25,6 +25,7 @@ class Sink(Protocol):
 
     def directory(self, name: bytes, status: os.stat_result) -> AbstractContextManager[tuple[Sink, str | None]]:
         """A directory in it, which gets its times at the end of the block."""
+        raise NotImplementedError
 
     def file(self, name: bytes, path: bytes, source: int, status: os.stat_result, bounds: Bounds) -> str | None:
         """A regular file, read from a descriptor and counted. ``path`` is where it is in the container."""
