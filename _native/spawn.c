@@ -736,8 +736,8 @@ static int64_t send_run(struct iso_start *s, int32_t to, const struct iso_begin 
 		do
 			r = SYS3(sendmsg, to, PTR(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
 		while (r == -EINTR);
-		if (begins && (r == -EPIPE || r == -ECONNRESET || r == -ENOTCONN || r == -EAGAIN))
-			r = -ESTALE; /* it has gone; or so many are waiting that it must be stopped */
+		if (begins && r < 0 && r != -EBADF)
+			r = -ESTALE; /* it has gone; so many are waiting that it must be stopped; or a filter refuses the message */
 	}
 	for (int i = 0; i <= ISO_MAX_BESIDE; i++)
 		iso_close(&opened[i]);
