@@ -120,9 +120,10 @@ def join(file: str) -> Callable[[], Any]:
         if child == 0:
             libc = ctypes.CDLL(None)
             libc.unshare(flag)
-            libc.prctl(1, 9, 0, 0, 0)
+            libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, which a child does not inherit
             if file == "pid" and os.fork() != 0:
                 os.wait()
+            libc.prctl(1, 9, 0, 0, 0)
             os.write(tells, b"x")
             for fd in (1, 2):
                 os.close(fd)
