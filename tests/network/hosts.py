@@ -135,21 +135,29 @@ class Outside(_Netted):
                 index = _index("eth9", here)
                 # New devices do as the first network's do, where that has a sysctl for it.
                 here.batch([link.forwarding(index, on=False)])
-                here.batch([address.add(index, ipaddress.ip_interface("192.0.2.1/24"))])
-                here.batch([address.add(index, ipaddress.ip_interface("2001:db8:9::1/64"))])
+                give(here, index, "192.0.2.1/24", "2001:db8:9::1/64")
                 # Who forwards asks for neighbours by a link-local address; the kernel's own is not used for seconds.
-                here.batch([address.add(index, ipaddress.ip_interface("fe80::1/64"))])
+                give(here, index, "fe80::1/64")
                 here.batch([address.route(None, index=index, via=ipaddress.ip_address(self.address))])
                 here.batch([address.route(None, index=index, via=ipaddress.ip_address(self.address6))])
             index = _index("eth0", there)
-            there.batch([address.add(index, ipaddress.ip_interface("192.0.2.9/24")), link.change(index, up=True)])
-            there.batch([address.add(index, ipaddress.ip_interface("2001:db8:9::9/64"))])
+            there.batch([link.change(index, up=True)])
+            give(there, index, "192.0.2.9/24", "2001:db8:9::9/64")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.net.close()
+
+
+def give(sock: Socket, index: int, *places: str) -> None:
+    """Give a device addresses that are in use at once: for IPv6 the kernel's own route comes by a worker, and what
+    arrives before it is lost."""
+    for place in map(ipaddress.ip_interface, places):
+        sock.batch([address.add(index, place)])
+        if place.version == 6:
+            sock.batch([address.local(ipaddress.ip_network(place.ip), index=index)])
 
 
 def _index(name: str, sock: Socket) -> int:

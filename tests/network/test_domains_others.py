@@ -5,7 +5,6 @@ and as an ordinary user, whose programs run the functions of this module that ar
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import socket
@@ -29,9 +28,10 @@ from isolate import (
     UserNamespace,
     presets,
 )
-from isolate.network import Connect, Domains, address
+from isolate.network import Connect, Domains
 from isolate.network.netlink import Socket
 from isolate.network.proxy.events import Log
+from tests.network.hosts import give
 from tests.ordinary import as_ordinary_user
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ def serve(sock: socket.socket) -> None:
 def ports(machine: NetNamespace) -> Iterator[dict[str, Any]]:
     """Servers of the machine, which has the addresses of a cloud's metadata service and of a link."""
     with Socket() as sock:
-        for each in (METADATA, LINK_LOCAL):
-            sock.batch([address.add(1, ipaddress.ip_interface(f"{each}/32"))])
-        sock.batch([address.add(1, ipaddress.ip_interface("fe80::7/64"))])
+        give(sock, 1, f"{METADATA}/32", f"{LINK_LOCAL}/32", "fe80::7/64")
     made = {
         "metadata": socket.create_server((METADATA, 80)),
         "local": socket.create_server((LINK_LOCAL, 0)),

@@ -7,20 +7,21 @@ import select
 import socket
 import subprocess
 import sys
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from isolate.errors import SetupError
-from isolate.network import Network, address
+from isolate.network import Network
 from isolate.network import relay as module
 from isolate.network.datagrams import IDLE
 from isolate.network.hostlink import reserve
 from isolate.network.netlink import Socket
 from isolate.network.relay import Relay, Relayed
 from isolate.network.words import Publish
+from tests.network.hosts import give
 from tests.ports import HERE, bound, free_port, taken
 
 if TYPE_CHECKING:
@@ -214,8 +215,7 @@ def test_answers_come_from_the_address_that_was_asked(
 ) -> None:
     """A port of all addresses, and a client that takes nothing from another one."""
     with Socket() as sock:
-        for place in ("2001:db8::1/64", "2001:db8::2/64"):
-            sock.batch([address.add(1, ip_interface(place))])
+        give(sock, 1, "2001:db8::1/64", "2001:db8::2/64")
     relay = Relay(Here())  # type: ignore[arg-type]
     with contextlib.closing(relay), datagrams(HERE) as server:
         for right in (True, False):
