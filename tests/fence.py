@@ -138,7 +138,10 @@ class Outcome:
 
 
 class Fence:
-    """Runs ``function`` in a forked child. ``begin()`` inside it starts the counting of calls, ``end()`` stops it."""
+    """Runs ``function`` in a forked child. ``begin()`` inside it starts the counting of calls, ``end()`` stops it.
+
+    ``begin(pid)`` names the launcher that is parked: of what was there before, that and what stems from it has a role.
+    """
 
     def __init__(self, function: Callable[[Callable[[], None], Callable[[], None]], Any], *, asks: bool = True) -> None:
         self.asks = asks
@@ -159,6 +162,7 @@ class Fence:
         self._text = b""
         self._active = False
         self._over = False
+        self._parked = 0
         self._roles: dict[int, str] = {self.pid: "caller"}
         self._counts: dict[str, int] = {}
         self._executed: set[int] = set()
@@ -184,7 +188,8 @@ class Fence:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
             value: tuple[Any, str | None]
             try:
-                value = (function(lambda: self._say(b"<"), lambda: self._say(b">")), None)
+                begin = lambda pid=0: self._say(struct.pack("<ci", b"<", pid))  # noqa: E731
+                value = (function(begin, lambda: self._say(b">")), None)
             except BaseException:
                 value = (None, traceback.format_exc())
             data = pickle.dumps(value)
@@ -219,8 +224,8 @@ class Fence:
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.report, 65536):
                 self._text += data
-        if b"<" in self._text[:1]:
-            self._active, self._text = True, self._text[1:]
+        if b"<" in self._text[:1] and len(self._text) >= 5:
+            self._active, self._parked, self._text = True, *struct.unpack_from("<i", self._text, 1), self._text[5:]
         if self._active and b">" in self._text[:1]:
             self._active, self._over, self._text = False, True, self._text[1:]
 
@@ -250,10 +255,7 @@ class Fence:
                 if role == "payload" and number == nr("prctl"):
                     role = "aside"  # init's second process, whose first call this is
                 if role == "other" and parent not in self._roles and is_launcher(pid):
-                    # They were there before: one that is parked, its fork, which waits for a start, and its init.
-                    role = "parked"
-                    if is_launcher(parent):
-                        role = "init" if is_launcher(parent_of(parent)) else "launcher"
+                    role = self._before(pid, parent)
                 if role == "launcher" and role in self._roles.values() and self._roles.get(parent) == "parked":
                     role = "next"  # the fork that waits for the start after this one
                 if role in self._roles.values():
@@ -271,6 +273,16 @@ class Fence:
         reply = struct.pack("<QqiI", ident, 0, -(answer or 0), CONTINUE if answer is None else 0)
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.listener, NOTIF_SEND, reply)
+
+    def _before(self, pid: int, parent: int) -> str:
+        """The role of who was there before the beginning: one that is parked, its fork, which waits for a start, and
+        its init. The launcher of an earlier start may still be on its way out; it is neither."""
+        if self._parked:
+            line = [pid, parent, parent_of(parent)]
+            return ("parked", "launcher", "init")[line.index(self._parked)] if self._parked in line else "other"
+        if is_launcher(parent):
+            return "init" if is_launcher(parent_of(parent)) else "launcher"
+        return "parked"
 
     def kill(self) -> None:
         """SIGKILL to the child. It may have ended by itself, and have been reaped: then nobody gets it."""

@@ -17,7 +17,7 @@ from isolate import Bind, Dev, Limits, NetNamespace, Proc, Root, Sandbox, SetupE
 from isolate.sandbox import parked
 from tests.boxes import SYSTEM
 from tests.fence import Call, Fence
-from tests.sandbox.test_template import launchers, parked_box, used, waits
+from tests.sandbox.test_template import launchers, parked_box, used, waits, waits_for
 
 from .test_faults import ERRORS, Case, distinct, host_namespaces
 
@@ -54,7 +54,9 @@ class TreeCase(Case):
             assert self.box.run(self.command).ok
             self.await_next()
         before = set(os.listdir("/proc/self/fd"))
-        begin()
+        (launcher,) = launchers(self.box)
+        waits_for(launcher)  # and the supervisor of the start before has gone
+        begin(launcher)
         told = self.tell()
         end()
         if told[0] == "result":

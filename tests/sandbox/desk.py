@@ -37,7 +37,9 @@ class Desk:
         env = {**os.environ, "PS1": PROMPT.decode(), "TERM": "dumb", "HISTFILE": ""}
         words = args or ("bash", "--norc", "--noprofile", "--noediting", "-i")
         stdio = {"stdin": theirs, "stdout": theirs, "stderr": theirs, **streams}
-        self.process = subprocess.Popen(["setsid", "-c", *words], env=env, **stdio)
+        # Under nohup(1) SIGHUP is ignored, and who hangs up here expects that it ends somebody.
+        words = ("env", "--default-signal=HUP", "setsid", "-c", *words)
+        self.process = subprocess.Popen(words, env=env, **stdio)
         os.close(theirs)
 
     def __enter__(self) -> Self:
