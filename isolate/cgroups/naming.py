@@ -56,9 +56,7 @@ def gone(pid: int, start: int | None = None) -> bool:
     """
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OverflowError:
+    except (ProcessLookupError, OverflowError):  # no number of a process is as large
         return True
     except OSError:
         pass  # EPERM: it is another user's

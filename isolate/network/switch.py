@@ -255,7 +255,7 @@ class Switch:
 
         False for others, and if something failed; nothing is left of it.
         """
-        if plug.egress or plug.ingress or plug.rate is not None or plug.routes or not plug.inner:
+        if plug.limited or plug.rate is not None or plug.routes or not plug.inner:
             return False
         port, own = b"p%d" % plug.number, plug.packed
         key = len(port), plug.device, plug.mtu, plug.inner, len(own), plug.everywhere, plug.everywhere6

@@ -246,7 +246,7 @@ _alive_owner = 0
 
 
 def _fresh_lock() -> None:
-    """In a forked child: a thread that it does not have may have held the parent's."""
+    """Give a forked child a lock of its own: a thread that it does not have may have held the parent's."""
     global _lock
     _lock = threading.RLock()
 

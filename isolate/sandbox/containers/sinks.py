@@ -58,8 +58,9 @@ class Memory:
 def content(source: int, path: bytes, bounds: Bounds) -> bytes:
     """The content of a file, which may become longer meanwhile."""
     found = bytearray()
-    bounds.some_bytes(os.fstat(source).st_size, path)
-    bounds.size += os.fstat(source).st_size
+    size = os.fstat(source).st_size
+    bounds.some_bytes(size, path)  # one that is too large is refused before it is read
+    bounds.size += size
     while data := os.read(source, CHUNK):
         bounds.some_bytes(len(data), path)
         found += data
