@@ -32,7 +32,10 @@ _FILES = ("record.json", "record.new", "parts", "sock", "log", "log.1", "lock")
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST = 1 << 20  # bytes of a record
 _PATIENCE = 10.0  # seconds for others, who hold the lock for as long as it takes to make or remove a directory
-_ELSEWHERE = "set XDG_RUNTIME_DIR, or ISOLATE_CONTAINERS, to a directory of yours with mode 700"
+_ELSEWHERE = (
+    "set XDG_RUNTIME_DIR, or ISOLATE_CONTAINERS, to a directory of yours with mode 700, below none that others may"
+    " write to (not in /tmp)"
+)
 _LOOKING = 1.0  # seconds until a list is made without the lock
 
 
